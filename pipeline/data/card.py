@@ -143,6 +143,8 @@ def _origin(name: str, config: Config) -> str:
 
 
 def _model(model: Model) -> str:
+    if model.is_dummy:
+        return "`dummy`, which is no model: its texts are made of random words and mean nothing"
     return f"`{model.path}`" + (f" at revision `{model.revision}`" if model.revision else "")
 
 

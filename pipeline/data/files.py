@@ -5,12 +5,14 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 from pyarrow import fs
 
+from pipeline.config.shown import shown
 from pipeline.data import storage
 from pipeline.errors import UserError
 
@@ -19,6 +21,8 @@ COMPRESSIONS = (".gz", ".zst", ".bz2", ".lz4")
 
 # A longer line cannot hold a usable row, and a file without line ends must not be drawn into memory whole.
 MAX_LINE_BYTES = 16 * 2**20
+MAX_JSON_BYTES = 128 * 2**20  # of a `.json` file, which is parsed whole
+MAX_ENTRIES = 100_000  # files and directories below a local directory; more is a root that was not meant
 _PARQUET_BATCH = 256
 
 
@@ -45,8 +49,12 @@ class File:
         """
         try:
             yield from _READERS[self.format](self, columns)
-        except (OSError, EOFError, pa.ArrowException) as e:
-            raise UserError(f"{self.name}: cannot be read as {self.format} ({one_line(e)}); check that the file is complete") from None
+        except UserError:
+            raise
+        except _errors(self.name) as e:
+            raise UserError(
+                f"{shown(self.name, 1000)}: cannot be read as {self.format} ({shown(e)}); check that the file is complete"
+            ) from None
 
     def open(self) -> io.BufferedReader:
         """The bytes, decompressed where the name says so."""
@@ -60,18 +68,23 @@ def find(path: str) -> list[File]:
     """
     try:
         files = _find(path)
-    except (OSError, ImportError, ValueError, pa.ArrowException) as e:
-        raise UserError(f"{path}: cannot be opened ({one_line(e)})") from None
+    except UserError:
+        raise
+    except _errors(path) as e:
+        raise UserError(f"{path}: cannot be opened ({shown(e)})") from None
     formats = sorted({file.format for file in files})
     if len(formats) > 1:
         raise UserError(f"{path}: holds {' and '.join(formats)} files; name one kind with a glob such as {path.rstrip('/')}/*.jsonl")
     return files
 
 
-def one_line(e: Exception, limit: int = 200) -> str:
-    """An exception's message, fit for the inside of a sentence."""
-    text = " ".join(str(e).split()) or type(e).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+def _errors(path: str) -> tuple[type[Exception], ...]:
+    """What reading can raise. Clients of object stores have their own exceptions, a dozen kinds, network errors among them."""
+    return (
+        (OSError, EOFError, ValueError, ArithmeticError, RecursionError, ImportError, pa.ArrowException)
+        if storage.is_local(path)
+        else (Exception,)
+    )
 
 
 def _find(path: str) -> list[File]:
@@ -80,6 +93,8 @@ def _find(path: str) -> list[File]:
         return _matching(path)
     filesystem, root = storage.filesystem(path)
     info = filesystem.get_file_info(root)
+    if info.type == fs.FileType.Unknown:
+        raise UserError(f"{path}: is a pipe or a device; name a file or directory")
     if info.is_file:
         if (format := _format(root)) is None:
             raise UserError(
@@ -88,8 +103,7 @@ def _find(path: str) -> list[File]:
         return [File(filesystem, root, path, root.rpartition("/")[2], format)]
     if info.type == fs.FileType.NotFound:
         raise UserError(f"{path}: no such file or directory")
-    found = [i.path for i in filesystem.get_file_info(fs.FileSelector(root, recursive=True)) if i.is_file]
-    if files := _of_known_format(filesystem, found, root, path):
+    if files := _of_known_format(filesystem, _below(filesystem, root), root, path):
         return files
     raise UserError(f"{path}: the directory holds no {', '.join(FORMATS)} file")
 
@@ -97,15 +111,54 @@ def _find(path: str) -> list[File]:
 def _matching(pattern: str) -> list[File]:
     """The files that a glob names; the directories before its first wildcard are its root."""
     from fsspec.implementations.arrow import ArrowFSWrapper
+    from fsspec.utils import glob_translate
 
     head, slash, _ = pattern[: _first_wildcard(pattern)].rpartition("/")
     shown_root = head or slash or "."
     filesystem, root = storage.filesystem(shown_root)
-    within = f"{root.rstrip('/')}/{pattern[len(head + slash) :]}"
-    found = [path for path in ArrowFSWrapper(filesystem).glob(within) if filesystem.get_file_info(path).is_file]
+    below = pattern[len(head + slash) :]
+    if isinstance(filesystem, fs.LocalFileSystem):
+        matches = re.compile(glob_translate(below)).match
+        levels = None if "**" in below else below.count("/")
+        found = [path for path in _walk(root, levels) if matches(path.removeprefix(root).lstrip("/"))]
+    else:
+        found = [path for path in ArrowFSWrapper(filesystem).glob(f"{root.rstrip('/')}/{below}") if filesystem.get_file_info(path).is_file]
     if files := _of_known_format(filesystem, found, root, shown_root):
         return files
     raise UserError(f"{pattern}: matches no {', '.join(FORMATS)} file")
+
+
+def _below(filesystem: fs.FileSystem, root: str) -> list[str]:
+    if isinstance(filesystem, fs.LocalFileSystem):
+        return _walk(root)
+    return [info.path for info in filesystem.get_file_info(fs.FileSelector(root, recursive=True)) if info.is_file]
+
+
+def _walk(root: str, levels: int | None = None) -> list[str]:
+    """The regular files below a local directory, `levels` deep. Links are followed, but into no directory twice: they can form loops.
+
+    Raises UserError where there is too much to be a data set, OSError where a directory cannot be read.
+    """
+    found, seen, entries = [], set(), 0
+    waiting = [(root, 0)] if os.path.isdir(root) else []
+    while waiting:
+        directory, level = waiting.pop()
+        about = os.stat(directory)
+        if (about.st_dev, about.st_ino) in seen:
+            continue
+        seen.add((about.st_dev, about.st_ino))
+        for entry in os.scandir(directory):
+            entries += 1
+            if entries > MAX_ENTRIES:
+                raise UserError(f"{root}: holds more than {MAX_ENTRIES} files and directories; name the directory of the data alone")
+            path = f"{directory.rstrip('/')}/{entry.name}"
+            if entry.name.startswith((".", "_")):
+                continue
+            if entry.is_dir() and (levels is None or level < levels):
+                waiting.append((path, level + 1))
+            elif entry.is_file():
+                found.append(path)
+    return found
 
 
 def _first_wildcard(path: str) -> int:
@@ -135,17 +188,18 @@ def _parquet(file: File, columns: Collection[str] | None) -> Iterator[dict | Bad
     import pyarrow.parquet as pq
 
     with file.filesystem.open_input_file(file.path) as handle:
-        parquet = pq.ParquetFile(handle)
+        parquet = pq.ParquetFile(handle, page_checksum_verification=True)
         wanted = None if columns is None else [name for name in parquet.schema_arrow.names if name in columns]
         for batch in parquet.iter_batches(_PARQUET_BATCH, columns=wanted):
             try:
                 yield from batch.to_pylist()
-            except UnicodeDecodeError:
+            except (ValueError, ArithmeticError):
                 yield from (_row_of(batch, i) for i in range(batch.num_rows))
 
 
 def _row_of(batch: pa.RecordBatch, i: int) -> dict | BadRow:
-    """One row of a batch that holds invalid UTF-8 somewhere; undecodable bytes of a text become lone surrogates."""
+    """One row of a batch that holds what Python cannot take: undecodable bytes of a text become lone surrogates, a date beyond the
+    calendar stays Arrow's."""
     row = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
@@ -154,6 +208,8 @@ def _row_of(batch: pa.RecordBatch, i: int) -> dict | BadRow:
             if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
                 return BadRow(f"{name} is not valid UTF-8", b"")
             row[name] = column[i].as_buffer().to_pybytes().decode("utf-8", "surrogateescape")
+        except (ValueError, ArithmeticError):
+            row[name] = column[i]
     return row
 
 
@@ -190,14 +246,16 @@ def _parse_line(line: bytes) -> dict | BadRow:
 def _json(file: File, columns: Collection[str] | None) -> Iterator[dict | BadRow]:
     """An array of objects, or objects one per line under the wrong name, or a single object."""
     with file.open() as stream:
-        text = stream.read()
+        text = stream.read(MAX_JSON_BYTES + 1)
     try:
+        if len(text) > MAX_JSON_BYTES:
+            raise ValueError(f"more than {MAX_JSON_BYTES // 2**20} MiB to parse at once: write it as JSONL")
         # Undecodable bytes become lone surrogates: they spoil the row they stand in, not the file.
         value = json.loads(text.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")) if text.strip() else []
     except (ValueError, RecursionError) as e:
-        first_line = text.lstrip().partition(b"\n")[0]
-        if not isinstance(_parse_line(first_line), dict):
-            raise UserError(f"{file.name}: not valid JSON ({one_line(e)})") from None
+        first_line = text[:MAX_LINE_BYTES].lstrip().partition(b"\n")[0]
+        if not (first_line.startswith(b"{") and isinstance(_parse_line(first_line), dict)):
+            raise UserError(f"{shown(file.name, 1000)}: not valid JSON ({shown(e)})") from None
         del text
         yield from _jsonl(file, columns)
         return
@@ -209,16 +267,40 @@ def _csv(file: File, _columns: Collection[str] | None) -> Iterator[dict | BadRow
     # The limit is the interpreter's; its default is shorter than texts that are met. Over-long instructions are rejected later.
     csv.field_size_limit(MAX_LINE_BYTES)
     with io.TextIOWrapper(file.open(), encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        reader = csv.DictReader(text, restkey="")
+        reader = csv.DictReader(_ShortLines(text), restkey="")
         while True:
             try:
                 row = next(reader)
             except StopIteration:
                 return
             except csv.Error as e:
-                yield BadRow(f"not valid CSV ({one_line(e)})", b"")
+                yield BadRow(f"not valid CSV ({shown(e)})", b"")
                 continue
             yield BadRow("more fields than the header has", b"") if "" in row and isinstance(row[""], list) else row
+
+
+class _ShortLines:
+    """The lines of a text. One longer than MAX_LINE_BYTES is skipped to its end and raises csv.Error; the next call goes on after it."""
+
+    def __init__(self, text: io.TextIOWrapper):
+        self._text = text
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(MAX_LINE_BYTES)
+        if not line:
+            raise StopIteration
+        if not _cut(line):
+            return line
+        while _cut(self._text.readline(MAX_LINE_BYTES)):
+            pass
+        raise csv.Error(f"the line is longer than {MAX_LINE_BYTES // 2**20} MiB")
+
+
+def _cut(line: str) -> bool:
+    return len(line) >= MAX_LINE_BYTES and not line.endswith(("\n", "\r"))
 
 
 _READERS = {"Parquet": _parquet, "JSONL": _jsonl, "JSON": _json, "CSV": _csv}

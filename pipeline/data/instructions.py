@@ -16,8 +16,10 @@ from itertools import islice
 from typing import Any
 
 from pipeline.config import Source
+from pipeline.config.shown import shown
 from pipeline.data import files
 from pipeline.data.files import BadRow
+from pipeline.data.ids import IdSet
 from pipeline.data.schema import FAILED, OK
 from pipeline.data.shapes import BadContent, Fields, Shape, recognise
 from pipeline.errors import UserError
@@ -74,7 +76,7 @@ def check_unsafe(source: Source) -> None:
 def read(source: Source, counts: Counts | None = None) -> Iterator[dict]:
     """Rows of `INSTRUCTIONS`, ok or failed, until the source ends or `source.limit` distinct instructions are ok.
 
-    Streams: in memory are one batch and about 100 bytes per distinct instruction (and a `.json` file, which is parsed whole). `counts` is
+    Streams: in memory are one batch and about 30 bytes per distinct instruction (and a `.json` file, which is parsed whole). `counts` is
     kept up to date while rows are drawn. Raises UserError as `check` does, at once, and later where a file turns out to be unreadable.
     """
     parts = _parts(source)
@@ -109,34 +111,42 @@ def _parts(source: Source) -> list[_Part]:
 
 def _hub(source: Source, name: str) -> _Part:
     import datasets
+    from huggingface_hub.utils import logging as hub_logging
 
+    hub_logging.set_verbosity_error()  # it tells of every retry on the terminal; what matters comes with the exception
     try:
         dataset = datasets.load_dataset(name, split=source.split, streaming=True)
     except Exception as e:  # the hub client raises a dozen kinds, network errors among them
-        raise UserError(f"{source.path}: split {source.split} cannot be loaded from the hub ({files.one_line(e)})") from None
+        raise UserError(f"{source.path}: split {source.split} cannot be loaded from the hub ({shown(e)})") from None
 
     def rows(columns: Collection[str] | None) -> Iterator[dict]:
         wanted = columns and [c for c in dataset.column_names or () if c in columns]
         try:
             yield from dataset.select_columns(wanted) if wanted else dataset
         except Exception as e:
-            raise UserError(f"{source.path}: the hub's data cannot be read ({files.one_line(e)})") from None
+            raise UserError(f"{source.path}: the hub's data cannot be read ({shown(e)})") from None
 
     return _Part(source.path, f"{source.path}/{source.split}", rows)
 
 
 def _shape(source: Source, parts: list[_Part]) -> Shape:
     """The source's shape, by the columns of its first rows."""
-    probed = list(islice((row for part in parts for row in part.rows(None)), _PROBED_ROWS))
-    if not probed:
+    names, readable, bad = set(), 0, []
+    for row in islice((row for part in parts for row in part.rows(None)), _PROBED_ROWS):
+        if isinstance(row, BadRow):
+            bad.append(row.reason)
+        else:
+            readable += 1
+            names.update(row)
+    if not readable and not bad:
         raise UserError(f"{source.path}: is empty; an instruction source needs at least one row")
-    if not any(isinstance(row, dict) for row in probed):
-        raise UserError(f"{source.path}: none of its first {len(probed)} rows can be read ({probed[0].reason}); check its format")
-    return recognise({name for row in probed if isinstance(row, dict) for name in row}, source.columns, source.path)
+    if not readable:
+        raise UserError(f"{source.path}: none of its first {len(bad)} rows can be read ({bad[0]}); check its format")
+    return recognise(names, source.columns, source.path)
 
 
 def _rows(parts: list[_Part], shape: Shape, limit: int | None, counts: Counts) -> Iterator[dict]:
-    seen: set[bytes] = set()
+    seen = IdSet()
     for part in parts:
         for number, content in enumerate(part.rows(shape.columns), start=1):
             counts.read += 1
@@ -147,10 +157,9 @@ def _rows(parts: list[_Part], shape: Shape, limit: int | None, counts: Counts) -
                 yield _failed(part, number, str(e), _raw(content, shape))
                 continue
             digest = _digest(fields.instruction)
-            if digest in seen:
+            if not seen.add(digest):
                 counts.duplicates += 1
                 continue
-            seen.add(digest)
             counts.ok += 1
             yield _row(digest.hex(), f"{part.name}#{number}", fields, OK, None)
             if counts.ok == limit:

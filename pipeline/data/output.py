@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 
+from pipeline import attempt
 from pipeline.data import storage
 from pipeline.errors import UserError
 
@@ -54,6 +55,8 @@ class Output:
         storage.remove(self.state())
 
     def mark_complete(self, facts: dict) -> dict:
+        """Say that the output is whole. Raises RunFailed where another attempt has taken over the run directory."""
+        attempt.check()
         storage.write_text(self.state("complete.json"), json.dumps(facts, indent=1))
         return facts
 

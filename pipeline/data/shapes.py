@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import Columns
+from pipeline.config.shown import shown
 from pipeline.errors import UserError
 
 
@@ -58,7 +59,7 @@ def recognise(found: Iterable[str], mapping: Columns | None, where: str) -> Shap
         named = {field: column for field, column in mapping.model_dump().items() if column is not None}
         for field, column in named.items():
             if column not in found:
-                raise UserError(f"{where}: columns.{field} = {column} is not one of its columns; found are {listed}")
+                raise UserError(f"{where}: columns.{field} = {shown(column, 60)} is not one of its columns; found are {listed}")
         return Shape("columns", frozenset(named.values()), lambda row: _mapped(row, named))
     for required, shape in _SHAPES:
         if required <= found:
@@ -69,7 +70,7 @@ def recognise(found: Iterable[str], mapping: Columns | None, where: str) -> Shap
 
 
 def _listed(columns: set[str], most: int = 20) -> str:
-    names = [name if name.isprintable() else ascii(name) for name in sorted(columns)]
+    names = [shown(name, 60) for name in sorted(columns)]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "none"
 
 

@@ -10,67 +10,87 @@ from pipeline.data import storage
 
 ROWS_PER_SHARD = 100_000
 BYTES_PER_SHARD = 256 * 2**20  # of Arrow memory; zstd makes roughly a third of it on disk
+ROWS_PER_GROUP = 10_000  # small enough that a reader holds little, large enough to compress well
+BYTES_PER_GROUP = 32 * 2**20
 
 
 class Digest:
-    """An order-independent hash of a table's rows, and a count of distinct ids; 16 bytes of memory an id."""
+    """An order-independent hash of rows: the sum of the rows' hashes, 128 bits."""
 
     def __init__(self):
         self.rows = 0
         self._sum = 0
-        self._ids: set[bytes] = set()
 
-    def add(self, table: pa.Table) -> None:
+    @classmethod
+    def of(cls, table: pa.Table) -> "Digest":
+        digest = cls()
         for batch in table.to_batches(max_chunksize=1000):
             for row in batch.to_pylist():
-                h = hashlib.blake2b(json.dumps(row, sort_keys=True, default=str).encode(), digest_size=16).digest()
-                self._sum = (self._sum + int.from_bytes(h)) % 2**128
-                self._ids.add(hashlib.blake2b(row["id"].encode(), digest_size=16).digest())
-                self.rows += 1
+                content = json.dumps(row, sort_keys=True, default=str).encode()
+                digest._sum += int.from_bytes(hashlib.blake2b(content, digest_size=16).digest())
+        digest.rows = table.num_rows
+        return digest
 
-    @property
-    def distinct(self) -> int:
-        return len(self._ids)
+    def add(self, rows: int, hex: str) -> None:
+        """Take in the digest of other rows."""
+        self.rows += rows
+        self._sum += int(hex, 16)
 
     def hex(self) -> str:
-        return f"{self._sum:032x}"
+        return f"{self._sum % 2**128:032x}"
 
 
 class Shards:
     """zstd Parquet files of a sensible size in one directory: data-00000.parquet, …"""
 
     def __init__(self, path: str, schema: pa.Schema):
+        self.path = path
         self.fs, self.inner = storage.filesystem(path)
         self.schema = schema
-        self.names: list[str] = []
+        self.written: dict[str, dict] = {}  # name → rows, bytes, digest: what a reader can check the file against
         self.rows = 0
         self._writer: pq.ParquetWriter | None = None
+        self._waiting: list[pa.Table] = []
+        self._rows_waiting = self._bytes_waiting = 0
         self._rows_here = self._bytes_here = 0
 
     def write(self, table: pa.Table) -> None:
-        if table.num_rows == 0:
-            return
-        if self._writer is None:
-            self.fs.create_dir(self.inner, recursive=True)
-            self.names.append(f"data-{len(self.names):05d}.parquet")
-            self._writer = pq.ParquetWriter(f"{self.inner}/{self.names[-1]}", self.schema, filesystem=self.fs, compression="zstd")
-        self._writer.write_table(table)
         self.rows += table.num_rows
-        self._rows_here += table.num_rows
-        self._bytes_here += table.nbytes
-        if self._rows_here >= ROWS_PER_SHARD or self._bytes_here >= BYTES_PER_SHARD:
+        self._waiting.append(table)
+        self._rows_waiting += table.num_rows
+        self._bytes_waiting += table.nbytes
+        full = self._rows_here + self._rows_waiting >= ROWS_PER_SHARD or self._bytes_here + self._bytes_waiting >= BYTES_PER_SHARD
+        if full or self._rows_waiting >= ROWS_PER_GROUP or self._bytes_waiting >= BYTES_PER_GROUP:
+            self._write_group()
+        if full:
             self._roll()
 
-    def close(self) -> list[str]:
-        """An empty data set still is one file, so that it loads with its schema."""
-        if not self.names:
+    def close(self) -> dict[str, dict]:
+        """Returns rows, bytes and digest of each file by name. An empty data set still is one file, so that it loads with its schema."""
+        if self._rows_waiting or not self.rows:
+            self._write_group()
+        if self._writer is not None:
+            self._roll()
+        return self.written
+
+    def _write_group(self) -> None:
+        if self._writer is None:
             self.fs.create_dir(self.inner, recursive=True)
-            self.names.append("data-00000.parquet")
-            pq.write_table(self.schema.empty_table(), f"{self.inner}/{self.names[0]}", filesystem=self.fs)
-        self._roll()
-        return self.names
+            self._writer = pq.ParquetWriter(
+                f"{self.inner}/{self._name()}", self.schema, filesystem=self.fs, compression="zstd", write_page_checksum=True
+            )
+        if self._rows_waiting:
+            group = pa.concat_tables(self._waiting)
+            self._writer.write_table(group, row_group_size=group.num_rows)
+        self._rows_here += self._rows_waiting
+        self._bytes_here += self._bytes_waiting
+        self._waiting, self._rows_waiting, self._bytes_waiting = [], 0, 0
 
     def _roll(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        self._writer.close()
+        name, path = self._name(), storage.join(self.path, self._name())
+        self.written[name] = {"rows": self._rows_here, "bytes": storage.sizes(self.path)[name], "digest": storage.digest(path)}
         self._writer, self._rows_here, self._bytes_here = None, 0, 0
+
+    def _name(self) -> str:
+        return f"data-{len(self.written):05d}.parquet"

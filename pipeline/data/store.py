@@ -1,31 +1,42 @@
-"""A Parquet data set in a run: commits while it grows, resume, fingerprint, compaction into shards, card.
+"""A Parquet data set in a run: blocks committed while it grows, resume, fingerprint, compaction into shards, card.
 
 RUN/mistakes/                  complete shards and the card; appears only when the data set is whole
-RUN/.state/mistakes/work/      the rows to do (one per unique id), written once
-RUN/.state/mistakes/parts/     committed rows, many small files
-RUN/.state/mistakes/checkpoint ids committed so far (Ray Data's two-phase commit)
+RUN/.state/mistakes/work/      the rows to do (one per unique id), written once, in blocks
+RUN/.state/mistakes/work.json  how many they are, what was read for them, and which parts are theirs; written last
+RUN/.state/mistakes/parts-…/   committed blocks, one file each, named by the block's number
+RUN/.state/mistakes/kept-…/    rows of a block that are not run again, where only failed ones are
 RUN/.state/mistakes/fingerprint.json   what determines the content
 RUN/.state/mistakes/complete.json      shards, counts and digest; written last
 """
 
 import json
 import re
+import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from pipeline import attempt
 from pipeline.data import storage
+from pipeline.data.block import Block, parts_dir, write_part
+from pipeline.data.ids import IdSet
 from pipeline.data.instructions import Counts
 from pipeline.data.output import Output
 from pipeline.data.schema import FAILED, Schema
 from pipeline.data.shards import Digest, Shards
+from pipeline.data.work import WorkList, batches, write_work_list
 from pipeline.errors import RunFailed, UserError
 
-_WORK_ROWS = 20_000
+_ROWS_AT_ONCE = 10_000
+_READS_AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -38,137 +49,191 @@ class Store(Output):
     def complete(self) -> dict | None:
         """Rows, rows per status, reasons of failure, shards and digest of a whole data set; None while it is not whole.
 
-        Raises UserError where a shard of a whole data set has gone since.
+        Raises UserError where a shard of a whole data set has gone since, or has another size.
         """
         done = self._json("complete.json")
         if done is None:
             return None
-        present = {f.rsplit("/", 1)[-1] for f in storage.files(self.path, ".parquet")}
-        if gone := sorted(set(done["shards"]) - present):
-            raise UserError(
-                f"{self.path}: {gone[0]} has been deleted since the data set was complete; put it back, or start again with --overwrite"
-            )
+        present = storage.sizes(self.path)
+        for name, shard in done["shards"].items():
+            if name not in present:
+                raise self._spoilt(name, "has been deleted")
+            if present[name] != shard["bytes"]:
+                raise self._spoilt(name, f"has {present[name]:,} bytes instead of {shard['bytes']:,}: it was cut or changed")
         return done
 
     # -- the rows to do
 
-    def write_work(self, rows: Iterable[dict], schema: Schema, counts: Counts | None = None) -> dict:
+    def write_work(self, rows: Iterable[dict], schema: Schema, counts: Counts | None = None, *, block_rows: int) -> dict:
         """Write the rows to do, once: a resumed run reads the same list. `counts` of the source fill up while `rows` is read.
 
-        Returns {"rows": n, read, ok, duplicates, malformed}. The counts are written last: an interrupted list is never taken for a whole one.
+        block_rows: rows that are committed together. Returns {"rows": n, "block_rows", "token", read, ok, duplicates, malformed}.
+        The counts are written last: an interrupted list is never taken for a whole one.
         """
-        done = self._json("work.json")
-        if done is not None:
+        if (done := self.work()) is not None:
             return done
         storage.remove(self.state("work"))
-        shards = Shards(self.state("work"), schema.arrow)
-        for batch in _batches(rows, _WORK_ROWS):
-            shards.write(schema.table(batch))
-        shards.close()
-        written = {"rows": shards.rows, **(asdict(counts) if counts else {})}
-        storage.write_text(self.state("work.json"), json.dumps(written))
-        return written
+        with storage.room_for(self.state("work")):
+            written = write_work_list(self.state("work"), rows, schema, block_rows)
+            facts = {"rows": written, "block_rows": block_rows, "token": secrets.token_hex(4), **(asdict(counts) if counts else {})}
+            storage.write_text(self.state("work.json"), json.dumps(facts))
+        return facts
 
-    def work(self) -> dict:
-        """What `write_work` returned."""
+    def work(self) -> dict | None:
+        """What `write_work` returned; None before."""
         return self._json("work.json")
 
-    def committed(self) -> int:
-        """Rows committed so far, from the ids' Parquet footers."""
-        fs, _ = storage.filesystem(self.state())
-        ids = [f for f in storage.files(self.state("checkpoint"), ".parquet") if not f.endswith(".pending.parquet")]
-        return sum(pq.read_metadata(f, filesystem=fs).num_rows for f in ids)
+    @property
+    def work_list(self) -> WorkList:
+        facts = self.work()
+        return WorkList(self.state("work"), facts["rows"], facts["block_rows"], facts["token"])
+
+    def block(self, work: WorkList, number: int) -> Block:
+        return Block(self.state(), self.schema, work, number)
+
+    def committed(self) -> set[int]:
+        """Numbers of the committed blocks, by the names of their files alone."""
+        if self.work() is None:
+            return set()
+        names = storage.sizes(parts_dir(self.state(), self.work_list.token))
+        return {int(name.removesuffix(".parquet")) for name in names if name.endswith(".parquet")}
 
     # -- completion
 
     def finish(self) -> dict:
         """Compact the committed parts into shards, publish them, write the completion mark last. Idempotent.
 
-        Returns what `complete` then says. Raises RunFailed where committed rows are missing or repeated: that would be our own fault.
+        Returns what `complete` then says. Raises RunFailed where a block is missing, its rows are not those of the work list, or the disk is full.
         """
-        fs, _ = storage.filesystem(self.state())
-        shards = Shards(self.state("shards"), self.schema.arrow)
-        storage.remove(self.state("shards"))
-        status: Counter[str] = Counter()
-        reasons: Counter[str] = Counter()
-        digest = Digest()
-        for part in storage.files(self.state("parts"), ".parquet"):
-            table = pq.read_table(part, filesystem=fs).select(self.schema.names).cast(self.schema.arrow)
-            digest.add(table)
-            if "status" in self.schema.names:
-                status.update(table["status"].to_pylist())
-                reasons.update(reason(e) for e in table["error"].to_pylist() if e is not None)
-            shards.write(table)
-        names = shards.close()
-        if digest.rows != digest.distinct:
-            raise RunFailed(f"{self.path}: {digest.rows - digest.distinct} rows repeat an id; nothing was published")
-        work = self.work()
-        if work is not None and digest.rows != work["rows"]:
-            raise RunFailed(f"{self.path}: {digest.rows} rows committed of {work['rows']}; nothing was published")
-        for old in storage.files(self.path, ".parquet"):
-            storage.remove(_uri(self.path, old))
-        for name in names:
-            storage.move(self.state("shards", name), storage.join(self.path, name))
-        done = {"rows": digest.rows, "status": dict(status), "reasons": dict(reasons), "shards": names, "digest": digest.hex()}
-        self.mark_complete(done)
-        for used in ("parts", "shards"):
-            storage.remove(self.state(used))
-        return done
+        shards = self._new_shards()
+        counts, digest, work = _Counts(), Digest(), self.work_list
+        results = _ahead(lambda number: self.block(work, number).result(), range(work.blocks))
+        with storage.room_for(self.path):
+            for number, (wanted, result) in enumerate(zip(work.tables(["id"]), results, strict=True)):
+                if result is None or not result[0]["id"].equals(wanted["id"]):
+                    path = self.block(work, number).path
+                    storage.remove(path)
+                    raise RunFailed(f"{path}: cannot be read as the rows of its block; the same command runs them again")
+                table, block_digest = result
+                digest.add(table.num_rows, block_digest)
+                counts.add(table)
+                shards.write(table)
+            return self._publish(shards, counts, digest)
 
     def write_rows(self, rows: Iterable[dict]) -> dict:
-        """Make an opened data set in one go, all or nothing, where it is small enough for that. Returns what `complete` then says."""
-        storage.remove(self.state("parts"))
-        parts = Shards(self.state("parts"), self.schema.arrow)
-        for batch in _batches(rows, _WORK_ROWS):
-            parts.write(self.schema.table(batch))
-        parts.close()
-        return self.finish()
+        """Make an opened data set in one go, all or nothing. Returns what `complete` then says. Raises RunFailed where an id repeats."""
+        shards = self._new_shards()
+        counts, digest, ids = _Counts(), Digest(), IdSet()
+        with storage.room_for(self.path):
+            for batch in batches(rows, _ROWS_AT_ONCE):
+                table = self.schema.table(batch)
+                if repeated := sum(not ids.add(blake2b(row["id"].encode(), digest_size=16).digest()) for row in batch):
+                    raise RunFailed(f"{self.path}: {repeated} rows repeat an id; nothing was published")
+                digest.add(table.num_rows, Digest.of(table).hex())
+                counts.add(table)
+                shards.write(table)
+            return self._publish(shards, counts, digest)
+
+    def _new_shards(self) -> Shards:
+        storage.remove(self.state("shards"))
+        return Shards(self.state("shards"), self.schema.arrow)
+
+    def _publish(self, shards: Shards, counts: "_Counts", digest: Digest) -> dict:
+        written = shards.close()
+        attempt.check()  # from here on things change that others read
+        for old in storage.sizes(self.path):
+            if old.endswith(".parquet"):
+                storage.remove(storage.join(self.path, old))
+        for name in written:
+            storage.move(self.state("shards", name), storage.join(self.path, name))
+        done = {
+            "rows": digest.rows,
+            "status": dict(counts.status),
+            "reasons": dict(counts.reasons),
+            "shards": written,
+            "digest": digest.hex(),
+        }
+        self.mark_complete(done)
+        self._forget_parts(keep=None)
+        return done
+
+    def _forget_parts(self, keep: str | None) -> None:
+        """Remove shards in the making and the parts of all work lists but the one with this token."""
+        fs, inner = storage.filesystem(self.state())
+        for info in fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True)):
+            kind, _, token = info.base_name.partition("-")
+            if kind == "shards" or (kind in ("parts", "kept") and token != keep):
+                storage.remove(self.state(info.base_name))
+
+    # -- running failed rows again
 
     def reopen_failed(self) -> int:
         """Make the failed rows of a complete data set undone again, keeping all others. Returns how many.
 
-        Rows that were malformed at the source are kept too: there is nothing to run again. The kept rows become the first committed part
-        and the completion mark goes last, so that a crash in between changes nothing.
+        Rows that were malformed at the source are kept too: there is nothing to run again. What is kept is written under a new token, the
+        work list takes that token, and the completion mark goes last, so that a crash in between changes nothing.
         """
-        done = self.complete
-        malformed = self._malformed()
-        failed = done["status"].get(FAILED, 0) - len(malformed) if done else 0
-        if not failed:
+        if (done := self.complete) is None or not done["status"].get(FAILED):
             return 0
-        for used in ("parts", "checkpoint"):
-            storage.remove(self.state(used))
-        parts = Shards(self.state("parts"), self.schema.arrow)
-        ids = Shards(self.state("checkpoint"), pa.schema([("id", pa.string())]))
-        for table in self.tables():
-            kept = table.filter(pc.or_(pc.not_equal(table["status"], FAILED), pc.is_in(table["id"], malformed)))
-            parts.write(kept)
-            ids.write(kept.select(["id"]))
-        parts.close()
-        ids.close()
-        storage.remove(self.state("complete.json"))
+        facts = {**self.work(), "token": secrets.token_hex(4)}
+        work, failed = replace(self.work_list, token=facts["token"]), 0
+        statuses = (table["status"] for table in work.tables(["status"]))
+        for number, (status, table) in enumerate(zip(statuses, _sliced(self.tables(), work.block_rows), strict=True)):
+            kept = pc.or_(pc.not_equal(table["status"], FAILED), pc.equal(status, FAILED))
+            lost = table.num_rows - pc.sum(kept).as_py()
+            failed += lost
+            place = self.block(work, number)
+            write_part(place.kept_path if lost else place.path, table.filter(kept))
+        if failed:
+            storage.write_text(self.state("work.json"), json.dumps(facts))
+            storage.remove(self.state("complete.json"))
+        self._forget_parts(keep=facts["token"] if failed else None)
         return failed
-
-    def _malformed(self) -> pa.Array:
-        """Ids of the rows to do that the source itself spoiled."""
-        fs, _ = storage.filesystem(self.state())
-        found = [pa.array([], pa.string())]
-        for file in storage.files(self.state("work"), ".parquet"):
-            work = pq.read_table(file, columns=["id", "status"], filesystem=fs)
-            found.append(work.filter(pc.equal(work["status"], FAILED))["id"].combine_chunks())
-        return pa.concat_arrays(found)
 
     # -- reading
 
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The complete data set, a shard at a time."""
-        fs, _ = storage.filesystem(self.path)
-        for shard in storage.files(self.path, ".parquet"):
-            yield pq.read_table(shard, columns=columns, filesystem=fs)
+        """The complete data set, a row group at a time; in the order of the work list where there is one.
+
+        Raises UserError where a shard is not what was written.
+        """
+        for name, shard in self.complete["shards"].items():
+            content = storage.read_bytes(storage.join(self.path, name))
+            if blake2b(content, digest_size=16).hexdigest() != shard["digest"]:
+                raise self._spoilt(name, "has changed or is damaged")
+            parquet = pq.ParquetFile(pa.py_buffer(content))
+            for group in range(parquet.num_row_groups):
+                yield parquet.read_row_group(group, columns=columns)
 
     def rows(self, columns: list[str] | None = None) -> Iterator[dict]:
         for table in self.tables(columns):
             for batch in table.to_batches(max_chunksize=1000):
                 yield from batch.to_pylist()
+
+    def verify(self) -> None:
+        """Read every shard's bytes. Raises UserError where one is not what was written."""
+        for name, shard in self.complete["shards"].items():
+            if storage.digest(storage.join(self.path, name)) != shard["digest"]:
+                raise self._spoilt(name, "has changed or is damaged")
+
+    def _spoilt(self, name: str, what: str) -> UserError:
+        return UserError(
+            f"{self.path}: {name} {what} since the data set was complete; put it back, or make the data set again with --overwrite"
+        )
+
+
+class _Counts:
+    """Statuses and reasons of a data set, where it has such columns."""
+
+    def __init__(self):
+        self.status: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+
+    def add(self, table: pa.Table) -> None:
+        if "status" in table.column_names:
+            self.status.update({found["values"]: found["counts"] for found in pc.value_counts(table["status"]).to_pylist()})
+            for error in pc.drop_null(table["error"]).to_pylist():
+                self.reasons[reason(error)] += 1
 
 
 def reason(error: str) -> str:
@@ -176,16 +241,23 @@ def reason(error: str) -> str:
     return re.sub(r"\d+", "n", error.split(":")[0])[:80]
 
 
-def _batches(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:
-    batch: list[dict] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def _ahead(function: Callable, items: Iterable) -> Iterator:
+    """`map`, a few items ahead of its reader: an object store answers many requests as quickly as one."""
+    items = iter(items)
+    with ThreadPoolExecutor(_READS_AHEAD) as threads:
+        waiting = [threads.submit(function, item) for item in islice(items, _READS_AHEAD)]
+        while waiting:
+            yield waiting.pop(0).result()
+            waiting += [threads.submit(function, item) for item in islice(items, 1)]
 
 
-def _uri(directory: str, file: str) -> str:
-    return storage.join(directory, file.rsplit("/", 1)[-1])
+def _sliced(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of another length."""
+    waiting: pa.Table | None = None
+    for table in tables:
+        waiting = table if waiting is None else pa.concat_tables([waiting, table])
+        while waiting.num_rows >= rows:
+            yield waiting.slice(0, rows)
+            waiting = waiting.slice(rows)
+    if waiting is not None and waiting.num_rows:
+        yield waiting

@@ -15,21 +15,23 @@ def examples(config: Config, mistakes: Iterable[dict], helpful: Iterable[dict]) 
     An analysis example asks with the unguided template and answers with the analysis: the bad response stands in the prompt, so that
     no loss falls on a harmful token. A ratio r gives floor(r) copies of a row's example and one more for a share r - floor(r) of the
     rows, chosen by id; a copy is an example of its own. `helpful_ratio` counts per harmful instruction too, as far as the source reaches.
+
+    mistakes: the samples of an instruction one after the other, as they stand in the data set.
     """
     texts = prompts.load("mistake_analysis", config.recipe.prompts)
     mix = config.mix
-    instructions = set()
+    instructions, latest = 0, None
     for row in mistakes:
         if not (row["analysis"] or row["safe_response"]):  # nothing came of it
             continue
         if row["analysis"]:
             ask = question(texts, row["instruction"], row["response"], guided=mix.guided_template)
             yield from _copies(row["id"], row, "analysis", ask, row["analysis"], mix.analysis, config.seed)
-        if row["instruction_id"] not in instructions:
-            instructions.add(row["instruction_id"])
+        if row["instruction_id"] != latest:
+            instructions, latest = instructions + 1, row["instruction_id"]
             if row["safe_response"]:
                 yield from _copies(row["instruction_id"], row, "safe", row["instruction"], row["safe_response"], mix.safe, config.seed)
-    wanted = round(len(instructions) * mix.helpful_ratio)
+    wanted = round(instructions * mix.helpful_ratio)
     for row in helpful:
         if wanted <= 0:
             return

@@ -68,3 +68,7 @@ def test_evaluations_name_their_own_sources_and_settings(tmp_path):
 def test_a_run_without_instructions_has_cards_too(tmp_path):
     text = card(tmp_path, CONTINUATIONS, instructions=None, evaluation={"course_correction": SUITE})
     assert "from `toy:detailed-heldout`." in text
+
+
+def test_a_dummys_card_says_that_it_is_no_model(tmp_path):
+    assert "the model `dummy`, which is no model: its texts are made of random words" in card(tmp_path, MISTAKES, model={"path": "dummy"})

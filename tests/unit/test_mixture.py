@@ -124,5 +124,5 @@ ratios = st.sampled_from([0, 0.3, 0.5, 1, 1.5, 2, 3])
 def test_ids_are_unique(samples, others, analysis, safe, helpful_ratio):
     # The same instructions may stand in both sources.
     helpful = [benign(i, id=f"i{i}", instruction_id=f"i{i}") for i in range(others)]
-    rows = mix([mistake(i, s) for i, s in samples], helpful, analysis=analysis, safe=safe, helpful_ratio=helpful_ratio)
+    rows = mix([mistake(i, s) for i, s in sorted(samples)], helpful, analysis=analysis, safe=safe, helpful_ratio=helpful_ratio)
     assert len({row["id"] for row in rows}) == len(rows)

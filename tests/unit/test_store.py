@@ -2,14 +2,16 @@
 
 import itertools
 import json
+import os
 from contextlib import suppress
+from hashlib import blake2b
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data import storage
 from pipeline.data.card import write_card
+from pipeline.data.ids import IdSet
 from pipeline.data.instructions import Counts
 from pipeline.data.output import Output, differences
 from pipeline.data.schema import INSTRUCTIONS, MISTAKES, SFT
@@ -29,17 +31,21 @@ def mistake(i: int, status: str = "ok", error: str | None = None) -> dict:
     return row | {"error": error}
 
 
-def work(store: Store, n: int) -> None:
+def work(store: Store, n: int, block_rows: int = 100) -> None:
     rows = [scripted.instruction(f"ask {i}", id=f"r{i}", instruction_id=f"r{i}") for i in range(n)]
-    store.write_work(rows, INSTRUCTIONS, Counts(read=n, ok=n))
+    store.write_work(rows, INSTRUCTIONS, Counts(read=n, ok=n), block_rows=block_rows)
 
 
-def commit(store: Store, rows: list[dict], part: str = "part-0") -> None:
-    """What Ray Data's checkpointed write leaves behind: a part and its ids."""
-    for place, table in (("parts", MISTAKES.table(rows)), ("checkpoint", pa.table({"id": [row["id"] for row in rows]}))):
-        fs, inner = storage.filesystem(store.state(place))
-        fs.create_dir(inner, recursive=True)
-        pq.write_table(table, f"{inner}/{part}.parquet")
+def block(store: Store, number: int = 0):
+    return store.block(store.work_list, number)
+
+
+def commit(store: Store, rows: list[dict], number: int = 0) -> None:
+    block(store, number).commit(rows)
+
+
+def committed(store: Store) -> int:
+    return store.work_list.rows_of(store.committed())
 
 
 def made(store: Store, rows: list[dict], fingerprint: dict | None = None) -> dict:
@@ -75,7 +81,7 @@ def test_another_configuration_is_refused_with_a_readable_difference(store):
 def test_overwrite_forgets_everything(store):
     made(store, [mistake(0)])
     store.open({"seed": 2}, overwrite=True)
-    assert store.complete is None and store.work() is None and store.committed() == 0
+    assert store.complete is None and store.work() is None and not store.committed()
     assert not storage.exists(store.path)
 
 
@@ -141,8 +147,9 @@ def test_the_work_list_is_read_once(store):
         counts.read = counts.ok = 1
         yield scripted.instruction()
 
-    assert store.write_work(rows(), INSTRUCTIONS, counts) == {"rows": 1, "read": 1, "ok": 1, "duplicates": 0, "malformed": 0}
-    assert store.write_work(iter([]), INSTRUCTIONS, Counts())["rows"] == 1
+    written = store.write_work(rows(), INSTRUCTIONS, counts, block_rows=8)
+    assert written == {"rows": 1, "block_rows": 8, "token": written["token"], "read": 1, "ok": 1, "duplicates": 0, "malformed": 0}
+    assert store.write_work(iter([]), INSTRUCTIONS, Counts(), block_rows=4) == written
 
 
 def test_an_interrupted_work_list_is_written_anew(store):
@@ -152,7 +159,7 @@ def test_an_interrupted_work_list_is_written_anew(store):
 
     store.open({"seed": 1})
     with pytest.raises(OSError):
-        store.write_work(broken(), INSTRUCTIONS)
+        store.write_work(broken(), INSTRUCTIONS, block_rows=1)
     assert store.work() is None
     work(store, 3)
     assert sum(pq.read_metadata(f).num_rows for f in storage.files(store.state("work"))) == 3
@@ -173,14 +180,14 @@ def test_a_finished_data_set_tells_what_became_of_every_row(store):
     assert done["reasons"] == {"prompt too long": 2}
     assert store.complete == done
     assert ids(store) == ["r0", "r1", "r2", "r3"]
-    assert not storage.exists(store.state("parts"))
+    assert not any("parts" in name for name in os.listdir(store.state()))
 
 
 class Crash(BaseException):
     pass
 
 
-CHANGES = ("remove", "move", "write_text")
+CHANGES = ("remove", "move", "write_bytes")
 
 
 def crashing_at(monkeypatch, step: int):
@@ -208,19 +215,29 @@ def small_shards(monkeypatch):
 @pytest.mark.parametrize("step", range(12))
 def test_a_crash_while_finishing_loses_nothing(store, monkeypatch, small_shards, step):
     store.open({"seed": 1})
-    work(store, 6)
+    work(store, 6, block_rows=2)
     for n in range(3):
-        commit(store, [mistake(2 * n), mistake(2 * n + 1)], f"part-{n}")
+        commit(store, [mistake(2 * n), mistake(2 * n + 1)], n)
     with monkeypatch.context() as patch:
         crashing_at(patch, step)
         with suppress(Crash):
             store.finish()
     if store.complete is None:  # what a resumed run does: nothing is left to compute, so it finishes
-        assert store.committed() == 6
+        assert committed(store) == 6
         store.finish()
     assert ids(store) == [f"r{i}" for i in range(6)]
     assert len(store.complete["shards"]) == 3
     assert store.complete["rows"] == 6
+
+
+def run_undone(store: Store) -> list[str]:
+    """What an actor does with every block that is not committed; every row is ok. Returns the ids that were run."""
+    ran = []
+    for number in set(range(store.work_list.blocks)) - store.committed():
+        todo, kept = block(store, number).read()
+        ran += [row["id"] for row in todo if row["id"] not in kept]
+        commit(store, [kept.get(row["id"]) or {**mistake(0), "id": row["id"]} for row in todo], number)
+    return ran
 
 
 @pytest.mark.parametrize("step", range(6))
@@ -230,11 +247,10 @@ def test_a_crash_while_failed_rows_are_reopened_loses_nothing(store, monkeypatch
         crashing_at(patch, step)
         with suppress(Crash):
             store.reopen_failed()
-    assert ids(store) == ["r0", "r1"]
-    assert store.complete is not None or store.committed() == 1
     if store.complete is not None:
+        assert ids(store) == ["r0", "r1"]
         assert store.reopen_failed() == 1
-    commit(store, [mistake(1)], "part-1")
+    run_undone(store)
     assert store.finish()["status"] == {"ok": 2}
     assert ids(store) == ["r0", "r1"]
 
@@ -256,7 +272,7 @@ def test_repeated_ids_are_not_published(store):
     store.open({"seed": 1})
     work(store, 2)
     commit(store, [mistake(0), mistake(0)])
-    with pytest.raises(RunFailed, match="1 rows repeat an id; nothing was published"):
+    with pytest.raises(RunFailed, match="cannot be read as the rows of its block"):
         store.finish()
     assert store.complete is None and not storage.exists(store.path)
 
@@ -265,9 +281,51 @@ def test_missing_rows_are_not_published(store):
     store.open({"seed": 1})
     work(store, 3)
     commit(store, [mistake(0), mistake(1)])
-    with pytest.raises(RunFailed, match="2 rows committed of 3; nothing was published"):
+    with pytest.raises(RunFailed, match="the same command runs them again"):
         store.finish()
     assert store.complete is None and not storage.exists(store.path)
+    assert run_undone(store) == ["r0", "r1", "r2"]  # the whole block
+    store.finish()
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda content: content[:-40], lambda content: b"", lambda content: content[:30] + b"xxxx" + content[34:]]
+)
+def test_a_damaged_part_is_run_again(store, spoil):
+    store.open({"seed": 1})
+    work(store, 3, block_rows=2)
+    commit(store, [mistake(0), mistake(1)])
+    commit(store, [mistake(2)], 1)
+    content = storage.read_bytes(block(store, 0).path)
+    storage.write_bytes(block(store, 0).path, spoil(content))
+    with pytest.raises(RunFailed, match=r"00000000.parquet: cannot be read"):
+        store.finish()
+    assert run_undone(store) == ["r0", "r1"]
+    store.finish()
+    assert ids(store) == ["r0", "r1", "r2"]
+
+
+def test_a_changed_shard_is_noticed(store):
+    """Whatever byte of it changes: reading says so, and never gives other rows."""
+    made(store, [mistake(i) for i in range(20)])
+    path = storage.join(store.path, "data-00000.parquet")
+    content = storage.read_bytes(path)
+    for place in range(0, len(content), 97):
+        storage.write_bytes(path, content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(UserError, match=r"data-00000.parquet has changed or is damaged.*--overwrite"):
+            list(store.rows())
+    storage.write_bytes(path, content[:-1])
+    with pytest.raises(UserError, match="it was cut or changed"):
+        list(store.rows())
+
+
+def test_rows_keep_the_order_of_the_work_list(store):
+    store.open({"seed": 1})
+    work(store, 5, block_rows=2)
+    for number, rows in reversed(list(enumerate(([mistake(0), mistake(1)], [mistake(2), mistake(3)], [mistake(4)])))):
+        commit(store, rows, number)
+    store.finish()
+    assert [row["id"] for row in store.rows(["id"])] == [f"r{i}" for i in range(5)]
 
 
 def test_a_deleted_shard_is_missed(store):
@@ -287,9 +345,23 @@ def test_overwrite_is_the_way_out_of_a_deleted_shard(store):
 def test_only_failed_rows_are_reopened(store):
     made(store, [mistake(0), mistake(1, "failed", "no answer"), mistake(2, "not_induced")])
     assert store.reopen_failed() == 1
-    assert store.complete is None and store.committed() == 2
-    commit(store, [mistake(1)], "part-1")
+    assert store.complete is None
+    assert run_undone(store) == ["r1"]
     assert store.finish()["status"] == {"ok": 2, "not_induced": 1}
+
+
+def test_blocks_without_failed_rows_are_not_run_again(store):
+    store.open({"seed": 1})
+    work(store, 6, block_rows=2)
+    rows = [mistake(i, *(("failed", "no answer") if i == 3 else ())) for i in range(6)]
+    for number in range(3):
+        commit(store, rows[2 * number : 2 * number + 2], number)
+    before = store.finish()
+    assert store.reopen_failed() == 1
+    assert store.committed() == {0, 2}
+    assert run_undone(store) == ["r3"]
+    after = store.finish()
+    assert after["status"] == {"ok": 6} and after["digest"] != before["digest"]
 
 
 def test_nothing_is_reopened_where_nothing_failed(store):
@@ -298,11 +370,26 @@ def test_nothing_is_reopened_where_nothing_failed(store):
     assert store.complete == done
 
 
-def test_pending_ids_are_not_committed(store):
+def test_a_write_that_was_cut_short_is_not_committed(store, monkeypatch):
     store.open({"seed": 1})
-    commit(store, [mistake(0)], "part-0")
-    commit(store, [mistake(1), mistake(2)], "part-1.pending")
-    assert store.committed() == 1
+    work(store, 2, block_rows=1)
+    commit(store, [mistake(0)])
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(Crash))
+    with pytest.raises(Crash):
+        commit(store, [mistake(1)], 1)
+    assert store.committed() == {0}
+
+
+def test_a_straggler_of_an_abandoned_list_writes_where_nobody_looks(store):
+    store.open({"seed": 1})
+    work(store, 2)
+    straggler = block(store)
+    store.open({"seed": 2}, overwrite=True)
+    work(store, 2)
+    straggler.commit([mistake(0), mistake(1)])
+    assert not store.committed()
+    commit(store, [mistake(0, "not_induced"), mistake(1, "not_induced")])
+    assert store.finish()["status"] == {"not_induced": 2}
 
 
 # -- in one go
@@ -372,8 +459,8 @@ def test_an_empty_data_set_is_a_file_with_its_columns(tmp_path):
     store = Store(str(tmp_path), "sft", SFT)
     store.open({"seed": 1})
     assert store.write_rows([])["rows"] == 0
-    [table] = store.tables()
-    assert table.column_names == SFT.names
+    assert not list(store.rows())
+    assert pq.read_schema(os.path.join(store.path, "data-00000.parquet")).names == SFT.names
 
 
 # -- pieces
@@ -381,20 +468,31 @@ def test_an_empty_data_set_is_a_file_with_its_columns(tmp_path):
 
 def test_the_digest_does_not_depend_on_order_or_shards():
     rows = [mistake(i) for i in range(5)]
-    one, other = Digest(), Digest()
-    one.add(MISTAKES.table(rows))
+    one, other = Digest.of(MISTAKES.table(rows)), Digest()
     for row in reversed(rows):
-        other.add(MISTAKES.table([row]))
-    assert one.hex() == other.hex()
-    other.add(MISTAKES.table([mistake(5)]))
+        other.add(1, Digest.of(MISTAKES.table([row])).hex())
+    assert one.hex() == other.hex() and one.rows == other.rows == 5
+    other.add(1, Digest.of(MISTAKES.table([mistake(5)])).hex())
     assert one.hex() != other.hex()
+
+
+def test_an_id_set_knows_what_it_has_seen():
+    digests = [blake2b(f"{i}".encode(), digest_size=16).digest() for i in range(20_000)]
+    seen = IdSet()
+    assert all(seen.add(digest) for digest in digests)
+    assert not any(seen.add(digest) for digest in digests)
+    assert len(seen) == 20_000
 
 
 def test_shards_are_rolled(tmp_path, small_shards):
     shards = Shards(str(tmp_path), SFT.arrow)
     for i in range(3):
         shards.write(SFT.table([sft(2 * i), sft(2 * i + 1)]))
-    assert shards.close() == ["data-00000.parquet", "data-00001.parquet", "data-00002.parquet"]
+    written = shards.close()
+    assert list(written) == ["data-00000.parquet", "data-00001.parquet", "data-00002.parquet"]
+    for name, facts in written.items():
+        content = (tmp_path / name).read_bytes()
+        assert facts == {"rows": 2, "bytes": len(content), "digest": blake2b(content, digest_size=16).hexdigest()}
 
 
 def test_an_unknown_column_is_an_error():

@@ -1,0 +1,79 @@
+"""A block of a work list: what an actor reads, runs and commits, as one file named by the block's number.
+
+Whatever happens to a block's writer, the file is there whole or not at all; and whoever writes it again only replaces it by itself.
+"""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.data import storage
+from pipeline.data.schema import Schema
+from pipeline.data.shards import Digest
+from pipeline.data.work import WorkList
+
+_DIGEST = b"digest"  # in a part's metadata, so that the digest of a data set is computed by many actors and only added up by the driver
+
+
+@dataclass(frozen=True)
+class Block:
+    """`state` is the directory of the data set's state; `schema` is that of the results."""
+
+    state: str
+    schema: Schema
+    work: WorkList
+    number: int
+
+    @property
+    def path(self) -> str:
+        return storage.join(parts_dir(self.state, self.work.token), f"{self.number:08d}.parquet")
+
+    @property
+    def kept_path(self) -> str:
+        return storage.join(kept_dir(self.state, self.work.token), f"{self.number:08d}.parquet")
+
+    @property
+    def committed(self) -> bool:
+        return storage.exists(self.path)
+
+    def read(self) -> tuple[list[dict], dict[str, dict]]:
+        """The rows of the block, in order, and by id the results of those that are not run again."""
+        kept: list[dict] = []
+        if storage.exists(self.kept_path):
+            kept = pq.read_table(pa.BufferReader(storage.read_bytes(self.kept_path))).to_pylist()
+        return self.work.read(self.number), {row["id"]: row for row in kept}
+
+    def keep(self, rows: list[dict]) -> None:
+        """Write results of some of the block's rows: those are not run again. Raises OSError."""
+        write_part(self.kept_path, self.schema.table(rows))
+
+    def commit(self, rows: list[dict]) -> None:
+        """Write the block's results, whole or not at all; a second commit replaces the first. Raises OSError."""
+        write_part(self.path, self.schema.table(rows))
+
+    def result(self) -> tuple[pa.Table, str] | None:
+        """The committed rows and their digest; None where there are none, or they cannot be read."""
+        try:
+            parquet = pq.ParquetFile(pa.BufferReader(storage.read_bytes(self.path)), page_checksum_verification=True)
+            first, second = parquet.schema_arrow.metadata[_DIGEST].decode().split()
+            return (parquet.read().select(self.schema.names).cast(self.schema.arrow), first) if first == second else None
+        except (OSError, ValueError, pa.ArrowException, LookupError, TypeError):
+            return None
+
+
+def parts_dir(state: str, token: str) -> str:
+    return storage.join(state, f"parts-{token}")
+
+
+def kept_dir(state: str, token: str) -> str:
+    return storage.join(state, f"kept-{token}")
+
+
+def write_part(path: str, table: pa.Table) -> None:
+    """Write rows of a block with their digest, atomically. Raises OSError."""
+    sink = pa.BufferOutputStream()
+    digest = Digest.of(table).hex()
+    marked = table.replace_schema_metadata({_DIGEST: f"{digest} {digest}"})  # twice, since no checksum covers a file's metadata
+    pq.write_table(marked, sink, compression="zstd", write_page_checksum=True)
+    storage.write_bytes(path, sink.getvalue())

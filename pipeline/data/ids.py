@@ -1,0 +1,49 @@
+"""A set of digests that stays small: a million of them in 30 MB, where Python's own set takes 100."""
+
+_BYTES = 16
+_EMPTY = bytes(_BYTES)  # no real digest is all zero: the odds are 1 in 2^128
+
+
+class IdSet:
+    """16-byte digests in open-addressing hash tables of raw bytes: 21 to 32 bytes each.
+
+    One table per first byte, each growing by half on its own, so that growing never needs room for everything twice.
+    """
+
+    def __init__(self):
+        self._tables = [bytearray(16 * _BYTES) for _ in range(256)]
+        self._counts = [0] * 256
+
+    def __len__(self) -> int:
+        return sum(self._counts)
+
+    def add(self, digest: bytes) -> bool:
+        """Returns whether the digest is new."""
+        which = digest[0]
+        table = self._tables[which]
+        place = _place(table, digest)
+        if table[place : place + _BYTES] == digest:
+            return False
+        table[place : place + _BYTES] = digest
+        self._counts[which] += 1
+        if 4 * self._counts[which] * _BYTES > 3 * len(table):
+            self._tables[which] = _grown(table)
+        return True
+
+
+def _place(table: bytearray, digest: bytes) -> int:
+    """Where a digest stands, or the empty place where it belongs."""
+    place = int.from_bytes(digest[1:9]) % (len(table) // _BYTES) * _BYTES
+    while (there := table[place : place + _BYTES]) != digest and there != _EMPTY:
+        place = (place + _BYTES) % len(table)
+    return place
+
+
+def _grown(table: bytearray) -> bytearray:
+    grown = bytearray(len(table) // _BYTES * 3 // 2 * _BYTES)
+    for start in range(0, len(table), _BYTES):
+        digest = bytes(table[start : start + _BYTES])
+        if digest != _EMPTY:
+            place = _place(grown, digest)
+            grown[place : place + _BYTES] = digest
+    return grown

@@ -1,0 +1,104 @@
+"""The rows to do, cut into blocks: what is run, committed and, after a fault, run again together.
+
+A block has a number, and its results are one file of that name, written atomically. So what is done is a list of file names: no set of ids is
+kept or compared, whatever the number of rows, and a block that is run twice, by a retry or by a straggler, is still there once.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.data import storage
+from pipeline.data.schema import Schema
+from pipeline.errors import RunFailed, UserError
+
+_ROWS_PER_FILE = 20_000  # many blocks a file, since a listing of many small files is slow; few enough that its footer is read quickly
+
+
+@dataclass(frozen=True)
+class WorkList:
+    """Files of row groups, one row group a block: `block_rows` is all that is needed to find a block."""
+
+    path: str
+    rows: int
+    block_rows: int
+    token: str  # in the names of its parts: a straggler of an abandoned list writes where nobody looks
+
+    def __post_init__(self):
+        if not self.token.isalnum():  # it becomes part of a path
+            raise UserError(f"{self.path}: its work.json was not written by setbacks; start again with --overwrite")
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.rows // self.block_rows)
+
+    def rows_of(self, blocks: Iterable[int]) -> int:
+        """How many rows the blocks hold: the last block may be a short one."""
+        return sum(min(self.block_rows, self.rows - block * self.block_rows) for block in blocks)
+
+    def read(self, block: int) -> list[dict]:
+        """The rows of one block. Raises RunFailed where they cannot be read."""
+        file, group = divmod(block, _blocks_per_file(self.block_rows))
+        with self._open(file) as parquet:
+            return parquet.read_row_group(group).to_pylist()
+
+    def tables(self, columns: list[str]) -> Iterator[pa.Table]:
+        """Some columns of every block in turn."""
+        for file in range(-(-self.blocks // _blocks_per_file(self.block_rows))):
+            with self._open(file) as parquet:
+                for group in range(parquet.num_row_groups):
+                    yield parquet.read_row_group(group, columns=columns)
+
+    @contextmanager
+    def _open(self, file: int) -> Iterator[pq.ParquetFile]:
+        fs, inner = storage.filesystem(self.path)
+        path = f"{inner}/{_name(file)}"
+        try:
+            with pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True) as parquet:
+                yield parquet
+        except (OSError, pa.ArrowException) as e:
+            reason = " ".join(str(e).split())[:200]
+            raise RunFailed(
+                f"{path}: the rows to do cannot be read ({reason}); where the file is damaged, start again with --overwrite"
+            ) from e
+
+
+def write_work_list(path: str, rows: Iterable[dict], schema: Schema, block_rows: int) -> int:
+    """Write rows to do into a directory; returns how many they were. Holds one block in memory."""
+    fs, inner = storage.filesystem(path)
+    fs.create_dir(inner, recursive=True)
+    written, writer = 0, None
+    try:
+        for number, block in enumerate(batches(rows, block_rows)):
+            file, group = divmod(number, _blocks_per_file(block_rows))
+            if group == 0:
+                if writer is not None:
+                    writer.close()
+                writer = pq.ParquetWriter(
+                    f"{inner}/{_name(file)}", schema.arrow, filesystem=fs, compression="zstd", write_page_checksum=True
+                )
+            writer.write_table(schema.table(block), row_group_size=block_rows)
+            written += len(block)
+    finally:
+        if writer is not None:
+            writer.close()
+    return written
+
+
+def batches(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:
+    """Lists of `size` rows, the last one perhaps shorter."""
+    rows = iter(rows)
+    while batch := list(islice(rows, size)):
+        yield batch
+
+
+def _blocks_per_file(block_rows: int) -> int:
+    return max(1, _ROWS_PER_FILE // block_rows)
+
+
+def _name(file: int) -> str:
+    return f"data-{file:05d}.parquet"
