@@ -1,6 +1,14 @@
-"""Every command: arguments in, one call out. Exit codes: 0, 1 (the run failed), 2 (wrong usage, configuration or input)."""
+"""Every command: arguments in, one call out.
 
+Exit codes: 0, 1 (the run failed), 2 (wrong usage, configuration or input), 130 and 143 (interrupted by Ctrl-C, by SIGTERM).
+"""
+
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -18,6 +26,8 @@ app = typer.Typer(
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML configuration")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="values that replace the file's")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="discard what these stages wrote before; without it they resume")]
+_UsageError = typer.BadParameter.__base__  # Typer has its own click by now; from it or from click, this is the one that is raised
+STOP_S = 8.0  # from a signal to the end, at most; then whoever sent it may lose patience
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="run rows again that failed")]
 
 
@@ -71,6 +81,20 @@ def plan(
 
 
 @app.command()
+def manifest(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    image: Annotated[str | None, typer.Option("--image", help="of every pod, with its tag; default setbacks:VERSION-gpu or -cpu")] = None,
+    cluster: Annotated[bool, typer.Option("--cluster", help="a RayCluster to submit jobs to, instead of a RayJob")] = False,
+):
+    """Print a RayJob for Kubernetes (KubeRay), sized from the configuration. See cluster/README.md."""
+    from pipeline.config import load
+    from pipeline.manifest import manifest as text
+
+    print(text(load(config, overrides or []), image, interactive=cluster), end="")
+
+
+@app.command()
 def show(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="directory of a data set, such as RUN/mistakes")],
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="rows shown")] = 5,
@@ -84,6 +108,17 @@ def show(
     show_rows(dataset, rows, reveal, Console())
 
 
+@app.command()
+def status(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a run directory (also on an object store), or the CONFIG of one")],
+    as_json: Annotated[bool, typer.Option("--json", help="print the same as JSON")] = False,
+):
+    """Say how far a run is, how fast, and what became of every attempt; also while it runs, from anywhere."""
+    from pipeline.status import show_status
+
+    show_status(run, as_json)
+
+
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="print the version and end")] = False):
     if version:
@@ -95,12 +130,51 @@ def _run(config: str, overrides: list[str] | None, stages, overwrite: bool, retr
     from pipeline.config import load
     from pipeline.experiment import Experiment
 
-    experiment = Experiment(load(config, overrides or []), overwrite=overwrite, retry_failed=retry_failed, suites=suites, tell=_tell)
+    again = "the same command without --overwrite" if overwrite else "the same command"
+    message = f"setbacks: interrupted; {again} goes on from what is committed"
     try:
-        experiment.run(stages)
-    except KeyboardInterrupt:  # caught here, since typer would end without a word
-        again = "the same command without --overwrite" if overwrite else "the same command"
-        _end(f"setbacks: interrupted; {again} goes on from what is committed", 130)
+        with _stoppable(message):
+            experiment = Experiment(
+                load(config, overrides or []), overwrite=overwrite, retry_failed=retry_failed, suites=suites, tell=_tell
+            )
+            experiment.run(stages)
+    except KeyboardInterrupt as e:  # caught here, since typer would end without a word
+        _end(message, 128 + getattr(e, "signum", signal.SIGINT))
+
+
+class _Stop(KeyboardInterrupt):
+    def __init__(self, signum: int):
+        self.signum = signum
+
+
+@contextmanager
+def _stoppable(message: str) -> Iterator[None]:
+    """The first SIGINT or SIGTERM interrupts the body, further ones change nothing; what has not ended STOP_S later is ended."""
+
+    def stop(signum: int, _frame) -> None:
+        for known in list(before):
+            signal.signal(known, lambda *_: None)
+        before.clear()
+        last_word = threading.Timer(STOP_S, _abandon, [message, 128 + signum])
+        last_word.daemon = True
+        last_word.start()
+        raise _Stop(signum)
+
+    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _abandon(message: str, code: int) -> None:
+    """The interrupt was lost in a library, or a shutdown hangs. A local Ray ends with this process, a job's actors with their driver."""
+    from pipeline import attempt
+
+    attempt.end(attempt.INTERRUPTED)
+    print(message, file=sys.stderr, flush=True)
+    os._exit(code)
 
 
 def _tell(line: str) -> None:
@@ -109,15 +183,22 @@ def _tell(line: str) -> None:
 
 def main() -> None:
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except UserError as e:
         _end(f"setbacks: {e}", 2)
     except RunFailed as e:
         _end(f"setbacks: {e}", 1)
+    except _UsageError as e:
+        if not sys.argv[1:]:
+            sys.exit(2)  # the help has been printed
+        usage = f"; see `{e.ctx.command_path} --help`" if e.ctx else ""
+        _end(f"setbacks: {e.format_message().rstrip('.')}{usage}", 2)
 
 
 def _end(message: str, code: int) -> None:
-    print(" ".join(message.split()), file=sys.stderr)
+    from pipeline.show import safe_text
+
+    print(safe_text(" ".join(message.split())), file=sys.stderr)  # names from a data set can stand in it
     sys.exit(code)
 
 

@@ -1,12 +1,17 @@
-"""The Ray this process uses: the cluster it was submitted to, or one of its own for as long as the command lasts."""
+"""The Ray this process uses: the cluster it was submitted to, or one of its own for as long as the command lasts; and the stages' log files."""
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
+from pipeline import attempt
 from pipeline.data import storage
+from pipeline.errors import UserError
 
 # Ray Data's operators each want a whole logical CPU; where operators outnumber CPUs a resumed run hangs, waiting for one.
 LEAST_LOGICAL_CPUS = 8
@@ -19,52 +24,123 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_prestart_worker_first_driver": "0",  # a process per logical CPU, none of which would be used
 }
+# What Ray's own network binds to: without it, every address of the machine. The variable's name is Ray's, from its beginnings on Windows.
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 NOISY = ("ray", "ray.data", "ray.train", "ray.tune", "transformers", "trl", "peft", "datasets", "accelerate", "vllm", "py.warnings")
+NOISY += ("httpx", "httpcore", "urllib3", "huggingface_hub", "fsspec")
+LOG_BYTES, LOG_FILES = 10 * 2**20, 3
 
 
 @contextmanager
 def ray_session(run_dir: str) -> Iterator[None]:
-    """Connect to `$RAY_ADDRESS` (set by `ray job submit`), else start a local Ray. Library noise goes to RUN/logs/driver.log."""
+    """Connect to `$RAY_ADDRESS` (set by `ray job submit`), else start a local Ray, reachable from this machine only."""
     for variable, value in {**TRAIN_ENVIRONMENT, **_ENVIRONMENT}.items():
         os.environ.setdefault(variable, value)
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        os.environ.setdefault(_LOOPBACK, "0")
+        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # kept for a dashboard that is not there; memory that grows
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # of training workers
     import ray
     import ray.data
 
-    with _noise_to(_log_file(run_dir)):
-        options = {"logging_level": logging.ERROR, "log_to_driver": False}
-        if address := os.environ.get("RAY_ADDRESS"):
-            ray.init(address=address, **options)
+    options = {"logging_level": logging.ERROR, "log_to_driver": False}
+    with _own_signal_handlers():
+        if address:
+            _join(address, options)
         else:
+            ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # read from the environment at import, which may have been earlier
             ray.init(address="local", num_cpus=max(LEAST_LOGICAL_CPUS, os.cpu_count() or 1), include_dashboard=False, **options)
-        _quiet_loggers()
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-def _log_file(run_dir: str) -> str:
-    if not storage.is_local(run_dir):
-        return os.devnull
-    os.makedirs(storage.join(run_dir, "logs"), exist_ok=True)
-    return storage.join(run_dir, "logs", "driver.log")
-
-
-@contextmanager
-def _noise_to(path: str) -> Iterator[None]:
-    """Send what C++ code writes to file descriptor 2 into a file, while Python's own stderr stays on the terminal."""
-    terminal, python_stderr = os.dup(2), sys.stderr
-    with open(path, "a") as log:
-        os.dup2(log.fileno(), 2)
-    sys.stderr = os.fdopen(terminal, "w", buffering=1)
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.getLogger("setbacks.noise").handlers = [handler]
+    _quiet_loggers()
+    attempt.metrics([f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in ray.nodes() if node["Alive"]])
     try:
         yield
     finally:
+        ray.shutdown()
+
+
+def _join(address: str, options: dict) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, **options)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
+        raise UserError(
+            f"RAY_ADDRESS = {address}: no Ray cluster can be joined there ({type(e).__name__}); check that it runs Ray {ray.__version__} and that "
+            f"its token is known here (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or ~/.ray/auth_token), or unset RAY_ADDRESS"
+        ) from None
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Put back the handler of SIGTERM that the body replaces: ray.init has one of its own, which ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+        signal.signal(signal.SIGTERM, before)
+    except SystemExit:  # Ray's handler was quicker
+        signal.signal(signal.SIGTERM, before)
+        signal.raise_signal(signal.SIGTERM)
+        raise
+
+
+# -- log files
+
+
+@contextmanager
+def stage_logs(run_dir: str, stage: str) -> Iterator[Callable[[str], None]]:
+    """Send library noise to RUN/logs/STAGE.log: warnings, and what C++ code writes to file descriptor 2. Python's own stderr stays as it is.
+
+    Yields `log_to(stage)`, which turns to another stage's file. Log files are local; with a run directory on an object store there are none.
+    """
+    terminal, python_stderr = os.dup(2), sys.stderr
+    handler = _Descriptor(storage.join(run_dir, "logs") if storage.is_local(run_dir) else None)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.log_to(stage)
+    sys.stderr = os.fdopen(terminal, "w", buffering=1, closefd=False)
+    logging.getLogger("setbacks.noise").handlers = [handler]
+    try:
+        yield handler.log_to
+    finally:
         os.dup2(terminal, 2)
         sys.stderr = python_stderr
+        os.close(terminal)
+
+
+class _Descriptor(logging.Handler):
+    """Writes records to file descriptor 2, so that they lie among what C++ code writes there, and turns that to another file."""
+
+    def __init__(self, directory: str | None):
+        super().__init__()
+        self._directory, self._path = directory, Path(os.devnull)
+
+    def log_to(self, stage: str) -> None:
+        if self._directory:
+            self._path = Path(self._directory, f"{stage}.log")
+        with self.lock:
+            self._open()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(Exception):  # a full disk: a warning is not worth a run
+            if self._directory and os.fstat(2).st_size > LOG_BYTES:
+                self._open()
+            os.write(2, (self.format(record) + "\n").encode(errors="replace"))
+
+    def _open(self) -> None:
+        """Open the file, an overgrown one moved aside. dup2 is atomic: no line of C++ code is lost or torn."""
+        if self._directory:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._path.exists() and self._path.stat().st_size > LOG_BYTES:
+                for number in range(LOG_FILES - 1, 0, -1):
+                    older = Path(f"{self._path}.{number - 1}") if number > 1 else self._path
+                    if older.exists():
+                        older.replace(f"{self._path}.{number}")
+        file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(file, 2)
+        os.close(file)
 
 
 def _quiet_loggers() -> None:
@@ -79,7 +155,7 @@ def _quiet_loggers() -> None:
     for name in NOISY:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = handlers, False
-        logger.setLevel(logging.WARNING)
+        logger.setLevel(logging.WARNING)  # so that httpx names no server and no request
     # Raylets push warnings straight onto the driver's terminal, whatever log_to_driver says.
     ray._private.worker.print_to_stdstream = lambda data, ignore_prefix: [
         logging.getLogger("ray").warning(line) for line in data.get("lines", ())

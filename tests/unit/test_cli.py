@@ -59,11 +59,11 @@ def write(tmp_path):
 def test_help_names_every_command(setbacks):
     code, out, _ = setbacks("--help")
     assert code == 0
-    for command in ("run", "generate", "mix", "train", "evaluate", "report", "plan", "show"):
+    for command in ("run", "generate", "mix", "train", "evaluate", "report", "plan", "status", "manifest", "show"):
         assert f" {command} " in out
 
 
-@pytest.mark.parametrize("command", ["run", "generate", "mix", "train", "evaluate", "report", "plan", "show"])
+@pytest.mark.parametrize("command", ["run", "generate", "mix", "train", "evaluate", "report", "plan", "status", "manifest", "show"])
 def test_every_command_has_help(setbacks, command):
     assert setbacks(command, "--help")[0] == 0
 

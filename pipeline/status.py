@@ -1,0 +1,226 @@
+"""What `setbacks status` tells: how far each output of a run is, how fast, and what became of every attempt.
+
+Reads `RUN/.state` only, never data, and imports nothing heavy: it has to answer at once, from any machine that sees the run directory.
+"""
+
+import json
+import os
+import sys
+
+import pyarrow.fs as pafs
+
+from pipeline import attempt
+from pipeline.attempt import KILLED, RUNNING
+from pipeline.data import storage
+from pipeline.data.output import Output
+from pipeline.data.store import Store
+from pipeline.errors import UserError
+
+STAGE_OF = {
+    "mistakes": "generate",
+    "corrections": "generate",
+    "sft": "mix",
+    "preferences": "mix",
+    "adapter": "train",
+    "evaluation": "evaluate",
+    "continuations": "evaluate",
+}
+COMPLETE, INCOMPLETE, WAITING, SPOILT = "complete", "incomplete", "waiting", "spoilt"  # and RUNNING
+UNREADABLE = "cannot be read"
+
+
+def show_status(target: str, as_json: bool) -> None:
+    """Print the status of a run directory, or of a configuration's. Raises UserError where nothing has been run there."""
+    facts = status(_run_dir(target))
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    from rich.console import Console
+
+    _print(facts, Console(highlight=False, width=None if sys.stdout.isatty() else 200))  # a file has no edge
+
+
+def status(run_dir: str) -> dict:
+    """Everything that is known of a run:
+
+    run_dir, state (of the newest attempt; None where there is none);
+    outputs:  name, stage, state, done, failed, left, total, unit, per_s, tokens_per_s, eta_s, counts, note of each; None is not known;
+    attempts: the files of `RUN/.state/attempts`, oldest first, with the state that they really have.
+
+    Raises UserError where nothing has been run there.
+    """
+    try:
+        names, attempts = _outputs(run_dir), _attempts(run_dir)
+    except OSError as e:
+        raise UserError(f"{run_dir}: cannot be read ({e.strerror or e}); mend the connection or the permissions") from None
+    if not names and not attempts:
+        raise UserError(f"{run_dir}: nothing has been run there; name a run directory, or its configuration")
+    newest = attempts[-1] if attempts else {}
+    outputs = [_output(run_dir, name, newest) for name in names]
+    begun = {output["stage"] for output in outputs}
+    ahead = newest.get("stages", ()) if newest.get("state") == RUNNING else ()
+    outputs += [_row(None, stage, WAITING) for stage in ahead if stage not in begun and stage in STAGE_OF.values()]
+    return {"run_dir": run_dir, "state": newest.get("state"), "outputs": outputs, "attempts": attempts}
+
+
+# -- reading
+
+
+def _run_dir(target: str) -> str:
+    if storage.is_local(target) and os.path.isfile(target):
+        from pipeline.config import load
+
+        return storage.absolute(load(target, []).run_dir)
+    return storage.absolute(target)
+
+
+def _attempts(run_dir: str) -> list[dict]:
+    """With the state they really have: only the newest can be running, and only if it lives."""
+    attempts = attempt.history(run_dir)
+    for one in attempts:
+        one.setdefault("state", UNREADABLE)
+        if one["state"] == RUNNING and (one is not attempts[-1] or not attempt.is_alive(run_dir, one)):
+            one["state"] = KILLED
+    return attempts
+
+
+def _outputs(run_dir: str) -> list[str]:
+    """The names of what a run has begun to make, in the order of the stages."""
+    names = []
+    for name in STAGE_OF:
+        if name == "adapter":
+            names += [f"adapter/{arm}" for arm in _directories(storage.join(run_dir, ".state", name))]
+        elif storage.exists(storage.join(run_dir, ".state", name, "fingerprint.json")):
+            names.append(name)
+    return names
+
+
+def _directories(path: str) -> list[str]:
+    fs, inner = storage.filesystem(path)
+    found = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+    return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+
+
+def _output(run_dir: str, name: str, newest: dict) -> dict:
+    stage = STAGE_OF[name.split("/")[0]]
+    try:
+        done = (Output if stage == "train" else _store)(run_dir, name).complete
+    except (UserError, ValueError) as e:  # a shard was deleted or cut; a file of the state is no JSON
+        return _row(name, stage, SPOILT, note=str(e))
+    if done is not None:
+        return _complete(name, stage, done)
+    now = newest.get("state") == RUNNING and newest.get("output") == name
+    row = _row(name, stage, RUNNING if now else INCOMPLETE)
+    progress = newest.get("progress") if now else None
+    if progress:
+        return row | progress | {"left": progress["total"] - progress["done"], "note": newest["last_error"]}
+    if stage in ("generate", "evaluate") and (store := _store(run_dir, name)).work() is not None:
+        total, done = store.work_list.rows, store.work_list.rows_of(store.committed())
+        return row | {"unit": "rows", "done": done, "total": total, "left": total - done}
+    return row
+
+
+def _store(run_dir: str, name: str) -> Store:
+    return Store(run_dir, name, schema=None)  # what the rows look like is not asked for
+
+
+def _complete(name: str, stage: str, facts: dict) -> dict:
+    if stage == "train":
+        done = {"unit": "steps", "done": facts.get("steps"), "total": facts.get("steps"), "left": 0}
+        return _row(name, stage, COMPLETE) | done | {"tokens_per_s": facts.get("tokens_per_s")}
+    counts, reasons = facts["status"], facts["reasons"]
+    note = max(reasons, key=reasons.get) if reasons else None
+    done = {"unit": "rows", "done": facts["rows"], "total": facts["rows"], "left": 0, "failed": counts.get("failed", 0)}
+    return _row(name, stage, COMPLETE) | done | {"counts": counts, "note": note}
+
+
+def _row(name: str | None, stage: str, state: str, note: str | None = None) -> dict:
+    unknown = dict.fromkeys(("unit", "done", "failed", "left", "total", "per_s", "tokens_per_s", "eta_s", "counts"))
+    return {"name": name, "stage": stage, "state": state, **unknown, "note": note}
+
+
+# -- printing
+
+_STYLES = {RUNNING: "cyan", COMPLETE: "green", "finished": "green", INCOMPLETE: "yellow", "interrupted": "yellow", WAITING: "dim"}
+
+
+def _print(facts: dict, console) -> None:
+    from rich.text import Text
+
+    newest = facts["attempts"][-1] if facts["attempts"] else None
+    console.print(Text(facts["run_dir"], style="bold"), soft_wrap=True)
+    table = _table("stage", "output", "state", "done>", "failed>", "left>", "speed>", "time left>")
+    for row in facts["outputs"]:
+        table.add_row(
+            row["stage"],
+            row["name"] or "",
+            _state(row["state"]),
+            _done(row),
+            _count(row["failed"]),
+            _count(row["left"]),
+            _speed(row),
+            _duration(row["eta_s"]),
+        )
+    console.print(table)
+    for row in facts["outputs"]:
+        if row["note"]:
+            what = {COMPLETE: "most frequent error: ", RUNNING: "last error: "}.get(row["state"], "")
+            console.print(Text(f"{row['name']}: {what}{_plain(row['note'])}", style="yellow"), soft_wrap=True)
+    if newest:
+        console.print()
+        console.print(_attempts_table(facts["attempts"]))
+    if newest and newest["state"] == RUNNING and newest.get("metrics"):
+        others = f" and {len(newest['metrics']) - 1} more" if newest["metrics"][1:] else ""
+        console.print(Text(f"\nmetrics: {_plain(newest['metrics'][0])}{others}"), soft_wrap=True)
+
+
+def _attempts_table(attempts: list[dict]):
+    table = _table("attempt>", "host", "process>", "started", "rows>", "state")
+    for one in attempts:
+        facts = [_plain(str(one.get(key, ""))) for key in ("host", "pid", "started")]
+        table.add_row(str(one["number"]), *facts, _count(one.get("rows")), _state(_plain(one["state"])))
+    return table
+
+
+def _table(*headings: str):
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in headings:
+        right = heading.endswith(">")
+        table.add_column(heading.rstrip(">"), justify="right" if right else "left", no_wrap=heading != "state", overflow="fold")
+    return table
+
+
+def _state(state: str):
+    from rich.text import Text
+
+    return Text(state, style=_STYLES.get(state, "red"))
+
+
+def _plain(text: str) -> str:
+    """Text of a file, with no control characters in it."""
+    return "".join(c if c.isprintable() else "�" for c in text)
+
+
+def _done(row: dict) -> str:
+    if row["done"] is None:
+        return ""
+    return f"{row['done']:,} {row['unit']}" if row["state"] == COMPLETE else f"{row['done']:,} of {row['total']:,} {row['unit']}"
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
+
+
+def _speed(row: dict) -> str:
+    speeds = [f"{row['per_s']:,.1f} {row['unit']}/s"] if row["per_s"] else []
+    speeds += [f"{row['tokens_per_s']:,.0f} tokens/s"] if row["tokens_per_s"] else []
+    return ", ".join(speeds)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes:.0f} min" if minutes < 120 else f"{hours:.1f} h"

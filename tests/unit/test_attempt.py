@@ -1,0 +1,304 @@
+"""Who may work on a run directory, with real processes: refused, taken over, fenced off; and what is kept of every attempt."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import attempt, cli
+from pipeline.attempt import Attempt, history
+from pipeline.errors import RunFailed, UserError
+
+# A holder in a process of its own. ELSEWHERE makes its process id mean nothing here, as on another host.
+HOLDER = """
+import os, sys, time
+from pipeline import attempt
+from pipeline.errors import RunFailed, UserError
+run_dir, elsewhere, beat_s, at = sys.argv[1], sys.argv[2] == "elsewhere", float(sys.argv[3]), float(sys.argv[4])
+attempt.BEAT_S, attempt.WATCH_S = beat_s, 2.0
+if elsewhere:
+    attempt._boot = lambda: "another-boot"
+time.sleep(max(0, at - time.time()))
+try:
+    with attempt.Attempt(run_dir, ["generate"]):
+        print("holds", flush=True)
+        for line in sys.stdin:
+            attempt.check()
+            open(run_dir + "/published", "w").write(line)
+            print("published", flush=True)
+except (RunFailed, UserError) as e:
+    print(type(e).__name__, e, flush=True)
+    os._exit(1)
+"""
+
+
+@pytest.fixture
+def holder():
+    """Start processes that attempt to hold a run directory; what is left of them is killed."""
+    started = []
+
+    def start(run_dir, *, elsewhere: bool = False, beat_s: float = 0.2, at: float = 0) -> subprocess.Popen:
+        arguments = [str(run_dir), "elsewhere" if elsewhere else "here", str(beat_s), str(at)]
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", HOLDER, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(attempt, "BEAT_S", 0.2)
+    monkeypatch.setattr(attempt, "WATCH_S", 1.5)
+    monkeypatch.setattr(attempt, "POLL_S", 0.1)
+    monkeypatch.setattr(attempt, "SETTLE_S", 0.3)
+
+
+def states(run_dir) -> list[str]:
+    return [one["state"] for one in history(str(run_dir))]
+
+
+def file_of(run_dir, number: int) -> Path:
+    return Path(run_dir, ".state", "attempts", f"{number:04d}.json")
+
+
+def change(run_dir, number: int, **facts) -> None:
+    file = file_of(run_dir, number)
+    file.write_text(json.dumps(json.loads(file.read_text()) | facts))
+
+
+# -- what is kept
+
+
+def test_every_attempt_is_kept_with_how_it_ended(tmp_path):
+    run_dir = str(tmp_path)
+    with Attempt(run_dir, ["generate", "mix"]):
+        assert states(run_dir) == ["running"]
+    endings = {
+        "failed: the engine did not start": RunFailed("the engine\ndid not start"),
+        "failed: seed = x": UserError("seed = x"),
+        "failed: ValueError": ValueError("text of a row"),
+        "interrupted": KeyboardInterrupt(),
+    }
+    for error in endings.values():
+        with pytest.raises(type(error)), Attempt(run_dir, ["mix"]):
+            raise error
+    assert states(run_dir) == ["finished", *endings]
+    first = history(run_dir)[0]
+    assert (first["number"], first["pid"], first["stages"]) == (1, os.getpid(), ["generate", "mix"])
+    assert "text of a row" not in "".join(file.read_text() for file in (tmp_path / ".state/attempts").iterdir())
+
+
+def test_a_beat_writes_where_the_work_is(tmp_path, quick):
+    with Attempt(str(tmp_path), ["generate"]):
+        attempt.begin("generate")
+        attempt.making("mistakes")
+        assert (history(str(tmp_path))[0]["stage"], history(str(tmp_path))[0]["output"]) == ("generate", "mistakes")
+        attempt.report(30, 100, "rows", failed=2, per_s=7.0, tokens_per_s=50.0, new_rows=10, error="prompt too long")
+        attempt.report(40, 100, "rows", failed=2, per_s=7.0, tokens_per_s=50.0, new_rows=10)
+        before = history(str(tmp_path))[0]["beat"]
+        time.sleep(0.7)
+        now = history(str(tmp_path))[0]
+    assert now["beat"] > before
+    assert now["progress"] == {"unit": "rows", "done": 40, "total": 100, "failed": 2, "per_s": 7.0, "tokens_per_s": 50.0, "eta_s": 9}
+    assert (now["rows"], now["last_error"]) == (20, "prompt too long")
+
+
+def test_without_an_attempt_nothing_is_told():
+    attempt.begin("generate")
+    attempt.making("mistakes")
+    attempt.report(1, 2, "rows")
+    attempt.check()
+    attempt.end(attempt.INTERRUPTED)
+
+
+def test_a_directory_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / ".state").write_text("a file")
+    with pytest.raises(UserError, match=r"attempts: cannot be read or written"), Attempt(str(tmp_path), []):
+        pass
+
+
+# -- who may begin
+
+
+def test_a_living_holder_is_named_and_left_alone(tmp_path, holder):
+    process = holder(tmp_path)
+    assert process.stdout.readline() == "holds\n"
+    with pytest.raises(UserError) as e, Attempt(str(tmp_path), []):
+        pass
+    assert f"process {process.pid}" in str(e.value) and "attempt 1 is at work there (host " in str(e.value) and "\n" not in str(e.value)
+    assert states(tmp_path) == ["running"]
+    process.stdin.close()
+    assert process.wait(10) == 0
+    assert states(tmp_path) == ["finished"]
+
+
+@pytest.mark.parametrize("clock", ["2019-01-01T00:00:00Z", "2035-01-01T00:00:00Z"])
+def test_a_killed_holder_is_followed_at_once_whatever_the_clock_says(tmp_path, holder, monkeypatch, clock):
+    process = holder(tmp_path)
+    process.stdout.readline()
+    process.kill()  # and not waited for: it is a zombie, which is as dead as can be
+    monkeypatch.setattr(attempt, "_now", lambda: clock)
+    started = time.monotonic()
+    while attempt._started(process.pid) is not None:
+        time.sleep(0.01)
+    with Attempt(str(tmp_path), []) as mine:
+        assert time.monotonic() - started < 3
+        assert states(tmp_path) == ["killed", "running"]
+        mine.check()
+
+
+def test_a_process_id_given_to_another_process_since_is_no_holder(tmp_path, holder):
+    with Attempt(str(tmp_path), []):
+        pass
+    change(tmp_path, 1, state="running", process_started=17)  # this very process, but for its start
+    with Attempt(str(tmp_path), []):
+        assert states(tmp_path) == ["killed", "running"]
+
+
+@pytest.mark.parametrize("clock", ["2019-01-01T00:00:00Z", "2035-01-01T00:00:00Z"])
+def test_a_holder_elsewhere_is_judged_by_its_beat_alone(tmp_path, holder, quick, monkeypatch, clock):
+    """Dates in the files are a year off in either direction; nobody looks at them."""
+    process = holder(tmp_path, elsewhere=True)
+    process.stdout.readline()
+    monkeypatch.setattr(attempt, "_now", lambda: clock)
+    with pytest.raises(UserError, match="attempt 1 is at work"), Attempt(str(tmp_path), []):
+        pass
+    process.kill()
+    process.wait()
+    change(tmp_path, 1, updated=clock)
+    started = time.monotonic()
+    with Attempt(str(tmp_path), []):
+        assert 1.5 <= time.monotonic() - started < 5
+        assert states(tmp_path) == ["killed", "running"]
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])  # a URL goes the way of an object store
+def test_of_attempts_that_begin_together_exactly_one_goes_on(tmp_path, holder, scheme):
+    at = time.time() + 4
+    processes = [holder(f"{scheme}{tmp_path}", elsewhere=bool(scheme), at=at) for _ in range(5)]
+    said = [process.stdout.readline() for process in processes]
+    assert said.count("holds\n") == 1, said
+    assert sum(line.startswith("UserError run_dir = ") and "is at work there" in line for line in said) == 4, said
+    assert states(tmp_path) == ["running"]
+
+
+def test_a_mount_without_hard_links_will_do(tmp_path, quick, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for number in (1, 2):
+        with Attempt(str(tmp_path), []) as mine:
+            mine.check()
+        assert len(history(str(tmp_path))) == number
+    assert sorted(os.listdir(tmp_path / ".state/attempts")) == ["0001.json", "0002.json"]
+
+
+# -- who must end
+
+
+def taken_over(tmp_path, process) -> Attempt:
+    """The holder is suspended for so long that somebody else takes it for dead."""
+    assert process.stdout.readline() == "holds\n"
+    os.kill(process.pid, signal.SIGSTOP)
+    return Attempt(str(tmp_path), [])
+
+
+def test_a_suspended_holder_that_wakes_up_publishes_nothing(tmp_path, holder, quick):
+    """It wakes up just where it was about to publish, long before its next beat."""
+    process = holder(tmp_path, elsewhere=True, beat_s=1000)
+    with taken_over(tmp_path, process):
+        process.stdin.write("mine\n")
+        os.kill(process.pid, signal.SIGCONT)
+        said = process.stdout.readline()
+        assert said.startswith(f"RunFailed attempt 2 on {attempt._process()['host']} has taken over"), said
+        assert process.wait(10) == 1
+        assert not (tmp_path / "published").exists()
+        assert states(tmp_path) == ["killed", "running"]
+    assert states(tmp_path) == ["killed", "finished"]
+
+
+def test_a_suspended_holder_that_wakes_up_is_interrupted(tmp_path, holder, quick):
+    """It wakes up in the middle of long work, here: waiting for input."""
+    process = holder(tmp_path, elsewhere=True)
+    with taken_over(tmp_path, process):
+        os.kill(process.pid, signal.SIGCONT)
+        assert process.stdout.readline().startswith("RunFailed attempt 2 on ")
+        assert process.wait(10) == 1
+        assert states(tmp_path) == ["killed", "running"]
+
+
+def test_a_holder_whose_file_is_anothers_must_end(tmp_path, quick, monkeypatch):
+    """On an object store two may write the same number; whose token stands there holds the directory."""
+    with pytest.raises(RunFailed, match="has taken over"), Attempt(f"file://{tmp_path}", []) as mine:
+        change(tmp_path, 1, token="another")
+        mine.check()
+    assert json.loads(file_of(tmp_path, 1).read_text())["token"] == "another"
+
+
+def test_storage_out_of_reach_for_a_moment_ends_nothing(tmp_path, quick, monkeypatch):
+    with Attempt(str(tmp_path), []):
+        with monkeypatch.context() as patched:
+            patched.setattr(attempt.storage, "write_text", lambda *_: (_ for _ in ()).throw(OSError("no route to host")))
+            attempt.begin("generate")
+            time.sleep(0.5)
+        before = history(str(tmp_path))[0]["beat"]
+        time.sleep(0.5)
+        assert history(str(tmp_path))[0]["beat"] > before
+    assert states(tmp_path) == ["finished"]
+
+
+def test_the_heartbeat_ends_with_the_attempt(tmp_path):
+    with Attempt(str(tmp_path), []):
+        assert "heartbeat" in {thread.name for thread in threading.enumerate()}
+    assert "heartbeat" not in {thread.name for thread in threading.enumerate()}
+
+
+# -- signals
+
+# A library that catches the interrupt and goes on, or a shutdown that hangs.
+DEAF = """
+import sys, time
+from pipeline import attempt, cli
+cli.STOP_S = 1
+with cli._stoppable("interrupted, the end"), attempt.Attempt(sys.argv[1], []):
+    print("holds", flush=True)
+    for _ in range(2):
+        try:
+            time.sleep(60)
+        except BaseException:
+            print("caught", flush=True)
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_is_lost_still_ends_the_run(tmp_path, signum):
+    process = subprocess.Popen([sys.executable, "-c", DEAF, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "holds\n"
+    for _ in range(3):
+        process.send_signal(signum)
+        time.sleep(0.1)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (128 + signum, "caught\n", "interrupted, the end\n")
+    assert states(tmp_path) == ["interrupted"]
+
+
+def test_handlers_are_as_they_were_afterwards():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with cli._stoppable(""):
+        assert signal.getsignal(signal.SIGTERM) != before[1]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
