@@ -29,7 +29,7 @@ _MENDS = {
 
 
 def check(endpoint: Endpoint, field: str = "inference.endpoint") -> None:
-    """Raises UserError, before anything is sent, where the URL has no host or holds a password, or the key is not in the environment."""
+    """Raises UserError, before anything is sent, where the URL has no host or may hold a secret, or the key is not in the environment."""
     try:
         url = httpx.URL(endpoint.url)
     except httpx.InvalidURL:
@@ -38,6 +38,8 @@ def check(endpoint: Endpoint, field: str = "inference.endpoint") -> None:
         raise UserError(f"{field}.url = {endpoint.url}: not a URL with a host; write it as http://host:8000/v1")
     if url.userinfo:  # it would be stored with the configuration and logged with every request
         raise UserError(f"{field}.url: holds a user or password; leave them out, a key goes into the environment")
+    if url.query or url.fragment:  # some servers take their key there
+        raise UserError(f"{field}.url: holds more than a path (? or #); leave it out, a key goes into the environment")
     _key(endpoint, field)
 
 
@@ -128,6 +130,8 @@ def _key(endpoint: Endpoint, field: str = "inference.endpoint") -> str | None:
         return None
     key = os.environ.get(name, "").strip()
     if not key:
+        if not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,60}", name):  # who mistakes the field writes the key itself there
+            raise UserError(f"{field}.api_key_env: not a variable that is set; write there the name of the one that holds the key")
         raise UserError(f"{field}.api_key_env = {name}: not set; export it, or api_key_env: null for a server without keys")
     if not (key.isascii() and key.isprintable()) or " " in key:  # else the header would fail, with the key in its message
         raise UserError(f"{field}.api_key_env = {name}: holds characters that no key has; export it again")
@@ -176,7 +180,8 @@ def _refusal(response: httpx.Response) -> str:
         code = str(error.get("code") or "") if not isinstance(error.get("code"), int) else str(error.get("type") or "")
     except (ValueError, LookupError, TypeError, AttributeError):
         code = ""
-    told = f" ({code})" if re.fullmatch(r"[A-Za-z_]{3,40}", code) else ""
+    secret = code in response.request.headers.get("authorization", "")
+    told = f" ({code})" if re.fullmatch(r"[A-Za-z_]{3,40}", code) and not secret else ""
     return f"endpoint refused the request: HTTP {status}{told}" + (f"; {_MENDS[status]}" if status in _MENDS else "")
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
+from pipeline import pretrained
 from pipeline.config import Inference, Model
 from pipeline.errors import RowFailed, RunFailed
 from pipeline.inference import cpu_lora
@@ -23,36 +24,15 @@ class VllmModel:
     """
 
     def __init__(self, model: Model, model_dir: str, inference: Inference, adapters: list[str] = ()):
+        pretrained.check(model_dir, model.revision)
         _environment(inference)
-        from transformers import AutoTokenizer
-        from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        self.tokenizer = AutoTokenizer.from_pretrained(model_dir, revision=model.revision)
+        self.tokenizer = pretrained.tokenizer(model_dir, model.revision)
         self._adapter_ids = {path: number for number, path in enumerate(adapters, start=1)}
         self._requests = itertools.count()
-        on_cpu = inference.num_gpus == 0
-        args = AsyncEngineArgs(
-            model=model_dir,
-            revision=model.revision,
-            dtype=model.dtype,
-            max_model_len=model.max_length,
-            tensor_parallel_size=max(1, inference.num_gpus),
-            gpu_memory_utilization=inference.gpu_memory_utilization,
-            max_num_seqs=inference.max_num_seqs,
-            enforce_eager=on_cpu,  # compiling for a CPU takes longer than it saves
-            # On a CPU vLLM 0.32 dies of a seeded request whose prompt is prefilled in pieces ("CPU Generator does not use offset").
-            enable_chunked_prefill=False if on_cpu else None,
-            enable_prefix_caching=True,
-            block_size=32 if on_cpu else None,  # its default there, 128, is longer than most prompts: nothing would be found in the cache
-            enable_lora=bool(adapters),
-            # On a CPU vLLM 0.32 gives requests without adapter the last slot's one (index -1) when a batch holds both kinds: keep it empty.
-            max_loras=len(adapters) + 1 if on_cpu else max(1, len(adapters)),
-            max_lora_rank=_engine_rank(adapters),
-            disable_log_stats=True,
-        )
         try:
-            self._engine = AsyncLLM.from_engine_args(args)
+            self._engine = AsyncLLM.from_engine_args(_arguments(model, model_dir, inference, adapters))
         except Exception as e:
             raise RunFailed(f"the vLLM engine for {model.path} did not start ({_first_line(e)})") from e
         self.max_length = self._engine.model_config.max_model_len
@@ -103,6 +83,34 @@ class VllmModel:
         self._engine.shutdown()
 
 
+def _arguments(model: Model, model_dir: str, inference: Inference, adapters: list[str]):
+    """vLLM's `AsyncEngineArgs`."""
+    from vllm import AsyncEngineArgs
+
+    on_cpu = inference.num_gpus == 0
+    return AsyncEngineArgs(
+        model=model_dir,
+        revision=model.revision,
+        trust_remote_code=False,
+        load_format="safetensors",  # else vLLM takes pickled weights where there are no others
+        dtype=model.dtype,
+        max_model_len=model.max_length,
+        tensor_parallel_size=max(1, inference.num_gpus),
+        gpu_memory_utilization=inference.gpu_memory_utilization,
+        max_num_seqs=inference.max_num_seqs,
+        enforce_eager=on_cpu,  # compiling for a CPU takes longer than it saves
+        # On a CPU vLLM 0.32 dies of a seeded request whose prompt is prefilled in pieces ("CPU Generator does not use offset").
+        enable_chunked_prefill=False if on_cpu else None,
+        enable_prefix_caching=True,
+        block_size=32 if on_cpu else None,  # its default there, 128, is longer than most prompts: nothing would be found in the cache
+        enable_lora=bool(adapters),
+        # On a CPU vLLM 0.32 gives requests without adapter the last slot's one (index -1) when a batch holds both kinds: keep it empty.
+        max_loras=len(adapters) + 1 if on_cpu else max(1, len(adapters)),
+        max_lora_rank=_engine_rank(adapters),
+        disable_log_stats=True,
+    )
+
+
 def _engine_rank(adapters: list[str]) -> int:
     """The smallest rank the engine offers that holds all adapters: every smaller one is padded to it, at that cost."""
     from typing import get_args
@@ -118,6 +126,7 @@ def _environment(inference: Inference) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # an engine is on one node; else it listens where the host's name leads
     if inference.num_gpus == 0:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(inference.kv_cache_gib)
         os.environ[cpu_lora.SWITCH] = "1"

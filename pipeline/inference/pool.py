@@ -1,7 +1,7 @@
 """A Ray Data actor pool: one engine per actor, a recipe run over rows, results committed as they come.
 
-The pipeline is read → recipe → write, nothing else, because that is what Ray Data's row-level checkpoints can resume.
-Within an actor hundreds of rows of several blocks are in flight at once, so that the engine's batch never drains.
+Ray Data hands out numbers of blocks; rows never pass through the driver or the object store. An actor reads a block of the work list, runs it
+and commits it. It has several blocks in flight at once, hundreds of rows, so that the engine's batch never drains.
 """
 
 import asyncio
@@ -9,21 +9,30 @@ import hashlib
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 
-from pipeline.config import Inference, Model
-from pipeline.data.schema import FAILED, Schema
+from pipeline.config import Dummy, Inference, Model
+from pipeline.data import storage
+from pipeline.data.block import Block
+from pipeline.data.schema import FAILED
 from pipeline.data.store import Store
+from pipeline.data.work import WorkList
 from pipeline.errors import RowFailed, RunFailed, UserError
 from pipeline.inference.chat import Chat, Completion, Message, Sampling
 from pipeline.inference.progress import Progress, Reporter, Tally
 
-FRUITLESS_STARTS = 3  # Ray restarts a dead actor for ever; this ends it
+MOST_TASKS = 10_000  # of one run: with more blocks than these a task has several, so that the scheduler's load has a bound
+FRUITLESS_STARTS = 6  # Ray restarts a dead actor for ever; this ends it
+BLOCK_STARTS = 3  # a block begun more often than this holds a row that ends its engine, perhaps: its rows are run one at a time, alone
+ROW_STARTS = 2  # a row begun alone more often than this does
+EXIT_S = 10  # for Ray to end an actor that it has let go of
 ROWS_PER_SEQUENCE = 1.5  # rows in flight per place in the engine's batch, so that a row between two steps leaves no place empty
 
 
@@ -34,7 +43,7 @@ class Recipe(Protocol):
 
 
 class LanguageModel(Protocol):
-    """What stands behind `Chat`: `engine.VllmModel` or `endpoint.EndpointModel`."""
+    """What stands behind `Chat`: `engine.VllmModel`, `endpoint.EndpointModel` or `dummy.DummyModel`."""
 
     async def complete(self, messages: list[Message], sampling: Sampling, *, seed: int, adapter: str | None) -> list[Completion]: ...
 
@@ -87,61 +96,129 @@ class ModelSpec:
         return actors[1] if isinstance(actors, tuple) else actors
 
     @property
+    def gpus_per_actor(self) -> int:
+        return 0 if self.inference.endpoint or self.model.is_dummy else self.inference.num_gpus
+
+    @property
     def rows_in_flight(self) -> int:
         return round(ROWS_PER_SEQUENCE * self.inference.max_num_seqs)
 
-    @property
-    def blocks_in_flight(self) -> int:
+    def blocks_in_flight(self, block_rows: int) -> int:
         """Enough for all rows in flight, and one more: the next block's first rows run beside the last block's stragglers."""
-        return math.ceil(self.rows_in_flight / self.inference.rows_per_commit) + 1
+        return math.ceil(self.rows_in_flight / block_rows) + 1
 
     def open(self) -> LanguageModel:
         if self.inference.endpoint is not None:
             from pipeline.inference.endpoint import EndpointModel
 
             return EndpointModel(self.inference.endpoint)
+        if self.model.is_dummy:
+            from pipeline.inference.dummy import DummyModel
+
+            return DummyModel(self.model.dummy or Dummy(), self.inference.max_num_seqs)
         from pipeline.inference.engine import VllmModel
 
         return VllmModel(self.model, self.model_dir, self.inference, list(self.adapters))
 
 
 class RecipeActor:
-    """Runs a recipe over blocks of rows with one model. An exception of one row fails that row only."""
+    """Runs a recipe over blocks of a store's work list with one model. An exception of one row fails that row only."""
 
-    def __init__(self, spec: ModelSpec, recipe: Recipe, schema: Schema, seed: int, progress: Reporter):
+    def __init__(self, spec: ModelSpec, recipe: Recipe, store: Store, work: WorkList, seed: int, progress: Reporter):
         if progress.engine_starting() > FRUITLESS_STARTS + spec.most_actors:
             raise RunFailed(f"engines of {spec.model.path} die again and again before a row is finished")
         started = time.monotonic()
         self._model = spec.open()
-        self._recipe, self._schema, self._seed, self._progress = recipe, schema, seed, progress
-        self._slots = asyncio.Semaphore(spec.rows_in_flight)
+        self._recipe, self._seed, self._progress = recipe, seed, progress
+        self._store, self._work, self._schema = store, work, store.schema
+        self._rows_in_flight = spec.rows_in_flight
+        self._slots, self._alone = asyncio.Semaphore(self._rows_in_flight), asyncio.Lock()
+        self._in_ray = _is_ray_actor()
         progress.engine_ready(time.monotonic() - started)
 
-    async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
-        rows = await asyncio.gather(*(self._run(row) for row in block.to_pylist()))
+    def __del__(self):
+        """Ray lets go of the actor. One end in thirty hangs for ever within Ray 2.60: the process is ended here, if it must be.
+
+        Ray's core worker, while it is destroyed, posts a last reply to an event loop that is gone already, and waits for its freed lock.
+        """
+        if getattr(self, "_in_ray", False):
+            last_word = threading.Timer(EXIT_S, os._exit, [0])
+            last_word.daemon = True
+            last_word.start()
+
+    async def __call__(self, numbers: pa.Table) -> AsyncIterator[pa.Table]:
+        """Run and commit the blocks with these numbers, one after the other; yields their numbers again."""
+        for number in numbers["block"].to_pylist():
+            block = self._store.block(self._work, number)
+            try:
+                await self._run_block(block)
+            except (RunFailed, OSError):
+                raise
+            except Exception as e:  # its text may hold what a row holds
+                raise RunFailed(f"{block.path}: {type(e).__name__} in a block of rows") from None
+        yield numbers
+
+    async def _run_block(self, block: Block) -> None:
+        if await asyncio.to_thread(lambda: block.committed):
+            return  # this task was begun by an actor that died
+        todo, kept = await asyncio.to_thread(block.read)
+        results = await self._run_rows(block, [row for row in todo if row["id"] not in kept], kept)
+        with storage.room_for(block.path):
+            await asyncio.to_thread(block.commit, [results[row["id"]] for row in todo])  # beside the engine's next rows
         self._progress.flush()
-        yield self._schema.table(rows)
+
+    async def _run_rows(self, block: Block, rows: list[dict], kept: dict[str, dict]) -> dict[str, dict]:
+        """The results of these rows and those kept, by id."""
+        self._progress.rows_waiting(len(rows))
+        if await asyncio.to_thread(self._progress.starting, f"block {block.number}") <= BLOCK_STARTS:
+            results = await asyncio.gather(*(self._run_beside_others(row) for row in rows))
+            return kept | {row["id"]: row for row in results}
+        for row in rows:
+            kept = await self._run_alone(block, row, kept)
+        return kept
+
+    async def _run_beside_others(self, row: dict) -> dict:
+        async with self._slots:
+            return await self._run(row)
+
+    async def _run_alone(self, block: Block, row: dict, kept: dict[str, dict]) -> dict[str, dict]:
+        """With nothing else in the engine, so that its death is this row's doing; a row that has killed before is kept as failed.
+
+        Its result is written before anything else may run: else it is begun, and suspected, as often as a deadly row after it.
+        """
+        async with self._alone:
+            for _ in range(self._rows_in_flight):
+                await self._slots.acquire()
+            try:
+                if await asyncio.to_thread(self._progress.starting, f"row {row['id']}") > ROW_STARTS:
+                    row = {**row, "status": FAILED, "error": "the engine died each time it ran this row"}
+                kept = kept | {row["id"]: await self._run(row)}
+                await asyncio.to_thread(block.keep, list(kept.values()))
+                return kept
+            finally:
+                for _ in range(self._rows_in_flight):
+                    self._slots.release()
 
     async def _run(self, row: dict) -> dict:
-        async with self._slots:
-            chat = RowChat(self._model, self._seed, row["id"])
-            result = {name: row[name] for name in self._schema.names if name in row}
-            if row.get("status") != FAILED:  # malformed at the source: kept as it is
-                result |= await self._attempt(row, chat)
-            result |= {"prompt_tokens": chat.prompt_tokens, "completion_tokens": chat.completion_tokens}
-            if "finish_reasons" in self._schema.names:
-                result["finish_reasons"] = chat.finish_reasons
-            self._progress.row_done(Tally.of(result))
-            return result
+        self._progress.row_started()
+        chat = RowChat(self._model, self._seed, row["id"])
+        result = {name: row[name] for name in self._schema.names if name in row}
+        if row.get("status") != FAILED:  # malformed at the source, or deadly: kept as it is
+            result |= await self._attempt(row, chat)
+        result |= {"prompt_tokens": chat.prompt_tokens, "completion_tokens": chat.completion_tokens}
+        if "finish_reasons" in self._schema.names:
+            result["finish_reasons"] = chat.finish_reasons
+        self._progress.row_done(Tally.of(result))
+        return result
 
     async def _attempt(self, row: dict, chat: RowChat) -> dict:
         from pipeline.inference.engine import EngineDead
 
         try:
             return await self._recipe(row, chat)
-        except EngineDead as e:
-            print(f"engine dead, the actor ends so that Ray starts both again: {e.__cause__}", file=sys.stderr, flush=True)
-            os._exit(1)  # a living actor with a dead engine would fail every row
+        except (EngineDead, MemoryError) as e:
+            print(f"the actor ends so that Ray starts it again: {type(e).__name__} {e.__cause__ or ''}", file=sys.stderr, flush=True)
+            os._exit(1)  # a living actor with a dead engine, or without memory, would fail every row
         except RowFailed as e:
             return {"status": FAILED, "error": str(e)}
         except Exception as e:  # a row nobody foresaw; its text may be harmful, so only the kind of error is told
@@ -154,9 +231,9 @@ def run_recipe(recipe: Recipe, store: Store, spec: ModelSpec, *, seed: int, labe
     Returns figures: rows, seconds, engine_start_s, prompt and completion tokens, tokens_per_s (of this attempt, engine start apart).
     Raises RunFailed where an engine does not start or a write fails.
     """
-    done = store.committed()
-    total = store.work()["rows"]
-    progress = Progress(label, total=total, done=done)
+    work = store.work_list
+    done, total = work.rows_of(store.committed()), work.rows
+    progress = Progress(f"{label} (dummy model)" if spec.model.is_dummy else label, total=total, done=done)
     started = time.monotonic()
     try:
         with progress.shown():
@@ -173,30 +250,34 @@ def run_recipe(recipe: Recipe, store: Store, spec: ModelSpec, *, seed: int, labe
 
 def _execute(recipe: Recipe, store: Store, spec: ModelSpec, seed: int, progress: Progress) -> None:
     import ray.data
-    from ray.data.checkpoint import CheckpointConfig
 
-    inference = spec.inference
-    context = ray.data.DataContext.get_current()
-    context.checkpoint_config = CheckpointConfig("id", store.state("checkpoint"), delete_checkpoint_on_success=False)
-    try:
-        # Without the repartition small files are packed into one block, and nothing is committed until the very end.
-        rows = ray.data.read_parquet(store.state("work")).repartition(target_num_rows_per_block=inference.rows_per_commit)
-        rows.map_batches(
-            RecipeActor,
-            fn_constructor_args=(spec, recipe, store.schema, seed, progress.reporter()),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(
-                min_size=spec.least_actors,
-                max_size=spec.most_actors,
-                max_tasks_in_flight_per_actor=2 * spec.blocks_in_flight,
-                max_concurrent_calls_per_actor=spec.blocks_in_flight,
-            ),
-            num_cpus=1,
-            num_gpus=0 if inference.endpoint else inference.num_gpus,
-        ).write_parquet(store.state("parts"), compression="zstd")
-    finally:
-        context.checkpoint_config = None
+    work = store.work_list
+    undone = np.setdiff1d(np.arange(work.blocks), np.fromiter(store.committed(), int))
+    in_flight = spec.blocks_in_flight(work.block_rows)
+    # from_items puts its blocks in place by itself; from_arrow runs a task for each, to learn its schema.
+    numbers = [{"block": number} for number in undone.tolist()]
+    pool = ray.data.from_items(numbers, override_num_blocks=min(len(numbers), MOST_TASKS)).map_batches(
+        RecipeActor,
+        fn_constructor_args=(spec, recipe, store, work, seed, progress.reporter()),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(
+            min_size=spec.least_actors,
+            max_size=spec.most_actors,
+            max_tasks_in_flight_per_actor=2 * in_flight,
+            max_concurrent_calls_per_actor=in_flight,
+        ),
+        num_cpus=1,
+        num_gpus=spec.gpus_per_actor,
+    )
+    for _ in pool.iter_batches(batch_size=None):  # nothing to gather: what is done lies in the store
+        pass
+
+
+def _is_ray_actor() -> bool:
+    import ray
+
+    return ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
 
 
 def _cause(e: BaseException) -> str:

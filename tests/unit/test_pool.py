@@ -1,15 +1,18 @@
 """The actor that runs a recipe over blocks of rows, without Ray and without an engine."""
 
 import asyncio
+import tempfile
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 
 from pipeline.config import Inference, Model
 from pipeline.data.schema import ANSWERS, INSTRUCTIONS, MISTAKES
+from pipeline.data.store import Store
 from pipeline.errors import RowFailed, RunFailed
 from pipeline.inference.chat import Completion, Sampling, user
-from pipeline.inference.pool import FRUITLESS_STARTS, ModelSpec, RecipeActor, RowChat, seed_of
+from pipeline.inference.pool import BLOCK_STARTS, FRUITLESS_STARTS, ROW_STARTS, ModelSpec, RecipeActor, RowChat, seed_of
 from pipeline.inference.progress import Counter, Reporter, Tally
 from tests.scripted import instruction
 
@@ -37,12 +40,22 @@ class Progress:
 
     def __init__(self, starts: int = 1):
         self.starts, self.total, self.ready = starts, Tally(), False
+        self.begun: dict[str, int] = {}
 
     def engine_starting(self):
         return self.starts
 
+    def starting(self, what):
+        return self.begun.get(what, 1)
+
     def engine_ready(self, _seconds):
         self.ready = True
+
+    def rows_waiting(self, rows):
+        pass
+
+    def row_started(self):
+        pass
 
     def row_done(self, tally):
         self.total += tally
@@ -81,14 +94,29 @@ def spec(**inference) -> ModelSpec:
     return ModelSpec(Model(path="toy"), "/toy", Inference(**inference))
 
 
-def run(recipe, rows, schema=MISTAKES, work=INSTRUCTIONS, seed=0, progress=None, **inference) -> list[dict]:
-    async def blocks():
-        actor = RecipeActor(spec(**inference), recipe, schema, seed, progress or Progress())
-        return [table async for table in actor(work.table(rows))]
+def actor_of(store: Store, recipe, seed=0, progress=None, **inference) -> RecipeActor:
+    return RecipeActor(spec(**inference), recipe, store, store.work_list, seed, progress or Progress())
 
-    [table] = asyncio.run(blocks())
-    assert table.schema.equals(schema.arrow, check_metadata=True)
-    return table.to_pylist()
+
+def written(directory, rows, schema=MISTAKES, work=INSTRUCTIONS, block_rows=100) -> Store:
+    store = Store(str(directory), schema.name, schema)
+    store.write_work(rows, work, block_rows=block_rows)
+    return store
+
+
+def run_blocks(actor: RecipeActor, numbers: list[int]) -> None:
+    async def blocks():
+        return [table async for table in actor(pa.table({"block": numbers}))]
+
+    asyncio.run(blocks())
+
+
+def run(recipe, rows, schema=MISTAKES, work=INSTRUCTIONS, **how) -> list[dict]:
+    with tempfile.TemporaryDirectory() as directory:
+        store = written(directory, rows, schema, work)
+        run_blocks(actor_of(store, recipe, **how), list(range(store.work_list.blocks)))
+        store.finish()
+        return list(store.rows())
 
 
 def rows(n: int) -> list[dict]:
@@ -151,8 +179,51 @@ def test_half_as_many_rows_again_are_in_flight_as_the_batch_has_places(model, se
     assert model.most_in_flight == in_flight
 
 
-def test_an_empty_block_has_the_schema(model):
+def test_no_rows_are_no_work(model):
     assert run(TwoSteps(), []) == []
+
+
+def test_a_task_that_is_run_again_passes_over_what_is_committed(model, tmp_path):
+    """Its first actor died after two of its three blocks."""
+    store = written(tmp_path, rows(6), block_rows=2)
+    run_blocks(actor_of(store, TwoSteps()), [0, 2])
+    asked = len(model.seeds)
+    run_blocks(actor_of(store, TwoSteps()), [0, 1, 2])
+    assert len(model.seeds) - asked == 4
+    assert store.finish()["rows"] == 6
+
+
+def test_rows_that_failed_are_run_again_and_no_others(model, tmp_path):
+    store = written(tmp_path, [instruction(text, id=text) for text in ("good", "row failed", "good too")])
+    run_blocks(actor_of(store, FailsOn()), [0])
+    store.finish()
+    assert store.reopen_failed() == 1
+    model.seeds.clear()
+    run_blocks(actor_of(store, TwoSteps()), [0])
+    assert model.seeds == [seed_of(0, "row failed", step) for step in ("induce", "analyse")]
+    assert store.finish()["status"] == {"ok": 3}
+    assert [row["response"] for row in store.rows()] == ["fine", "row failed", "fine"]
+
+
+def test_a_row_that_kills_its_engine_is_found_and_kept_as_failed(model, tmp_path):
+    """Its block has been begun too often: every row is run alone; the deadly one, begun alone too often, is not run again."""
+    store, progress = written(tmp_path, rows(5)), Progress()
+    progress.begun = {"block 0": BLOCK_STARTS + 1, "row r3": ROW_STARTS + 1, "row r1": ROW_STARTS}
+    run_blocks(actor_of(store, TwoSteps(), progress=progress), [0])
+    assert store.finish()["reasons"] == {"the engine died each time it ran this row": 1}
+    assert [row["status"] for row in store.rows()] == ["ok", "ok", "ok", "failed", "ok"]
+    assert model.most_in_flight == 1
+
+
+def test_a_write_that_fails_ends_the_block(model, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    store = written(tmp_path, rows(2))
+    monkeypatch.setattr("pipeline.data.storage.write_bytes", full)
+    with pytest.raises(RunFailed, match="the disk is full; make room"):
+        run_blocks(actor_of(store, TwoSteps()), [0])
+    assert not store.committed()
 
 
 def test_the_evaluation_has_no_list_of_finish_reasons(model):
@@ -166,10 +237,11 @@ def test_the_evaluation_has_no_list_of_finish_reasons(model):
     assert (row["finish_reason"], row["suite"], row["status"]) == ("length", "harmful", "ok")
 
 
-def test_engines_that_die_again_and_again_end_the_run(model):
-    RecipeActor(spec(actors=2), TwoSteps(), MISTAKES, 0, Progress(starts=FRUITLESS_STARTS + 2))
+def test_engines_that_die_again_and_again_end_the_run(model, tmp_path):
+    store = written(tmp_path, rows(1))
+    actor_of(store, TwoSteps(), progress=Progress(starts=FRUITLESS_STARTS + 2), actors=2)
     with pytest.raises(RunFailed, match="die again and again"):
-        RecipeActor(spec(actors=2), TwoSteps(), MISTAKES, 0, Progress(starts=FRUITLESS_STARTS + 3))
+        actor_of(store, TwoSteps(), progress=Progress(starts=FRUITLESS_STARTS + 3), actors=2)
 
 
 def test_a_finished_row_forgives_earlier_engine_starts():

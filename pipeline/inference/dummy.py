@@ -1,0 +1,69 @@
+"""No model at all behind the same call as the engine: text made of the request's seed, for rehearsals of scale and of faults.
+
+Nothing it writes can be taken for a model's: every text says that it is the dummy's, and so do card, report and progress line.
+"""
+
+import asyncio
+import random
+
+from pipeline.config import Dummy
+from pipeline.errors import RowFailed
+from pipeline.inference.chat import Completion, Message, Sampling
+
+_WORDS = [
+    "amber",
+    "birch",
+    "cedar",
+    "delta",
+    "ember",
+    "fjord",
+    "grove",
+    "heath",
+    "inlet",
+    "jetty",
+    "knoll",
+    "ledge",
+    "maple",
+    "north",
+    "ocean",
+    "plain",
+    "quay",
+    "ridge",
+    "shore",
+    "tidal",
+]
+_POOL = random.Random(0).choices(_WORDS, k=4096)
+
+
+class DummyModel:
+    """The same calls as `engine.VllmModel`. A text, its length, its delay and whether it fails depend on the request's seed alone."""
+
+    def __init__(self, settings: Dummy, max_num_seqs: int):
+        self._settings = settings
+        self._places = asyncio.Semaphore(max_num_seqs)
+
+    async def complete(self, messages: list[Message], sampling: Sampling, *, seed: int, adapter: str | None) -> list[Completion]:
+        """Sample `sampling.n` texts; the i-th depends on seed + i. Raises RowFailed for the share of requests that is to fail."""
+        settings = self._settings
+        if settings.latency_s:
+            async with self._places:
+                await asyncio.sleep(settings.latency_s * (0.5 + _unit(seed, 1)))
+        if settings.failures and _unit(seed, 2) < settings.failures:
+            raise RowFailed("the dummy model was told to fail")
+        prompt_tokens = sum(message["content"].count(" ") + 1 for message in messages)
+        return [self._text(seed + i, prompt_tokens, sampling.max_tokens) for i in range(sampling.n)]
+
+    def _text(self, seed: int, prompt_tokens: int, max_tokens: int) -> Completion:
+        least, most = self._settings.tokens
+        wanted = least + int(_unit(seed, 3) * (most - least + 1))
+        start = int(_unit(seed, 4) * (len(_POOL) - most)) if most < len(_POOL) else 0
+        words = [f"dummy-{seed:016x}", *_POOL[start : start + wanted - 1]][:max_tokens]
+        return Completion(" ".join(words), prompt_tokens, len(words), "length" if wanted > max_tokens else "stop")
+
+
+def _unit(seed: int, purpose: int) -> float:
+    """A number in [0, 1) that looks random: splitmix64 of the seed, a different one for every purpose."""
+    z = (seed + purpose * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return (z ^ (z >> 31)) / 2**64
