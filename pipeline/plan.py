@@ -56,10 +56,14 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     console = console or Console(highlight=False, soft_wrap=True)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a plan looks at what is on this disk and waits for no network
     stages = {"generate", "mix", "train", "evaluate"} if config.instructions else {"evaluate"}
+    if config.model.is_dummy:
+        stages -= {"train", "evaluate"}
     out_of_reach = preflight.unreachable(config, stages)
     preflight.check(config, stages, skip=set(out_of_reach))
     if config.model.path == "toy":
         console.print("model        toy, the embedded demonstration model")
+    elif config.model.is_dummy:
+        console.print("model        dummy, no model: generate and mix are rehearsed, the rest is what a model would need")
     else:
         console.print(f"model        {config.model.path}" + (f" @ {config.model.revision}" if config.model.revision else ""))
     for name, why in out_of_reach.items():

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline import prompts
+from pipeline import pretrained, prompts
 from pipeline.config import Config, Endpoint, Model, Source
 from pipeline.console import step_bar
 from pipeline.data import instructions, storage
@@ -29,7 +29,9 @@ def check(config: Config, stages: set[str], skip: set[str] = frozenset(), suites
     prompts.load("judge", config.evaluation.prompts)
     if config.evaluation.course_correction:
         prompts.load("course_correction", config.evaluation.course_correction.prompts)
+    _check_no_password("run_dir", config.run_dir)
     for field, source in sources(config, stages, suites).items():
+        _check_no_password(f"{field}.path", source.path)
         if field not in skip:
             _check_source(field, source, unsafe=_needs_unsafe(config, field))
     for field, endpoint in _endpoints(config, stages, suites).items():
@@ -39,6 +41,10 @@ def check(config: Config, stages: set[str], skip: set[str] = frozenset(), suites
     check_model_path(config.model, "model")
     if config.recipe.name == "course_correction" and config.recipe.aligned.model:
         check_model_path(config.recipe.aligned.model, "recipe.aligned.model")
+    if config.model.is_dummy and (needs := sorted(stages & {"evaluate", "train"})):
+        raise UserError(
+            f"model.path = dummy: has no weights, so there is nothing to {needs[0]}; use `setbacks generate` and `setbacks mix`"
+        )
     check_run_dir(config, stages)
 
 
@@ -51,6 +57,13 @@ def check_suites(config: Config, wanted: Iterable[str]) -> list[str]:
             mend = f"give {field}" if field else "known are safety and course_correction"
             raise UserError(f"--suite {suite}: the configuration has no such suite; {mend}")
     return [suite for suite in known if suite in set(wanted)] if wanted else known
+
+
+def _check_no_password(field: str, path: str) -> None:
+    """A path is stored with the configuration, and stands in cards and reports: no place for credentials, which an s3:// path can hold."""
+    userinfo = path.partition("://")[2].partition("/")[0].rpartition("@")[0]
+    if ":" in userinfo:
+        raise UserError(f"{field}: holds a password, which would be stored; leave it out, credentials go into the environment")
 
 
 def _check_source(field: str, source: Source, *, unsafe: bool) -> None:
@@ -131,7 +144,7 @@ def sources(config: Config, stages: set[str], suites: set[str]) -> dict[str, Sou
 def check_model_path(model: Model, field: str) -> None:
     """A model path is `toy`, an existing model directory, or looks like a hub id. Raises UserError otherwise."""
     path, directory = model.path, os.path.expanduser(model.path)
-    if path == "toy":
+    if path == "toy" or model.is_dummy:
         return
     if os.path.isdir(directory):
         if not os.path.exists(os.path.join(directory, "config.json")):
@@ -168,6 +181,8 @@ def model_dir(model: Model) -> str:
             return str(built)
         with step_bar("building the toy model") as update:
             return str(ensure(lambda step, steps, loss: update(step, steps, f"loss {loss:.2f}")))
+    if model.is_dummy:
+        return model.path
     path = os.path.expanduser(model.path)
     return os.path.abspath(path) if os.path.isdir(path) else path
 
@@ -178,6 +193,8 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
     directory: what `model_dir` returned. Returns notices: what is allowed, but worth a line on the screen.
     """
     notices = _check_precision(config, stages)
+    if not config.model.is_dummy and (stages & {"train", "evaluate"} or ("generate" in stages and not config.inference.endpoint)):
+        pretrained.check(directory, config.model.revision)
     if "train" in stages:
         check_lora(config, directory)
         for arm, section in config.arms.items():
@@ -195,7 +212,7 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
 
 def _check_precision(config: Config, stages: set[str]) -> list[str]:
     """A notice where this CPU would emulate bfloat16, which takes many times longer."""
-    if cpu_has_bf16():
+    if cpu_has_bf16() or config.model.is_dummy:
         return []
     slow = []
     if stages & {"generate", "evaluate"} and config.inference.num_gpus == 0 and config.model.dtype in ("auto", "bfloat16"):
@@ -215,6 +232,10 @@ def _check_aligned(config: Config, directory: str) -> list[str]:
             raise UserError("inference.endpoint.prefill = false: course_correction continues turns; set it to true if the server can")
         return []
     own = model_dir(model)
+    if model.is_dummy or config.model.is_dummy:
+        return []
+    if own != directory:
+        pretrained.check(own, model.revision, "recipe.aligned.model.path")
     if adapter:
         check_adapter("recipe.aligned.adapter", adapter, own)
     tokenizer = load_tokenizer(config, own, model)
@@ -228,6 +249,8 @@ def _check_aligned(config: Config, directory: str) -> list[str]:
 
 def cached_model_dir(config: Config) -> str | None:
     """The model's directory where nothing has to be built or downloaded for it; None otherwise."""
+    if config.model.is_dummy:
+        return None
     if config.model.path == "toy":
         from pipeline.toy.model import cached
 
@@ -242,11 +265,11 @@ def cached_model_dir(config: Config) -> str | None:
 
 def load_tokenizer(config: Config, directory: str, model: Model | None = None):
     """The tokenizer of a model (by default the run's), which can render a chat. Raises UserError where it cannot."""
-    from transformers import AutoTokenizer
-
     model = model or config.model
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, revision=model.revision)
+        tokenizer = pretrained.tokenizer(directory, model.revision)
+    except UserError:
+        raise
     except Exception as e:  # each backend has its own exceptions for a file that is missing, broken or out of reach
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise UserError(f"model.path = {model.path}: its tokenizer cannot be loaded ({reason})") from None
@@ -286,6 +309,8 @@ def check_cluster(config: Config, stages: set[str]) -> None:
     """Compare the GPUs asked for with what the connected Ray cluster has. Raises UserError."""
     import ray
 
+    if config.model.is_dummy:
+        return
     have = int(ray.cluster_resources().get("GPU", 0))
     actors = config.inference.actors
     least = actors[0] if isinstance(actors, tuple) else actors

@@ -9,7 +9,7 @@ evaluation.py  the suites every arm is put through
 file.py        reading it from YAML: every wrong key or value becomes one sentence
 """
 
-from pipeline.config.base import Columns, Draw, Endpoint, Inference, Model, Section, Source
+from pipeline.config.base import Columns, Draw, Dummy, Endpoint, Inference, Model, Section, Source
 from pipeline.config.evaluation import CourseCorrectionSuite, Evaluation, Report
 from pipeline.config.file import dump, load
 from pipeline.config.judges import CorrectionJudge, CorrectionPhrases, Judge, RatingJudge, RefusalJudge, ToyJudge, YesNoJudge

@@ -1,8 +1,9 @@
 """What every section of the configuration builds on: models, sources, engines, sampling."""
 
+import unicodedata
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -13,15 +14,53 @@ class Section(BaseModel):
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Ratio = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-ArmName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+Natural = Annotated[int, Field(ge=0, lt=2**31)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+ArmName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=60)]
+
+
+def _can_be_a_name(value: str) -> str:
+    if any(unicodedata.category(character) == "Cc" for character in value):
+        raise ValueError("holds a control character, such as a line end; take it out")
+    if len(value.encode()) > 1000 or any(len(part.encode()) > 255 for part in value.split("/")):
+        raise ValueError("is longer than a path or name can be: 1000 bytes, and 255 between slashes")
+    return value
+
+
+# Of a file, a directory, a data set, a server or a model. What no file system takes is refused here, for all that open one.
+Name = Annotated[str, Field(min_length=1), AfterValidator(_can_be_a_name)]
+
+
+class Dummy(Section):
+    """What the model-free engine pretends to be. The same request always gets the same text, delay and failure."""
+
+    latency_s: float = Field(0, ge=0, description="mean seconds until a request is answered")
+    failures: Fraction = Field(0, description="share of requests that fail")
+    tokens: tuple[Count, Count] = Field((16, 48), description="words of a completion, [least, most], cut at max_tokens")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Dummy":
+        if self.tokens[0] > self.tokens[1]:
+            raise ValueError(f"tokens must be [least, most] with least <= most, not {list(self.tokens)}")
+        return self
 
 
 class Model(Section):
-    path: str = Field(min_length=1, description="`toy`, a local directory, or a hub id")
-    revision: str | None = Field(None, description="hub revision (commit, tag or branch)")
+    path: Name = Field(description="`toy`, a local directory, a hub id, or `dummy`: no model, for rehearsals of generate and mix")
+    dummy: Dummy | None = Field(None, description="of path dummy: how fast it answers, how often it fails, how much it says")
+    revision: Name | None = Field(None, description="hub revision (commit, tag or branch)")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
     max_length: Count | None = Field(None, description="tokens of prompt + completion; none = the model's own limit")
+
+    @property
+    def is_dummy(self) -> bool:
+        return self.path == "dummy"
+
+    @model_validator(mode="after")
+    def _dummy_is_the_dummys(self) -> "Model":
+        if self.dummy is not None and not self.is_dummy:
+            raise ValueError(f"dummy describes path: dummy, and path is {self.path}: leave dummy out, or set path: dummy")
+        return self
 
 
 class Columns(Section):
@@ -38,8 +77,8 @@ class Source(Section):
     """A set of instructions: file, directory or glob (Parquet, JSONL, JSON, CSV; local, s3://, gs://, hf://),
     `hub:NAME` for a data set through `datasets`, or `toy:SPLIT`."""
 
-    path: str = Field(min_length=1)
-    split: str = Field("train", description="split of a hub data set")
+    path: Name
+    split: Name = Field("train", description="split of a hub data set")
     limit: Count | None = Field(None, description="read at most this many distinct instructions")
     columns: Columns | None = None
 
@@ -47,11 +86,11 @@ class Source(Section):
 class Endpoint(Section):
     """An OpenAI-compatible server. The key is read from the environment and stored nowhere."""
 
-    url: str = Field(pattern=r"^https?://", description="base URL, ending in /v1")
-    model: str = Field(min_length=1, description="the server's name of the model")
-    api_key_env: str | None = Field("OPENAI_API_KEY", description="environment variable that holds the key; null = no key")
+    url: Name = Field(pattern=r"^https?://", description="base URL, ending in /v1")
+    model: Name = Field(description="the server's name of the model")
+    api_key_env: Name | None = Field("OPENAI_API_KEY", description="environment variable that holds the key; null = no key")
     concurrency: Count = Field(64, description="requests in flight per actor")
-    retries: int = Field(6, ge=0, description="tries after the first, with exponential back-off")
+    retries: Natural = Field(6, description="tries after the first, with exponential back-off")
     timeout_s: float = Field(120, gt=0)
     prefill: bool = Field(False, description="the server can continue an assistant turn (vLLM's can)")
 
@@ -61,7 +100,7 @@ class Inference(Section):
 
     endpoint: Endpoint | None = Field(None, description="use this server instead of vLLM in the actors")
     actors: Count | tuple[Count, Count] = Field(1, description="engines; [min, max] = autoscaling")
-    num_gpus: int = Field(0, ge=0, description="GPUs per engine = tensor-parallel degree; 0 = CPU")
+    num_gpus: Natural = Field(0, description="GPUs per engine = tensor-parallel degree; 0 = CPU")
     max_num_seqs: Count = Field(256, description="sequences in an engine's batch at once, as vLLM names it")
     rows_per_commit: Count = Field(256, description="rows saved together; what an interruption can cost per block in flight")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)

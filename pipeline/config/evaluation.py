@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import ArmName, Count, Draw, Section, Source
+from pipeline.config.base import ArmName, Count, Draw, Name, Natural, Section, Source
 from pipeline.config.judges import CorrectionJudge, CorrectionPhrases, Judge, RatingJudge, RefusalJudge
 
 
@@ -22,7 +22,7 @@ class CourseCorrectionSuite(Section):
         description="as the authors' scripts: words counted with the opener, an opener drawn per path, a response shorter than k used whole, "
         "the first unsafe response whatever its length, an unreadable verdict taken for a no",
     )
-    prompts: str | None = Field(None, description="YAML file that replaces prompts/course_correction.yaml")
+    prompts: Name | None = Field(None, description="YAML file that replaces prompts/course_correction.yaml")
 
     @model_validator(mode="after")
     def _consistent(self) -> "CourseCorrectionSuite":
@@ -46,9 +46,9 @@ class Evaluation(Section):
     answer: Draw = Draw()
     harmless: Judge = RefusalJudge()
     help: RatingJudge | None = Field(RatingJudge(), description="rates Help and Harm-Help; null = not rated")
-    prompts: str | None = Field(None, description="YAML file that replaces prompts/judge.yaml")
+    prompts: Name | None = Field(None, description="YAML file that replaces prompts/judge.yaml")
     course_correction: CourseCorrectionSuite | None = None
-    adapters: dict[ArmName, str] = Field({}, description="directories of other adapters of the model, evaluated beside the arms")
+    adapters: dict[ArmName, Name] = Field({}, description="directories of other adapters of the model, evaluated beside the arms")
 
     @property
     def suites(self) -> list[str]:
@@ -64,4 +64,4 @@ class Evaluation(Section):
 
 
 class Report(Section):
-    examples: int = Field(6, ge=0, description="masked examples shown")
+    examples: Natural = Field(6, description="masked examples shown")

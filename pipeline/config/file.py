@@ -9,6 +9,8 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipeline.config import yaml_text
+from pipeline.config.shown import shown
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 
@@ -19,13 +21,13 @@ def load(path: str | Path, overrides: list[str] = ()) -> Config:
     Raises UserError (one sentence) where the file is missing or unreadable, or a key or value is wrong.
     """
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = yaml_text.read(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: cannot be read ({e})") from None
+        raise UserError(f"{shown(path)}: no such configuration file") from None
     except yaml.YAMLError as e:
-        raise UserError(f"{path}: not valid YAML ({_one_line(e)})") from None
+        raise UserError(f"{path}: not valid YAML ({shown(e)})") from None
+    except (OSError, ValueError) as e:  # ValueError: not UTF-8, or a NUL in the file's name
+        raise UserError(f"{shown(path)}: cannot be read ({shown(e)})") from None
     if tree is None:
         raise UserError(f"{path}: is empty; a configuration needs at least run_dir, model and evaluation")
     if not isinstance(tree, dict):
@@ -46,19 +48,20 @@ def dump(config: Config) -> str:
 def _override(tree: dict, override: str) -> None:
     key, eq, text = override.partition("=")
     if not eq or not key.strip():
-        raise UserError(f"override {override!r}: write it as key.sub=value")
+        raise UserError(f"override {_short(override)}: write it as key.sub=value")
     try:
-        value = yaml.safe_load(text)
+        value = yaml_text.parse(text)
     except yaml.YAMLError as e:
-        raise UserError(f"override {override!r}: the value is not valid YAML ({_one_line(e)})") from None
+        raise UserError(f"override {_short(override)}: the value is not valid YAML ({shown(e)})") from None
     *parents, leaf = key.strip().split(".")
+    if len(parents) >= yaml_text.MOST_LEVELS:
+        raise UserError(f"override {_short(override)}: no key lies that deep; write it as key.sub=value")
     node: Any = tree
     for name in parents:
-        child = node.get(name)
-        if child is None:
-            child = node[name] = {}
+        child = {} if node.get(name) is None else node[name]
         if not isinstance(child, dict):
-            raise UserError(f"override {override!r}: {name} is a {type(child).__name__}, it has no keys of its own")
+            raise UserError(f"override {_short(override)}: {shown(name)} is a {type(child).__name__}, it has no keys of its own")
+        child = node[name] = dict(child)  # the same mapping may stand elsewhere too, as a YAML alias
         node = child
     node[leaf] = value
 
@@ -79,7 +82,7 @@ def _first_error(e: ValidationError) -> str:
     elif first["type"] == "missing":
         text = f"{field} is missing; it has no default"
     else:
-        message = _PLAIN.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+        message = _PLAIN.get(first["type"]) or shown(first["msg"].removeprefix("Value error, "), 500)
         text = f"{field} = {_short(first['input'])}: {message[0].lower()}{message[1:]}" if first["loc"] else message
     more = len({_field(error) for error in errors}) - 1
     return text + (f" (and {more} more)" if more else "")
@@ -96,9 +99,9 @@ _PLAIN = {
 
 def _field(error: dict) -> str:
     location = error["loc"]
-    if error["type"] == "extra_forbidden":
-        return ".".join([*_walk(location[:-1])[0], str(location[-1])])
-    return ".".join(_walk(location)[0])
+    unknown = location[-1:] if error["type"] == "extra_forbidden" else ()
+    names = _walk(location[: len(location) - len(unknown)])[0]
+    return ".".join(shown(name, 60) for name in (*names, *unknown))
 
 
 def _suggestion(location: tuple) -> str:
@@ -141,9 +144,4 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _one_line(e: Exception) -> str:
-    return " ".join(str(e).split())
+    return shown(repr(value), 60)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from pipeline.config.base import Count, Draw, Model, Ratio, Section, Source, tag
+from pipeline.config.base import Count, Draw, Model, Name, Natural, Ratio, Section, Source, tag
 from pipeline.config.judges import CorrectionJudge, CorrectionPhrases, Judge, RefusalJudge
 
 
@@ -27,7 +27,7 @@ class MistakeAnalysis(Section):
     filter: bool = Field(False, description="analyse only mistakes judged harmful (the paper's figure draws no filter)")
     induce: Draw = Draw()
     analyse: Draw = Draw()
-    prompts: str | None = Field(None, description="YAML file that replaces prompts/mistake_analysis.yaml")
+    prompts: Name | None = Field(None, description="YAML file that replaces prompts/mistake_analysis.yaml")
 
     @model_validator(mode="after")
     def _filter_needs_verdict(self) -> "MistakeAnalysis":
@@ -40,7 +40,7 @@ class Aligned(Section):
     """The well-aligned model that goes on after a corrective trigger: another model, or an adapter on it."""
 
     model: Model | None = Field(None, description="null = the run's own model")
-    adapter: str | None = Field(None, description="directory of a LoRA adapter of that model")
+    adapter: Name | None = Field(None, description="directory of a LoRA adapter of that model")
 
 
 class CourseCorrection(Section):
@@ -49,13 +49,13 @@ class CourseCorrection(Section):
     name: Literal["course_correction"] = "course_correction"
     samples: Count = Field(1, description="groups of responses per request, each with triggers and continuations of its own")
     keywords: list[str] = Field(["how", "what"], description="the request holds one of them, in any case; empty = no condition")
-    min_words: int = Field(80, ge=0, description="the unsafe response has more words than this")
+    min_words: Natural = Field(80, description="the unsafe response has more words than this")
     cuts: Count = Field(4, description="initial harmful responses per request, each ending at a punctuation mark")
     aligned: Aligned = Aligned()
     continuation: Draw = Draw(max_tokens=128, temperature=0.7)
     generate_safe: bool = Field(True, description="where the source has no safe response, take the aligned model's own refusal")
     check: CorrectionJudge = Field(CorrectionPhrases(), description="judge of whether a synthetic response really corrects course")
-    prompts: str | None = Field(None, description="YAML file that replaces prompts/course_correction.yaml")
+    prompts: Name | None = Field(None, description="YAML file that replaces prompts/course_correction.yaml")
 
 
 Recipe = Annotated[

@@ -1,23 +1,33 @@
 """How an arm's adapter is trained, one section per method."""
 
+import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from pipeline.config.base import Count, Fraction, Section, tag
+from pipeline.config.base import Count, Fraction, Name, Natural, Section, tag
+
+
+def _pattern(modules: str | list[str]) -> str | list[str]:
+    """PEFT takes a text for a regular expression of module names."""
+    try:
+        re.compile(modules if isinstance(modules, str) else "")
+    except (re.error, RecursionError, OverflowError) as e:
+        raise ValueError(f"is not a regular expression ({e}); give names of modules, or all-linear") from None
+    return modules
 
 
 class Lora(Section):
     rank: Count = 16
     alpha: float = Field(32, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: str | list[str] = Field("all-linear", description="PEFT's target_modules")
+    target_modules: Annotated[str | list[str], AfterValidator(_pattern)] = Field("all-linear", description="PEFT's target_modules")
 
 
 class Start(Section):
     """Training begins from an adapter of the same base model; what comes out is again one adapter of the base model."""
 
-    adapter: str = Field(min_length=1, description="directory of a PEFT LoRA adapter")
+    adapter: Name = Field(description="directory of a PEFT LoRA adapter")
     how: Literal["continue", "stack"] = Field(
         "continue", description="continue = train its own matrices on; stack = freeze it and train a new one (train.lora) on top"
     )
@@ -44,7 +54,7 @@ class Train(Section):
     gradient_checkpointing: bool = False
     save_steps: Count = Field(50, description="optimizer steps between checkpoints")
     log_steps: Count = 5
-    max_failures: int = Field(3, ge=0, description="worker failures survived before the run fails")
+    max_failures: Natural = Field(3, description="worker failures survived before the run fails")
     merge: bool = Field(False, description="also write the merged weights")
 
     @property

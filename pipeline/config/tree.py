@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import ArmName, Inference, Model, Section, Source, tag
+from pipeline.config.base import ArmName, Inference, Model, Name, Section, Source, tag
 from pipeline.config.evaluation import Evaluation, Report
 from pipeline.config.judges import ToyJudge
 from pipeline.config.recipes import CourseCorrection, MistakeAnalysis, Mix, Recipe
@@ -12,9 +12,7 @@ from pipeline.config.training import DPO, SFT, Arm, Training
 
 
 class Config(Section):
-    run_dir: str = Field(
-        min_length=1, description="where everything is written: a local or NFS directory (evaluate cannot use an object store yet)"
-    )
+    run_dir: Name = Field(description="where everything is written: a local or NFS directory (evaluate cannot use an object store yet)")
     seed: int = Field(0, ge=0, lt=2**63)
     model: Model
     instructions: Source | None = Field(None, description="what `generate` reads; needless where a run only evaluates")

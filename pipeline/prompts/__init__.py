@@ -5,12 +5,15 @@ from functools import cached_property
 from pathlib import Path
 
 import yaml
-from jinja2 import StrictUndefined, TemplateError, meta
+from jinja2 import StrictUndefined, meta
 from jinja2.sandbox import SandboxedEnvironment
 
+from pipeline.config import yaml_text
+from pipeline.config.shown import shown
 from pipeline.errors import UserError
 
 _ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+_ENVIRONMENT.globals.clear()  # range, lipsum and the like: a prompt is filled with its variables alone
 
 
 class Prompts:
@@ -29,8 +32,8 @@ class Prompts:
             raise UserError(f"{self.source}: prompt {name} is missing; known are {', '.join(self.texts)}")
         try:
             return self._templates[name].render(**variables)
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as e:  # a template can hold any expression
-            raise UserError(f"{self.source}: prompt {name} cannot be rendered ({e})") from None
+        except Exception as e:  # a template can hold any expression, which can raise anything
+            raise UserError(f"{self.source}: prompt {name} cannot be rendered ({shown(e)})") from None
 
     def lines(self, name: str) -> list[str]:
         """The lines of a text that is a list, blank ones left out. Raises UserError where there is none."""
@@ -50,8 +53,8 @@ class Prompts:
         for name, text in self.texts.items():
             try:
                 templates[name] = _ENVIRONMENT.from_string(text)
-            except TemplateError as e:
-                raise UserError(f"{self.source}: prompt {name} is not a valid template ({e})") from None
+            except Exception as e:  # jinja's own, and what Python says of the code that jinja makes of it
+                raise UserError(f"{self.source}: prompt {name} is not a valid template ({shown(e)})") from None
         return templates
 
 
@@ -67,7 +70,7 @@ def load(name: str, replacement: str | None = None) -> Prompts:
         return Prompts(texts, own.name)
     changed = _read(Path(replacement).expanduser())
     if unknown := changed.keys() - texts.keys():
-        raise UserError(f"{replacement}: {min(unknown)} is not a prompt of {name}; known are {', '.join(texts)}")
+        raise UserError(f"{replacement}: {shown(min(unknown), 60)} is not a prompt of {name}; known are {', '.join(texts)}")
     replaced = Prompts({**texts, **changed}, replacement)
     for name in changed:
         replaced.render(name, **dict.fromkeys(_variables(texts[name]), "text"))
@@ -80,11 +83,11 @@ def _variables(text: str) -> set[str]:
 
 def _read(path: Path) -> dict[str, str]:
     try:
-        texts = yaml.safe_load(path.read_text(encoding="utf-8"))
+        texts = yaml_text.read(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such prompt file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise UserError(f"{path}: cannot be read as YAML ({' '.join(str(e).split())})") from None
-    if not isinstance(texts, dict) or not all(isinstance(v, str) for v in texts.values()):
+        raise UserError(f"{path}: cannot be read as YAML ({shown(e)})") from None
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for pair in texts.items() for text in pair):
         raise UserError(f"{path}: a prompt file maps names to texts")
     return texts
