@@ -32,7 +32,7 @@ def show(dataset_dir: str, rows: int, reveal: bool, console) -> None:
         counts = {name: _count(dataset, name) for name in _COUNTED if name in dataset.schema.names}
         total = dataset.count_rows()
     except (OSError, pa.ArrowException, UnicodeDecodeError) as e:
-        raise UserError(f"{dataset_dir}: cannot be read as Parquet ({' '.join(str(e).split())})") from None
+        raise UserError(f"{dataset_dir}: cannot be read as Parquet ({safe_text(' '.join(str(e).split()))})") from None
 
     console.print(_line(f"{dataset_dir}: {total} rows"), style="bold")
     for name, values in counts.items():
@@ -73,14 +73,14 @@ def _inside(filesystem, inner: str) -> str:
     below = filesystem.get_file_info(fs.FileSelector(inner, recursive=True))
     names = sorted({f.path.removeprefix(inner).lstrip("/").rpartition("/")[0] for f in below if f.path.endswith(".parquet")})
     visible = [name for name in names if not name.startswith(".")]
-    return f"; name a data set in it: {', '.join(visible)}" if visible else "; it may not be complete yet"
+    return f"; name a data set in it: {safe_text(', '.join(visible))}" if visible else "; it may not be complete yet"
 
 
 def _count(dataset, column: str) -> Counter:
     counts: Counter = Counter()
     for batch in dataset.to_batches(columns=[column]):
         for pair in batch.column(0).value_counts().to_pylist():
-            counts[pair["values"]] += pair["counts"]
+            counts[str(pair["values"])] += pair["counts"]  # a foreign column of that name may hold anything
     return counts
 
 
@@ -128,11 +128,11 @@ def _rendered(value: Any, *, hide: bool) -> str:
     if isinstance(value, dict):
         members = ((name, _rendered(v, hide=hide and name not in _PLAIN)) for name, v in value.items() if v is not None)
         return "\n".join(f"{safe_text(str(name))}: {text}" for name, text in members)
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):  # a map's entries are pairs
         return "\n".join(_rendered(v, hide=hide) for v in value)
     if isinstance(value, bytes):
         return f"({len(value)} bytes)"
-    return str(value)
+    return safe_text(str(value))
 
 
 def _cut(text: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow.fs as pafs
 import yaml
 
+from pipeline import pretrained
 from pipeline.config import DPO, SFT, Config, Start
 from pipeline.data import storage
 from pipeline.training import start
@@ -154,9 +155,8 @@ def _tensorboard(directory: str, lines: list[dict]) -> None:
 
 def _merge(config: Config, model_dir: str, tokenizer: Any, directory: str) -> None:
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(model_dir, revision=config.model.revision, dtype=config.model.dtype)
+    base = pretrained.model(model_dir, config.model.revision, dtype=config.model.dtype)
     merged = os.path.join(directory, "merged")
     PeftModel.from_pretrained(base, directory).merge_and_unload().save_pretrained(merged)
     tokenizer.save_pretrained(merged)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from pipeline import pretrained
 from pipeline.config import DPO, SFT, Config
 from pipeline.data import storage
 from pipeline.errors import RunFailed, UserError
@@ -43,12 +44,10 @@ def train_arm(
     final_margin and final_accuracy (of the last logged steps); a `notice` where something set has no effect.
     Raises UserError where configuration, model or data do not fit together; RunFailed where training gave up.
     """
-    from transformers import AutoTokenizer
-
     t, method = config.arms[arm].train, methods.of(config.arms[arm].train)
     model_dir = os.path.abspath(model_dir) if os.path.isdir(model_dir) else model_dir
     parameters = _check(config, arm, model_dir)
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, revision=config.model.revision)
+    tokenizer = pretrained.tokenizer(model_dir, config.model.revision)
     tables, counts, runs = method.prepare(tokenizer, examples_dir, config, arm)
     name = fingerprint(config, arm, model_dir, tables)
     state_dir = storage.absolute(state_dir)
@@ -99,13 +98,12 @@ def check_lora(config: Config, model_dir: str) -> None:
 
 def _check(config: Config, arm: str, model_dir: str) -> int:
     """How many parameters an arm trains, found on a model without weights. Raises UserError where its adapter does not fit the model."""
-    import torch
     from peft import get_peft_model, get_peft_model_state_dict
     from peft.tuners.tuners_utils import BaseTunerLayer
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     t = config.arms[arm].train
-    architecture = AutoConfig.from_pretrained(model_dir, revision=config.model.revision)
+    pretrained.check_weights(model_dir)
+    architecture = pretrained.architecture(model_dir, config.model.revision)
     methods.of(t).check(architecture, f"{_field(config, arm, 'method')} = {t.method}")
     begin = start.directory(t.start) if t.start else None
     where = _field(config, arm, "start") + ".adapter"
@@ -113,8 +111,7 @@ def _check(config: Config, arm: str, model_dir: str) -> int:
         start.load_config(begin, where)
     continues = t.start is not None and t.start.how == "continue"
     lora = adapter.lora_config(config, t, begin if continues else None)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(architecture)
+    model = pretrained.empty(architecture)
     field = f"{_field(config, arm, 'lora')}.target_modules = {t.lora.target_modules}"
     try:
         model = get_peft_model(model, lora)

@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch.nn.functional import logsigmoid
-from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
+from pipeline import pretrained
 from pipeline.config import Config
 from pipeline.data import storage
 from pipeline.training import attention, examples, loop, pairs
@@ -87,7 +87,7 @@ def build(job: Job, scratch: str, *, world: int = 1, report_to: str = "none") ->
             args=args,
             train_dataset=datasets.Dataset.from_dict({"pairs": micro}),
             data_collator=Collator(job.table("responses"), found),
-            processing_class=AutoTokenizer.from_pretrained(job.model_dir, revision=job.config.model.revision),
+            processing_class=pretrained.tokenizer(job.model_dir, job.config.model.revision),
             peft_config=lora,
             pairs_per_step=t.batch_size,
         ),

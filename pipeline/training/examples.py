@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
+from jinja2 import TemplateError
 
 from pipeline.data import storage
 from pipeline.errors import UserError
@@ -110,7 +111,7 @@ def encode(tokenizer: Any, conversations: list[list[dict]]) -> list[Example | No
     begins. Both are rendered as text and tokenised; where the target starts is a token position, the length of the first.
     None for an example whose tokenizer merges characters of prompt and target into one token: at inference that token cannot occur.
 
-    Raises UserError where the template is missing, rewrites the prompt, or ends the turn with no special token.
+    Raises UserError where the template is missing, fails, rewrites the prompt, or ends the turn with no special token.
     """
     name = tokenizer.name_or_path
     if not tokenizer.chat_template:
@@ -131,7 +132,12 @@ def encode(tokenizer: Any, conversations: list[list[dict]]) -> list[Example | No
 
 
 def _render(tokenizer: Any, messages: list[dict], **kwargs: bool) -> str:
-    return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
+    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as e:  # its message may hold a conversation's text
+        raise UserError(
+            f"the chat template of model {tokenizer.name_or_path} cannot be rendered ({type(e).__name__}): mend its chat_template.jinja"
+        ) from None
 
 
 def _tokens(tokenizer: Any, texts: list[str]) -> list[list[int]]:

@@ -12,8 +12,9 @@ import datasets
 import ray.train
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
+from pipeline import pretrained
 from pipeline.training import methods
 from pipeline.training import start as start_adapter
 from pipeline.training.adapter import lora_config
@@ -44,12 +45,12 @@ def start(job: Job, scratch: str, trainer_of: Callable[[Any, Any], Trainer], att
     trainer_of(model, lora) makes it; attention_of(model config, use_gpu) says which attention the model is loaded with.
     """
     t, model = job.train, job.config.model
-    architecture = AutoConfig.from_pretrained(job.model_dir, revision=model.revision)
-    base = AutoModelForCausalLM.from_pretrained(
+    architecture = pretrained.architecture(job.model_dir, model.revision)
+    base = pretrained.model(
         job.model_dir,
-        revision=model.revision,
+        model.revision,
         dtype=model.dtype if t.bf16 else "float32",
-        attn_implementation=attention_of(architecture, t.use_gpu),
+        attention=attention_of(architecture, t.use_gpu),
     )
     if job.frozen is not None:
         start_adapter.freeze_under(base, start_adapter.fetch(job.frozen, scratch))

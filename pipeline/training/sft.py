@@ -9,9 +9,9 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import torch
-from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+from pipeline import pretrained
 from pipeline.config import Config
 from pipeline.training import attention, examples, loop
 from pipeline.training.job import Job, Run
@@ -62,7 +62,7 @@ def trainer(job: Job, ordered: datasets.Dataset, scratch: str, *, world: int = 1
             model=model,
             args=args,
             train_dataset=ordered,
-            processing_class=AutoTokenizer.from_pretrained(job.model_dir, revision=job.config.model.revision),
+            processing_class=pretrained.tokenizer(job.model_dir, job.config.model.revision),
             peft_config=lora,
         ),
         attention.choose,

@@ -61,7 +61,8 @@ def engines(of: int | None = None) -> list[psutil.Process]:
 
 
 def committed(run: Path) -> int:
-    return len([f for f in (run / ".state/mistakes/checkpoint").glob("*.parquet") if ".pending" not in f.name])
+    """Blocks of rows that are committed."""
+    return len(list((run / ".state/mistakes").glob("parts-*/*.parquet")))
 
 
 def wait_until(condition, process: subprocess.Popen, seconds: float = 240) -> None:

@@ -1,0 +1,92 @@
+"""Opening models that others have made: the only place that calls `from_pretrained` on one. Nothing of theirs is executed.
+
+Python code that comes with a model (`auto_map`) is not run and not offered to be run, weights are read from safetensors alone, and the
+attention is ours to choose: a model's own choice could name a kernel on the hub. Chat templates run in transformers' sandbox.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+
+SAFE = {"trust_remote_code": False}
+SAFE_WEIGHTS = {**SAFE, "use_safetensors": True}
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5")
+
+
+def tokenizer(directory: str, revision: str | None = None) -> Any:
+    """The tokenizer of a model directory or hub id. Raises UserError where it would have to run code of its own."""
+    from transformers import AutoTokenizer
+
+    with _no_code(directory):
+        return AutoTokenizer.from_pretrained(directory, revision=revision, **SAFE)
+
+
+def architecture(directory: str, revision: str | None = None) -> Any:
+    """The configuration of a model. Raises UserError where it would have to run code of its own."""
+    from transformers import AutoConfig
+
+    with _no_code(directory):
+        return AutoConfig.from_pretrained(directory, revision=revision, **SAFE)
+
+
+def empty(architecture: Any) -> Any:
+    """The model of a configuration on the device `meta`: every module and shape, no weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(architecture, attn_implementation="eager", **SAFE)
+
+
+def model(directory: str, revision: str | None = None, *, dtype: str, attention: str = "eager") -> Any:
+    """A model with its weights. Raises UserError where these are no safetensors, or it would have to run code of its own."""
+    from transformers import AutoModelForCausalLM
+
+    check_weights(directory)
+    # Else transformers asks a public service to convert pickled weights, and loads what that has made.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    with _no_code(directory):
+        found = architecture(directory, revision)  # given as an object; else what its file says of attention would win over our word
+        return AutoModelForCausalLM.from_pretrained(
+            directory, revision=revision, config=found, dtype=dtype, attn_implementation=attention, **SAFE_WEIGHTS
+        )
+
+
+def check_weights(directory: str, field: str = "model.path") -> None:
+    """Raises UserError where a directory's weights are no safetensors. A hub id is not looked at: loading it finds out."""
+    if not os.path.isdir(directory):
+        return
+    names = sorted(os.listdir(directory))
+    if any(name.endswith(".safetensors") for name in names):
+        return
+    if pickled := [name for name in names if Path(name).suffix in _PICKLES]:
+        raise UserError(f"{field} = {directory}: its weights are in {pickled[0]}, whose format can run code; save the model as safetensors")
+    raise UserError(f"{field} = {directory}: holds no *.safetensors, so no weights; copy the model again")
+
+
+def check(directory: str, revision: str | None = None, field: str = "model.path") -> None:
+    """A model directory can be loaded by these rules, as far as a look at its small files tells. Raises UserError."""
+    check_weights(directory, field)
+    if any(_asks_for_code(Path(directory, name)) for name in ("config.json", "tokenizer_config.json")):
+        architecture(directory, revision)  # often transformers knows the model by now, and needs none of it
+        tokenizer(directory, revision)
+
+
+def _asks_for_code(file: Path) -> bool:
+    return file.is_file() and b"auto_map" in file.read_bytes()
+
+
+@contextmanager
+def _no_code(directory: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as e:
+        if "trust_remote_code" not in str(e):
+            raise
+        raise UserError(
+            f"model.path = {directory}: it needs Python code of its own (auto_map), which is never run; take another model"
+        ) from None
