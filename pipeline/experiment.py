@@ -8,9 +8,10 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
+from functools import cache
 
-from pipeline import preflight
+from pipeline import attempt, preflight
 from pipeline.config import Config, Model, dump
 from pipeline.console import step_bar
 from pipeline.data import instructions, storage
@@ -23,9 +24,10 @@ from pipeline.evaluation import answers, course_correction
 from pipeline.fingerprints import fingerprints
 from pipeline.inference.pool import ModelSpec, run_recipe
 from pipeline.recipes import method
-from pipeline.session import ray_session
+from pipeline.session import ray_session, stage_logs
 
 STAGES = ("generate", "mix", "train", "evaluate", "report")
+ON_RAY = {"generate", "train", "evaluate"}
 
 
 class Experiment:
@@ -53,6 +55,8 @@ class Experiment:
         Raises UserError before anything starts, RunFailed where a stage cannot be completed.
         """
         every = STAGES if self.config.instructions else ("evaluate", "report")
+        if self.config.model.is_dummy:
+            every = ("generate", "mix", "report")  # it has no weights to train
         wanted = [stage for stage in STAGES if stage in (every if stages is None else set(stages))]
         if wanted == ["report"]:
             return self.report()  # reads nothing but the run directory
@@ -64,12 +68,14 @@ class Experiment:
                 output.check(self.fingerprints[output.name])
         for notice in preflight.check_models(self.config, set(wanted), set(self.suites), self.model_dir):
             self.tell(notice)
-        needs_ray = set(wanted) & {"generate", "train", "evaluate"}
-        with ray_session(self.run_dir) if needs_ray else nullcontext():
-            if needs_ray:
-                preflight.check_cluster(self.config, needs_ray)
+        with attempt.Attempt(self.run_dir, wanted), stage_logs(self.run_dir, wanted[0]) as log_to, ExitStack() as on_exit:
+            self._start_ray = cache(lambda: self._connect(on_exit, set(wanted) & ON_RAY))
+            if any(output.complete is None for stage in ON_RAY.intersection(wanted) for output in self.outputs[stage]):
+                self._start_ray()  # what the cluster lacks is told before anything else is done
             storage.write_text(storage.join(self.run_dir, "config.yaml"), dump(self.config))
             for stage in wanted:
+                attempt.begin(stage)
+                log_to(stage)
                 getattr(self, stage)()
 
     # -- stages
@@ -83,7 +89,7 @@ class Experiment:
         if store.complete is None:
             counts = instructions.Counts()
             rows = instructions.read(config.instructions, counts)
-            store.write_work(_repeated(rows, config.recipe.samples), INSTRUCTIONS, counts)
+            self._write_work("generate", store, _repeated(rows, config.recipe.samples), INSTRUCTIONS, counts)
             self._run_recipe("generate", self.method.recipe(config), store, self._spec(model, (adapter,) if adapter else (), endpoint=True))
         self._tell_dataset("generate", store)
 
@@ -111,6 +117,7 @@ class Experiment:
             self._open(output, made_from | ({"start": _digest(start.adapter)} if start else {}))
             figures = output.complete
             if figures is None:
+                self._start_ray()
                 with step_bar(f"train {arm}") as update:
                     figures = train_arm(
                         config,
@@ -150,6 +157,7 @@ class Experiment:
 
     def report(self) -> None:
         """What is in the run directory → report.html and report.md."""
+        preflight.check_run_dir(self.config, set())
         if not storage.exists(self.run_dir):
             raise UserError(f"run_dir = {self.config.run_dir}: nothing has been run there; use `setbacks run` first")
         from pipeline.evaluation.report import write_report
@@ -162,7 +170,7 @@ class Experiment:
     def _safety(self, store: Store, adapters: dict[str, str]):
         evaluation = self.config.evaluation
         harmful, helpful = instructions.well_formed(evaluation.harmful), instructions.well_formed(evaluation.helpful)
-        store.write_work(answers.work(self.config, harmful, helpful), ANSWERS)
+        self._write_work("evaluate", store, answers.work(self.config, harmful, helpful), ANSWERS)
         return answers.AnswerRecipe(self.config, adapters)
 
     def _course_correction(self, store: Store, adapters: dict[str, str]):
@@ -170,13 +178,18 @@ class Experiment:
         tokenizer = preflight.load_tokenizer(self.config, self.model_dir) if suite.unit == "tokens" else None
         counts = instructions.Counts()
         entries = (row for row in instructions.read(suite.entries, counts) if row["status"] != FAILED)
-        store.write_work(course_correction.work(self.config, entries, tokenizer), CONTINUATIONS, counts)
+        self._write_work("evaluate", store, course_correction.work(self.config, entries, tokenizer), CONTINUATIONS, counts)
         return course_correction.ContinuationRecipe(self.config, adapters)
 
     # -- what the stages share
 
+    def _connect(self, on_exit: ExitStack, stages: set[str]) -> None:
+        on_exit.enter_context(ray_session(self.run_dir))
+        preflight.check_cluster(self.config, stages)
+
     def _open(self, output: Output, made_from: dict | None = None) -> None:
         """Start or resume an output; `made_from` are the digests of the earlier outputs it is derived from."""
+        attempt.making(output.name)
         output.open({**self.fingerprints[output.name], "made_from": made_from or {}}, overwrite=self.overwrite)
 
     def _store(self, schema: Schema) -> Store:
@@ -186,10 +199,20 @@ class Experiment:
         if self.retry_failed and (failed := store.reopen_failed()):
             self.tell(f"{stage}: {failed} failed rows are run again")
 
+    def _write_work(
+        self, stage: str, store: Store, rows: Iterable[dict], schema: Schema, counts: instructions.Counts | None = None
+    ) -> None:
+        wanted = self.config.inference.rows_per_commit
+        begun_with = store.write_work(rows, schema, counts, block_rows=wanted)["block_rows"]
+        if begun_with != wanted:
+            self.tell(f"{stage}: goes on with rows_per_commit = {begun_with}, as it began; {wanted} would need --overwrite")
+
     def _run_recipe(self, stage: str, recipe, store: Store, spec: ModelSpec, **about: str) -> None:
+        self._start_ray()
         figures = run_recipe(recipe, store, spec, seed=self.config.seed, label=stage)
         done = store.finish()
-        self._record(stage, {**about, **figures, **store.work(), **done["status"], "drops": done["reasons"]})
+        read = {key: count for key, count in store.work().items() if key != "token"}
+        self._record(stage, {**about, **figures, **read, **done["status"], "drops": done["reasons"]})
         write_card(store, self.config, self.fingerprints[store.name]["prompts"], figures)
 
     def _spec(self, model: Model, adapters: tuple[str, ...], *, endpoint: bool = False) -> ModelSpec:

@@ -29,10 +29,14 @@ TEXTS = frozenset(
         *("opener", "responses", "prompt", "chosen", "rejected", "prefills", "paths"),
     )
 )
-TOY_NOTE = (
-    "These are numbers of the toy model: about a million parameters, trained on made-up sentences. They show that the run works "
-    "from end to end. They are a demonstration and say nothing about large models."
-)
+MODEL_NOTES = {
+    "toy": (
+        "Toy model",
+        "These are numbers of the toy model: about a million parameters, trained on made-up sentences. They show that the run works "
+        "from end to end. They are a demonstration and say nothing about large models.",
+    ),
+    "dummy": ("No model", "The texts of this run are random words, from the model-free engine. They rehearse a run and mean nothing."),
+}
 
 
 def write_report(config: Config, run_dir: str) -> tuple[str, str]:
@@ -44,7 +48,7 @@ def write_report(config: Config, run_dir: str) -> tuple[str, str]:
     page = {
         "name": storage.absolute(run_dir).rsplit("/", 1)[-1],
         "model": config.model.path + (f" at revision {config.model.revision}" if config.model.revision else ""),
-        "toy_note": TOY_NOTE if config.model.path == "toy" else "",
+        "model_note": MODEL_NOTES.get(config.model.path),
         "sections": _sections(config, run_dir, datasets),
         "examples": examples.choose(datasets, sections.arm_names(config), config.report.examples),
         "version": pipeline.__version__,
@@ -127,6 +131,6 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["prose"] = lambda text: Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
-    environment.filters["md"] = lambda text: re.sub(r"[\r\n]+", " ", text).replace("<", "&lt;").replace("|", "\\|")
+    environment.filters["md"] = lambda text: re.sub(r"([\\|\[])", r"\\\1", re.sub(r"[\r\n]+", " ", text)).replace("<", "&lt;")
     environment.filters["slug"] = lambda text: re.sub(r"\W+", "-", text.lower())
     return environment

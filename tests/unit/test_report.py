@@ -12,7 +12,7 @@ import pytest
 from pipeline.config import Config
 from pipeline.data.schema import ANSWERS, CONTINUATIONS, CORRECTIONS, MISTAKES, PREFERENCES, SFT
 from pipeline.evaluation import plots
-from pipeline.evaluation.report import TOY_NOTE, write_report
+from pipeline.evaluation.report import MODEL_NOTES, write_report
 from pipeline.evaluation.summary import Rate
 
 SECRET = "Zanzibar-secret"
@@ -188,10 +188,10 @@ def test_hostile_text_is_escaped(tmp_path):
     assert "<script" not in markdown and "alert(2)&lt;/script> $x$ \\| `y`" in markdown
 
 
-@pytest.mark.parametrize("path", ["toy", "org/chat-7b"])
+@pytest.mark.parametrize("path", ["toy", "dummy", "org/chat-7b"])
 def test_the_toy_note_stands_where_it_belongs(whole, path):
     for text in report(whole, report={"examples": 0}, model={"path": path, "revision": "abc123"}):
-        assert (TOY_NOTE in text) == (path == "toy")
+        assert [model for model, (_, note) in MODEL_NOTES.items() if note in text] == ([path] if path in MODEL_NOTES else [])
         assert f"{path} at revision abc123" in text
         assert SECRET not in text  # no example is wanted
 
