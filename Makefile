@@ -3,16 +3,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/quickstart.yaml
+SEED ?= 0
 # Of the CPU build of PyTorch; pipeline dependencies come from pyproject.toml.
 TORCH := 2.13.0
 
-.PHONY: quickstart test lint setup clean
+.PHONY: quickstart test chaos lint setup clean
 
 quickstart: setup
 	$(BIN)/setbacks run $(CONFIG)
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Kills at random, and a comparison with the undisturbed run: `make chaos SEED=1`. A quarter of an hour.
+chaos: setup
+	$(BIN)/python -m tests.chaos.chaos --seed $(SEED) --kills 25
+	$(BIN)/python -m tests.chaos.chaos --seed $(SEED) --kills 3 --engine toy
 
 lint: setup
 	$(BIN)/ruff check .
