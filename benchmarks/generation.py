@@ -63,7 +63,7 @@ def setbacks(model: str, rows: list[dict], tokens: int) -> dict:
         started = time.monotonic()
         store = Store(run_dir, "mistakes", MISTAKES)
         store.open({})
-        store.write_work(rows, INSTRUCTIONS)
+        store.write_work(rows, INSTRUCTIONS, block_rows=COMMIT)
         spec = ModelSpec(Model(path=model, dtype=ENGINE["dtype"]), model, Inference(max_num_seqs=IN_FLIGHT, rows_per_commit=COMMIT))
         figures = run_recipe(TwoSteps(tokens), store, spec, seed=0, label="setbacks")
         store.finish()

@@ -1,0 +1,226 @@
+"""How `generate` grows: rows/s, memory, files and resume at several sizes, with the model-free engine at zero latency.
+
+Peer: the same recipe and engine in Ray Data's own resumable pipeline (read_parquet → map_batches → write_parquet with row-level checkpoints).
+Measured is everything but a model: reading, removing duplicates, two calls per row, committing, compacting, and the start of it all.
+
+    python benchmarks/scale.py --sizes 10000 100000 1000000
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+
+WORDS = [
+    "how",
+    "can",
+    "i",
+    "bake",
+    "cake",
+    "forge",
+    "ticket",
+    "sorry",
+    "this",
+    "because",
+    "hurts",
+    "people",
+    "sure",
+    "first",
+    "take",
+    "then",
+    "mix",
+    "steal",
+    "quietly",
+    "neighbour",
+    "noticing",
+]
+CONFIG = """
+run_dir: {directory}/run
+model: {{path: dummy}}
+instructions: {{path: {directory}/instructions.jsonl}}
+evaluation: {{harmful: {{path: "toy:harmful-heldout"}}}}
+"""
+SAMPLED_EVERY_S = 0.5
+
+
+def write_source(directory: Path, rows: int) -> None:
+    r = random.Random(0)
+    with open(directory / "instructions.jsonl", "w") as f:
+        for i in range(rows):
+            f.write(json.dumps({"instruction": f"Request {i}: {' '.join(r.choices(WORDS, k=15))}?", "category": f"c{i % 7}"}) + "\n")
+    (directory / "config.yaml").write_text(CONFIG.format(directory=directory))
+
+
+def setbacks(directory: Path) -> list[str]:
+    return [sys.executable, "-m", "pipeline.cli", "generate", str(directory / "config.yaml")]
+
+
+def peer(directory: Path) -> list[str]:
+    return [sys.executable, __file__, "--peer", str(directory)]
+
+
+def run_peer(directory: Path) -> None:
+    """The same rows through Ray Data's checkpoints; 256 rows a commit, as ours."""
+    import ray.data
+    from ray.data.checkpoint import CheckpointConfig
+
+    from pipeline.config import load
+    from pipeline.data import instructions
+    from pipeline.data.schema import INSTRUCTIONS
+    from pipeline.data.store import Store
+    from pipeline.experiment import Experiment
+    from pipeline.session import ray_session
+
+    config = load(directory / "config.yaml")
+    experiment = Experiment(config)
+    store = Store(str(directory / "peer"), experiment.generated.name, experiment.generated.schema)
+    with ray_session(store.run_dir):
+        store.write_work(instructions.read(config.instructions), INSTRUCTIONS, block_rows=256)
+        ray.data.DataContext.get_current().checkpoint_config = CheckpointConfig(
+            "id", store.state("checkpoint"), delete_checkpoint_on_success=False
+        )
+        rows = ray.data.read_parquet(store.state("work")).repartition(target_num_rows_per_block=256)
+        rows.map_batches(
+            PeerActor,
+            fn_constructor_args=(config,),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=6, max_concurrent_calls_per_actor=3),
+            num_cpus=1,
+        ).write_parquet(store.state("parts"), compression="zstd")
+
+
+class PeerActor:
+    def __init__(self, config):
+        from pipeline.config import Dummy
+        from pipeline.data.schema import MISTAKES
+        from pipeline.inference.dummy import DummyModel
+        from pipeline.recipes import method
+
+        self.schema, self.recipe, self.model = MISTAKES, method(config).recipe(config), DummyModel(Dummy(), 256)
+
+    async def __call__(self, block):
+        rows = await asyncio.gather(*(self.run(row) for row in block.to_pylist()))
+        yield self.schema.table(rows)
+
+    async def run(self, row: dict) -> dict:
+        from pipeline.inference.pool import RowChat
+
+        kept = {name: row[name] for name in self.schema.names if name in row}
+        chat = RowChat(self.model, 0, row["id"])
+        result = kept | await self.recipe(row, chat)
+        return result | {
+            "prompt_tokens": chat.prompt_tokens,
+            "completion_tokens": chat.completion_tokens,
+            "finish_reasons": chat.finish_reasons,
+        }
+
+
+def watch(command: list[str]) -> dict:
+    """Run a command to its end. Returns seconds and, by kind of process, the peak private memory of the largest one, MiB."""
+    started, peaks = time.monotonic(), {}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    root = psutil.Process(process.pid)
+    while process.poll() is None:
+        for each in _tree(root):
+            try:
+                memory = each.memory_info()
+                kind = _kind(each, process.pid)
+                peaks[kind] = max(peaks.get(kind, 0), (memory.rss - memory.shared) / 2**20)
+            except psutil.Error:
+                continue
+        time.sleep(SAMPLED_EVERY_S)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{process.stdout.read()[-3000:]}")
+    return {"seconds": time.monotonic() - started, "peaks": peaks}
+
+
+def _tree(root: psutil.Process) -> list[psutil.Process]:
+    try:
+        return [root, *root.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def _kind(process: psutil.Process, driver: int) -> str:
+    if process.pid == driver:
+        return "driver"
+    line = " ".join(process.cmdline())
+    if "ray::" in line:
+        return "engine actor" if "Actor" in line and "MapBatches" in line else "other worker"
+    return "gcs" if "gcs_server" in line else "raylet" if process.name() == "raylet" else "agents"
+
+
+def files_of(run: Path) -> dict:
+    shards = list((run / "mistakes").glob("*.parquet"))
+    return {
+        "shards": len(shards),
+        "bytes": sum(file.stat().st_size for file in shards),
+        "left": sum(1 for f in run.rglob("*") if f.is_file()),
+    }
+
+
+def measure(rows: int, with_peer: bool) -> dict:
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        write_source(directory, rows)
+        first = watch(setbacks(directory))
+        again = watch(setbacks(directory))  # finished: only looked at
+        figures = json.loads((directory / "run/metrics.jsonl").read_text().splitlines()[-1])
+        measured = {"rows": rows, "resume_s": again["seconds"], "pool_s": figures["seconds"], **first, **files_of(directory / "run")}
+        if with_peer:
+            measured["peer"] = watch(peer(directory))
+        return measured
+
+
+def report(measured: list[dict]) -> None:
+    kinds = ("driver", "engine actor", "other worker", "gcs", "raylet")
+    print(f"{'rows':>9} {'s':>7} {'rows/s':>7} {'MB/s':>6} {'shards':>6} {'files':>6} {'resume s':>8}  peak MiB: {', '.join(kinds)}")
+    for m in measured:
+        print(_line(m, kinds) + f" {m['shards']:6} {m['left']:6} {m['resume_s']:8.1f}  {_peaks(m, kinds)}")
+        if "peer" in m:
+            print(_line({**m, **m["peer"]}, kinds) + f" {'Ray Data checkpoints':>22}  {_peaks(m['peer'], kinds)}")
+            print(f"{'':9} rows/s against Ray Data's checkpoints: {m['peer']['seconds'] / m['seconds']:.2f} ×")
+    for small, large in itertools.pairwise(measured):
+        slope = (large["seconds"] - small["seconds"]) / (large["rows"] - small["rows"])
+        grown = ", ".join(f"{kind} {large['peaks'][kind] / small['peaks'][kind]:.2f} ×" for kind in kinds if kind in small["peaks"])
+        per_row = [m["pool_s"] / m["rows"] * 1e6 for m in (small, large)]
+        print(f"{small['rows']:,} → {large['rows']:,} rows: {slope * 1e6:.0f} µs for each more, start-up apart; peak memory {grown};")
+        print(f"  in the pool {per_row[0]:.0f} → {per_row[1]:.0f} µs a row ({per_row[1] / per_row[0]:.2f} ×)")
+
+
+def _line(m: dict, kinds: tuple) -> str:
+    return f"{m['rows']:9,} {m['seconds']:7.1f} {m['rows'] / m['seconds']:7.0f} {m['bytes'] / m['seconds'] / 1e6:6.2f}"
+
+
+def _peaks(m: dict, kinds: tuple) -> str:
+    return ", ".join(f"{m['peaks'].get(kind, 0):.0f}" for kind in kinds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--without-peer", action="store_true")
+    parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peer:
+        return run_peer(args.peer)
+    print(
+        f"{os.cpu_count()} CPUs ({platform.machine()}), Python {platform.python_version()}, ray {version('ray')}, pyarrow {version('pyarrow')}"
+    )
+    report([measure(rows, not args.without_peer) for rows in args.sizes])
+
+
+if __name__ == "__main__":
+    main()
