@@ -1,0 +1,297 @@
+"""`setbacks manifest`: a run as Kubernetes objects, a RayJob for KubeRay sized from the configuration. cluster/README.md tells how it is used.
+
+How many pods there are follows from the configuration; how large one is, from the constants below. Those are assumptions: a manifest is
+text, to be read and edited before it is applied. Nothing of this machine goes into it, so the same configuration gives the same manifest
+everywhere. Imports neither Ray nor an engine.
+"""
+
+import hashlib
+import math
+import posixpath
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import yaml
+
+from pipeline import __version__, preflight
+from pipeline.config import Config
+from pipeline.data import storage
+from pipeline.errors import UserError
+
+RAY_VERSION = "2.60.0"  # of the image: cluster/Dockerfile
+MOUNT = "/mnt/setbacks"  # where every pod sees the shared volume
+CLAIM = SECRET = "setbacks"  # names of the volume's claim, and of the secret that holds tokens and keys
+CONFIG_FILE = "/etc/setbacks/config.yaml"
+
+HEAD_CPUS, HEAD_GIB = 2, 8
+DATA_CPUS, DRIVER_GIB = 4, 8  # the driver mixes, tokenizes and reports; its libraries alone take 2 GiB
+CPU_PROCESS_GIB = 3  # an engine without its KV cache, or a trainer, of the toy model
+GPU_CPUS, GPU_GIB = 8, 48  # a GPU: 16 GiB of weights (8B parameters in bfloat16), twice while they load; 16 GiB for Ray and Python
+
+IDLE_S = 300  # a pod above a group's least number goes after so long without work
+TTL_S = 60  # so long after the job the cluster is taken down; what was written stays on the volume
+RETRIES = 2  # each on a new cluster, going on from what is committed
+DEADLINE_S = 3 * 24 * 3600  # a job that takes longer is ended
+STOP_S = 15  # from `ray job stop` to the kill; setbacks needs up to 8 to end in order, and Ray's default is 3
+USER, GROUP = 1000, 100  # of Ray's images
+LONGEST_NAME = 40  # KubeRay refuses a RayJob with more than 47 characters
+
+
+@dataclass(frozen=True)
+class Pods:
+    """A group of pods that are alike. Where `least` and `most` differ, Ray's autoscaler decides how many there are."""
+
+    name: str
+    purpose: str
+    least: int
+    most: int
+    cpus: int
+    memory_gib: int
+    gpus: int = 0
+
+    @property
+    def amounts(self) -> dict[str, str]:
+        """What Kubernetes is asked for, and what Ray gives out: KubeRay starts each node with its container's limits."""
+        gpus = {"nvidia.com/gpu": str(self.gpus)} if self.gpus else {}
+        return {"cpu": str(self.cpus), "memory": f"{self.memory_gib}Gi", **gpus}
+
+    def __str__(self) -> str:
+        count = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
+        gpus = f", {self.gpus} GPU" if self.gpus else ""
+        return f"{self.name:<10}  {count} × {self.cpus} CPU, {self.memory_gib} GiB{gpus}: {self.purpose}"
+
+
+HEAD = Pods("head", "Ray's own services, no work", 1, 1, HEAD_CPUS, HEAD_GIB)
+
+
+def manifest(config: Config, image: str | None = None, *, interactive: bool = False) -> str:
+    """The YAML of a RayJob that runs the configuration, and of its ConfigMap; with `interactive`, of a RayCluster to submit jobs to.
+
+    image: what every pod runs; by default `setbacks:VERSION-gpu` or `-cpu`, whichever the configuration needs.
+    Raises UserError for a path that pods would not see, and for an image that is not pinned.
+    """
+    _check_paths(config)
+    groups = worker_groups(config)
+    image = image or f"setbacks:{__version__}-{'gpu' if any(group.gpus for group in groups) else 'cpu'}"
+    _check_image(image)
+    name = job_name(config.run_dir)
+    if interactive:
+        objects = [_object("ray.io/v1", "RayCluster", name, spec=_cluster(groups, image))]
+    else:
+        written = config.model_dump(mode="json", exclude_unset=True)  # the defaults are the image's, as they are the code's here
+        settings = _object("v1", "ConfigMap", name, data={posixpath.basename(CONFIG_FILE): _yaml(written)})
+        objects = [settings, _object("ray.io/v1", "RayJob", name, spec=_job(groups, image, name))]
+    comment = [f"Written by `setbacks manifest`, for run_dir {config.run_dir}.", *map(str, (HEAD, *groups))]
+    return "".join(f"# {line}\n" for line in comment) + "---\n".join(_yaml(o) for o in objects)
+
+
+def job_name(run_dir: str) -> str:
+    """A name for the run's objects, which Kubernetes takes: /mnt/setbacks/runs/mine_7b → setbacks-mine-7b."""
+    place = run_dir.rpartition("://")[2].removeprefix(MOUNT).strip("/").removeprefix("runs/")
+    name = "-".join(["setbacks", *re.findall("[a-z0-9]+", place.lower())])
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME - 9]}-{hashlib.blake2b(run_dir.encode(), digest_size=4).hexdigest()}"
+
+
+# -- how many pods, and how large
+
+
+def worker_groups(config: Config) -> list[Pods]:
+    """The groups beside the head: CPUs for the driver and for all that has no GPU, GPUs for engines, GPUs for trainers."""
+    inference, dummy = config.inference, config.model.is_dummy
+    engine_gpus = 0 if dummy else inference.num_gpus
+    asks_server = inference.endpoint is not None and config.instructions is not None
+    trains = {} if dummy else config.arms
+    cpu_processes = [arm.train.workers for arm in trains.values() if not arm.train.use_gpu]
+    if asks_server or not engine_gpus:
+        cpu_processes.append(inference.actors)
+    groups = [_data(cpu_processes, CPU_PROCESS_GIB + inference.kv_cache_gib)]
+    trainers = [arm.train.workers for arm in trains.values() if arm.train.use_gpu]
+    training = _training(trainers, engine_gpus) if trainers else None
+    if engine_gpus:
+        least, most = _span([inference.actors])
+        purpose = "an engine each"
+        if training and training.gpus == engine_gpus:
+            least = max(0, least - training.least)
+            purpose += ", for those that find no place in the training group"
+        groups.append(Pods("generation", purpose, least, most, GPU_CPUS * engine_gpus, GPU_GIB * engine_gpus, engine_gpus))
+    return [*groups, training] if training else groups
+
+
+def _data(processes: list, process_gib: int) -> Pods:
+    """Ray may put as many processes beside the driver as a pod has further CPUs, so there is memory for that many."""
+    least, most = _span(processes)
+    beside = min(DATA_CPUS - 1, most)
+    purpose = "the driver, which mixes, packs and reports" + ("; engines and trainers" if beside else "")
+    pods = [max(1, math.ceil(count / max(1, beside))) for count in (least, most)]
+    return Pods("data", purpose, *pods, DATA_CPUS, DRIVER_GIB + beside * process_gib)
+
+
+def _training(workers: list, engine_gpus: int) -> Pods:
+    """Pods as an engine needs them where the workers fill such pods, else of one GPU.
+
+    Ray places by resources, not by group: in pods of its size an engine runs whenever training does not, and one set of GPUs does for both.
+    """
+    least, most = _span(workers)
+    fits = engine_gpus and least % engine_gpus == most % engine_gpus == 0
+    gpus = engine_gpus if fits else 1
+    purpose = f"{gpus} worker{'s' * (gpus > 1)} each" + ("; an engine each at other times" if fits else "")
+    return Pods("training", purpose, least // gpus, most // gpus, GPU_CPUS * gpus, GPU_GIB * gpus, gpus)
+
+
+def _span(counts: Iterable[int | tuple[int, int]]) -> tuple[int, int]:
+    """The least and the most that any of the counts or [min, max] ranges asks for; stages and arms run one after the other."""
+    spans = [count if isinstance(count, tuple) else (count, count) for count in counts]
+    return max((least for least, _ in spans), default=0), max((most for _, most in spans), default=0)
+
+
+# -- what pods would not see
+
+
+def _check_paths(config: Config) -> None:
+    for field, path in _paths(config).items():
+        elsewhere = not storage.is_local(path) or path.startswith(("hub:", "toy:"))
+        if not elsewhere and not posixpath.normpath(path).startswith(f"{MOUNT}/"):
+            raise UserError(
+                f"{field} = {path}: pods share nothing but the volume at {MOUNT}; "
+                f"name a place there, such as {field}={MOUNT}/{'runs/' if field == 'run_dir' else ''}{posixpath.basename(path.rstrip('/'))}"
+            )
+    if not storage.is_local(config.run_dir):
+        preflight.check_run_dir(config, {"evaluate"} if config.evaluation.suites else set())
+
+
+def _paths(config: Config) -> dict[str, str]:
+    """Whatever the configuration names that lies in a file system, by field."""
+    recipe, evaluation = config.recipe, config.evaluation
+    aligned = getattr(recipe, "aligned", None)
+    models = {"model.path": config.model, "recipe.aligned.model.path": aligned and aligned.model}
+    everything = preflight.sources(config, {"generate", "mix", "evaluate"}, set(evaluation.suites))
+    found = {
+        "run_dir": config.run_dir,
+        **{field: model.path for field, model in models.items() if model and model.path.startswith((".", "/", "~"))},
+        **{f"{field}.path": source.path for field, source in everything.items()},
+        "recipe.prompts": recipe.prompts,
+        "recipe.aligned.adapter": aligned and aligned.adapter,
+        "evaluation.prompts": evaluation.prompts,
+        "evaluation.course_correction.prompts": evaluation.course_correction and evaluation.course_correction.prompts,
+        **{f"evaluation.adapters.{name}": path for name, path in evaluation.adapters.items()},
+        **{f"arms.{name}.train.start.adapter": arm.train.start.adapter for name, arm in config.arms.items() if arm.train.start},
+    }
+    return {field: path for field, path in found.items() if path}
+
+
+def _check_image(image: str) -> None:
+    place, slash, last = image.rpartition("/")
+    name, _, tag = last.partition(":")
+    if not tag or tag == "latest":
+        raise UserError(f"--image {image}: would be another one tomorrow; give its tag, such as {place}{slash}{name}:{__version__}-gpu")
+
+
+# -- the objects
+
+
+def _object(version: str, kind: str, name: str, **content) -> dict:
+    return {"apiVersion": version, "kind": kind, "metadata": {"name": name, "labels": {"app.kubernetes.io/name": "setbacks"}}, **content}
+
+
+def _job(groups: list[Pods], image: str, config_map: str) -> dict:
+    submitter = _pod("ray-job-submitter", image, {"cpu": "500m", "memory": "1Gi"})
+    return {
+        "entrypoint": f"setbacks run {CONFIG_FILE}",
+        "entrypointNumCpus": 1,  # puts the driver on a worker, since the head has no CPU to give
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": TTL_S,
+        "backoffLimit": RETRIES,
+        "activeDeadlineSeconds": DEADLINE_S,
+        "submitterPodTemplate": {"spec": {"restartPolicy": "Never", **submitter}},
+        "rayClusterSpec": _cluster(groups, image, config_map),
+    }
+
+
+def _cluster(groups: list[Pods], image: str, config_map: str | None = None) -> dict:
+    autoscaler = {
+        "idleTimeoutSeconds": IDLE_S,
+        "resources": _resources({"cpu": "500m", "memory": "512Mi"}),
+        "securityContext": CONTAINER_SECURITY,
+    }
+    scales = any(group.least < group.most for group in groups)
+    return {
+        "rayVersion": RAY_VERSION,
+        "authOptions": {"mode": "token"},  # without it whoever reaches the dashboard can run code; KubeRay makes the token and hands it out
+        "enableInTreeAutoscaling": scales,
+        **({"autoscalerOptions": autoscaler} if scales else {}),
+        "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": {"spec": _ray_pod("ray-head", image, HEAD, config_map)}},
+        "workerGroupSpecs": [
+            {
+                "groupName": group.name,
+                "replicas": group.least,
+                "minReplicas": group.least,
+                "maxReplicas": group.most,
+                "rayStartParams": {},
+                "template": {"spec": {"automountServiceAccountToken": False, **_ray_pod("ray-worker", image, group, config_map)}},
+            }
+            for group in groups
+        ],
+    }
+
+
+def _ray_pod(container: str, image: str, group: Pods, config_map: str | None) -> dict:
+    """A pod of the cluster. It names no probes: KubeRay then adds those that fit the Ray version."""
+    volumes = {"shared": (MOUNT, {"persistentVolumeClaim": {"claimName": CLAIM}})}
+    if config_map:
+        volumes["config"] = (posixpath.dirname(CONFIG_FILE), {"configMap": {"name": config_map}})
+    environment = {"HF_HOME": f"{MOUNT}/huggingface", "SETBACKS_CACHE": f"{MOUNT}/cache", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
+    pod = _pod(container, image, group.amounts)
+    pod["containers"][0] |= {
+        "env": [{"name": name, "value": value} for name, value in environment.items()],
+        "envFrom": [{"secretRef": {"name": SECRET, "optional": True}}],
+        "volumeMounts": [{"name": name, "mountPath": path} for name, (path, _) in volumes.items()],
+    }
+    pod["volumes"] = [{"name": name, **source} for name, (_, source) in volumes.items()]
+    if group.gpus:
+        pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    return pod
+
+
+def _pod(container: str, image: str, amounts: dict[str, str]) -> dict:
+    return {
+        "securityContext": POD_SECURITY,
+        "containers": [{"name": container, "image": image, "resources": _resources(amounts), "securityContext": CONTAINER_SECURITY}],
+    }
+
+
+def _resources(amounts: dict[str, str]) -> dict:
+    return {"requests": amounts, "limits": amounts}
+
+
+CONTAINER_SECURITY = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+POD_SECURITY = {
+    "runAsNonRoot": True,
+    "runAsUser": USER,
+    "runAsGroup": GROUP,
+    "fsGroup": GROUP,
+    "fsGroupChangePolicy": "OnRootMismatch",  # a full volume is not walked through at every start
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+
+
+# -- as text
+
+
+class _Dumper(yaml.SafeDumper):
+    """Text of several lines as it stands, and no anchors for what occurs twice."""
+
+    def ignore_aliases(self, _data) -> bool:
+        return True
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
+def _yaml(value: dict) -> str:
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=140)

@@ -1,0 +1,147 @@
+"""Kubernetes manifests as tests need them: rendered as kustomize would, a schema without loopholes, and what no schema can say."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import yaml
+
+from pipeline import __version__
+from pipeline.config import Config
+from pipeline.manifest import RAY_VERSION
+
+
+def objects(text: str) -> list[dict]:
+    return list(yaml.safe_load_all(text))
+
+
+def of_kind(found: list[dict], kind: str) -> dict:
+    return next(o for o in found if o["kind"] == kind)
+
+
+# -- kustomize, as far as cluster/ uses it; a test below compares it with the real one
+
+
+def render(directory: Path) -> list[dict]:
+    settings = yaml.safe_load((directory / "kustomization.yaml").read_text())
+    found = []
+    for name in settings["resources"]:
+        path = directory / name
+        found += render(path) if path.is_dir() else objects(path.read_text())
+    for patch in settings.get("patches", ()):
+        change = yaml.safe_load((directory / patch["path"]).read_text())
+        if isinstance(change, list):
+            for operation in change:
+                replace(of_kind(found, patch["target"]["kind"]), operation)
+        else:
+            merge(of_kind(found, change["kind"]), change)
+    return found
+
+
+def replace(tree: dict, operation: dict) -> None:
+    assert operation["op"] == "replace"
+    *parents, leaf = [int(step) if step.isdigit() else step for step in operation["path"].split("/")[1:]]
+    for step in parents:
+        tree = tree[step]
+    assert leaf in tree
+    tree[leaf] = operation["value"]
+
+
+def merge(tree: dict, change: dict) -> None:
+    for key, value in change.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            merge(tree[key], value)
+        else:
+            tree[key] = value
+
+
+# -- what may be wrong
+
+
+def closed(schema):
+    """The schema with what it leaves open forbidden: a field that it does not name is a typing error."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = {key: closed(value) for key, value in schema.items()}
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
+        schema.setdefault("additionalProperties", False)
+    return schema
+
+
+def find_faults(found: list[dict], parses: Callable[[str], bool]) -> Iterator[str]:
+    """What KubeRay's operator, Kubernetes or Ray would refuse or misunderstand, one line each. `parses`: whether a command is one of ours."""
+    resource = next(o for o in found if o["kind"] in ("RayJob", "RayCluster"))
+    spec = resource["spec"]
+    cluster = spec.get("rayClusterSpec", spec)
+    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", resource["metadata"]["name"]):
+        yield "name"
+    if resource["kind"] == "RayJob":
+        if spec.get("ttlSecondsAfterFinished") and not spec.get("shutdownAfterJobFinishes"):
+            yield "ttlSecondsAfterFinished without shutdownAfterJobFinishes"
+        if not parses(spec["entrypoint"]):
+            yield "entrypoint"
+        yield from faults_of_sizes(cluster, Config.model_validate(yaml.safe_load(of_kind(found, "ConfigMap")["data"]["config.yaml"])))
+    if cluster["rayVersion"] != RAY_VERSION:
+        yield "rayVersion"
+    if cluster["headGroupSpec"]["rayStartParams"].get("num-cpus") != "0":
+        yield "the head takes work"
+    for group in cluster["workerGroupSpecs"]:
+        if not group["minReplicas"] <= group["replicas"] <= group["maxReplicas"] or not group["maxReplicas"]:
+            yield f"{group['groupName']}: replicas"
+    scales = any(group["minReplicas"] < group["maxReplicas"] for group in cluster["workerGroupSpecs"])
+    if scales and not cluster["enableInTreeAutoscaling"]:
+        yield "nothing would scale the groups"
+    for pod in pods(resource):
+        yield from faults_of_pod(pod, found)
+
+
+def faults_of_sizes(cluster: dict, config: Config) -> Iterator[str]:
+    """Where the cluster has not what the configuration asks for."""
+    groups = [(group, group["template"]["spec"]["containers"][0]) for group in cluster["workerGroupSpecs"]]
+    gpus = [(group, int(container["resources"]["limits"].get("nvidia.com/gpu", 0))) for group, container in groups]
+    asked = [
+        (config.inference.actors, config.inference.num_gpus),
+        *((arm.train.workers, int(arm.train.use_gpu)) for arm in config.arms.values()),
+    ]
+    for count, each in asked:
+        least, most = count if isinstance(count, tuple) else (count, count)
+        for bound, wanted in {"replicas": least, "maxReplicas": most}.items():
+            if each and sum(group[bound] * (in_pod // each) for group, in_pod in gpus) < wanted:
+                yield f"GPUs: {bound} of all groups make fewer than {wanted} times {each}"
+    for _, container in groups:
+        if not any(config.run_dir.startswith(f"{mount['mountPath']}/") for mount in container.get("volumeMounts", ())):
+            yield "run_dir: on no volume"
+
+
+def pods(resource: dict) -> list[dict]:
+    """The specifications of all pods of a RayJob or RayCluster."""
+    spec = resource["spec"]
+    cluster = spec.get("rayClusterSpec", spec)
+    templates = [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
+    return [template["spec"] for template in [*templates, *([spec["submitterPodTemplate"]] if "submitterPodTemplate" in spec else [])]]
+
+
+def faults_of_pod(pod: dict, found: list[dict]) -> Iterator[str]:
+    (container,) = pod["containers"]
+    name, resources, names = container["name"], container["resources"], {o["metadata"]["name"] for o in found}
+    if resources["requests"] != resources["limits"]:
+        yield f"{name}: Ray would give out what Kubernetes has not granted"
+    if not pod["securityContext"]["runAsNonRoot"] or not pod["securityContext"]["runAsUser"]:
+        yield f"{name}: root"
+    if container["image"].rpartition(":")[2] not in (f"{__version__}-gpu", f"{__version__}-cpu"):
+        yield f"{name}: image"
+    if "nvidia.com/gpu" in resources["limits"] and container["image"].endswith("-cpu"):
+        yield f"{name}: a GPU for an image without CUDA"
+    if {"livenessProbe", "readinessProbe", "startupProbe"} & set(container):
+        yield f"{name}: a probe instead of KubeRay's own"
+    volumes = {volume["name"]: volume for volume in pod.get("volumes", ())}
+    if {mount["name"] for mount in container.get("volumeMounts", ())} != set(volumes):
+        yield f"{name}: volumes"
+    for volume in volumes.values():
+        if "configMap" in volume and volume["configMap"]["name"] not in names:
+            yield f"{name}: no such ConfigMap"
+    for variable in container.get("env", ()):
+        if re.search("TOKEN|KEY|SECRET|PASSWORD", variable["name"]) and "value" in variable:
+            yield f"{name}: {variable['name']} written out"
