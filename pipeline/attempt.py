@@ -24,7 +24,6 @@ from pipeline.errors import RunFailed, UserError
 
 BEAT_S = 5.0
 WATCH_S = 3 * BEAT_S  # so long without a beat is dead
-SETTLE_S = 2.0
 POLL_S = 1.0
 RUNNING, FINISHED, INTERRUPTED, KILLED = "running", "finished", "interrupted", "killed"  # and "failed: …"
 
@@ -95,6 +94,10 @@ class Attempt:
         if self._lost:
             raise RunFailed(self._lost)
 
+    @property
+    def number(self) -> int:
+        return self._facts["number"]
+
     def update(self, **facts) -> None:
         """Say where the work is. Raises RunFailed where another attempt has taken over."""
         with suppress(OSError):  # the next beat says it
@@ -119,33 +122,10 @@ class Attempt:
                     f"since {newest['started']}); wait for it, stop it, or choose another run_dir"
                 )
             self._facts["number"] = newest["number"] + 1 if newest else 1
-            if self._create():
+            if storage.create(_path(self.directory, self._facts["number"]), json.dumps(self._facts, indent=1)):
                 break
         if running:
             storage.write_text(_path(self.directory, newest["number"]), json.dumps({**newest, "state": KILLED}, indent=1))
-
-    def _create(self) -> bool:
-        """Make the file of this attempt's number, unless somebody else has: then False."""
-        path, text = _path(self.directory, self._facts["number"]), json.dumps(self._facts, indent=1)
-        if storage.is_local(path):
-            own = f"{path}.{self._facts['token']}"
-            storage.write_text(own, text)
-            try:
-                os.link(own, path)  # fails where the file exists, on NFS too; and nobody ever sees half of it
-                return True
-            except FileExistsError:
-                return False
-            except OSError:
-                pass  # a mount without hard links, such as a bucket's: as on an object store
-            finally:
-                os.unlink(own)
-        # Of all who write within SETTLE_S the last one finds its own token, the others do not. One that is held up between looking and
-        # writing for longer overwrites a file that another has read back already: then that other one finds out at its next beat or check.
-        if storage.exists(path):
-            return False
-        storage.write_text(path, text)
-        time.sleep(SETTLE_S)
-        return (_read(self.directory, self._facts["number"]) or {}).get("token") == self._facts["token"]
 
     # -- keeping it
 
@@ -170,6 +150,11 @@ class Attempt:
 # -- the attempt of this process: these do nothing where there is none
 
 _current: Attempt | None = None
+
+
+def number() -> int:
+    """Of this process's attempt, from 1; 0 where there is none. What attempts may not write together goes where the number says."""
+    return _current.number if _current else 0
 
 
 def begin(stage: str) -> None:

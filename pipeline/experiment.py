@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import cache
 
-from pipeline import attempt, preflight
+from pipeline import attempt, placement, preflight
 from pipeline.config import Config, Model, dump
 from pipeline.console import step_bar
 from pipeline.data import instructions, storage
@@ -185,7 +185,7 @@ class Experiment:
 
     def _connect(self, on_exit: ExitStack, stages: set[str]) -> None:
         on_exit.enter_context(ray_session(self.run_dir))
-        preflight.check_cluster(self.config, stages)
+        placement.check_cluster(self.config, stages, self.run_dir, preflight.directories(self.config, stages, self.model_dir))
 
     def _open(self, output: Output, made_from: dict | None = None) -> None:
         """Start or resume an output; `made_from` are the digests of the earlier outputs it is derived from."""

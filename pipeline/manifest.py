@@ -158,8 +158,6 @@ def _check_paths(config: Config) -> None:
                 f"{field} = {path}: pods share nothing but the volume at {MOUNT}; "
                 f"name a place there, such as {field}={MOUNT}/{'runs/' if field == 'run_dir' else ''}{posixpath.basename(path.rstrip('/'))}"
             )
-    if not storage.is_local(config.run_dir):
-        preflight.check_run_dir(config, {"evaluate"} if config.evaluation.suites else set())
 
 
 def _paths(config: Config) -> dict[str, str]:

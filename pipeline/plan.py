@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline import preflight, prompts
+from pipeline import placement, preflight, prompts
 from pipeline.config import Config, Train, YesNoJudge
 from pipeline.data import instructions, storage
 from pipeline.data.schema import FAILED
@@ -19,6 +19,7 @@ from pipeline.errors import RowFailed
 from pipeline.inference.chat import Message, Sampling, user
 from pipeline.recipes.course_correction import CourseCorrectionRecipe
 from pipeline.recipes.mistake_analysis import induced, question
+from pipeline.session import ray_session
 from pipeline.show import masked
 
 ROWS_SHOWN = 3
@@ -76,6 +77,8 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     if config.evaluation.course_correction:
         work["evaluate"] = _course_correction_suite(config, out_of_reach)
     _show_resources(config, console)
+    if os.environ.get("RAY_ADDRESS"):
+        _show_cluster(config, stages, console)
     _show_time(config, work, tokens_per_s, console)
 
 
@@ -278,6 +281,17 @@ def _show_resources(config: Config, console: Console) -> None:
         console.print(f"  train      {training}, one arm after the other: {', '.join(names)}")
     for what in _suites(config):
         console.print(f"  evaluate   {span} engines, {_arms(config)} arms × {what} by LoRA")
+    console.print()
+
+
+def _show_cluster(config: Config, stages: set[str], console: Console) -> None:
+    """What goes where on the cluster at $RAY_ADDRESS. Raises UserError where it cannot hold what a stage asks for."""
+    with ray_session(config.run_dir):
+        cluster = placement.nodes()
+    console.print(f"[bold]Cluster[/bold] at {escape(os.environ['RAY_ADDRESS'])}")
+    for line in placement.told(config, stages, cluster):
+        console.print(f"  {escape(line)}", soft_wrap=True)
+    placement.check(config, stages, cluster)
     console.print()
 
 

@@ -9,6 +9,7 @@ from pipeline import pretrained, prompts
 from pipeline.config import Config, Endpoint, Model, Source
 from pipeline.console import step_bar
 from pipeline.data import instructions, storage
+from pipeline.data.adapter import FILES, shapes
 from pipeline.errors import UserError
 from pipeline.evaluation import course_correction
 from pipeline.machine import cpu_has_bf16
@@ -96,8 +97,6 @@ def _endpoints(config: Config, stages: set[str], suites: set[str]) -> dict[str, 
 def check_run_dir(config: Config, stages: set[str]) -> None:
     """The run directory can be made and written to, its disk has room, and the stages can work there. Raises UserError otherwise."""
     if not storage.is_local(config.run_dir):
-        if "evaluate" in stages:
-            raise UserError(f"run_dir = {config.run_dir}: evaluate loads adapters from a directory; use a local or NFS run_dir")
         storage.filesystem(config.run_dir)
         return
     place = Path(storage.absolute(config.run_dir))
@@ -170,6 +169,18 @@ def generator(config: Config) -> tuple[Model, str | None]:
 def given_adapters(config: Config) -> dict[str, str]:
     """The directories of `evaluation.adapters`, in a form that means the same in every process."""
     return {name: storage.absolute(path) for name, path in config.evaluation.adapters.items()}
+
+
+def directories(config: Config, stages: set[str], model: str) -> dict[str, str]:
+    """The local directories that engines and trainers read on whatever node they are, by field. `model` is what `model_dir` returned."""
+    found = {"model.path": model} if "generate" not in stages or not config.inference.endpoint else {}
+    if "generate" in stages and config.recipe.name == "course_correction" and config.recipe.aligned:
+        aligned, adapter = generator(config)
+        found |= {"recipe.aligned.model.path": model_dir(aligned)} if aligned != config.model else {}
+        found |= {"recipe.aligned.adapter": adapter} if adapter else {}
+    if "evaluate" in stages:
+        found |= {f"evaluation.adapters.{name}": path for name, path in given_adapters(config).items()}
+    return {field: path for field, path in found.items() if storage.is_local(path) and os.path.isdir(path)}
 
 
 def model_dir(model: Model) -> str:
@@ -305,41 +316,18 @@ def check_lora(config: Config, directory: str) -> None:
         ) from None
 
 
-def check_cluster(config: Config, stages: set[str]) -> None:
-    """Compare the GPUs asked for with what the connected Ray cluster has. Raises UserError."""
-    import ray
-
-    if config.model.is_dummy:
-        return
-    have = int(ray.cluster_resources().get("GPU", 0))
-    actors = config.inference.actors
-    least = actors[0] if isinstance(actors, tuple) else actors
-    engines = "evaluate" in stages or ("generate" in stages and not config.inference.endpoint)
-    if engines and have < (need := least * config.inference.num_gpus):
-        raise UserError(
-            f"inference.num_gpus = {config.inference.num_gpus}: {need} GPUs are needed and the Ray cluster has {have}; set it to 0 for CPU engines"
-        )
-    for arm in config.arms.values() if "train" in stages else ():
-        workers = arm.train.workers
-        least = workers[0] if isinstance(workers, tuple) else workers
-        if arm.train.use_gpu and have < least:
-            raise UserError(
-                f"train.use_gpu = true: {least} GPUs are needed and the Ray cluster has {have}; set use_gpu: false or fewer workers"
-            )
-
-
 def check_adapter(field: str, adapter: str, base_dir: str) -> None:
     """An adapter's matrices must have the shapes of the base model's. Raises UserError.
 
     Reads only the safetensors headers; a base that is a hub id is not checked here.
     """
     try:
-        matrices = _shapes(Path(adapter, "adapter_model.safetensors"))
+        matrices = shapes(storage.join(adapter, FILES[1]))
     except (OSError, ValueError) as e:
         raise UserError(f"{field}: {adapter} is not a readable PEFT adapter ({e}); train it again with --overwrite") from None
     if not os.path.isdir(base_dir):
         return
-    base = {name: shape for file in Path(base_dir).glob("*.safetensors") for name, shape in _shapes(file).items()}
+    base = {name: shape for file in Path(base_dir).glob("*.safetensors") for name, shape in shapes(str(file)).items()}
     for name, shape in matrices.items():
         if ".lora_A." not in name:
             continue
@@ -349,13 +337,3 @@ def check_adapter(field: str, adapter: str, base_dir: str) -> None:
             raise UserError(
                 f"{field}: {adapter} does not fit the model {base_dir} ({target} has inputs {shape[1]} here, is {found}); train it on this model"
             )
-
-
-def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a safetensors file, from its header (8 bytes of length, then JSON)."""
-    with open(file, "rb") as f:
-        length = int.from_bytes(f.read(8), "little")
-        if not 2 <= length < os.path.getsize(file):
-            raise ValueError("no safetensors header")
-        header = json.loads(f.read(length))
-    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}

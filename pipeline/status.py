@@ -7,8 +7,6 @@ import json
 import os
 import sys
 
-import pyarrow.fs as pafs
-
 from pipeline import attempt
 from pipeline.attempt import KILLED, RUNNING
 from pipeline.data import storage
@@ -89,16 +87,10 @@ def _outputs(run_dir: str) -> list[str]:
     names = []
     for name in STAGE_OF:
         if name == "adapter":
-            names += [f"adapter/{arm}" for arm in _directories(storage.join(run_dir, ".state", name))]
+            names += [f"adapter/{arm}" for arm in storage.directories(storage.join(run_dir, ".state", name))]
         elif storage.exists(storage.join(run_dir, ".state", name, "fingerprint.json")):
             names.append(name)
     return names
-
-
-def _directories(path: str) -> list[str]:
-    fs, inner = storage.filesystem(path)
-    found = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
-    return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
 
 
 def _output(run_dir: str, name: str, newest: dict) -> dict:

@@ -12,7 +12,7 @@ from pipeline.config.training import DPO, SFT, Arm, Training
 
 
 class Config(Section):
-    run_dir: Name = Field(description="where everything is written: a local or NFS directory (evaluate cannot use an object store yet)")
+    run_dir: Name = Field(description="where everything is written: a directory that every node sees (local, NFS), or s3://, gs://")
     seed: int = Field(0, ge=0, lt=2**63)
     model: Model
     instructions: Source | None = Field(None, description="what `generate` reads; needless where a run only evaluates")

@@ -7,8 +7,10 @@ new one, whole.
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +19,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipeline.errors import RunFailed, UserError
+
+CLAIM_S = 15.0  # a claim on a file that stands for so long is a dead one's
+CLAIM_POLL_S = 0.3
 
 
 def is_local(path: str) -> bool:
@@ -91,6 +96,62 @@ def write_text(path: str, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def create(path: str, text: str) -> bool:
+    """Write a file that is not there yet, whole; False where there is one. Of several that try at once, exactly one gets True.
+
+    Raises OSError.
+    """
+    if not is_local(path):
+        return _create_by_claim(path, text)
+    own = f"{absolute(path)}.{secrets.token_hex(8)}"
+    write_text(own, text)
+    try:
+        os.link(own, absolute(path))  # fails where the file exists, on NFS too; and nobody ever sees half of it
+        return True
+    except FileExistsError:
+        return False
+    except OSError:
+        return _create_by_claim(path, text)  # a mount without hard links, such as a bucket's
+    finally:
+        os.unlink(own)
+
+
+def _create_by_claim(path: str, text: str) -> bool:
+    """`create` where a file cannot be created exclusively, and a listing shows all that was written before it (object stores).
+
+    Who wants the file writes a claim beside it, and only then looks: of any two, at least one sees the other. Who sees a smaller claim takes its
+    own back and waits; who sees larger ones waits until they are gone; who sees none creates the file, and all others find it. Nobody needs to
+    be quick, but for one thing: a claim that stands for CLAIM_S is a dead one's. Had its writer only been held up for as long just before creating
+    the file, two would create it; the one whose text does not stand there in the end finds that out when it reads it again.
+    """
+    directory, name = path.rsplit("/", 1)
+    since: dict[str, float] = {}  # when a claim of another was first seen
+    mine = None
+    try:
+        while True:
+            if mine is None:
+                mine = join(directory, f"{name}.claim-{secrets.token_hex(8)}")
+                write_text(mine, "claimed")
+            there = sizes(directory)
+            if name in there:
+                return False
+            now = time.monotonic()
+            claims = [join(directory, claim) for claim in there if claim.startswith(f"{name}.claim-")]
+            living = [claim for claim in claims if claim == mine or now - since.setdefault(claim, now) < CLAIM_S]
+            if living == [mine]:
+                write_text(path, text)
+                return True
+            if not living:
+                mine = None  # it was taken back for one that has died since
+                continue
+            if mine in living and mine != min(living):
+                remove(mine)
+            time.sleep(CLAIM_POLL_S)
+    finally:
+        if mine is not None:
+            remove(mine)
+
+
 def digest(path: str) -> str:
     """A hash of a file's bytes."""
     fs, inner = filesystem(path)
@@ -113,6 +174,21 @@ def files(path: str, suffix: str = "") -> list[str]:
     fs, inner = filesystem(path)
     found = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
     return sorted(f.path for f in found if f.type == pafs.FileType.File and f.path.endswith(suffix))
+
+
+def directories(path: str) -> list[str]:
+    """Names of the directories directly in a directory, sorted; empty where it does not exist."""
+    fs, inner = filesystem(path)
+    found = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+    return sorted(f.base_name for f in found if f.type == pafs.FileType.Directory)
+
+
+def copy(source: str, target: str) -> str:
+    """Copy a directory with all it holds, from any storage to any; returns `target`. Raises OSError."""
+    (source_fs, source_inner), (fs, inner) = filesystem(source), filesystem(target)
+    fs.create_dir(inner, recursive=True)
+    pafs.copy_files(source_inner, inner, source_filesystem=source_fs, destination_filesystem=fs)
+    return target
 
 
 def remove(path: str) -> None:

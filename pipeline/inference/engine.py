@@ -4,10 +4,12 @@ import itertools
 import json
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 from pipeline import pretrained
 from pipeline.config import Inference, Model
+from pipeline.data import adapter as adapter_files
 from pipeline.errors import RowFailed, RunFailed
 from pipeline.inference import cpu_lora
 from pipeline.inference.chat import Completion, Message, Sampling
@@ -20,7 +22,7 @@ class EngineDead(Exception):
 class VllmModel:
     """One vLLM engine in this process and its children.
 
-    adapters: directories of the LoRA adapters that calls may name; empty switches LoRA off, which is faster.
+    adapters: directories of the LoRA adapters that calls may name, on any storage; empty switches LoRA off, which is faster.
     """
 
     def __init__(self, model: Model, model_dir: str, inference: Inference, adapters: list[str] = ()):
@@ -29,10 +31,12 @@ class VllmModel:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self.tokenizer = pretrained.tokenizer(model_dir, model.revision)
-        self._adapter_ids = {path: number for number, path in enumerate(adapters, start=1)}
+        self._scratch = tempfile.TemporaryDirectory(prefix="setbacks-adapters-")  # for those on an object store
+        local = [adapter_files.fetch(path, self._scratch.name) for path in adapters]
+        self._adapters = {path: (number, place) for number, (path, place) in enumerate(zip(adapters, local, strict=True), start=1)}
         self._requests = itertools.count()
         try:
-            self._engine = AsyncLLM.from_engine_args(_arguments(model, model_dir, inference, adapters))
+            self._engine = AsyncLLM.from_engine_args(_arguments(model, model_dir, inference, local))
         except Exception as e:
             raise RunFailed(f"the vLLM engine for {model.path} did not start ({_first_line(e)})") from e
         self.max_length = self._engine.model_config.max_model_len
@@ -59,7 +63,7 @@ class VllmModel:
             seed=seed,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        lora = LoRARequest(os.path.basename(adapter), self._adapter_ids[adapter], adapter) if adapter else None
+        lora = LoRARequest(os.path.basename(adapter), *self._adapters[adapter]) if adapter else None
         # With FINAL_ONLY each of the n samples arrives when it is done, not all in one output: keep every one.
         samples: dict[int, Completion] = {}
         try:

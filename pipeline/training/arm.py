@@ -11,13 +11,13 @@ import os
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-import pyarrow.fs as pafs
-
-from pipeline import pretrained
+from pipeline import attempt, pretrained
 from pipeline.config import DPO, SFT, Config
+from pipeline.data import adapter as adapter_files
 from pipeline.data import storage
 from pipeline.errors import RunFailed, UserError
 from pipeline.session import TRAIN_ENVIRONMENT
@@ -25,6 +25,7 @@ from pipeline.training import adapter, examples, methods, start
 from pipeline.training.job import Job, Run, write_table
 
 Progress = Callable[[dict], None]
+_TRIES = 3  # to read a checkpoint
 
 
 def train_arm(
@@ -162,10 +163,9 @@ def fingerprint(config: Config, arm: str, model_dir: str, tables: dict[str, Any]
 
 
 def _keep_only(state_dir: str, name: str) -> None:
-    fs, inner = storage.filesystem(state_dir)
-    for other in fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True)):
-        if other.type == pafs.FileType.Directory and other.base_name != name:
-            fs.delete_dir(other.path)
+    for other in storage.directories(state_dir):
+        if other != name:
+            storage.remove(storage.join(state_dir, other))
 
 
 # -- runs
@@ -177,7 +177,7 @@ def _jobs(first: Job, runs: list[Run]) -> list[Job]:
     if begin is not None:
         role = "start" if begin.how == "continue" else "frozen"
         kept = storage.join(first.state, role)  # every node sees it there
-        start.copy(start.directory(begin), kept)
+        adapter_files.copy(start.directory(begin), kept)
         first = replace(first, **{role: kept})
     jobs = [first]
     for number, run in enumerate(runs[1:], 2):
@@ -196,13 +196,13 @@ def _numbering(jobs: list[Job], job: Job, before: list[dict]) -> Callable[[dict]
 
 def _run(job: Job, on_line: Progress | None) -> None:
     """Bring one run to its end, and keep what it has made in `job.done`; nothing to do where it is there."""
-    if start.is_whole(job.done):
+    if adapter_files.is_whole(job.done):
         return
     with _fit(job, on_line).as_directory() as checkpoint:
         state = storage.join(job.done, "trainer_state.json")
         with open(os.path.join(checkpoint, "trainer_state.json"), encoding="utf-8") as f:
             storage.write_text(state, f.read())
-        start.copy(checkpoint, job.done)
+        adapter_files.copy(checkpoint, job.done)
     storage.remove(job.directory)
 
 
@@ -213,35 +213,30 @@ def _history(job: Job) -> list[dict]:
 
 def _assemble(job: Job, directory: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        frozen = start.fetch(job.frozen, scratch) if job.frozen else None
-        start.assemble(frozen, start.fetch(job.done, scratch), directory)
+        frozen = adapter_files.fetch(job.frozen, scratch) if job.frozen else None
+        start.assemble(frozen, adapter_files.fetch(job.done, scratch), directory)
 
 
 def _fit(job: Job, on_line: Progress | None) -> Any:
-    """Run the workers to the end; Ray Train continues from the latest checkpoint it finds in the run's directory.
+    """Run the workers to the end, from the latest checkpoint that an earlier attempt has left.
 
     `fit` runs in a thread, so that this one can hand on progress, and so that Ctrl-C stays Python's (Ray Train would take SIGINT over).
     """
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     for variable, value in TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    t = job.train
-    fewest = t.workers[0] if isinstance(t.workers, tuple) else t.workers
-    if not t.use_gpu and fewest > (cpus := int(ray.cluster_resources()["CPU"])):
-        field = _field(job.config, job.arm, "workers")
-        raise UserError(f"{field} = {fewest} need a CPU each and the Ray cluster has {cpus}: set {field} <= {cpus}")
+    t, job = job.train, replace(job, resume=_adopted(job))
     board = ray.remote(num_cpus=0)(_Board).remote()
-    storage_path, name = job.directory.rsplit("/", 1)
     trainer = TorchTrainer(
         _train,
         train_loop_config={"job": replace(job, progress=board)},
         scaling_config=ScalingConfig(num_workers=t.workers, use_gpu=t.use_gpu),
         run_config=RunConfig(
-            name=name,
-            storage_path=storage_path,
+            name=_attempt(),
+            storage_path=job.directory,
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=t.max_failures, controller_failure_limit=t.max_failures),
             worker_runtime_env={"env_vars": {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}},
@@ -254,11 +249,35 @@ def _fit(job: Job, on_line: Progress | None) -> Any:
         while wait([running], timeout=0.3).not_done:
             _hand_on(ray.get(board.take.remote()), on_line)
         _hand_on(ray.get(board.take.remote()), on_line)
-        return running.result().checkpoint
+        return running.result().checkpoint or Checkpoint(job.resume)  # an earlier attempt had come to the end
     except TrainingFailedError as e:
         raise RunFailed(f"training gave up after {t.max_failures} restarts: {_cause(e)}") from e
     finally:
         executor.shutdown(wait=False)
+
+
+def _adopted(job: Job) -> str | None:
+    """A copy of the newest whole checkpoint that earlier attempts have left: those that still write delete theirs when they have newer ones."""
+    from ray.train import Result
+
+    mine = storage.join(job.directory, _attempt())
+    for _ in range(_TRIES):
+        found = {}
+        for name in storage.directories(job.directory):
+            with suppress(RuntimeError):  # it has no checkpoint yet
+                checkpoint = Result.from_path(storage.join(job.directory, name)).checkpoint
+                if checkpoint is not None and name != _attempt():  # its own Ray finds by itself
+                    step = checkpoint.path.rpartition("/")[2]  # step-00000042
+                    found[step] = storage.join(job.directory, name, step)
+        if not found:
+            return None
+        with suppress(OSError):  # deleted meanwhile: there is a newer one
+            return storage.copy(found[max(found)], storage.join(mine, "resumed"))
+    raise RunFailed(f"{job.directory}: its checkpoints change while they are read; see with `setbacks status` who else trains there")
+
+
+def _attempt() -> str:
+    return f"{attempt.number():04d}"
 
 
 def _hand_on(lines: list[dict], on_line: Progress | None) -> None:

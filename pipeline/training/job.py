@@ -2,7 +2,8 @@
 
     STATE/<fingerprint>/<table>.parquet   the training set, made once by the driver, read by every worker
     STATE/<fingerprint>/start, frozen     adapter that training begins from, or is stacked on
-    STATE/<fingerprint>/run-1/step-…      Ray Train's checkpoints: adapter, optimizer, scheduler, RNG, step
+    STATE/<fingerprint>/run-1/0003/step-… Ray Train's checkpoints: adapter, optimizer, scheduler, RNG, step. Attempt 3 writes there alone:
+                                          workers of attempt 2 that have outlived their driver write where nobody looks any more
     STATE/<fingerprint>/done-1            adapter and history of a run that came to its end
 
 A training is one run, except where a curriculum makes successive ones (run-2, …), each beginning from the adapter of the one before.
@@ -41,6 +42,7 @@ class Job:
     name: str
     start: str | None = None  # adapter whose matrices are trained on; none = fresh ones
     frozen: str | None = None  # adapter that the trained one is stacked on
+    resume: str | None = None  # copy of an earlier attempt's checkpoint
     progress: Any = None  # actor for log lines
 
     @property
@@ -49,7 +51,7 @@ class Job:
 
     @property
     def directory(self) -> str:
-        """This run's own directory, where Ray keeps its checkpoints."""
+        """This run's own directory, with one of each attempt, where Ray keeps its checkpoints."""
         return storage.join(self.state, f"run-{self.number}")
 
     @property

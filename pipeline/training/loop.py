@@ -15,6 +15,7 @@ import transformers
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from pipeline import pretrained
+from pipeline.data import adapter
 from pipeline.training import methods
 from pipeline.training import start as start_adapter
 from pipeline.training.adapter import lora_config
@@ -31,7 +32,7 @@ def train(job: Job) -> None:
     with tempfile.TemporaryDirectory(dir=os.getcwd()) as scratch:
         trainer = methods.of(job.train).build(job, scratch, world=context.get_world_size(), report_to=_wandb(job.name))
         trainer.add_callback(_Report(trainer, job))
-        checkpoint = ray.train.get_checkpoint()
+        checkpoint = ray.train.get_checkpoint() or (ray.train.Checkpoint(job.resume) if job.resume else None)
         if checkpoint is None:
             trainer.train()
         else:
@@ -53,8 +54,8 @@ def start(job: Job, scratch: str, trainer_of: Callable[[Any, Any], Trainer], att
         attention=attention_of(architecture, t.use_gpu),
     )
     if job.frozen is not None:
-        start_adapter.freeze_under(base, start_adapter.fetch(job.frozen, scratch))
-    begin = start_adapter.fetch(job.start, scratch) if job.start is not None else None
+        start_adapter.freeze_under(base, adapter.fetch(job.frozen, scratch))
+    begin = adapter.fetch(job.start, scratch) if job.start is not None else None
     trainer = trainer_of(base, lora_config(job.config, t, begin))
     if begin is not None:
         start_adapter.load(trainer.model, begin)

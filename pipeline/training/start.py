@@ -10,13 +10,11 @@ import os
 import shutil
 from typing import Any
 
-import pyarrow.fs as pafs
-
 from pipeline.config import Start
 from pipeline.data import storage
+from pipeline.data.adapter import FILES
 from pipeline.errors import UserError
 
-FILES = ("adapter_config.json", "adapter_model.safetensors")
 # What may differ from PEFT's defaults in an adapter that is y = Wx + scaling · B A x with one rank and one scaling.
 _PLAIN = {
     "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "use_rslora",
@@ -89,28 +87,6 @@ def content(start: Start | None) -> str | None:
         with open(os.path.join(directory(start), name), "rb") as f:
             digest.update(hashlib.file_digest(f, "sha256").digest())
     return digest.hexdigest()
-
-
-def copy(source: str, target: str) -> None:
-    """Copy an adapter's two files; `target` (any storage) has its adapter_config.json last, so where that is, it is whole."""
-    fs, inner = storage.filesystem(target)
-    fs.create_dir(inner, recursive=True)
-    source_fs, source_inner = storage.filesystem(source)
-    pafs.copy_files(f"{source_inner}/{FILES[1]}", f"{inner}/{FILES[1]}", source_filesystem=source_fs, destination_filesystem=fs)
-    storage.write_text(storage.join(target, FILES[0]), storage.read_text(storage.join(source, FILES[0])))
-
-
-def is_whole(adapter_dir: str) -> bool:
-    return storage.exists(storage.join(adapter_dir, FILES[0]))
-
-
-def fetch(adapter_dir: str, scratch: str) -> str:
-    """The adapter in a local directory: where it is, or a copy under `scratch`."""
-    if storage.is_local(adapter_dir):
-        return adapter_dir
-    local = os.path.join(scratch, adapter_dir.rsplit("/", 1)[1])
-    copy(adapter_dir, local)
-    return local
 
 
 def load(model: Any, adapter_dir: str) -> None:

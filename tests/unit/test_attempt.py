@@ -64,7 +64,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(attempt, "BEAT_S", 0.2)
     monkeypatch.setattr(attempt, "WATCH_S", 1.5)
     monkeypatch.setattr(attempt, "POLL_S", 0.1)
-    monkeypatch.setattr(attempt, "SETTLE_S", 0.3)
 
 
 def states(run_dir) -> list[str]:
@@ -276,9 +275,9 @@ import sys, time
 from pipeline import attempt, cli
 cli.STOP_S = 1
 with cli._stoppable("interrupted, the end"), attempt.Attempt(sys.argv[1], []):
-    print("holds", flush=True)
-    for _ in range(2):
+    for turn in range(2):
         try:
+            print("holds" if turn == 0 else "goes on", flush=True)
             time.sleep(60)
         except BaseException:
             print("caught", flush=True)
@@ -293,7 +292,7 @@ def test_an_interrupt_that_is_lost_still_ends_the_run(tmp_path, signum):
         process.send_signal(signum)
         time.sleep(0.1)
     out, err = process.communicate(timeout=20)
-    assert (process.returncode, out, err) == (128 + signum, "caught\n", "interrupted, the end\n")
+    assert (process.returncode, out, err) == (128 + signum, "caught\ngoes on\n", "interrupted, the end\n")
     assert states(tmp_path) == ["interrupted"]
 
 

@@ -149,7 +149,7 @@ OVERRIDES = {
     "evaluation.prompts=judge.yaml": ["judge.yaml", "prompt harmless", "'answer' is undefined"],
     "run_dir=notes.txt": ["run_dir", "notes.txt", "not a directory"],
     "run_dir=notes.txt/below": ["run_dir", "notes.txt", "not a directory"],
-    "run_dir=nowhere://bucket/run": ["nowhere://bucket/run", "local or NFS run_dir"],
+    "run_dir=nowhere://bucket/run": ["nowhere://bucket/run", "cannot be opened"],
     "inference.endpoint={url: 'http://localhost:1/v1', model: m, api_key_env: NOT_SET_HERE}": ["api_key_env = NOT_SET_HERE", "export it"],
     "inference.endpoint={url: 'http://localhost:1/v1', model: m, key: abc}": ["inference.endpoint.key", "not a known key"],
     "inference.endpoint={url: 'http:///v1', model: m}": ["inference.endpoint.url", "host"],
@@ -231,7 +231,7 @@ def test_a_stage_before_its_turn_names_the_one_before(setbacks, monkeypatch, wri
     from contextlib import nullcontext
 
     monkeypatch.setattr("pipeline.experiment.ray_session", lambda _run_dir: nullcontext())
-    monkeypatch.setattr("pipeline.preflight.check_cluster", lambda *_arguments: None)
+    monkeypatch.setattr("pipeline.placement.check_cluster", lambda *_arguments: None)
     monkeypatch.setattr("pipeline.preflight.model_dir", lambda _config: "/cache/toy-0")
     monkeypatch.setattr("pipeline.preflight.check_lora", lambda *_arguments: None)
     before = {"mix": "generate", "train": "mix", "evaluate": "train"}[command]
@@ -250,11 +250,11 @@ def test_gpus_asked_for_where_there_are_none(setbacks, monkeypatch, write, tmp_p
 
     import ray
 
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "n", "NodeManagerAddress": "10.0.0.1", "Alive": True, "Resources": {"CPU": 2.0}}])
     monkeypatch.setattr("pipeline.experiment.ray_session", lambda _run_dir: nullcontext())
     monkeypatch.setattr("pipeline.preflight.model_dir", lambda _config: "/cache/toy-0")
     monkeypatch.setattr("pipeline.preflight.check_lora", lambda *_arguments: None)
     config = write("run.yaml", scripted.tree(tmp_path / "run"))
-    assert "inference.num_gpus = 1: 1 GPUs are needed" in one_line(setbacks("generate", config, "inference.num_gpus=1"))
-    assert "train.use_gpu = true" in one_line(setbacks("run", config, "train.use_gpu=true"))
+    assert "inference.actors: generate takes 1 engines with 1 CPU and 1 GPU each" in one_line(setbacks("generate", config, "inference.num_gpus=1"))
+    assert "workers with 1 GPU each, and the Ray cluster (10.0.0.1 (2 CPU)) has room for 0" in one_line(setbacks("run", config, "train.use_gpu=true"))
     assert not (tmp_path / "run" / "config.yaml").exists()

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import experiment, preflight
+from pipeline import experiment, placement, preflight
 from pipeline.data import storage
 from pipeline.errors import RowFailed, RunFailed, UserError
 from pipeline.experiment import Experiment
@@ -60,7 +60,7 @@ def calls(monkeypatch):
     monkeypatch.setattr(experiment, "run_recipe", run_recipe)
     monkeypatch.setattr("pipeline.training.arm.train_arm", train_arm)
     monkeypatch.setattr(experiment, "ray_session", lambda _run_dir: nullcontext())
-    monkeypatch.setattr(preflight, "check_cluster", lambda *_arguments: None)
+    monkeypatch.setattr(placement, "check_cluster", lambda *_arguments: None)
     monkeypatch.setattr(preflight, "check_adapter", lambda *_arguments: None)
     monkeypatch.setattr(preflight, "check_models", lambda *_arguments: [])
     return done

@@ -261,7 +261,6 @@ def test_objects_are_named_after_the_run_directory():
         ({"model": {"path": "~/models/mine"}}, "model.path = ~/models/mine: "),
         ({"train": {"start": {"adapter": "adapters/a"}}}, "arms.sft.train.start.adapter = adapters/a: "),
         ({"evaluation": {"harmful": {"path": "toy:harmful-heldout"}, "adapters": {"a": "b/c"}}}, "evaluation.adapters.a = b/c: "),
-        ({"run_dir": "s3://bucket/runs/mine"}, "use a local or NFS run_dir"),
     ],
 )
 def test_what_pods_would_not_see_is_refused(changes, sentence):

@@ -124,54 +124,9 @@ def test_a_run_directory_nobody_can_open():
     assert "nowhere://bucket/run: cannot be opened" in refused(preflight.check, scripted.config("nowhere://bucket/run"), {"mix"})
 
 
-def test_evaluate_in_an_object_store():
-    stores = scripted.config("s3://bucket/run")
-    assert "use a local or NFS run_dir" in refused(preflight.check_run_dir, stores, {"train", "evaluate"})
-
-
 def test_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.data.storage.free_bytes", lambda _path: 3 * 2**20)
     assert "only 3 MiB are free there, at least 256 are needed" in refused(preflight.check, config(tmp_path), {"mix"})
-
-
-# -- the cluster
-
-
-@pytest.fixture
-def gpus(monkeypatch):
-    import ray
-
-    def have(number: float) -> None:
-        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0} | ({"GPU": number} if number else {}))
-
-    return have
-
-
-@pytest.mark.parametrize(
-    ("have", "needed", "settings", "stages"),
-    [
-        (0, 1, {"inference": {"num_gpus": 1}}, {"generate"}),
-        (7, 8, {"inference": {"num_gpus": 2, "actors": 4}}, {"evaluate"}),
-        (3, 4, {"inference": {"num_gpus": 2, "actors": [2, 9]}}, {"generate"}),
-        (1, 2, {"inference": {"num_gpus": 2, "endpoint": ENDPOINT}}, ALL),  # adapters are evaluated by vLLM
-        (0, 1, {"train": {"use_gpu": True}}, ALL),
-        (3, 4, {"train": {"use_gpu": True, "workers": [4, 5], "batch_size": 20}}, {"train"}),
-    ],
-)
-def test_gpus_that_the_cluster_does_not_have(tmp_path, gpus, have, needed, settings, stages):
-    gpus(have)
-    message = refused(preflight.check_cluster, config(tmp_path, **settings), stages)
-    assert f"{needed} GPUs are needed and the Ray cluster has {have}" in message
-    gpus(needed)
-    preflight.check_cluster(config(tmp_path, **settings), stages)
-
-
-def test_gpus_that_nobody_uses(tmp_path, gpus):
-    gpus(0)
-    preflight.check_cluster(config(tmp_path), ALL)
-    preflight.check_cluster(config(tmp_path, inference={"num_gpus": 1, "endpoint": ENDPOINT}), {"generate"})
-    preflight.check_cluster(config(tmp_path, inference={"num_gpus": 1}), {"train"})
-    preflight.check_cluster(config(tmp_path, train={"use_gpu": True}), {"generate", "evaluate"})
 
 
 # -- adapters

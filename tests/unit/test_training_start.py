@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.data import adapter as adapter_files
 from pipeline.errors import UserError
 from pipeline.training import arm, sft, start
 from pipeline.training.job import Job, Run, write_table
@@ -143,7 +144,7 @@ def test_every_run_begins_from_the_one_before(place, tmp_path):
     runs = [Run(6, 5), Run(12, 4), Run(18, 3)]
     jobs = arm._jobs(Job(config_, "dpo", str(place / "model"), str(tmp_path), 1, runs[0], "test"), runs)
     assert [job.start for job in jobs] == [None, jobs[0].done, jobs[1].done]
-    assert {job.frozen for job in jobs} == {str(tmp_path / "frozen")} and start.is_whole(jobs[0].frozen)
+    assert {job.frozen for job in jobs} == {str(tmp_path / "frozen")} and adapter_files.is_whole(jobs[0].frozen)
     assert [job.run for job in jobs] == runs and len({job.name for job in jobs}) == 3
     first, second = (arm._numbering(jobs, job, before) for job, before in ((jobs[0], []), (jobs[1], [{"step": 1, "tokens": 50}])))
     assert first({"step": 1, "tokens": 50}) == {"step": 1, "steps": 3, "tokens": 50, "iteration": 1}

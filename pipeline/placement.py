@@ -1,0 +1,176 @@
+"""Where a run's work goes on a Ray cluster: what each stage takes, whether the nodes have it, and whether they all see the same files.
+
+Ray places by resources alone and waits for what no node can give. Here that is told before anything starts.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pipeline.attempt import attempts_dir
+from pipeline.config import Config
+from pipeline.data import storage
+from pipeline.errors import UserError
+
+ANSWER_S = 60  # for a node to say what it sees; a process of ours starts there
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the cluster that takes work: one with CPUs or GPUs to give."""
+
+    id: str
+    address: str
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        return f"{self.address} ({self.cpus:g} CPU{f', {self.gpus:g} GPU' if self.gpus else ''})"
+
+
+@dataclass(frozen=True)
+class Need:
+    """Processes of one kind that are there at the same time, each on one node."""
+
+    stage: str
+    kind: str
+    field: str  # that says how many
+    least: int
+    most: int
+    cpus: int
+    gpus: int
+
+    @property
+    def each(self) -> str:
+        return " and ".join(f"{count} {what}" for count, what in ((self.cpus, "CPU"), (self.gpus, "GPU")) if count)
+
+    @property
+    def span(self) -> str:
+        return f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
+
+    def places(self, node: Node) -> int:
+        """How many of them the node can hold."""
+        return int(min(have // each for have, each in ((node.cpus, self.cpus), (node.gpus, self.gpus)) if each))
+
+
+def needs(config: Config, stages: Iterable[str]) -> list[Need]:
+    """What each stage that runs on Ray takes. Stages come one after the other, and so do arms: no two of these are there together."""
+    inference, found = config.inference, []
+    for stage in [stage for stage in ("generate", "evaluate") if stage in stages]:
+        asks_server = stage == "generate" and inference.endpoint is not None
+        gpus = 0 if asks_server or config.model.is_dummy else inference.num_gpus
+        found.append(Need(stage, "clients" if asks_server else "engines", "inference.actors", *_span(inference.actors), 1, gpus))
+        if stage == "generate" and "train" in stages:
+            found += _training(config)
+    return found if "generate" in stages or "train" not in stages else [*_training(config), *found]
+
+
+def _training(config: Config) -> list[Need]:
+    alike: dict[tuple, list[str]] = {}
+    for name, arm in config.arms.items():
+        alike.setdefault((_span(arm.train.workers), arm.train.use_gpu), []).append(name)
+    return [
+        Need(f"train {', '.join(names)}", "workers", "train.workers", *span, *((0, 1) if use_gpu else (1, 0)))
+        for (span, use_gpu), names in alike.items()
+    ]
+
+
+def _span(count: int | tuple[int, int]) -> tuple[int, int]:
+    return count if isinstance(count, tuple) else (count, count)
+
+
+def nodes() -> list[Node]:
+    """The nodes of the connected cluster that take work."""
+    import ray
+
+    found = [
+        Node(node["NodeID"], node["NodeManagerAddress"], node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    return sorted((node for node in found if node.cpus or node.gpus), key=lambda node: node.address)
+
+
+def check_cluster(config: Config, stages: Iterable[str], run_dir: str, read: dict[str, str]) -> None:
+    """The connected cluster has room for the least of every stage, and its nodes see the files (see `check_files`). Raises UserError."""
+    cluster = nodes()
+    check(config, stages, cluster)
+    if len(cluster) > 1:
+        check_files(run_dir, read, cluster)
+
+
+def check(config: Config, stages: Iterable[str], cluster: list[Node]) -> None:
+    """Raises UserError where the cluster, with nothing else on it, could not hold the least that a stage asks for."""
+    for need in needs(config, stages):
+        room = sum(need.places(node) for node in cluster)
+        if room < need.least:
+            has = ", ".join(map(str, cluster)) or "no node that takes work"
+            raise UserError(
+                f"{need.field}: {need.stage} takes {need.least} {need.kind} with {need.each} each, and the Ray cluster ({has}) has room for {room}; "
+                f"ask for fewer{', set num_gpus or use_gpu for CPUs' if need.gpus else ''}, or add nodes"
+            )
+
+
+def told(config: Config, stages: Iterable[str], cluster: list[Node]) -> list[str]:
+    """What `setbacks plan` says of a cluster: its nodes, and for each stage how many processes go where."""
+    lines = [f"{len(cluster)} nodes take work: {', '.join(map(str, cluster))}"]
+    for need in needs(config, stages):
+        places = {node.address: count for node in cluster if (count := need.places(node))}
+        room = sum(places.values())
+        where = ", ".join(f"{count} on {address}" for address, count in places.items()) or "nowhere"
+        lines.append(f"{need.stage}: {need.span} {need.kind} with {need.each} each; room for {room} ({where})")
+    return lines
+
+
+# -- files
+
+
+def check_files(run_dir: str, read: dict[str, str], cluster: list[Node]) -> None:
+    """Every node can write to the run directory that this attempt has begun, and has the local directories that its processes read.
+
+    read: field → path; those on object stores and hubs are not looked at. Raises UserError, naming node and path.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look = ray.remote(num_cpus=0, max_retries=0)(_missing)
+    asked = {
+        node: look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(run_dir, read)
+        for node in cluster
+    }
+    for node, answer in asked.items():
+        try:
+            missing = ray.get(answer, timeout=ANSWER_S)
+        except ray.exceptions.RayTaskError as e:
+            raise UserError(
+                f"node {node.address} cannot run setbacks ({type(e.cause).__name__}: {e.cause}); install the same version there, "
+                f"or submit the code with --working-dir"
+            ) from None
+        except ray.exceptions.RayError as e:  # it has gone, or is too busy to answer: Ray has to do without it
+            if isinstance(e, ray.exceptions.GetTimeoutError):
+                raise UserError(
+                    f"node {node.address} did not answer within {ANSWER_S} s; see its log, or take it out of the cluster"
+                ) from None
+            continue
+        for field, (path, why) in missing.items():
+            raise UserError(
+                f"{field} = {path}: {why} on node {node.address}; use a path that every node sees (NFS, an object store), or copy it there"
+            )
+
+
+def _missing(run_dir: str, read: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """On a node: field → path and what is wrong with it."""
+    import os
+    import secrets
+
+    for field, path in read.items():
+        if not os.path.isdir(path):
+            return {field: (path, "is not there")}
+    if not storage.sizes(attempts_dir(run_dir)):
+        return {"run_dir": (run_dir, "is another directory, or none,")}
+    probe = storage.join(run_dir, ".state", f"written-{secrets.token_hex(4)}")
+    try:
+        storage.write_text(probe, "")
+        storage.remove(probe)
+    except OSError as e:
+        return {"run_dir": (run_dir, f"cannot be written ({e.strerror or e})")}
+    return {}
