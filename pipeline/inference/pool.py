@@ -8,8 +8,8 @@ import asyncio
 import hashlib
 import math
 import os
+import signal
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -137,14 +137,13 @@ class RecipeActor:
         progress.engine_ready(time.monotonic() - started)
 
     def __del__(self):
-        """Ray lets go of the actor. One end in thirty hangs for ever within Ray 2.60: the process is ended here, if it must be.
+        """Ray lets go of the actor. One end in thirty hangs for ever within Ray 2.60: then the kernel ends the process EXIT_S from now.
 
-        Ray's core worker, while it is destroyed, posts a last reply to an event loop that is gone already, and waits for its freed lock.
+        Ray's core worker, while it is destroyed, posts a last reply to an event loop that is gone already, and waits for its freed lock. No
+        thread of ours could end it: none begins to run any more while the interpreter is taken down.
         """
         if getattr(self, "_in_ray", False):
-            last_word = threading.Timer(EXIT_S, os._exit, [0])
-            last_word.daemon = True
-            last_word.start()
+            signal.alarm(EXIT_S)  # nobody handles SIGALRM, so it ends the process
 
     async def __call__(self, numbers: pa.Table) -> AsyncIterator[pa.Table]:
         """Run and commit the blocks with these numbers, one after the other; yields their numbers again."""

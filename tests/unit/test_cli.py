@@ -255,6 +255,10 @@ def test_gpus_asked_for_where_there_are_none(setbacks, monkeypatch, write, tmp_p
     monkeypatch.setattr("pipeline.preflight.model_dir", lambda _config: "/cache/toy-0")
     monkeypatch.setattr("pipeline.preflight.check_lora", lambda *_arguments: None)
     config = write("run.yaml", scripted.tree(tmp_path / "run"))
-    assert "inference.actors: generate takes 1 engines with 1 CPU and 1 GPU each" in one_line(setbacks("generate", config, "inference.num_gpus=1"))
-    assert "workers with 1 GPU each, and the Ray cluster (10.0.0.1 (2 CPU)) has room for 0" in one_line(setbacks("run", config, "train.use_gpu=true"))
+    assert "inference.actors: generate takes 1 engines with 1 CPU and 1 GPU each" in one_line(
+        setbacks("generate", config, "inference.num_gpus=1")
+    )
+    assert "workers with 1 GPU each, and the Ray cluster (10.0.0.1 (2 CPU)) has room for 0" in one_line(
+        setbacks("run", config, "train.use_gpu=true")
+    )
     assert not (tmp_path / "run" / "config.yaml").exists()
