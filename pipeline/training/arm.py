@@ -25,6 +25,7 @@ from pipeline.training import adapter, examples, methods, start
 from pipeline.training.job import Job, Run, write_table
 
 Progress = Callable[[dict], None]
+RESIZE_S = 60.0  # between two looks of an elastic training at whether there is room for another number of workers
 _TRIES = 3  # to read a checkpoint
 
 
@@ -233,7 +234,7 @@ def _fit(job: Job, on_line: Progress | None) -> Any:
     trainer = TorchTrainer(
         _train,
         train_loop_config={"job": replace(job, progress=board)},
-        scaling_config=ScalingConfig(num_workers=t.workers, use_gpu=t.use_gpu),
+        scaling_config=ScalingConfig(num_workers=t.workers, use_gpu=t.use_gpu, elastic_resize_monitor_interval_s=RESIZE_S),
         run_config=RunConfig(
             name=_attempt(),
             storage_path=job.directory,

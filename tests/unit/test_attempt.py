@@ -17,11 +17,12 @@ from pipeline.errors import RunFailed, UserError
 
 # A holder in a process of its own. ELSEWHERE makes its process id mean nothing here, as on another host.
 HOLDER = """
-import os, sys, time
+import os, signal, sys, time
 from pipeline import attempt
 from pipeline.errors import RunFailed, UserError
 run_dir, elsewhere, beat_s, at = sys.argv[1], sys.argv[2] == "elsewhere", float(sys.argv[3]), float(sys.argv[4])
 attempt.BEAT_S, attempt.WATCH_S = beat_s, 2.0
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have had it ignored
 if elsewhere:
     attempt._boot = lambda: "another-boot"
 time.sleep(max(0, at - time.time()))

@@ -1,0 +1,80 @@
+"""A Ray cluster of several machines with an S3 server, shared by the tests; work for it; and the undisturbed run that results are compared with."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.harness import Job, write_job, write_source
+from tests.cluster.machines import S3, Machine, Network, can_have_machines, setbacks
+
+ROWS = 600
+BUCKET = "bucket"
+MAKE_BUCKET = """
+import sys, time
+from pyarrow.fs import S3FileSystem
+for _ in range(100):
+    try:
+        S3FileSystem(endpoint_override=sys.argv[1], scheme="http", allow_bucket_creation=True, connect_timeout=1).create_dir(sys.argv[2])
+        break
+    except OSError:
+        time.sleep(0.3)
+"""
+DOWNLOAD = "import sys; from pipeline.data import storage; storage.copy(*sys.argv[1:])"
+
+
+@pytest.fixture(scope="package")
+def network() -> Iterator[Network]:
+    """The head of a cluster and an S3 server; machines that work are added by tests."""
+    if not can_have_machines():
+        pytest.skip("needs root and iproute2, for network namespaces")
+    network = Network()
+    try:
+        server = f"{network.head.address}:{S3}"
+        keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
+        network.head.start(sys.executable, "-m", "moto.server", "-H", network.head.address, "-p", str(S3))
+        network.start_head(AWS_ENDPOINT_URL=f"http://{server}", AWS_EC2_METADATA_DISABLED="true", **keys)
+        code, output = network.head.run(sys.executable, "-c", MAKE_BUCKET, server, BUCKET)
+        assert code == 0, output
+        yield network
+    finally:
+        network.close()
+
+
+@pytest.fixture
+def workers(network) -> Iterator[Callable[..., list[Machine]]]:
+    """`workers(n)`: so many machines that work, of one CPU each, and no others. Those that live are used again by the next test."""
+
+    def workers(count: int) -> list[Machine]:
+        living = [machine for machine in network.machines[1:] if machine.pids()]
+        for machine in living[count:]:
+            network.lose(machine)
+        network.noticed()
+        return living[:count] + [network.add() for _ in range(count - len(living))]
+
+    yield workers
+    for machine in network.machines[1:]:
+        if machine.hidden != (network.temporary,) and machine.pids():
+            network.lose(machine)  # a test's own
+
+
+@pytest.fixture(scope="package")
+def source(tmp_path_factory) -> Path:
+    return write_source(tmp_path_factory.mktemp("cluster") / "instructions.jsonl", ROWS)
+
+
+@pytest.fixture(scope="package")
+def undisturbed(network, source, tmp_path_factory) -> Job:
+    """A run of the dummy model on one machine that nothing happens to: `generate` and `mix`."""
+    job = write_job(tmp_path_factory.mktemp("undisturbed"), source)
+    for stage in ("generate", "mix"):
+        code, output = network.head.run(*setbacks(stage, str(job.config)), RAY_ADDRESS="")
+        assert code == 0, output
+    return job
+
+
+def download(network: Network, url: str, place: Path) -> Path:
+    code, output = network.head.run(sys.executable, "-c", DOWNLOAD, url, str(place))
+    assert code == 0, output
+    return place
