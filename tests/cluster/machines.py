@@ -146,7 +146,8 @@ class Network:
         """A further machine with a Ray node that has joined. Its Ray has a temporary directory of its own."""
         machine = self._machine([self.temporary, *hidden])
         amounts = ["--num-cpus", str(cpus), "--num-gpus", str(gpus), "--object-store-memory", str(100 * 2**20)]
-        machine.start(*ray("start", "--address", self.address, "--node-ip-address", machine.address, "--block", *amounts))
+        # Alone, since a driver connects to whatever Ray node it finds in the process table.
+        machine.start(*ray("start", "--address", self.address, "--node-ip-address", machine.address, "--block", *amounts), alone=True)
         self.until(lambda: machine.address in self.living(), f"the Ray node on {machine.name}")
         return machine
 
