@@ -13,6 +13,7 @@ from tests.chaos.harness import Job, assert_equals_undisturbed, write_job
 from tests.cluster.conftest import BUCKET, download
 from tests.cluster.machines import Network, setbacks
 
+pytestmark = pytest.mark.timeout(400)
 OWN_RAY = {"RAY_ADDRESS": ""}  # each attempt has a cluster of its own
 OTHERS = {"inference": {"rows_per_commit": 16, "max_num_seqs": 16}}
 

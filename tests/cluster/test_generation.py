@@ -2,10 +2,13 @@
 
 import sys
 
+import pytest
+
 from tests import tiny
 from tests.chaos.harness import assert_equals_undisturbed, write_job
 from tests.cluster.machines import Network, setbacks
 
+pytestmark = pytest.mark.timeout(400)
 ACTOR = "ray::MapWorker"
 
 

@@ -7,6 +7,7 @@ import pytest
 from tests.chaos.harness import Job, assert_equals_undisturbed, write_job
 from tests.cluster.machines import DASHBOARD, ROOT, Network
 
+pytestmark = pytest.mark.timeout(400)
 SUBMIT = str(ROOT / "cluster" / "submit.sh")
 
 
