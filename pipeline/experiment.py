@@ -230,6 +230,7 @@ class Experiment:
 
     def _record(self, stage: str, figures: dict) -> None:
         """Append a line to RUN/metrics.jsonl: what the report tells of timings and counts."""
+        attempt.check()
         path = storage.join(self.run_dir, "metrics.jsonl")
         before = storage.read_text(path) if storage.exists(path) else ""
         storage.write_text(path, before + json.dumps({"stage": stage, **figures}) + "\n")

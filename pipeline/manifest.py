@@ -37,6 +37,8 @@ STOP_S = 15  # from `ray job stop` to the kill; setbacks needs up to 8 to end in
 USER, GROUP = 1000, 100  # of Ray's images
 LONGEST_NAME = 40  # KubeRay refuses a RayJob with more than 47 characters
 
+Volumes = dict[str, tuple[str, dict]]  # name → where pods see it, and what it is
+
 
 @dataclass(frozen=True)
 class Pods:
@@ -76,12 +78,14 @@ def manifest(config: Config, image: str | None = None, *, interactive: bool = Fa
     image = image or f"setbacks:{__version__}-{'gpu' if any(group.gpus for group in groups) else 'cpu'}"
     _check_image(image)
     name = job_name(config.run_dir)
+    volumes = {"shared": (MOUNT, {"persistentVolumeClaim": {"claimName": CLAIM}} if _shares_volume(config) else {"emptyDir": {}})}
     if interactive:
-        objects = [_object("ray.io/v1", "RayCluster", name, spec=_cluster(groups, image))]
+        objects = [_object("ray.io/v1", "RayCluster", name, spec=_cluster(groups, image, volumes))]
     else:
         written = config.model_dump(mode="json", exclude_unset=True)  # the defaults are the image's, as they are the code's here
         settings = _object("v1", "ConfigMap", name, data={posixpath.basename(CONFIG_FILE): _yaml(written)})
-        objects = [settings, _object("ray.io/v1", "RayJob", name, spec=_job(groups, image, name))]
+        volumes["config"] = (posixpath.dirname(CONFIG_FILE), {"configMap": {"name": name}})
+        objects = [settings, _object("ray.io/v1", "RayJob", name, spec=_job(groups, image, volumes))]
     comment = [f"Written by `setbacks manifest`, for run_dir {config.run_dir}.", *map(str, (HEAD, *groups))]
     return "".join(f"# {line}\n" for line in comment) + "---\n".join(_yaml(o) for o in objects)
 
@@ -160,6 +164,11 @@ def _check_paths(config: Config) -> None:
             )
 
 
+def _shares_volume(config: Config) -> bool:
+    """Whether anything lies on the shared volume; where all is on object stores and hubs, pods need none, and each caches what it loads."""
+    return any(path.startswith(f"{MOUNT}/") for path in _paths(config).values())
+
+
 def _paths(config: Config) -> dict[str, str]:
     """Whatever the configuration names that lies in a file system, by field."""
     recipe, evaluation = config.recipe, config.evaluation
@@ -194,7 +203,7 @@ def _object(version: str, kind: str, name: str, **content) -> dict:
     return {"apiVersion": version, "kind": kind, "metadata": {"name": name, "labels": {"app.kubernetes.io/name": "setbacks"}}, **content}
 
 
-def _job(groups: list[Pods], image: str, config_map: str) -> dict:
+def _job(groups: list[Pods], image: str, volumes: Volumes) -> dict:
     submitter = _pod("ray-job-submitter", image, {"cpu": "500m", "memory": "1Gi"})
     return {
         "entrypoint": f"setbacks run {CONFIG_FILE}",
@@ -204,11 +213,11 @@ def _job(groups: list[Pods], image: str, config_map: str) -> dict:
         "backoffLimit": RETRIES,
         "activeDeadlineSeconds": DEADLINE_S,
         "submitterPodTemplate": {"spec": {"restartPolicy": "Never", **submitter}},
-        "rayClusterSpec": _cluster(groups, image, config_map),
+        "rayClusterSpec": _cluster(groups, image, volumes),
     }
 
 
-def _cluster(groups: list[Pods], image: str, config_map: str | None = None) -> dict:
+def _cluster(groups: list[Pods], image: str, volumes: Volumes) -> dict:
     autoscaler = {
         "idleTimeoutSeconds": IDLE_S,
         "resources": _resources({"cpu": "500m", "memory": "512Mi"}),
@@ -220,7 +229,7 @@ def _cluster(groups: list[Pods], image: str, config_map: str | None = None) -> d
         "authOptions": {"mode": "token"},  # without it whoever reaches the dashboard can run code; KubeRay makes the token and hands it out
         "enableInTreeAutoscaling": scales,
         **({"autoscalerOptions": autoscaler} if scales else {}),
-        "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": {"spec": _ray_pod("ray-head", image, HEAD, config_map)}},
+        "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": {"spec": _ray_pod("ray-head", image, HEAD, volumes)}},
         "workerGroupSpecs": [
             {
                 "groupName": group.name,
@@ -228,18 +237,15 @@ def _cluster(groups: list[Pods], image: str, config_map: str | None = None) -> d
                 "minReplicas": group.least,
                 "maxReplicas": group.most,
                 "rayStartParams": {},
-                "template": {"spec": {"automountServiceAccountToken": False, **_ray_pod("ray-worker", image, group, config_map)}},
+                "template": {"spec": {"automountServiceAccountToken": False, **_ray_pod("ray-worker", image, group, volumes)}},
             }
             for group in groups
         ],
     }
 
 
-def _ray_pod(container: str, image: str, group: Pods, config_map: str | None) -> dict:
+def _ray_pod(container: str, image: str, group: Pods, volumes: Volumes) -> dict:
     """A pod of the cluster. It names no probes: KubeRay then adds those that fit the Ray version."""
-    volumes = {"shared": (MOUNT, {"persistentVolumeClaim": {"claimName": CLAIM}})}
-    if config_map:
-        volumes["config"] = (posixpath.dirname(CONFIG_FILE), {"configMap": {"name": config_map}})
     environment = {"HF_HOME": f"{MOUNT}/huggingface", "SETBACKS_CACHE": f"{MOUNT}/cache", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
     pod = _pod(container, image, group.amounts)
     pod["containers"][0] |= {

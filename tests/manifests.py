@@ -111,7 +111,9 @@ def faults_of_sizes(cluster: dict, config: Config) -> Iterator[str]:
             if each and sum(group[bound] * (in_pod // each) for group, in_pod in gpus) < wanted:
                 yield f"GPUs: {bound} of all groups make fewer than {wanted} times {each}"
     for _, container in groups:
-        if not any(config.run_dir.startswith(f"{mount['mountPath']}/") for mount in container.get("volumeMounts", ())):
+        if "://" not in config.run_dir and not any(
+            config.run_dir.startswith(f"{mount['mountPath']}/") for mount in container.get("volumeMounts", ())
+        ):
             yield "run_dir: on no volume"
 
 

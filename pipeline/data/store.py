@@ -75,6 +75,7 @@ class Store(Output):
         storage.remove(self.state("work"))
         with storage.room_for(self.state("work")):
             written = write_work_list(self.state("work"), rows, schema, block_rows)
+            attempt.check()
             facts = {"rows": written, "block_rows": block_rows, "token": secrets.token_hex(4), **(asdict(counts) if counts else {})}
             storage.write_text(self.state("work.json"), json.dumps(facts))
         return facts
@@ -145,6 +146,7 @@ class Store(Output):
             if old.endswith(".parquet"):
                 storage.remove(storage.join(self.path, old))
         for name in written:
+            attempt.check()  # on an object store each of them is copied, which takes its time
             storage.move(self.state("shards", name), storage.join(self.path, name))
         done = {
             "rows": digest.rows,

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow.fs as pafs
 import yaml
 
-from pipeline import pretrained
+from pipeline import attempt, pretrained
 from pipeline.config import DPO, SFT, Config, Start
 from pipeline.data import storage
 from pipeline.training import start
@@ -73,6 +73,7 @@ def publish(
             f.write(card(config, arm, figures))
         if config.arms[arm].train.merge:
             _merge(config, model_dir, tokenizer, whole)
+        attempt.check()
         storage.remove(out_dir)
         if local:
             os.rename(whole, storage.absolute(out_dir))

@@ -199,11 +199,13 @@ def _run(job: Job, on_line: Progress | None) -> None:
     """Bring one run to its end, and keep what it has made in `job.done`; nothing to do where it is there."""
     if adapter_files.is_whole(job.done):
         return
-    with _fit(job, on_line).as_directory() as checkpoint:
+    checkpoint = _fit(job, on_line)
+    attempt.check()  # before the checkpoints of other attempts are removed
+    with checkpoint.as_directory() as directory:
         state = storage.join(job.done, "trainer_state.json")
-        with open(os.path.join(checkpoint, "trainer_state.json"), encoding="utf-8") as f:
+        with open(os.path.join(directory, "trainer_state.json"), encoding="utf-8") as f:
             storage.write_text(state, f.read())
-        adapter_files.copy(checkpoint, job.done)
+        adapter_files.copy(directory, job.done)
     storage.remove(job.directory)
 
 
@@ -273,6 +275,7 @@ def _adopted(job: Job) -> str | None:
         if not found:
             return None
         with suppress(OSError):  # deleted meanwhile: there is a newer one
+            storage.remove(storage.join(mine, "resumed"))
             return storage.copy(found[max(found)], storage.join(mine, "resumed"))
     raise RunFailed(f"{job.directory}: its checkpoints change while they are read; see with `setbacks status` who else trains there")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.attempt import Attempt
 from pipeline.config import Config
 from tests import tiny
 
@@ -102,20 +103,32 @@ def test_a_killed_worker_costs_nothing(place, undisturbed):
 
 
 def test_a_killed_driver_costs_nothing(place, undisturbed):
-    """`train` in a process of its own that kills itself halfway; then here, from the state that it left."""
+    """`train` in a process of its own that kills itself halfway; then here, a second attempt from the state that the first one left.
+
+    Workers outlive their driver for a moment, and go on writing checkpoints where only the first attempt's are.
+    """
     script = f"""
 import os, ray
 from pathlib import Path
+from pipeline.attempt import Attempt
 from tests.integration.test_training import train
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-train(Path({str(place)!r}), "driver_killed", lambda line: line["step"] >= 8 and os.kill(os.getpid(), 9))
+with Attempt({str(place / "attempted")!r}, ["train"]):
+    train(Path({str(place)!r}), "driver_killed", lambda line: line["step"] >= 8 and os.kill(os.getpid(), 9))
 """
     root = Path(__file__).parents[2]
     driver = subprocess.run([sys.executable, "-c", script], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, timeout=200)
     assert driver.returncode == -signal.SIGKILL
     assert not (place / "adapter" / "driver_killed").exists()
-    steps = []
-    figures = train(place, "driver_killed", lambda line: steps.append(line["step"]))
+    steps, [state] = [], (place / "state" / "driver_killed").iterdir()
+    assert [path.name for path in (state / "run-1").iterdir()] == ["0001"]
+
+    def note(line: dict) -> None:
+        steps.append(line["step"])
+        assert (state / "run-1" / "0002" / "resumed" / "trainer_state.json").exists()
+
+    with Attempt(str(place / "attempted"), ["train"]):
+        figures = train(place, "driver_killed", note)
     # Resumed, not begun again. The workers outlive their driver for a moment: they may have come to the end, and nothing was left to do.
     assert not steps or steps[0] > 3
     assert figures["final_loss"] == undisturbed["final_loss"]

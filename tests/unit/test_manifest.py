@@ -33,7 +33,7 @@ def example(path: str):
 
 
 def config(**changes):
-    return scripted.config(f"{MOUNT}/runs/mine", **changes)
+    return scripted.config(**{"run_dir": f"{MOUNT}/runs/mine", **changes})
 
 
 # -- what may be wrong with a manifest
@@ -98,6 +98,14 @@ def test_printed_manifests_are_sound(name, interactive, misfits, faults):
     assert [o["kind"] for o in found] == (["RayCluster"] if interactive else ["ConfigMap", "RayJob"])
     assert misfits(found) == []
     assert faults(found) == []
+
+
+def test_on_an_object_store_no_volume_is_shared(misfits, faults):
+    """Nothing waits for a claim that nobody has made; the store's keys come from the secret."""
+    found = objects(manifest(config(run_dir="s3://bucket/runs/mine")))
+    assert misfits(found) == [] and faults(found) == []
+    assert [volume for volume in volumes_of(found) if "persistentVolumeClaim" in volume] == []
+    assert {volume["name"] for volume in volumes_of(found) if "emptyDir" in volume} == {"shared"}
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, "text"])
