@@ -10,22 +10,20 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline import placement, preflight, prompts
-from pipeline.config import Config, Train, YesNoJudge
-from pipeline.data import instructions, storage
+from pipeline import preflight, prompts, resources
+from pipeline.config import Config, YesNoJudge
+from pipeline.data import instructions
 from pipeline.data.schema import FAILED
 from pipeline.data.store import reason
 from pipeline.errors import RowFailed
 from pipeline.inference.chat import Message, Sampling, user
 from pipeline.recipes.course_correction import CourseCorrectionRecipe
 from pipeline.recipes.mistake_analysis import induced, question
-from pipeline.session import ray_session
 from pipeline.show import masked
 
 ROWS_SHOWN = 3
 ROWS_MEASURED = 2000
 CHARACTERS_PER_TOKEN = 4  # of English text; used only where no tokenizer can be loaded
-ASSUMED_TOKENS_PER_S = {"cpu": 2_000, "gpu": 2_500}  # of one engine, new tokens; an assumption until a run has been measured
 BINS = (64, 128, 256, 512, 1024, 2048, 4096)
 
 
@@ -76,10 +74,10 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
         work["generate"] = _show_generation(config, "instructions" not in out_of_reach, console)
     if config.evaluation.course_correction:
         work["evaluate"] = _course_correction_suite(config, out_of_reach)
-    _show_resources(config, console)
+    resources.show(config, console)
     if os.environ.get("RAY_ADDRESS"):
-        _show_cluster(config, stages, console)
-    _show_time(config, work, tokens_per_s, console)
+        resources.show_cluster(config, stages, console)
+    resources.show_time(config, work, tokens_per_s, console)
 
 
 def _show_generation(config: Config, readable: bool, console: Console) -> tuple[str, int] | None:
@@ -208,7 +206,7 @@ def _course_correction_suite(config: Config, out_of_reach: dict[str, str]) -> tu
     entries = suite.entries.limit if unknown else sum(1 for _ in instructions.well_formed(suite.entries))
     if entries is None:
         return None
-    arms, lengths = _arms(config), len(suite.lengths)
+    arms, lengths = resources.arms(config), len(suite.lengths)
     verdict = _per_verdict(suite.judge)
     tokens = f"({suite.draw.max_tokens} + {verdict})" if verdict else str(suite.draw.max_tokens)
     counted = f"C²-Eval, {entries:,} entries × {lengths} k × {suite.paths} paths × {tokens} tokens × {arms} arms"
@@ -265,74 +263,6 @@ def _show_lengths(plan: Generation, config: Config, console: Console) -> None:
     )
 
 
-def _show_resources(config: Config, console: Console) -> None:
-    inference = config.inference
-    actors = inference.actors if isinstance(inference.actors, tuple) else (inference.actors, inference.actors)
-    span = str(actors[0]) if actors[0] == actors[1] else f"{actors[0]}–{actors[1]}"
-    console.print("[bold]Resources[/bold]")
-    if config.instructions and inference.endpoint:
-        console.print(f"  generate   {inference.endpoint.url}, {inference.endpoint.concurrency} requests in flight per actor × {span}")
-    elif config.instructions:
-        console.print(f"  generate   {span} engines × {inference.num_gpus or 'no'} GPU = {actors[1] * inference.num_gpus} GPUs")
-    alike: dict[str, list[str]] = {}
-    for name, arm in config.arms.items():
-        alike.setdefault(_training(arm.train), []).append(name)
-    for training, names in alike.items():
-        console.print(f"  train      {training}, one arm after the other: {', '.join(names)}")
-    for what in _suites(config):
-        console.print(f"  evaluate   {span} engines, {_arms(config)} arms × {what} by LoRA")
-    console.print()
-
-
-def _show_cluster(config: Config, stages: set[str], console: Console) -> None:
-    """What goes where on the cluster at $RAY_ADDRESS. Raises UserError where it cannot hold what a stage asks for."""
-    with ray_session(config.run_dir):
-        cluster = placement.nodes()
-    console.print(f"[bold]Cluster[/bold] at {escape(os.environ['RAY_ADDRESS'])}")
-    for line in placement.told(config, stages, cluster):
-        console.print(f"  {escape(line)}", soft_wrap=True)
-    placement.check(config, stages, cluster)
-    console.print()
-
-
-def _training(train: Train) -> str:
-    workers = train.workers if isinstance(train.workers, int) else f"{train.workers[0]}–{train.workers[1]}"
-    method = f"dpo on {train.curriculum} pairs" if train.method == "dpo" else train.method
-    return f"{workers} workers × {1 if train.use_gpu else 'no'} GPU, {method}"
-
-
-def _suites(config: Config) -> list[str]:
-    evaluation, suite = config.evaluation, config.evaluation.course_correction
-    safety = [f"{len(evaluation.conditions)} conditions"] if evaluation.harmful else []
-    return safety + ([f"{len(suite.lengths)} prefills × {suite.paths} paths"] if suite else [])
-
-
-def _arms(config: Config) -> int:
-    """The base model's own included."""
-    return 1 + len(config.arms) + len(config.evaluation.adapters)
-
-
-def _show_time(config: Config, work: dict[str, tuple[str, int] | None], tokens_per_s: float | None, console: Console) -> None:
-    """work: stage → how it is counted, and its new tokens at most; None where that is not known. Answers of the safety suite are not counted."""
-    console.print("[bold]Time[/bold]")
-    for stage, found in work.items():
-        told = f"{found[0]}: at most {found[1]:,} new tokens in {stage}" if found else f"{stage}: unknown, its source is out of reach"
-        console.print(f"  {told}")
-    known = [most for _, most in filter(None, work.values())]
-    if not known:
-        return
-    inference = config.inference
-    actors = inference.actors if isinstance(inference.actors, int) else inference.actors[1]
-    measured = _measured(config)
-    speed = tokens_per_s or measured or ASSUMED_TOKENS_PER_S["gpu" if inference.num_gpus else "cpu"]
-    origin = (
-        "given" if tokens_per_s else "measured in this run directory" if measured else "an ASSUMPTION; give --tokens-per-s once measured"
-    )
-    hours = sum(known) / (speed * actors) / 3600
-    console.print(f"  at {speed:,.0f} tokens/s per engine ({origin}): at most {hours:.2f} h", end="")
-    console.print(f" = {hours * actors * inference.num_gpus:.1f} GPU-hours" if inference.num_gpus else "")
-
-
 def _most_per_row(config: Config) -> int:
     """New tokens at most, of one sample of a row that nothing is known of."""
     recipe = config.recipe
@@ -344,16 +274,6 @@ def _most_per_row(config: Config) -> int:
 
 def _count(config: Config) -> int:
     return sum(row["status"] != FAILED for row in instructions.read(config.instructions))
-
-
-def _measured(config: Config) -> float | None:
-    """tokens/s of the last stage in this run directory that ran engines."""
-    path = storage.join(storage.absolute(config.run_dir), "metrics.jsonl")
-    if not storage.exists(path):
-        return None
-    lines = [json.loads(line) for line in storage.read_text(path).splitlines()]
-    wanted = ("generate", "evaluate") if config.instructions is None else ("generate",)
-    return next((line["tokens_per_s"] for line in reversed(lines) if line["stage"] in wanted and line.get("tokens_per_s")), None)
 
 
 def _one_line(text: str) -> str:

@@ -113,7 +113,8 @@ def create(path: str, text: str) -> bool:
     except OSError:
         return _create_by_claim(path, text)  # a mount without hard links, such as a bucket's
     finally:
-        os.unlink(own)
+        with suppress(OSError):
+            os.unlink(own)
 
 
 def _create_by_claim(path: str, text: str) -> bool:
