@@ -59,13 +59,13 @@ class Suspended:
 @pytest.mark.parametrize("storage", ["path", "s3"])
 def test_the_newer_attempt_fences_the_older(network, source, tmp_path, undisturbed, storage):
     run = f"s3://{BUCKET}/{tmp_path.name}" if storage == "s3" else str(tmp_path / "run")
-    job = write_job(tmp_path, source, latency_s=0.35, run=run, **OTHERS)
+    job = write_job(tmp_path, source, latency_s=1.0, run=run, **OTHERS)
     old = Suspended(network, "generate", job, tmp_path / "old.txt")
     Network.until(lambda: old.process.poll() is not None or Status(network, run).done >= 64, "rows were done", 120)
     code, said = network.head.run(*setbacks("generate", str(job.config)), **OWN_RAY)
     assert code == 2 and "attempt 1 is at work there (host " in said, said  # it beats, and is seen by its beat alone
     old.stop()
-    code, said = network.head.run(*setbacks("generate", str(job.config)), **OWN_RAY)
+    code, said = network.head.run(*setbacks("generate", str(job.config), "model.dummy.latency_s=0"), **OWN_RAY)
     assert code == 0, said
     result = finished(network, job, run, tmp_path / "result")
     assert_equals_undisturbed(result, undisturbed)

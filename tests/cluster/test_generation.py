@@ -16,7 +16,7 @@ def test_a_machine_that_is_added_is_used_and_one_that_is_lost_costs_nothing(netw
     """Two engines where one was, when there is room for a second; then the machine with the first one is gone."""
     [first] = workers(1)
     settings = {"actors": [1, 2], "rows_per_commit": 16, "max_num_seqs": 12}
-    job = write_job(tmp_path, source, latency_s=0.4, inference=settings)
+    job = write_job(tmp_path, source, latency_s=0.7, inference=settings)
     with open(tmp_path / "output.txt", "w") as output:
         driver = network.head.start(*setbacks("generate", str(job.config)), output=output)
 

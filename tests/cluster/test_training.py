@@ -112,7 +112,7 @@ def test_a_lost_machine_costs_two_workers_nothing(network, workers, job):
 def test_elastic_training_takes_a_machine_that_is_added(network, workers, job):
     """One worker, then two: the batches are the same, so the losses are those of the fixed size but for sums in another order."""
     workers(1)
-    grown = job("grown", workers=[1, 2], epochs=3, save_steps=6)
+    grown = job("grown", workers=[1, 2], epochs=4, save_steps=6)
     training = Training(network, grown)
     training.until_step(4)
     second = network.add()
