@@ -255,10 +255,11 @@ def _execute(recipe: Recipe, store: Store, spec: ModelSpec, seed: int, progress:
     in_flight = spec.blocks_in_flight(work.block_rows)
     # from_items puts its blocks in place by itself; from_arrow runs a task for each, to learn its schema.
     numbers = [{"block": number} for number in undone.tolist()]
-    pool = ray.data.from_items(numbers, override_num_blocks=min(len(numbers), MOST_TASKS)).map_batches(
+    tasks = min(len(numbers), MOST_TASKS)
+    pool = ray.data.from_items(numbers, override_num_blocks=tasks).map_batches(
         RecipeActor,
         fn_constructor_args=(spec, recipe, store, work, seed, progress.reporter()),
-        batch_size=None,
+        batch_size=len(numbers) // tasks,  # all of a task's numbers, or all but one; where there are GPUs, Ray Data takes no None
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(
             min_size=spec.least_actors,

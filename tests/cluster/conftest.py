@@ -46,6 +46,8 @@ def network() -> Iterator[Network]:
 def workers(network) -> Iterator[Callable[..., list[Machine]]]:
     """`workers(n)`: so many machines that work, of one CPU each, and no others. Those that live are used again by the next test."""
 
+    before = len(network.head.started)
+
     def workers(count: int) -> list[Machine]:
         living = [machine for machine in network.machines[1:] if machine.pids()]
         for machine in living[count:]:
@@ -54,6 +56,8 @@ def workers(network) -> Iterator[Callable[..., list[Machine]]]:
         return living[:count] + [network.add() for _ in range(count - len(living))]
 
     yield workers
+    for driver in network.head.started[before:]:
+        driver.kill()  # where the test has failed before its end
     for machine in network.machines[1:]:
         if machine.hidden != (network.temporary,) and machine.pids():
             network.lose(machine)  # a test's own
