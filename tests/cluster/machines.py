@@ -58,7 +58,7 @@ class Machine:
             stdout=output,
             stderr=subprocess.STDOUT if output is not subprocess.DEVNULL else output,
             start_new_session=True,
-            env={**os.environ, **self.environment, **environment},
+            env={**_inherited(), **self.environment, **environment},
         )
         self.started.append(process)
         return process
@@ -186,6 +186,11 @@ def ray(*arguments: str) -> list[str]:
 
 def setbacks(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "pipeline.cli", *arguments]
+
+
+def _inherited() -> dict[str, str]:
+    """This process's environment, less what it has set for a Ray of its own, such as that it is no cluster."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
 
 def _ip(*arguments: str) -> None:
