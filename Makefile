@@ -7,13 +7,17 @@ SEED ?= 0
 # Of the CPU build of PyTorch; pipeline dependencies come from pyproject.toml.
 TORCH := 2.13.0
 
-.PHONY: quickstart test chaos lint setup clean
+.PHONY: quickstart test test-cluster chaos lint setup clean
 
 quickstart: setup
 	$(BIN)/setbacks run $(CONFIG)
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Over several machines, made of network namespaces: needs root. A quarter of an hour.
+test-cluster: setup
+	$(BIN)/python -m pytest tests/cluster
 
 # Kills at random, and a comparison with the undisturbed run: `make chaos SEED=1`. A quarter of an hour.
 chaos: setup

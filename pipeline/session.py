@@ -59,6 +59,15 @@ def ray_session(run_dir: str) -> Iterator[None]:
         ray.shutdown()
 
 
+def beside_driver(cls: type):
+    """A small actor on the driver's own node: no other node's loss takes it along, and where the driver's is lost, the run ends anyway."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return ray.remote(num_cpus=0)(cls).options(scheduling_strategy=here).remote()
+
+
 def _join(address: str, options: dict) -> None:
     import ray
 

@@ -14,6 +14,7 @@ from pipeline import attempt
 from pipeline.console import QUIET_LINE_EVERY_S, new_bar
 from pipeline.data.schema import FAILED
 from pipeline.data.store import reason
+from pipeline.session import beside_driver
 
 
 @dataclass
@@ -194,11 +195,9 @@ class Progress:
     """The driver's end. `done` rows of `total` were committed by earlier attempts."""
 
     def __init__(self, label: str, total: int, done: int = 0):
-        import ray
-
         self.label, self.total, self.done = label, total, done
         self._reported = 0
-        self._counter = ray.remote(num_cpus=0)(Counter).remote()
+        self._counter = beside_driver(Counter)
 
     def reporter(self) -> Reporter:
         return Reporter(self._counter, self.label)

@@ -20,7 +20,7 @@ from pipeline.config import DPO, SFT, Config
 from pipeline.data import adapter as adapter_files
 from pipeline.data import storage
 from pipeline.errors import RunFailed, UserError
-from pipeline.session import TRAIN_ENVIRONMENT
+from pipeline.session import TRAIN_ENVIRONMENT, beside_driver
 from pipeline.training import adapter, examples, methods, start
 from pipeline.training.job import Job, Run, write_table
 
@@ -232,7 +232,7 @@ def _fit(job: Job, on_line: Progress | None) -> Any:
     for variable, value in TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     t, job = job.train, replace(job, resume=_adopted(job))
-    board = ray.remote(num_cpus=0)(_Board).remote()
+    board = beside_driver(_Board)
     trainer = TorchTrainer(
         _train,
         train_loop_config={"job": replace(job, progress=board)},
