@@ -158,6 +158,8 @@ def _kind(process: psutil.Process, driver: int) -> str:
         return "driver"
     line = " ".join(process.cmdline())
     if "ray::" in line:
+        if "_StatsActor" in line:
+            return "Ray Data's statistics"  # Ray's own: one a cluster, told by every data set of what its tasks cost
         return "engine actor" if "Actor" in line and "MapBatches" in line else "other worker"
     return "gcs" if "gcs_server" in line else "raylet" if process.name() == "raylet" else "agents"
 
@@ -185,7 +187,7 @@ def measure(rows: int, with_peer: bool) -> dict:
 
 
 def report(measured: list[dict]) -> None:
-    kinds = ("driver", "engine actor", "other worker", "gcs", "raylet")
+    kinds = ("driver", "engine actor", "other worker", "Ray Data's statistics", "gcs", "raylet")
     print(f"{'rows':>9} {'s':>7} {'rows/s':>7} {'MB/s':>6} {'shards':>6} {'files':>6} {'resume s':>8}  peak MiB: {', '.join(kinds)}")
     for m in measured:
         print(_line(m, kinds) + f" {m['shards']:6} {m['left']:6} {m['resume_s']:8.1f}  {_peaks(m, kinds)}")

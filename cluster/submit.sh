@@ -16,7 +16,7 @@ if [[ ! -f $config || $config == /* || $config == *..* ]]; then
 fi
 export RAY_API_SERVER_ADDRESS=${RAY_API_SERVER_ADDRESS:-http://127.0.0.1:8265}
 runtime_env=${RUNTIME_ENV:-$(dirname "$0")/runtime_env.yaml}
-AGENT_START_S=60
+AGENT_START_S=180 # a busy machine takes its time
 hash=$({ cat "$config" && printf '\n%s' "${@:2}"; } | sha256sum | cut -c1-8)
 id=setbacks-$(basename "${config%.*}")-$hash
 
