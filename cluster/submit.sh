@@ -16,25 +16,12 @@ if [[ ! -f $config || $config == /* || $config == *..* ]]; then
 fi
 export RAY_API_SERVER_ADDRESS=${RAY_API_SERVER_ADDRESS:-http://127.0.0.1:8265}
 runtime_env=${RUNTIME_ENV:-$(dirname "$0")/runtime_env.yaml}
-AGENT_START_S=180 # a busy machine takes its time
 hash=$({ cat "$config" && printf '\n%s' "${@:2}"; } | sha256sum | cut -c1-8)
 id=setbacks-$(basename "${config%.*}")-$hash
 
-submit() {
-  ray job submit --no-wait --submission-id "$id" --entrypoint-num-cpus 1 --runtime-env "$runtime_env" --working-dir . -- setbacks run "$@" 2>&1
-}
-
 # Ray takes an id once; it deletes a job that has ended, and refuses to delete one that has not.
 if ! ray job status "$id" &>/dev/null || ray job delete "$id" &>/dev/null; then
-  # A cluster that has only just started answers before it can run anything.
-  until said=$(submit "$@"); do
-    if [[ $said != *"No available agent"* ]] || ((SECONDS > AGENT_START_S)); then
-      echo "$said" >&2
-      exit 1
-    fi
-    sleep 2
-  done
-  echo "$said"
+  ray job submit --no-wait --submission-id "$id" --entrypoint-num-cpus 1 --runtime-env "$runtime_env" --working-dir . -- setbacks run "$@"
 fi
 ray job logs --follow "$id" || true
 [[ $(ray job status "$id" 2>&1) == *"Job '$id' succeeded"* ]] # `ray job submit` itself would call a stopped job a success
