@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline import attempt
 from pipeline.data import storage
-from pipeline.errors import UserError
+from pipeline.errors import RunFailed, UserError
 
 # Ray Data's operators each want a whole logical CPU; where operators outnumber CPUs a resumed run hangs, waiting for one.
 LEAST_LOGICAL_CPUS = 8
@@ -49,8 +49,7 @@ def ray_session(run_dir: str) -> Iterator[None]:
         if address:
             _join(address, options)
         else:
-            ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # read from the environment at import, which may have been earlier
-            ray.init(address="local", num_cpus=max(LEAST_LOGICAL_CPUS, os.cpu_count() or 1), include_dashboard=False, **options)
+            _start(options)
     _quiet_loggers()
     attempt.metrics([f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in ray.nodes() if node["Alive"]])
     try:
@@ -66,6 +65,20 @@ def beside_driver(cls: type):
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return ray.remote(num_cpus=0)(cls).options(scheduling_strategy=here).remote()
+
+
+def _start(options: dict) -> None:
+    import ray
+
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # read from the environment at import, which may have been earlier
+    try:
+        ray.init(address="local", num_cpus=max(LEAST_LOGICAL_CPUS, os.cpu_count() or 1), include_dashboard=False, **options)
+    except Exception as e:  # Ray has no narrower one for a node that is not up after 30 s
+        told = (str(e).splitlines() or [type(e).__name__])[0]
+        raise RunFailed(
+            f"Ray did not start on this machine: {told} Where the machine was only busy, the same command goes on; what Ray says of it is in "
+            f"/tmp/ray/session_latest/logs"
+        ) from None
 
 
 def _join(address: str, options: dict) -> None:
