@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -147,12 +147,16 @@ class RecipeActor:
 
     async def __call__(self, numbers: pa.Table) -> AsyncIterator[pa.Table]:
         """Run and commit the blocks with these numbers, one after the other; yields their numbers again."""
+        from ray.exceptions import RayError
+
         for number in numbers["block"].to_pylist():
             block = self._store.block(self._work, number)
             try:
                 await self._run_block(block)
             except (RunFailed, OSError):
                 raise
+            except RayError as e:  # a node goes down with this actor, and Ray with it: elsewhere the block is run again
+                _end_actor(e)
             except Exception as e:  # its text may hold what a row holds
                 raise RunFailed(f"{block.path}: {type(e).__name__} in a block of rows") from None
         yield numbers
@@ -216,8 +220,7 @@ class RecipeActor:
         try:
             return await self._recipe(row, chat)
         except (EngineDead, MemoryError) as e:
-            print(f"the actor ends so that Ray starts it again: {type(e).__name__} {e.__cause__ or ''}", file=sys.stderr, flush=True)
-            os._exit(1)  # a living actor with a dead engine, or without memory, would fail every row
+            _end_actor(e)  # a living actor with a dead engine, or without memory, would fail every row
         except RowFailed as e:
             return {"status": FAILED, "error": str(e)}
         except Exception as e:  # a row nobody foresaw; its text may be harmful, so only the kind of error is told
@@ -272,6 +275,11 @@ def _execute(recipe: Recipe, store: Store, spec: ModelSpec, seed: int, progress:
     )
     for _ in pool.iter_batches(batch_size=None):  # nothing to gather: what is done lies in the store
         pass
+
+
+def _end_actor(why: Exception) -> NoReturn:
+    print(f"the actor ends so that Ray starts it again: {type(why).__name__} {why.__cause__ or ''}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _is_ray_actor() -> bool:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
+from ray.exceptions import ActorDiedError
 
 from pipeline.config import Inference, Model
 from pipeline.data.schema import ANSWERS, INSTRUCTIONS, MISTAKES
@@ -227,6 +228,26 @@ def test_a_write_that_fails_ends_the_block(model, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.data.storage.write_bytes", full)
     with pytest.raises(RunFailed, match="the disk is full; make room"):
         run_blocks(actor_of(store, TwoSteps()), [0])
+    assert not store.committed()
+
+
+def test_an_actor_around_which_ray_goes_down_ends_without_failing_the_run(model, tmp_path, monkeypatch):
+    """A node that is lost does not lose all its processes at the same moment."""
+
+    class Ended(BaseException):
+        pass
+
+    def end(code):
+        raise Ended(code)
+
+    class Gone(Progress):
+        def starting(self, what):
+            raise ActorDiedError
+
+    monkeypatch.setattr("os._exit", end)
+    store = written(tmp_path, rows(2))
+    with pytest.raises(Ended, match="1"):
+        run_blocks(actor_of(store, TwoSteps(), progress=Gone()), [0])
     assert not store.committed()
 
 
