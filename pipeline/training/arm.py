@@ -226,6 +226,7 @@ def _fit(job: Job, on_line: Progress | None) -> Any:
     `fit` runs in a thread, so that this one can hand on progress, and so that Ctrl-C stays Python's (Ray Train would take SIGINT over).
     """
     import ray
+    from ray.exceptions import RayError
     from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
@@ -255,6 +256,10 @@ def _fit(job: Job, on_line: Progress | None) -> Any:
         return running.result().checkpoint or Checkpoint(job.resume)  # an earlier attempt had come to the end
     except TrainingFailedError as e:
         raise RunFailed(f"training gave up after {t.max_failures} restarts: {_cause(e)}") from e
+    except RayError as e:
+        raise RunFailed(
+            f"Ray has gone down around the driver ({type(e).__name__}); the same command goes on from the last checkpoint"
+        ) from e
     finally:
         executor.shutdown(wait=False)
 

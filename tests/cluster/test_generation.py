@@ -26,6 +26,7 @@ def test_a_machine_that_is_added_is_used_and_one_that_is_lost_costs_nothing(netw
 
     until(lambda: job.committed() >= 3, "blocks were committed")
     assert first.has(ACTOR)
+    assert network.head.has("ray::Counter"), "what all engines report to is beside the driver, where no other machine's loss ends it"
     second = network.add()
     until(lambda: second.has(ACTOR), "the added machine was used")
     before = job.committed()

@@ -101,6 +101,7 @@ def test_a_lost_machine_costs_two_workers_nothing(network, workers, job):
     disturbed = job("disturbed", workers=2)
     training = Training(network, disturbed)
     training.until_step(4)
+    assert network.head.has("ray::_Board"), "beside the driver"
     network.lose(second)
     third = network.add()
     training.until(lambda: third.has(WORKER), "the new machine was used")
