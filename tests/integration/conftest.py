@@ -60,6 +60,11 @@ def engines(of: int | None = None) -> list[psutil.Process]:
     return found
 
 
+def cores(of: int) -> list[psutil.Process]:
+    """The engine's own processes below process `of`, not the actor's."""
+    return [process for process in engines(of) if "EngineCore" in process.name()]
+
+
 def committed(run: Path) -> int:
     """Blocks of rows that are committed."""
     return len(list((run / ".state/mistakes").glob("parts-*/*.parquet")))
@@ -115,8 +120,10 @@ def finished_run(tmp_path_factory, toy_model) -> Run:
     at_kill = committed(run)
 
     second = setbacks("run", str(config))
-    wait_until(lambda: committed(run) > at_kill, second)
-    victims = [p for p in engines(second.pid) if "EngineCore" in p.name()]
+    wait_until(lambda: cores(second.pid), second)  # on a slow machine, an actor of the first has committed something until now
+    before = committed(run)
+    wait_until(lambda: committed(run) > before, second)
+    victims = cores(second.pid)
     for victim in victims:
         victim.kill()
     output, _ = second.communicate(timeout=900)
