@@ -77,7 +77,7 @@ def _start(options: dict) -> None:
     except Exception as e:  # Ray has no narrower one for a node that is not up after 30 s
         told = (str(e).splitlines() or [type(e).__name__])[0]
         raise RunFailed(
-            f"Ray did not start on this machine: {told} Where the machine was only busy, the same command goes on; what Ray says of it is in "
+            f"Ray did not start on this machine: {told.rstrip('.')}. Where the machine was only busy, the same command goes on; Ray says more in "
             f"/tmp/ray/session_latest/logs"
         ) from None
 
