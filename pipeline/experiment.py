@@ -107,36 +107,36 @@ class Experiment:
         self._tell_dataset("mix", store)
 
     def train(self) -> None:
-        """The training set → one LoRA adapter per arm."""
-        from pipeline.training.arm import train_arm
-
-        config = self.config
+        """The training set → one LoRA adapter per arm. Arms that ask for the same workers share them."""
         made_from = {self.training_set.name: self._whole(self.training_set, "mix")["digest"]}
         for arm, output in self.adapters.items():
-            start = config.arms[arm].train.start
+            start = self.config.arms[arm].train.start
             self._open(output, made_from | ({"start": _digest(start.adapter)} if start else {}))
-            figures = output.complete
-            if figures is None:
-                self._start_ray()
+        waiting = {arm: output for arm, output in self.adapters.items() if output.complete is None}
+        for arm, output in self.adapters.items():
+            if arm not in waiting:
+                self._tell_adapter(arm, output)
+        if not waiting:
+            return
+        from pipeline.training.arm import Arm, Training
+
+        self._start_ray()
+        checkpoints = storage.join(self.run_dir, ".state", "train")
+        if self.overwrite:
+            storage.remove(checkpoints)
+        arms = [Arm(arm, self.training_set.path, output.path, output.state("train")) for arm, output in waiting.items()]
+        with Training(self.config, arms, self.model_dir, checkpoints) as training:
+            for arm, output in waiting.items():
+                attempt.making(output.name)
                 with step_bar(f"train {arm}") as update:
-                    figures = train_arm(
-                        config,
-                        arm,
-                        self.model_dir,
-                        self.training_set.path,
-                        output.path,
-                        output.state("train"),
-                        on_progress=lambda line: update(line["step"], line["steps"], f"loss {line['loss']:.3f}"),
-                    )
+                    figures = training.result(arm, on_progress=lambda line: update(line["step"], line["steps"], f"loss {line['loss']:.3f}"))
                 figures["digest"] = _digest(output.path)
                 output.mark_complete(figures)
                 storage.remove(output.state("train"))
                 self._record("train", {"arm": arm, **figures})
                 if notice := figures.get("notice"):
                     self.tell(f"train: {notice}")
-            self.tell(
-                f"train: {arm} on {figures['examples']:,} examples, {figures['steps']} steps, final loss {figures['final_loss']:.3f} → {output.path}"
-            )
+                self._tell_adapter(arm, output)
 
     def evaluate(self) -> None:
         """Every arm, the base model and the given adapters through every suite; one engine start a suite, the arms by LoRA."""
@@ -234,6 +234,12 @@ class Experiment:
         path = storage.join(self.run_dir, "metrics.jsonl")
         before = storage.read_text(path) if storage.exists(path) else ""
         storage.write_text(path, before + json.dumps({"stage": stage, **figures}) + "\n")
+
+    def _tell_adapter(self, arm: str, output: Output) -> None:
+        done = output.complete
+        self.tell(
+            f"train: {arm} on {done['examples']:,} examples, {done['steps']} steps, final loss {done['final_loss']:.3f} → {output.path}"
+        )
 
     def _tell_dataset(self, stage: str, store: Store) -> None:
         if not storage.exists(storage.join(store.path, "README.md")):  # a crash came between completion and card

@@ -37,6 +37,11 @@ def join(path: str, *parts: str) -> str:
     return "/".join([path.rstrip("/"), *parts])
 
 
+def name(path: str) -> str:
+    """The last part of a path."""
+    return path.rstrip("/").rpartition("/")[2]
+
+
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     """The file system of a path and the path within it. Raises UserError for a scheme nobody knows."""
     if is_local(path):

@@ -59,7 +59,7 @@ def figures(line: dict) -> dict:
 # -- workers
 
 
-def build(job: Job, scratch: str, *, world: int = 1, report_to: str = "none") -> "SharedPrefixTrainer":
+def build(job: Job, scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none") -> "SharedPrefixTrainer":
     """The trainer that goes through the run's pairs, shared by `world` processes; it knows the reference's log-probabilities.
 
     The reference is the model as it is before the first step: of a fresh LoRA, the base model.
@@ -81,6 +81,7 @@ def build(job: Job, scratch: str, *, world: int = 1, report_to: str = "none") ->
     )
     trainer = loop.start(
         job,
+        base,
         scratch,
         lambda model, lora: SharedPrefixTrainer(
             model=model,

@@ -1,14 +1,17 @@
 """What the driver hands to the training workers, and where the two meet.
 
-    STATE/<fingerprint>/<table>.parquet   the training set, made once by the driver, read by every worker
-    STATE/<fingerprint>/start, frozen     adapter that training begins from, or is stacked on
-    STATE/<fingerprint>/run-1/0003/step-… Ray Train's checkpoints: adapter, optimizer, scheduler, RNG, step. Attempt 3 writes there alone:
-                                          workers of attempt 2 that have outlived their driver write where nobody looks any more
-    STATE/<fingerprint>/done-1            adapter and history of a run that came to its end
+    STATE/<fingerprint>/<table>.parquet    an arm's training set, made once by the driver, read by every worker
+    STATE/<fingerprint>/start, frozen      adapter that training begins from, or is stacked on
+    STATE/<fingerprint>/done-1             adapter and history of a run that came to its end; written by the driver
+    CHECKPOINTS/0003-1/<run>-step-…        Ray Train's checkpoints: adapter, optimizer, scheduler, RNG, step
+    CHECKPOINTS/0003-1/<run>-finished      the adapter and history of a finished run, until the driver has copied them to `done-1`
 
-A training is one run, except where a curriculum makes successive ones (run-2, …), each beginning from the adapter of the one before.
-A fingerprint names everything that determines the weights (model, training set, hyper-parameters, start adapter). State under another
-fingerprint is deleted, never resumed.
+Only the workers of attempt 3 write under 0003-1 (its first worker group): workers of attempt 2 that outlive their driver write
+into a directory that no later attempt writes to.
+
+An arm's training is one run, unless a curriculum makes successive ones, each beginning from the adapter of the one before. A worker
+group goes through the runs of several arms, one after the other. A fingerprint names everything that determines an arm's weights
+(model, training set, hyper-parameters, start adapter). State under another fingerprint is deleted, never resumed.
 """
 
 from dataclasses import dataclass
@@ -19,6 +22,8 @@ import pyarrow.parquet as pq
 
 from pipeline.config import DPO, SFT, Config
 from pipeline.data import storage
+
+HISTORY = "trainer_state.json"  # transformers' name for a checkpoint's log lines and step
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class Job:
     state: str  # STATE/<fingerprint>
     number: int  # of the run, from 1
     run: Run
-    name: str
+    name: str  # of the run, in which the fingerprint stands: it names checkpoints
+    group: str = ""  # CHECKPOINTS/<attempt>-<group>: where this attempt's workers write
     start: str | None = None  # adapter whose matrices are trained on; none = fresh ones
     frozen: str | None = None  # adapter that the trained one is stacked on
     resume: str | None = None  # copy of an earlier attempt's checkpoint
@@ -50,9 +56,17 @@ class Job:
         return self.config.arms[self.arm].train
 
     @property
-    def directory(self) -> str:
-        """This run's own directory, with one of each attempt, where Ray keeps its checkpoints."""
-        return storage.join(self.state, f"run-{self.number}")
+    def finished(self) -> str:
+        """Where this attempt's workers leave the adapter and the history of the finished run."""
+        return storage.join(self.group, f"{self.name}-finished")
+
+    def checkpoint(self, step: int) -> str:
+        """The directory name of a checkpoint."""
+        return f"{self.name}-step-{step:08d}"
+
+    def owns(self, checkpoint: str) -> bool:
+        """Whether a checkpoint with this path is one of this run's."""
+        return storage.name(checkpoint).startswith(f"{self.name}-step-")
 
     @property
     def done(self) -> str:

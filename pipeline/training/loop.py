@@ -1,62 +1,133 @@
-"""What one training worker does, whatever the method: build its trainer, resume, report to Ray."""
+"""What one training worker does, whatever the method: build the trainer of each run, resume, report to Ray."""
 
+import copy
+import gc
 import logging
 import os
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import datasets
 import ray.train
 import torch
 import transformers
+from ray.train.collective import barrier, broadcast_from_rank_zero
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from pipeline import pretrained
-from pipeline.data import adapter
+from pipeline.data import adapter, storage
 from pipeline.training import methods
 from pipeline.training import start as start_adapter
 from pipeline.training.adapter import lora_config
-from pipeline.training.job import Job
+from pipeline.training.job import HISTORY, Job
 
 
-def train(job: Job) -> None:
-    """Train from the latest checkpoint, or from the start. The same function for one CPU process and for many GPUs."""
+def train(jobs: list[Job]) -> None:
+    """Go through the runs of a worker group, one after the other. The same function for one CPU process and for many GPUs.
+
+    A run that an earlier start of this group has finished is skipped. A run continues from its latest checkpoint if it has one.
+    """
     _quiet()
-    context = ray.train.get_context()
-    if not job.train.use_gpu:
+    context, base = ray.train.get_context(), BaseWeights()
+    if not jobs[0].train.use_gpu:
         torch.set_num_threads(max(1, _node_cpus() // context.get_local_world_size()))
+    first = context.get_world_rank() == 0
+    # One worker looks for all: NFS may show a new file to some of them only.
+    finished = broadcast_from_rank_zero([adapter.is_whole(job.finished) for job in jobs] if first else None)
+    for job, is_finished in zip(jobs, finished, strict=True):
+        if not is_finished:
+            _train(job, base, context)
+        if first and job.progress is not None:
+            job.progress.post.remote({"finished": job.name})
+
+
+def _train(job: Job, base: "BaseWeights", context: Any) -> None:
+    """One run, to its end; what it has made is in `job.finished` when the first worker returns."""
     # Every rank writes checkpoints into a directory of its own; Ray merges them into one in the storage.
     with tempfile.TemporaryDirectory(dir=os.getcwd()) as scratch:
-        trainer = methods.of(job.train).build(job, scratch, world=context.get_world_size(), report_to=_wandb(job.name))
+        trainer = methods.of(job.train).build(job, scratch, base=base, world=context.get_world_size(), report_to=_wandb(job.name))
         trainer.add_callback(_Report(trainer, job))
-        checkpoint = ray.train.get_checkpoint() or (ray.train.Checkpoint(job.resume) if job.resume else None)
-        if checkpoint is None:
-            trainer.train()
-        else:
-            with checkpoint.as_directory() as directory:
-                trainer.train(resume_from_checkpoint=directory)
+        with _latest(job) as directory:
+            trainer.train(resume_from_checkpoint=directory)
+            last = os.path.join(scratch, f"checkpoint-{trainer.state.max_steps}")
+            if context.get_world_rank() == 0:
+                _finish(job, last if os.path.exists(last) else directory)
+    barrier()  # the next run may begin from what this one has made
+    _end_wandb()
+    del trainer
+    gc.collect()  # the optimizer's memory belongs to the next run
+    if job.train.use_gpu:
+        torch.cuda.empty_cache()
 
 
-def start(job: Job, scratch: str, trainer_of: Callable[[Any, Any], Trainer], attention_of: Callable[[Any, bool], str]) -> Trainer:
+@contextmanager
+def _latest(job: Job) -> Iterator[str | None]:
+    """A local copy of the checkpoint that the run continues from; None if it has none.
+
+    This group's own checkpoints come first: after a restart they are newer than what an earlier attempt left.
+    """
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None or not job.owns(checkpoint.path):
+        checkpoint = ray.train.Checkpoint(job.resume) if job.resume else None
+    if checkpoint is None:
+        yield None
+        return
+    with checkpoint.as_directory() as directory:
+        yield directory
+
+
+def _finish(job: Job, checkpoint: str) -> None:
+    """Keep the adapter and the history of the last checkpoint; the adapter's configuration is written last (see `adapter.copy`)."""
+    with open(os.path.join(checkpoint, HISTORY), encoding="utf-8") as f:
+        storage.write_text(storage.join(job.finished, HISTORY), f.read())
+    adapter.copy(checkpoint, job.finished)
+
+
+class BaseWeights:
+    """The base model of a worker, read once: every run gets modules of its own over the same weights, which no run changes."""
+
+    def __init__(self):
+        self._key, self._model = None, None
+
+    def load(self, directory: str, revision: str | None, *, dtype: str, attention: str) -> Any:
+        """What `pretrained.model` returns; read again only if it is another model, precision or attention than before."""
+        key = (directory, revision, dtype, attention)
+        if key != self._key:
+            self._key = self._model = None  # two models at once may not fit
+            self._model = pretrained.model(directory, revision, dtype=dtype, attention=attention)
+            self._key = key
+        weights = (*self._model.parameters(), *self._model.buffers())
+        return copy.deepcopy(self._model, {id(tensor): tensor for tensor in weights})
+
+
+def start(
+    job: Job,
+    base: BaseWeights | None,
+    scratch: str,
+    trainer_of: Callable[[Any, Any], Trainer],
+    attention_of: Callable[[Any, bool], str],
+) -> Trainer:
     """The trainer as it is before the first step: base model, with a frozen adapter where there is one, and the adapter to train.
 
     trainer_of(model, lora) makes it; attention_of(model config, use_gpu) says which attention the model is loaded with.
     """
     t, model = job.train, job.config.model
     architecture = pretrained.architecture(job.model_dir, model.revision)
-    base = pretrained.model(
+    modules = (base or BaseWeights()).load(
         job.model_dir,
         model.revision,
         dtype=model.dtype if t.bf16 else "float32",
         attention=attention_of(architecture, t.use_gpu),
     )
     if job.frozen is not None:
-        start_adapter.freeze_under(base, adapter.fetch(job.frozen, scratch))
+        start_adapter.freeze_under(modules, adapter.fetch(job.frozen, scratch))
     begin = adapter.fetch(job.start, scratch) if job.start is not None else None
-    trainer = trainer_of(base, lora_config(job.config, t, begin))
+    trainer = trainer_of(modules, lora_config(job.config, t, begin))
     if begin is not None:
         start_adapter.load(trainer.model, begin)
     trainer.remove_callback(PrinterCallback)
@@ -131,14 +202,14 @@ class _Report(TrainerCallback):
 
     def on_log(self, args, state, control, logs, **kwargs):
         if state.is_world_process_zero and self.job.progress is not None and "loss" in logs:
-            self.job.progress.post.remote({**logs, "step": state.global_step})
+            self.job.progress.post.remote({"run": self.job.name, **logs, "step": state.global_step})
 
     def on_save(self, args, state, control, **kwargs):
         directory = os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
         ray.train.report(
             {"step": state.global_step},
             checkpoint=ray.train.Checkpoint.from_directory(directory),
-            checkpoint_dir_name=f"step-{state.global_step:08d}",
+            checkpoint_dir_name=self.job.checkpoint(state.global_step),
         )
 
 
@@ -149,13 +220,20 @@ def _node_cpus() -> int:
 
 
 def _wandb(name: str) -> str:
-    """`wandb` where its key is set; a restarted worker continues the same run there."""
+    """`wandb` if its key is set; a restarted worker continues the same run there."""
     if not os.environ.get("WANDB_API_KEY"):
         return "none"
     os.environ.setdefault("WANDB_PROJECT", "setbacks")
-    os.environ.setdefault("WANDB_RUN_ID", name)
+    os.environ["WANDB_RUN_ID"] = name
     os.environ.setdefault("WANDB_RESUME", "allow")
     return "wandb"
+
+
+def _end_wandb() -> None:
+    """Transformers leaves its W&B run open, and would log the next arm into it."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish()
 
 
 def _quiet() -> None:

@@ -36,14 +36,16 @@ def figures(line: dict) -> dict:
     return {}
 
 
-def build(job: Job, scratch: str, *, world: int = 1, report_to: str = "none") -> "PackedTrainer":
+def build(job: Job, scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none") -> "PackedTrainer":
     """The trainer that goes through the run's sequences, shared by `world` processes."""
     sequences = job.table("sequences")
     order = examples.schedule(sequences.num_rows, job.train.epochs, job.train.batch_size, job.config.seed)
-    return trainer(job, datasets.Dataset(sequences).select(order), scratch, world=world, report_to=report_to)
+    return trainer(job, datasets.Dataset(sequences).select(order), scratch, base=base, world=world, report_to=report_to)
 
 
-def trainer(job: Job, ordered: datasets.Dataset, scratch: str, *, world: int = 1, report_to: str = "none") -> "PackedTrainer":
+def trainer(
+    job: Job, ordered: datasets.Dataset, scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none"
+) -> "PackedTrainer":
     """The trainer for sequences in the order given, `batch_size` of them a step."""
     t = job.train
     args = SFTConfig(
@@ -57,6 +59,7 @@ def trainer(job: Job, ordered: datasets.Dataset, scratch: str, *, world: int = 1
     )
     return loop.start(
         job,
+        base,
         scratch,
         lambda model, lora: PackedTrainer(
             model=model,

@@ -74,7 +74,7 @@ class Training:
 
     def checkpoint(self) -> int:
         """The newest checkpoint's step."""
-        steps = [int(path.name[5:]) for path in (self.job.run / ".state").glob(f"adapter/{ARM}/train/*/run-1/*/step-*")]
+        steps = [int(path.name[-8:]) for path in (self.job.run / ".state").glob(f"train/*/{ARM}-*-step-*")]
         return max(steps, default=0)
 
 

@@ -5,11 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.chaos import harness
+from tests.chaos.harness import Job
 
 CONFIG = """
 run_dir: {run}
@@ -30,11 +34,12 @@ evaluation:
   answer: {{max_tokens: 48}}
   help: {{draw: {{max_tokens: 40, temperature: 0}}}}
 """
-INSTRUCTIONS, SAMPLES = 80, 12  # enough that rows are still in flight when the first ones have been committed
+INSTRUCTIONS, SAMPLES = 40, 12  # enough that rows are still in flight when the first ones have been committed
 
 
 @dataclass
 class Run:
+    job: Job
     config: Path
     path: Path
     committed_when_killed: int
@@ -42,27 +47,27 @@ class Run:
     engines_killed: int
 
 
-def setbacks(*arguments: str, **kwargs) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs
-    )
+def setbacks(job: Job, *arguments: str) -> subprocess.Popen:
+    """A command on a job; its processes are known by the job's mark, whatever becomes of their parents."""
+    command = [sys.executable, "-m", "pipeline.cli", *arguments]
+    environment = {**os.environ, harness.MARK: job.mark}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
-def engines(of: int | None = None) -> list[psutil.Process]:
-    """The vLLM processes on this machine whose model is this test's toy, or those below process `of`."""
-    found = []
-    for process in psutil.Process(of).children(recursive=True) if of else psutil.process_iter():
-        try:
-            if process.name().startswith("VLLM::") and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
+def engines(job: Job) -> list[psutil.Process]:
+    """A job's living vLLM processes."""
+    return harness.processes(job, "vllm child")
 
 
-def cores(of: int) -> list[psutil.Process]:
-    """The engine's own processes below process `of`, not the actor's."""
-    return [process for process in engines(of) if "EngineCore" in process.name()]
+def cores(driver: subprocess.Popen) -> list[psutil.Process]:
+    """The engines' own processes below a driver, not the actors'."""
+    return [p for p in psutil.Process(driver.pid).children(recursive=True) if _name(p).startswith("VLLM::EngineCore")]
+
+
+def _name(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return process.name()
+    return ""
 
 
 def committed(run: Path) -> int:
@@ -110,22 +115,19 @@ def finished_run(tmp_path_factory, toy_model) -> Run:
     config.write_text(CONFIG.format(run=directory / "run", instructions=source, samples=SAMPLES))
     run = directory / "run"
 
-    first = setbacks("generate", str(config))
+    job = Job(config, run)
+    first = setbacks(job, "generate", str(config))
     wait_until(lambda: committed(run) >= 2, first)
     end_tree(first)
-    end = time.monotonic() + 30
-    while engines() and time.monotonic() < end:  # its actors outlive it for a moment, and commit what they have
-        time.sleep(0.1)
-    time.sleep(3)  # for writes under way
+    left = harness.left_behind(job, 60)  # its actors outlive it for a moment, and commit what they have
+    assert not left, "what the killed driver left behind ends by itself"
     at_kill = committed(run)
 
-    second = setbacks("run", str(config))
-    wait_until(lambda: cores(second.pid), second)  # on a slow machine, an actor of the first has committed something until now
-    before = committed(run)
-    wait_until(lambda: committed(run) > before, second)
-    victims = cores(second.pid)
+    second = setbacks(job, "run", str(config))
+    wait_until(lambda: committed(run) > at_kill and cores(second), second)
+    victims = cores(second)
     for victim in victims:
         victim.kill()
     output, _ = second.communicate(timeout=900)
     assert second.returncode == 0, output
-    return Run(config, run, at_kill, output, len(victims))
+    return Run(job, config, run, at_kill, output, len(victims))

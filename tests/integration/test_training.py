@@ -16,6 +16,7 @@ from pipeline.config import Config
 from tests import tiny
 
 ARM = "mistake_analysis"
+ARMS = ("sft", ARM)  # of one worker group
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +47,23 @@ def config(place: Path, **train) -> Config:
     return tiny.config(str(place / "model"), **defaults | train)
 
 
-def train(place: Path, name: str, on_progress=None, **changes) -> dict:
-    from pipeline.training.arm import train_arm
+def train(place: Path, name: str, on_progress=None, arms: tuple[str, ...] = (ARM,), **changes) -> dict:
+    return _train(config(place, **changes), place, "sft", name, on_progress, arms)
 
-    directories = [str(place / directory) for directory in ("model", "sft", f"adapter/{name}", f"state/{name}")]
-    return train_arm(config(place, **changes), ARM, *directories, on_progress)
+
+def _train(config: Config, place: Path, examples: str, name: str, on_progress, arms: tuple[str, ...]) -> dict:
+    """Train arms in one worker group; returns the figures of the last one. on_progress takes every log line, with its arm."""
+    from pipeline.training.arm import Arm, Training
+
+    last, figures = arms[-1], {}
+    names = {arm: name if arm == last else f"{name}-{arm}" for arm in arms}
+    places = [
+        Arm(arm, *(str(place / directory) for directory in (examples, f"adapter/{own}", f"state/{own}"))) for arm, own in names.items()
+    ]
+    with Training(config, places, str(place / "model"), str(place / "checkpoints" / name)) as training:
+        for arm in arms:
+            figures = training.result(arm, lambda line, arm=arm: on_progress and on_progress({"arm": arm, **line}))
+    return figures
 
 
 def weights(place: Path, name: str) -> bytes:
@@ -60,8 +73,10 @@ def weights(place: Path, name: str) -> bytes:
 @pytest.fixture(scope="module")
 def undisturbed(place, cluster) -> dict:
     lines = []
-    figures = train(place, "undisturbed", lines.append)
-    assert [line["step"] for line in lines] == [line["step"] for line in metrics(place, "undisturbed")]
+    figures = train(place, "undisturbed", lines.append, ARMS)
+    for arm, name in (("sft", "undisturbed-sft"), (ARM, "undisturbed")):
+        assert [line["step"] for line in lines if line["arm"] == arm] == [line["step"] for line in metrics(place, name)]
+    assert [line["arm"] for line in lines] == sorted((line["arm"] for line in lines), reverse=True), "one after the other"
     return figures
 
 
@@ -86,53 +101,63 @@ def test_the_adapter_directory(place, undisturbed):
     assert any(p.abs().sum() > 0 for name, p in model.named_parameters() if "lora_B" in name)
 
 
-def test_a_killed_worker_costs_nothing(place, undisturbed):
+def assert_undisturbed(place: Path, name: str) -> None:
+    """Both arms, byte for byte."""
+    for suffix in ("-sft", ""):
+        assert weights(place, f"{name}{suffix}") == weights(place, f"undisturbed{suffix}")
+
+
+def test_a_worker_killed_in_the_second_arm_costs_nothing(place, undisturbed):
     at = random.randint(3, undisturbed["steps"] - 6)
-    killed = []
+    killed, arms = [], []
 
     def kill_once(line: dict) -> None:
-        if line["step"] >= at and not killed:
+        arms.append(line["arm"])
+        if line["arm"] == ARM and line["step"] >= at and not killed:
             killed.append(random.choice(worker_pids()))
             os.kill(killed[0], signal.SIGKILL)
 
-    figures = train(place, "worker_killed", kill_once)
+    figures = train(place, "worker_killed", kill_once, ARMS)
     assert killed, f"no worker was killed from step {at}"
     assert figures["final_loss"] == undisturbed["final_loss"]
-    assert weights(place, "worker_killed") == weights(place, "undisturbed")
+    assert_undisturbed(place, "worker_killed")
     assert [line["step"] for line in metrics(place, "worker_killed")] == [line["step"] for line in metrics(place, "undisturbed")]
+    assert arms.count("sft") == len(metrics(place, "undisturbed-sft")), "the first arm was not trained again"
 
 
-def test_a_killed_driver_costs_nothing(place, undisturbed):
-    """`train` in a process of its own that kills itself halfway; then here, a second attempt from the state that the first one left.
+def test_a_driver_killed_in_the_second_arm_costs_nothing(place, undisturbed):
+    """`train` in a process of its own that kills itself in the second arm; then here, a second attempt from the state that it left.
 
-    Workers outlive their driver for a moment, and go on writing checkpoints where only the first attempt's are.
+    Workers outlive their driver for a moment, and go on writing where only the first attempt writes.
     """
     script = f"""
 import os, ray
 from pathlib import Path
 from pipeline.attempt import Attempt
-from tests.integration.test_training import train
+from tests.integration.test_training import ARM, ARMS, train
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 with Attempt({str(place / "attempted")!r}, ["train"]):
-    train(Path({str(place)!r}), "driver_killed", lambda line: line["step"] >= 8 and os.kill(os.getpid(), 9))
+    train(Path({str(place)!r}), "driver_killed", lambda line: (
+        line["arm"] == ARM and line["step"] >= 8 and os.kill(os.getpid(), 9)), ARMS)
 """
     root = Path(__file__).parents[2]
     driver = subprocess.run([sys.executable, "-c", script], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, timeout=200)
     assert driver.returncode == -signal.SIGKILL
+    assert (place / "adapter" / "driver_killed-sft").exists(), "published while the second arm was trained"
     assert not (place / "adapter" / "driver_killed").exists()
-    steps, [state] = [], (place / "state" / "driver_killed").iterdir()
-    assert [path.name for path in (state / "run-1").iterdir()] == ["0001"]
+    seen, checkpoints = [], place / "checkpoints" / "driver_killed"
+    assert [path.name for path in checkpoints.iterdir()] == ["0001-1"]
 
     def note(line: dict) -> None:
-        steps.append(line["step"])
-        assert (state / "run-1" / "0002" / "resumed" / "trainer_state.json").exists()
+        seen.append((line["arm"], line["step"]))
+        assert (checkpoints / "0002-1" / "resumed" / "trainer_state.json").exists()
 
     with Attempt(str(place / "attempted"), ["train"]):
-        figures = train(place, "driver_killed", note)
+        figures = train(place, "driver_killed", note, ARMS)
     # Resumed, not begun again. The workers outlive their driver for a moment: they may have come to the end, and nothing was left to do.
-    assert not steps or steps[0] > 3
+    assert {arm for arm, _ in seen} <= {ARM} and all(step > 3 for _, step in seen)
     assert figures["final_loss"] == undisturbed["final_loss"]
-    assert weights(place, "driver_killed") == weights(place, "undisturbed")
+    assert_undisturbed(place, "driver_killed")
 
 
 def test_one_worker_sees_the_same_batches_and_stale_state_is_not_resumed(place, undisturbed):
@@ -156,12 +181,10 @@ def test_one_worker_sees_the_same_batches_and_stale_state_is_not_resumed(place, 
 
 
 def prefer(place: Path, name: str, on_progress=None, **changes) -> dict:
-    from pipeline.training.arm import train_arm
-
     settings = {"method": "dpo", "curriculum": "iterative", "epochs": 2, "batch_size": 8, "pairs_per_device": 4, "max_length": 160}
     start = {"adapter": str(place / "adapter" / "undisturbed"), "how": "stack"}
-    directories = [str(place / directory) for directory in ("model", "pairs", f"adapter/{name}", f"state/{name}")]
-    return train_arm(config(place, start=start, learning_rate=1e-2, **settings | changes), "dpo", *directories, on_progress)
+    config_ = config(place, start=start, learning_rate=1e-2, **settings | changes)
+    return _train(config_, place, "pairs", name, on_progress, ("dpo",))
 
 
 @pytest.fixture(scope="module")

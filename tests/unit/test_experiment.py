@@ -52,13 +52,24 @@ def calls(monkeypatch):
             block.commit([results[row["id"]] for row in todo])
         return {"seconds": 1.0, "rows": ran}
 
-    def train_arm(config, arm, model_dir, examples_dir, out_dir, state_dir, **_):
-        done.append(f"train {arm}")
-        storage.write_text(storage.join(out_dir, "adapter_model.safetensors"), f"{arm} {read(examples_dir)}")
-        return {"examples": 3, "steps": 2, "final_loss": 0.5}
+    class Training:
+        def __init__(self, config, arms, model_dir, checkpoints):
+            self.arms = {arm.name: arm for arm in arms}
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def result(self, name, on_progress):
+            done.append(f"train {name}")
+            arm = self.arms[name]
+            storage.write_text(storage.join(arm.out, "adapter_model.safetensors"), f"{name} {read(arm.examples)}")
+            return {"examples": 3, "steps": 2, "final_loss": 0.5}
 
     monkeypatch.setattr(experiment, "run_recipe", run_recipe)
-    monkeypatch.setattr("pipeline.training.arm.train_arm", train_arm)
+    monkeypatch.setattr("pipeline.training.arm.Training", Training)
     monkeypatch.setattr(experiment, "ray_session", lambda _run_dir: nullcontext())
     monkeypatch.setattr(placement, "check_cluster", lambda *_arguments: None)
     monkeypatch.setattr(preflight, "check_adapter", lambda *_arguments: None)

@@ -10,7 +10,7 @@ import torch
 from pipeline.data import adapter as adapter_files
 from pipeline.errors import UserError
 from pipeline.training import arm, sft, start
-from pipeline.training.job import Job, Run, write_table
+from pipeline.training.job import Run, write_table
 from tests import tiny
 
 
@@ -74,7 +74,7 @@ def test_training_begins_where_the_adapter_ended(place, how, tmp_path):
     tables, _, [run] = sft.prepare(tiny.tokenizer(), str(place / "sft"), config_, "sft")
     for name, table in tables.items():
         write_table(table, str(tmp_path / f"{name}.parquet"))
-    [job] = arm._jobs(Job(config_, "sft", str(place / "model"), str(tmp_path), 1, run, "test"), [run])
+    [job] = arm._jobs(config_, "sft", str(place / "model"), str(tmp_path), [run])
     model = sft.build(job, str(tmp_path)).model.eval()
     model.set_attn_implementation("eager")
     expected = logits(published(place, "other"))
@@ -142,8 +142,10 @@ def test_the_adapters_content_belongs_to_the_fingerprint(place):
 def test_every_run_begins_from_the_one_before(place, tmp_path):
     config_ = config(place, "stack", method="dpo", curriculum="iterative")
     runs = [Run(6, 5), Run(12, 4), Run(18, 3)]
-    jobs = arm._jobs(Job(config_, "dpo", str(place / "model"), str(tmp_path), 1, runs[0], "test"), runs)
-    assert [job.start for job in jobs] == [None, jobs[0].done, jobs[1].done]
+    jobs = arm._chained(arm._jobs(config_, "dpo", str(place / "model"), str(tmp_path), runs))
+    assert [job.start for job in jobs] == [None, jobs[0].finished, jobs[1].finished]
+    adapter_files.copy(str(place / "other"), jobs[0].done)  # the driver has kept the first one
+    assert [job.start for job in arm._chained(jobs)] == [None, jobs[0].done, jobs[1].finished]
     assert {job.frozen for job in jobs} == {str(tmp_path / "frozen")} and adapter_files.is_whole(jobs[0].frozen)
     assert [job.run for job in jobs] == runs and len({job.name for job in jobs}) == 3
     first, second = (arm._numbering(jobs, job, before) for job, before in ((jobs[0], []), (jobs[1], [{"step": 1, "tokens": 50}])))

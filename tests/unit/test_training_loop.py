@@ -1,0 +1,62 @@
+"""What the runs of a worker share, and what they must not."""
+
+import pytest
+import torch
+
+from pipeline.training.job import Job, Run
+from pipeline.training.loop import BaseWeights
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return tiny.save(tmp_path_factory.mktemp("base") / "model")
+
+
+def load(base: BaseWeights, model: str, **changes):
+    return base.load(model, None, **{"dtype": "float32", "attention": "sdpa"} | changes)
+
+
+def test_two_runs_share_the_weights_and_nothing_else(model):
+    base = BaseWeights()
+    first, second = load(base, model), load(base, model)
+    tensors = [{tensor.data_ptr() for tensor in (*m.parameters(), *m.buffers())} for m in (first, second)]
+    assert tensors[0] == tensors[1], "the weights are in memory once"
+    first.model.layers[0].register_forward_hook(lambda layer, inputs, output: output + 1)
+    first.forward = None  # as TRL replaces it
+    assert not second.model.layers[0]._forward_hooks and "forward" not in vars(second)
+
+
+def test_a_run_leaves_the_next_one_what_a_worker_of_its_own_would_read(model):
+    from peft import LoraConfig, get_peft_model
+
+    base, ids = BaseWeights(), torch.tensor([[5, 6, 7, 8]])
+    trained = get_peft_model(load(base, model), LoraConfig(r=4, target_modules="all-linear"))
+    for parameter in trained.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    fresh = load(BaseWeights(), model)
+    with torch.no_grad():
+        assert not torch.equal(trained(ids).logits, fresh(ids).logits)
+        assert torch.equal(load(base, model)(ids).logits, fresh(ids).logits)
+
+
+@pytest.mark.parametrize("changes", [{"dtype": "bfloat16"}, {"attention": "eager"}])
+def test_another_precision_or_attention_is_read_again(model, changes):
+    base = BaseWeights()
+    load(base, model)
+    other = load(base, model, **changes)
+    assert other.dtype == getattr(torch, changes.get("dtype", "float32"))
+    assert other.config._attn_implementation == changes.get("attention", "sdpa")
+
+
+def test_a_checkpoint_belongs_to_one_run():
+    """The second run of an arm has a name that begins like the first one's."""
+    first, second = (
+        Job(tiny.config("unused"), "sft", "model", "state", number, Run(4), name, group="runs/.state/train/0001-1")
+        for number, name in ((1, "sft-0a1b"), (2, "sft-0a1b-2"))
+    )
+    for job, other in ((first, second), (second, first)):
+        place = f"{job.group}/{job.checkpoint(7)}"
+        assert job.owns(place) and not other.owns(place)
+    assert first.finished == "runs/.state/train/0001-1/sft-0a1b-finished"
