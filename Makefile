@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/quickstart.yaml
 SEED ?= 0
-# What is installed first: uv, and the CPU build of PyTorch. Everything else stands in requirements.lock, which `make lock` writes.
+# What is installed first: uv, and the CPU build of PyTorch. Everything else stands in requirements.lock.
 UV := 0.13.9
 TORCH := 2.13.0
 # uv's wheel is kept where the toy model is, so that another clone needs no network.
@@ -37,9 +37,10 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps
 LOCKED := --require-hashes --only-binary :all: -r requirements.lock
 
-# Each step tries uv's cache first: the second time, and in a second clone, nothing needs the network.
-# torch is not in the lock, since the package index has only its CUDA build, with gigabytes of libraries: pip takes the CPU build if an
-# index that it is configured for offers one; otherwise uv fetches it from PyTorch's own CPU index.
+# Each step tries uv's cache first: the second time, and in a second clone, nothing needs the network. torch
+# is not in the lock, since the package index has only its CUDA build, with gigabytes of libraries: pip
+# takes the CPU build if an index that it is configured for offers one; otherwise uv fetches it from
+# PyTorch's own index.
 $(VENV)/.installed: pyproject.toml requirements.lock $(BIN)/uv
 	$(INSTALL) --offline --torch-backend cpu 'torch==$(TORCH)' 2>/dev/null \
 		|| $(PIP) install --retries 1 --no-deps 'torch==$(TORCH)+cpu' 2>/dev/null \
@@ -57,16 +58,19 @@ $(BIN)/uv:
 		|| { $(PIP) download --no-deps --dest $(WHEELS) --require-hashes -r $(VENV)/uv.txt \
 		&& $(PIP) install --no-index --find-links $(WHEELS) --require-hashes -r $(VENV)/uv.txt; }
 
-# Of what is locked, only what pyproject.toml no longer allows changes; `make lock UPGRADE=--upgrade` takes the newest of everything.
-# Resolved with the torch of the package index, which then is cut out with what only GPUs need; what its CPU build needs stays.
+# A locked version changes only if pyproject.toml no longer allows it; `make lock UPGRADE=--upgrade` takes
+# the newest. Resolved with the torch of the package index, which then is cut out, with what only GPUs need:
+# what the CPU build needs stays.
 lock: $(BIN)/uv
 	echo 'torch==$(TORCH)' > $(VENV)/torch.txt
-	echo 'uv==$(UV)' | $(BIN)/uv pip compile --quiet pyproject.toml - --extra cpu --extra test --overrides $(VENV)/torch.txt $(UPGRADE) \
-		--universal --python-version 3.11 --only-binary :all: --generate-hashes --no-annotate --no-header --output-file requirements.lock
-	sed -i -E -e '/^(torch|triton|intel-cmplr-lib-ur|cuda-[a-z]+|nvidia-[a-z0-9-]+)==/,/[^\\]$$/d' requirements.lock
-	sed -i -e '1i # `make lock` writes this from pyproject.toml: what its dependencies and the extras cpu and test install on Linux, and uv.' \
-		-e '1i # Left out are torch, which `make setup` installs first as its CPU build, and what only GPUs need: triton, cuda-*, nvidia-*,' \
-		-e '1i # intel-cmplr-lib-ur. So the list is installed with --no-deps.' \
+	echo 'uv==$(UV)' | $(BIN)/uv pip compile --quiet $(UPGRADE) --output-file requirements.lock \
+		pyproject.toml - --extra cpu --extra test --overrides $(VENV)/torch.txt \
+		--universal --python-version 3.11 --only-binary :all: --generate-hashes --no-annotate --no-header
+	sed -i -E '/^(torch|triton|intel-cmplr-lib-ur|(cuda|nvidia)-[a-z0-9-]+)==/,/[^\\]$$/d' requirements.lock
+	sed -i \
+		-e '1i # `make lock` writes this: what pyproject.toml and its extras cpu and test need on Linux, and uv.' \
+		-e '1i # torch is left out, whose CPU build `make setup` installs first, and so is what only GPUs need:' \
+		-e '1i # triton, cuda-*, nvidia-*, intel-cmplr-lib-ur. So this is to be installed with --no-deps.' \
 		requirements.lock
 
 clean:

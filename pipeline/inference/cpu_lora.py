@@ -16,10 +16,10 @@ SWITCH = "SETBACKS_GROUPED_CPU_LORA"
 
 
 def register() -> None:
-    """Replace vLLM's three CPU kernels, in this process, where the environment says so. Harmless when called again.
+    """Replace vLLM's three CPU kernels in this process, if the environment says so. Harmless to call again.
 
-    Raises RunFailed, having replaced nothing, if this vLLM's kernels take other arguments than ours: they might mean something else, and
-    a wrong product would only show as a worse model.
+    Raises RunFailed, having replaced nothing, if this vLLM's kernels take other arguments than ours: those
+    might mean something else, and a wrong product would only show as a worse model.
     """
     if os.environ.get(SWITCH) != "1":
         return
@@ -78,7 +78,8 @@ def products(inputs, matrices, adapters):
     return found
 
 
-# The signatures are those of `vllm.lora.ops.torch_ops.lora_ops`, which `register` checks; each writes into `output_tensor`.
+# The signatures are those of `vllm.lora.ops.torch_ops.lora_ops`, as `register` checks; each writes into
+# `output_tensor`.
 
 
 def bgmv_shrink(inputs, lora_b_weights, output_tensor, lora_indices_tensor, scaling=1.0):
