@@ -4,10 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/quickstart.yaml
 SEED ?= 0
-# Of the CPU build of PyTorch; pipeline dependencies come from pyproject.toml.
+# What is installed first: uv, and the CPU build of PyTorch. Everything else stands in requirements.lock.
+UV := 0.13.9
 TORCH := 2.13.0
+# uv's wheel is kept where the toy model is, so that another clone needs no network.
+WHEELS := $(or $(SETBACKS_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/setbacks)/wheels
 
-.PHONY: quickstart test test-cluster chaos lint setup clean
+# Bytecode is written when a module is first imported: to compile all that is installed takes four times as long as
+# what is imported. A shell that forbids it would have every process of a run compile everything again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: quickstart test test-cluster chaos lint setup lock clean
 
 quickstart: setup
 	$(BIN)/setbacks run $(CONFIG)
@@ -30,17 +37,45 @@ lint: setup
 
 setup: $(VENV)/.installed
 
-# The CPU build of torch comes first, since the package index alone would bring the CUDA one with gigabytes of libraries.
-# pip takes it where the local index offers it; otherwise uv fetches it from PyTorch's own CPU index.
-$(VENV)/.installed: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "setbacks needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/python -c 'import torch' 2>/dev/null \
-		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch==$(TORCH)+cpu' 2>/dev/null \
-		|| $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend cpu 'torch==$(TORCH)'
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[cpu,test]'
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps
+LOCKED := --require-hashes --only-binary :all: -r requirements.lock
+
+# Each step tries uv's cache first: the second time, and in a second clone, nothing needs the network. torch
+# is not in the lock, since the package index has only its CUDA build, with gigabytes of libraries: pip
+# takes the CPU build if an index that it is configured for offers one; otherwise uv fetches it from
+# PyTorch's own index.
+$(VENV)/.installed: pyproject.toml requirements.lock $(BIN)/uv
+	$(INSTALL) --offline --torch-backend cpu 'torch==$(TORCH)' 2>/dev/null \
+		|| $(PIP) install --retries 1 --no-deps 'torch==$(TORCH)+cpu' 2>/dev/null \
+		|| $(INSTALL) --torch-backend cpu 'torch==$(TORCH)'
+	$(INSTALL) --offline $(LOCKED) 2>/dev/null || $(INSTALL) $(LOCKED)
+	$(INSTALL) --offline --no-build-isolation -e .
 	touch $@
+
+$(BIN)/uv:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) or sys.platform != "linux")' \
+		|| { echo "setbacks needs Linux and Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > $(VENV)/uv.txt
+	$(PIP) install --no-index --find-links $(WHEELS) --require-hashes -r $(VENV)/uv.txt 2>/dev/null \
+		|| { $(PIP) download --no-deps --dest $(WHEELS) --require-hashes -r $(VENV)/uv.txt \
+		&& $(PIP) install --no-index --find-links $(WHEELS) --require-hashes -r $(VENV)/uv.txt; }
+
+# A locked version changes only if pyproject.toml no longer allows it; `make lock UPGRADE=--upgrade` takes
+# the newest. Resolved with the torch of the package index, which then is cut out, with what only GPUs need:
+# what the CPU build needs stays.
+lock: $(BIN)/uv
+	echo 'torch==$(TORCH)' > $(VENV)/torch.txt
+	echo 'uv==$(UV)' | $(BIN)/uv pip compile --quiet $(UPGRADE) --output-file requirements.lock \
+		pyproject.toml - --extra cpu --extra test --overrides $(VENV)/torch.txt \
+		--universal --python-version 3.11 --only-binary :all: --generate-hashes --no-annotate --no-header
+	sed -i -E '/^(torch|triton|intel-cmplr-lib-ur|(cuda|nvidia)-[a-z0-9-]+)==/,/[^\\]$$/d' requirements.lock
+	sed -i \
+		-e '1i # `make lock` writes this: what pyproject.toml and its extras cpu and test need on Linux, and uv.' \
+		-e '1i # torch is left out, whose CPU build `make setup` installs first, and so is what only GPUs need:' \
+		-e '1i # triton, cuda-*, nvidia-*, intel-cmplr-lib-ur. So this is to be installed with --no-deps.' \
+		requirements.lock
 
 clean:
 	rm -rf $(VENV) runs *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -5,21 +5,59 @@ last slot's. Here tokens are grouped by adapter, and those without one get zero.
 an entry point of group `vllm.general_plugins`, which does nothing unless `engine.py` has asked for it.
 """
 
+import inspect
 import os
+from collections.abc import Callable
+from types import ModuleType
+
+from pipeline.errors import RunFailed
 
 SWITCH = "SETBACKS_GROUPED_CPU_LORA"
 
 
 def register() -> None:
-    """Replace vLLM's three CPU kernels, in this process, where the environment says so. Harmless when called again."""
+    """Replace vLLM's three CPU kernels in this process, if the environment says so. Harmless to call again.
+
+    Raises RunFailed, having replaced nothing, if this vLLM's kernels take other arguments than ours: those
+    might mean something else, and a wrong product would only show as a worse model.
+    """
     if os.environ.get(SWITCH) != "1":
         return
-    from vllm.lora.ops.torch_ops import lora_ops
-    from vllm.lora.punica_wrapper import punica_cpu
+    import vllm
 
-    for kernel in (bgmv_shrink, bgmv_expand, bgmv_expand_slice):
-        setattr(lora_ops, kernel.__name__, kernel)  # called by the kernels for prompts
-        setattr(punica_cpu, kernel.__name__, kernel)  # called for single tokens
+    try:
+        from vllm.lora.ops.torch_ops import lora_ops
+        from vllm.lora.punica_wrapper import punica_cpu
+    except ImportError as e:
+        if not (e.name or "").startswith("vllm."):
+            raise  # something else is missing
+        raise _unknown(e.name, vllm.__version__) from e
+    kernels = (bgmv_shrink, bgmv_expand, bgmv_expand_slice)
+    callers = (lora_ops, punica_cpu)  # the kernels for prompts, and the wrapper for single tokens
+    for kernel in kernels:
+        for module in callers:
+            _check(kernel, module, vllm.__version__)
+    for kernel in kernels:
+        for module in callers:
+            setattr(module, kernel.__name__, kernel)
+
+
+def _check(kernel: Callable, module: ModuleType, version: str) -> None:
+    theirs = getattr(module, kernel.__name__, None)
+    if not callable(theirs) or _parameters(theirs) != _parameters(kernel):
+        raise _unknown(f"{module.__name__}.{kernel.__name__}", version)
+
+
+def _parameters(function: Callable) -> list[tuple]:
+    """Names, kinds and defaults, in order; annotations change no call."""
+    return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+
+
+def _unknown(name: str, version: str) -> RunFailed:
+    return RunFailed(
+        f"LoRA on a CPU: {name} of vLLM {version} is not what setbacks replaces; "
+        "install the vLLM that requirements.lock and pyproject.toml name (in a clone: make setup)"
+    )
 
 
 def products(inputs, matrices, adapters):
@@ -40,7 +78,8 @@ def products(inputs, matrices, adapters):
     return found
 
 
-# The signatures are those of `vllm.lora.ops.torch_ops.lora_ops`; each writes into `output_tensor`.
+# The signatures are those of `vllm.lora.ops.torch_ops.lora_ops`, as `register` checks; each writes into
+# `output_tensor`.
 
 
 def bgmv_shrink(inputs, lora_b_weights, output_tensor, lora_indices_tensor, scaling=1.0):

@@ -30,6 +30,9 @@ class VllmModel:
         _environment(inference)
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        # vLLM calls it in every process of the engine. Here it comes first, so that a refusal is told in
+        # its own words.
+        cpu_lora.register()
         self.tokenizer = pretrained.tokenizer(model_dir, model.revision)
         self._scratch = tempfile.TemporaryDirectory(prefix="setbacks-adapters-")  # for those on an object store
         local = [adapter_files.fetch(path, self._scratch.name) for path in adapters]

@@ -27,6 +27,7 @@ def test_the_image_has_the_pinned_versions():
     (ray, python), (torch,) = re.findall(r"^ARG RAY=([\d.]+)-py(\d+)$", DOCKERFILE, re.M)[0], re.findall(r"torch==([\d.]+)", DOCKERFILE)
     assert ray == RAY_VERSION and ray.startswith(f"{pins['ray']}.")
     assert torch == re.search(r"^TORCH := (.+)$", makefile, re.M)[1] and torch.startswith(f"{pins['torch']}.")
+    assert set(re.findall(r"uv==([\d.]+)", DOCKERFILE)) == {re.search(r"^UV := (.+)$", makefile, re.M)[1]}
     assert f"{python[0]}.{python[1:]}" == project["requires-python"].removeprefix(">=")
     assert set(re.findall(r"'\.\[(\w+)\]'", DOCKERFILE)) == {"cpu", "gpu"} <= set(project["optional-dependencies"])
 
@@ -42,7 +43,7 @@ def test_what_is_copied_is_there_and_goes_to_the_builder():
     sent = (CLUSTER / "Dockerfile.dockerignore").read_text().splitlines()
     copied = {source for line in re.findall(r"^COPY --chown=1000:100 (.+)$", DOCKERFILE, re.M) for source in line.split()[:-1]}
     assert "*" in sent
-    assert copied == {"pyproject.toml", "README.md", "LICENSE", "pipeline"}
+    assert copied == {"pyproject.toml", "requirements.lock", "README.md", "LICENSE", "pipeline"}
     for source in copied:
         assert (ROOT / source).exists() and f"!{source}" in sent
 
