@@ -7,7 +7,7 @@ SEED ?= 0
 # Of the CPU build of PyTorch; pipeline dependencies come from pyproject.toml.
 TORCH := 2.13.0
 
-.PHONY: quickstart test test-cluster chaos lint setup clean
+.PHONY: quickstart test test-cluster chaos toy lint setup clean
 
 quickstart: setup
 	$(BIN)/setbacks run $(CONFIG)
@@ -23,6 +23,10 @@ test-cluster: setup
 chaos: setup
 	$(BIN)/python -m tests.chaos.chaos --seed $(SEED) --kills 25
 	$(BIN)/python -m tests.chaos.chaos --seed $(SEED) --kills 3 --engine toy
+
+# After a change of its recipe: trains the toy model and writes pipeline/toy/weights. Minutes.
+toy: setup
+	$(BIN)/python -m pipeline.toy.model
 
 lint: setup
 	$(BIN)/ruff check .
