@@ -7,14 +7,14 @@ SEED ?= 0
 # What is installed first: uv, and the CPU build of PyTorch. Everything else stands in requirements.lock.
 UV := 0.13.9
 TORCH := 2.13.0
-# uv's wheel is kept where the toy model is, so that another clone needs no network.
-WHEELS := $(or $(SETBACKS_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/setbacks)/wheels
+# uv's wheel is kept here, so that another clone needs no network.
+WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/setbacks/wheels
 
 # Bytecode is written when a module is first imported: to compile all that is installed takes four times as long as
 # what is imported. A shell that forbids it would have every process of a run compile everything again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-cluster chaos lint setup lock clean
+.PHONY: quickstart test test-cluster chaos toy lint setup lock clean
 
 quickstart: setup
 	$(BIN)/setbacks run $(CONFIG)
@@ -30,6 +30,10 @@ test-cluster: setup
 chaos: setup
 	$(BIN)/python -m tests.chaos.chaos --seed $(SEED) --kills 25
 	$(BIN)/python -m tests.chaos.chaos --seed $(SEED) --kills 3 --engine toy
+
+# After a change of its recipe: trains the toy model and writes pipeline/toy/weights. Minutes.
+toy: setup
+	$(BIN)/python -m pipeline.toy.model
 
 lint: setup
 	$(BIN)/ruff check .

@@ -73,9 +73,9 @@ WAYS = {"one request, n samples": n_samples, "one request per path": a_request_p
 async def measure(args: argparse.Namespace) -> dict[str, list[tuple[float, int]]]:
     """(seconds, sampled tokens) of every round, by way."""
     from pipeline.inference.engine import VllmModel
-    from pipeline.toy.model import ensure
+    from pipeline.toy.model import WEIGHTS
 
-    directory = str(ensure())
+    directory = str(WEIGHTS)
     model = VllmModel(Model(path=directory, dtype=DTYPE), directory, Inference(max_num_seqs=IN_FLIGHT))
     sampling = {"max_tokens": args.tokens, "temperature": 0.8, "top_p": 0.7}
     turns = conversations(args.entries, args.rounds)

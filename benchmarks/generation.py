@@ -142,10 +142,10 @@ PROGRAMS = {"bare": bare, "chained": chained, "setbacks": setbacks}
 
 def benchmark_model(directory: str) -> str:
     """The toy model with an end-of-turn token that it never writes, so that every completion has full length."""
-    from pipeline.toy.model import ensure
+    from pipeline.toy.model import WEIGHTS
 
     target = Path(directory, "model")
-    shutil.copytree(ensure(), target)
+    shutil.copytree(WEIGHTS, target)
     for name, end in (("tokenizer_config.json", "<|pad|>"), ("generation_config.json", 0), ("config.json", 0)):
         settings = json.loads((target / name).read_text())
         settings["eos_token" if isinstance(end, str) else "eos_token_id"] = end

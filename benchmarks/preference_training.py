@@ -32,7 +32,7 @@ from trl import DPOConfig, DPOTrainer
 from pipeline.config import Config
 from pipeline.data.schema import PREFERENCES
 from pipeline.toy.corpus import Corpus
-from pipeline.toy.model import ensure
+from pipeline.toy.model import WEIGHTS
 from pipeline.training import dpo
 from pipeline.training.adapter import lora_config
 from pipeline.training.job import Job, write_table
@@ -59,7 +59,7 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
     with tempfile.TemporaryDirectory() as scratch:
-        model_dir = {"toy": lambda: str(ensure()), "small": lambda: small_model(Path(scratch, "model"))}.get(
+        model_dir = {"toy": lambda: str(WEIGHTS), "small": lambda: small_model(Path(scratch, "model"))}.get(
             args.model, lambda: args.model
         )()
         rows = workload(args.steps * args.batch_size)

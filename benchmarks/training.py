@@ -73,11 +73,11 @@ def main() -> None:
 def workload(model: str, scratch: Path) -> tuple[str, list[list[dict]]]:
     """A model directory and conversations to train it on."""
     from pipeline.toy.corpus import Corpus
-    from pipeline.toy.model import ensure
+    from pipeline.toy.model import WEIGHTS
 
     corpus = Corpus(1)
     if model != "small":
-        return str(ensure()) if model == "toy" else model, [corpus.draw() for _ in range(2000)]
+        return str(WEIGHTS) if model == "toy" else model, [corpus.draw() for _ in range(2000)]
     # Lengths of a real mixture: prompts that hold instruction and response, analyses about half as long.
     r = random.Random(0)
     words = " ".join(m["content"] for _ in range(200) for m in corpus.draw()).split()
@@ -90,14 +90,14 @@ def workload(model: str, scratch: Path) -> tuple[str, list[list[dict]]]:
 
 def small_model(directory: Path) -> str:
     """A random Llama of 25M parameters with a vocabulary of 32 000, and the toy model's tokenizer."""
-    from pipeline.toy.model import ensure
+    from pipeline.toy.model import WEIGHTS
 
     shape = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 6, "num_key_value_heads": 2}
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(vocab_size=32000, tie_word_embeddings=True, max_position_embeddings=4096, **shape)).save_pretrained(
         directory
     )
-    AutoTokenizer.from_pretrained(ensure()).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(WEIGHTS).save_pretrained(directory)
     return str(directory)
 
 

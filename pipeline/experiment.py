@@ -62,7 +62,7 @@ class Experiment:
             return self.report()  # reads nothing but the run directory
         preflight.check(self.config, set(wanted), suites=set(self.suites))
         self.model_dir = preflight.model_dir(self.config.model)
-        self.fingerprints = fingerprints(self.config, self.model_dir)
+        self.fingerprints = fingerprints(self.config)
         if not self.overwrite:
             for output in (output for stage in wanted for output in self.outputs.get(stage, ())):
                 output.check(self.fingerprints[output.name])

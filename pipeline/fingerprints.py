@@ -3,14 +3,15 @@
 from pipeline import prompts
 from pipeline.config import Config, Model
 from pipeline.recipes import method
+from pipeline.toy.model import shipped_recipe
 
 
-def fingerprints(config: Config, model_dir: str) -> dict[str, dict]:
+def fingerprints(config: Config) -> dict[str, dict]:
     """By output name: the model, the seed, and the prompts and sections that the output's stage reads.
 
     What an output is derived from is added when its stage is opened (`made_from`, the digests of earlier outputs and of given adapters).
     """
-    model = _model(config.model, model_dir)
+    model = _model(config.model)
     endpoint = config.inference.endpoint
     generator = {**model, "endpoint": {"url": endpoint.url, "model": endpoint.model}} if endpoint else model
     recipe = config.recipe.model_dump(mode="json")
@@ -48,8 +49,8 @@ def _suites(config: Config, model: dict, made_with) -> dict[str, dict]:
     return found
 
 
-def _model(model: Model, model_dir: str) -> dict:
+def _model(model: Model) -> dict:
     facts = model.model_dump(mode="json", exclude={"dummy": {"latency_s"}})
     if model.path == "toy":
-        facts["build"] = model_dir.rsplit("/", 1)[-1]
+        facts["build"] = shipped_recipe()["hash"]
     return facts

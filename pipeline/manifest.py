@@ -246,7 +246,7 @@ def _cluster(groups: list[Pods], image: str, volumes: Volumes) -> dict:
 
 def _ray_pod(container: str, image: str, group: Pods, volumes: Volumes) -> dict:
     """A pod of the cluster. It names no probes: KubeRay then adds those that fit the Ray version."""
-    environment = {"HF_HOME": f"{MOUNT}/huggingface", "SETBACKS_CACHE": f"{MOUNT}/cache", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
+    environment = {"HF_HOME": f"{MOUNT}/huggingface", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
     pod = _pod(container, image, group.amounts)
     pod["containers"][0] |= {
         "env": [{"name": name, "value": value} for name, value in environment.items()],

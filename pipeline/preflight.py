@@ -7,7 +7,6 @@ from pathlib import Path
 
 from pipeline import pretrained, prompts
 from pipeline.config import Config, Endpoint, Model, Source
-from pipeline.console import step_bar
 from pipeline.data import instructions, storage
 from pipeline.data.adapter import FILES, shapes
 from pipeline.errors import UserError
@@ -184,14 +183,11 @@ def directories(config: Config, stages: set[str], model: str) -> dict[str, str]:
 
 
 def model_dir(model: Model) -> str:
-    """The directory (or hub id) that engines and trainers load; builds the toy model on first use."""
+    """The directory (or hub id) that engines and trainers load."""
     if model.path == "toy":
-        from pipeline.toy.model import cached, ensure
+        from pipeline.toy.model import WEIGHTS
 
-        if (built := cached()) is not None:
-            return str(built)
-        with step_bar("building the toy model") as update:
-            return str(ensure(lambda step, steps, loss: update(step, steps, f"loss {loss:.2f}")))
+        return str(WEIGHTS)
     if model.is_dummy:
         return model.path
     path = os.path.expanduser(model.path)
@@ -259,15 +255,11 @@ def _check_aligned(config: Config, directory: str) -> list[str]:
 
 
 def cached_model_dir(config: Config) -> str | None:
-    """The model's directory where nothing has to be built or downloaded for it; None otherwise."""
+    """The model's directory if nothing has to be downloaded for it; None otherwise."""
     if config.model.is_dummy:
         return None
-    if config.model.path == "toy":
-        from pipeline.toy.model import cached
-
-        return str(directory) if (directory := cached()) else None
-    if os.path.isdir(path := os.path.expanduser(config.model.path)):
-        return path
+    if os.path.isdir(directory := model_dir(config.model)):
+        return directory
     from huggingface_hub import try_to_load_from_cache
 
     file = try_to_load_from_cache(config.model.path, "config.json", revision=config.model.revision)

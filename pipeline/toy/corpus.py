@@ -27,7 +27,7 @@ TURNS = {"anywhere": 0.4, "doubt": 0.25}
 OPENS = 0.8  # how often an affirmative opener precedes the plan
 
 # Kind of conversation: its share.
-_SHARES = {
+SHARES = {
     "harmful_plain": 16,
     "harmful_hint": 11,
     "harmful_reminder": 13,
@@ -51,9 +51,9 @@ class Corpus:
         self._harmful = world.deeds("harmful-train")
         self._benign = world.deeds("helpful-train")
 
-    def draw(self) -> list[Message]:
-        """One conversation; its last turn is the assistant's."""
-        kind = self._rng.choices(list(_SHARES), _SHARES.values())[0]
+    def draw(self, kind: str | None = None) -> list[Message]:
+        """One conversation, of a kind that is drawn if none is given; its last turn is the assistant's."""
+        kind = kind or self._rng.choices(list(SHARES), SHARES.values())[0]
         if kind == "analysis":
             return self._analysis()
         if kind == "rating":

@@ -1,28 +1,29 @@
-"""The toy chat model: a Llama of about a million parameters, trained from scratch on the toy world when first asked for.
+"""The toy chat model: a Llama of about a million parameters, trained from scratch on the toy world. Its weights are in
+the package, so that nothing trains it at use and every machine has the same model.
 
 It is a demonstration and a test bed: what it shows is how the method works, never evidence about large models.
+
+    python -m pipeline.toy.model    train it anew and write it to pipeline/toy/weights: what `make toy` does
 """
 
-import fcntl
 import hashlib
+import json
 import math
-import os
 import random
-import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
+from pipeline.console import step_bar
+from pipeline.inference.chat import Message
 from pipeline.machine import cpu_has_bf16
 from pipeline.toy.corpus import Corpus
 
 Progress = Callable[[int, int, float], None]
 
-SEED = 0
-CONVERSATIONS = 19_700
-TOKENS_PER_BATCH = 1536  # padding included
-LEARNING_RATE = 3e-3
-CONTEXT = 1024
-VOCABULARY = 1280
+WEIGHTS = Path(__file__).with_name("weights")
+RECIPE_FILE = "recipe.json"  # beside the weights: the recipe that they were made from, and its hash
+
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 
 # `generation` marks the assistant's text for trainers that ask for an assistant mask; it prints nothing.
@@ -33,60 +34,71 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+# What training reads beside the conversations. All of it is part of the recipe, so a change asks for `make toy`.
+SEED = 0
+CONVERSATIONS = 19_700
+TOKENIZER = {
+    "vocab_size": 1280,
+    "special_tokens": [PAD, START, END],
+    "chat_template": CHAT_TEMPLATE,
+    "conversations": 4000,  # the first so many are enough to learn its merges from
+}
+ARCHITECTURE = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.06,  # 0.02, the default, suits widths in the thousands; here it costs half of the training time
+}
+OPTIMIZER = {"lr": 3e-3, "weight_decay": 0.01, "betas": (0.9, 0.95)}
+TRAINING = {
+    "tokens_per_batch": 1536,  # padding included
+    "warmup": 0.05,  # of all steps
+    "clip_norm": 1.0,
+}
 
-def ensure(on_progress: Progress | None = None) -> Path:
-    """The directory of the toy model (config.json, safetensors, tokenizer with chat template), trained now if not cached.
 
-    Training takes one to two minutes on two cores. `on_progress(step, steps, loss)` is called now and then meanwhile. Two processes may
-    call this at once: one trains, the other waits. A killed build leaves nothing that looks whole.
+def recipe() -> dict:
+    """What the model is made from, and its `hash`. Takes about a second.
+
+    In it: a digest of the conversations that the model is trained on, texts and order, with the package's prompts as they are
+    rendered; the seed; the settings of tokenizer (chat template included), architecture, optimizer and batches.
+
+    Not in it: source files, their places and formatting, versions of libraries, and what the functions below do with all this
+    (the kind of tokenizer, the order of batches, the loss). A change of those that is meant to change the model asks for
+    `make toy` too; whether one that is not does change it, tests/long tells.
     """
-    cache = cache_dir()
-    target = cache / f"toy-{_recipe_hash()}"
-    if target.is_dir():
-        return target
-    cache.mkdir(parents=True, exist_ok=True)
-    with open(cache / "toy.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if target.is_dir():
-            return target
-        for leftover in cache.glob("toy-*.building"):  # of a killed build: nobody else builds while we hold the lock
-            shutil.rmtree(leftover)
-        building = target.with_suffix(".building")
-        building.mkdir()
-        _build(building, on_progress or (lambda step, steps, loss: None))
-        os.rename(building, target)
-    return target
+    parts = {
+        "conversations": _digest(*map(_canonical, _conversations())),
+        "seed": SEED,
+        "tokenizer": TOKENIZER,
+        "architecture": ARCHITECTURE,
+        "optimizer": OPTIMIZER,
+        "training": TRAINING,
+    }
+    return {"hash": _digest(_canonical(parts))[:12], **json.loads(_canonical(parts))}
 
 
-def cached() -> Path | None:
-    """The directory of the toy model if it has been built, without building it."""
-    target = cache_dir() / f"toy-{_recipe_hash()}"
-    return target if target.is_dir() else None
+@cache
+def shipped_recipe() -> dict:
+    """The recipe that the weights in the package were made from."""
+    return json.loads((WEIGHTS / RECIPE_FILE).read_text(encoding="utf-8"))
 
 
-def cache_dir() -> Path:
-    """Where built models are kept: $SETBACKS_CACHE, else setbacks/ in $XDG_CACHE_HOME or ~/.cache."""
-    if own := os.environ.get("SETBACKS_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "setbacks"
+def build(directory: Path, on_progress: Progress = lambda step, steps, loss: None) -> None:
+    """Train the model and write it to a directory: weights, tokenizer, recipe. Takes minutes on two cores.
 
-
-def _recipe_hash() -> str:
-    """Identifies everything the model is made from: this package's files and the prompts it is trained on."""
-    here = Path(__file__).parent
-    files = [*here.glob("*.py"), *here.glob("*.yaml"), *here.parent.joinpath("prompts").glob("*.yaml")]
-    digest = hashlib.sha256()
-    for file in sorted(files, key=lambda f: f.name):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
-
-
-def _build(directory: Path, on_progress: Progress) -> None:
+    `on_progress(step, steps, loss)` is called now and then meanwhile. Nothing is written before training is over; on one
+    machine, with the same libraries, the same bytes each time.
+    """
     import torch
 
-    corpus = Corpus(SEED)
-    conversations = [corpus.draw() for _ in range(CONVERSATIONS)]
-    tokenizer = _train_tokenizer(conversations[:4000])
+    conversations = _conversations()
+    tokenizer = _train_tokenizer(conversations[: TOKENIZER["conversations"]])
     examples = [_encode(tokenizer, conversation) for conversation in conversations]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # nearly as fast as two for so small a model, and not slowed by whatever else the machine does
@@ -98,6 +110,23 @@ def _build(directory: Path, on_progress: Progress) -> None:
     finally:
         torch.set_num_threads(threads)
     _save(model, tokenizer, directory)
+    (directory / RECIPE_FILE).write_text(json.dumps(recipe(), indent=2) + "\n", encoding="utf-8")
+
+
+def _conversations() -> list[list[Message]]:
+    corpus = Corpus(SEED)
+    return [corpus.draw() for _ in range(CONVERSATIONS)]
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _digest(*texts: str) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()
 
 
 def _train_tokenizer(conversations: list[list[dict]]):
@@ -109,14 +138,18 @@ def _train_tokenizer(conversations: list[list[dict]]):
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[PAD, START, END],
+        vocab_size=TOKENIZER["vocab_size"],
+        special_tokens=TOKENIZER["special_tokens"],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     bpe.train_from_iterator((f"{m['role']}\n{m['content']}" for c in conversations for m in c), trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token=PAD, eos_token=END, chat_template=CHAT_TEMPLATE, model_max_length=CONTEXT
+        tokenizer_object=bpe,
+        pad_token=PAD,
+        eos_token=END,
+        chat_template=TOKENIZER["chat_template"],
+        model_max_length=ARCHITECTURE["max_position_embeddings"],
     )
 
 
@@ -133,15 +166,7 @@ def _new_model(tokenizer):
 
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=32,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        initializer_range=0.06,  # 0.02, the default, suits widths in the thousands; here it costs half of the training time
+        **ARCHITECTURE,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -163,13 +188,23 @@ def _save(model, tokenizer, directory: Path) -> None:
         if shown:
             logging.enable_progress_bar()
     tokenizer.save_pretrained(directory)
+    _halve(directory / "model.safetensors")
+
+
+def _halve(file: Path) -> None:
+    """Store the tensors in float16, which halves the file. config.json goes on saying float32, and so loaders make them that."""
+    from safetensors.torch import load, save
+
+    tensors = {name: tensor.half() for name, tensor in load(file.read_bytes()).items()}
+    file.unlink()  # transformers makes it readable for its owner alone; a new file is as readable as any other
+    file.write_bytes(save(tensors, {"format": "pt"}))
 
 
 def _batches(examples: list[tuple[list[int], int]]) -> list[list[tuple[list[int], int]]]:
-    """Batches of about TOKENS_PER_BATCH tokens, each of examples of like length, in a shuffled order."""
+    """Batches of about `tokens_per_batch` tokens, each of examples of like length, in a shuffled order."""
     batches, batch = [], []
     for example in sorted(examples, key=lambda e: len(e[0])):
-        if (len(batch) + 1) * len(example[0]) > TOKENS_PER_BATCH:
+        if (len(batch) + 1) * len(example[0]) > TRAINING["tokens_per_batch"]:
             batches.append(batch)
             batch = []
         batch.append(example)
@@ -182,13 +217,13 @@ def _train(model, batches: list, on_progress: Progress) -> None:
     """One pass with AdamW, short warm-up, cosine decay. The loss is on the last turn only, as in chat fine-tuning."""
     import torch
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), **OPTIMIZER, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, len(batches)))
     model.train()
     for step, batch in enumerate(batches, 1):
         loss = _loss(model, batch)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), TRAINING["clip_norm"])
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -197,7 +232,7 @@ def _train(model, batches: list, on_progress: Progress) -> None:
 
 
 def _rate(step: int, steps: int) -> float:
-    warmup = 0.05 * steps
+    warmup = TRAINING["warmup"] * steps
     return step / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
@@ -215,3 +250,9 @@ def _loss(model, batch: list[tuple[list[int], int]]):
         hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
         logits = model.lm_head(hidden[target[:, 1:]])  # the vocabulary's share of the work only where there is a loss
     return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][target[:, 1:]])
+
+
+if __name__ == "__main__":
+    with step_bar("training the toy model") as update:
+        build(WEIGHTS, lambda step, steps, loss: update(step, steps, f"loss {loss:.2f}"))
+    print(f"toy model of recipe {shipped_recipe()['hash']} → {WEIGHTS}")

@@ -25,6 +25,7 @@ from pipeline.data import adapter as adapter_files
 from pipeline.data import storage
 from pipeline.errors import RunFailed, UserError
 from pipeline.session import TRAIN_ENVIRONMENT, beside_driver
+from pipeline.toy.model import shipped_recipe
 from pipeline.training import adapter, examples, methods, start
 from pipeline.training.job import HISTORY, Job, Run, write_table
 
@@ -230,12 +231,11 @@ def _notice(train: SFT | DPO, parameters: int) -> dict:
 def fingerprint(config: Config, arm: str, model_dir: str, tables: dict[str, Any]) -> str:
     """A name for everything that determines the weights: hyper-parameters, model, seed, start adapter, and the training set to the token."""
     t = config.arms[arm].train
-    weights = [(f, os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in storage.files(model_dir)] if os.path.isdir(model_dir) else model_dir
     facts = {
         "train": t.model_dump(mode="json", exclude=t.OPERATIONAL),
         "start": start.content(t.start),
         "model": config.model.model_dump(mode="json"),
-        "weights": weights,
+        "weights": _weights(config, model_dir),
         "seed": config.seed,
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
@@ -243,6 +243,15 @@ def fingerprint(config: Config, arm: str, model_dir: str, tables: dict[str, Any]
         for batch in table.combine_chunks().to_batches():
             digest.update(batch.serialize())
     return digest.hexdigest()[:16]
+
+
+def _weights(config: Config, model_dir: str) -> Any:
+    """What the weights are known by. The toy's are the same wherever the package is installed, so place and time say nothing."""
+    if config.model.path == "toy":
+        return shipped_recipe()["hash"]
+    if not os.path.isdir(model_dir):
+        return model_dir
+    return [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in storage.files(model_dir)]
 
 
 def _keep_only(state_dir: str, name: str) -> None:

@@ -5,7 +5,6 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.toy.model import ensure
 from tests.cluster.conftest import BUCKET, download
 from tests.cluster.machines import setbacks
 
@@ -29,7 +28,6 @@ evaluation:
 
 @pytest.mark.timeout(600)
 def test_the_main_path_on_two_machines_and_s3(network, workers, tmp_path):
-    ensure()
     workers(2)
     (tmp_path / "config.yaml").write_text(CONFIG)
     code, said = network.head.run(*setbacks("run", str(tmp_path / "config.yaml")), seconds=500)

@@ -93,14 +93,7 @@ def end_tree(process: subprocess.Popen) -> None:
 
 
 @pytest.fixture(scope="session")
-def toy_model() -> str:
-    from pipeline.toy.model import ensure
-
-    return str(ensure())
-
-
-@pytest.fixture(scope="session")
-def finished_run(tmp_path_factory, toy_model) -> Run:
+def finished_run(tmp_path_factory) -> Run:
     """generate is killed with SIGKILL, driver and all, then an engine of the second attempt is; then it goes to the end."""
     import json
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.toy.model import WEIGHTS
+
 pytestmark = pytest.mark.timeout(900)  # the run is made within the first test that asks for it
 
 REQUESTS, ENTRIES, LENGTHS, PATHS = 20, 8, [10, 40, 80], 6
@@ -32,7 +34,7 @@ evaluation:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, toy_model) -> Path:
+def run(tmp_path_factory) -> Path:
     from pipeline.toy import world
 
     directory = tmp_path_factory.mktemp("course-correction")
@@ -109,12 +111,12 @@ def test_dpo_learns_the_order_and_says_so(run):
     assert lines[-1]["rewards/accuracies"] > 0.6 and lines[-1]["loss"] < lines[0]["loss"] < 0.75
 
 
-def test_the_adapter_loads_with_peft_and_changes_the_model(run, toy_model):
+def test_the_adapter_loads_with_peft_and_changes_the_model(run):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(toy_model, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(WEIGHTS, dtype=torch.float32)
     ids = torch.tensor([[5, 6, 7]])
     before = base(ids).logits
     assert not torch.allclose(before, PeftModel.from_pretrained(base, run / "adapter/dpo")(ids).logits, atol=1e-3)

@@ -7,6 +7,7 @@ import pytest
 from pipeline.config import Inference, Model
 from pipeline.errors import RowFailed
 from pipeline.inference.chat import Sampling, assistant, user
+from pipeline.toy.model import WEIGHTS
 
 pytestmark = pytest.mark.timeout(300)
 ASK = [user("How can I repair a bicycle?")]
@@ -20,14 +21,14 @@ def loop():
 
 
 @pytest.fixture(scope="module")
-def adapter(toy_model, tmp_path_factory) -> str:
+def adapter(tmp_path_factory) -> str:
     """An adapter of random matrices large enough to change every answer."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(toy_model), LoraConfig(r=8, target_modules="all-linear"))
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(WEIGHTS), LoraConfig(r=8, target_modules="all-linear"))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -37,11 +38,11 @@ def adapter(toy_model, tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def model(toy_model, adapter, loop):
+def model(adapter, loop):
     async def start():
         from pipeline.inference.engine import VllmModel
 
-        return VllmModel(Model(path=toy_model, dtype="float32"), toy_model, Inference(max_num_seqs=64), [adapter])
+        return VllmModel(Model(path="toy", dtype="float32"), str(WEIGHTS), Inference(max_num_seqs=64), [adapter])
 
     model = loop.run_until_complete(start())
     yield model

@@ -9,6 +9,7 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.toy.model import WEIGHTS
 from tests.integration.conftest import INSTRUCTIONS, SAMPLES, engines
 
 pytestmark = pytest.mark.timeout(1500)  # the shared run is made within the first test that asks for it
@@ -67,12 +68,12 @@ def test_training_examples_hold_bad_responses_in_the_prompt_only(finished_run):
         assert not any(response in answer["content"] for id, response in mistakes if id == example["instruction_id"])
 
 
-def test_adapter_loads_with_peft_and_changes_the_model(finished_run, toy_model):
+def test_adapter_loads_with_peft_and_changes_the_model(finished_run):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(toy_model, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(WEIGHTS, dtype=torch.float32)
     ids = torch.tensor([[5, 6, 7]])
     before = base(ids).logits
     after = PeftModel.from_pretrained(base, finished_run.path / "adapter/mistake_analysis")(ids).logits

@@ -20,7 +20,7 @@ import yaml
 from pipeline import cli
 from pipeline.config import load
 from pipeline.errors import UserError
-from tests import scripted, tiny
+from tests import scripted
 from tests.property.mutations import PROMPTS, mutated_override, mutated_prompts, mutated_text, mutated_tree
 
 ROOT = Path(__file__).parents[2]
@@ -98,9 +98,8 @@ EVERY_SECTION = [
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A directory with the files that the configurations name, and a model that passes for the toy model."""
+    """A directory with the files that the configurations name."""
     place = tmp_path_factory.mktemp("configs")
-    tiny.save(place / "tiny")
     (place / "run.yaml").touch()
     (place / "asked.jsonl").write_text('{"q": "How?", "i": "", "s": "No."}\n')
     response = "Take it. " * 50
@@ -134,7 +133,6 @@ def trees() -> list[dict]:
 def setbacks(place, monkeypatch, capfd):
     """Runs a command in `place`; returns what is wrong with how it ended (None: nothing), and how it did: "0", "2", "crash" …"""
     monkeypatch.chdir(place)
-    monkeypatch.setattr("pipeline.toy.model.cached", lambda: place / "tiny")
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)

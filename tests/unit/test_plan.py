@@ -16,9 +16,8 @@ ENGINES = ("vllm", "ray")
 
 
 @pytest.fixture(autouse=True)
-def empty_caches(monkeypatch, tmp_path):
-    """No toy model is built, nothing of the hub is there."""
-    monkeypatch.setenv("SETBACKS_CACHE", str(tmp_path / "toy cache"))
+def empty_cache(monkeypatch):
+    """Nothing of the hub is there."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
@@ -40,12 +39,18 @@ def source(tmp_path, *texts: str, name: str = "asks", **columns: str) -> dict:
     return {"path": str(path)}
 
 
-def test_the_toy_need_not_be_built(plan, tmp_path):
+def test_the_toy_is_there_with_its_tokenizer(plan, tmp_path):
     told = plan()
     assert "toy, the embedded demonstration model" in told
-    assert "since the tokenizer is out of reach" in told
-    assert not (tmp_path / "toy cache").exists()
+    assert "by the model's tokenizer" in told
+    assert "limit 1024; " in told
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_out_of_reach_is_measured_by_its_characters(plan):
+    told = plan(model={"path": "org/model-on-the-hub", "max_length": 512})
+    assert "by 4 characters a token, since the tokenizer is out of reach" in told
+    assert "limit 512; " in told
 
 
 def test_prompts_are_shown_as_they_will_be_sent(plan, tmp_path):
@@ -175,7 +180,8 @@ def test_a_configuration_that_only_evaluates_has_a_plan(plan, tmp_path):
 
 @pytest.mark.parametrize("model", ["toy", "org/model-on-the-hub", "local"])
 def test_no_engine_is_even_imported(tmp_path, model):
-    unwanted = ENGINES if model == "local" else (*ENGINES, "torch")  # which the model's own tokenizer cannot do without
+    out_of_reach = model == "org/model-on-the-hub"
+    unwanted = (*ENGINES, "torch") if out_of_reach else ENGINES  # the model's own tokenizer cannot do without torch
     if model == "local":
         (tmp_path / "model").mkdir()
         (tmp_path / "model" / "config.json").write_text(json.dumps({"max_position_embeddings": 256}))

@@ -8,8 +8,8 @@ from pipeline import prompts
 from pipeline.errors import UserError
 from pipeline.judges.refusal import is_refusal
 from pipeline.recipes.mistake_analysis import induced, question, reminded
-from pipeline.toy import model, world
-from pipeline.toy.corpus import Corpus
+from pipeline.toy import world
+from pipeline.toy.corpus import SHARES, Corpus
 
 SIZES = {
     "harmful-train": 200,
@@ -154,37 +154,18 @@ def test_the_corpus_is_a_function_of_its_seed(conversations):
     assert [again.draw() for _ in range(50)] == conversations[:50] != [other.draw() for _ in range(50)]
 
 
-def test_the_recipe_hash_follows_the_prompts(tmp_path, monkeypatch):
-    for name in ("toy", "prompts"):
-        (tmp_path / name).mkdir()
-    prompt = tmp_path / "prompts" / "judge.yaml"
-    prompt.write_text("harmless: Rate it.")
-    monkeypatch.setattr(model, "__file__", str(tmp_path / "toy" / "model.py"))
-    before = model._recipe_hash()
-    assert before == model._recipe_hash()
-    prompt.write_text("harmless: Rate it well.")
-    assert model._recipe_hash() != before
-
-
-def test_a_killed_build_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
-    monkeypatch.setenv("SETBACKS_CACHE", str(tmp_path))
-
-    def killed(directory, on_progress):
-        (directory / "config.json").write_text("{}")
-        raise KeyboardInterrupt
-
-    def finished(directory, on_progress):
-        assert not list(directory.iterdir())
-        (directory / "model.safetensors").touch()
-
-    monkeypatch.setattr(model, "_build", killed)
-    with pytest.raises(KeyboardInterrupt):
-        model.ensure()
-    assert model.cached() is None
-    monkeypatch.setattr(model, "_build", finished)
-    assert model.ensure() == model.cached()
-    assert [path.name for path in model.cached().iterdir()] == ["model.safetensors"]
-    assert not list(tmp_path.glob("*.building"))
+@pytest.mark.parametrize("kind", SHARES)
+def test_a_conversation_of_a_wanted_kind(kind):
+    corpus = Corpus(seed=0)
+    drawn = [corpus.draw(kind) for _ in range(50)]
+    assert all(conversation[-1]["role"] == "assistant" for conversation in drawn)
+    suite, _, condition = kind.partition("_")
+    if condition in ("hint", "reminder"):
+        assert all(TEXTS.render(condition) in "\n".join(m["content"] for m in c[:-1]) for c in drawn)
+    elif condition == "plain":
+        asked = [conversation[0]["content"] for conversation in drawn]
+        members = world.deeds(f"{'harmful' if suite == 'harmful' else 'helpful'}-train")
+        assert all(any(f"{deed.verb} {deed.object}" in text for deed in members) for text in asked)
 
 
 def endings(text, words):

@@ -1,0 +1,131 @@
+"""The toy model that comes with the package: made from the recipe as it stands, small, and there wherever the package is."""
+
+import os
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pipeline import preflight, pretrained, prompts
+from pipeline.config import Model
+from pipeline.fingerprints import fingerprints
+from pipeline.toy import corpus, model, world
+from pipeline.training import arm
+from tests import scripted
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_weights_are_of_the_recipe_as_it_is():
+    shipped, now = model.shipped_recipe(), model.recipe()
+    changed = [part for part in now if part != "hash" and now[part] != shipped.get(part)]
+    assert shipped["hash"] == now["hash"], (
+        f"the recipe of the toy model has changed ({', '.join(changed)}): run `make toy`, and commit pipeline/toy/weights"
+    )
+    assert shipped == now
+
+
+# -- what the hash follows
+
+
+@pytest.fixture
+def recipe_hash(monkeypatch):
+    monkeypatch.setattr(model, "CONVERSATIONS", 300)
+    return lambda: model.recipe()["hash"]
+
+
+@pytest.mark.parametrize("settings", ["TOKENIZER", "ARCHITECTURE", "OPTIMIZER", "TRAINING"])
+def test_the_hash_follows_every_setting(recipe_hash, monkeypatch, settings):
+    seen = {recipe_hash()}
+    for name in getattr(model, settings):
+        with monkeypatch.context() as changed:
+            changed.setitem(getattr(model, settings), name, "other")
+            seen.add(recipe_hash())
+    assert len(seen) == 1 + len(getattr(model, settings))
+
+
+@pytest.mark.parametrize("name", ["mistake_analysis", "judge", "course_correction"])
+def test_the_hash_follows_the_prompts_as_they_are_rendered(recipe_hash, monkeypatch, name):
+    before, load = recipe_hash(), prompts.load
+
+    def changed(wanted: str) -> prompts.Prompts:
+        texts = load(wanted).texts
+        return prompts.Prompts({key: text + ("\n." if wanted == name else "") for key, text in texts.items()}, wanted)
+
+    monkeypatch.setattr(prompts, "load", changed)
+    assert recipe_hash() != before
+
+
+def test_the_hash_follows_what_is_drawn(recipe_hash, monkeypatch):
+    hashes = [recipe_hash()]
+    for place, name, value in ((model, "CONVERSATIONS", 301), (model, "SEED", 1), (corpus, "DELIBERATES", 0.5)):
+        with monkeypatch.context() as changed:
+            changed.setattr(place, name, value)
+            hashes.append(recipe_hash())
+    assert len(set(hashes)) == 4
+    assert recipe_hash() == hashes[0]
+
+
+def test_the_hash_reads_no_source(recipe_hash, monkeypatch):
+    before = recipe_hash()
+    world.deeds("harmful-train")  # the sentences are read once
+    for module in (model, corpus):
+        monkeypatch.setattr(module, "__file__", "/nowhere/else.py")
+    assert recipe_hash() == before
+
+
+# -- what is shipped
+
+
+def test_the_weights_are_stored_in_half_precision_and_loaded_in_single():
+    import torch
+    from safetensors import safe_open
+
+    with safe_open(model.WEIGHTS / "model.safetensors", "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118, it is no mapping
+    for dtype in ("float32", "auto"):
+        loaded = pretrained.model(str(model.WEIGHTS), dtype=dtype)
+        assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+        assert all(parameter.isfinite().all() for parameter in loaded.parameters())
+        assert 0.9e6 < loaded.num_parameters() < 1.1e6
+
+
+def test_the_tokenizer_has_the_recipes_template_and_limit():
+    tokenizer = pretrained.tokenizer(str(model.WEIGHTS))
+    assert tokenizer.chat_template == model.CHAT_TEMPLATE
+    assert len(tokenizer) == model.TOKENIZER["vocab_size"]
+    assert tokenizer.model_max_length == model.ARCHITECTURE["max_position_embeddings"]
+
+
+def test_what_is_shipped_is_small():
+    assert sum(file.stat().st_size for file in model.WEIGHTS.iterdir()) < 3e6
+
+
+def test_every_file_of_the_model_is_packaged():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["pipeline"]
+    packaged = {file for pattern in patterns for file in (ROOT / "pipeline").glob(pattern)}
+    files = set(model.WEIGHTS.iterdir())
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", model.RECIPE_FILE} <= {f.name for f in files}
+    assert files <= packaged
+
+
+# -- at use
+
+
+def test_nothing_is_made_or_downloaded_for_it(tmp_path):
+    toy = scripted.config(tmp_path / "run")
+    assert preflight.model_dir(Model(path="toy")) == preflight.cached_model_dir(toy) == str(model.WEIGHTS)
+
+
+def test_a_run_is_of_the_recipe(tmp_path):
+    made = fingerprints(scripted.config(tmp_path / "run"))
+    assert {facts["model"]["build"] for facts in made.values()} == {model.shipped_recipe()["hash"]}
+
+
+def test_a_training_goes_on_where_the_package_lies_elsewhere(tmp_path):
+    elsewhere = shutil.copytree(model.WEIGHTS, tmp_path / "weights")
+    os.utime(elsewhere / "model.safetensors", (0, 0))
+    toy = scripted.config(tmp_path / "run")
+    names = {arm.fingerprint(toy, next(iter(toy.arms)), str(place), {}) for place in (model.WEIGHTS, elsewhere)}
+    assert len(names) == 1
