@@ -56,7 +56,7 @@ class TwoSteps:
 
 def setbacks(model: str, rows: list[dict], tokens: int) -> dict:
     from pipeline.data.store import Store
-    from pipeline.inference.pool import ModelSpec, run_recipe
+    from pipeline.inference.pool import Job, ModelSpec, run_recipes
     from pipeline.session import ray_session
 
     with tempfile.TemporaryDirectory() as run_dir, ray_session(run_dir):
@@ -65,7 +65,7 @@ def setbacks(model: str, rows: list[dict], tokens: int) -> dict:
         store.open({})
         store.write_work(rows, INSTRUCTIONS, block_rows=COMMIT)
         spec = ModelSpec(Model(path=model, dtype=ENGINE["dtype"]), model, Inference(max_num_seqs=IN_FLIGHT, rows_per_commit=COMMIT))
-        figures = run_recipe(TwoSteps(tokens), store, spec, seed=0, label="setbacks")
+        [(_, figures)] = run_recipes([Job(TwoSteps(tokens), store)], spec, seed=0, label="setbacks")
         store.finish()
         return {"tokens": figures["completion_tokens"], "with_start": time.monotonic() - started, "without_start": figures["busy_s"]}
 

@@ -46,8 +46,7 @@ class Attempt:
             "beat": 0,
             "state": RUNNING,
             "stage": None,
-            "output": None,
-            "progress": None,
+            "outputs": {},
             "rows": 0,
             "last_error": None,
             "metrics": [],
@@ -104,10 +103,12 @@ class Attempt:
             self.check()
             self._write(**facts)
 
-    def report(self, rows: int, error: str | None, progress: dict) -> None:
+    def report(self, output: str | None, rows: int, error: str | None, progress: dict) -> None:
         """Keep what the next beat is to say."""
         with self._lock:
-            self._facts["progress"], self._facts["rows"] = progress, self._facts["rows"] + rows
+            made = self._facts["outputs"]
+            self._facts["outputs"] = made | {name: progress for name in made if output in (None, name)}
+            self._facts["rows"] += rows
             self._facts["last_error"] = error or self._facts["last_error"]
 
     # -- taking the directory
@@ -160,13 +161,13 @@ def number() -> int:
 def begin(stage: str) -> None:
     """A stage begins."""
     if _current:
-        _current.update(stage=stage, output=None, progress=None)
+        _current.update(stage=stage, outputs={})
 
 
-def making(output: str) -> None:
-    """The stage turns to this output: the name of a data set, or `adapter/ARM`."""
+def making(*outputs: str) -> None:
+    """The stage turns to these outputs, several if made together: names of data sets, or `adapter/ARM`."""
     if _current:
-        _current.update(output=output, progress=None)
+        _current.update(outputs=dict.fromkeys(outputs))
 
 
 def report(
@@ -174,21 +175,24 @@ def report(
     total: int,
     unit: str,
     *,
+    output: str | None = None,
     failed: int | None = None,
     per_s: float | None = None,
     tokens_per_s: float | None = None,
     new_rows: int = 0,
     error: str | None = None,
 ) -> None:
-    """How far the output is: `done` of `total` in `unit` (rows, steps), of which `new_rows` were finished since the last report.
+    """How far an output is: `done` of `total` in `unit` (rows, steps); `new_rows` since the last report.
 
+    output: which of those that are being made; not needed if there is only one.
     failed: rows that this attempt kept as failed; per_s, tokens_per_s: of this attempt.
     error: the kind of the last failure, never a text that a model or a data set may have written.
     """
     if _current:
         eta = round((total - done) / per_s) if per_s else None
         progress = {"unit": unit, "done": done, "total": total, "failed": failed, "per_s": per_s and round(per_s, 3)}
-        _current.report(new_rows, error, {**progress, "tokens_per_s": tokens_per_s, "eta_s": eta})
+        progress |= {"tokens_per_s": tokens_per_s, "eta_s": eta, "note": error}
+        _current.report(output, new_rows, error, progress)
 
 
 def metrics(addresses: list[str]) -> None:

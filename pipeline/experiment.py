@@ -8,7 +8,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import cache
 
 from pipeline import attempt, placement, preflight
@@ -22,7 +22,7 @@ from pipeline.data.store import Store
 from pipeline.errors import RunFailed, UserError
 from pipeline.evaluation import answers, course_correction
 from pipeline.fingerprints import fingerprints
-from pipeline.inference.pool import ModelSpec, run_recipe
+from pipeline.inference.pool import Job, ModelSpec, run_recipes
 from pipeline.recipes import method
 from pipeline.session import ray_session, stage_logs
 
@@ -90,7 +90,8 @@ class Experiment:
             counts = instructions.Counts()
             rows = instructions.read(config.instructions, counts)
             self._write_work("generate", store, _repeated(rows, config.recipe.samples), INSTRUCTIONS, counts)
-            self._run_recipe("generate", self.method.recipe(config), store, self._spec(model, (adapter,) if adapter else (), endpoint=True))
+            spec = self._spec(model, (adapter,) if adapter else (), endpoint=True)
+            self._run_jobs("generate", [Job(self.method.recipe(config), store)], spec)
         self._tell_dataset("generate", store)
 
     def mix(self) -> None:
@@ -139,7 +140,7 @@ class Experiment:
                 self._tell_adapter(arm, output)
 
     def evaluate(self) -> None:
-        """Every arm, the base model and the given adapters through every suite; one engine start a suite, the arms by LoRA."""
+        """The base model, all arms and given adapters through all suites: one engine start, arms by LoRA."""
         trained = {arm: self._whole(output, "train")["digest"] for arm, output in self.adapters.items()}
         given = {name: _digest(path) for name, path in self.config.evaluation.adapters.items()}
         adapters = {arm: output.path for arm, output in self.adapters.items()} | preflight.given_adapters(self.config)
@@ -147,12 +148,15 @@ class Experiment:
             preflight.check_adapter(f"arms.{arm}", adapters[arm], self.model_dir)
         if self.config.inference.endpoint:
             self.tell("evaluate: inference.endpoint is not used here; adapters need vLLM in the actors")
+        jobs = []
         for suite, store in self.suites.items():
             self._open(store, trained | given)
             self._reopen("evaluate", store)
             if store.complete is None:
-                recipe = getattr(self, f"_{suite}")(store, adapters)
-                self._run_recipe("evaluate", recipe, store, self._spec(self.config.model, tuple(adapters.values())), suite=suite)
+                jobs.append(getattr(self, f"_{suite}")(store, adapters))
+        if jobs:
+            self._run_jobs("evaluate", jobs, self._spec(self.config.model, tuple(adapters.values())))
+        for store in self.suites.values():
             self._tell_dataset("evaluate", store)
 
     def report(self) -> None:
@@ -165,21 +169,21 @@ class Experiment:
         html, markdown = write_report(self.config, self.run_dir)
         self.tell(f"report: {html} and {markdown}")
 
-    # -- the suites of `evaluate`: each writes its work list and returns its recipe
+    # -- the suites of `evaluate`: each writes its work list and says how it is run
 
-    def _safety(self, store: Store, adapters: dict[str, str]):
+    def _safety(self, store: Store, adapters: dict[str, str]) -> Job:
         evaluation = self.config.evaluation
         harmful, helpful = instructions.well_formed(evaluation.harmful), instructions.well_formed(evaluation.helpful)
         self._write_work("evaluate", store, answers.work(self.config, harmful, helpful), ANSWERS)
-        return answers.AnswerRecipe(self.config, adapters)
+        return Job(answers.AnswerRecipe(self.config, adapters), store)
 
-    def _course_correction(self, store: Store, adapters: dict[str, str]):
+    def _course_correction(self, store: Store, adapters: dict[str, str]) -> Job:
         suite = self.config.evaluation.course_correction
         tokenizer = preflight.load_tokenizer(self.config, self.model_dir) if suite.unit == "tokens" else None
         counts = instructions.Counts()
         entries = (row for row in instructions.read(suite.entries, counts) if row["status"] != FAILED)
         self._write_work("evaluate", store, course_correction.work(self.config, entries, tokenizer), CONTINUATIONS, counts)
-        return course_correction.ContinuationRecipe(self.config, adapters)
+        return Job(course_correction.ContinuationRecipe(self.config, adapters), store)
 
     # -- what the stages share
 
@@ -207,13 +211,18 @@ class Experiment:
         if begun_with != wanted:
             self.tell(f"{stage}: goes on with rows_per_commit = {begun_with}, as it began; {wanted} would need --overwrite")
 
-    def _run_recipe(self, stage: str, recipe, store: Store, spec: ModelSpec, **about: str) -> None:
+    def _run_jobs(self, stage: str, jobs: list[Job], spec: ModelSpec) -> None:
+        """Run the jobs with one start of the engines. A data set becomes whole when its own rows are done."""
         self._start_ray()
-        figures = run_recipe(recipe, store, spec, seed=self.config.seed, label=stage)
-        done = store.finish()
-        read = {key: count for key, count in store.work().items() if key != "token"}
-        self._record(stage, {**about, **figures, **read, **done["status"], "drops": done["reasons"]})
-        write_card(store, self.config, self.fingerprints[store.name]["prompts"], figures)
+        attempt.making(*(job.name for job in jobs))
+        suites = {store.name: {"suite": suite} for suite, store in self.suites.items()}
+        with closing(run_recipes(jobs, spec, seed=self.config.seed, label=stage)) as finished:
+            for job, figures in finished:
+                done = job.store.finish()
+                read = {key: count for key, count in job.store.work().items() if key != "token"}
+                about = suites.get(job.name, {})
+                self._record(stage, {**about, **figures, **read, **done["status"], "drops": done["reasons"]})
+                write_card(job.store, self.config, self.fingerprints[job.name]["prompts"], figures)
 
     def _spec(self, model: Model, adapters: tuple[str, ...], *, endpoint: bool = False) -> ModelSpec:
         inference = self.config.inference

@@ -29,8 +29,8 @@ def show(config: Config, console: Console) -> None:
         alike.setdefault(_training(arm.train), []).append(name)
     for training, names in alike.items():
         console.print(f"  train      {training}, one arm after the other: {', '.join(names)}")
-    for what in _suites(config):
-        console.print(f"  evaluate   {span} engines, {arms(config)} arms × {what} by LoRA")
+    asked = " and ".join(f"{arms(config)} arms × {what}" for what in _suites(config))
+    console.print(f"  evaluate   {span} engines, {asked} by LoRA, all in one start")
     console.print()
 
 

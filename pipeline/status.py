@@ -101,11 +101,10 @@ def _output(run_dir: str, name: str, newest: dict) -> dict:
         return _row(name, stage, SPOILT, note=str(e))
     if done is not None:
         return _complete(name, stage, done)
-    now = newest.get("state") == RUNNING and newest.get("output") == name
-    row = _row(name, stage, RUNNING if now else INCOMPLETE)
-    progress = newest.get("progress") if now else None
-    if progress:
-        return row | progress | {"left": progress["total"] - progress["done"], "note": newest["last_error"]}
+    made = newest.get("outputs", {}) if newest.get("state") == RUNNING else {}
+    row = _row(name, stage, RUNNING if name in made else INCOMPLETE)
+    if progress := made.get(name):
+        return row | progress | {"left": progress["total"] - progress["done"]}
     if stage in ("generate", "evaluate") and (store := _store(run_dir, name)).work() is not None:
         total, done = store.work_list.rows, store.work_list.rows_of(store.committed())
         return row | {"unit": "rows", "done": done, "total": total, "left": total - done}

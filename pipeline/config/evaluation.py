@@ -34,7 +34,7 @@ class CourseCorrectionSuite(Section):
 
 
 class Evaluation(Section):
-    """Every arm (and `vanilla`, the base model, and `adapters`), all in one engine start per suite.
+    """Every arm (and `vanilla`, the base model, and `adapters`), all suites in one engine start.
 
     The safety suite (`harmful`, `helpful`) asks under every condition; the course-correction suite is C²-Eval.
     """

@@ -181,7 +181,8 @@ class Store(Output):
         work, failed = replace(self.work_list, token=facts["token"]), 0
         statuses = (table["status"] for table in work.tables(["status"]))
         for number, (status, table) in enumerate(zip(statuses, _sliced(self.tables(), work.block_rows), strict=True)):
-            kept = pc.or_(pc.not_equal(table["status"], FAILED), pc.equal(status, FAILED))
+            malformed = pc.fill_null(pc.equal(status, FAILED), False)  # those of `evaluate` begin with none
+            kept = pc.or_(pc.not_equal(table["status"], FAILED), malformed)
             lost = table.num_rows - pc.sum(kept).as_py()
             failed += lost
             place = self.block(work, number)

@@ -1,7 +1,8 @@
-"""A Ray Data actor pool: one engine per actor, a recipe run over rows, results committed as they come.
+"""A Ray Data actor pool: one engine per actor, recipes run over rows, results committed as they come.
 
-Ray Data hands out numbers of blocks; rows never pass through the driver or the object store. An actor reads a block of the work list, runs it
-and commits it. It has several blocks in flight at once, hundreds of rows, so that the engine's batch never drains.
+Ray Data hands out numbers of blocks; rows never pass through the driver or the object store. An actor reads
+a block of a work list, runs it and commits it. It has several blocks in flight at once, hundreds of rows, so
+that the engine's batch never drains: not between blocks, nor between data sets that are made together.
 """
 
 import asyncio
@@ -11,8 +12,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
 
 import numpy as np
@@ -34,6 +36,9 @@ BLOCK_STARTS = 3  # a block begun more often than this holds a row that ends its
 ROW_STARTS = 2  # a row begun alone more often than this does
 EXIT_S = 10  # for Ray to end an actor that it has let go of
 ROWS_PER_SEQUENCE = 1.5  # rows in flight per place in the engine's batch, so that a row between two steps leaves no place empty
+
+
+Results = dict[str, dict]  # of rows, by id
 
 
 class Recipe(Protocol):
@@ -121,16 +126,36 @@ class ModelSpec:
         return VllmModel(self.model, self.model_dir, self.inference, list(self.adapters))
 
 
-class RecipeActor:
-    """Runs a recipe over blocks of a store's work list with one model. An exception of one row fails that row only."""
+@dataclass(frozen=True)
+class Job:
+    """A recipe, and the store whose work list it is to be run over. The list has been written."""
 
-    def __init__(self, spec: ModelSpec, recipe: Recipe, store: Store, work: WorkList, seed: int, progress: Reporter):
+    recipe: Recipe
+    store: Store
+    work: WorkList = field(init=False)  # as it is now: an actor that outlives its driver finds no newer one
+
+    def __post_init__(self):
+        object.__setattr__(self, "work", self.store.work_list)
+
+    @property
+    def name(self) -> str:
+        return self.store.name
+
+    def undone(self) -> list[int]:
+        """Numbers of the blocks that are not committed."""
+        committed = np.fromiter(self.store.committed(), int)
+        return np.setdiff1d(np.arange(self.work.blocks), committed).tolist()
+
+
+class RecipeActor:
+    """Runs blocks of all jobs with one model. An exception of one row fails that row only."""
+
+    def __init__(self, spec: ModelSpec, jobs: Sequence[Job], seed: int, progress: Reporter):
         if progress.engine_starting() > FRUITLESS_STARTS + spec.most_actors:
             raise RunFailed(f"engines of {spec.model.path} die again and again before a row is finished")
         started = time.monotonic()
         self._model = spec.open()
-        self._recipe, self._seed, self._progress = recipe, seed, progress
-        self._store, self._work, self._schema = store, work, store.schema
+        self._jobs, self._seed, self._progress = jobs, seed, progress
         self._rows_in_flight = spec.rows_in_flight
         self._slots, self._alone = asyncio.Semaphore(self._rows_in_flight), asyncio.Lock()
         self._in_ray = _is_ray_actor()
@@ -145,46 +170,54 @@ class RecipeActor:
         if getattr(self, "_in_ray", False):
             signal.alarm(EXIT_S)  # nobody handles SIGALRM, so it ends the process
 
-    async def __call__(self, numbers: pa.Table) -> AsyncIterator[pa.Table]:
-        """Run and commit the blocks with these numbers, one after the other; yields their numbers again."""
+    async def __call__(self, tasks: pa.Table) -> AsyncIterator[pa.Table]:
+        """Run and commit the blocks of each task, one after the other; yields the tasks again."""
+        for task in tasks.to_pylist():
+            for number in task["blocks"]:
+                await self._run_task(self._jobs[task["job"]], number)
+        yield tasks
+
+    async def _run_task(self, job: Job, number: int) -> None:
         from ray.exceptions import RayError
 
-        for number in numbers["block"].to_pylist():
-            block = self._store.block(self._work, number)
-            try:
-                await self._run_block(block)
-            except (RunFailed, OSError):
-                raise
-            except RayError as e:  # a node goes down with this actor, and Ray with it: elsewhere the block is run again
-                _end_actor(e)
-            except Exception as e:  # its text may hold what a row holds
-                raise RunFailed(f"{block.path}: {type(e).__name__} in a block of rows") from None
-        yield numbers
+        block = job.store.block(job.work, number)
+        try:
+            await self._run_block(job, block)
+        except (RunFailed, OSError):
+            raise
+        except RayError as e:  # a node goes down with this actor, and Ray with it: the block is run elsewhere
+            _end_actor(e)
+        except Exception as e:  # its text may hold what a row holds
+            raise RunFailed(f"{block.path}: {type(e).__name__} in a block of rows") from None
 
-    async def _run_block(self, block: Block) -> None:
-        if await asyncio.to_thread(lambda: block.committed):
-            return  # this task was begun by an actor that died
+    async def _run_block(self, job: Job, block: Block) -> None:
+        # The task may have been begun by an actor that died. If the data set is whole by now, the block's
+        # file is gone, so the file has to be looked for first.
+        if await asyncio.to_thread(lambda: block.committed or job.store.complete):
+            return
         todo, kept = await asyncio.to_thread(block.read)
-        results = await self._run_rows(block, [row for row in todo if row["id"] not in kept], kept)
+        results = await self._run_rows(job, block, [row for row in todo if row["id"] not in kept], kept)
         with storage.room_for(block.path):
             await asyncio.to_thread(block.commit, [results[row["id"]] for row in todo])  # beside the engine's next rows
         self._progress.flush()
+        await asyncio.to_thread(self._progress.arrived)  # so that a block that is done has been counted
 
-    async def _run_rows(self, block: Block, rows: list[dict], kept: dict[str, dict]) -> dict[str, dict]:
+    async def _run_rows(self, job: Job, block: Block, rows: list[dict], kept: Results) -> Results:
         """The results of these rows and those kept, by id."""
         self._progress.rows_waiting(len(rows))
-        if await asyncio.to_thread(self._progress.starting, f"block {block.number}") <= BLOCK_STARTS:
-            results = await asyncio.gather(*(self._run_beside_others(row) for row in rows))
+        begun = await asyncio.to_thread(self._progress.starting, f"{job.name} block {block.number}")
+        if begun <= BLOCK_STARTS:
+            results = await asyncio.gather(*(self._run_beside_others(job, row) for row in rows))
             return kept | {row["id"]: row for row in results}
         for row in rows:
-            kept = await self._run_alone(block, row, kept)
+            kept = await self._run_alone(job, block, row, kept)
         return kept
 
-    async def _run_beside_others(self, row: dict) -> dict:
+    async def _run_beside_others(self, job: Job, row: dict) -> dict:
         async with self._slots:
-            return await self._run(row)
+            return await self._run(job, row)
 
-    async def _run_alone(self, block: Block, row: dict, kept: dict[str, dict]) -> dict[str, dict]:
+    async def _run_alone(self, job: Job, block: Block, row: dict, kept: Results) -> Results:
         """With nothing else in the engine, so that its death is this row's doing; a row that has killed before is kept as failed.
 
         Its result is written before anything else may run: else it is begun, and suspected, as often as a deadly row after it.
@@ -193,76 +226,111 @@ class RecipeActor:
             for _ in range(self._rows_in_flight):
                 await self._slots.acquire()
             try:
-                if await asyncio.to_thread(self._progress.starting, f"row {row['id']}") > ROW_STARTS:
+                begun = await asyncio.to_thread(self._progress.starting, f"{job.name} row {row['id']}")
+                if begun > ROW_STARTS:
                     row = {**row, "status": FAILED, "error": "the engine died each time it ran this row"}
-                kept = kept | {row["id"]: await self._run(row)}
+                kept = kept | {row["id"]: await self._run(job, row)}
                 await asyncio.to_thread(block.keep, list(kept.values()))
                 return kept
             finally:
                 for _ in range(self._rows_in_flight):
                     self._slots.release()
 
-    async def _run(self, row: dict) -> dict:
+    async def _run(self, job: Job, row: dict) -> dict:
         self._progress.row_started()
-        chat = RowChat(self._model, self._seed, row["id"])
-        result = {name: row[name] for name in self._schema.names if name in row}
+        chat, columns = RowChat(self._model, self._seed, row["id"]), job.store.schema.names
+        result = {name: row[name] for name in columns if name in row}
         if row.get("status") != FAILED:  # malformed at the source, or deadly: kept as it is
-            result |= await self._attempt(row, chat)
+            result |= await self._attempt(job.recipe, row, chat)
         result |= {"prompt_tokens": chat.prompt_tokens, "completion_tokens": chat.completion_tokens}
-        if "finish_reasons" in self._schema.names:
+        if "finish_reasons" in columns:
             result["finish_reasons"] = chat.finish_reasons
-        self._progress.row_done(Tally.of(result))
+        self._progress.row_done(job.name, Tally.of(result))
         return result
 
-    async def _attempt(self, row: dict, chat: RowChat) -> dict:
+    async def _attempt(self, recipe: Recipe, row: dict, chat: RowChat) -> dict:
         from pipeline.inference.engine import EngineDead
 
         try:
-            return await self._recipe(row, chat)
+            return await recipe(row, chat)
         except (EngineDead, MemoryError) as e:
             _end_actor(e)  # a living actor with a dead engine, or without memory, would fail every row
         except RowFailed as e:
             return {"status": FAILED, "error": str(e)}
         except Exception as e:  # a row nobody foresaw; its text may be harmful, so only the kind of error is told
-            return {"status": FAILED, "error": f"{type(e).__name__} in {type(self._recipe).__name__}"}
+            return {"status": FAILED, "error": f"{type(e).__name__} in {type(recipe).__name__}"}
 
 
-def run_recipe(recipe: Recipe, store: Store, spec: ModelSpec, *, seed: int, label: str) -> dict:
-    """Run a recipe over the store's work list, from where an earlier attempt stopped, and complete the store.
+def run_recipes(jobs: Sequence[Job], spec: ModelSpec, *, seed: int, label: str) -> Iterator[tuple[Job, dict]]:
+    """Run the jobs, each from where an earlier attempt stopped, in one pool: its engines start once for all.
 
-    Returns figures: rows, seconds, engine_start_s, prompt and completion tokens, tokens_per_s (of this attempt, engine start apart).
-    Raises RunFailed where an engine does not start or a write fails.
+    A job's blocks come after those of the jobs before it, and begin as soon as an engine has room for them.
+    Yields every job when its last block is committed, with its figures (see `Progress.ended`), while the
+    others go on. If no job has anything left to do, no engine starts. Whoever leaves early has to close this.
+
+    Raises RunFailed if an engine does not start or a write fails.
     """
-    work = store.work_list
-    done, total = work.rows_of(store.committed()), work.rows
-    progress = Progress(f"{label} (dummy model)" if spec.model.is_dummy else label, total=total, done=done)
-    started = time.monotonic()
+    undone = [job.undone() for job in jobs]
+    done = [job.work.rows - job.work.rows_of(blocks) for job, blocks in zip(jobs, undone, strict=True)]
+    extents = {job.name: (rows, job.work.rows) for job, rows in zip(jobs, done, strict=True)}
+    progress = Progress(f"{label} (dummy model)" if spec.model.is_dummy else label, extents)
     try:
         with progress.shown():
-            if done < total:
-                _execute(recipe, store, spec, seed, progress)
+            for job in _jobs_done(jobs, undone, spec, seed, progress.reporter()):
+                yield job, progress.ended(job.name)
     except UserError:
         raise
     except Exception as e:
         raise RunFailed(_cause(e)) from e
-    figures = progress.figures()
-    figures["seconds"] = round(time.monotonic() - started, 2)
-    return figures
 
 
-def _execute(recipe: Recipe, store: Store, spec: ModelSpec, seed: int, progress: Progress) -> None:
+def _jobs_done(
+    jobs: Sequence[Job],
+    undone: list[list[int]],
+    spec: ModelSpec,
+    seed: int,
+    reporter: Reporter,
+) -> Iterator[Job]:
+    """Run the blocks that are undone; yields every job when all of its blocks are committed."""
+    tasks = tasks_of(undone)
+    left = Counter(task["job"] for task in tasks)
+    yield from (job for number, job in enumerate(jobs) if not left[number])
+    for number in _run_tasks(tasks, jobs, spec, seed, reporter) if tasks else ():
+        left[number] -= 1
+        if not left[number]:
+            yield jobs[number]
+
+
+def tasks_of(undone: list[list[int]]) -> list[dict]:
+    """Tasks for Ray, in the order of jobs and blocks: one block each, or several if tasks were too many.
+
+    A task has blocks of one job only: a job is done when its last task is.
+    """
+    total = sum(map(len, undone))
+    tasks = []
+    for job, blocks in enumerate(undone):
+        if blocks:
+            parts = min(len(blocks), max(1, MOST_TASKS * len(blocks) // total))
+            tasks += [{"job": job, "blocks": part.tolist()} for part in np.array_split(blocks, parts)]
+    return tasks
+
+
+def _run_tasks(
+    tasks: list[dict],
+    jobs: Sequence[Job],
+    spec: ModelSpec,
+    seed: int,
+    reporter: Reporter,
+) -> Iterator[int]:
+    """Run the tasks in a pool of actors; yields the number of a task's job when the task is done."""
     import ray.data
 
-    work = store.work_list
-    undone = np.setdiff1d(np.arange(work.blocks), np.fromiter(store.committed(), int))
-    in_flight = spec.blocks_in_flight(work.block_rows)
+    in_flight = max(spec.blocks_in_flight(job.work.block_rows) for job in jobs)
     # from_items puts its blocks in place by itself; from_arrow runs a task for each, to learn its schema.
-    numbers = [{"block": number} for number in undone.tolist()]
-    tasks = min(len(numbers), MOST_TASKS)
-    pool = ray.data.from_items(numbers, override_num_blocks=tasks).map_batches(
+    pool = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         RecipeActor,
-        fn_constructor_args=(spec, recipe, store, work, seed, progress.reporter()),
-        batch_size=len(numbers) // tasks,  # all of a task's numbers, or all but one; where there are GPUs, Ray Data takes no None
+        fn_constructor_args=(spec, jobs, seed, reporter),
+        batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(
             min_size=spec.least_actors,
@@ -273,8 +341,9 @@ def _execute(recipe: Recipe, store: Store, spec: ModelSpec, seed: int, progress:
         num_cpus=1,
         num_gpus=spec.gpus_per_actor,
     )
-    for _ in pool.iter_batches(batch_size=None):  # nothing to gather: what is done lies in the store
-        pass
+    # Nothing else to gather: what is done lies in the stores. A prefetched task would be told one task late.
+    for batch in pool.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from batch["job"].to_pylist()
 
 
 def _end_actor(why: Exception) -> NoReturn:

@@ -1,11 +1,14 @@
 """Progress of a stage, counted in a small Ray actor that engines report to and the driver shows.
 
-On a terminal: one bar with rows/s, tokens/s, ETA and the running rate of what the judge looks for. Elsewhere: a line every half minute.
-The same goes to the attempt (`setbacks status`), and each engine's part to Ray's metrics: see docs/observing.md.
+Everything is counted by output: data sets that are made together share engines, not figures. On a terminal: a
+bar for each with rows/s, tokens/s, ETA and the running rate of what the judge looks for. Elsewhere: a line
+each half minute. The same goes to the attempt (`setbacks status`), and each engine's part to Ray's metrics:
+see docs/observing.md.
 """
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -29,6 +32,7 @@ class Tally:
     corrected: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    engine_s: float = 0.0  # time of engines: see `Reporter.flush`
     last_error: str | None = field(default=None, compare=False)  # its kind, not its text
 
     @classmethod
@@ -57,20 +61,21 @@ _COUNTS = [count.name for count in fields(Tally) if count.name != "last_error"]
 
 
 class Counter:
-    """Lives in a Ray actor of its own: the sum of what all engines report."""
+    """Lives in a Ray actor of its own: the sums of what all engines report, by output."""
 
     def __init__(self):
-        self.tally = Tally()
+        self.tallies: dict[str, Tally] = defaultdict(Tally)
         self.fruitless_starts = 0
         self.starts: dict[str, int] = {}
         self.engine_start_s: float | None = None
         self.first_engine_at: float | None = None
         self.last_row_at: float | None = None
 
-    def add(self, tally: Tally) -> None:
-        self.tally += tally
+    def add(self, tallies: dict[str, Tally]) -> None:
+        for output, tally in tallies.items():
+            self.tallies[output] += tally
         self.fruitless_starts = 0
-        self.last_row_at = time.time()
+        self.last_row_at = time.monotonic()
 
     def engine_starting(self) -> int:
         """Engine starts since the last finished row, this one included: many of them mean that engines die before they finish anything."""
@@ -84,11 +89,11 @@ class Counter:
 
     def engine_ready(self, seconds: float) -> None:
         if self.engine_start_s is None:
-            self.engine_start_s, self.first_engine_at = seconds, time.time()
+            self.engine_start_s, self.first_engine_at = seconds, time.monotonic()
 
     def read(self) -> dict:
         busy = (self.last_row_at - self.first_engine_at) if self.last_row_at and self.first_engine_at else 0.0
-        return {**asdict(self.tally), "engine_start_s": self.engine_start_s, "busy_s": busy}
+        return {"tallies": dict(self.tallies), "engine_start_s": self.engine_start_s, "busy_s": busy}
 
 
 class Reporter:
@@ -96,7 +101,8 @@ class Reporter:
 
     def __init__(self, counter, label: str = ""):
         self._counter, self._label = counter, label
-        self._pending, self._sent_at = Tally(), 0.0
+        self._pending: dict[str, Tally] = defaultdict(Tally)
+        self._sent_at, self._divided_at, self._arrival = 0.0, time.monotonic(), None
         self._load, self._metrics = Load(), None
 
     def engine_starting(self) -> int:
@@ -111,7 +117,7 @@ class Reporter:
 
     def engine_ready(self, seconds: float) -> None:
         self._counter.engine_ready.remote(seconds)
-        self._metrics = EngineMetrics(self._label)
+        self._metrics, self._divided_at = EngineMetrics(self._label), time.monotonic()
 
     def rows_waiting(self, rows: int) -> None:
         """So many rows of a block have been read."""
@@ -120,17 +126,34 @@ class Reporter:
     def row_started(self) -> None:
         self._load.start()
 
-    def row_done(self, tally: Tally) -> None:
+    def row_done(self, output: str, tally: Tally) -> None:
         self._load.end()
-        self._pending += tally
+        self._pending[output] += tally
         if time.monotonic() - self._sent_at > 0.5:
             self.flush()
 
     def flush(self) -> None:
-        self._counter.add.remote(self._pending)
+        """Send what is pending.
+
+        The engine's time since the last row was sent is divided among outputs by the tokens that their rows
+        have sampled, since one batch serves all. A row counts as one token more: some sample nothing.
+        """
+        now = time.monotonic()
+        weights = {output: tally.completion_tokens + tally.rows for output, tally in self._pending.items()}
+        for output, weight in weights.items():
+            self._pending[output].engine_s = (now - self._divided_at) * weight / sum(weights.values())
+        if weights:
+            self._divided_at = now
+        self._arrival = self._counter.add.remote(dict(self._pending))
         if self._metrics:
             self._metrics.record(self._pending, self._load)
-        self._pending, self._sent_at = Tally(), time.monotonic()
+        self._pending, self._sent_at = defaultdict(Tally), now
+
+    def arrived(self) -> None:
+        """Wait until what was sent has been counted."""
+        import ray
+
+        ray.get(self._arrival)
 
 
 class Load:
@@ -166,50 +189,81 @@ class EngineMetrics:
     def __init__(self, label: str):
         from ray.util import metrics
 
-        def of(kind: type, name: str, what: str):
-            return kind(f"setbacks_{name}", description=what, tag_keys=("stage",)).set_default_tags({"stage": label})
+        def of(kind: type, name: str, what: str, *keys: str):
+            found = kind(f"setbacks_{name}", description=what, tag_keys=(*keys, "stage"))
+            return found.set_default_tags({"stage": label})
 
-        self._rows = of(metrics.Counter, "rows", "rows done, failed ones included")
-        self._failed = of(metrics.Counter, "rows_failed", "rows kept as failed")
-        self._prompt = of(metrics.Counter, "prompt_tokens", "tokens of prompts")
-        self._completion = of(metrics.Counter, "completion_tokens", "tokens sampled")
+        self._rows = of(metrics.Counter, "rows", "rows done, failed ones included", "output")
+        self._failed = of(metrics.Counter, "rows_failed", "rows kept as failed", "output")
+        self._prompt = of(metrics.Counter, "prompt_tokens", "tokens of prompts", "output")
+        self._completion = of(metrics.Counter, "completion_tokens", "tokens sampled", "output")
         self._waiting = of(metrics.Gauge, "rows_waiting", "rows read that have no place in the engine's batch yet")
         self._in_flight = of(metrics.Gauge, "rows_in_flight", "rows between their first and last step")
         self._busy = of(metrics.Gauge, "engine_busy", "share of the time since the last figure in which the engine had a row to work on")
 
-    def record(self, tally: Tally, load: Load) -> None:
-        for counter, count in (
-            (self._rows, tally.rows),
-            (self._failed, tally.failed),
-            (self._prompt, tally.prompt_tokens),
-            (self._completion, tally.completion_tokens),
-        ):
-            if count:  # Ray refuses to add 0
-                counter.inc(count)
+    def record(self, tallies: dict[str, Tally], load: Load) -> None:
+        for output, tally in tallies.items():
+            for counter, count in (
+                (self._rows, tally.rows),
+                (self._failed, tally.failed),
+                (self._prompt, tally.prompt_tokens),
+                (self._completion, tally.completion_tokens),
+            ):
+                if count:  # Ray refuses to add 0
+                    counter.inc(count, {"output": output})
         self._waiting.set(load.waiting)
         self._in_flight.set(load.in_flight)
         self._busy.set(load.busy_share())
 
 
 class Progress:
-    """The driver's end. `done` rows of `total` were committed by earlier attempts."""
+    """The driver's end. extents: output → rows that earlier attempts have committed, and rows in all."""
 
-    def __init__(self, label: str, total: int, done: int = 0):
-        self.label, self.total, self.done = label, total, done
-        self._reported = 0
+    def __init__(self, label: str, extents: dict[str, tuple[int, int]]):
+        self.label, self.extents = label, extents
+        self._reported = dict.fromkeys(extents, 0)
         self._counter = beside_driver(Counter)
+        self._started, self._apart, self._start_told = time.monotonic(), 0.0, False
 
     def reporter(self) -> Reporter:
         return Reporter(self._counter, self.label)
 
-    def figures(self) -> dict:
-        """rows, failed, prompt_tokens, completion_tokens of this attempt, engine_start_s, and tokens_per_s once an engine ran."""
+    def figures(self) -> dict[str, dict]:
+        """By output, of this attempt: counts of `Tally`, engine_start_s, busy_s, tokens_per_s, resumed_rows.
+
+        busy_s: the output's part of the time from the first engine's start to the last row.
+        tokens_per_s: of that time.
+        """
         import ray
 
         read = ray.get(self._counter.read.remote())
-        tokens = read["completion_tokens"]
-        rate = round(tokens / read["busy_s"], 1) if read["busy_s"] > 0 else None
-        return {**read, "resumed_rows": self.done, "tokens_per_s": rate}
+        tallies = {output: read["tallies"].get(output, Tally()) for output in self.extents}
+        engines_s = sum(tally.engine_s for tally in tallies.values())
+        found = {}
+        for output, tally in tallies.items():
+            busy = read["busy_s"] * tally.engine_s / engines_s if engines_s else 0.0
+            found[output] = {name: count for name, count in asdict(tally).items() if name != "engine_s"} | {
+                "engine_start_s": read["engine_start_s"],
+                "busy_s": busy,
+                "resumed_rows": self.extents[output][0],
+                "tokens_per_s": round(tally.completion_tokens / busy, 1) if busy > 0 else None,
+            }
+        return found
+
+    def ended(self, output: str) -> dict:
+        """The figures of an output all of whose rows are done, and `seconds`.
+
+        They are its part of the engines' time, and all other time since an output ended last, or since the
+        beginning. So the seconds of all outputs add up to the time that has really passed; and the start of
+        the engines, which they share, is told once: with the first that ends.
+        """
+        found = self.figures()
+        apart = time.monotonic() - self._started - sum(figures["busy_s"] for figures in found.values())
+        mine = found[output] | {"seconds": round(found[output]["busy_s"] + apart - self._apart, 2)}
+        if self._start_told:
+            mine["engine_start_s"] = None
+        self._apart, self._start_told = apart, self._start_told or mine["engine_start_s"] is not None
+        return mine
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -235,43 +289,61 @@ class Progress:
                 show(figures)
 
     @contextmanager
-    def _shown_on(self, console) -> Iterator[Callable[[dict], None]]:
+    def _shown_on(self, console) -> Iterator[Callable[[dict[str, dict]], None]]:
         if not console.is_terminal:
             yield self._lines(console)
             return
         with new_bar(console) as bar:
-            task = bar.add_task(self.label, total=self.total, completed=self.done, note="starting the engine")
-            yield lambda figures: bar.update(task, completed=self.done + figures["rows"], note=self._note(figures))
+            start = {"note": "starting the engine"}
+            tasks = {
+                output: bar.add_task(f"{self.label} {output}", total=total, completed=done, **start)
+                for output, (done, total) in self.extents.items()
+            }
 
-    def _lines(self, console) -> Callable[[dict], None]:
+            def show(found: dict[str, dict]) -> None:
+                for output, figures in found.items():
+                    bar.update(tasks[output], completed=self._done(output, figures), note=self._note(figures))
+
+            yield show
+
+    def _lines(self, console) -> Callable[[dict[str, dict]], None]:
         told_at = time.monotonic()
 
-        def show(figures: dict) -> None:
+        def show(found: dict[str, dict]) -> None:
             nonlocal told_at
-            if time.monotonic() - told_at >= QUIET_LINE_EVERY_S:
-                told_at = time.monotonic()
-                done = self.done + figures["rows"]
-                console.print(f"{self.label}: {done:,} of {self.total:,} rows, {self._note(figures)}", highlight=False, soft_wrap=True)
+            if time.monotonic() - told_at < QUIET_LINE_EVERY_S:
+                return
+            told_at = time.monotonic()
+            for output, figures in found.items():
+                done, total = self._done(output, figures), self.extents[output][1]
+                if done < total:
+                    line = f"{self.label} {output}: {done:,} of {total:,} rows, {self._note(figures)}"
+                    console.print(line, highlight=False, soft_wrap=True)
 
         return show
 
-    def _report(self, figures: dict) -> None:
-        new, self._reported = figures["rows"] - self._reported, figures["rows"]
-        attempt.report(
-            self.done + figures["rows"],
-            self.total,
-            "rows",
-            failed=figures["failed"],
-            per_s=_per_s(figures),
-            tokens_per_s=figures["tokens_per_s"],
-            new_rows=new,
-            error=figures["last_error"],
-        )
+    def _report(self, found: dict[str, dict]) -> None:
+        for output, figures in found.items():
+            new, self._reported[output] = figures["rows"] - self._reported[output], figures["rows"]
+            attempt.report(
+                self._done(output, figures),
+                self.extents[output][1],
+                "rows",
+                output=output,
+                failed=figures["failed"],
+                per_s=_per_s(figures),
+                tokens_per_s=figures["tokens_per_s"],
+                new_rows=new,
+                error=figures["last_error"],
+            )
+
+    def _done(self, output: str, figures: dict) -> int:
+        return self.extents[output][0] + figures["rows"]
 
     @staticmethod
     def _note(figures: dict) -> str:
         if not figures["rows"]:
-            return "starting the engine" if figures["engine_start_s"] is None else "first rows"
+            return "starting the engine" if figures["engine_start_s"] is None else "no rows yet"
         notes = [f"{_per_s(figures) or 0:,.1f} rows/s", f"{figures['tokens_per_s'] or 0:,.0f} tokens/s"]
         for found, judged in (("harmful", "judged"), ("corrected", "paths")):
             if figures[judged]:
@@ -282,5 +354,5 @@ class Progress:
 
 
 def _per_s(figures: dict) -> float | None:
-    """Rows per second since the first engine was ready."""
+    """Rows per second of the engines' time, their start apart."""
     return figures["rows"] / figures["busy_s"] if figures["busy_s"] > 0 else None

@@ -73,11 +73,15 @@ def write_job(directory: Path, source: Path | str, *, latency_s: float = 0.0, ru
 
 
 class Driver:
-    """`setbacks generate` as a process of its own, and of a process group of its own, as a terminal would have it."""
+    """`setbacks generate` as a process and a process group of its own, as a terminal would have it.
 
-    def __init__(self, job: Job, *options: str, **environment: str):
+    code: Python that is run instead, with the configuration's path as its argument.
+    """
+
+    def __init__(self, job: Job, *options: str, code: str | None = None, **environment: str):
         self.job, self.output = job, job.config.parent / f"output-{secrets.token_hex(4)}.txt"
-        command = [sys.executable, "-m", "pipeline.cli", "generate", str(job.config), *options]
+        run = ["-c", code] if code else ["-m", "pipeline.cli", "generate"]
+        command = [sys.executable, *run, str(job.config), *options]
         with open(self.output, "w") as output:
             self.process = subprocess.Popen(
                 command, stdout=output, stderr=output, start_new_session=True, env={**os.environ, MARK: job.mark, **environment}
@@ -150,9 +154,10 @@ def end_processes(job: Job) -> None:
 # -- what is left of a run
 
 
-def rows_of(run: Path) -> pa.Table:
-    """The data set of a run, in its order."""
-    return pa.concat_tables(pq.read_table(file) for file in sorted((run / "mistakes").glob("*.parquet"))).combine_chunks()
+def rows_of(run: Path, name: str = "mistakes") -> pa.Table:
+    """A data set of a run, in its order."""
+    files = sorted((run / name).glob("*.parquet"))
+    return pa.concat_tables(pq.read_table(file) for file in files).combine_chunks()
 
 
 def differences(job: Job, reference: Job, *, sampled: bool = False) -> list[str]:

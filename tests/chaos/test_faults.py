@@ -152,7 +152,8 @@ def run_deadly(job: Job, how: str) -> dict:
     from pipeline.data import instructions
     from pipeline.data.schema import INSTRUCTIONS
     from pipeline.data.store import Store
-    from pipeline.inference.pool import ModelSpec, run_recipe
+    from pipeline.inference.pool import Job as Work
+    from pipeline.inference.pool import ModelSpec, run_recipes
     from pipeline.recipes import method
     from pipeline.session import ray_session
 
@@ -160,8 +161,9 @@ def run_deadly(job: Job, how: str) -> dict:
     store = Store(config.run_dir, MISTAKES.name, MISTAKES)
     store.write_work(instructions.read(config.instructions, counts), INSTRUCTIONS, counts, block_rows=config.inference.rows_per_commit)
     recipe = Deadly(method(config).recipe(config), how, f"{job.run}/marker")
+    spec = ModelSpec(config.model, "", config.inference)
     with ray_session(config.run_dir):
-        run_recipe(recipe, store, ModelSpec(config.model, "", config.inference), seed=config.seed, label="generate")
+        list(run_recipes([Work(recipe, store)], spec, seed=config.seed, label="generate"))
     return store.finish()
 
 

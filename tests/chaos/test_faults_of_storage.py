@@ -141,7 +141,8 @@ def test_the_work_list_is_damaged_in_mid_run(cluster, source, tmp_path):
     """What was to be done is not known any more: the message says to start again."""
     job = write_job(tmp_path, source)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.experiment.run_recipe", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        interrupted = (_ for _ in ()).throw
+        patch.setattr("pipeline.experiment.run_recipes", lambda *_, **__: interrupted(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             generate(job)
     [file] = (job.state / "work").glob("*.parquet")

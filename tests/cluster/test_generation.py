@@ -68,7 +68,7 @@ import sys, time, ray
 from pipeline.config import Inference, Model
 from pipeline.data.schema import INSTRUCTIONS, MISTAKES
 from pipeline.data.store import Store
-from pipeline.inference.pool import ModelSpec, run_recipe
+from pipeline.inference.pool import Job, ModelSpec, run_recipes
 from tests import scripted
 
 class Spec(ModelSpec):
@@ -82,7 +82,8 @@ ray.data.DataContext.get_current().enable_progress_bars = False
 store = Store(sys.argv[1], "mistakes", MISTAKES)
 store.open({})
 store.write_work([scripted.instruction(f"ask {i}", id=f"r{i}") for i in range(64)], INSTRUCTIONS, block_rows=8)
-run_recipe(recipe, store, Spec(Model(path="dummy"), "dummy", Inference(num_gpus=1)), seed=0, label="generate")
+spec = Spec(Model(path="dummy"), "dummy", Inference(num_gpus=1))
+list(run_recipes([Job(recipe, store)], spec, seed=0, label="generate"))
 started = time.monotonic()
 group = ray.util.placement_group([{"GPU": 1}])
 assert group.wait(60)

@@ -106,15 +106,33 @@ def test_a_beat_writes_where_the_work_is(tmp_path, quick):
     with Attempt(str(tmp_path), ["generate"]):
         attempt.begin("generate")
         attempt.making("mistakes")
-        assert (history(str(tmp_path))[0]["stage"], history(str(tmp_path))[0]["output"]) == ("generate", "mistakes")
+        first = history(str(tmp_path))[0]
+        assert (first["stage"], first["outputs"]) == ("generate", {"mistakes": None})
         attempt.report(30, 100, "rows", failed=2, per_s=7.0, tokens_per_s=50.0, new_rows=10, error="prompt too long")
         attempt.report(40, 100, "rows", failed=2, per_s=7.0, tokens_per_s=50.0, new_rows=10)
         before = history(str(tmp_path))[0]["beat"]
         time.sleep(0.7)
         now = history(str(tmp_path))[0]
     assert now["beat"] > before
-    assert now["progress"] == {"unit": "rows", "done": 40, "total": 100, "failed": 2, "per_s": 7.0, "tokens_per_s": 50.0, "eta_s": 9}
+    speed = {"per_s": 7.0, "tokens_per_s": 50.0, "eta_s": 9}
+    wanted = {"unit": "rows", "done": 40, "total": 100, "failed": 2, **speed, "note": None}
+    assert now["outputs"] == {"mistakes": wanted}
     assert (now["rows"], now["last_error"]) == (20, "prompt too long")
+
+
+def test_outputs_that_are_made_together_are_told_apart(tmp_path):
+    with Attempt(str(tmp_path), ["evaluate"]) as mine:
+        attempt.making("evaluation", "continuations")
+        attempt.report(30, 100, "rows", output="evaluation", per_s=7.0, new_rows=10, error="prompt too long")
+        attempt.report(1, 9, "rows", output="continuations", new_rows=1)
+        attempt.report(1, 9, "rows", output="mistakes")  # it is not being made any more
+        mine.update()
+        now = history(str(tmp_path))[0]
+    assert {name: (one["done"], one["eta_s"], one["note"]) for name, one in now["outputs"].items()} == {
+        "evaluation": (30, 10, "prompt too long"),
+        "continuations": (1, None, None),
+    }
+    assert now["rows"] == 11
 
 
 def test_without_an_attempt_nothing_is_told():

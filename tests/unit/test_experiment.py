@@ -23,7 +23,7 @@ def calls(monkeypatch):
     def read(directory):
         return [row for file in storage.files(directory, ".parquet") for row in pq.read_table(file).to_pylist()]
 
-    def run_recipe(recipe, store, spec, *, seed, label):
+    def run_recipes(jobs, spec, *, seed, label):
         chat = ScriptedChat(
             induce="Sure, do it.",
             analyse="It is harmful.",
@@ -34,23 +34,25 @@ def calls(monkeypatch):
             **{"continue": [" and then wait."] * 20},
         )
         done.append(label)
-        ran = 0
-        for block in (store.block(store.work_list, number) for number in range(store.work_list.blocks)):
-            if block.committed:
-                continue
+        for job in jobs:
+            yield job, {"seconds": 1.0, "rows": scripted_run(job, chat)}
+
+    def scripted_run(job, chat):
+        ran, columns = 0, job.store.schema.names
+        for block in (job.store.block(job.work, number) for number in job.undone()):
             todo, results = block.read()
             for row in todo:
                 if row["id"] in results:
                     continue
                 ran += 1
-                found = results[row["id"]] = {name: row[name] for name in store.schema.names if name in row}
+                found = results[row["id"]] = {name: row[name] for name in columns if name in row}
                 if row["status"] != "failed":
                     try:
-                        found |= asyncio.run(recipe(row, chat))
+                        found |= asyncio.run(job.recipe(row, chat))
                     except RowFailed as e:
                         found |= {"status": "failed", "error": str(e)}
             block.commit([results[row["id"]] for row in todo])
-        return {"seconds": 1.0, "rows": ran}
+        return ran
 
     class Training:
         def __init__(self, config, arms, model_dir, checkpoints):
@@ -68,7 +70,7 @@ def calls(monkeypatch):
             storage.write_text(storage.join(arm.out, "adapter_model.safetensors"), f"{name} {read(arm.examples)}")
             return {"examples": 3, "steps": 2, "final_loss": 0.5}
 
-    monkeypatch.setattr(experiment, "run_recipe", run_recipe)
+    monkeypatch.setattr(experiment, "run_recipes", run_recipes)
     monkeypatch.setattr("pipeline.training.arm.Training", Training)
     monkeypatch.setattr(experiment, "ray_session", lambda _run_dir: nullcontext())
     monkeypatch.setattr(placement, "check_cluster", lambda *_arguments: None)
@@ -279,13 +281,65 @@ def correct(run, monkeypatch):
 
 def test_course_correction_goes_the_same_way(correct, calls, tmp_path):
     told = correct()
-    assert calls == ["generate", "train dpo", "evaluate", "evaluate"]
+    assert calls == ["generate", "train dpo", "evaluate"], "both suites in one pool"
     assert told[0].startswith("generate: 3 rows (3 ok) → ") and told[0].endswith("/corrections")
     assert told[1].startswith("mix: 45 rows → ") and told[1].endswith("/preferences")
     assert told[3].startswith("evaluate: 4 rows (4 ok) → ")  # 2 instructions x 2 arms
     assert told[4].startswith("evaluate: 8 rows (8 ok) → ") and told[4].endswith("/continuations")  # 2 entries x 2 arms x 2 lengths
-    assert correct() == told and len(calls) == 4
+    assert correct() == told and len(calls) == 3
     assert metrics(tmp_path) == ["generate", "mix", "train", "evaluate", "evaluate"]
+
+
+def suites_recorded(tmp_path) -> list[str]:
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    return [line["suite"] for line in lines if line["stage"] == "evaluate"]
+
+
+def test_each_suite_is_whole_and_recorded_as_soon_as_it_is_done(correct, calls, tmp_path, monkeypatch):
+    """The run dies in the second suite; the same command goes on with that one alone."""
+    real, said = experiment.run_recipes, []
+
+    def dies(jobs, *arguments, **options):
+        running = real(jobs, *arguments, **options)
+        yield next(running)
+        raise RunFailed("the second suite's engine died")
+
+    def making(*outputs):
+        said.append(outputs)
+
+    monkeypatch.setattr("pipeline.attempt.making", making)
+    with monkeypatch.context() as patched:
+        correct("generate", "mix", "train")
+        patched.setattr(experiment, "run_recipes", dies)
+        with pytest.raises(RunFailed, match="the second suite's engine died"):
+            correct("evaluate")
+    assert said[-1] == ("evaluation", "continuations"), "both are being made at once"
+    run = Experiment(scripted.config(tmp_path / "run", **CORRECTION))
+    assert run.suites["safety"].complete and run.suites["course_correction"].work(), "both lists come first"
+    assert run.suites["course_correction"].complete is None
+    assert (tmp_path / "run/evaluation/README.md").exists() and suites_recorded(tmp_path) == ["safety"]
+    told = correct("evaluate")
+    assert [line.rsplit("/", 1)[1] for line in told] == ["evaluation", "continuations"]
+    assert said[-1] == ("continuations",)
+    assert suites_recorded(tmp_path) == ["safety", "course_correction"]
+    assert correct("evaluate") == told and calls[-2:] == ["evaluate", "evaluate"] and len(calls) == 4
+
+
+def test_a_suite_with_failed_rows_is_run_again_without_the_other(correct, calls, tmp_path, monkeypatch):
+    from pipeline.evaluation.course_correction import ContinuationRecipe
+
+    async def fails(self, row, chat):
+        raise RowFailed("prompt too long: 9 tokens")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ContinuationRecipe, "__call__", fails)
+        with pytest.raises(RunFailed, match="evaluate: all 8 rows failed"):
+            correct()
+    told = correct("evaluate", retry_failed=True)
+    assert told[0] == "evaluate: 8 failed rows are run again"
+    counted = [line.split(" → ")[0] for line in told[1:]]
+    assert counted == ["evaluate: 4 rows (4 ok)", "evaluate: 8 rows (8 ok)"]
+    assert suites_recorded(tmp_path) == ["safety", "course_correction", "course_correction"]
 
 
 def test_one_suite_is_evaluated_alone(correct, calls, tmp_path):

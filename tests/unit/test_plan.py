@@ -86,7 +86,7 @@ def test_time_and_resources_are_counted(plan, tmp_path):
     )
     assert "2–4 engines × 2 GPU = 8 GPUs" in told
     assert "4 workers × 1 GPU, sft, one arm after the other: sft, mistake_analysis" in told
-    assert "2–4 engines, 3 arms × 3 conditions by LoRA" in told
+    assert "2–4 engines, 3 arms × 3 conditions by LoRA, all in one start" in told
     assert "100 instructions × 3 samples: at most 300,000 new tokens" in told
     assert "at 1,000 tokens/s per engine (given): at most 0.02 h = 0.2 GPU-hours" in told
 
@@ -168,6 +168,14 @@ def test_a_source_out_of_reach_leaves_its_part_unknown(plan, tmp_path, monkeypat
     told = plan(instructions={"path": "hub:org/asks"}, recipe=CORRECTS, evaluation={"course_correction": suite})
     assert "instructions is out of reach here" in told and "generate: unknown, its source is out of reach" in told
     assert "C²-Eval, 10 entries × 1 k × 5 paths × (32 + 4) tokens × 2 arms: at most 3,600 new tokens in evaluate" in told
+
+
+def test_suites_have_one_engine_start(plan, tmp_path):
+    entries = source(tmp_path, "x", unsafe_response="u", name="entries")
+    told = plan(evaluation={"harmful": source(tmp_path, "a"), "course_correction": {"entries": entries}})
+    [line] = [line for line in told.splitlines() if line.startswith("  evaluate")]
+    suites = "3 arms × 3 conditions and 3 arms × 8 prefills × 20 paths"
+    assert line.endswith(f"1 engines, {suites} by LoRA, all in one start")
 
 
 def test_a_configuration_that_only_evaluates_has_a_plan(plan, tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -17,7 +18,16 @@ from pipeline.data.schema import ANSWERS, INSTRUCTIONS, MISTAKES
 from pipeline.data.store import Store
 from pipeline.errors import RowFailed, RunFailed
 from pipeline.inference.chat import Completion, Sampling, user
-from pipeline.inference.pool import BLOCK_STARTS, FRUITLESS_STARTS, ROW_STARTS, ModelSpec, RecipeActor, RowChat, seed_of
+from pipeline.inference.pool import (
+    BLOCK_STARTS,
+    FRUITLESS_STARTS,
+    ROW_STARTS,
+    Job,
+    ModelSpec,
+    RecipeActor,
+    RowChat,
+    seed_of,
+)
 from pipeline.inference.progress import Counter, Reporter, Tally
 from tests.scripted import instruction
 
@@ -44,7 +54,7 @@ class Progress:
     """A Reporter that keeps everything here."""
 
     def __init__(self, starts: int = 1):
-        self.starts, self.total, self.ready = starts, Tally(), False
+        self.starts, self.totals, self.ready = starts, defaultdict(Tally), False
         self.begun: dict[str, int] = {}
 
     def engine_starting(self):
@@ -62,10 +72,13 @@ class Progress:
     def row_started(self):
         pass
 
-    def row_done(self, tally):
-        self.total += tally
+    def row_done(self, output, tally):
+        self.totals[output] += tally
 
     def flush(self):
+        pass
+
+    def arrived(self):
         pass
 
 
@@ -100,7 +113,7 @@ def spec(**inference) -> ModelSpec:
 
 
 def actor_of(store: Store, recipe, seed=0, progress=None, **inference) -> RecipeActor:
-    return RecipeActor(spec(**inference), recipe, store, store.work_list, seed, progress or Progress())
+    return RecipeActor(spec(**inference), [Job(recipe, store)], seed, progress or Progress())
 
 
 def written(directory, rows, schema=MISTAKES, work=INSTRUCTIONS, block_rows=100) -> Store:
@@ -111,7 +124,7 @@ def written(directory, rows, schema=MISTAKES, work=INSTRUCTIONS, block_rows=100)
 
 def run_blocks(actor: RecipeActor, numbers: list[int]) -> None:
     async def blocks():
-        return [table async for table in actor(pa.table({"block": numbers}))]
+        return [table async for table in actor(pa.table({"job": [0], "blocks": [numbers]}))]
 
     asyncio.run(blocks())
 
@@ -136,7 +149,8 @@ def test_rows_carry_their_columns_and_their_tokens(model):
     assert (first["prompt_tokens"], first["completion_tokens"]) == (20, 9)  # a prompt is read once, however many samples it has
     assert first["finish_reasons"] == ["length", "length", "length"]
     assert progress.ready
-    assert progress.total == Tally(rows=2, judged=2, harmful=2, prompt_tokens=40, completion_tokens=18)
+    wanted = Tally(rows=2, judged=2, harmful=2, prompt_tokens=40, completion_tokens=18)
+    assert progress.totals == {"mistakes": wanted}
 
 
 def test_adapters_are_passed_on(model):
@@ -151,7 +165,7 @@ def test_one_bad_row_fails_alone(model):
     assert [row["status"] for row in results.values()] == ["ok", "failed", "failed", "ok"]
     assert results["row failed"]["error"] == "prompt too long: 9 tokens"
     assert results["row failed"]["prompt_tokens"] == 10  # what it cost is told all the same
-    assert progress.total.failed == 2
+    assert progress.totals["mistakes"].failed == 2
 
 
 def test_the_text_of_an_unforeseen_error_is_stored_nowhere(model, capfd):
@@ -213,7 +227,8 @@ def test_rows_that_failed_are_run_again_and_no_others(model, tmp_path):
 def test_a_row_that_kills_its_engine_is_found_and_kept_as_failed(model, tmp_path):
     """Its block has been begun too often: every row is run alone; the deadly one, begun alone too often, is not run again."""
     store, progress = written(tmp_path, rows(5)), Progress()
-    progress.begun = {"block 0": BLOCK_STARTS + 1, "row r3": ROW_STARTS + 1, "row r1": ROW_STARTS}
+    begun = {"block 0": BLOCK_STARTS + 1, "row r3": ROW_STARTS + 1, "row r1": ROW_STARTS}
+    progress.begun = {f"mistakes {what}": times for what, times in begun.items()}
     run_blocks(actor_of(store, TwoSteps(), progress=progress), [0])
     assert store.finish()["reasons"] == {"the engine died each time it ran this row": 1}
     assert [row["status"] for row in store.rows()] == ["ok", "ok", "ok", "failed", "ok"]
@@ -272,25 +287,23 @@ def test_engines_that_die_again_and_again_end_the_run(model, tmp_path):
 def test_a_finished_row_forgives_earlier_engine_starts():
     counter = Counter()
     assert [counter.engine_starting(), counter.engine_starting()] == [1, 2]
-    counter.add(Tally(rows=1))
+    counter.add({"mistakes": Tally(rows=1)})
     assert counter.engine_starting() == 1
 
 
-def test_the_counter_adds_up():
+def test_the_counter_adds_up_by_output():
     counter = Counter()
     counter.engine_ready(2.0)
     counter.engine_ready(9.0)
-    counter.add(Tally.of({"status": "failed", "prompt_tokens": 3, "completion_tokens": None}))
-    counter.add(Tally.of({"status": "ok", "harmful": False, "completion_tokens": 4}))
+    failed = Tally.of({"status": "failed", "prompt_tokens": 3, "completion_tokens": None})
+    counter.add({"mistakes": failed})
+    fine = Tally.of({"status": "ok", "harmful": False, "completion_tokens": 4})
+    counter.add({"mistakes": fine, "other": failed})
     read = counter.read()
-    assert (read["rows"], read["failed"], read["judged"], read["harmful"], read["prompt_tokens"], read["completion_tokens"]) == (
-        2,
-        1,
-        1,
-        0,
-        3,
-        4,
-    )
+    assert read["tallies"] == {
+        "mistakes": Tally(rows=2, failed=1, judged=1, prompt_tokens=3, completion_tokens=4),
+        "other": Tally(rows=1, failed=1, prompt_tokens=3),
+    }
     assert read["engine_start_s"] == 2.0
 
 
@@ -298,10 +311,30 @@ def test_the_reporter_sends_every_row_but_seldom():
     sent = []
     reporter = Reporter(SimpleNamespace(add=SimpleNamespace(remote=sent.append)))
     for _ in range(100):
-        reporter.row_done(Tally(rows=1))
+        reporter.row_done("mistakes", Tally(rows=1))
     reporter.flush()
-    assert sum(tally.rows for tally in sent) == 100
+    assert sum(tallies["mistakes"].rows for tallies in sent if tallies) == 100
     assert len(sent) <= 3
+
+
+def test_an_engine_divides_its_time_among_outputs_by_their_tokens(monkeypatch):
+    sent, clock = [], [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    reporter = Reporter(SimpleNamespace(add=SimpleNamespace(remote=sent.append)))
+    reporter.flush()  # nothing is sent, so no time is lost either
+    clock[0] += 8
+    reporter.row_done("a", Tally(rows=1, completion_tokens=4))  # sent at once: nothing was sent for 8 s
+    clock[0] += 0.1
+    reporter.row_done("a", Tally(rows=1, completion_tokens=9))
+    reporter.row_done("b", Tally(rows=1, completion_tokens=20))
+    reporter.row_done("b", Tally(rows=9))  # no tokens, and not for nothing all the same
+    clock[0] += 3.9
+    reporter.flush()
+    assert [{output: tally.engine_s for output, tally in tallies.items()} for tallies in sent] == [
+        {},
+        {"a": 8.0},
+        {"a": pytest.approx(1.0), "b": pytest.approx(3.0)},
+    ]
 
 
 def test_actors_are_a_number_or_a_range():

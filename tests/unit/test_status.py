@@ -11,7 +11,7 @@ from pipeline import attempt, cli
 from pipeline.attempt import Attempt
 from pipeline.data import storage
 from pipeline.data.output import Output
-from pipeline.data.schema import INSTRUCTIONS, MISTAKES, SFT
+from pipeline.data.schema import ANSWERS, CONTINUATIONS, INSTRUCTIONS, MISTAKES, SFT
 from pipeline.data.store import Store
 from pipeline.errors import RunFailed, UserError
 from pipeline.status import status
@@ -90,6 +90,30 @@ def test_a_running_one_says_how_far_and_how_fast(run_dir):
     )
     assert (now["per_s"], now["tokens_per_s"], now["eta_s"], now["note"]) == (2.0, 30.0, 2, "prompt too long")
     assert (waiting["stage"], waiting["state"], waiting["name"]) == ("mix", "waiting", None)
+
+
+def test_two_that_are_made_together_are_both_running(run_dir):
+    stores = [Store(run_dir, schema.name, schema) for schema in (ANSWERS, CONTINUATIONS)]
+    for store in stores:
+        store.open({})
+        store.write_work([{"id": f"r{i}", "status": None} for i in range(10)], store.schema, block_rows=4)
+    with Attempt(run_dir, ["evaluate"]) as mine:
+        attempt.making("evaluation", "continuations")
+        commit(stores[1], 0)
+        attempt.report(10, 10, "rows", output="evaluation", failed=1, per_s=2.0, error="prompt too long")
+        mine.update()
+        first, second = status(run_dir)["outputs"]
+        commit(stores[0], 0, 1, 2)
+        stores[0].finish()
+        attempt.report(5, 10, "rows", output="continuations", failed=0, per_s=0.5)
+        mine.update()
+        whole, other = status(run_dir)["outputs"]
+    assert (first["state"], first["done"], first["per_s"]) == ("running", 10, 2.0)
+    assert first["note"] == "prompt too long"
+    assert (second["state"], second["done"], second["left"]) == ("running", 4, 6), "by its commits"
+    assert (whole["name"], whole["state"], whole["done"]) == ("evaluation", "complete", 10)
+    assert (other["name"], other["state"], other["done"], other["left"]) == ("continuations", "running", 5, 5)
+    assert (other["failed"], other["eta_s"], other["note"]) == (0, 10, None), "nothing of the other's"
 
 
 def test_a_killed_one_is_said_to_be_killed_and_its_commits_count(run_dir):

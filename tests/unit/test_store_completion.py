@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.data import storage
 from pipeline.data.ids import IdSet
-from pipeline.data.schema import MISTAKES, SFT
+from pipeline.data.schema import ANSWERS, MISTAKES, SFT
 from pipeline.data.shards import Digest, Shards
 from pipeline.data.store import Store, reason
 from pipeline.errors import RunFailed, UserError
@@ -204,6 +204,19 @@ def test_only_failed_rows_are_reopened(store):
     assert store.complete is None
     assert run_undone(store) == ["r1"]
     assert store.finish()["status"] == {"ok": 2, "not_induced": 1}
+
+
+def test_rows_that_begin_without_a_status_are_reopened_too(tmp_path):
+    """Those of `evaluate`; only sources have malformed rows."""
+    store = Store(str(tmp_path / "run"), ANSWERS.name, ANSWERS)
+    store.open({})
+    store.write_work([{"id": f"r{i}"} for i in range(4)], ANSWERS, block_rows=2)
+    for number, status in enumerate(("ok", "failed")):
+        rows = [{"id": f"r{2 * number}", "status": "ok"}, {"id": f"r{2 * number + 1}", "status": status}]
+        commit(store, rows, number)
+    store.finish()
+    assert store.reopen_failed() == 1
+    assert store.committed() == {0} and list(block(store, 1).read()[1]) == ["r2"]
 
 
 def test_blocks_without_failed_rows_are_not_run_again(store):
