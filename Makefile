@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/quickstart.yaml
 SEED ?= 0
+JOBS ?= 2
 # What is installed first: uv, and the CPU build of PyTorch. Everything else stands in requirements.lock.
 UV := 0.13.9
 TORCH := 2.13.0
@@ -14,16 +15,23 @@ WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/setbacks/wheels
 # what is imported. A shell that forbids it would have every process of a run compile everything again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-cluster chaos toy lint setup lock clean
+.PHONY: quickstart test test-cluster test-all chaos toy lint setup lock clean
 
 quickstart: setup
 	$(BIN)/setbacks run $(CONFIG)
 
+# Files run beside each other, JOBS at a time: an engine and a trainer each take 2 to 3 GiB. Most tests wait
+# for processes that start on one core, so two files on two cores take little more time than one.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
-# Over several machines, made of network namespaces: needs root. A quarter of an hour.
+# Over several machines, made of network namespaces: needs root.
 test-cluster: setup
+	$(BIN)/python -m pytest tests/cluster
+
+# What takes long and seldom breaks alone: the toy model made anew, many kills, several machines.
+test-all: test
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder tests/long
 	$(BIN)/python -m pytest tests/cluster
 
 # Kills at random, and a comparison with the undisturbed run: `make chaos SEED=1`. A quarter of an hour.
