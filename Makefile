@@ -11,8 +11,8 @@ TORCH := 2.13.0
 # uv's wheel is kept here, so that another clone needs no network.
 WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/setbacks/wheels
 
-# Bytecode is written when a module is first imported: to compile all that is installed takes four times as long as
-# what is imported. A shell that forbids it would have every process of a run compile everything again.
+# Bytecode is written when a module is first imported: to compile all that is installed takes four times as
+# long as what a run imports. A shell that forbids it would have each process of a run compile it all again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test test-cluster test-all chaos toy lint setup lock clean

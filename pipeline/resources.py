@@ -84,10 +84,19 @@ def show_time(config: Config, work: dict[str, tuple[str, int] | None], tokens_pe
 
 
 def _measured(config: Config) -> float | None:
-    """tokens/s of the last stage in this run directory that ran engines."""
+    """New tokens per second of one engine, when this run directory last had engines for what is planned.
+
+    The safety suite's speed is no measure: its answers are not counted.
+    """
     path = storage.join(storage.absolute(config.run_dir), "metrics.jsonl")
     if not storage.exists(path):
         return None
     lines = [json.loads(line) for line in storage.read_text(path).splitlines()]
     wanted = ("generate", "evaluate") if config.instructions is None else ("generate",)
-    return next((line["tokens_per_s"] for line in reversed(lines) if line["stage"] in wanted and line.get("tokens_per_s")), None)
+    lines = [line for line in lines if line["stage"] in wanted and line.get("suite") != "safety"]
+    for line in reversed(lines):
+        if line.get("engine_s") and line.get("completion_tokens"):
+            return line["completion_tokens"] / line["engine_s"]
+        if line.get("tokens_per_s"):  # of a run before engine_s was told
+            return line["tokens_per_s"]
+    return None

@@ -71,8 +71,12 @@ def time(stages: list[dict]) -> Section:
     total = sum(line.get("seconds") or 0 for line in stages)
     note = (
         "Tokens: sampled ones where the model generates, all of the training sequences where it is trained; their rate counts no engine start. "
-        "A stage that was resumed shows its last attempt. "
+        "A stage that was resumed shows its last attempt."
+    )
+    shared = (
         "Suites that were evaluated together shared their engines: "
         "the start stands with the first that was done, and time is divided by the tokens that each sampled."
     )
-    return Section("Time", [f"{tables.duration(total)} in all stages together."], tables=[tables.of_stages(stages)], notes=[note])
+    notes = [note, shared] if sum(line["stage"] == "evaluate" for line in stages) > 1 else [note]
+    text = [f"{tables.duration(total)} in all stages together."]
+    return Section("Time", text, tables=[tables.of_stages(stages)], notes=notes)

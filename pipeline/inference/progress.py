@@ -232,7 +232,7 @@ class Progress:
         """By output, of this attempt: counts of `Tally`, engine_start_s, busy_s, tokens_per_s, resumed_rows.
 
         busy_s: the output's part of the time from the first engine's start to the last row.
-        tokens_per_s: of that time.
+        tokens_per_s: of that time, all engines together.
         """
         import ray
 
@@ -242,9 +242,10 @@ class Progress:
         found = {}
         for output, tally in tallies.items():
             busy = read["busy_s"] * tally.engine_s / engines_s if engines_s else 0.0
-            found[output] = {name: count for name, count in asdict(tally).items() if name != "engine_s"} | {
+            found[output] = asdict(tally) | {
+                "engine_s": round(tally.engine_s, 3),
                 "engine_start_s": read["engine_start_s"],
-                "busy_s": busy,
+                "busy_s": round(busy, 3),
                 "resumed_rows": self.extents[output][0],
                 "tokens_per_s": round(tally.completion_tokens / busy, 1) if busy > 0 else None,
             }

@@ -104,6 +104,20 @@ def test_an_earlier_run_tells_the_speed(plan, tmp_path):
     assert "an ASSUMPTION" in plan(run_dir=str(tmp_path / "elsewhere"))
 
 
+def test_the_speed_that_was_measured_is_one_engines(plan, tmp_path):
+    """Of what is planned: of `evaluate`, C²-Eval alone."""
+    (tmp_path / "run").mkdir()
+    told = {"completion_tokens": 6000, "tokens_per_s": 3000, "engine_s": 4.0}  # two engines, for two seconds
+    nothing = {"stage": "generate", "completion_tokens": 0, "tokens_per_s": None, "engine_s": 0.0}
+    suites = [{"stage": "evaluate", "suite": suite} for suite in ("course_correction", "safety")]
+    lines = [{"stage": "generate", **told}, nothing, suites[0] | told | {"engine_s": 3.0}, suites[1] | told]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "at 1,500 tokens/s per engine (measured in this run directory)" in plan()
+    entries = source(tmp_path, "x", unsafe_response="u", name="entries")
+    evaluation = {"harmful": source(tmp_path, "a"), "course_correction": {"entries": entries}}
+    assert "at 2,000 tokens/s per engine (measured" in plan(instructions=None, evaluation=evaluation)
+
+
 def test_malformed_rows_are_not_planned_for(plan, tmp_path):
     assert "2 instructions × 1 samples" in plan(instructions=source(tmp_path, "a", "", "b", "a"))
 

@@ -176,7 +176,7 @@ def test_figures_are_of_each_job_and_add_up(engine, stores):
     for figures in (answers, paths):
         assert figures["busy_s"] > 0
         speed = figures["completion_tokens"] / figures["busy_s"]
-        assert figures["tokens_per_s"] == pytest.approx(speed, rel=0.01)
+        assert figures["tokens_per_s"] == pytest.approx(speed, rel=0.1)
 
 
 def test_seconds_are_divided_and_lose_nothing(engine, monkeypatch):

@@ -90,6 +90,7 @@ def test_the_numbers_are_there(pages):
         "| generate | 1 min 23 s | 20.5 s | 10 | 12\u202f345 | 149 |" in markdown
         and "| train (sft) | 1 h 1 min | – | 5 | 600 | – |" in markdown
     )
+    assert "shared their engines" not in markdown, "no suites were evaluated together"
     for figure in ("62.5", "[30.6, 86.3]", "+75.0", "1 min 23 s", '<td class="estimate best">100.0</td>'):
         assert figure in html
 

@@ -72,7 +72,7 @@ def corrected(tmp_path_factory):
     stages = [
         {"stage": "generate", "seconds": 9, "read": 5, "duplicates": 1, "malformed": 1, "drops": {"no keyword in the request": 1}},
         {"stage": "mix", "seconds": 1, "drops": {"equal responses": 2}},
-        {"stage": "evaluate", "suite": "safety", "seconds": 1, "drops": {"prompt too long": 3}},
+        {"stage": "evaluate", "suite": "safety", "seconds": 50, "drops": {"prompt too long": 3}},
         {"stage": "evaluate", "suite": "course_correction", "seconds": 60, "drops": {"unsafe response too short": 1}},
     ]
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(s) + "\n" for s in stages))
@@ -113,7 +113,8 @@ def test_the_data_and_training_of_course_correction(correction_pages):
     assert "18 preference pairs" in markdown and "| 5 | 2 | 11.1 |" in markdown  # 15 + 3 pairs, two of them best against worst
     for drop in ("generate | no keyword in the request | 1", "mix | equal responses | 2", "evaluate (safety) | prompt too long | 3"):
         assert markdown.count(f"| {drop} |") == 1
-    assert "| evaluate (course correction) | 1 min 0 s |" in markdown
+    assert "| evaluate (course correction) | 1 min 0 s | – |" in markdown
+    assert "2 min 0 s in all stages" in markdown and "evaluated together shared their engines" in markdown
     assert "| dpo | pairs, shuffled | 3 | 0.600 | 0.400 | −0.500 | 1.500 | 0.250 | 0.750 | – |" in markdown
     assert "DPO, β 0.1, shuffled pairs; LoRA rank 16" in markdown and "Hint" not in markdown
     assert "starts again from a margin of zero" in markdown, "the log tells of iterations"
