@@ -15,6 +15,7 @@ from pipeline.errors import RunFailed, UserError
 
 # Ray Data's operators each want a whole logical CPU; where operators outnumber CPUs a resumed run hangs, waiting for one.
 LEAST_LOGICAL_CPUS = 8
+START_TRIES = 3  # of a local Ray, which gives up after 30 s: on a machine that is only busy, the second or third try comes through
 # What Ray reads from the environment. Train's part is set again where a trainer starts on a Ray that others have initialised.
 TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints libraries' chatter twice, and floods the log while data sets are fingerprinted
@@ -72,14 +73,22 @@ def _start(options: dict) -> None:
     import ray
 
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # read from the environment at import, which may have been earlier
-    try:
-        ray.init(address="local", num_cpus=max(LEAST_LOGICAL_CPUS, os.cpu_count() or 1), include_dashboard=False, **options)
-    except Exception as e:  # Ray has no narrower one for a node that is not up after 30 s
-        told = (str(e).splitlines() or [type(e).__name__])[0]
-        raise RunFailed(
-            f"Ray did not start on this machine: {told.rstrip('.')}. Where the machine was only busy, the same command goes on; Ray says more in "
-            f"/tmp/ray/session_latest/logs"
-        ) from None
+    cpus = max(LEAST_LOGICAL_CPUS, os.cpu_count() or 1)
+    for left in reversed(range(START_TRIES)):
+        try:
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+            return
+        except Exception as e:  # Ray has no narrower one for a node that is not up after 30 s
+            ray.shutdown()
+            if left == 0:
+                raise RunFailed(
+                    f"Ray did not start on this machine: {_first_line(e).rstrip('.')}. If the machine was just busy, rerun the "
+                    f"command; details: /tmp/ray/session_latest/logs"
+                ) from None
+
+
+def _first_line(e: Exception) -> str:
+    return (str(e).splitlines() or [type(e).__name__])[0]
 
 
 def _join(address: str, options: dict) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline import session
 from tests.chaos.harness import Job, write_job, write_source
 
 ROWS = 600
@@ -18,16 +19,25 @@ OBJECT_STORE_BYTES = 80 * 2**20  # nearly the least that Ray takes
 LATENCY_S = 0.1  # of a step; a run of ROWS rows takes five seconds, engine start apart
 
 
+def _start_cluster():
+    """Ray gives a node 30 s to come up; on a machine busy with other work that may take another try."""
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 8, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+    for left in reversed(range(session.START_TRIES)):
+        try:
+            return Cluster(initialize_head=True, head_node_args=head)
+        except Exception as e:
+            if left == 0 or "timed out during startup" not in str(e):
+                raise
+
+
 @pytest.fixture(scope="package")
 def cluster():
     """A cluster of one node with a small object store; what runs below it connects through RAY_ADDRESS."""
     # Ray turns token authentication on in mid-process where it finds a token, which this cluster would not know.
     os.environ["RAY_AUTH_MODE"] = "disabled"
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 8, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
-    )
+    cluster = _start_cluster()
     os.environ["RAY_ADDRESS"] = cluster.address
     try:
         yield cluster

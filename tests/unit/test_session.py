@@ -2,6 +2,7 @@
 
 import pytest
 
+from pipeline import session
 from pipeline.errors import RunFailed, UserError
 from pipeline.session import ray_session
 
@@ -10,13 +11,18 @@ TIMED_OUT = "The current node timed out during startup. This could happen becaus
 
 @pytest.fixture
 def refusing(monkeypatch):
-    """Have Ray refuse to begin, with this error."""
+    """Have Ray refuse to begin with this error, so many times; returns the list of tries."""
 
-    def refuse(error: Exception) -> None:
-        def init(**_):
-            raise error
+    def refuse(error: Exception, times: int = 99) -> list[dict]:
+        tries = []
+
+        def init(**options):
+            tries.append(options)
+            if len(tries) <= times:
+                raise error
 
         monkeypatch.setattr("ray.init", init)
+        return tries
 
     return refuse
 
@@ -24,10 +30,17 @@ def refusing(monkeypatch):
 @pytest.mark.parametrize("error, told", [(Exception(TIMED_OUT), TIMED_OUT), (OSError(), "OSError")])
 def test_a_ray_that_does_not_start_is_one_sentence(tmp_path, monkeypatch, refusing, error, told):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    refusing(error)
+    tries = refusing(error)
     with pytest.raises(RunFailed) as raised, ray_session(str(tmp_path)):
         pass
+    assert len(tries) == session.START_TRIES
     assert str(raised.value).startswith(f"Ray did not start on this machine: {told}") and "\n" not in str(raised.value)
+
+
+def test_a_ray_that_was_only_slow_is_started_again(refusing):
+    tries = refusing(Exception(TIMED_OUT), times=session.START_TRIES - 1)
+    session._start({})
+    assert len(tries) == session.START_TRIES and tries[0]["address"] == "local"
 
 
 def test_a_cluster_that_cannot_be_joined_is_one_sentence(tmp_path, monkeypatch, refusing):
