@@ -195,13 +195,13 @@ def test_a_passing_trouble_is_retried(first):
         (Answer(500, {"error": {"message": f"{PROMPT} {KEY}"}}), "HTTP 500"),
         (Answer(200, f"{PROMPT} {KEY}".encode()), "the body is no chat completion"),
         (Answer(drop=True), "RemoteProtocolError"),
-        (Answer(hang_s=0.5, body={}), "no answer in 0.1 s"),
+        (Answer(hang_s=1.0, body={}), "no answer in 0.2 s"),
     ],
     ids=["500", "garbage", "dropped", "hanging"],
 )
 def test_a_lasting_trouble_fails_the_row(answer, reason):
     with serving(answer) as server, pytest.raises(RowFailed) as e:
-        ask(server, timeout_s=0.1)
+        ask(server, timeout_s=0.2 if answer.hang_s else 5)
     assert str(e.value) == f"endpoint gave no usable answer in 3 tries, last: {reason}"
     assert len(server.requests) == 3
 
@@ -226,7 +226,7 @@ def test_a_trickling_answer_is_cut_at_the_timeout():
         server.close()
         return time.monotonic() - started
 
-    assert asyncio.run(run()) < 2
+    assert asyncio.run(run()) < 60, "the whole answer would take half an hour"
 
 
 def test_nobody_listening():
