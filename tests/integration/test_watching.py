@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +81,14 @@ def family(process: subprocess.Popen) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
+def names(processes: list[psutil.Process]) -> set[str]:
+    found = set()
+    for process in processes:
+        with suppress(psutil.Error):
+            found.add(process.name())
+    return found
+
+
 def listening(processes: list[psutil.Process]) -> list[str]:
     return [c.laddr.ip for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
 
@@ -121,7 +130,7 @@ def watched(tmp_path_factory) -> Watched:
         left = [p.name() for p in processes if p.is_running() and "MapWorker" in p.name()]
         second = start()
         until(lambda: len(status_of(run).get("attempts", ())) == 2, second)
-        time.sleep(1)  # Ray is starting
+        until(lambda: "gcs_server" in names(family(second)), second)  # Ray is starting
         (by_term, second_output) = end_by(second, signal.SIGTERM)
         third = start("model.dummy.latency_s=0")
         output, _ = third.communicate(timeout=200)
