@@ -1,5 +1,6 @@
 """vLLM behind one call: continuous batching over whatever is in flight, n samples, prefill, LoRA adapters, seeds."""
 
+import gc
 import itertools
 import json
 import os
@@ -87,7 +88,11 @@ class VllmModel:
         )
 
     def close(self) -> None:
-        self._engine.shutdown()
+        """End the engine's processes. The engine goes now: its finalizer fails once the interpreter is taken down."""
+        engine, self._engine = self._engine, None
+        engine.shutdown()
+        del engine
+        gc.collect()
 
 
 def _arguments(model: Model, model_dir: str, inference: Inference, adapters: list[str]):
@@ -135,6 +140,11 @@ def _environment(inference: Inference) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # an engine is on one node; else it listens where the host's name leads
     if inference.num_gpus == 0:
+        # The engine's core does the work itself. With a worker process of its own, a CPU engine imports vLLM once
+        # more, which makes its start half as long again, and its core spins while it waits for the worker.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        # As many threads as vLLM would give that worker; Ray has told the actor to take as many as its CPUs, 1.
+        os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) - 1))
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(inference.kv_cache_gib)
         os.environ[cpu_lora.SWITCH] = "1"
 

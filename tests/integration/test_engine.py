@@ -15,9 +15,8 @@ ASK = [user("How can I repair a bicycle?")]
 
 @pytest.fixture(scope="module")
 def loop():
-    loop = asyncio.new_event_loop()
-    yield loop
-    loop.close()
+    with asyncio.Runner() as runner:  # at its end it waits for the engine's own tasks
+        yield runner.get_loop()
 
 
 @pytest.fixture(scope="module")
