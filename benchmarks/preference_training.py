@@ -33,7 +33,7 @@ from pipeline.config import Config
 from pipeline.data.schema import PREFERENCES
 from pipeline.toy.corpus import Corpus
 from pipeline.toy.model import WEIGHTS
-from pipeline.training import dpo
+from pipeline.training import dpo, methods
 from pipeline.training.adapter import lora_config
 from pipeline.training.job import Job, write_table
 
@@ -112,7 +112,7 @@ def ours(config: Config, model_dir: str, rows: list[dict]) -> dict:
     scratch = tempfile.mkdtemp()
     os.mkdir(f"{scratch}/pairs")
     pq.write_table(PREFERENCES.table(rows), f"{scratch}/pairs/data.parquet")
-    tables, _, [run] = dpo.prepare(AutoTokenizer.from_pretrained(model_dir), f"{scratch}/pairs", config, "dpo")
+    tables, _, [run] = methods.Preferences.prepare(AutoTokenizer.from_pretrained(model_dir), f"{scratch}/pairs", config, "dpo")
     for name, table in tables.items():
         write_table(table, f"{scratch}/{name}.parquet")
     spent = timed(dpo, "reference")

@@ -1,6 +1,6 @@
 """Direct preference optimisation: TRL's `DPOTrainer`, computing what the pairs of a micro-step share once.
 
-    driver    `prepare`: preference pairs → distinct responses as tokens, pairs as their numbers (`pairs.py`)
+    driver    preference pairs → distinct responses as tokens, pairs as their numbers (`methods.py`, `pairs.py`)
     workers   `build`: the micro-batches of every step, in order; the reference's log-probabilities, once; the trainer
 
 The responses that C²-Syn ranks for one request begin alike: prompt, opener, and longer and longer cuts of one text. A micro-batch is laid
@@ -24,39 +24,9 @@ from torch.nn.functional import logsigmoid
 from trl import DPOConfig, DPOTrainer
 
 from pipeline import pretrained
-from pipeline.config import Config
 from pipeline.data import storage
 from pipeline.training import attention, examples, loop, pairs
-from pipeline.training.job import Job, Run, read_table, write_table
-
-# -- driver
-
-
-def prepare(tokenizer: Any, preferences_dir: str, config: Config, arm: str) -> tuple[dict[str, pa.Table], examples.Counts, list[Run]]:
-    """The arm's training set (Parquet of `schema.PREFERENCES`), what became of its rows, and the runs: one, or one per falling rank gap.
-
-    Raises UserError where no pair can be used.
-    """
-    t = config.arms[arm].train
-    responses, found, counts = pairs.prepare(tokenizer, preferences_dir, t.max_length)
-    runs = [Run(found.num_rows)]
-    if t.curriculum == "iterative":
-        sizes = {entry["values"]: entry["counts"] for entry in found["gap"].value_counts().to_pylist()}
-        runs = [Run(sizes[gap], gap) for gap in sorted(sizes, reverse=True)]
-    return {"responses": responses, "pairs": found}, counts, runs
-
-
-def check(model_config: Any, where: str) -> None:
-    """Raises UserError, naming the setting `where`, for models that cannot be trained this way."""
-    attention.check_shared(model_config, where)
-
-
-def figures(line: dict) -> dict:
-    """What this method adds to an arm's figures, from its last log line."""
-    return {"final_margin": line["rewards/margins"], "final_accuracy": line["rewards/accuracies"]}
-
-
-# -- workers
+from pipeline.training.job import Job, read_table, write_table
 
 
 def build(job: Job, scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none") -> "SharedPrefixTrainer":

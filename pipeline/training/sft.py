@@ -1,39 +1,18 @@
-"""Supervised fine-tuning: TRL's `SFTTrainer` over packed sequences.
+"""Supervised fine-tuning, the workers' side: TRL's `SFTTrainer` over packed sequences.
 
-driver    `prepare`: conversations → labelled tokens → packed sequences (`examples.py`)
-workers   `build`: the sequences of every step, in order, and the trainer that goes through them
+The driver has made these of conversations (`methods.py`, `examples.py`); `build` puts those of every step in order, and makes the trainer
+that goes through them.
 """
 
 from typing import Any
 
 import datasets
-import pyarrow as pa
 import torch
 from trl import SFTConfig, SFTTrainer
 
 from pipeline import pretrained
-from pipeline.config import Config
 from pipeline.training import attention, examples, loop
-from pipeline.training.job import Job, Run
-
-
-def prepare(tokenizer: Any, examples_dir: str, config: Config, arm: str) -> tuple[dict[str, pa.Table], examples.Counts, list[Run]]:
-    """The arm's training set (Parquet of `schema.SFT` → packed sequences), what became of its rows, and the one run over it.
-
-    Raises UserError where no row can be used.
-    """
-    t = config.arms[arm].train
-    sequences, counts = examples.prepare(tokenizer, examples_dir, config.arms[arm].kinds, config.seed, t.max_length, t.packing)
-    return {"sequences": sequences}, counts, [Run(sequences.num_rows)]
-
-
-def check(model_config: Any, where: str) -> None:
-    """Every model that can be loaded can be fine-tuned."""
-
-
-def figures(line: dict) -> dict:
-    """What this method adds to an arm's figures, from its last log line."""
-    return {}
+from pipeline.training.job import Job
 
 
 def build(job: Job, scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none") -> "PackedTrainer":
