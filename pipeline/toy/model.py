@@ -1,5 +1,6 @@
-"""The toy chat model: a Llama of about a million parameters, trained from scratch on the toy world. Its weights are in
-the package, so that nothing trains it at use and every machine has the same model.
+"""The toy chat model: a Llama of about a million parameters, trained from scratch on the toy world.
+
+Its weights are in the package, so that nothing trains it at use and every machine has the same model.
 
 It is a demonstration and a test bed: what it shows is how the method works, never evidence about large models.
 
@@ -52,7 +53,8 @@ ARCHITECTURE = {
     "head_dim": 32,
     "max_position_embeddings": 1024,
     "tie_word_embeddings": True,
-    "initializer_range": 0.06,  # 0.02, the default, suits widths in the thousands; here it costs half of the training time
+    # 0.02, the default, suits widths in the thousands; here it costs half of the training time.
+    "initializer_range": 0.06,
 }
 OPTIMIZER = {"lr": 3e-3, "weight_decay": 0.01, "betas": (0.9, 0.95)}
 TRAINING = {
@@ -65,12 +67,13 @@ TRAINING = {
 def recipe() -> dict:
     """What the model is made from, and its `hash`. Takes about a second.
 
-    In it: a digest of the conversations that the model is trained on, texts and order, with the package's prompts as they are
-    rendered; the seed; the settings of tokenizer (chat template included), architecture, optimizer and batches.
+    In it: a digest of the conversations that the model is trained on, texts and order, with the package's
+    prompts as they are rendered; the seed; the settings of tokenizer (chat template included), architecture,
+    optimizer and batches.
 
-    Not in it: source files, their places and formatting, versions of libraries, and what the functions below do with all this
-    (the kind of tokenizer, the order of batches, the loss). A change of those that is meant to change the model asks for
-    `make toy` too; whether one that is not does change it, tests/long tells.
+    Not in it: source files, their places and formatting, versions of libraries, and what the functions below do
+    with all this (the kind of tokenizer, the order of batches, the loss). A change of those that is meant to
+    change the model asks for `make toy` too; whether one that is not does change it, tests/long tells.
     """
     parts = {
         "conversations": _digest(*map(_canonical, _conversations())),
@@ -92,8 +95,8 @@ def shipped_recipe() -> dict:
 def build(directory: Path, on_progress: Progress = lambda step, steps, loss: None) -> None:
     """Train the model and write it to a directory: weights, tokenizer, recipe. Takes minutes on two cores.
 
-    `on_progress(step, steps, loss)` is called now and then meanwhile. Nothing is written before training is over; on one
-    machine, with the same libraries, the same bytes each time.
+    `on_progress(step, steps, loss)` is called now and then meanwhile. Nothing is written before training is over;
+    on one machine, with the same libraries, the same bytes each time.
     """
     import torch
 
@@ -192,11 +195,11 @@ def _save(model, tokenizer, directory: Path) -> None:
 
 
 def _halve(file: Path) -> None:
-    """Store the tensors in float16, which halves the file. config.json goes on saying float32, and so loaders make them that."""
+    """Store the tensors in float16, which halves the file. config.json still says float32, so that is what is loaded."""
     from safetensors.torch import load, save
 
     tensors = {name: tensor.half() for name, tensor in load(file.read_bytes()).items()}
-    file.unlink()  # transformers makes it readable for its owner alone; a new file is as readable as any other
+    file.unlink()  # transformers made it readable for its owner alone; a new file is as readable as any other
     file.write_bytes(save(tensors, {"format": "pt"}))
 
 

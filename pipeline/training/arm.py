@@ -246,7 +246,7 @@ def fingerprint(config: Config, arm: str, model_dir: str, tables: dict[str, Any]
 
 
 def _weights(config: Config, model_dir: str) -> Any:
-    """What the weights are known by. The toy's are the same wherever the package is installed, so place and time say nothing."""
+    """What the weights are known by. The toy's are the same wherever the package is installed and whenever that was."""
     if config.model.path == "toy":
         return shipped_recipe()["hash"]
     if not os.path.isdir(model_dir):

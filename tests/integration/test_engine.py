@@ -27,7 +27,8 @@ def adapter(tmp_path_factory) -> str:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(WEIGHTS), LoraConfig(r=8, target_modules="all-linear"))
+    base = AutoModelForCausalLM.from_pretrained(WEIGHTS)
+    model = get_peft_model(base, LoraConfig(r=8, target_modules="all-linear"))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -41,7 +42,8 @@ def model(adapter, loop):
     async def start():
         from pipeline.inference.engine import VllmModel
 
-        return VllmModel(Model(path="toy", dtype="float32"), str(WEIGHTS), Inference(max_num_seqs=64), [adapter])
+        toy = Model(path="toy", dtype="float32")
+        return VllmModel(toy, str(WEIGHTS), Inference(max_num_seqs=64), [adapter])
 
     model = loop.run_until_complete(start())
     yield model

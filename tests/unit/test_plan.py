@@ -203,7 +203,8 @@ def test_a_configuration_that_only_evaluates_has_a_plan(plan, tmp_path):
 @pytest.mark.parametrize("model", ["toy", "org/model-on-the-hub", "local"])
 def test_no_engine_is_even_imported(tmp_path, model):
     out_of_reach = model == "org/model-on-the-hub"
-    unwanted = (*ENGINES, "torch") if out_of_reach else ENGINES  # the model's own tokenizer cannot do without torch
+    # The model's own tokenizer cannot do without torch.
+    unwanted = (*ENGINES, "torch") if out_of_reach else ENGINES
     if model == "local":
         (tmp_path / "model").mkdir()
         (tmp_path / "model" / "config.json").write_text(json.dumps({"max_position_embeddings": 256}))
