@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline import pretrained, prompts
+from pipeline import imports, pretrained, prompts
 from pipeline.config import Config, Endpoint, Model, Source
 from pipeline.data import instructions, storage
 from pipeline.data.adapter import FILES, shapes
@@ -301,7 +301,8 @@ def check_lora(config: Config, directory: str) -> None:
     from pipeline.training.arm import check_lora as fits
 
     try:
-        fits(config, directory)
+        with imports.quick():
+            fits(config, directory)
     except (OSError, ValueError) as e:  # the hub out of reach, or a config.json that transformers does not understand
         raise UserError(
             f"model.path = {config.model.path}: its configuration cannot be loaded ({str(e).strip().splitlines()[0]})"

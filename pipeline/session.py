@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline import attempt
+from pipeline import attempt, imports
 from pipeline.data import storage
 from pipeline.errors import RunFailed, UserError
 
@@ -42,8 +42,9 @@ def ray_session(run_dir: str) -> Iterator[None]:
         os.environ.setdefault(_LOOPBACK, "0")
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # kept for a dashboard that is not there; memory that grows
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # of training workers
-    import ray
-    import ray.data
+    with imports.quick():
+        import ray
+        import ray.data
 
     options = {"logging_level": logging.ERROR, "log_to_driver": False}
     with _own_signal_handlers():

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from pipeline import pretrained
+from pipeline import imports, pretrained
 from pipeline.config import Inference, Model
 from pipeline.data import adapter as adapter_files
 from pipeline.errors import RowFailed, RunFailed
@@ -29,7 +29,8 @@ class VllmModel:
     def __init__(self, model: Model, model_dir: str, inference: Inference, adapters: list[str] = ()):
         pretrained.check(model_dir, model.revision)
         _environment(inference)
-        from vllm.v1.engine.async_llm import AsyncLLM
+        with imports.quick():
+            from vllm.v1.engine.async_llm import AsyncLLM
 
         # vLLM calls it in every process of the engine. Here it comes first, so that a refusal is told in
         # its own words.

@@ -11,7 +11,6 @@ from tests import tiny
 
 # Two threads wait for each other longer than they work on a few thousand weights, above all on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(autouse=True)
