@@ -2,9 +2,7 @@
 
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -106,18 +104,18 @@ def _join(address: str, options: dict) -> None:
 
 @contextmanager
 def _own_signal_handlers() -> Iterator[None]:
-    """Put back the handler of SIGTERM that the body replaces: ray.init has one of its own, which ends the process at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
+    """Keep the handler of SIGTERM that this process has: ray.init would set its own.
+
+    Ray's stops the Ray that is just starting and raises SystemExit, which a callback of Ray's may swallow: the signal was
+    lost, or the start failed as if the machine were busy.
+    """
+    from ray._private import utils
+
+    theirs, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda _handler: None
     try:
         yield
-        signal.signal(signal.SIGTERM, before)
-    except SystemExit:  # Ray's handler was quicker
-        signal.signal(signal.SIGTERM, before)
-        signal.raise_signal(signal.SIGTERM)
-        raise
+    finally:
+        utils.set_sigterm_handler = theirs
 
 
 # -- log files

@@ -50,3 +50,17 @@ def test_a_cluster_that_cannot_be_joined_is_one_sentence(tmp_path, monkeypatch, 
         pass
     told = str(raised.value)
     assert told.startswith("RAY_ADDRESS = 192.0.2.9:6379: no Ray cluster can be joined there (ConnectionError)") and "\n" not in told
+
+
+def test_ray_leaves_the_handler_of_sigterm_alone(monkeypatch):
+    """What ray.init would have called, in the module that it would have called it in."""
+    from ray._private import node, utils, worker
+
+    set_by_ray = []
+    monkeypatch.setattr(utils, "set_sigterm_handler", set_by_ray.append)
+    with session._own_signal_handlers():
+        for module in (node, worker):
+            module.ray._private.utils.set_sigterm_handler("theirs")
+    assert not set_by_ray
+    utils.set_sigterm_handler("somebody's")
+    assert set_by_ray == ["somebody's"]
