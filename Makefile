@@ -15,24 +15,27 @@ WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/setbacks/wheels
 # long as what a run imports. A shell that forbids it would have each process of a run compile it all again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-cluster test-all chaos toy lint setup lock clean
+.PHONY: quickstart test test-long test-cluster test-all chaos toy lint setup lock clean
 
 quickstart: setup
 	$(BIN)/setbacks run $(CONFIG)
 
 # Files run beside each other, JOBS at a time: an engine and a trainer each take 2 to 3 GiB. Most tests wait
 # for processes that start on one core, so two files on two cores take little more time than one.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+
 test: setup
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+# What takes long and seldom breaks alone: the toy model made anew, more kills, rarer faults.
+test-long: setup
+	$(PYTEST) -m long
 
 # Over several machines, made of network namespaces: needs root.
 test-cluster: setup
 	$(BIN)/python -m pytest tests/cluster
 
-# What takes long and seldom breaks alone: the toy model made anew, many kills, several machines.
-test-all: test
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder tests/long
-	$(BIN)/python -m pytest tests/cluster
+test-all: test test-long test-cluster
 
 # Kills at random, and a comparison with the undisturbed run: `make chaos SEED=1`. A quarter of an hour.
 chaos: setup

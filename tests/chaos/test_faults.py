@@ -81,6 +81,7 @@ def test_two_runs_on_one_directory(cluster, job, undisturbed):
 # -- nodes, memory, clocks
 
 
+@pytest.mark.long
 def test_the_raylet_of_a_node_is_killed(cluster, source, tmp_path, undisturbed):
     """Engines are spread over two nodes; the one without the driver goes, with all that runs on it."""
     settings = {"actors": 3, "rows_per_commit": 16, "max_num_seqs": 8}
@@ -181,6 +182,7 @@ def test_a_row_that_always_kills_its_engine(cluster, job, undisturbed):
 HEADROOM = 6 * 2**30
 
 
+@pytest.mark.long
 def test_an_engine_actor_runs_out_of_memory(cluster, job, undisturbed, monkeypatch):
     """Ray's memory monitor ends it, in a Ray of its own with a limit a little above what the machine uses now."""
     memory = psutil.virtual_memory()
@@ -207,6 +209,7 @@ time.time = moved
 """
 
 
+@pytest.mark.long
 def test_the_clock_is_moved(job, undisturbed, own_ray, tmp_path):
     """In every Python process of the run: four seconds after its start a year ahead, two seconds later a year back."""
     (tmp_path / "site").mkdir()

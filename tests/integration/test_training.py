@@ -208,6 +208,7 @@ def test_preference_training_goes_through_its_curriculum(place, preferred):
     assert "| gap 5 | 24 |" in card and "joined with, the adapter" in card and "final reward margin" in card
 
 
+@pytest.mark.long
 def test_a_killed_worker_costs_preference_training_nothing(place, preferred):
     """From the state of a driver that was killed after the first run: only the second is trained, and a worker killed in it."""
     state = place / "state" / "dpo_killed"

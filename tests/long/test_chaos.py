@@ -4,6 +4,8 @@ import pytest
 
 from tests.chaos import chaos
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kills, engine", [(12, "dummy"), (3, "toy")])

@@ -25,7 +25,7 @@ from pipeline.recipes.mistake_analysis import induced, reminded
 from pipeline.toy import model, world
 from pipeline.toy.corpus import SHARES, Corpus
 
-pytestmark = pytest.mark.timeout(3600)  # the training is within the first test that asks for it
+pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]  # the training is within the first test that asks for it
 
 LOSS = 0.08  # of a kind, relative
 MEAN_LOSS = 0.03  # of all kinds, relative
