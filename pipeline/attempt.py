@@ -25,6 +25,7 @@ from pipeline.errors import RunFailed, UserError
 BEAT_S = 5.0
 WATCH_S = 3 * BEAT_S  # so long without a beat is dead
 POLL_S = 1.0
+INTERRUPTS = 3  # of the main thread at most, a beat apart, once another attempt has taken over
 RUNNING, FINISHED, INTERRUPTED, KILLED = "running", "finished", "interrupted", "killed"  # and "failed: …"
 
 
@@ -138,8 +139,12 @@ class Attempt:
             except OSError:
                 continue  # out of reach; whether somebody took over meanwhile is seen at the next beat
             except RunFailed:
-                if self._in_main and not self._ended.is_set():
+                # One signal may not be enough: one that meets a system call which the kernel is restarting, as after a
+                # suspension, is noticed only when that call returns.
+                for _ in range(INTERRUPTS if self._in_main else 0):
                     signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                    if self._ended.wait(BEAT_S):
+                        break
                 return
 
     def _write(self, **facts) -> None:
