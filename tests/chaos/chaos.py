@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
             found = (
                 harness.differences(disturbed, undisturbed, sampled=given.engine == "toy") if through else ["it did not come to its end"]
             )
-            found += [f"{name} is left on the machine" for name in harness.left_behind(disturbed, 90)]
+            found += [f"{name} is left on the machine" for name in harness.left_behind(disturbed)]
         finally:
             harness.end_processes(disturbed)
         return _verdict(chaos, undisturbed, found, given)

@@ -135,7 +135,11 @@ def processes(job: Job, kind: str | None = None) -> list[psutil.Process]:
     return sorted(found, key=lambda process: process.create_time())
 
 
-def left_behind(job: Job, seconds: float) -> list[str]:
+# An agent of Ray whose raylet was killed tells the GCS, and waits for up to a minute if that has gone too.
+ALL_GONE_S = 150
+
+
+def left_behind(job: Job, seconds: float = ALL_GONE_S) -> list[str]:
     """Names of the job's processes that still live after so many seconds at most."""
     end = time.monotonic() + seconds
     while (left := processes(job)) and time.monotonic() < end:

@@ -41,7 +41,7 @@ def ended(cluster, undisturbed, source, tmp_path_factory) -> tuple[Job, dict]:
             driver.until(lambda before=before: job.committed() >= before + 6)
             send(driver.pid, number)  # Ctrl-C reaches every process of the terminal's group
             code, output = driver.wait(60)
-            ends[number] = code, output, before, harness.left_behind(job, 60)
+            ends[number] = code, output, before, harness.left_behind(job)
     finally:
         os.environ["RAY_ADDRESS"] = address
         harness.end_processes(job)

@@ -112,7 +112,7 @@ def finished_run(tmp_path_factory) -> Run:
     first = setbacks(job, "generate", str(config))
     wait_until(lambda: committed(run) >= 2, first)
     end_tree(first)
-    left = harness.left_behind(job, 60)  # its actors outlive it for a moment, and commit what they have
+    left = harness.left_behind(job)  # its actors outlive it for a moment, and commit what they have
     assert not left, "what the killed driver left behind ends by itself"
     at_kill = committed(run)
 
