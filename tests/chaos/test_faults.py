@@ -17,7 +17,7 @@ from tests.chaos import harness
 from tests.chaos.conftest import engine_actors, generate, kill_engine_actor, meanwhile
 from tests.chaos.harness import Driver, Job, assert_equals_undisturbed, write_job
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_an_engine_actor_is_killed(cluster, job, undisturbed):
