@@ -32,8 +32,8 @@ class VllmModel:
         with imports.quick():
             from vllm.v1.engine.async_llm import AsyncLLM
 
-        # vLLM calls it in every process of the engine. Here it comes first, so that a refusal is told in
-        # its own words.
+        # vLLM calls it in every process of the engine. This process calls it first, so that the user
+        # sees its own message.
         cpu_lora.register()
         self.tokenizer = pretrained.tokenizer(model_dir, model.revision)
         self._scratch = tempfile.TemporaryDirectory(prefix="setbacks-adapters-")  # for those on an object store

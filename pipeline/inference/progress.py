@@ -256,7 +256,7 @@ class Progress:
 
         They are its part of the engines' time, and all other time since an output ended last, or since the
         beginning. So the seconds of all outputs add up to the time that has really passed; and the start of
-        the engines, which they share, is told once: with the first that ends.
+        the engines, which they share, is reported once: with the first output that ends.
         """
         found = self.figures()
         apart = time.monotonic() - self._started - sum(figures["busy_s"] for figures in found.values())

@@ -11,37 +11,20 @@ import hashlib
 import json
 import os
 import tempfile
-import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from pipeline import attempt, imports, pretrained
+from pipeline import attempt, pretrained
 from pipeline.config import DPO, SFT, Config
 from pipeline.data import adapter as adapter_files
 from pipeline.data import storage
-from pipeline.errors import RunFailed, UserError
-from pipeline.session import TRAIN_ENVIRONMENT, beside_driver
+from pipeline.errors import UserError
 from pipeline.toy.model import shipped_recipe
 from pipeline.training import adapter, examples, methods, start
 from pipeline.training.job import HISTORY, Job, Run, write_table
-
-Progress = Callable[[dict], None]
-RESIZE_S = 60.0  # between two looks of an elastic training at whether there is room for another number of workers
-POLL_S = 0.3  # between two looks at what the workers have logged
-SEEN_S = 60.0  # for a file that a worker has written to be seen by the driver: NFS caches that it was not there
-_TRIES = 3  # to read a checkpoint
-WORKER_ENVIRONMENT = {
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    # How long an OpenMP thread on a CPU spins for the others before it sleeps. By default that is milliseconds, in vain if
-    # another process has taken their core: two threads on two cores, beside one busy process, took 60 times as long as
-    # alone. With this number 4 times, and alone 1.1 times.
-    "GOMP_SPINCOUNT": "3000",
-}
+from pipeline.training.workers import Progress, WorkerGroup
 
 
 @dataclass(frozen=True)
@@ -119,9 +102,9 @@ class Prepared:
     counts: examples.Counts
     jobs: list[Job]
     parameters: int
-    group: "WorkerGroup | None" = None
+    group: WorkerGroup | None = None
 
-    def join(self, group: "WorkerGroup") -> None:
+    def join(self, group: WorkerGroup) -> None:
         """Have the arm's runs done by this group, after those that it has already."""
         self.group = group
         self.jobs = _chained([replace(job, group=group.directory) for job in self.jobs])
@@ -314,170 +297,3 @@ def _assemble(job: Job, directory: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         frozen = adapter_files.fetch(job.frozen, scratch) if job.frozen else None
         start.assemble(frozen, adapter_files.fetch(job.done, scratch), directory)
-
-
-def _keep(job: Job, found: str) -> None:
-    """Copy what workers have left at `found` to `job.done`."""
-    attempt.check()
-    storage.write_text(storage.join(job.done, HISTORY), storage.read_text(storage.join(found, HISTORY)))
-    adapter_files.copy(found, job.done)
-
-
-class WorkerGroup:
-    """The workers that go through the runs of some arms, started when the first result is asked for.
-
-    `fit` runs in a thread, so that the driver's own can hand on progress, and so that Ctrl-C stays Python's (Ray Train would take
-    SIGINT over).
-    """
-
-    def __init__(self, directory: str):
-        self.directory, self.jobs = directory, []
-        self._lines: dict[str, list[dict]] = {}  # by run: logged, and not handed on yet
-        self._finished: set[str] = set()  # runs that the workers say are finished
-        self._board = self._running = None
-        self._executor = ThreadPoolExecutor(1)
-
-    def finish(self, job: Job, on_line: Progress | None) -> None:
-        """Wait until a run's adapter and history are in `job.done`. Raises RunFailed if training gave up."""
-        from ray.exceptions import RayError
-        from ray.train import TrainingFailedError
-
-        max_failures = job.train.max_failures
-        try:
-            if self._running is None:
-                self._start()
-            while not adapter_files.is_whole(job.done):
-                over = not wait([self._running], timeout=POLL_S).not_done
-                self._read()
-                for line in self._lines.pop(job.name, ()):
-                    if on_line is not None:
-                        on_line(line)
-                if over:
-                    self._running.result()
-                if over or job.name in self._finished:
-                    self._adopt(job)
-        except TrainingFailedError as e:
-            raise RunFailed(f"training gave up after {max_failures} restarts: {_cause(e)}") from e
-        except RayError as e:
-            raise RunFailed(
-                f"Ray has gone down around the driver ({type(e).__name__}); the same command goes on from the last checkpoint"
-            ) from e
-
-    def release(self) -> None:
-        self._executor.shutdown(wait=False)
-
-    def _start(self) -> None:
-        """Keep what earlier attempts have finished, and start the workers on the rest."""
-        others = [place for place in self._attempts() if place != self.directory]
-        for job in self.jobs:
-            left = (storage.join(place, storage.name(job.finished)) for place in (*others, self.directory))
-            if not adapter_files.is_whole(job.done) and (found := next(filter(adapter_files.is_whole, left), None)):
-                _keep(job, found)
-        todo = [job for job in self.jobs if not adapter_files.is_whole(job.done)]
-        if not todo:
-            self._running = Future()
-            self._running.set_result(None)
-            return
-        self._board = beside_driver(_Board)
-        todo[0] = replace(todo[0], resume=self._newest(todo[0], others))
-        self._running = self._executor.submit(_fit, self.directory, [replace(job, progress=self._board) for job in todo])
-
-    def _attempts(self) -> list[str]:
-        """Directories of this attempt's groups and of earlier attempts'."""
-        checkpoints = self.directory.rpartition("/")[0]
-        return [storage.join(checkpoints, name) for name in storage.directories(checkpoints)]
-
-    def _newest(self, job: Job, others: list[str]) -> str | None:
-        """A copy of the newest whole checkpoint of a run that other attempts have left: those that still write delete theirs when
-        they have newer ones."""
-        from ray.train import Result
-
-        for _ in range(_TRIES):
-            found = {}
-            for place in others:
-                with suppress(RuntimeError):  # it has no checkpoint yet
-                    checkpoint = Result.from_path(place).checkpoint
-                    if checkpoint is not None and job.owns(checkpoint.path):
-                        step = storage.name(checkpoint.path)
-                        found[step] = storage.join(place, step)
-            if not found:
-                return None
-            with suppress(OSError):  # deleted meanwhile: there is a newer one
-                storage.remove(kept := storage.join(self.directory, "resumed"))
-                return storage.copy(found[max(found)], kept)
-        raise RunFailed(
-            f"{self.directory}: the checkpoints beside it change while they are read; see with `setbacks status` who else trains there"
-        )
-
-    def _read(self) -> None:
-        """Sort what the workers have posted by run."""
-        import ray
-
-        if self._board is None:
-            return
-        for line in ray.get(self._board.take.remote()):
-            if run := line.get("finished"):
-                self._finished.add(run)
-            else:
-                self._lines.setdefault(line["run"], []).append({key: value for key, value in line.items() if key != "run"})
-
-    def _adopt(self, job: Job) -> None:
-        end = time.monotonic() + SEEN_S
-        while not adapter_files.is_whole(job.finished):
-            if time.monotonic() > end:
-                raise RunFailed(f"{job.finished}: not there, though a worker has finished it; every node must see the run directory")
-            time.sleep(POLL_S)
-        _keep(job, job.finished)
-
-
-def _fit(directory: str, jobs: list[Job]) -> None:
-    """Run a worker group to the end of its jobs; Ray Train restarts it from its latest checkpoint when a worker is lost."""
-    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    for variable, value in TRAIN_ENVIRONMENT.items():
-        os.environ.setdefault(variable, value)
-    t = jobs[0].train
-    storage_path, name = directory.rsplit("/", 1)
-    TorchTrainer(
-        _train,
-        train_loop_config={"jobs": jobs},
-        scaling_config=ScalingConfig(num_workers=t.workers, use_gpu=t.use_gpu, elastic_resize_monitor_interval_s=RESIZE_S),
-        run_config=RunConfig(
-            name=name,
-            storage_path=storage_path,
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            failure_config=FailureConfig(max_failures=t.max_failures, controller_failure_limit=t.max_failures),
-            worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
-            logging_config=LoggingConfig("CRITICAL"),
-        ),
-    ).fit()
-
-
-def _train(arguments: dict) -> None:
-    """The workers' function; imports torch there, not here."""
-    with imports.quick():
-        from pipeline.training import loop
-
-    loop.train(arguments["jobs"])
-
-
-def _cause(error: Exception) -> str:
-    """The first sentence of the first worker's exception (Ray's text is a traceback, with the exception in the last line)."""
-    failures = getattr(error, "worker_failures", None)
-    cause = next(iter(failures.values())) if failures else error
-    return str(cause).strip().splitlines()[-1].split(". ")[0]
-
-
-class _Board:
-    """The actor between the workers' log lines and the driver."""
-
-    def __init__(self):
-        self.lines: list[dict] = []
-
-    def post(self, line: dict) -> None:
-        self.lines.append(line)
-
-    def take(self) -> list[dict]:
-        lines, self.lines = self.lines, []
-        return lines

@@ -51,7 +51,7 @@ def job(undisturbed, source, model, tmp_path):
 
 
 # `setbacks train`, which looks for room more often than once a minute.
-RESIZES_SOON = "import sys; from pipeline import cli; from pipeline.training import arm; arm.RESIZE_S = 3.0; cli.main()"
+RESIZES_SOON = "import sys; from pipeline import cli; from pipeline.training import workers; workers.RESIZE_S = 3.0; cli.main()"
 
 
 class Training:
