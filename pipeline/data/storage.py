@@ -170,23 +170,27 @@ def digest(path: str) -> str:
 
 def sizes(path: str) -> dict[str, int]:
     """Name and bytes of the files directly in a directory; empty where it does not exist."""
-    fs, inner = filesystem(path)
-    found = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
-    return {f.base_name: f.size for f in found if f.type == pafs.FileType.File}
+    return {f.base_name: f.size for f in _listed(path) if f.type == pafs.FileType.File}
 
 
 def files(path: str, suffix: str = "") -> list[str]:
     """The files directly in a directory, sorted, as paths of its file system; empty where it does not exist."""
-    fs, inner = filesystem(path)
-    found = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
-    return sorted(f.path for f in found if f.type == pafs.FileType.File and f.path.endswith(suffix))
+    return sorted(f.path for f in _listed(path) if f.type == pafs.FileType.File and f.path.endswith(suffix))
 
 
 def directories(path: str) -> list[str]:
     """Names of the directories directly in a directory, sorted; empty where it does not exist."""
+    return sorted(f.base_name for f in _listed(path) if f.type == pafs.FileType.Directory)
+
+
+def _listed(path: str) -> list[pafs.FileInfo]:
     fs, inner = filesystem(path)
-    found = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
-    return sorted(f.base_name for f in found if f.type == pafs.FileType.Directory)
+    selector = pafs.FileSelector(inner, allow_not_found=True)
+    try:
+        return fs.get_file_info(selector)
+    except FileNotFoundError:
+        # Arrow lists, finds nothing, and then asks whether the directory exists: if it was made in between, Arrow calls that an error.
+        return fs.get_file_info(selector)
 
 
 def copy(source: str, target: str) -> str:

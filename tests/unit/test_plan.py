@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 from rich.console import Console
 
 from pipeline.plan import show_plan
@@ -198,30 +197,6 @@ def test_a_configuration_that_only_evaluates_has_a_plan(plan, tmp_path):
     assert "this configuration only evaluates" in told
     assert "1 entries × 8 k × 20 paths × 32 tokens × 2 arms" in told
     assert "generate" not in told and "train " not in told
-
-
-@pytest.mark.parametrize("model", ["toy", "org/model-on-the-hub", "local"])
-def test_no_engine_is_even_imported(tmp_path, model):
-    out_of_reach = model == "org/model-on-the-hub"
-    # The model's own tokenizer cannot do without torch.
-    unwanted = (*ENGINES, "torch") if out_of_reach else ENGINES
-    if model == "local":
-        (tmp_path / "model").mkdir()
-        (tmp_path / "model" / "config.json").write_text(json.dumps({"max_position_embeddings": 256}))
-        tiny.tokenizer().save_pretrained(tmp_path / "model")
-        model = str(tmp_path / "model")
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(scripted.tree(tmp_path / "run", model={"path": model})))
-    code = (
-        "import sys; from pipeline import cli\n"
-        "try: cli.main()\n"
-        "except SystemExit as e: assert not e.code, e.code\n"
-        f"print([name for name in {unwanted} if name in sys.modules])"
-    )
-    command = [sys.executable, "-c", code, "plan", str(tmp_path / "run.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
-    assert "Time" in done.stdout
 
 
 def test_help_needs_no_library():

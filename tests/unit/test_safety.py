@@ -19,16 +19,12 @@ from pipeline.errors import UserError
 from pipeline.inference.engine import VllmModel
 from pipeline.training import arm, examples, start
 from tests import tiny
-from tests.unit.exploits import PACKAGE, Exploit, run_python
+from tests.exploits import AUTO_MAP, PACKAGE, Exploit, add_code, edit
 
 
 @pytest.fixture
 def model(clean_model, tmp_path) -> Path:
     return Path(shutil.copytree(clean_model, tmp_path / "model"))
-
-
-def edit(file: Path, **changes) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 # -- the source code
@@ -81,17 +77,12 @@ def test_models_are_opened_with_remote_code_off_and_safetensors_only():
 @pytest.fixture
 def coded_model(model, marker, monkeypatch):
     """A model with Python code of its own, and a user who answers yes to every question."""
-    (model / "modeling_evil.py").write_text(
-        f"import os\nos.mkdir({str(marker)!r})\n"
-        "from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast\n"
-        "class EvilConfig(LlamaConfig): pass\nclass EvilModel(LlamaForCausalLM): pass\nclass EvilTokenizer(PreTrainedTokenizerFast): pass\n"
-    )
+    add_code(model, marker)
     monkeypatch.setattr(builtins, "input", lambda *_: "y")
     monkeypatch.setenv("HF_MODULES_CACHE", str(model.parent / "modules"))
     return model
 
 
-AUTO_MAP = {"AutoConfig": "modeling_evil.EvilConfig", "AutoModelForCausalLM": "modeling_evil.EvilModel"}
 TOKENIZER_MAP = {"AutoTokenizer": ["modeling_evil.EvilTokenizer", "modeling_evil.EvilTokenizer"]}
 NEEDS_CODE = "model.path = .*it needs Python code of its own"
 
@@ -141,32 +132,6 @@ def test_a_known_model_is_loaded_without_its_code(coded_model, marker):
     edit(coded_model / "tokenizer_config.json", auto_map=TOKENIZER_MAP)
     preflight.check_models(tiny.config(str(coded_model)), {"generate", "train"}, set(), str(coded_model))
     assert pretrained.model(str(coded_model), dtype="float32").config.model_type == "llama"
-    assert not marker.exists()
-
-
-ENGINE = """
-import sys
-from pipeline.config import Inference, Model
-from pipeline.inference.engine import _arguments
-for directory in sys.argv[1:]:
-    arguments = _arguments(Model(path=directory, dtype="float32"), directory, Inference(), [])
-    assert (arguments.trust_remote_code, arguments.load_format) == (False, "safetensors")
-    try:
-        arguments.create_model_config()
-        print("fine")
-    except ValueError:
-        print("refused")
-"""
-
-
-def test_the_engine_is_told_to_run_none(coded_model, marker, tmp_path):
-    """In a process of its own, which may import vLLM."""
-    changes = [{}, {"architectures": ["EvilModel"]}, {"architectures": ["EvilModel"], "model_type": "evil"}]
-    models = [shutil.copytree(coded_model, tmp_path / f"model-{i}") for i in range(len(changes))]
-    for directory, change in zip(models, changes, strict=True):
-        edit(directory / "config.json", auto_map=AUTO_MAP, **change)
-    outcomes = run_python(ENGINE, *models, stdin="y\n" * 9).splitlines()
-    assert [line for line in outcomes if line in ("fine", "refused")] == ["fine", "refused", "refused"]
     assert not marker.exists()
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from pipeline import preflight
 from pipeline.config import Config, Endpoint, Source
-from pipeline.data import instructions, pickles
+from pipeline.data import instructions
 from pipeline.errors import UserError
 from pipeline.evaluation import report
 from pipeline.inference import endpoint
@@ -24,84 +24,9 @@ from pipeline.show import show
 from pipeline.training import methods, sft
 from pipeline.training.job import Job, write_table
 from tests import tiny
-from tests.unit.exploits import PACKAGE, Exploit, run_python
+from tests.exploits import PACKAGE, Exploit, write_exploits
 
 # -- Parquet
-
-
-def claiming(column: pa.Array, name: str, metadata: bytes = b"") -> pa.Field:
-    """A field of the column's type, which says that it is an extension type of this name."""
-    return pa.field("instruction", column.type, metadata={"ARROW:extension:name": name, "ARROW:extension:metadata": metadata})
-
-
-def write_exploits(directory: Path, exploit: bytes) -> None:
-    """One data set of one file each: pickles as values, deeper values, and metadata of types."""
-    values, numbers = pa.array([exploit], pa.large_binary()), pa.array([[1.0]], pa.list_(pa.float64()))
-    inner = pa.StructArray.from_arrays([values], fields=[claiming(values, pickles.NAME)])
-    columns = {
-        "value": (values, claiming(values, pickles.NAME)),
-        "nested": (inner, pa.field("instruction", inner.type)),
-        "in_list": (pa.array([[exploit]], listed := pa.list_(claiming(values, pickles.NAME))), pa.field("instruction", listed)),
-        "type": (values, claiming(values, "arrow.py_extension_type", exploit)),
-        "schema": (pa.array(["text"]), pa.field("instruction", pa.string())),
-        "tensor": (numbers, claiming(numbers, "ray.data.arrow_tensor", exploit)),
-    }
-    for name, (column, field) in columns.items():
-        (directory / name).mkdir(parents=True)
-        about = {b"pandas": exploit, b"huggingface": exploit} if name == "schema" else None
-        schema = pa.schema([field, pa.field("id", pa.string())], metadata=about)
-        pq.write_table(pa.Table.from_arrays([column, pa.array(["1"])], schema=schema), directory / name / "data-00000.parquet")
-
-
-READ_EVERYTHING = """
-import io, pathlib, sys
-place, ray_first = pathlib.Path(sys.argv[1]), sys.argv[2] == "ray first"
-marker = place / "pwned"
-import pyarrow.dataset as pads
-import pyarrow.parquet as pq
-if ray_first:
-    import ray.data
-    pq.read_table(place / "files" / "value").to_pylist()
-    assert marker.exists(), "the exploit does not work"
-    marker.rmdir()
-from rich.console import Console
-from pipeline.config import Source
-from pipeline.data import instructions
-from pipeline.data.schema import MISTAKES
-from pipeline.evaluation import report
-from pipeline.show import show
-from pipeline.training import examples
-import datasets, ray.data
-readers = {
-    "instructions": lambda path: list(instructions.read(Source(path=path))),
-    "columns": lambda path: list(instructions.read(Source(path=path, columns={"instruction": "id", "category": "instruction"}))),
-    "show": lambda path: show(path, 5, True, Console(file=io.StringIO())),
-    "report": lambda path: report._dataset(path.rsplit("/", 1)[0], MISTAKES),
-    "training": lambda path: examples.dataset(path, "").to_table().to_pylist(),
-    "datasets": lambda path: list(datasets.load_dataset("parquet", data_files=f"{path}/*.parquet", split="train", streaming=True)),
-    "pandas": lambda path: pads.dataset(path).to_table().to_pandas(),
-    "ray": lambda path: ray.data._internal.object_extensions.arrow.raise_on_pickle_object_columns(pq.read_table(path)),
-}
-for file in sorted((place / "files").iterdir()):
-    for name, read in readers.items():
-        try:
-            read(str(file))
-            outcome = "read"
-        except Exception as e:
-            outcome = type(e).__name__
-        assert not marker.exists(), f"{name} executed {file.name}"
-        print(file.name, name, outcome)
-"""
-
-
-@pytest.mark.parametrize("order", ["ray first", "pipeline first"])
-def test_reading_parquet_executes_nothing(tmp_path, marker, order):
-    write_exploits(tmp_path / "files", pickle.dumps(Exploit(marker)))
-    printed = run_python(READ_EVERYTHING, tmp_path, order)
-    outcomes = {tuple(line.split()[:2]): line.split()[2] for line in printed.splitlines()}
-    assert outcomes["value", "instructions"] == "read", "the row is kept as a failed one"
-    assert outcomes["value", "training"] == "read" and outcomes["schema", "show"] == "read"
-    assert outcomes["value", "ray"] == "ValueError", "Ray's own refusal still stands"
 
 
 def test_a_column_of_pickles_is_no_text(tmp_path, marker):

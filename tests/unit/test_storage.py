@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow.fs as pafs
 import pytest
 
 from pipeline.data import storage
@@ -41,6 +42,22 @@ def test_of_many_at_once_exactly_one_creates_it(place, seed):
         created = [number for number in threads.map(create, range(8)) if number is not None]
     assert len(created) == 1 and storage.read_text(f"{place}/0001.json") == f"{created[0]}"
     assert list(storage.sizes(place)) == ["0001.json"]
+
+
+def test_a_directory_made_while_it_is_listed_is_no_error(tmp_path, monkeypatch):
+    """Arrow looks twice: a directory that is not there at its first look and is at its second is an error to it."""
+    late = tmp_path / "late"
+
+    class Racing(pafs.LocalFileSystem):
+        def get_file_info(self, selector):
+            if not late.exists():
+                late.mkdir()
+                (late / "0001.json").write_text("{}")
+                raise FileNotFoundError(2, f"Cannot list directory '{late}'")
+            return super().get_file_info(selector)
+
+    monkeypatch.setattr(storage, "filesystem", lambda path: (Racing(), path))
+    assert storage.sizes(str(late)) == {"0001.json": 2}
 
 
 def test_claims_of_the_dead_hold_nobody_up_for_ever(tmp_path, monkeypatch):

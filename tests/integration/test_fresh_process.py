@@ -1,0 +1,149 @@
+"""What fresh processes import and what they execute: here, since each of them imports torch, Ray or vLLM and takes seconds."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests import scripted, tiny
+from tests.exploits import AUTO_MAP, Exploit, add_code, edit, run_python, write_exploits
+
+
+@pytest.fixture
+def marker(tmp_path) -> Path:
+    return tmp_path / "pwned"
+
+
+# -- what is imported
+
+PLAN = """
+import sys
+from pipeline import cli
+hub, *others = sys.argv[1:]
+def plan(file):
+    sys.argv[1:] = ["plan", file]
+    try:
+        cli.main()
+    except SystemExit as e:
+        assert not e.code, e.code
+plan(hub)
+assert "torch" not in sys.modules, "only a model's own tokenizer needs torch"
+for other in others:
+    plan(other)
+print([name for name in ("vllm", "ray") if name in sys.modules])
+"""
+
+
+def test_a_plan_imports_no_engine(tmp_path):
+    local = Path(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(local)
+    (local / "config.json").write_text(json.dumps({"max_position_embeddings": 256}))
+    files = []
+    for number, model in enumerate(("org/model-on-the-hub", str(local), "toy")):
+        files.append(tmp_path / f"{number}.yaml")
+        files[-1].write_text(yaml.safe_dump(scripted.tree(tmp_path / "run", model={"path": model})))
+    told = run_python(PLAN, *files)
+    assert told.splitlines()[-1] == "[]"
+    assert told.count("Time") == 3
+
+
+DRIVER = """
+import sys
+from pipeline.training import arm, methods
+from tests import tiny
+model, data = sys.argv[1:]
+for method in ("sft", "dpo"):
+    config = tiny.config(model, method=method)
+    arm.check_lora(config, model)
+    tables, counts, runs = methods.of(config.train).prepare(tiny.tokenizer(), f"{data}/{method}", config, method)
+    assert runs[0].items and counts.kinds.total()
+    print([name for name in ("trl", "vllm", "ray.data") if name in sys.modules])
+"""
+
+
+def test_the_driver_of_a_training_imports_no_trainer(tmp_path):
+    """TRL, whose import takes seconds, is the workers' affair."""
+    tiny.write(tmp_path / "data" / "sft", tiny.rows(12))
+    tiny.write_preferences(tmp_path / "data" / "dpo", tiny.preferences(2))
+    assert run_python(DRIVER, tiny.save(tmp_path / "model"), tmp_path / "data").split("\n") == ["[]", "[]", ""]
+
+
+# -- what is executed
+
+ENGINE = """
+import sys
+from pipeline.config import Inference, Model
+from pipeline.inference.engine import _arguments
+for directory in sys.argv[1:]:
+    arguments = _arguments(Model(path=directory, dtype="float32"), directory, Inference(), [])
+    assert (arguments.trust_remote_code, arguments.load_format) == (False, "safetensors")
+    try:
+        arguments.create_model_config()
+        print("fine")
+    except ValueError:
+        print("refused")
+"""
+
+
+def test_the_engine_is_told_to_run_no_code_of_a_model(tmp_path, marker):
+    changes = [{}, {"architectures": ["EvilModel"]}, {"architectures": ["EvilModel"], "model_type": "evil"}]
+    models = [Path(tiny.save(tmp_path / f"model-{i}")) for i in range(len(changes))]
+    for directory, change in zip(models, changes, strict=True):
+        add_code(directory, marker)
+        edit(directory / "config.json", auto_map=AUTO_MAP, **change)
+    outcomes = run_python(ENGINE, *models, stdin="y\n" * 9).splitlines()
+    assert [line for line in outcomes if line in ("fine", "refused")] == ["fine", "refused", "refused"]
+    assert not marker.exists()
+
+
+READ_EVERYTHING = """
+import io, pathlib, sys
+place, ray_first = pathlib.Path(sys.argv[1]), sys.argv[2] == "ray first"
+marker = place / "pwned"
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+if ray_first:
+    import ray.data
+    pq.read_table(place / "files" / "value").to_pylist()
+    assert marker.exists(), "the exploit does not work"
+    marker.rmdir()
+from rich.console import Console
+from pipeline.config import Source
+from pipeline.data import instructions
+from pipeline.data.schema import MISTAKES
+from pipeline.evaluation import report
+from pipeline.show import show
+from pipeline.training import examples
+import datasets, ray.data
+readers = {
+    "instructions": lambda path: list(instructions.read(Source(path=path))),
+    "columns": lambda path: list(instructions.read(Source(path=path, columns={"instruction": "id", "category": "instruction"}))),
+    "show": lambda path: show(path, 5, True, Console(file=io.StringIO())),
+    "report": lambda path: report._dataset(path.rsplit("/", 1)[0], MISTAKES),
+    "training": lambda path: examples.dataset(path, "").to_table().to_pylist(),
+    "datasets": lambda path: list(datasets.load_dataset("parquet", data_files=f"{path}/*.parquet", split="train", streaming=True)),
+    "pandas": lambda path: pads.dataset(path).to_table().to_pandas(),
+    "ray": lambda path: ray.data._internal.object_extensions.arrow.raise_on_pickle_object_columns(pq.read_table(path)),
+}
+for file in sorted((place / "files").iterdir()):
+    for name, read in readers.items():
+        try:
+            read(str(file))
+            outcome = "read"
+        except Exception as e:
+            outcome = type(e).__name__
+        assert not marker.exists(), f"{name} executed {file.name}"
+        print(file.name, name, outcome)
+"""
+
+
+@pytest.mark.parametrize("order", ["ray first", "pipeline first"])
+def test_reading_parquet_executes_nothing(tmp_path, marker, order):
+    write_exploits(tmp_path / "files", pickle.dumps(Exploit(marker)))
+    printed = run_python(READ_EVERYTHING, tmp_path, order)
+    outcomes = {tuple(line.split()[:2]): line.split()[2] for line in printed.splitlines()}
+    assert outcomes["value", "instructions"] == "read", "the row is kept as a failed one"
+    assert outcomes["value", "training"] == "read" and outcomes["schema", "show"] == "read"
+    assert outcomes["value", "ray"] == "ValueError", "Ray's own refusal still stands"
