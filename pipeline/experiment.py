@@ -100,7 +100,7 @@ class Experiment:
         self._open(store, {self.generated.name: self._whole(self.generated, "generate")["digest"]})
         if store.complete is None:
             started, drops = time.monotonic(), Counter()
-            done = store.write_rows(self.method.examples(config, self.generated.rows(), drops))
+            done = store.write_rows(self.method.examples(config, self.generated.dataset.rows(), drops))
             self._record("mix", {"rows": done["rows"], "seconds": round(time.monotonic() - started, 2), "drops": dict(drops)})
             write_card(store, config, self.fingerprints[store.name]["prompts"], {"drops": dict(drops)})
         if not store.complete["rows"]:
@@ -125,7 +125,7 @@ class Experiment:
         checkpoints = storage.join(self.run_dir, ".state", "train")
         if self.overwrite:
             storage.remove(checkpoints)
-        arms = [Arm(arm, self.training_set.path, output.path, output.state("train")) for arm, output in waiting.items()]
+        arms = [Arm(arm, self.training_set.dataset, output.path, output.state("train")) for arm, output in waiting.items()]
         with Training(self.config, arms, self.model_dir, checkpoints) as training:
             for arm, output in waiting.items():
                 attempt.making(output.name)

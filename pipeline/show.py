@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 from pipeline.data import storage
+from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
 
 # Columns, and members of structs, whose text is about a row or is safe by its making. Every other text is taken for harmful, in foreign
@@ -22,22 +23,21 @@ _MOST_CHARACTERS = 2_000
 def show(dataset_dir: str, rows: int, reveal: bool, console) -> None:
     """Print a data set's columns, counts and first `rows` rows on a `rich.console.Console`.
 
-    Raises UserError where there is no data set of Parquet files, or where it cannot be read.
+    Raises UserError if there is no data set of Parquet files, if it cannot be read, or if it has changed since a run finished it.
     """
-    import pyarrow as pa
-
-    try:
-        dataset = _open(dataset_dir)
-        first = dataset.head(rows, batch_size=rows).to_pylist()
-        counts = {name: _count(dataset, name) for name in _COUNTED if name in dataset.schema.names}
-        total = dataset.count_rows()
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as e:
-        raise UserError(f"{dataset_dir}: cannot be read as Parquet ({safe_text(' '.join(str(e).split()))})") from None
+    dataset = _open(dataset_dir)
+    schema, total, first = dataset.schema, 0, []
+    counts: dict[str, Counter] = {name: Counter() for name in _COUNTED if name in schema.names}
+    for table in dataset.tables():
+        total += table.num_rows
+        first += table.slice(0, rows - len(first)).to_pylist()
+        for name, values in counts.items():
+            values.update(_counted(table[name]))
 
     console.print(_line(f"{dataset_dir}: {total} rows"), style="bold")
     for name, values in counts.items():
         console.print(_line(f"  {name}: " + ", ".join(f"{value} {n}" for value, n in values.most_common())))
-    console.print(_columns(dataset.schema))
+    console.print(_columns(schema))
     for number, row in enumerate(first, start=1):
         console.rule(_line(f"row {number} of {total}"), style="dim")
         console.print(_fields(row, reveal))
@@ -54,33 +54,33 @@ def masked(text: str) -> str:
     return f"▒▒▒▒ ({len(text)} characters)"
 
 
-def _open(dataset_dir: str):
-    from pyarrow import dataset, fs
+def _open(dataset_dir: str) -> Dataset:
+    from pyarrow import fs
 
     filesystem, inner = storage.filesystem(dataset_dir)
     if filesystem.get_file_info(inner).type != fs.FileType.Directory:
         raise UserError(f"{dataset_dir}: no such directory; a data set is a directory of Parquet files, such as RUN/mistakes")
-    files = storage.files(dataset_dir, ".parquet")
-    if not files:
+    dataset = Dataset.at(storage.absolute(dataset_dir))
+    if dataset is None:
         raise UserError(f"{dataset_dir}: holds no Parquet files{_inside(filesystem, inner)}")
-    return dataset.dataset(files, filesystem=filesystem, format="parquet")
+    return dataset
 
 
 def _inside(filesystem, inner: str) -> str:
-    """The mend where somebody names a run instead of one of its data sets."""
+    """The remedy if somebody names a run instead of one of its data sets."""
     from pyarrow import fs
 
     below = filesystem.get_file_info(fs.FileSelector(inner, recursive=True))
     names = sorted({f.path.removeprefix(inner).lstrip("/").rpartition("/")[0] for f in below if f.path.endswith(".parquet")})
-    visible = [name for name in names if not name.startswith(".")]
+    visible = [name for name in names if name and not name.startswith(".")]
     return f"; name a data set in it: {safe_text(', '.join(visible))}" if visible else "; it may not be complete yet"
 
 
-def _count(dataset, column: str) -> Counter:
+def _counted(column) -> dict[str, int]:
+    """How often each value occurs; a foreign column of that name may hold anything."""
     counts: Counter = Counter()
-    for batch in dataset.to_batches(columns=[column]):
-        for pair in batch.column(0).value_counts().to_pylist():
-            counts[str(pair["values"])] += pair["counts"]  # a foreign column of that name may hold anything
+    for pair in column.value_counts().to_pylist():
+        counts[str(pair["values"])] += pair["counts"]
     return counts
 
 

@@ -3,10 +3,10 @@
 import random
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from pipeline.config import Config
+from pipeline.data.dataset import Dataset
 from pipeline.data.schema import PREFERENCES, SFT, Schema
+from pipeline.data.store import Store
 
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 CHATML = (
@@ -83,13 +83,15 @@ def preferences(groups: int) -> list[dict]:
     return rows
 
 
-def write(directory: Path, rows: list[dict], schema: Schema = SFT) -> str:
-    directory.mkdir(parents=True, exist_ok=True)
-    pq.write_table(schema.table(rows), directory / "data-00000.parquet")
-    return str(directory)
+def write(directory: Path, rows: list[dict], schema: Schema = SFT) -> Dataset:
+    """A finished data set, as `mix` leaves it."""
+    store = Store(str(directory.parent), directory.name, schema)
+    store.open({})
+    store.write_rows(rows)
+    return store.dataset
 
 
-def write_preferences(directory: Path, rows: list[dict]) -> str:
+def write_preferences(directory: Path, rows: list[dict]) -> Dataset:
     return write(directory, rows, PREFERENCES)
 
 

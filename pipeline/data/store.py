@@ -22,18 +22,18 @@ from itertools import islice
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from pipeline import attempt
 from pipeline.data import storage
 from pipeline.data.block import Block, parts_dir, write_part
+from pipeline.data.dataset import Dataset, changed
 from pipeline.data.ids import IdSet
 from pipeline.data.instructions import Counts
 from pipeline.data.output import Output
 from pipeline.data.schema import FAILED, Schema
 from pipeline.data.shards import Digest, Shards
 from pipeline.data.work import WorkList, batches, write_work_list
-from pipeline.errors import RunFailed, UserError
+from pipeline.errors import RunFailed
 
 _ROWS_AT_ONCE = 10_000
 _READS_AHEAD = 8
@@ -57,9 +57,9 @@ class Store(Output):
         present = storage.sizes(self.path)
         for name, shard in done["shards"].items():
             if name not in present:
-                raise self._spoilt(name, "has been deleted")
+                raise changed(self.path, name, "has been deleted")
             if present[name] != shard["bytes"]:
-                raise self._spoilt(name, f"has {present[name]:,} bytes instead of {shard['bytes']:,}: it was cut or changed")
+                raise changed(self.path, name, f"has {present[name]:,} bytes instead of {shard['bytes']:,}: it was cut or changed")
         return done
 
     # -- the rows to do
@@ -180,7 +180,7 @@ class Store(Output):
         facts = {**self.work(), "token": secrets.token_hex(4)}
         work, failed = replace(self.work_list, token=facts["token"]), 0
         statuses = (table["status"] for table in work.tables(["status"]))
-        for number, (status, table) in enumerate(zip(statuses, _sliced(self.tables(), work.block_rows), strict=True)):
+        for number, (status, table) in enumerate(zip(statuses, _sliced(self.dataset.tables(), work.block_rows), strict=True)):
             malformed = pc.fill_null(pc.equal(status, FAILED), False)  # those of `evaluate` begin with none
             kept = pc.or_(pc.not_equal(table["status"], FAILED), malformed)
             lost = table.num_rows - pc.sum(kept).as_py()
@@ -193,36 +193,10 @@ class Store(Output):
         self._forget_parts(keep=facts["token"] if failed else None)
         return failed
 
-    # -- reading
-
-    def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The complete data set, a row group at a time; in the order of the work list where there is one.
-
-        Raises UserError where a shard is not what was written.
-        """
-        for name, shard in self.complete["shards"].items():
-            content = storage.read_bytes(storage.join(self.path, name))
-            if blake2b(content, digest_size=16).hexdigest() != shard["digest"]:
-                raise self._spoilt(name, "has changed or is damaged")
-            parquet = pq.ParquetFile(pa.py_buffer(content))
-            for group in range(parquet.num_row_groups):
-                yield parquet.read_row_group(group, columns=columns)
-
-    def rows(self, columns: list[str] | None = None) -> Iterator[dict]:
-        for table in self.tables(columns):
-            for batch in table.to_batches(max_chunksize=1000):
-                yield from batch.to_pylist()
-
-    def verify(self) -> None:
-        """Read every shard's bytes. Raises UserError where one is not what was written."""
-        for name, shard in self.complete["shards"].items():
-            if storage.digest(storage.join(self.path, name)) != shard["digest"]:
-                raise self._spoilt(name, "has changed or is damaged")
-
-    def _spoilt(self, name: str, what: str) -> UserError:
-        return UserError(
-            f"{self.path}: {name} {what} since the data set was complete; put it back, or make the data set again with --overwrite"
-        )
+    @property
+    def dataset(self) -> Dataset:
+        """The complete data set, to be read; in the order of the work list if it has one. Raises UserError if a shard is missing or cut."""
+        return Dataset(self.path, {name: shard["digest"] for name, shard in self.complete["shards"].items()})
 
 
 class _Counts:

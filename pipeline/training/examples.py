@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
 from jinja2 import TemplateError
 
-from pipeline.data import storage
+from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
 
 IGNORE = -100  # the label of a token that is not a training target
@@ -53,12 +53,12 @@ class Counts:
     dropped: Counter = field(default_factory=Counter)
 
 
-def prepare(tokenizer: Any, examples_dir: str, kinds: list[str], seed: int, max_length: int, packing: bool) -> tuple[pa.Table, Counts]:
+def prepare(tokenizer: Any, dataset: Dataset, kinds: list[str], seed: int, max_length: int, packing: bool) -> tuple[pa.Table, Counts]:
     """The training set of one arm as a table of schema SEQUENCES, and what became of its rows.
 
     Raises UserError where the data set has no usable row of these kinds, or the tokenizer cannot label them (see `encode`).
     """
-    rows = read(examples_dir, kinds)
+    rows = read(dataset, kinds)
     rows.sort(key=lambda row: hashed(seed, row["id"]))
     counts = Counts()
     kept = []
@@ -75,27 +75,17 @@ def prepare(tokenizer: Any, examples_dir: str, kinds: list[str], seed: int, max_
                 kept.append(example)
     if not kept:
         mends = {"too_long": f"raise train.max_length = {max_length}", "token_across_turns": MEND_ACROSS_TURNS}
-        raise nothing_left(examples_dir, f"examples of kind {' or '.join(kinds)}", counts, mends)
+        raise nothing_left(dataset.path, f"examples of kind {' or '.join(kinds)}", counts, mends)
     bins = pack([len(e.tokens) for e in kept], max_length) if packing else [[i] for i in range(len(kept))]
     return table([[kept[i] for i in members] for members in bins]), counts
 
 
-def read(examples_dir: str, kinds: list[str]) -> list[dict]:
-    """The rows (id, kind, messages) of a data set of `schema.SFT` whose kind is wanted. Raises UserError where there is none."""
-    data = dataset(examples_dir, "make the mixture first (setbacks mix)")
-    rows = data.to_table(columns=["id", "kind", "messages"], filter=ds.field("kind").isin(kinds)).to_pylist()
+def read(dataset: Dataset, kinds: list[str]) -> list[dict]:
+    """The rows (id, kind, messages) of a data set of `schema.SFT` whose kind is wanted. Raises UserError if there is none."""
+    rows = dataset.table(["id", "kind", "messages"], pc.field("kind").isin(kinds)).to_pylist()
     if not rows:
-        raise UserError(f"{examples_dir}: no example of kind {' or '.join(kinds)} to train on; change the arm's kinds or the mixture")
+        raise UserError(f"{dataset.path}: no example of kind {' or '.join(kinds)} to train on; change the arm's kinds or the mixture")
     return rows
-
-
-def dataset(directory: str, mend: str) -> ds.Dataset:
-    """The Parquet files of a data set. Raises UserError, with what to do about it, where there are none."""
-    fs, _ = storage.filesystem(directory)
-    files = storage.files(directory, ".parquet")
-    if not files:
-        raise UserError(f"{directory}: no Parquet file there to train on; {mend}")
-    return ds.dataset(files, format="parquet", filesystem=fs)
 
 
 def nothing_left(directory: str, what: str, counts: "Counts", mends: dict[str, str]) -> UserError:

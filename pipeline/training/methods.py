@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from pipeline.config import DPO, SFT, Config
+from pipeline.data.dataset import Dataset
 from pipeline.training import examples, pairs
 from pipeline.training.job import Job, Run
 
@@ -16,7 +17,7 @@ Prepared = tuple[dict[str, pa.Table], examples.Counts, list[Run]]
 
 class Method(Protocol):
     @staticmethod
-    def prepare(tokenizer: Any, examples_dir: str, config: Config, arm: str) -> Prepared:
+    def prepare(tokenizer: Any, dataset: Dataset, config: Config, arm: str) -> Prepared:
         """The arm's training set as tables, what became of the rows it is made of, and the runs over it.
 
         Raises UserError if no row can be used.
@@ -43,10 +44,10 @@ class Supervised:
     """Fine-tuning on packed conversations: one run over them, for every model that can be loaded."""
 
     @staticmethod
-    def prepare(tokenizer: Any, examples_dir: str, config: Config, arm: str) -> Prepared:
-        """From Parquet of `schema.SFT`."""
+    def prepare(tokenizer: Any, dataset: Dataset, config: Config, arm: str) -> Prepared:
+        """From rows of `schema.SFT`."""
         t, kinds = config.arms[arm].train, config.arms[arm].kinds
-        sequences, counts = examples.prepare(tokenizer, examples_dir, kinds, config.seed, t.max_length, t.packing)
+        sequences, counts = examples.prepare(tokenizer, dataset, kinds, config.seed, t.max_length, t.packing)
         return {"sequences": sequences}, counts, [Run(sequences.num_rows)]
 
     @staticmethod
@@ -68,10 +69,10 @@ class Preferences:
     """DPO on pairs: one run, or one per falling rank gap."""
 
     @staticmethod
-    def prepare(tokenizer: Any, examples_dir: str, config: Config, arm: str) -> Prepared:
-        """From Parquet of `schema.PREFERENCES`."""
+    def prepare(tokenizer: Any, dataset: Dataset, config: Config, arm: str) -> Prepared:
+        """From rows of `schema.PREFERENCES`."""
         t = config.arms[arm].train
-        responses, found, counts = pairs.prepare(tokenizer, examples_dir, t.max_length)
+        responses, found, counts = pairs.prepare(tokenizer, dataset, t.max_length)
         runs = [Run(found.num_rows)]
         if t.curriculum == "iterative":
             sizes = {entry["values"]: entry["counts"] for entry in found["gap"].value_counts().to_pylist()}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.training import examples
 from pipeline.training.examples import Counts, Example
@@ -31,16 +32,15 @@ _COLUMNS = ("id", "group", "prompt", "chosen", "rejected", "rank_chosen", "rank_
 _ORDER = [("group", "ascending"), ("rank_chosen", "ascending"), ("rank_rejected", "ascending"), ("id", "ascending")]
 
 
-def prepare(tokenizer: Any, preferences_dir: str, max_length: int) -> tuple[pa.Table, pa.Table, Counts]:
+def prepare(tokenizer: Any, dataset: Dataset, max_length: int) -> tuple[pa.Table, pa.Table, Counts]:
     """Responses, pairs (groups together, best chosen first), and what became of the rows of a data set of `schema.PREFERENCES`.
 
     A pair is dropped where its longer side exceeds max_length, where both sides are the same tokens, or where prompt and response share
     a token. Raises UserError where no pair can be used, or the tokenizer cannot tell prompt from response (see `examples.encode`).
     """
-    data = examples.dataset(preferences_dir, "make the pairs first (setbacks mix)")
-    rows = data.to_table(columns=list(_COLUMNS)).sort_by(_ORDER)
+    rows = dataset.table(_COLUMNS).sort_by(_ORDER)
     if not rows.num_rows:
-        raise UserError(f"{preferences_dir}: no preference pair there to train on; see why the rows of corrections dropped (setbacks show)")
+        raise UserError(f"{dataset.path}: no preference pair there to train on; see why the rows of corrections dropped (setbacks show)")
     counts = Counts()
     tokens: list[pa.Array] = []
     pairs: list[pa.Table] = []
@@ -54,7 +54,7 @@ def prepare(tokenizer: Any, preferences_dir: str, max_length: int) -> tuple[pa.T
             "equal": "chosen and rejected are the same, so there is nothing to prefer; make the pairs again",
             "token_across_turns": examples.MEND_ACROSS_TURNS,
         }
-        raise examples.nothing_left(preferences_dir, "pairs", counts, mends)
+        raise examples.nothing_left(dataset.path, "pairs", counts, mends)
     return pa.table([pa.chunked_array(tokens)], schema=RESPONSES), pa.concat_tables(pairs).combine_chunks(), counts
 
 

@@ -51,13 +51,14 @@ def test_a_plan_imports_no_engine(tmp_path):
 
 DRIVER = """
 import sys
+from pipeline.data.dataset import Dataset
 from pipeline.training import arm, methods
 from tests import tiny
 model, data = sys.argv[1:]
 for method in ("sft", "dpo"):
     config = tiny.config(model, method=method)
     arm.check_lora(config, model)
-    tables, counts, runs = methods.of(config.train).prepare(tiny.tokenizer(), f"{data}/{method}", config, method)
+    tables, counts, runs = methods.of(config.train).prepare(tiny.tokenizer(), Dataset.at(f"{data}/{method}"), config, method)
     assert runs[0].items and counts.kinds.total()
     print([name for name in ("trl", "vllm", "ray.data") if name in sys.modules])
 """
@@ -112,17 +113,16 @@ if ray_first:
 from rich.console import Console
 from pipeline.config import Source
 from pipeline.data import instructions
-from pipeline.data.schema import MISTAKES
+from pipeline.data.dataset import Dataset
 from pipeline.evaluation import report
 from pipeline.show import show
-from pipeline.training import examples
 import datasets, ray.data
 readers = {
     "instructions": lambda path: list(instructions.read(Source(path=path))),
     "columns": lambda path: list(instructions.read(Source(path=path, columns={"instruction": "id", "category": "instruction"}))),
     "show": lambda path: show(path, 5, True, Console(file=io.StringIO())),
-    "report": lambda path: report._dataset(path.rsplit("/", 1)[0], MISTAKES),
-    "training": lambda path: examples.dataset(path, "").to_table().to_pylist(),
+    "training": lambda path: Dataset.at(path).table().to_pylist(),
+    "report": lambda path: report._numbers(Dataset.at(path)),
     "datasets": lambda path: list(datasets.load_dataset("parquet", data_files=f"{path}/*.parquet", split="train", streaming=True)),
     "pandas": lambda path: pads.dataset(path).to_table().to_pandas(),
     "ray": lambda path: ray.data._internal.object_extensions.arrow.raise_on_pickle_object_columns(pq.read_table(path)),

@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.attempt import Attempt
 from pipeline.config import Config
+from pipeline.data.dataset import Dataset
 from tests import tiny
 
 ARM = "mistake_analysis"
@@ -58,7 +59,7 @@ def _train(config: Config, place: Path, examples: str, name: str, on_progress, a
     last, figures = arms[-1], {}
     names = {arm: name if arm == last else f"{name}-{arm}" for arm in arms}
     places = [
-        Arm(arm, *(str(place / directory) for directory in (examples, f"adapter/{own}", f"state/{own}"))) for arm, own in names.items()
+        Arm(arm, Dataset.at(str(place / examples)), str(place / "adapter" / own), str(place / "state" / own)) for arm, own in names.items()
     ]
     with Training(config, places, str(place / "model"), str(place / "checkpoints" / name)) as training:
         for arm in arms:

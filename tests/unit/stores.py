@@ -32,7 +32,7 @@ def made(store: Store, rows: list[dict], fingerprint: dict | None = None) -> dic
 
 
 def ids(store: Store) -> list[str]:
-    return sorted(row["id"] for row in store.rows(["id"]))
+    return sorted(row["id"] for row in store.dataset.rows(["id"]))
 
 
 def sft(n: int) -> dict:

@@ -67,7 +67,7 @@ def calls(monkeypatch):
         def result(self, name, on_progress):
             done.append(f"train {name}")
             arm = self.arms[name]
-            storage.write_text(storage.join(arm.out, "adapter_model.safetensors"), f"{name} {read(arm.examples)}")
+            storage.write_text(storage.join(arm.out, "adapter_model.safetensors"), f"{name} {list(arm.examples.rows())}")
             return {"examples": 3, "steps": 2, "final_loss": 0.5}
 
     monkeypatch.setattr(experiment, "run_recipes", run_recipes)
@@ -245,7 +245,7 @@ def test_an_endpoint_generates_and_is_said_not_to_evaluate(run, monkeypatch):
 
 def test_samples_are_rows_of_their_own(run, tmp_path):
     run("generate", recipe={"samples": 3})
-    rows = list(Experiment(scripted.config(tmp_path / "run")).generated.rows(["id", "instruction_id"]))
+    rows = list(Experiment(scripted.config(tmp_path / "run")).generated.dataset.rows(["id", "instruction_id"]))
     assert len({row["id"] for row in rows}) == 12
     assert len({row["instruction_id"] for row in rows}) == 4
 

@@ -134,7 +134,7 @@ def run(recipe, rows, schema=MISTAKES, work=INSTRUCTIONS, **how) -> list[dict]:
         store = written(directory, rows, schema, work)
         run_blocks(actor_of(store, recipe, **how), list(range(store.work_list.blocks)))
         store.finish()
-        return list(store.rows())
+        return list(store.dataset.rows())
 
 
 def rows(n: int) -> list[dict]:
@@ -221,7 +221,7 @@ def test_rows_that_failed_are_run_again_and_no_others(model, tmp_path):
     run_blocks(actor_of(store, TwoSteps()), [0])
     assert model.seeds == [seed_of(0, "row failed", step) for step in ("induce", "analyse")]
     assert store.finish()["status"] == {"ok": 3}
-    assert [row["response"] for row in store.rows()] == ["fine", "row failed", "fine"]
+    assert [row["response"] for row in store.dataset.rows()] == ["fine", "row failed", "fine"]
 
 
 def test_a_row_that_kills_its_engine_is_found_and_kept_as_failed(model, tmp_path):
@@ -231,7 +231,7 @@ def test_a_row_that_kills_its_engine_is_found_and_kept_as_failed(model, tmp_path
     progress.begun = {f"mistakes {what}": times for what, times in begun.items()}
     run_blocks(actor_of(store, TwoSteps(), progress=progress), [0])
     assert store.finish()["reasons"] == {"the engine died each time it ran this row": 1}
-    assert [row["status"] for row in store.rows()] == ["ok", "ok", "ok", "failed", "ok"]
+    assert [row["status"] for row in store.dataset.rows()] == ["ok", "ok", "ok", "failed", "ok"]
     assert model.most_in_flight == 1
 
 

@@ -149,7 +149,7 @@ def commit(store: Store, *numbers: int) -> None:
 def test_two_jobs_have_one_engine_and_each_its_own_rows(engine, stores):
     figures = finished(stores, seed=5)
     assert engine.starts == 1
-    answers, paths = (list(store.rows()) for store in stores)
+    answers, paths = (list(store.dataset.rows()) for store in stores)
     assert [row["response"] for row in answers] == [f"to answer r{i}" for i in range(ROWS)]
     assert [row["paths"] for row in paths] == [[f"to continue r{i}"] * 3 for i in range(ROWS)]
     steps = ("answer", "continue")
@@ -232,13 +232,13 @@ def test_resumed_in_the_midst_of_the_second(engine, stores, tmp_path):
     job.store.finish()
     running.close()
     block = stores[1].block(stores[1].work_list, 1)
-    block.commit([row for row in whole[1].rows() if row["id"] in ("r2", "r3")])
+    block.commit([row for row in whole[1].dataset.rows() if row["id"] in ("r2", "r3")])
     engine.model.asked.clear()
     [(name, figures)] = finished(stores).items()
     assert name == NAMES[1] and (figures["rows"], figures["resumed_rows"]) == (3, 2)
     assert [text for text, _ in engine.model.asked] == ["continue r0", "continue r1", "continue r4"]
     for store, other in zip(stores, whole, strict=True):
-        assert list(store.rows()) == list(other.rows())
+        assert list(store.dataset.rows()) == list(other.dataset.rows())
         assert store.complete["digest"] == other.complete["digest"]
 
 
@@ -246,8 +246,8 @@ def test_a_row_that_kills_its_engine_fails_in_its_own_store_only(engine, stores)
     """A row of the same id, in a block of the same number, is unsuspected in the other store."""
     engine.model.deadly = {"continue r3"}
     finished(stores)
-    assert [row["status"] for row in stores[0].rows()] == ["ok"] * ROWS
-    assert [row["status"] for row in stores[1].rows()] == ["ok", "ok", "ok", "failed", "ok"]
+    assert [row["status"] for row in stores[0].dataset.rows()] == ["ok"] * ROWS
+    assert [row["status"] for row in stores[1].dataset.rows()] == ["ok", "ok", "ok", "failed", "ok"]
     assert stores[1].complete["reasons"] == {"the engine died each time it ran this row": 1}
     assert engine.starts == 1 + BLOCK_STARTS + ROW_STARTS, "each time but the last it died"
 

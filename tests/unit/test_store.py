@@ -179,5 +179,5 @@ def test_an_empty_data_set_is_a_file_with_its_columns(tmp_path):
     store = Store(str(tmp_path), "sft", SFT)
     store.open({"seed": 1})
     assert store.write_rows([])["rows"] == 0
-    assert not list(store.rows())
+    assert not list(store.dataset.rows())
     assert pq.read_schema(os.path.join(store.path, "data-00000.parquet")).names == SFT.names

@@ -169,10 +169,10 @@ def test_a_changed_shard_is_noticed(store):
     for place in range(0, len(content), 97):
         storage.write_bytes(path, content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         with pytest.raises(UserError, match=r"data-00000.parquet has changed or is damaged.*--overwrite"):
-            list(store.rows())
+            list(store.dataset.rows())
     storage.write_bytes(path, content[:-1])
     with pytest.raises(UserError, match="it was cut or changed"):
-        list(store.rows())
+        list(store.dataset.rows())
 
 
 def test_rows_keep_the_order_of_the_work_list(store):
@@ -181,7 +181,7 @@ def test_rows_keep_the_order_of_the_work_list(store):
     for number, rows in reversed(list(enumerate(([mistake(0), mistake(1)], [mistake(2), mistake(3)], [mistake(4)])))):
         commit(store, rows, number)
     store.finish()
-    assert [row["id"] for row in store.rows(["id"])] == [f"r{i}" for i in range(5)]
+    assert [row["id"] for row in store.dataset.rows(["id"])] == [f"r{i}" for i in range(5)]
 
 
 def test_a_deleted_shard_is_missed(store):

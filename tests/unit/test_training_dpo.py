@@ -4,6 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pipeline.data.dataset import Dataset
 from pipeline.training import dpo, methods
 from pipeline.training.job import Job, write_table
 from tests import tiny
@@ -20,7 +21,7 @@ def place(tmp_path_factory):
 def job(place, name: str, number: int = 1, **train) -> Job:
     """The job of a run on 90 pairs, with its tables written."""
     config = tiny.config(str(place / "model"), **{"method": "dpo", "batch_size": 8, "pairs_per_device": 4, "epochs": 0.2} | train)
-    tables, _, runs = methods.Preferences.prepare(tiny.tokenizer(), str(place / "pairs"), config, "dpo")
+    tables, _, runs = methods.Preferences.prepare(tiny.tokenizer(), Dataset.at(str(place / "pairs")), config, "dpo")
     for table, content in tables.items():
         write_table(content, str(place / name / f"{table}.parquet"))
     return Job(config, "dpo", str(place / "model"), str(place / name), number, runs[number - 1], name)
@@ -153,7 +154,7 @@ def test_micro_steps_change_nothing(place):
 
 def test_iterative_runs_are_one_per_falling_gap(place):
     config = tiny.config("unused", method="dpo", curriculum="iterative")
-    runs = methods.Preferences.prepare(tiny.tokenizer(), str(place / "pairs"), config, "dpo")[2]
+    runs = methods.Preferences.prepare(tiny.tokenizer(), Dataset.at(str(place / "pairs")), config, "dpo")[2]
     assert [(run.gap, run.items) for run in runs] == [(5, 6), (4, 12), (3, 18), (2, 24), (1, 30)]
     trainer = dpo.build(job(place, "second", 2, curriculum="iterative", epochs=1), str(place / "second"))
     assert pq.read_table(place / "second" / "reference-2.parquet")["gap"].to_pylist() == [4] * 12

@@ -98,13 +98,14 @@ def test_order_is_independent_of_the_rows_order(tokenizer, tmp_path):
 def test_long_examples_are_dropped_and_counted(tokenizer, tmp_path):
     rows = tiny.rows(30)
     rows[4]["messages"][1]["content"] = "cake " * 100
-    table, counts = examples.prepare(tokenizer, tiny.write(tmp_path, rows), ["safe", "helpful"], 0, 90, False)
+    dataset = tiny.write(tmp_path / "some", rows)
+    table, counts = examples.prepare(tokenizer, dataset, ["safe", "helpful"], 0, 90, False)
     assert (counts.kinds, counts.dropped) == ({"safe": 9, "helpful": 10}, {"too_long": 1})
     assert table.num_rows == 19  # one example a sequence
     with pytest.raises(UserError, match=r"train.max_length = 4"):
-        examples.prepare(tokenizer, str(tmp_path), ["safe"], 0, 4, True)
+        examples.prepare(tokenizer, dataset, ["safe"], 0, 4, True)
     with pytest.raises(UserError, match="no example of kind analysis"):
-        examples.prepare(tokenizer, tiny.write(tmp_path, rows[1:2]), ["analysis"], 0, 90, True)
+        examples.prepare(tokenizer, tiny.write(tmp_path / "few", rows[1:2]), ["analysis"], 0, 90, True)
 
 
 @given(st.lists(st.integers(1, 50), max_size=200), st.integers(50, 120))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipeline.data import adapter as adapter_files
+from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.training import arm, methods, sft, start
 from pipeline.training.job import Run, write_table
@@ -71,7 +72,7 @@ def test_joined_adapters_add_up_exactly(place):
 def test_training_begins_where_the_adapter_ended(place, how, tmp_path):
     """Before the first step the model is base + adapter; only the right matrices are trained; switched off, the base or base + frozen is left."""
     config_ = config(place, how)
-    tables, _, [run] = methods.Supervised.prepare(tiny.tokenizer(), str(place / "sft"), config_, "sft")
+    tables, _, [run] = methods.Supervised.prepare(tiny.tokenizer(), Dataset.at(str(place / "sft")), config_, "sft")
     for name, table in tables.items():
         write_table(table, str(tmp_path / f"{name}.parquet"))
     [job] = arm._jobs(config_, "sft", str(place / "model"), str(tmp_path), [run])

@@ -1,0 +1,106 @@
+"""Reading a finished data set: the one reader, for `mix`, `train`, `report` and `show`.
+
+When a data set is finished, its completion mark keeps a digest of every shard (`Store.finish`). The reader compares each shard's bytes
+with that digest before it parses them, so a damaged shard is refused and never read as other rows. A directory that was not made by a
+run has no digests: its files are read as they are.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+from pipeline.data import storage
+from pipeline.errors import UserError
+
+_PARQUET = pads.ParquetFileFormat(default_fragment_scan_options=pads.ParquetFragmentScanOptions(page_checksum_verification=True))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Parquet shards in one directory.
+
+    digests: the BLAKE2b digest (16 bytes, hexadecimal) of each shard, by file name and in the order of the rows; None where there are none.
+    """
+
+    path: str
+    digests: dict[str, str | None]
+
+    @classmethod
+    def at(cls, path: str) -> "Dataset | None":
+        """The data set in a directory. None if the directory holds no shard, or if a run has not finished it."""
+        run_dir, _, name = path.rstrip("/").rpartition("/")
+        state = storage.join(run_dir or ".", ".state", name)
+        if storage.exists(storage.join(state, "complete.json")):
+            done = json.loads(storage.read_text(storage.join(state, "complete.json")))
+            return cls(path, {name: shard["digest"] for name, shard in done["shards"].items()})
+        if storage.exists(storage.join(state, "fingerprint.json")):
+            return None  # begun, and not finished
+        shards = sorted(name for name in storage.sizes(path) if name.endswith(".parquet"))
+        return cls(path, dict.fromkeys(shards)) if shards else None
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the first shard. Raises UserError if it cannot be read."""
+        return self._open(next(iter(self.digests)))[0].schema_arrow
+
+    def tables(self, columns: Sequence[str] | None = None, where: pc.Expression | None = None) -> Iterator[pa.Table]:
+        """The rows, a row group at a time, in the order in which they were written. columns: None is all. where: only rows that match.
+
+        Holds one shard in memory. Raises UserError if a shard is not what was written, cannot be read, or lacks a column.
+        """
+        for name in self.digests:
+            parquet, content = self._open(name)
+            if missing := set(columns or ()) - set(parquet.schema_arrow.names):
+                raise UserError(f"{self.path}: {name} has no column {min(missing)}; it was not made by this version of setbacks")
+            try:
+                if where is not None:  # decodes the columns that the condition looks at, and of the others only what matches
+                    yield _PARQUET.make_fragment(content).to_table(columns=columns and list(columns), filter=where)
+                    continue
+                for group in range(parquet.num_row_groups):
+                    yield parquet.read_row_group(group, columns=columns and list(columns))
+            except (OSError, pa.ArrowException) as e:
+                raise self._unreadable(name, e) from None
+
+    def table(self, columns: Sequence[str] | None = None, where: pc.Expression | None = None) -> pa.Table:
+        """The same rows as one table. Raises UserError as `tables` does."""
+        tables = list(self.tables(columns, where))
+        if tables:
+            return pa.concat_tables(tables)
+        schema = self.schema
+        return (schema if columns is None else pa.schema([schema.field(name) for name in columns])).empty_table()
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict]:
+        """The same rows as dicts. Raises UserError as `tables` does."""
+        for table in self.tables(columns):
+            for batch in table.to_batches(max_chunksize=1000):
+                yield from batch.to_pylist()
+
+    def _open(self, name: str) -> tuple[pq.ParquetFile, pa.Buffer]:
+        try:
+            content = storage.read_bytes(storage.join(self.path, name))
+        except FileNotFoundError:
+            raise changed(self.path, name, "has been deleted") from None
+        except OSError as e:
+            raise self._unreadable(name, e) from None
+        digest = self.digests[name]
+        if digest is not None and blake2b(content, digest_size=16).hexdigest() != digest:
+            raise changed(self.path, name, "has changed or is damaged")
+        try:
+            buffer = pa.py_buffer(content)
+            return pq.ParquetFile(buffer, page_checksum_verification=True), buffer
+        except (OSError, pa.ArrowException) as e:
+            raise self._unreadable(name, e) from None
+
+    def _unreadable(self, name: str, error: Exception) -> UserError:
+        return UserError(f"{self.path}: {name} cannot be read as Parquet ({' '.join(str(error).split())[:200]})")
+
+
+def changed(path: str, name: str, what: str) -> UserError:
+    """The error for a shard that is not what the completion mark says."""
+    return UserError(f"{path}: {name} {what} since the data set was complete; put it back, or make the data set again with --overwrite")
