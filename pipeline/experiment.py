@@ -17,7 +17,7 @@ from pipeline.console import step_bar
 from pipeline.data import instructions, storage
 from pipeline.data.card import write_card
 from pipeline.data.output import Output
-from pipeline.data.schema import ANSWERS, CONTINUATIONS, DROPPED, FAILED, INSTRUCTIONS, Schema
+from pipeline.data.schema import ANSWERS, CONTINUATIONS, DROPPED, FAILED, INSTRUCTIONS, STAGES, Schema
 from pipeline.data.store import Store
 from pipeline.errors import RunFailed, UserError
 from pipeline.evaluation import answers, course_correction
@@ -26,7 +26,6 @@ from pipeline.inference.pool import Job, ModelSpec, run_recipes
 from pipeline.recipes import method
 from pipeline.session import ray_session, stage_logs
 
-STAGES = ("generate", "mix", "train", "evaluate", "report")
 ON_RAY = {"generate", "train", "evaluate"}
 
 

@@ -5,19 +5,14 @@ from typing import Any
 
 from pipeline.data import storage
 from pipeline.data.dataset import Dataset
+from pipeline.data.schema import HARMFUL, HARMLESS, INSTRUCTIONS, JUDGED, UNKNOWN, WRITTEN, Column
 from pipeline.errors import UserError
 
-# Columns, and members of structs, whose text is about a row or is safe by its making. Every other text is taken for harmful, in foreign
-# data sets too.
-_PLAIN = frozenset(
-    (
-        *("id", "instruction_id", "sample", "source", "category", "kind", "suite", "arm", "condition", "status", "error"),
-        *("safe_response", "response_source", "finish_reason", "finish_reasons", "opener", "trigger", "lost", "group"),
-    )
-)
-_JUDGED = frozenset(["response", "analysis"])  # shown where a judge found the response harmless
 _COUNTED = ("status", "kind", "suite", "arm")
 _MOST_CHARACTERS = 2_000
+# What is known of columns, and of members of structs, by their names alone: a foreign file's own word for it would prove nothing.
+_COLUMNS = {column.name: column for schema in (INSTRUCTIONS, *WRITTEN) for column in schema.columns}
+_MEMBERS = {member.name: member for column in _COLUMNS.values() for member in column.members}
 
 
 def show(dataset_dir: str, rows: int, reveal: bool, console) -> None:
@@ -104,19 +99,23 @@ def _fields(row: dict, reveal: bool):
     table.add_column(overflow="fold")
     for name, value in row.items():
         if value is not None:
-            text = _rendered(value, hide=not reveal and _may_harm(name, row))
+            text = _rendered(value, hide=not reveal and _is_masked(_text(name, _COLUMNS), row))
             table.add_row(_line(name), Text(_cut(text)))
     return table
 
 
-def _may_harm(column: str, row: dict) -> bool:
-    """Whether the text of a column is to be masked: unknown means yes."""
-    if column in _PLAIN:
+def _text(name: str, known: dict[str, Column]) -> str | None:
+    """What a column or member of this name holds; if nobody knows the name, it is taken for a text of which nothing is known."""
+    return known[name].text if name in known else UNKNOWN
+
+
+def _is_masked(text: str | None, row: dict) -> bool:
+    """Whether what a column holds is masked in a row."""
+    if text in (None, HARMLESS):
         return False
-    if column == "unsafe_response":
-        return True
     benign = "helpful" in (row.get("suite"), row.get("kind"))
-    return not benign and not (column in _JUDGED and row.get("harmful") is False)
+    judged_harmless = text == JUDGED and row.get("harmful") is False
+    return text == HARMFUL or not (benign or judged_harmless)
 
 
 def _rendered(value: Any, *, hide: bool) -> str:
@@ -126,8 +125,12 @@ def _rendered(value: Any, *, hide: bool) -> str:
     if isinstance(value, dict) and value.keys() == {"role", "content"}:
         return f"{safe_text(str(value['role']))}: {_rendered(value['content'], hide=hide)}"
     if isinstance(value, dict):
-        members = ((name, _rendered(v, hide=hide and name not in _PLAIN)) for name, v in value.items() if v is not None)
-        return "\n".join(f"{safe_text(str(name))}: {text}" for name, text in members)
+        lines = []
+        for name, member in value.items():
+            if member is not None:
+                text = _rendered(member, hide=hide and _text(name, _MEMBERS | _COLUMNS) not in (None, HARMLESS))
+                lines.append(f"{safe_text(str(name))}: {text}")
+        return "\n".join(lines)
     if isinstance(value, list | tuple):  # a map's entries are pairs
         return "\n".join(_rendered(v, hide=hide) for v in value)
     if isinstance(value, bytes):

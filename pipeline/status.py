@@ -11,18 +11,12 @@ from pipeline import attempt
 from pipeline.attempt import KILLED, RUNNING
 from pipeline.data import storage
 from pipeline.data.output import Output
+from pipeline.data.schema import STAGES, WRITTEN
 from pipeline.data.store import Store
 from pipeline.errors import UserError
 
-STAGE_OF = {
-    "mistakes": "generate",
-    "corrections": "generate",
-    "sft": "mix",
-    "preferences": "mix",
-    "adapter": "train",
-    "evaluation": "evaluate",
-    "continuations": "evaluate",
-}
+ADAPTER = "adapter"  # not a data set, so no schema says its stage
+STAGE_OF = {schema.name: schema.stage for schema in WRITTEN} | {ADAPTER: "train"}
 COMPLETE, INCOMPLETE, WAITING, SPOILT = "complete", "incomplete", "waiting", "spoilt"  # and RUNNING
 UNREADABLE = "cannot be read"
 
@@ -85,9 +79,9 @@ def _attempts(run_dir: str) -> list[dict]:
 def _outputs(run_dir: str) -> list[str]:
     """The names of what a run has begun to make, in the order of the stages."""
     names = []
-    for name in STAGE_OF:
-        if name == "adapter":
-            names += [f"adapter/{arm}" for arm in storage.directories(storage.join(run_dir, ".state", name))]
+    for name in sorted(STAGE_OF, key=lambda name: STAGES.index(STAGE_OF[name])):
+        if name == ADAPTER:
+            names += [f"{ADAPTER}/{arm}" for arm in storage.directories(storage.join(run_dir, ".state", ADAPTER))]
         elif storage.exists(storage.join(run_dir, ".state", name, "fingerprint.json")):
             names.append(name)
     return names

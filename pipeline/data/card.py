@@ -1,7 +1,6 @@
 """The data set card: README.md with the hub's YAML header, so that a directory loads and explains itself."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import yaml
 
@@ -9,81 +8,31 @@ from pipeline import __version__
 from pipeline.config import Config, Model, Source
 from pipeline.config.base import Section
 from pipeline.data import storage
-from pipeline.data.schema import DROPPED
+from pipeline.data.schema import DROPPED, Column
 from pipeline.data.store import Store
 
 WARNING = (
     "**Content warning.** This data set holds harmful, unethical or offensive text, written by a model on purpose for safety research. "
     "Do not use it to train a model to comply, and do not show it to people unasked."
 )
-_RESPONSES = """\
-`responses` lists what remained of a request, best first. `rank` is the place among all that a complete request would have, 1 the best;
-`kind` is safe, syn or harmful. The `text` of a syn response is opener and harmful beginning up to character `harmful_end`, then `trigger` up
-to character `trigger_end`, then what the aligned model went on with."""
-_PAIRS = """\
-The pairs are in TRL's conversational preference format, with an explicit prompt:
-
-```python
-from datasets import load_dataset
-from trl import DPOTrainer
-
-pairs = load_dataset("path/of/this/directory", split="train").select_columns(["prompt", "chosen", "rejected"])
-DPOTrainer(model, train_dataset=pairs, processing_class=tokenizer).train()
-```
-
-Pairs of one `group` share their responses: split by `instruction_id`, not by row, where you hold some out. `rank_rejected` minus
-`rank_chosen` is the gap that a curriculum orders by."""
-_VERDICTS = """\
-Corr of an entry at `k` is the share of `corrected` that is true, of those that are not null; Corr@k is its mean over the entries
-(`instruction_id`) of an `arm`."""
 
 
-@dataclass(frozen=True)
-class _About:
-    """What a card says of one kind of data set. settings: the section it was made by; sources: what was read for it."""
-
-    title: str
-    tags: list[str]
-    settings: Callable[[Config], Section | None]
-    sources: Callable[[Config], list[Source | None]]
-    use: str = ""
-
-
-_ABOUT = {
-    "mistakes": _About("Induced mistakes and their analyses", ["mistake-analysis"], lambda c: c.recipe, lambda c: [c.instructions]),
-    "sft": _About(
-        "Training mixture: analyses, safe pairs, helpful pairs",
-        ["mistake-analysis", "sft"],
-        lambda c: c.mix,
-        lambda c: [c.instructions, c.mix.helpful],
-    ),
-    "corrections": _About(
-        "Responses that turn away from harm sooner or later, ranked",
-        ["course-correction"],
-        lambda c: c.recipe,
-        lambda c: [c.instructions],
-        _RESPONSES,
-    ),
-    "preferences": _About(
-        "Preference pairs of ranked responses, for DPO",
-        ["course-correction", "preference", "dpo", "trl"],
-        lambda c: c.recipe,
-        lambda c: [c.instructions],
-        _PAIRS,
-    ),
-    "continuations": _About(
-        "Continuations of harmful prefills by every arm, judged (C²-Eval)",
-        ["course-correction", "evaluation"],
-        lambda c: c.evaluation.course_correction,
-        lambda c: [c.evaluation.course_correction.entries],
-        _VERDICTS,
-    ),
-    "evaluation": _About(
-        "Answers of every arm under every condition, judged",
-        ["evaluation"],
-        lambda c: c.evaluation,
-        lambda c: [c.evaluation.harmful, c.evaluation.helpful],
-    ),
+# By data set: the section it was made by, and what was read for it.
+_SETTINGS: dict[str, Callable[[Config], Section | None]] = {
+    "mistakes": lambda c: c.recipe,
+    "sft": lambda c: c.mix,
+    "corrections": lambda c: c.recipe,
+    "preferences": lambda c: c.recipe,
+    "continuations": lambda c: c.evaluation.course_correction,
+    "evaluation": lambda c: c.evaluation,
+}
+_SOURCES: dict[str, Callable[[Config], list[Source | None]]] = {
+    "mistakes": lambda c: [c.instructions],
+    "sft": lambda c: [c.instructions, c.mix.helpful],
+    "corrections": lambda c: [c.instructions],
+    "preferences": lambda c: [c.instructions],
+    "continuations": lambda c: [c.evaluation.course_correction.entries],
+    "evaluation": lambda c: [c.evaluation.harmful, c.evaluation.helpful],
 }
 
 
@@ -92,11 +41,11 @@ def write_card(store: Store, config: Config, prompt_hashes: dict[str, str], figu
 
     figures: seconds, tokens_per_s … of the stage that made it; drops, where it left something out: reason → how much.
     """
-    done, about = store.complete, _ABOUT[store.name]
+    done, schema = store.complete, store.schema
     header = {
-        "pretty_name": about.title,
+        "pretty_name": schema.title,
         "task_categories": ["text-generation"],
-        "tags": ["safety", "alignment", *about.tags, "setbacks", "not-for-all-audiences"],
+        "tags": ["safety", "alignment", *schema.tags, "setbacks", "not-for-all-audiences"],
         "configs": [{"config_name": "default", "data_files": "*.parquet"}],
         "size_categories": [_size(done["rows"])],
     }
@@ -104,7 +53,7 @@ def write_card(store: Store, config: Config, prompt_hashes: dict[str, str], figu
         "---",
         yaml.safe_dump(header, sort_keys=False).strip(),
         "---",
-        f"# {about.title}",
+        f"# {schema.title}",
         "",
         WARNING,
         "",
@@ -119,13 +68,14 @@ def write_card(store: Store, config: Config, prompt_hashes: dict[str, str], figu
         "",
         "| column | type | what it holds |",
         "|---|---|---|",
-        *(f"| `{c.name}` | {c.type} | {c.doc} |" for c in store.schema.columns),
+        *(f"| `{c.name}` | {_type(c)} | {c.doc} |" for c in schema.columns),
+        *(f"| `{c.name}[].{m.name}` | {m.type} | {m.doc} |" for c in schema.columns for m in c.members),
         "",
-        *(["## How to use it", "", about.use, ""] if about.use else []),
+        *(["## How to use it", "", schema.use, ""] if schema.use else []),
         "## How it was made",
         "",
         *(f"* prompts `{name}`: {digest}" for name, digest in prompt_hashes.items()),
-        *(f"* {name}: {value}" for name, value in _settings(about.settings(config)).items()),
+        *(f"* {name}: {value}" for name, value in _settings(_SETTINGS[schema.name](config)).items()),
         *(f"* {name.replace('_', ' ')}: {figures[name]}" for name in ("seconds", "tokens_per_s", "engine_start_s") if figures.get(name)),
         f"* digest of all rows: `{done['digest']}`",
         "",
@@ -133,12 +83,16 @@ def write_card(store: Store, config: Config, prompt_hashes: dict[str, str], figu
     storage.write_text(storage.join(store.path, "README.md"), "\n".join(lines))
 
 
+def _type(column: Column) -> str:
+    return "list of structs" if column.members else str(column.type)
+
+
 def _origin(name: str, config: Config) -> str:
     aligned = config.recipe.aligned if name in ("corrections", "preferences") else None
     model = _model((aligned and aligned.model) or config.model) + (
         f" with adapter `{aligned.adapter}`" if aligned and aligned.adapter else ""
     )
-    sources = ", ".join(f"`{source.path}`" for source in _ABOUT[name].sources(config) if source)
+    sources = ", ".join(f"`{source.path}`" for source in _SOURCES[name](config) if source)
     return f"Made by setbacks {__version__} with the model {model}, seed {config.seed}, from {sources}."
 
 

@@ -12,13 +12,10 @@ from hashlib import blake2b
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from pipeline.data import storage
 from pipeline.errors import UserError
-
-_PARQUET = pads.ParquetFileFormat(default_fragment_scan_options=pads.ParquetFragmentScanOptions(page_checksum_verification=True))
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class Dataset:
                 raise UserError(f"{self.path}: {name} has no column {min(missing)}; it was not made by this version of setbacks")
             try:
                 if where is not None:  # decodes the columns that the condition looks at, and of the others only what matches
-                    yield _PARQUET.make_fragment(content).to_table(columns=columns and list(columns), filter=where)
+                    yield _matching(content, columns, where)
                     continue
                 for group in range(parquet.num_row_groups):
                     yield parquet.read_row_group(group, columns=columns and list(columns))
@@ -99,6 +96,14 @@ class Dataset:
 
     def _unreadable(self, name: str, error: Exception) -> UserError:
         return UserError(f"{self.path}: {name} cannot be read as Parquet ({' '.join(str(error).split())[:200]})")
+
+
+def _matching(parquet: pa.Buffer, columns: Sequence[str] | None, where: pc.Expression) -> pa.Table:
+    import pyarrow.dataset as pads  # takes a while, and `setbacks status` reads no row
+
+    options = pads.ParquetFragmentScanOptions(page_checksum_verification=True)
+    fragment = pads.ParquetFileFormat(default_fragment_scan_options=options).make_fragment(parquet)
+    return fragment.to_table(columns=columns and list(columns), filter=where)
 
 
 def changed(path: str, name: str, what: str) -> UserError:

