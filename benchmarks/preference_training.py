@@ -30,10 +30,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
 from pipeline.config import Config
+from pipeline.data.dataset import Dataset
 from pipeline.data.schema import PREFERENCES
 from pipeline.toy.corpus import Corpus
 from pipeline.toy.model import WEIGHTS
-from pipeline.training import dpo, methods
+from pipeline.training import dpo
 from pipeline.training.adapter import lora_config
 from pipeline.training.job import Job, write_table
 
@@ -112,11 +113,12 @@ def ours(config: Config, model_dir: str, rows: list[dict]) -> dict:
     scratch = tempfile.mkdtemp()
     os.mkdir(f"{scratch}/pairs")
     pq.write_table(PREFERENCES.table(rows), f"{scratch}/pairs/data.parquet")
-    tables, _, [run] = methods.Preferences.prepare(AutoTokenizer.from_pretrained(model_dir), f"{scratch}/pairs", config, "dpo")
-    for name, table in tables.items():
+    t = config.arms["dpo"].train
+    made = t.prepare(AutoTokenizer.from_pretrained(model_dir), Dataset.at(f"{scratch}/pairs"), None, config.seed)
+    for name, table in made.tables.items():
         write_table(table, f"{scratch}/{name}.parquet")
     spent = timed(dpo, "reference")
-    trainer = dpo.build(Job(config, "dpo", model_dir, scratch, 1, run, "benchmark"), scratch)
+    trainer = dpo.build(Job("dpo", t, config.model, model_dir, config.seed, scratch, 1, made.runs[0], "benchmark"), scratch)
     return measure(trainer, config, sum(spent), lambda batch: batch["input_ids"].numel())
 
 
@@ -146,7 +148,7 @@ def plain(config: Config, model_dir: str, rows: list[dict], precompute: bool) ->
         args=args,
         train_dataset=datasets.Dataset.from_list([{side: row[side] for side in ("prompt", "chosen", "rejected")} for row in rows]),
         processing_class=AutoTokenizer.from_pretrained(model_dir),
-        peft_config=lora_config(config, t),
+        peft_config=lora_config(t, None),
     )
     trainer.remove_callback(PrinterCallback)
     return measure(trainer, config, sum(spent), lambda batch: batch["attention_mask"].sum().item())

@@ -106,7 +106,9 @@ def ours(config: Config, model_dir: str, encoded: list, steps: int) -> SFTTraine
     bins = examples.pack([len(e.tokens) for e in encoded], t.max_length)
     sequences = datasets.Dataset(examples.table([[encoded[i] for i in b] for b in bins]))
     order = examples.schedule(len(bins), 1e3, t.batch_size, config.seed)[: steps * t.batch_size]
-    return sft.trainer(Job(config, "sft", model_dir, scratch, 1, Run(len(bins)), "benchmark"), sequences.select(order), scratch)
+    return sft.trainer(
+        Job("sft", t, config.model, model_dir, config.seed, scratch, 1, Run(len(bins)), "benchmark"), sequences.select(order), scratch
+    )
 
 
 def plain(config: Config, model_dir: str, encoded: list, steps: int) -> SFTTrainer:
@@ -135,7 +137,7 @@ def plain(config: Config, model_dir: str, encoded: list, steps: int) -> SFTTrain
         args=args,
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(model_dir),
-        peft_config=lora_config(config, t),
+        peft_config=lora_config(t, None),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

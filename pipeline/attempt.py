@@ -15,6 +15,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -198,6 +199,19 @@ def report(
         progress = {"unit": unit, "done": done, "total": total, "failed": failed, "per_s": per_s and round(per_s, 3)}
         progress |= {"tokens_per_s": tokens_per_s, "eta_s": eta, "note": error}
         _current.report(output, new_rows, error, progress)
+
+
+def step_reporter() -> Callable[[int, int], None]:
+    """`report` for work that goes in steps, with the speed since the first step reported: earlier steps may be another attempt's."""
+    first: tuple[int, float] | None = None
+
+    def report_step(step: int, steps: int) -> None:
+        nonlocal first
+        now = time.monotonic()
+        first = first or (step, now)
+        report(step, steps, "steps", per_s=(step - first[0]) / (now - first[1]) if step > first[0] else None)
+
+    return report_step
 
 
 def metrics(addresses: list[str]) -> None:

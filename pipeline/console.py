@@ -1,23 +1,21 @@
-"""A bar for work that goes in steps: the toy model's training, an arm's fine-tuning. Elsewhere than on a terminal, a line now and then.
-
-The attempt is told of every step, too.
-"""
+"""A bar for work that goes in steps: the toy model's training, an arm's fine-tuning. Elsewhere than on a terminal, a line now and then."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
-from pipeline import attempt
-
 QUIET_LINE_EVERY_S = 30
 
 
 @contextmanager
-def step_bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Yields `update(step, steps, note)`. The bar appears with the first update and is gone afterwards."""
+def step_bar(label: str, report: Callable[[int, int], None] = lambda step, steps: None) -> Iterator[Callable[[int, int, str], None]]:
+    """Yields `update(step, steps, note)`. The bar appears with the first update and is gone afterwards.
+
+    report: called with each update's step and steps, too.
+    """
     from rich.console import Console
 
-    console, report = Console(stderr=True), _reported()
+    console = Console(stderr=True)
     with _bar(label, console) if console.is_terminal else nullcontext(_lines(label, console)) as show:
 
         def update(step: int, steps: int, note: str) -> None:
@@ -53,16 +51,3 @@ def _lines(label: str, console) -> Callable[[int, int, str], None]:
             console.print(f"{label}: step {step} of {steps}, {note}", highlight=False, soft_wrap=True)
 
     return update
-
-
-def _reported() -> Callable[[int, int], None]:
-    """Tells the attempt, with the speed since the first step that was told: earlier ones may be another attempt's."""
-    first: tuple[int, float] | None = None
-
-    def report(step: int, steps: int) -> None:
-        nonlocal first
-        now = time.monotonic()
-        first = first or (step, now)
-        attempt.report(step, steps, "steps", per_s=(step - first[0]) / (now - first[1]) if step > first[0] else None)
-
-    return report

@@ -38,7 +38,7 @@ class Experiment:
         self.method = method(config)
         self.generated = self._store(self.method.generated)
         self.training_set = self._store(self.method.training_set)
-        self.adapters = {arm: Output(self.run_dir, f"adapter/{arm}") for arm in config.arms}
+        self.adapters = {arm: Output(self.run_dir, f"adapter/{arm}", fence=attempt.check) for arm in config.arms}
         stores = {"safety": self._store(ANSWERS), "course_correction": self._store(CONTINUATIONS)}
         self.suites = {suite: stores[suite] for suite in preflight.check_suites(config, suites)}
         self.outputs = {
@@ -118,17 +118,18 @@ class Experiment:
                 self._tell_adapter(arm, output)
         if not waiting:
             return
-        from pipeline.training.arm import Arm, Training
+        from pipeline.training.arm import Places, Training
 
         self._start_ray()
         checkpoints = storage.join(self.run_dir, ".state", "train")
         if self.overwrite:
             storage.remove(checkpoints)
-        arms = [Arm(arm, self.training_set.dataset, output.path, output.state("train")) for arm, output in waiting.items()]
-        with Training(self.config, arms, self.model_dir, checkpoints) as training:
+        specs, examples = preflight.arm_specs(self.config, self.model_dir), self.training_set.dataset
+        arms = [(specs[arm], Places(examples, output.path, output.state("train"))) for arm, output in waiting.items()]
+        with Training(arms, checkpoints) as training:
             for arm, output in waiting.items():
                 attempt.making(output.name)
-                with step_bar(f"train {arm}") as update:
+                with step_bar(f"train {arm}", attempt.step_reporter()) as update:
                     figures = training.result(arm, on_progress=lambda line: update(line["step"], line["steps"], f"loss {line['loss']:.3f}"))
                 figures["digest"] = _digest(output.path)
                 output.mark_complete(figures)
@@ -196,7 +197,7 @@ class Experiment:
         output.open({**self.fingerprints[output.name], "made_from": made_from or {}}, overwrite=self.overwrite)
 
     def _store(self, schema: Schema) -> Store:
-        return Store(self.run_dir, schema.name, schema)
+        return Store(self.run_dir, schema.name, schema, fence=attempt.check)
 
     def _reopen(self, stage: str, store: Store) -> None:
         if self.retry_failed and (failed := store.reopen_failed()):

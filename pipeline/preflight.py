@@ -3,7 +3,9 @@
 import json
 import os
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import imports, pretrained, prompts
 from pipeline.config import Config, Endpoint, Model, Source
@@ -12,6 +14,9 @@ from pipeline.data.adapter import FILES, shapes
 from pipeline.errors import UserError
 from pipeline.evaluation import course_correction
 from pipeline.machine import cpu_has_bf16
+
+if TYPE_CHECKING:
+    from pipeline.training.arm import ArmSpec
 
 MIN_FREE_BYTES = 256 * 2**20
 
@@ -296,13 +301,23 @@ def _has_chat_template(directory: Path) -> bool:
         ) from None
 
 
+def arm_specs(config: Config, directory: str) -> dict[str, "ArmSpec"]:
+    """The arms to train, by name. directory: what `model_dir` returned."""
+    from pipeline.training.arm import ArmSpec
+
+    return {
+        name: ArmSpec(name, arm.train, arm.kinds, config.model, directory, config.seed, partial(config.field_of, name))
+        for name, arm in config.arms.items()
+    }
+
+
 def check_lora(config: Config, directory: str) -> None:
     """The LoRA settings must fit the model's modules. Found before hours of generation, not after. Raises UserError."""
-    from pipeline.training.arm import check_lora as fits
-
     try:
         with imports.quick():
-            fits(config, directory)
+            from pipeline.training.arm import check_lora as fits
+
+            fits(arm_specs(config, directory).values())
     except (OSError, ValueError) as e:  # the hub out of reach, or a config.json that transformers does not understand
         raise UserError(
             f"model.path = {config.model.path}: its configuration cannot be loaded ({str(e).strip().splitlines()[0]})"

@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+from pipeline import preflight
 from pipeline.config import Config
 from pipeline.data.dataset import Dataset
 from pipeline.data.schema import PREFERENCES, SFT, Schema
@@ -108,3 +109,20 @@ def config(model_dir: str, **train) -> Config:
             "train": {"lora": {"rank": 4}, "learning_rate": 1e-3, "bf16": False, **train},
         }
     )
+
+
+def spec(config: Config, arm: str):
+    """The arm to train, as the run hands it to training."""
+    return preflight.arm_specs(config, config.model.path)[arm]
+
+
+def prepared(config: Config, arm: str, dataset: Dataset):
+    """The arm's training set."""
+    return config.arms[arm].train.prepare(tokenizer(), dataset, config.arms[arm].kinds, config.seed)
+
+
+def job(config: Config, arm: str, state: str, number: int, run, name: str, **more):
+    """The job of one run of an arm."""
+    from pipeline.training.job import Job
+
+    return Job(arm, config.arms[arm].train, config.model, config.model.path, config.seed, state, number, run, name, **more)

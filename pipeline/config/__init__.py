@@ -4,7 +4,6 @@ tree.py        Config, and what its sections must agree on
 base.py        model, sources, engines, sampling
 judges.py      judges of responses and of continuations
 recipes.py     what `generate` does, one section per method
-training.py    how adapters are trained, one section per method
 evaluation.py  the suites every arm is put through
 file.py        reading it from YAML: every wrong key or value becomes one sentence
 """
@@ -14,5 +13,5 @@ from pipeline.config.evaluation import CourseCorrectionSuite, Evaluation, Report
 from pipeline.config.file import dump, load
 from pipeline.config.judges import CorrectionJudge, CorrectionPhrases, Judge, RatingJudge, RefusalJudge, ToyJudge, YesNoJudge
 from pipeline.config.recipes import Aligned, CourseCorrection, Hint, MistakeAnalysis, Mix, Recipe
-from pipeline.config.training import DPO, SFT, Arm, Lora, Start, Train, Training
-from pipeline.config.tree import Config
+from pipeline.config.tree import Arm, Config
+from pipeline.training.config import DPO, SFT, Lora, Start, Train, Training

@@ -1,6 +1,6 @@
 """The whole configuration, and what its sections must agree on."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -8,7 +8,14 @@ from pipeline.config.base import ArmName, Inference, Model, Name, Section, Sourc
 from pipeline.config.evaluation import Evaluation, Report
 from pipeline.config.judges import ToyJudge
 from pipeline.config.recipes import CourseCorrection, MistakeAnalysis, Mix, Recipe
-from pipeline.config.training import DPO, SFT, Arm, Training
+from pipeline.training.config import DPO, SFT, Training
+
+
+class Arm(Section):
+    """One fine-tuned arm: which examples it sees, and where its training differs from `train`."""
+
+    kinds: list[Literal["analysis", "safe", "helpful"]] | None = Field(None, min_length=1, description="of the mixture; sft only")
+    train: Training = Field(description="fields that differ from `train`; merged with it when a configuration is read")
 
 
 class Config(Section):
@@ -28,6 +35,11 @@ class Config(Section):
     def mistake_analysis(self) -> MistakeAnalysis:
         """The recipe where it is mistake analysis, else its defaults: the hint and the reminder that the safety suite evaluates under."""
         return self.recipe if isinstance(self.recipe, MistakeAnalysis) else MistakeAnalysis()
+
+    def field_of(self, arm: str, name: str) -> str:
+        """Where the user most likely wrote a setting of an arm's training: under `train`, unless the arm's own differs."""
+        same = getattr(self.train, name, None) == getattr(self.arms[arm].train, name)
+        return f"train.{name}" if same else f"arms.{arm}.train.{name}"
 
     @model_validator(mode="before")
     @classmethod

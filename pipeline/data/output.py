@@ -1,19 +1,28 @@
 """Something a run makes once: what it was made of (fingerprint), whether it is whole, and what happens where it exists already."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from pipeline import attempt
 from pipeline.data import storage
 from pipeline.errors import UserError
 
 
+def unfenced() -> None:
+    """The fence of an output to which nobody else writes."""
+
+
 @dataclass(frozen=True)
 class Output:
-    """Something a run makes once: it knows what it was made of, and says when it is whole. `name` is its path under the run."""
+    """Something a run makes once: it knows what it was made of, and says when it is whole.
+
+    name:  its path under the run.
+    fence: called before anything is published; raises RunFailed if another attempt has taken over the run directory.
+    """
 
     run_dir: str
     name: str
+    fence: Callable[[], None] = field(default=unfenced, kw_only=True, repr=False, compare=False)
 
     @property
     def path(self) -> str:
@@ -56,7 +65,7 @@ class Output:
 
     def mark_complete(self, facts: dict) -> dict:
         """Say that the output is whole. Raises RunFailed where another attempt has taken over the run directory."""
-        attempt.check()
+        self.fence()
         storage.write_text(self.state("complete.json"), json.dumps(facts, indent=1))
         return facts
 

@@ -23,7 +23,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
-from pipeline import attempt
 from pipeline.data import storage
 from pipeline.data.block import Block, parts_dir, write_part
 from pipeline.data.dataset import Dataset, changed
@@ -75,7 +74,7 @@ class Store(Output):
         storage.remove(self.state("work"))
         with storage.room_for(self.state("work")):
             written = write_work_list(self.state("work"), rows, schema, block_rows)
-            attempt.check()
+            self.fence()
             facts = {"rows": written, "block_rows": block_rows, "token": secrets.token_hex(4), **(asdict(counts) if counts else {})}
             storage.write_text(self.state("work.json"), json.dumps(facts))
         return facts
@@ -141,12 +140,12 @@ class Store(Output):
 
     def _publish(self, shards: Shards, counts: "_Counts", digest: Digest) -> dict:
         written = shards.close()
-        attempt.check()  # from here on things change that others read
+        self.fence()  # from here on things change that others read
         for old in storage.sizes(self.path):
             if old.endswith(".parquet"):
                 storage.remove(storage.join(self.path, old))
         for name in written:
-            attempt.check()  # on an object store each of them is copied, which takes its time
+            self.fence()  # on an object store each of them is copied, which takes its time
             storage.move(self.state("shards", name), storage.join(self.path, name))
         done = {
             "rows": digest.rows,

@@ -20,18 +20,23 @@ import pyarrow.fs as pafs
 import yaml
 
 from pipeline import attempt, pretrained
-from pipeline.config import DPO, SFT, Config, Start
+from pipeline.config.base import Model
 from pipeline.data import storage
 from pipeline.training import start
+from pipeline.training.config import Start, Train
+from pipeline.training.job import Job
 
 
-def lora_config(config: Config, train: SFT | DPO, start_dir: str | None = None) -> Any:
-    """PEFT's configuration of the adapter to train: `train.lora`, or that of the adapter in `start_dir`, which is trained on."""
+def lora_config(train: Train, revision: str | None, start_dir: str | None = None) -> Any:
+    """PEFT's configuration of the adapter to train: `train.lora`, or that of the adapter in `start_dir`, which is trained on.
+
+    revision: of the base model.
+    """
     from peft import LoraConfig
 
     if start_dir is not None:
         found = start.load_config(start_dir, "start.adapter")
-        found.inference_mode, found.init_lora_weights, found.revision = False, True, config.model.revision
+        found.inference_mode, found.init_lora_weights, found.revision = False, True, revision
         return found
     lora = train.lora
     return LoraConfig(
@@ -40,23 +45,14 @@ def lora_config(config: Config, train: SFT | DPO, start_dir: str | None = None) 
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
-        revision=config.model.revision,
+        revision=revision,
     )
 
 
-def publish(
-    config: Config,
-    arm: str,
-    model_dir: str,
-    tokenizer: Any,
-    assemble: Callable[[str], None],
-    lines: list[dict],
-    out_dir: str,
-    figures: dict,
-) -> None:
+def publish(job: Job, tokenizer: Any, assemble: Callable[[str], None], lines: list[dict], out_dir: str, figures: dict) -> None:
     """Make the adapter directory of a finished training. A local one appears at `out_dir` whole or not at all.
 
-    assemble: puts the adapter's two files into the directory it is given.
+    job: any of the arm's runs. assemble: puts the adapter's two files into the directory it is given.
     """
     local = storage.is_local(out_dir)
     if local:
@@ -70,9 +66,9 @@ def publish(
             f.writelines(json.dumps(line) + "\n" for line in lines)
         _tensorboard(whole, lines)
         with open(os.path.join(whole, "README.md"), "w", encoding="utf-8") as f:
-            f.write(card(config, arm, figures))
-        if config.arms[arm].train.merge:
-            _merge(config, model_dir, tokenizer, whole)
+            f.write(card(job, figures))
+        if job.train.merge:
+            _merge(job.model, job.model_dir, tokenizer, whole)
         attempt.check()
         storage.remove(out_dir)
         if local:
@@ -82,51 +78,33 @@ def publish(
             pafs.copy_files(whole, inner, destination_filesystem=fs)
 
 
-# What a card says of a training method: what its loss is on, what it was trained on, what those are called, and what to be careful about.
-_SFT = (
-    "The loss is on the last assistant turn of each conversation, and nowhere else.",
-    "examples",
-    "sequences",
-    "Prompts of the training set contain harmful instructions and, where analyses are trained on, harmful responses to\n"
-    "them. They carry no loss, but the adapter has read them.",
-)
-_DPO = (
-    "Direct preference optimisation: the loss of a pair is on what follows the tokens that the better and the worse response share.",
-    "pairs",
-    "pairs",
-    "The training set holds harmful responses as the worse side of pairs: the adapter was trained to make them less\n"
-    "likely than the better side, and has read them.",
-)
-
-
-def card(config: Config, arm: str, figures: dict) -> str:
+def card(job: Job, figures: dict) -> str:
     """The model card: what was trained, on what, how, and what to be careful about."""
-    train = config.arms[arm].train
-    loss, what, unit, caution = _DPO if isinstance(train, DPO) else _SFT
+    train, model = job.train, job.model
     header = {"library_name": "peft", "tags": ["lora", train.method, "setbacks"]}
-    if config.model.path != "toy" and not os.path.isdir(config.model.path):
-        header["base_model"] = config.model.path  # the header may name hub models only
-    revision = f" at revision `{config.model.revision}`" if config.model.revision else ""
+    if model.path != "toy" and not os.path.isdir(model.path):
+        header["base_model"] = model.path  # the header may name hub models only
+    revision = f" at revision `{model.revision}`" if model.revision else ""
     kinds = "\n".join(f"| {kind} | {n} |" for kind, n in sorted(figures["kinds"].items()))
     dropped = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in sorted(figures["drop_reasons"].items())) or "none"
     rewards = ""
-    if isinstance(train, DPO):
+    if "final_margin" in figures:
         rewards = f"final reward margin {figures['final_margin']:.3f}, accuracy {figures['final_accuracy']:.0%}; "
     unused = {"lora"} if train.start and train.start.how == "continue" else None  # the adapter brought its own
-    settings = yaml.safe_dump(train.model_dump(mode="json", exclude=unused) | {"seed": config.seed}, sort_keys=False)
+    settings = yaml.safe_dump(train.model_dump(mode="json", exclude=unused) | {"seed": job.seed}, sort_keys=False)
     return f"""---
 {yaml.safe_dump(header, sort_keys=False)}---
 
-# LoRA adapter `{arm}`
+# LoRA adapter `{job.arm}`
 
-Fine-tuned from `{config.model.path}`{revision} by setbacks. {loss}{_begun(train.start)}
+Fine-tuned from `{model.path}`{revision} by setbacks. {train.words.loss}{_begun(train.start)}
 
-| {what} | number |
+| {train.words.rows} | number |
 | --- | --- |
 {kinds}
 
 Dropped: {dropped}. {figures["steps"]} optimizer steps over {figures["tokens"]:,} tokens (prompts included),
-{figures["sequences"]} {unit} an epoch; {figures["trainable_parameters"]:,} trained parameters;
+{figures["sequences"]} {train.words.items} an epoch; {figures["trainable_parameters"]:,} trained parameters;
 final loss {figures["final_loss"]:.4f}; {rewards}{figures["tokens_per_s"]:,.0f} tokens/s.
 
 ```yaml
@@ -134,7 +112,7 @@ final loss {figures["final_loss"]:.4f}; {rewards}{figures["tokens_per_s"]:,.0f} 
 
 AdamW (betas 0.9 and 0.999), gradients clipped at norm 1.
 
-**Content.** {caution} Evaluate it before any use.
+**Content.** {train.words.caution} Evaluate it before any use.
 """
 
 
@@ -154,10 +132,10 @@ def _tensorboard(directory: str, lines: list[dict]) -> None:
                 writer.add_scalar(f"train/{key}", line[key], line["step"], walltime=line["time"])
 
 
-def _merge(config: Config, model_dir: str, tokenizer: Any, directory: str) -> None:
+def _merge(model: Model, model_dir: str, tokenizer: Any, directory: str) -> None:
     from peft import PeftModel
 
-    base = pretrained.model(model_dir, config.model.revision, dtype=config.model.dtype)
+    base = pretrained.model(model_dir, model.revision, dtype=model.dtype)
     merged = os.path.join(directory, "merged")
     PeftModel.from_pretrained(base, directory).merge_and_unload().save_pretrained(merged)
     tokenizer.save_pretrained(merged)

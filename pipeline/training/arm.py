@@ -1,4 +1,4 @@
-"""Train the LoRA adapters of several arms: the driver's side. The workers' side is `loop.py`, the methods `sft.py`, `dpo.py`.
+"""Train the LoRA adapters of several arms: the driver's side. The workers' side is `loop.py`, the trainers are `config.py`, `sft.py`, `dpo.py`.
 
     prepare the training sets → name everything by its fingerprint → one worker group for all runs → publish (see `adapter.py`)
 
@@ -11,33 +11,55 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 from pipeline import attempt, pretrained
-from pipeline.config import DPO, SFT, Config
+from pipeline.config.base import Model
 from pipeline.data import adapter as adapter_files
 from pipeline.data import storage
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.toy.model import shipped_recipe
-from pipeline.training import adapter, examples, methods, start
+from pipeline.training import adapter, examples, start
+from pipeline.training.config import Train
 from pipeline.training.job import HISTORY, Job, Run, write_table
 from pipeline.training.workers import Progress, WorkerGroup
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One arm to train: its name, and its directories.
+class ArmSpec:
+    """One arm to train.
 
-    examples: rows of `schema.SFT` for sft, of `schema.PREFERENCES` for dpo
+    kinds:     of the examples that it sees; None is all
+    model_dir: a local model directory or a hub id (at `model.revision`)
+    field:     where the user wrote a setting of the arm's training, for messages: lora → `train.lora` or `arms.NAME.train.lora`
+    """
+
+    name: str
+    train: Train
+    kinds: list[str] | None
+    model: Model
+    model_dir: str
+    seed: int
+    field: Callable[[str], str]
+
+    def __post_init__(self):
+        if os.path.isdir(self.model_dir):
+            object.__setattr__(self, "model_dir", os.path.abspath(self.model_dir))
+
+
+@dataclass(frozen=True)
+class Places:
+    """What an arm is trained on, and its directories.
+
+    examples: rows of the schema that its trainer accepts
     out:      where the adapter is published
     state:    its training set and its finished runs; storage that every node sees
     """
 
-    name: str
     examples: Dataset
     out: str
     state: str
@@ -46,18 +68,17 @@ class Arm:
 class Training:
     """Trains arms one after the other. Used as a context manager: leaving it lets go of the workers.
 
-    config, model_dir: as of a run; model_dir is a local model directory or a hub id (at `config.model.revision`)
-    checkpoints:       where the workers of all arms keep checkpoints; storage that every node sees. Training again after a crash, with the
-                       same directories, continues from the latest one and ends with the weights of an undisturbed training.
+    arms:        what to train, and where
+    checkpoints: where the workers of all arms keep checkpoints; storage that every node sees. Training again after a crash, with the
+                 same directories, continues from the latest one and ends with the weights of an undisturbed training.
 
     The caller has called `ray.init`, and takes the results in the order of `arms`.
     Raises UserError if configuration, model or data do not fit together.
     """
 
-    def __init__(self, config: Config, arms: list[Arm], model_dir: str, checkpoints: str):
-        model_dir = os.path.abspath(model_dir) if os.path.isdir(model_dir) else model_dir
+    def __init__(self, arms: list[tuple[ArmSpec, Places]], checkpoints: str):
         self._checkpoints = storage.absolute(checkpoints)
-        self._arms = {arm.name: _prepare(config, arm, model_dir) for arm in arms}
+        self._arms = {arm.name: _prepare(arm, places) for arm, places in arms}
         shared = groupby(self._arms.values(), lambda prepared: _workers(prepared.jobs[0].train))
         for number, (_, members) in enumerate(shared, 1):
             group = WorkerGroup(storage.join(self._checkpoints, f"{attempt.number():04d}-{number}"))
@@ -98,7 +119,7 @@ class Training:
 class Prepared:
     """An arm whose training set is written and named."""
 
-    arm: Arm
+    out: str
     tokenizer: Any
     counts: examples.Counts
     jobs: list[Job]
@@ -126,36 +147,27 @@ class Prepared:
             "tokens_per_s": last["tokens"] / seconds,
             "final_loss": last["loss"],
             "trainable_parameters": self.parameters,
-            **methods.of(first.train).figures(last),
+            **first.train.figures(last),
             **_notice(first.train, self.parameters),
         }
-        adapter.publish(
-            first.config,
-            self.arm.name,
-            first.model_dir,
-            self.tokenizer,
-            lambda directory: _assemble(self.jobs[-1], directory),
-            lines,
-            self.arm.out,
-            figures,
-        )
+        adapter.publish(first, self.tokenizer, lambda directory: _assemble(self.jobs[-1], directory), lines, self.out, figures)
         return figures
 
 
-def _prepare(config: Config, arm: Arm, model_dir: str) -> Prepared:
-    parameters = _check(config, arm.name, model_dir)
-    tokenizer = pretrained.tokenizer(model_dir, config.model.revision)
-    tables, counts, runs = methods.of(config.arms[arm.name].train).prepare(tokenizer, arm.examples, config, arm.name)
-    name = fingerprint(config, arm.name, model_dir, tables)
-    state_dir = storage.absolute(arm.state)
+def _prepare(arm: ArmSpec, places: Places) -> Prepared:
+    parameters = check(arm)
+    tokenizer = pretrained.tokenizer(arm.model_dir, arm.model.revision)
+    made = arm.train.prepare(tokenizer, places.examples, arm.kinds, arm.seed)
+    name = fingerprint(arm, made.tables)
+    state_dir = storage.absolute(places.state)
     _keep_only(state_dir, name)
     state = storage.join(state_dir, name)
-    for table, content in tables.items():
+    for table, content in made.tables.items():
         write_table(content, storage.join(state, f"{table}.parquet"))
-    return Prepared(arm, tokenizer, counts, _jobs(config, arm.name, model_dir, state, runs), parameters)
+    return Prepared(places.out, tokenizer, made.counts, _jobs(arm, state, made.runs), parameters)
 
 
-def _workers(train: SFT | DPO) -> tuple:
+def _workers(train: Train) -> tuple:
     """Arms with the same answer can share a worker group."""
     return train.workers, train.use_gpu, train.max_failures
 
@@ -163,33 +175,33 @@ def _workers(train: SFT | DPO) -> tuple:
 # -- what is checked before anything starts
 
 
-def check_lora(config: Config, model_dir: str) -> None:
+def check_lora(arms: Iterable[ArmSpec]) -> None:
     """Every arm's adapter, and the one it begins from, must fit the model. Raises UserError."""
     checked = []
-    for arm, settings in config.arms.items():
-        kind = (settings.train.method, settings.train.lora, settings.train.start)
+    for arm in arms:
+        kind = (arm.train.method, arm.train.lora, arm.train.start)
         if kind not in checked:
-            _check(config, arm, model_dir)
+            check(arm)
             checked.append(kind)
 
 
-def _check(config: Config, arm: str, model_dir: str) -> int:
-    """How many parameters an arm trains, found on a model without weights. Raises UserError where its adapter does not fit the model."""
+def check(arm: ArmSpec) -> int:
+    """How many parameters an arm trains, found on a model without weights. Raises UserError if its adapter does not fit the model."""
     from peft import get_peft_model, get_peft_model_state_dict
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    t = config.arms[arm].train
-    pretrained.check_weights(model_dir)
-    architecture = pretrained.architecture(model_dir, config.model.revision)
-    methods.of(t).check(architecture, f"{_field(config, arm, 'method')} = {t.method}")
+    t, revision = arm.train, arm.model.revision
+    pretrained.check_weights(arm.model_dir)
+    architecture = pretrained.architecture(arm.model_dir, revision)
+    t.check(architecture, f"{arm.field('method')} = {t.method}")
     begin = start.directory(t.start) if t.start else None
-    where = _field(config, arm, "start") + ".adapter"
+    where = arm.field("start") + ".adapter"
     if begin is not None:
         start.load_config(begin, where)
     continues = t.start is not None and t.start.how == "continue"
-    lora = adapter.lora_config(config, t, begin if continues else None)
+    lora = adapter.lora_config(t, revision, begin if continues else None)
     model = pretrained.empty(architecture)
-    field = f"{_field(config, arm, 'lora')}.target_modules = {t.lora.target_modules}"
+    field = f"{arm.field('lora')}.target_modules = {t.lora.target_modules}"
     try:
         model = get_peft_model(model, lora)
     except ValueError as e:
@@ -205,13 +217,7 @@ def _check(config: Config, arm: str, model_dir: str) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def _field(config: Config, arm: str, name: str) -> str:
-    """Where the user most likely wrote a setting of an arm's training: under `train`, unless the arm's own differs."""
-    same = getattr(config.train, name, None) == getattr(config.arms[arm].train, name)
-    return f"train.{name}" if same else f"arms.{arm}.train.{name}"
-
-
-def _notice(train: SFT | DPO, parameters: int) -> dict:
+def _notice(train: Train, parameters: int) -> dict:
     if train.start is None or train.start.how != "continue":
         return {}
     return {"notice": f"lora is not used: start.how = continue trains the adapter's own {parameters:,} parameters on"}
@@ -220,15 +226,14 @@ def _notice(train: SFT | DPO, parameters: int) -> dict:
 # -- what names a training, and what is kept of it
 
 
-def fingerprint(config: Config, arm: str, model_dir: str, tables: dict[str, Any]) -> str:
+def fingerprint(arm: ArmSpec, tables: dict[str, Any]) -> str:
     """A name for everything that determines the weights: hyper-parameters, model, seed, start adapter, and the training set to the token."""
-    t = config.arms[arm].train
     facts = {
-        "train": t.model_dump(mode="json", exclude=t.OPERATIONAL),
-        "start": start.content(t.start),
-        "model": config.model.model_dump(mode="json"),
-        "weights": _weights(config, model_dir),
-        "seed": config.seed,
+        "train": arm.train.model_dump(mode="json", exclude=arm.train.OPERATIONAL),
+        "start": start.content(arm.train.start),
+        "model": arm.model.model_dump(mode="json"),
+        "weights": _weights(arm.model, arm.model_dir),
+        "seed": arm.seed,
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for table in tables.values():
@@ -237,9 +242,9 @@ def fingerprint(config: Config, arm: str, model_dir: str, tables: dict[str, Any]
     return digest.hexdigest()[:16]
 
 
-def _weights(config: Config, model_dir: str) -> Any:
+def _weights(model: Model, model_dir: str) -> Any:
     """What the weights are known by. The toy's are the same wherever the package is installed and whenever that was."""
-    if config.model.path == "toy":
+    if model.path == "toy":
         return shipped_recipe()["hash"]
     if not os.path.isdir(model_dir):
         return model_dir
@@ -255,12 +260,12 @@ def _keep_only(state_dir: str, name: str) -> None:
 # -- runs
 
 
-def _jobs(config: Config, arm: str, model_dir: str, state: str, runs: list[Run]) -> list[Job]:
+def _jobs(arm: ArmSpec, state: str, runs: list[Run]) -> list[Job]:
     """A job per run. The first begins from the start adapter if there is one."""
-    name = f"{arm}-{storage.name(state)}"
-    jobs = [
-        Job(config, arm, model_dir, state, number, run, name if number == 1 else f"{name}-{number}") for number, run in enumerate(runs, 1)
-    ]
+    jobs = []
+    for number, run in enumerate(runs, 1):
+        name = f"{arm.name}-{storage.name(state)}" + (f"-{number}" if number > 1 else "")
+        jobs.append(Job(arm.name, arm.train, arm.model, arm.model_dir, arm.seed, state, number, run, name))
     begin = jobs[0].train.start
     if begin is None:
         return jobs

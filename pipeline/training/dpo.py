@@ -1,6 +1,6 @@
 """Direct preference optimisation: TRL's `DPOTrainer`, computing what the pairs of a micro-step share once.
 
-    driver    preference pairs → distinct responses as tokens, pairs as their numbers (`methods.py`, `pairs.py`)
+    driver    preference pairs → distinct responses as tokens, pairs as their numbers (`pairs.py`)
     workers   `build`: the micro-batches of every step, in order; the reference's log-probabilities, once; the trainer
 
 The responses that C²-Syn ranks for one request begin alike: prompt, opener, and longer and longer cuts of one text. A micro-batch is laid
@@ -58,7 +58,7 @@ def build(job: Job, scratch: str, *, base: Any = None, world: int = 1, report_to
             args=args,
             train_dataset=datasets.Dataset.from_dict({"pairs": micro}),
             data_collator=Collator(job.table("responses"), found),
-            processing_class=pretrained.tokenizer(job.model_dir, job.config.model.revision),
+            processing_class=pretrained.tokenizer(job.model_dir, job.model.revision),
             peft_config=lora,
             pairs_per_step=t.batch_size,
         ),
@@ -71,7 +71,7 @@ def build(job: Job, scratch: str, *, base: Any = None, world: int = 1, report_to
 def _micro_batches(job: Job, found: pa.Table) -> list[list[int]]:
     """The micro-batches of every step, one step after another. Which pairs a step has depends on neither workers nor micro-batches."""
     t, groups = job.train, found["group"].to_pylist()
-    order = examples.passes(found.num_rows, t.epochs, t.batch_size, pairs.epoch_order(found, t.curriculum, job.config.seed))
+    order = examples.passes(found.num_rows, t.epochs, t.batch_size, pairs.epoch_order(found, t.curriculum, job.seed))
     steps = (order[at : at + t.batch_size] for at in range(0, len(order), t.batch_size))
     return [batch for step in steps for batch in pairs.micro_batches(step, groups, t.batch_size // t.pairs_per_device)]
 

@@ -20,8 +20,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import DPO, SFT, Config
+from pipeline.config.base import Model
 from pipeline.data import storage
+from pipeline.training.config import Train
 
 HISTORY = "trainer_state.json"  # transformers' name for a checkpoint's log lines and step
 
@@ -38,9 +39,11 @@ class Run:
 class Job:
     """What one run's workers need to know. Directories are on storage that every node sees."""
 
-    config: Config
     arm: str
+    train: Train
+    model: Model
     model_dir: str
+    seed: int
     state: str  # STATE/<fingerprint>
     number: int  # of the run, from 1
     run: Run
@@ -50,10 +53,6 @@ class Job:
     frozen: str | None = None  # adapter that the trained one is stacked on
     resume: str | None = None  # copy of an earlier attempt's checkpoint
     progress: Any = None  # actor for log lines
-
-    @property
-    def train(self) -> SFT | DPO:
-        return self.config.arms[self.arm].train
 
     @property
     def finished(self) -> str:

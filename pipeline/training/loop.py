@@ -21,7 +21,6 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from pipeline import pretrained
 from pipeline.data import adapter, storage
-from pipeline.training import methods
 from pipeline.training import start as start_adapter
 from pipeline.training.adapter import lora_config
 from pipeline.training.job import HISTORY, Job
@@ -50,7 +49,7 @@ def _train(job: Job, base: "BaseWeights", context: Any) -> None:
     """One run, to its end; what it has made is in `job.finished` when the first worker returns."""
     # Every rank writes checkpoints into a directory of its own; Ray merges them into one in the storage.
     with tempfile.TemporaryDirectory(dir=os.getcwd()) as scratch:
-        trainer = methods.of(job.train).build(job, scratch, base=base, world=context.get_world_size(), report_to=_wandb(job.name))
+        trainer = job.train.build(job, scratch, base=base, world=context.get_world_size(), report_to=_wandb(job.name))
         trainer.add_callback(_Report(trainer, job))
         with _latest(job) as directory:
             trainer.train(resume_from_checkpoint=directory)
@@ -116,7 +115,7 @@ def start(
 
     trainer_of(model, lora) makes it; attention_of(model config, use_gpu) says which attention the model is loaded with.
     """
-    t, model = job.train, job.config.model
+    t, model = job.train, job.model
     architecture = pretrained.architecture(job.model_dir, model.revision)
     modules = (base or BaseWeights()).load(
         job.model_dir,
@@ -127,7 +126,7 @@ def start(
     if job.frozen is not None:
         start_adapter.freeze_under(modules, adapter.fetch(job.frozen, scratch))
     begin = adapter.fetch(job.start, scratch) if job.start is not None else None
-    trainer = trainer_of(modules, lora_config(job.config, t, begin))
+    trainer = trainer_of(modules, lora_config(t, model.revision, begin))
     if begin is not None:
         start_adapter.load(trainer.model, begin)
     trainer.remove_callback(PrinterCallback)
@@ -146,7 +145,7 @@ def arguments(job: Job, steps: int, scratch: str, report_to: str) -> dict:
         "weight_decay": t.weight_decay,
         "bf16": t.bf16,
         "gradient_checkpointing": t.gradient_checkpointing,
-        "seed": job.config.seed % 2**32,
+        "seed": job.seed % 2**32,
         "train_sampling_strategy": "sequential",  # the data set is the whole schedule, in order
         "logging_steps": t.log_steps,
         "logging_nan_inf_filter": False,

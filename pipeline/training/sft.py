@@ -1,6 +1,6 @@
 """Supervised fine-tuning, the workers' side: TRL's `SFTTrainer` over packed sequences.
 
-The driver has made these of conversations (`methods.py`, `examples.py`); `build` puts those of every step in order, and makes the trainer
+The driver has made these of conversations (`examples.py`); `build` puts those of every step in order, and makes the trainer
 that goes through them.
 """
 
@@ -18,7 +18,7 @@ from pipeline.training.job import Job
 def build(job: Job, scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none") -> "PackedTrainer":
     """The trainer that goes through the run's sequences, shared by `world` processes."""
     sequences = job.table("sequences")
-    order = examples.schedule(sequences.num_rows, job.train.epochs, job.train.batch_size, job.config.seed)
+    order = examples.schedule(sequences.num_rows, job.train.epochs, job.train.batch_size, job.seed)
     return trainer(job, datasets.Dataset(sequences).select(order), scratch, base=base, world=world, report_to=report_to)
 
 
@@ -44,7 +44,7 @@ def trainer(
             model=model,
             args=args,
             train_dataset=ordered,
-            processing_class=pretrained.tokenizer(job.model_dir, job.config.model.revision),
+            processing_class=pretrained.tokenizer(job.model_dir, job.model.revision),
             peft_config=lora,
         ),
         attention.choose,

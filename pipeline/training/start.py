@@ -10,10 +10,10 @@ import os
 import shutil
 from typing import Any
 
-from pipeline.config import Start
 from pipeline.data import storage
 from pipeline.data.adapter import FILES
 from pipeline.errors import UserError
+from pipeline.training.config import Start
 
 # What may differ from PEFT's defaults in an adapter that is y = Wx + scaling · B A x with one rank and one scaling.
 _PLAIN = {

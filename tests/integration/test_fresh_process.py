@@ -53,14 +53,14 @@ DRIVER = """
 import sys
 from pipeline.data.dataset import Dataset
 from pipeline.data.schema import MISTAKES
-from pipeline.training import arm, methods
+from pipeline.training import arm
 from tests import tiny
 model, data = sys.argv[1:]
 for method in ("sft", "dpo"):
     config = tiny.config(model, method=method)
-    arm.check_lora(config, model)
-    tables, counts, runs = methods.of(config.train).prepare(tiny.tokenizer(), Dataset.at(f"{data}/{method}"), config, method)
-    assert runs[0].items and counts.kinds.total()
+    arm.check_lora([tiny.spec(config, method)])
+    made = tiny.prepared(config, method, Dataset.at(f"{data}/{method}"))
+    assert made.runs[0].items and made.counts.kinds.total()
     print([name for name in ("trl", "vllm", "ray.data") if name in sys.modules])
 """
 

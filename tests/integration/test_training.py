@@ -54,14 +54,15 @@ def train(place: Path, name: str, on_progress=None, arms: tuple[str, ...] = (ARM
 
 def _train(config: Config, place: Path, examples: str, name: str, on_progress, arms: tuple[str, ...]) -> dict:
     """Train arms in one worker group; returns the figures of the last one. on_progress takes every log line, with its arm."""
-    from pipeline.training.arm import Arm, Training
+    from pipeline.training.arm import Places, Training
 
     last, figures = arms[-1], {}
     names = {arm: name if arm == last else f"{name}-{arm}" for arm in arms}
     places = [
-        Arm(arm, Dataset.at(str(place / examples)), str(place / "adapter" / own), str(place / "state" / own)) for arm, own in names.items()
+        (tiny.spec(config, arm), Places(Dataset.at(str(place / examples)), str(place / "adapter" / own), str(place / "state" / own)))
+        for arm, own in names.items()
     ]
-    with Training(config, places, str(place / "model"), str(place / "checkpoints" / name)) as training:
+    with Training(places, str(place / "checkpoints" / name)) as training:
         for arm in arms:
             figures = training.result(arm, lambda line, arm=arm: on_progress and on_progress({"arm": arm, **line}))
     return figures
@@ -241,13 +242,11 @@ def test_one_process_learns_what_two_workers_learn(place, preferred, tmp_path):
     from torch.testing import assert_close
 
     from pipeline.training import dpo
-    from pipeline.training.job import Job, Run
+    from pipeline.training.job import Run
 
     [state] = (place / "state" / "preferred").iterdir()
     settings = {"method": "dpo", "curriculum": "iterative", "epochs": 2, "batch_size": 8, "pairs_per_device": 8, "learning_rate": 1e-2}
-    job = Job(
-        config(place, workers=1, **settings), "dpo", str(place / "model"), str(state), 1, Run(24, 5), "x", frozen=str(state / "frozen")
-    )
+    job = tiny.job(config(place, workers=1, **settings), "dpo", str(state), 1, Run(24, 5), "x", frozen=str(state / "frozen"))
     trainer = dpo.build(job, str(tmp_path))
     trainer.start_clock()
     trainer.train()

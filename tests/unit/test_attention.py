@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from pipeline.errors import UserError
 from pipeline.training import attention, pairs
-from pipeline.training.job import Job, Run
+from pipeline.training.job import Run
 from tests import tiny
 
 
@@ -85,7 +85,7 @@ def test_packed_loss_and_gradients_equal_unpacked(tmp_path, sequences_per_device
     assert max(map(len, bins)) > 1
     ordered = datasets.Dataset(examples.table([[encoded[i] for i in b] for b in bins]))
     config = tiny.config(model_dir, batch_size=3, sequences_per_device=sequences_per_device)
-    job = Job(config, "sft", model_dir, str(tmp_path / "state"), 1, Run(len(bins)), "test")
+    job = tiny.job(config, "sft", str(tmp_path / "state"), 1, Run(len(bins)), "test")
     trainer = sft.trainer(job, ordered, str(tmp_path))
     model = trainer.model
     assert model.config._attn_implementation == attention.NAME

@@ -55,8 +55,8 @@ def calls(monkeypatch):
         return ran
 
     class Training:
-        def __init__(self, config, arms, model_dir, checkpoints):
-            self.arms = {arm.name: arm for arm in arms}
+        def __init__(self, arms, checkpoints):
+            self.arms = {spec.name: places for spec, places in arms}
 
         def __enter__(self):
             return self

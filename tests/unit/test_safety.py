@@ -118,7 +118,7 @@ def test_neither_tokenizer_nor_trainer_nor_engine_runs_it(needs_code, marker):
     config = tiny.config(str(needs_code))
     for load in (
         lambda: preflight.load_tokenizer(config, str(needs_code)),
-        lambda: arm._check(config, "sft", str(needs_code)),
+        lambda: arm.check(tiny.spec(config, "sft")),
         lambda: pretrained.model(str(needs_code), dtype="float32"),
         lambda: VllmModel(config.model, str(needs_code), Inference()),
     ):

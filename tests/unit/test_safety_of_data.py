@@ -21,8 +21,8 @@ from pipeline.errors import UserError
 from pipeline.evaluation import report
 from pipeline.inference import endpoint
 from pipeline.show import show
-from pipeline.training import methods, sft
-from pipeline.training.job import Job, write_table
+from pipeline.training import sft
+from pipeline.training.job import write_table
 from tests import tiny
 from tests.exploits import PACKAGE, Exploit, write_exploits
 
@@ -49,9 +49,9 @@ def checkpoint(clean_model, tmp_path_factory) -> Path:
 
 def trainer_of(model: Path, place: Path):
     config = tiny.config(str(model), batch_size=4, max_length=256, save_steps=1)
-    tables, _, [run] = methods.Supervised.prepare(tiny.tokenizer(), tiny.write(place / "sft", tiny.rows(12)), config, "sft")
-    write_table(tables["sequences"], str(place / "sequences.parquet"))
-    return sft.build(Job(config, "sft", str(model), str(place), 1, run, "test"), str(place))
+    made = tiny.prepared(config, "sft", tiny.write(place / "sft", tiny.rows(12)))
+    write_table(made.tables["sequences"], str(place / "sequences.parquet"))
+    return sft.build(tiny.job(config, "sft", str(place), 1, made.runs[0], "test"), str(place))
 
 
 @pytest.mark.parametrize(

@@ -130,5 +130,6 @@ def test_a_training_goes_on_where_the_package_lies_elsewhere(tmp_path):
     elsewhere = shutil.copytree(model.WEIGHTS, tmp_path / "weights")
     os.utime(elsewhere / "model.safetensors", (0, 0))
     toy = scripted.config(tmp_path / "run")
-    names = [arm.fingerprint(toy, next(iter(toy.arms)), str(place), {}) for place in (model.WEIGHTS, elsewhere)]
+    specs = [preflight.arm_specs(toy, str(place))["sft"] for place in (model.WEIGHTS, elsewhere)]
+    names = [arm.fingerprint(spec, {}) for spec in specs]
     assert names[0] == names[1]

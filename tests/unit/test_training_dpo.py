@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.data.dataset import Dataset
-from pipeline.training import dpo, methods
+from pipeline.training import dpo
 from pipeline.training.job import Job, write_table
 from tests import tiny
 
@@ -21,10 +21,10 @@ def place(tmp_path_factory):
 def job(place, name: str, number: int = 1, **train) -> Job:
     """The job of a run on 90 pairs, with its tables written."""
     config = tiny.config(str(place / "model"), **{"method": "dpo", "batch_size": 8, "pairs_per_device": 4, "epochs": 0.2} | train)
-    tables, _, runs = methods.Preferences.prepare(tiny.tokenizer(), Dataset.at(str(place / "pairs")), config, "dpo")
-    for table, content in tables.items():
+    made = tiny.prepared(config, "dpo", Dataset.at(str(place / "pairs")))
+    for table, content in made.tables.items():
         write_table(content, str(place / name / f"{table}.parquet"))
-    return Job(config, "dpo", str(place / "model"), str(place / name), number, runs[number - 1], name)
+    return tiny.job(config, "dpo", str(place / name), number, made.runs[number - 1], name)
 
 
 def build(place, name: str, **train) -> dpo.SharedPrefixTrainer:
@@ -60,7 +60,7 @@ def of_trl(place):
         args=DPOConfig(output_dir=str(place / "trl"), beta=0.1, bf16=False, use_cpu=True, report_to="none", gradient_checkpointing=False),
         train_dataset=datasets.Dataset.from_list([{side: row[side] for side in ("prompt", "chosen", "rejected")} for row in rows[:20]]),
         processing_class=AutoTokenizer.from_pretrained(place / "model"),
-        peft_config=lora_config(config, config.arms["dpo"].train),
+        peft_config=lora_config(config.arms["dpo"].train, None),
     )
     trainer.model.double()
     randomise(trainer.model, 1)
@@ -154,7 +154,7 @@ def test_micro_steps_change_nothing(place):
 
 def test_iterative_runs_are_one_per_falling_gap(place):
     config = tiny.config("unused", method="dpo", curriculum="iterative")
-    runs = methods.Preferences.prepare(tiny.tokenizer(), Dataset.at(str(place / "pairs")), config, "dpo")[2]
+    runs = tiny.prepared(config, "dpo", Dataset.at(str(place / "pairs"))).runs
     assert [(run.gap, run.items) for run in runs] == [(5, 6), (4, 12), (3, 18), (2, 24), (1, 30)]
     trainer = dpo.build(job(place, "second", 2, curriculum="iterative", epochs=1), str(place / "second"))
     assert pq.read_table(place / "second" / "reference-2.parquet")["gap"].to_pylist() == [4] * 12

@@ -2,15 +2,17 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from pipeline.config import Config
 from pipeline.data import adapter as adapter_files
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
-from pipeline.training import arm, methods, sft, start
+from pipeline.training import arm, sft, start
 from pipeline.training.job import Run, write_table
 from tests import tiny
 
@@ -72,10 +74,10 @@ def test_joined_adapters_add_up_exactly(place):
 def test_training_begins_where_the_adapter_ended(place, how, tmp_path):
     """Before the first step the model is base + adapter; only the right matrices are trained; switched off, the base or base + frozen is left."""
     config_ = config(place, how)
-    tables, _, [run] = methods.Supervised.prepare(tiny.tokenizer(), Dataset.at(str(place / "sft")), config_, "sft")
-    for name, table in tables.items():
+    made = tiny.prepared(config_, "sft", Dataset.at(str(place / "sft")))
+    for name, table in made.tables.items():
         write_table(table, str(tmp_path / f"{name}.parquet"))
-    [job] = arm._jobs(config_, "sft", str(place / "model"), str(tmp_path), [run])
+    [job] = arm._jobs(tiny.spec(config_, "sft"), str(tmp_path), made.runs)
     model = sft.build(job, str(tmp_path)).model.eval()
     model.set_attn_implementation("eager")
     expected = logits(published(place, "other"))
@@ -90,9 +92,8 @@ def test_training_begins_where_the_adapter_ended(place, how, tmp_path):
 
 @pytest.mark.parametrize("how", ["continue", "stack"])
 def test_its_size_is_known_before_training(place, how):
-    assert arm._check(config(place, how), "sft", str(place / "model")) * 4 == arm._check(
-        tiny.config(str(place / "model"), lora={"rank": 4}), "sft", str(place / "model")
-    ) * (6 if how == "continue" else 4)
+    fresh = arm.check(tiny.spec(tiny.config(str(place / "model"), lora={"rank": 4}), "sft"))
+    assert arm.check(tiny.spec(config(place, how), "sft")) * 4 == fresh * (6 if how == "continue" else 4)
     notice = arm._notice(config(place, how).arms["sft"].train, 7)
     assert bool(notice) == (how == "continue")
 
@@ -112,7 +113,7 @@ def test_what_cannot_be_begun_from_is_refused(place, sentence, case):
     if name is not None:
         adapter(place, name, 0, **settings)
     with pytest.raises(UserError, match=rf"train\.start\.adapter = .*({sentence})"):
-        arm.check_lora(config(place, how, name or "nowhere"), str(place / "model"))
+        arm.check_lora([tiny.spec(config(place, how, name or "nowhere"), "sft")])
 
 
 @pytest.mark.parametrize("how", ["continue", "stack"])
@@ -120,15 +121,16 @@ def test_an_adapter_of_another_model_is_refused(place, tmp_path, how):
     tiny.save(tmp_path / "wide")
     tiny.model(hidden_size=64).save_pretrained(tmp_path / "wide")
     with pytest.raises(UserError, match="does not fit the model"):
-        arm.check_lora(config(place, how), str(tmp_path / "wide"))
+        arm.check_lora([replace(tiny.spec(config(place, how), "sft"), model_dir=str(tmp_path / "wide"))])
 
 
 def test_every_distinct_training_is_checked_and_no_other(place, monkeypatch):
     checked = []
-    monkeypatch.setattr(arm, "_check", lambda config, name, directory: checked.append(name))
+    monkeypatch.setattr(arm, "check", lambda spec: checked.append(spec.name))
     tree = tiny.config(str(place / "model")).model_dump(mode="json", exclude={"arms"})
     arms = {"a": {"kinds": ["safe"]}, "b": {"kinds": ["analysis"]}, "c": {"kinds": ["safe"], "train": {"lora": {"rank": 2}}}}
-    arm.check_lora(type(tiny.config("unused")).model_validate({**tree, "arms": arms}), str(place / "model"))
+    config_ = Config.model_validate({**tree, "arms": arms})
+    arm.check_lora(tiny.spec(config_, name) for name in arms)
     assert checked == ["a", "c"]
 
 
@@ -136,14 +138,14 @@ def test_the_adapters_content_belongs_to_the_fingerprint(place):
     names = []
     for seed in (1, 2, 1):
         adapter(place, "mine", seed)
-        names.append(arm.fingerprint(config(place, "stack", "mine"), "sft", str(place / "model"), {}))
+        names.append(arm.fingerprint(tiny.spec(config(place, "stack", "mine"), "sft"), {}))
     assert names[0] == names[2] != names[1]
 
 
 def test_every_run_begins_from_the_one_before(place, tmp_path):
     config_ = config(place, "stack", method="dpo", curriculum="iterative")
     runs = [Run(6, 5), Run(12, 4), Run(18, 3)]
-    jobs = arm._chained(arm._jobs(config_, "dpo", str(place / "model"), str(tmp_path), runs))
+    jobs = arm._chained(arm._jobs(tiny.spec(config_, "dpo"), str(tmp_path), runs))
     assert [job.start for job in jobs] == [None, jobs[0].finished, jobs[1].finished]
     adapter_files.copy(str(place / "other"), jobs[0].done)  # the driver has kept the first one
     assert [job.start for job in arm._chained(jobs)] == [None, jobs[0].done, jobs[1].finished]
@@ -156,4 +158,4 @@ def test_every_run_begins_from_the_one_before(place, tmp_path):
 
 def test_lm_head_is_refused_before_trl_refuses_it(place):
     with pytest.raises(UserError, match=r"train.lora.target_modules = .*lm_head.*leave lm_head out"):
-        arm.check_lora(tiny.config(str(place / "model"), method="dpo", lora={"target_modules": ["lm_head"]}), str(place / "model"))
+        arm.check_lora([tiny.spec(tiny.config(str(place / "model"), method="dpo", lora={"target_modules": ["lm_head"]}), "dpo")])

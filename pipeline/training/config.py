@@ -1,0 +1,223 @@
+"""How an arm's adapter is trained. A trainer is its configuration section: what it trains on, which models it can train, what it reports.
+
+`build` makes a worker's trainer, in `sft.py` or `dpo.py`. Those import TRL, which takes seconds; the driver gets by without it.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import pyarrow as pa
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+
+from pipeline.config.base import Count, Fraction, Name, Natural, Section, tag
+from pipeline.data.dataset import Dataset
+from pipeline.data.schema import PREFERENCES, Schema
+from pipeline.data.schema import SFT as CONVERSATIONS
+
+if TYPE_CHECKING:
+    from pipeline.training.examples import Counts
+    from pipeline.training.job import Job, Run
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """An arm's training set as tables, what became of the rows that it is made of, and the runs over it."""
+
+    tables: dict[str, pa.Table]
+    counts: "Counts"
+    runs: list["Run"]
+
+
+@dataclass(frozen=True)
+class CardWords:
+    """What a model card says of a trainer: what the loss is on, what the rows and the items of an epoch are called, what to be careful about."""
+
+    loss: str
+    rows: str
+    items: str
+    caution: str
+
+
+def _pattern(modules: str | list[str]) -> str | list[str]:
+    """PEFT takes a text for a regular expression of module names."""
+    try:
+        re.compile(modules if isinstance(modules, str) else "")
+    except (re.error, RecursionError, OverflowError) as e:
+        raise ValueError(f"is not a regular expression ({e}); give names of modules, or all-linear") from None
+    return modules
+
+
+class Lora(Section):
+    rank: Count = 16
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: Annotated[str | list[str], AfterValidator(_pattern)] = Field("all-linear", description="PEFT's target_modules")
+
+
+class Start(Section):
+    """Training begins from an adapter of the same base model; what comes out is again one adapter of the base model."""
+
+    adapter: Name = Field(description="directory of a PEFT LoRA adapter")
+    how: Literal["continue", "stack"] = Field(
+        "continue", description="continue = train its own matrices on; stack = freeze it and train a new one (train.lora) on top"
+    )
+
+
+class Train(Section):
+    """What every trainer has. LoRA rank 16 follows MoTE (arXiv 2405.00557)."""
+
+    accepts: ClassVar[Schema]  # rows of this data set
+    words: ClassVar[CardWords]
+
+    if TYPE_CHECKING:
+        method: str  # the name of the trainer; each member of the union has its own, with a default
+
+    # Fields that change how the work is done, not which weights come out.
+    OPERATIONAL: ClassVar = {"workers", "save_steps", "log_steps", "max_failures", "merge"}
+
+    workers: Count | tuple[Count, Count] = Field(1, description="training processes; [min, max] = elastic")
+    use_gpu: bool = Field(False, description="one GPU per worker")
+    start: Start | None = Field(None, description="adapter to begin from; null = a fresh one on the base model")
+    lora: Lora = Lora()
+    epochs: float = Field(3, gt=0)
+    learning_rate: float = Field(2e-5, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup: Fraction = Field(0.03, description="fraction of the steps")
+    weight_decay: float = Field(0.0, ge=0)
+    batch_size: Count = 16
+    max_length: Count = 1024
+    bf16: bool = True
+    gradient_checkpointing: bool = False
+    save_steps: Count = Field(50, description="optimizer steps between checkpoints")
+    log_steps: Count = 5
+    max_failures: Natural = Field(3, description="worker failures survived before the run fails")
+    merge: bool = Field(False, description="also write the merged weights")
+
+    @property
+    def per_device(self) -> int:
+        """Items of a batch that one device takes in one micro-step."""
+        raise NotImplementedError
+
+    def prepare(self, tokenizer: Any, dataset: Dataset, kinds: list[str] | None, seed: int) -> TrainingSet:
+        """The training set made of the rows of a data set (of the given kinds). Raises UserError if no row can be used."""
+        raise NotImplementedError
+
+    def check(self, model_config: Any, where: str) -> None:
+        """Raises UserError, naming the setting `where`, for models that cannot be trained this way."""
+
+    def figures(self, line: dict) -> dict:
+        """What this trainer adds to an arm's figures, from its last log line."""
+        return {}
+
+    def build(self, job: "Job", scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none") -> Any:
+        """The trainer of one run, its work shared by `world` processes. base: the worker's `loop.BaseWeights`."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _batch_is_shared_evenly(self) -> "Train":
+        fewest, most = self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
+        if fewest > most:
+            raise ValueError(f"workers must be [min, max] with min <= max, not {list(self.workers)}")
+        for workers in range(fewest, most + 1):
+            if self.batch_size % (share := workers * self.per_device):
+                raise ValueError(
+                    f"batch_size = {self.batch_size} cannot be shared by {workers} workers of {self.per_device} a micro-step: "
+                    f"make it a multiple of {share}"
+                )
+        return self
+
+
+class SFT(Train):
+    """Supervised fine-tuning on packed conversations, in one run over them. 3 epochs, 2e-5 and batch 16 follow MoTE."""
+
+    OPERATIONAL: ClassVar = Train.OPERATIONAL | {"sequences_per_device"}
+    accepts: ClassVar = CONVERSATIONS
+    words: ClassVar = CardWords(
+        "The loss is on the last assistant turn of each conversation, and nowhere else.",
+        "examples",
+        "sequences",
+        "Prompts of the training set contain harmful instructions and, where analyses are trained on, harmful responses to\n"
+        "them. They carry no loss, but the adapter has read them.",
+    )
+
+    method: Literal["sft"] = "sft"
+    batch_size: Count = Field(16, description="packed sequences per optimizer step, over all workers")
+    sequences_per_device: Count = Field(1, description="packed sequences per device and micro-step")
+    max_length: Count = Field(1024, description="tokens of a packed sequence; longer examples are dropped and counted")
+    packing: bool = Field(True, description="several examples per sequence, none seeing another")
+
+    @property
+    def per_device(self) -> int:
+        return self.sequences_per_device
+
+    def prepare(self, tokenizer: Any, dataset: Dataset, kinds: list[str] | None, seed: int) -> TrainingSet:
+        from pipeline.training import examples
+        from pipeline.training.job import Run
+
+        sequences, counts = examples.prepare(tokenizer, dataset, kinds or [], seed, self.max_length, self.packing)
+        return TrainingSet({"sequences": sequences}, counts, [Run(sequences.num_rows)])
+
+    def build(self, job: "Job", scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none") -> Any:
+        from pipeline.training import sft
+
+        return sft.build(job, scratch, base=base, world=world, report_to=report_to)
+
+
+class DPO(Train):
+    """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290). No hyper-parameter of C²-Syn's training is known."""
+
+    OPERATIONAL: ClassVar = Train.OPERATIONAL | {"pairs_per_device"}
+    accepts: ClassVar = PREFERENCES
+    words: ClassVar = CardWords(
+        "Direct preference optimisation: the loss of a pair is on what follows the tokens that the better and the worse response share.",
+        "pairs",
+        "pairs",
+        "The training set holds harmful responses as the worse side of pairs: the adapter was trained to make them less\n"
+        "likely than the better side, and has read them.",
+    )
+
+    method: Literal["dpo"] = "dpo"
+    epochs: float = Field(1, gt=0)
+    learning_rate: float = Field(5e-5, gt=0)
+    batch_size: Count = Field(64, description="pairs per optimizer step, over all workers")
+    pairs_per_device: Count = Field(16, description="pairs per device and micro-step, on average: those of a request stay together")
+    max_length: Count = Field(1024, description="tokens of prompt and response; pairs with a longer one are dropped and counted")
+    beta: float = Field(0.1, gt=0, description="how strongly the policy is held to the reference")
+    curriculum: Literal["shuffled", "ordered", "iterative"] = Field(
+        "shuffled",
+        description="ordered = one pass by falling rank gap, (best, worst) first; iterative = one DPO run per gap, each from the model of "
+        "the one before, which is its reference (Curry-DPO, arXiv 2403.07230)",
+    )
+
+    @property
+    def per_device(self) -> int:
+        return self.pairs_per_device
+
+    def prepare(self, tokenizer: Any, dataset: Dataset, kinds: list[str] | None, seed: int) -> TrainingSet:
+        """One run over all pairs, or one per falling rank gap."""
+        from pipeline.training import pairs
+        from pipeline.training.job import Run
+
+        responses, found, counts = pairs.prepare(tokenizer, dataset, self.max_length)
+        runs = [Run(found.num_rows)]
+        if self.curriculum == "iterative":
+            sizes = {entry["values"]: entry["counts"] for entry in found["gap"].value_counts().to_pylist()}
+            runs = [Run(sizes[gap], gap) for gap in sorted(sizes, reverse=True)]
+        return TrainingSet({"responses": responses, "pairs": found}, counts, runs)
+
+    def check(self, model_config: Any, where: str) -> None:
+        from pipeline.training import attention
+
+        attention.check_shared(model_config, where)
+
+    def figures(self, line: dict) -> dict:
+        return {"final_margin": line["rewards/margins"], "final_accuracy": line["rewards/accuracies"]}
+
+    def build(self, job: "Job", scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none") -> Any:
+        from pipeline.training import dpo
+
+        return dpo.build(job, scratch, base=base, world=world, report_to=report_to)
+
+
+Training = Annotated[Annotated[SFT, Tag("sft")] | Annotated[DPO, Tag("dpo")], Discriminator(lambda value: tag(value, "method", "sft"))]
