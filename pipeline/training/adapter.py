@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs as pafs
 import yaml
@@ -23,11 +23,13 @@ from pipeline import attempt, pretrained
 from pipeline.config.base import Model
 from pipeline.data import storage
 from pipeline.training import start
-from pipeline.training.config import Start, Train
 from pipeline.training.job import Job
 
+if TYPE_CHECKING:
+    from pipeline.training.config import Start, Train
 
-def lora_config(train: Train, revision: str | None, start_dir: str | None = None) -> Any:
+
+def lora_config(train: "Train", revision: str | None, start_dir: str | None = None) -> Any:
     """PEFT's configuration of the adapter to train: `train.lora`, or that of the adapter in `start_dir`, which is trained on.
 
     revision: of the base model.
@@ -116,7 +118,7 @@ AdamW (betas 0.9 and 0.999), gradients clipped at norm 1.
 """
 
 
-def _begun(begun: Start | None) -> str:
+def _begun(begun: "Start | None") -> str:
     if begun is None:
         return ""
     how = "Training continued from" if begun.how == "continue" else "A new adapter was trained on top of, and joined with,"

@@ -15,14 +15,16 @@ group goes through the runs of several arms, one after the other. A fingerprint 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config.base import Model
 from pipeline.data import storage
-from pipeline.training.config import Train
+
+if TYPE_CHECKING:
+    from pipeline.training.config import Train
 
 HISTORY = "trainer_state.json"  # transformers' name for a checkpoint's log lines and step
 
@@ -40,7 +42,7 @@ class Job:
     """What one run's workers need to know. Directories are on storage that every node sees."""
 
     arm: str
-    train: Train
+    train: "Train"
     model: Model
     model_dir: str
     seed: int

@@ -8,12 +8,14 @@ import hashlib
 import json
 import os
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.data import storage
 from pipeline.data.adapter import FILES
 from pipeline.errors import UserError
-from pipeline.training.config import Start
+
+if TYPE_CHECKING:
+    from pipeline.training.config import Start
 
 # What may differ from PEFT's defaults in an adapter that is y = Wx + scaling · B A x with one rank and one scaling.
 _PLAIN = {
@@ -22,7 +24,7 @@ _PLAIN = {
 }  # fmt: skip
 
 
-def directory(start: Start) -> str:
+def directory(start: "Start") -> str:
     return storage.absolute(start.adapter)
 
 
@@ -53,7 +55,7 @@ def matrices(adapter_dir: str) -> dict[str, Any]:
     return {name: tensor.float() for name, tensor in load_file(os.path.join(adapter_dir, FILES[1])).items()}
 
 
-def check_fits(start: Start, shapes: dict[str, tuple[int, ...]], field: str) -> None:
+def check_fits(start: "Start", shapes: dict[str, tuple[int, ...]], field: str) -> None:
     """The adapter must have the shapes of one made for this model: of every matrix, or of all but the rank where it is frozen.
 
     shapes: by PEFT's names, of the adapter that will be trained. Raises UserError.
@@ -78,7 +80,7 @@ def check_fits(start: Start, shapes: dict[str, tuple[int, ...]], field: str) -> 
             raise UserError(f"{field} = {where}: it does not fit the model ({name} is {shape}); name an adapter of this model")
 
 
-def content(start: Start | None) -> str | None:
+def content(start: "Start | None") -> str | None:
     """A digest of the start adapter's files; none of no adapter."""
     if start is None:
         return None
