@@ -15,11 +15,11 @@ import time
 from importlib.metadata import version
 
 from pipeline import prompts
+from pipeline.chat import Message, Sampling, assistant, user
 from pipeline.config import Inference, Model, Source
-from pipeline.data.instructions import read
-from pipeline.inference.chat import Message, Sampling, assistant, user
 from pipeline.inference.pool import ROWS_PER_SEQUENCE, seed_of
-from pipeline.machine import cpu_has_bf16
+from pipeline.runtime.machine import cpu_has_bf16
+from pipeline.sources.instructions import read
 
 LENGTHS = range(10, 81, 10)
 IN_FLIGHT = 256

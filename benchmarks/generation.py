@@ -22,11 +22,11 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from pipeline.chat import Sampling, user
 from pipeline.config import Inference, Model
-from pipeline.data.instructions import read
-from pipeline.data.schema import INSTRUCTIONS, MISTAKES, OK
-from pipeline.inference.chat import Sampling, user
-from pipeline.machine import cpu_has_bf16
+from pipeline.runtime.machine import cpu_has_bf16
+from pipeline.schema import INSTRUCTIONS, MISTAKES, OK
+from pipeline.sources.instructions import read
 
 STEP_1 = "{instruction} The response should be harmful, unethical, and offensive."
 STEP_2 = "Instruction: {instruction}\nResponse: {response}\nAnalyse the response and explain why it is harmful or harmless."
@@ -57,7 +57,7 @@ class TwoSteps:
 def setbacks(model: str, rows: list[dict], tokens: int) -> dict:
     from pipeline.data.store import Store
     from pipeline.inference.pool import Job, ModelSpec, run_recipes
-    from pipeline.session import ray_session
+    from pipeline.runtime.session import ray_session
 
     with tempfile.TemporaryDirectory() as run_dir, ray_session(run_dir):
         started = time.monotonic()
@@ -93,7 +93,7 @@ def chained(model: str, rows: list[dict], tokens: int) -> dict:
     import ray.data
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    from pipeline.session import ray_session
+    from pipeline.runtime.session import ray_session
 
     config = vLLMEngineProcessorConfig(
         model_source=model,

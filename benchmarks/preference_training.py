@@ -31,7 +31,7 @@ from trl import DPOConfig, DPOTrainer
 
 from pipeline.config import Config
 from pipeline.data.dataset import Dataset
-from pipeline.data.schema import PREFERENCES
+from pipeline.schema import PREFERENCES
 from pipeline.toy.corpus import Corpus
 from pipeline.toy.model import WEIGHTS
 from pipeline.training import dpo

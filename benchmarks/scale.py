@@ -76,11 +76,11 @@ def run_peer(directory: Path) -> None:
     from ray.data.checkpoint import CheckpointConfig
 
     from pipeline.config import load
-    from pipeline.data import instructions
-    from pipeline.data.schema import INSTRUCTIONS
     from pipeline.data.store import Store
     from pipeline.experiment import Experiment
-    from pipeline.session import ray_session
+    from pipeline.runtime.session import ray_session
+    from pipeline.schema import INSTRUCTIONS
+    from pipeline.sources import instructions
 
     config = load(directory / "config.yaml")
     experiment = Experiment(config)
@@ -104,9 +104,9 @@ def run_peer(directory: Path) -> None:
 class PeerActor:
     def __init__(self, config):
         from pipeline.config import Dummy
-        from pipeline.data.schema import MISTAKES
         from pipeline.inference.dummy import DummyModel
         from pipeline.recipes import method
+        from pipeline.schema import MISTAKES
 
         self.schema, self.recipe, self.model = MISTAKES, method(config).recipe(config), DummyModel(Dummy(), 256)
 

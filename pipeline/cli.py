@@ -74,8 +74,8 @@ def plan(
     tokens_per_s: Annotated[float | None, typer.Option(min=1, help="measured speed of one engine")] = None,
 ):
     """Say what a run would do, without an engine: prompts, lengths, engines and GPUs, time."""
+    from pipeline.commands.plan import show_plan
     from pipeline.config import load
-    from pipeline.plan import show_plan
 
     show_plan(load(config, overrides or []), tokens_per_s)
 
@@ -88,8 +88,8 @@ def manifest(
     cluster: Annotated[bool, typer.Option("--cluster", help="a RayCluster to submit jobs to, instead of a RayJob")] = False,
 ):
     """Print a RayJob for Kubernetes (KubeRay), sized from the configuration. See cluster/README.md."""
+    from pipeline.commands.manifest import manifest as text
     from pipeline.config import load
-    from pipeline.manifest import manifest as text
 
     print(text(load(config, overrides or []), image, interactive=cluster), end="")
 
@@ -103,7 +103,7 @@ def show(
     """Show rows of a data set in the terminal, harmful text masked."""
     from rich.console import Console
 
-    from pipeline.show import show as show_rows
+    from pipeline.commands.show import show as show_rows
 
     show_rows(dataset, rows, reveal, Console())
 
@@ -114,7 +114,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="print the same as JSON")] = False,
 ):
     """Say how far a run is, how fast, and what became of every attempt; also while it runs, from anywhere."""
-    from pipeline.status import show_status
+    from pipeline.commands.status import show_status
 
     show_status(run, as_json)
 
@@ -170,7 +170,7 @@ def _stoppable(message: str) -> Iterator[None]:
 
 def _abandon(message: str, code: int) -> None:
     """The interrupt was lost in a library, or a shutdown hangs. A local Ray ends with this process, a job's actors with their driver."""
-    from pipeline import attempt
+    from pipeline.runtime import attempt
 
     attempt.end(attempt.INTERRUPTED)
     print(message, file=sys.stderr, flush=True)
@@ -196,7 +196,7 @@ def main() -> None:
 
 
 def _end(message: str, code: int) -> None:
-    from pipeline.show import safe_text
+    from pipeline.commands.show import safe_text
 
     print(safe_text(" ".join(message.split())), file=sys.stderr)  # names from a data set can stand in it
     sys.exit(code)

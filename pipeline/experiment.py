@@ -11,20 +11,23 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
 from functools import cache
 
-from pipeline import attempt, placement, preflight
-from pipeline.config import Config, Model, dump
-from pipeline.console import step_bar
-from pipeline.data import instructions, storage
+from pipeline import placement, preflight
+from pipeline.config import Config, dump
+from pipeline.data import storage
 from pipeline.data.card import write_card
 from pipeline.data.output import Output
-from pipeline.data.schema import ANSWERS, CONTINUATIONS, DROPPED, FAILED, INSTRUCTIONS, STAGES, Schema
 from pipeline.data.store import Store
 from pipeline.errors import RunFailed, UserError
 from pipeline.evaluation import answers, course_correction
 from pipeline.fingerprints import fingerprints
 from pipeline.inference.pool import Job, ModelSpec, run_recipes
 from pipeline.recipes import method
-from pipeline.session import ray_session, stage_logs
+from pipeline.runtime import attempt
+from pipeline.runtime.console import step_bar
+from pipeline.runtime.session import ray_session, stage_logs
+from pipeline.schema import ANSWERS, CONTINUATIONS, DROPPED, FAILED, INSTRUCTIONS, STAGES, Schema
+from pipeline.settings.base import Model
+from pipeline.sources import instructions
 
 ON_RAY = {"generate", "train", "evaluate"}
 
@@ -164,7 +167,7 @@ class Experiment:
         preflight.check_run_dir(self.config, set())
         if not storage.exists(self.run_dir):
             raise UserError(f"run_dir = {self.config.run_dir}: nothing has been run there; use `setbacks run` first")
-        from pipeline.evaluation.report import write_report
+        from pipeline.report.page import write_report
 
         html, markdown = write_report(self.config, self.run_dir)
         self.tell(f"report: {html} and {markdown}")

@@ -1,8 +1,9 @@
 """What determines the content of each output of a run. A run directory made under another fingerprint is refused, never mixed."""
 
 from pipeline import prompts
-from pipeline.config import Config, Model
+from pipeline.config import Config
 from pipeline.recipes import method
+from pipeline.settings.base import Model
 from pipeline.toy.model import shipped_recipe
 
 

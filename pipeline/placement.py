@@ -6,10 +6,10 @@ Ray places by resources alone and waits for what no node can give. Here that is 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.attempt import attempts_dir
 from pipeline.config import Config
 from pipeline.data import storage
 from pipeline.errors import UserError
+from pipeline.runtime.attempt import attempts_dir
 
 ANSWER_S = 60  # for a node to say what it sees; a process of ours starts there
 

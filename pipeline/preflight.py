@@ -7,13 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import imports, pretrained, prompts
-from pipeline.config import Config, Endpoint, Model, Source
-from pipeline.data import instructions, storage
+from pipeline import pretrained, prompts
+from pipeline.config import Config
+from pipeline.data import storage
 from pipeline.data.adapter import FILES, shapes
 from pipeline.errors import UserError
 from pipeline.evaluation import course_correction
-from pipeline.machine import cpu_has_bf16
+from pipeline.runtime import imports
+from pipeline.runtime.machine import cpu_has_bf16
+from pipeline.settings.base import Endpoint, Model, Source
+from pipeline.sources import instructions
 
 if TYPE_CHECKING:
     from pipeline.training.arm import ArmSpec

@@ -7,8 +7,8 @@ from pathlib import Path
 import yaml
 
 from pipeline import __version__
+from pipeline.commands.manifest import RAY_VERSION
 from pipeline.config import Config
-from pipeline.manifest import RAY_VERSION
 
 
 def objects(text: str) -> list[dict]:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from pipeline.chat import Completion, Message, Sampling
 from pipeline.config import Config
-from pipeline.inference.chat import Completion, Message, Sampling
 
 
 class ScriptedChat:

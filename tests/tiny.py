@@ -6,8 +6,8 @@ from pathlib import Path
 from pipeline import preflight
 from pipeline.config import Config
 from pipeline.data.dataset import Dataset
-from pipeline.data.schema import PREFERENCES, SFT, Schema
 from pipeline.data.store import Store
+from pipeline.schema import PREFERENCES, SFT, Schema
 
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 CHATML = (

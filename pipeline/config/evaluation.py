@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import ArmName, Count, Draw, Name, Natural, Section, Source
 from pipeline.config.judges import CorrectionJudge, CorrectionPhrases, Judge, RatingJudge, RefusalJudge
+from pipeline.settings.base import ArmName, Count, Draw, Name, Natural, Section, Source
 
 
 class CourseCorrectionSuite(Section):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.config.base import Draw, Endpoint, Section
+from pipeline.settings.base import Draw, Endpoint, Section
 
 
 class RefusalJudge(Section):

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from pipeline.config.base import Count, Draw, Model, Name, Natural, Ratio, Section, Source, tag
 from pipeline.config.judges import CorrectionJudge, CorrectionPhrases, Judge, RefusalJudge
+from pipeline.settings.base import Count, Draw, Model, Name, Natural, Ratio, Section, Source, tag
 
 
 class Hint(Section):

@@ -4,10 +4,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import ArmName, Inference, Model, Name, Section, Source, tag
 from pipeline.config.evaluation import Evaluation, Report
 from pipeline.config.judges import ToyJudge
 from pipeline.config.recipes import CourseCorrection, MistakeAnalysis, Mix, Recipe
+from pipeline.settings.base import ArmName, Inference, Model, Name, Section, Source, tag
 from pipeline.training.config import DPO, SFT, Training
 
 

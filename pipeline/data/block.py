@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data import storage
-from pipeline.data.schema import Schema
 from pipeline.data.shards import Digest
 from pipeline.data.work import WorkList
+from pipeline.schema import Schema
 
 _DIGEST = b"digest"  # in a part's metadata, so that the digest of a data set is computed by many actors and only added up by the driver
 

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import yaml
 
 from pipeline import __version__
-from pipeline.config import Config, Model, Source
-from pipeline.config.base import Section
+from pipeline.config import Config
 from pipeline.data import storage
-from pipeline.data.schema import DROPPED, Column
 from pipeline.data.store import Store
+from pipeline.schema import DROPPED, Column
+from pipeline.settings.base import Model, Section, Source
 
 WARNING = (
     "**Content warning.** This data set holds harmful, unethical or offensive text, written by a model on purpose for safety research. "

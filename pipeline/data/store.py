@@ -27,12 +27,12 @@ from pipeline.data import storage
 from pipeline.data.block import Block, parts_dir, write_part
 from pipeline.data.dataset import Dataset, changed
 from pipeline.data.ids import IdSet
-from pipeline.data.instructions import Counts
 from pipeline.data.output import Output
-from pipeline.data.schema import FAILED, Schema
 from pipeline.data.shards import Digest, Shards
 from pipeline.data.work import WorkList, batches, write_work_list
 from pipeline.errors import RunFailed
+from pipeline.schema import FAILED, Schema
+from pipeline.sources.instructions import Counts
 
 _ROWS_AT_ONCE = 10_000
 _READS_AHEAD = 8

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data import storage
-from pipeline.data.schema import Schema
 from pipeline.errors import RunFailed, UserError
+from pipeline.schema import Schema
 
 _ROWS_PER_FILE = 20_000  # many blocks a file, since a listing of many small files is slow; few enough that its footer is read quickly
 

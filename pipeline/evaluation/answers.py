@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Iterator
 
 from pipeline import judges, prompts
+from pipeline.chat import Chat, Message, Sampling, user
 from pipeline.config import Config
-from pipeline.data.schema import FAILED, OK
-from pipeline.inference.chat import Chat, Message, Sampling, user
 from pipeline.judges.refusal import is_refusal
 from pipeline.recipes.mistake_analysis import induced, reminded
+from pipeline.schema import FAILED, OK
 
 VANILLA = "vanilla"
 

@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterable, Iterator
 
 from pipeline import prompts
+from pipeline.chat import Chat, Completion, Message, Sampling, assistant, user
 from pipeline.config import Config, CourseCorrectionSuite
-from pipeline.data.schema import DROPPED, OK
 from pipeline.errors import RowFailed, UserError
 from pipeline.evaluation.answers import VANILLA
-from pipeline.inference.chat import Chat, Completion, Message, Sampling, assistant, user
 from pipeline.judges.correction import make_correction
+from pipeline.schema import DROPPED, OK
 
 
 class _Unfit(Exception):

@@ -6,9 +6,9 @@ Nothing it writes can be taken for a model's: every text says that it is the dum
 import asyncio
 import random
 
-from pipeline.config import Dummy
+from pipeline.chat import Completion, Message, Sampling
 from pipeline.errors import RowFailed
-from pipeline.inference.chat import Completion, Message, Sampling
+from pipeline.settings.base import Dummy
 
 _WORDS = [
     "amber",

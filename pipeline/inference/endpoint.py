@@ -13,9 +13,9 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-from pipeline.config import Endpoint
+from pipeline.chat import Completion, Message, Sampling
 from pipeline.errors import RowFailed, UserError
-from pipeline.inference.chat import Completion, Message, Sampling
+from pipeline.settings.base import Endpoint
 
 FIRST_DELAY_S = 0.5  # before the first retry; doubled for each further one
 MAX_DELAY_S = 60.0

@@ -8,12 +8,13 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from pipeline import imports, pretrained
-from pipeline.config import Inference, Model
+from pipeline import pretrained
+from pipeline.chat import Completion, Message, Sampling
 from pipeline.data import adapter as adapter_files
 from pipeline.errors import RowFailed, RunFailed
 from pipeline.inference import cpu_lora
-from pipeline.inference.chat import Completion, Message, Sampling
+from pipeline.runtime import imports
+from pipeline.settings.base import Inference, Model
 
 
 class EngineDead(Exception):

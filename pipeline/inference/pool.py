@@ -20,15 +20,15 @@ from typing import NoReturn, Protocol
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import Dummy, Inference, Model
+from pipeline.chat import Chat, Completion, Message, Sampling
 from pipeline.data import storage
 from pipeline.data.block import Block
-from pipeline.data.schema import FAILED
 from pipeline.data.store import Store
 from pipeline.data.work import WorkList
 from pipeline.errors import RowFailed, RunFailed, UserError
-from pipeline.inference.chat import Chat, Completion, Message, Sampling
 from pipeline.inference.progress import Progress, Reporter, Tally
+from pipeline.schema import FAILED
+from pipeline.settings.base import Dummy, Inference, Model
 
 MOST_TASKS = 10_000  # of one run: with more blocks than these a task has several, so that the scheduler's load has a bound
 FRUITLESS_STARTS = 6  # Ray restarts a dead actor for ever; this ends it

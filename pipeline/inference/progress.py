@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 
-from pipeline import attempt
-from pipeline.console import QUIET_LINE_EVERY_S, new_bar
-from pipeline.data.schema import FAILED
 from pipeline.data.store import reason
-from pipeline.session import beside_driver
+from pipeline.runtime import attempt
+from pipeline.runtime.console import QUIET_LINE_EVERY_S, new_bar
+from pipeline.runtime.session import beside_driver
+from pipeline.schema import FAILED
 
 
 @dataclass

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline import config
-from pipeline.inference.chat import Chat
+from pipeline.chat import Chat
 from pipeline.prompts import Prompts
 
 

@@ -5,7 +5,7 @@ import re
 from typing import Protocol
 
 from pipeline import config
-from pipeline.inference.chat import Chat, Completion, Message, Sampling, user
+from pipeline.chat import Chat, Completion, Message, Sampling, user
 from pipeline.prompts import Prompts
 
 _YES_NO = re.compile(r"""[\W_]*(yes|no)(?![^\W_])(?!["'*_]*\s?(?:or\b|/))""", re.IGNORECASE)

@@ -8,7 +8,7 @@ What stands in quotation marks is somebody else's speech, such as the letter of 
 
 import re
 
-from pipeline.inference.chat import Chat
+from pipeline.chat import Chat
 from pipeline.judges.refusal import REFUSALS, plain
 
 TRIGGER_WORDS = 3  # at least so many must follow a trigger: it was put into the model's mouth, and proves nothing by itself

@@ -3,7 +3,7 @@
 import re
 
 from pipeline import config
-from pipeline.inference.chat import Chat, Sampling, user
+from pipeline.chat import Chat, Sampling, user
 from pipeline.judges import Verdict
 from pipeline.prompts import Prompts
 

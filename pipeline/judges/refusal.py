@@ -6,7 +6,7 @@ will not do something: "I cannot help you" refuses; "I cannot stress enough", "I
 
 import re
 
-from pipeline.inference.chat import Chat
+from pipeline.chat import Chat
 from pipeline.judges import Verdict
 
 OPENING_CHARACTERS = 200  # a refusal comes first; further on, the same words are mostly something else

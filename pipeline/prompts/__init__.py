@@ -8,9 +8,9 @@ import yaml
 from jinja2 import StrictUndefined, meta
 from jinja2.sandbox import SandboxedEnvironment
 
-from pipeline.config import yaml_text
-from pipeline.config.shown import shown
 from pipeline.errors import UserError
+from pipeline.settings import yaml_text
+from pipeline.settings.shown import shown
 
 _ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 _ENVIRONMENT.globals.clear()  # range, lipsum and the like: a prompt is filled with its variables alone

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from pipeline.config import Config
-from pipeline.data import instructions
-from pipeline.data.schema import CORRECTIONS, MISTAKES, PREFERENCES, SFT, Schema
+from pipeline.schema import CORRECTIONS, MISTAKES, PREFERENCES, SFT, Schema
+from pipeline.sources import instructions
 
 
 @dataclass(frozen=True)

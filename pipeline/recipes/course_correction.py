@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from pipeline import prompts
+from pipeline.chat import Chat, Sampling, assistant, user
 from pipeline.config import CourseCorrection
 from pipeline.data import storage
-from pipeline.data.schema import DROPPED, OK
 from pipeline.errors import RowFailed
-from pipeline.inference.chat import Chat, Sampling, assistant, user
 from pipeline.judges.correction import make_correction
 from pipeline.judges.refusal import is_refusal
+from pipeline.schema import DROPPED, OK
 
 MARKS = frozenset(',.!:;?-"(){}[]')
 

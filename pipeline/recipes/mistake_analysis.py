@@ -5,10 +5,11 @@ that it may be harmful → why it is harmful. What is trained on later (`convers
 """
 
 from pipeline import judges, prompts
-from pipeline.config import Draw, MistakeAnalysis
-from pipeline.data.schema import NOT_INDUCED, OK
+from pipeline.chat import Chat, Message, Sampling, system, user
+from pipeline.config import MistakeAnalysis
 from pipeline.errors import RowFailed
-from pipeline.inference.chat import Chat, Message, Sampling, system, user
+from pipeline.schema import NOT_INDUCED, OK
+from pipeline.settings.base import Draw
 
 
 class MistakeAnalysisRecipe:

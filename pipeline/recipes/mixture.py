@@ -4,8 +4,8 @@ import hashlib
 from collections.abc import Iterable, Iterator
 
 from pipeline import prompts
+from pipeline.chat import assistant, user
 from pipeline.config import Config
-from pipeline.inference.chat import assistant, user
 from pipeline.recipes.mistake_analysis import question
 
 

@@ -8,7 +8,7 @@ import random
 from dataclasses import replace
 
 from pipeline import prompts
-from pipeline.inference.chat import Message, assistant, system, user
+from pipeline.chat import Message, assistant, system, user
 from pipeline.toy import world
 from pipeline.toy.world import Deed, Response
 

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from pipeline.console import step_bar
-from pipeline.inference.chat import Message
-from pipeline.machine import cpu_has_bf16
+from pipeline.chat import Message
+from pipeline.runtime.console import step_bar
+from pipeline.runtime.machine import cpu_has_bf16
 from pipeline.toy.corpus import Corpus
 
 Progress = Callable[[int, int, float], None]

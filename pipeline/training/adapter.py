@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.fs as pafs
 import yaml
 
-from pipeline import attempt, pretrained
-from pipeline.config.base import Model
+from pipeline import pretrained
 from pipeline.data import storage
+from pipeline.runtime import attempt
+from pipeline.settings.base import Model
 from pipeline.training import start
 from pipeline.training.job import Job
 

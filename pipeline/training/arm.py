@@ -16,12 +16,13 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from pipeline import attempt, pretrained
-from pipeline.config.base import Model
+from pipeline import pretrained
 from pipeline.data import adapter as adapter_files
 from pipeline.data import storage
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
+from pipeline.runtime import attempt
+from pipeline.settings.base import Model
 from pipeline.toy.model import shipped_recipe
 from pipeline.training import adapter, examples, start
 from pipeline.training.config import Train

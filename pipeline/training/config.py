@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import pyarrow as pa
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from pipeline.config.base import Count, Fraction, Name, Natural, Section, tag
 from pipeline.data.dataset import Dataset
-from pipeline.data.schema import PREFERENCES, Schema
-from pipeline.data.schema import SFT as CONVERSATIONS
+from pipeline.schema import PREFERENCES, Schema
+from pipeline.schema import SFT as CONVERSATIONS
+from pipeline.settings.base import Count, Fraction, Name, Natural, Section, tag
 
 if TYPE_CHECKING:
     from pipeline.training.examples import Counts

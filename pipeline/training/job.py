@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config.base import Model
 from pipeline.data import storage
+from pipeline.settings.base import Model
 
 if TYPE_CHECKING:
     from pipeline.training.config import Train

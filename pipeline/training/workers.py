@@ -11,11 +11,11 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
 
-from pipeline import attempt, imports
 from pipeline.data import adapter as adapter_files
 from pipeline.data import storage
 from pipeline.errors import RunFailed
-from pipeline.session import TRAIN_ENVIRONMENT, beside_driver
+from pipeline.runtime import attempt, imports
+from pipeline.runtime.session import TRAIN_ENVIRONMENT, beside_driver
 from pipeline.training.job import HISTORY, Job
 
 Progress = Callable[[dict], None]

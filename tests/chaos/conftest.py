@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import session
+from pipeline.runtime import session
 from tests.chaos.harness import Job, write_job, write_source
 
 ROWS = 600

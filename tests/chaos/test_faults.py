@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.data.schema import MISTAKES
 from pipeline.errors import RunFailed
+from pipeline.schema import MISTAKES
 from tests.chaos import harness
 from tests.chaos.conftest import engine_actors, generate, kill_engine_actor, meanwhile
 from tests.chaos.harness import Driver, Job, assert_equals_undisturbed, write_job
@@ -150,13 +150,13 @@ class Deadly:
 def run_deadly(job: Job, how: str) -> dict:
     """What `complete` says after the job's work was run by a deadly recipe."""
     from pipeline.config import load
-    from pipeline.data import instructions
-    from pipeline.data.schema import INSTRUCTIONS
     from pipeline.data.store import Store
     from pipeline.inference.pool import Job as Work
     from pipeline.inference.pool import ModelSpec, run_recipes
     from pipeline.recipes import method
-    from pipeline.session import ray_session
+    from pipeline.runtime.session import ray_session
+    from pipeline.schema import INSTRUCTIONS
+    from pipeline.sources import instructions
 
     config, counts = load(job.config), instructions.Counts()
     store = Store(config.run_dir, MISTAKES.name, MISTAKES)

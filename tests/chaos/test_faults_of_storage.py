@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import load
-from pipeline.data.schema import INSTRUCTIONS, MISTAKES
 from pipeline.data.store import Store
 from pipeline.errors import RunFailed, UserError
 from pipeline.experiment import Experiment
+from pipeline.schema import INSTRUCTIONS, MISTAKES
 from tests.chaos.conftest import LATENCY_S, fill, generate
 from tests.chaos.harness import Driver, Job, assert_equals_undisturbed, rows_of, write_job
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.status import status
+from pipeline.commands.status import status
 from tests.chaos.harness import Driver, Job, rows_of, write_job
 
 pytestmark = pytest.mark.timeout(300)

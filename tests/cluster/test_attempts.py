@@ -86,7 +86,7 @@ def test_of_attempts_that_begin_together_on_s3_one_goes_on(network, tmp_path):
     run = f"s3://{BUCKET}/{tmp_path.name}"
     hold = """
 import sys, time
-from pipeline import attempt
+from pipeline.runtime import attempt
 from pipeline.errors import UserError
 try:
     with attempt.Attempt(sys.argv[1], ["generate"]):

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
+from pipeline.chat import Sampling, assistant, user
 from pipeline.config import Inference, Model
 from pipeline.errors import RowFailed
-from pipeline.inference.chat import Sampling, assistant, user
 from pipeline.toy.model import WEIGHTS
 
 pytestmark = pytest.mark.timeout(300)

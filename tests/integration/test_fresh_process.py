@@ -52,7 +52,7 @@ def test_a_plan_imports_no_engine(tmp_path):
 DRIVER = """
 import sys
 from pipeline.data.dataset import Dataset
-from pipeline.data.schema import MISTAKES
+from pipeline.schema import MISTAKES
 from pipeline.training import arm
 from tests import tiny
 model, data = sys.argv[1:]
@@ -113,11 +113,11 @@ if ray_first:
     marker.rmdir()
 from rich.console import Console
 from pipeline.config import Source
-from pipeline.data import instructions
+from pipeline.sources import instructions
 from pipeline.data.dataset import Dataset
-from pipeline.data.schema import MISTAKES
-from pipeline.evaluation import report
-from pipeline.show import show
+from pipeline.schema import MISTAKES
+from pipeline.report import page as report
+from pipeline.commands.show import show
 import datasets, ray.data
 readers = {
     "instructions": lambda path: list(instructions.read(Source(path=path))),

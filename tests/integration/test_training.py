@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.attempt import Attempt
 from pipeline.config import Config
 from pipeline.data.dataset import Dataset
+from pipeline.runtime.attempt import Attempt
 from tests import tiny
 
 ARM = "mistake_analysis"
@@ -135,7 +135,7 @@ def test_a_driver_killed_in_the_second_arm_costs_nothing(place, undisturbed):
     script = f"""
 import os, ray
 from pathlib import Path
-from pipeline.attempt import Attempt
+from pipeline.runtime.attempt import Attempt
 from tests.integration.test_training import ARM, ARMS, train
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 with Attempt({str(place / "attempted")!r}, ["train"]):

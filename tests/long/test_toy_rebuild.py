@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import pretrained, prompts
-from pipeline.inference.chat import user
+from pipeline.chat import user
 from pipeline.judges.refusal import is_refusal
 from pipeline.recipes.mistake_analysis import induced, reminded
 from pipeline.toy import model, world

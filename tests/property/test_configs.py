@@ -144,7 +144,7 @@ def setbacks(place, monkeypatch, capfd):
     def hangs(*_):
         raise Hangs
 
-    monkeypatch.setattr("pipeline.attempt.Attempt", reached)
+    monkeypatch.setattr("pipeline.runtime.attempt.Attempt", reached)
     signal.signal(signal.SIGALRM, hangs)
     before = sorted(os.listdir(place))
 

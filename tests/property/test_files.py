@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import Columns, Source
-from pipeline.data import files, instructions
-from pipeline.data.schema import FAILED, INSTRUCTIONS, OK
 from pipeline.errors import UserError
+from pipeline.schema import FAILED, INSTRUCTIONS, OK
+from pipeline.sources import files, instructions
 
 CASES = 350  # of a child
 SECONDS = 60  # that a child may take

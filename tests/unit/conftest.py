@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.schema import MISTAKES
 from pipeline.data.store import Store
+from pipeline.schema import MISTAKES
 from tests import tiny
 
 # Two threads wait for each other longer than they work on a few thousand weights, above all on a busy machine.

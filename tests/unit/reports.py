@@ -7,7 +7,7 @@ from itertools import product
 import pyarrow.parquet as pq
 
 from pipeline.config import Config
-from pipeline.data.schema import ANSWERS
+from pipeline.schema import ANSWERS
 
 SECRET = "Zanzibar-secret"
 HOSTILE = f"</dd></details><script>alert('{SECRET}')</script><img src=x onerror=alert(1)>"

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from pipeline.config import Source
-from pipeline.data.instructions import read
+from pipeline.sources.instructions import read
 
 THREE = [{"instruction": f"Tell me about {what}", "output": f"{what}!"} for what in ("tea", "rain", "moss")]
 TABLE = pa.Table.from_pylist(THREE)

@@ -1,8 +1,8 @@
 """Data sets in a run directory as tests need them: rows, a work list, and what commits and reads them."""
 
-from pipeline.data.instructions import Counts
-from pipeline.data.schema import INSTRUCTIONS
 from pipeline.data.store import Store
+from pipeline.schema import INSTRUCTIONS
+from pipeline.sources.instructions import Counts
 from tests import scripted
 
 

@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from pipeline.data.schema import ANSWERS
 from pipeline.errors import RowFailed
 from pipeline.evaluation.answers import AnswerRecipe, work
+from pipeline.schema import ANSWERS
 from tests import scripted
 from tests.scripted import ScriptedChat, instruction
 

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import attempt, cli
-from pipeline.attempt import Attempt, history
+from pipeline import cli
 from pipeline.errors import RunFailed, UserError
+from pipeline.runtime import attempt
+from pipeline.runtime.attempt import Attempt, history
 
 # A holder in a process of its own. ELSEWHERE makes its process id mean nothing here, as on another host.
 HOLDER = """
 import os, signal, sys, time
-from pipeline import attempt
+from pipeline.runtime import attempt
 from pipeline.errors import RunFailed, UserError
 run_dir, elsewhere, beat_s, when_told = sys.argv[1], sys.argv[2] == "elsewhere", float(sys.argv[3]), sys.argv[4] == "when told"
 attempt.BEAT_S, attempt.WATCH_S = beat_s, 2.0
@@ -306,7 +307,8 @@ def test_the_heartbeat_ends_with_the_attempt(tmp_path):
 # A library that catches the interrupt and goes on, or a shutdown that hangs.
 DEAF = """
 import sys, time
-from pipeline import attempt, cli
+from pipeline.runtime import attempt
+from pipeline import cli
 cli.STOP_S = 1
 with cli._stoppable("interrupted, the end"), attempt.Attempt(sys.argv[1], []):
     for turn in range(2):

@@ -11,11 +11,11 @@ import pytest
 
 from pipeline import prompts
 from pipeline.config import Source
-from pipeline.data.instructions import read
-from pipeline.data.schema import CONTINUATIONS
 from pipeline.data.store import reason
 from pipeline.errors import RowFailed, UserError
 from pipeline.evaluation.course_correction import ContinuationRecipe, check_prefill, work
+from pipeline.schema import CONTINUATIONS
+from pipeline.sources.instructions import read
 from tests import scripted, tiny
 from tests.scripted import ScriptedChat, instruction
 

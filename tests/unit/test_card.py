@@ -7,8 +7,8 @@ import yaml
 
 from pipeline.data import storage
 from pipeline.data.card import write_card
-from pipeline.data.schema import ANSWERS, CONTINUATIONS, CORRECTIONS, MISTAKES, PREFERENCES, SFT
 from pipeline.data.store import Store
+from pipeline.schema import ANSWERS, CONTINUATIONS, CORRECTIONS, MISTAKES, PREFERENCES, SFT
 from tests import scripted
 
 SUITE = {"entries": {"path": "toy:detailed-heldout"}, "paths": 7}

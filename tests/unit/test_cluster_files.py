@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.manifest import GROUP, RAY_VERSION, USER
+from pipeline.commands.manifest import GROUP, RAY_VERSION, USER
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

@@ -5,9 +5,9 @@ import time
 import numpy as np
 import pytest
 
-from pipeline.data.schema import CONTINUATIONS, CORRECTIONS, PREFERENCES
-from pipeline.evaluation.corrections import corr_summary, pairs_by_gap, requests_summary
-from pipeline.evaluation.summary import bootstrap
+from pipeline.report.corrections import corr_summary, pairs_by_gap, requests_summary
+from pipeline.report.summary import bootstrap
+from pipeline.schema import CONTINUATIONS, CORRECTIONS, PREFERENCES
 
 YES, NO, UNREADABLE = True, False, None
 

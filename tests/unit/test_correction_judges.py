@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import config, prompts
+from pipeline.chat import Sampling
 from pipeline.errors import RowFailed, UserError
-from pipeline.inference.chat import Sampling
 from pipeline.judges.correction import make_correction, parse_yes_no
 from tests.scripted import ScriptedChat
 

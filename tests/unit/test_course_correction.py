@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from pipeline import prompts
 from pipeline.config import CourseCorrection, Source
-from pipeline.data.instructions import read
-from pipeline.data.schema import CORRECTIONS, PREFERENCES
 from pipeline.data.store import reason
 from pipeline.errors import RowFailed
 from pipeline.recipes.course_correction import MARKS, CourseCorrectionRecipe, _Unfit, cut, pairs, select
+from pipeline.schema import CORRECTIONS, PREFERENCES
+from pipeline.sources.instructions import read
 from tests.scripted import ScriptedChat, instruction
 
 REAL_SAMPLE = Path(__file__).parents[3] / "shared/data/pku_saferlhf_sample.jsonl"

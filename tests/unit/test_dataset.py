@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from pipeline.commands.show import show
 from pipeline.data.dataset import Dataset
-from pipeline.data.schema import MISTAKES
 from pipeline.errors import UserError
-from pipeline.evaluation import examples as report_examples
-from pipeline.evaluation import report
-from pipeline.show import show
+from pipeline.report import examples as report_examples
+from pipeline.report import page as report
+from pipeline.schema import MISTAKES
 from pipeline.training import examples, pairs
 from tests import tiny
 from tests.unit.stores import made, mistake

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
+from pipeline.chat import Sampling, user
 from pipeline.config import Dummy, load
 from pipeline.errors import RowFailed, UserError
-from pipeline.inference.chat import Sampling, user
 from pipeline.inference.dummy import DummyModel
 from tests import scripted
 

@@ -14,10 +14,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from pipeline.chat import Completion, Sampling, assistant, user
 from pipeline.config import Endpoint
 from pipeline.errors import RowFailed, UserError
 from pipeline.inference import endpoint as module
-from pipeline.inference.chat import Completion, Sampling, assistant, user
 from pipeline.inference.endpoint import EndpointModel, check
 
 KEY = "sk-test-0123456789-secret"

@@ -307,7 +307,7 @@ def test_each_suite_is_whole_and_recorded_as_soon_as_it_is_done(correct, calls, 
     def making(*outputs):
         said.append(outputs)
 
-    monkeypatch.setattr("pipeline.attempt.making", making)
+    monkeypatch.setattr("pipeline.runtime.attempt.making", making)
     with monkeypatch.context() as patched:
         correct("generate", "mix", "train")
         patched.setattr(experiment, "run_recipes", dies)

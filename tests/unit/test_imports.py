@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from pipeline import imports
+from pipeline.runtime import imports
 
 
 def test_the_collector_rests_within_and_works_afterwards():

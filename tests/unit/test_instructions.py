@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Columns, Source
-from pipeline.data.instructions import MAX_CHARACTERS, Counts, instruction_id, read
-from pipeline.data.schema import FAILED, INSTRUCTIONS, OK
 from pipeline.errors import UserError
+from pipeline.schema import FAILED, INSTRUCTIONS, OK
+from pipeline.sources.instructions import MAX_CHARACTERS, Counts, instruction_id, read
 from tests.unit.sources import TABLE, THREE, only, rows_of, write_csv, write_jsonl
 
 REAL_SAMPLE = Path(__file__).parents[3] / "shared/data/pku_saferlhf_sample.jsonl"
@@ -244,7 +244,7 @@ def test_column_mapping(tmp_path):
 def test_parquet_reads_only_the_columns_of_its_shape(tmp_path):
     table = TABLE.append_column("embedding", pa.array([[0.0] * 4] * 3))
     pq.write_table(table, tmp_path / "a.parquet")
-    from pipeline.data import files
+    from pipeline.sources import files
 
     [file] = files.find(str(tmp_path / "a.parquet"))
     assert set(next(iter(file.rows({"instruction", "not there"})))) == {"instruction"}

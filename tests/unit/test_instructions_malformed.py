@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Columns, Source
-from pipeline.data.instructions import MAX_CHARACTERS, Counts, check, check_unsafe, read
-from pipeline.data.schema import FAILED, INSTRUCTIONS, OK
 from pipeline.errors import UserError
+from pipeline.schema import FAILED, INSTRUCTIONS, OK
+from pipeline.sources.instructions import MAX_CHARACTERS, Counts, check, check_unsafe, read
 from tests.unit.sources import TABLE, THREE, only, rows_of, write_csv, write_jsonl
 
 # -- malformed rows
@@ -58,7 +58,7 @@ def test_ids_of_malformed_rows_do_not_depend_on_where_the_source_lies(tmp_path):
 
 
 def test_a_line_without_end_is_not_kept(tmp_path, monkeypatch):
-    from pipeline.data import files
+    from pipeline.sources import files
 
     monkeypatch.setattr(files, "MAX_LINE_BYTES", 2**20)
     path = tmp_path / "a.jsonl"
@@ -223,7 +223,7 @@ def test_a_source_without_unsafe_responses(tmp_path):
 
 
 def test_the_search_for_an_unsafe_response_ends(tmp_path, monkeypatch):
-    from pipeline.data import instructions
+    from pipeline.sources import instructions
 
     monkeypatch.setattr(instructions, "_SEARCHED_ROWS", 3)
     rows = [{"instruction": str(i), "unsafe_response": "do" if i == 3 else None} for i in range(5)]

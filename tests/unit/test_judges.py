@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import config, judges, prompts
+from pipeline.chat import Completion, Sampling
 from pipeline.errors import RowFailed, UserError
-from pipeline.inference.chat import Completion, Sampling
 from pipeline.judges.rating import parse_rating
 from pipeline.judges.refusal import is_refusal
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pipeline import session
+from pipeline.runtime import session
 
 
 @pytest.fixture

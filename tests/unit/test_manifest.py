@@ -14,9 +14,9 @@ import jsonschema
 import pytest
 
 from pipeline import __version__, cli
+from pipeline.commands.manifest import CONFIG_FILE, MOUNT, job_name, manifest, worker_groups
 from pipeline.config import load
 from pipeline.errors import UserError
-from pipeline.manifest import CONFIG_FILE, MOUNT, job_name, manifest, worker_groups
 from tests import scripted
 from tests.manifests import closed, find_faults, objects, of_kind, pods, render
 
@@ -289,5 +289,5 @@ def test_every_pod_runs_the_given_image():
 
 
 def test_neither_ray_nor_an_engine_is_imported():
-    code = "import pipeline.manifest, sys; sys.exit(len({'ray', 'torch', 'vllm', 'transformers'} & set(sys.modules)))"
+    code = "import pipeline.commands.manifest, sys; sys.exit(len({'ray', 'torch', 'vllm', 'transformers'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Mix
-from pipeline.data.schema import SFT
 from pipeline.recipes.mixture import examples
+from pipeline.schema import SFT
 from tests import scripted
 
 CUE = "may be harmful, unethical, or offensive"

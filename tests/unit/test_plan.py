@@ -8,7 +8,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from pipeline.plan import show_plan
+from pipeline.commands.plan import show_plan
 from tests import scripted, tiny
 
 ENGINES = ("vllm", "ray")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.schema import ANSWERS, MISTAKES, SFT
-from pipeline.evaluation import plots
-from pipeline.evaluation.report import MODEL_NOTES, write_report
-from pipeline.evaluation.summary import Rate
+from pipeline.report import plots
+from pipeline.report.page import MODEL_NOTES, write_report
+from pipeline.report.summary import Rate
+from pipeline.schema import ANSWERS, MISTAKES, SFT
 from tests.unit.reports import ARMS, HOSTILE, SECRET, Page, config, titles, write, write_answers
 
 

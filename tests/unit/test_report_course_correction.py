@@ -7,8 +7,8 @@ from itertools import product
 import pytest
 
 from pipeline.config import Config
-from pipeline.data.schema import CONTINUATIONS, CORRECTIONS, PREFERENCES
-from pipeline.evaluation.report import write_report
+from pipeline.report.page import write_report
+from pipeline.schema import CONTINUATIONS, CORRECTIONS, PREFERENCES
 from tests.unit.reports import HOSTILE, SECRET, Page, config, titles, write, write_answers
 
 KS = (10, 80)

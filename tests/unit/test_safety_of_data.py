@@ -15,12 +15,12 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from pipeline import preflight
+from pipeline.commands.show import show
 from pipeline.config import Config, Endpoint, Source
-from pipeline.data import instructions
 from pipeline.errors import UserError
-from pipeline.evaluation import report
 from pipeline.inference import endpoint
-from pipeline.show import show
+from pipeline.report import page as report
+from pipeline.sources import instructions
 from pipeline.training import sft
 from pipeline.training.job import write_table
 from tests import tiny
@@ -157,5 +157,5 @@ def test_markdown_of_the_report_holds_no_links_of_strangers():
 
 
 def test_the_report_forbids_itself_scripts_and_requests():
-    page = (PACKAGE / "evaluation" / "report.html").read_text()
+    page = (PACKAGE / "report" / "page.html").read_text()
     assert "Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"" in page

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from pipeline.data.schema import HARMFUL, HARMLESS, INSTRUCTIONS, JUDGED, STAGES, UNKNOWN, WRITTEN
+from pipeline.schema import HARMFUL, HARMLESS, INSTRUCTIONS, JUDGED, STAGES, UNKNOWN, WRITTEN
 
 
 def test_a_name_means_the_same_in_every_data_set():

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeline import session
 from pipeline.errors import RunFailed, UserError
-from pipeline.session import ray_session
+from pipeline.runtime import session
+from pipeline.runtime.session import ray_session
 
 TIMED_OUT = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pipeline.data.schema import ANSWERS, CONTINUATIONS, CORRECTIONS, INSTRUCTIONS, MISTAKES, PREFERENCES, SFT
+from pipeline.commands.show import safe_text, show
 from pipeline.errors import UserError
-from pipeline.show import safe_text, show
+from pipeline.schema import ANSWERS, CONTINUATIONS, CORRECTIONS, INSTRUCTIONS, MISTAKES, PREFERENCES, SFT
 
 
 def mistake(**changes):

@@ -7,14 +7,15 @@ import sys
 
 import pytest
 
-from pipeline import attempt, cli
-from pipeline.attempt import Attempt
+from pipeline import cli
+from pipeline.commands.status import status
 from pipeline.data import storage
 from pipeline.data.output import Output
-from pipeline.data.schema import ANSWERS, CONTINUATIONS, INSTRUCTIONS, MISTAKES, SFT
 from pipeline.data.store import Store
 from pipeline.errors import RunFailed, UserError
-from pipeline.status import status
+from pipeline.runtime import attempt
+from pipeline.runtime.attempt import Attempt
+from pipeline.schema import ANSWERS, CONTINUATIONS, INSTRUCTIONS, MISTAKES, SFT
 from tests import scripted
 from tests.scripted import instruction
 

@@ -7,11 +7,11 @@ import pytest
 
 from pipeline.data import storage
 from pipeline.data.card import write_card
-from pipeline.data.instructions import Counts
 from pipeline.data.output import Output, differences
-from pipeline.data.schema import INSTRUCTIONS, MISTAKES, SFT
 from pipeline.data.store import Store
 from pipeline.errors import UserError
+from pipeline.schema import INSTRUCTIONS, MISTAKES, SFT
+from pipeline.sources.instructions import Counts
 from tests import scripted
 from tests.unit.stores import ids, made, mistake, sft, work
 

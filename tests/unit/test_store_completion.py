@@ -10,10 +10,10 @@ import pytest
 
 from pipeline.data import storage
 from pipeline.data.ids import IdSet
-from pipeline.data.schema import ANSWERS, MISTAKES, SFT
 from pipeline.data.shards import Digest, Shards
 from pipeline.data.store import Store, reason
 from pipeline.errors import RunFailed, UserError
+from pipeline.schema import ANSWERS, MISTAKES, SFT
 from tests.unit.stores import block, commit, ids, made, mistake, sft, work
 
 

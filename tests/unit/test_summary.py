@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.schema import ANSWERS, MISTAKES
-from pipeline.evaluation.summary import Rate, arms_table, by_category, mistakes_summary, paired_difference, wilson
+from pipeline.report.summary import Rate, arms_table, by_category, mistakes_summary, paired_difference, wilson
+from pipeline.schema import ANSWERS, MISTAKES
 
 
 def answer(i, arm="vanilla", condition="plain", sample=0, suite="harmful", **values):

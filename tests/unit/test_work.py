@@ -3,9 +3,9 @@
 import pytest
 
 from pipeline.data import storage, work
-from pipeline.data.schema import INSTRUCTIONS
 from pipeline.data.work import WorkList, batches, write_work_list
 from pipeline.errors import RunFailed, UserError
+from pipeline.schema import INSTRUCTIONS
 from tests.scripted import instruction
 
 

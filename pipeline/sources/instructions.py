@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from pipeline.config import Source
-from pipeline.config.shown import shown
-from pipeline.data import files
-from pipeline.data.files import BadRow
 from pipeline.data.ids import IdSet
-from pipeline.data.schema import FAILED, OK
-from pipeline.data.shapes import BadContent, Fields, Shape, recognise
 from pipeline.errors import UserError
+from pipeline.schema import FAILED, OK
+from pipeline.settings.base import Source
+from pipeline.settings.shown import shown
+from pipeline.sources import files
+from pipeline.sources.files import BadRow
+from pipeline.sources.shapes import BadContent, Fields, Shape, recognise
 
 MAX_CHARACTERS = 100_000  # of any text of a row
 _SHOWN_CHARACTERS = 200  # kept of a malformed instruction

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 from pyarrow import fs
 
-from pipeline.config.shown import shown
 from pipeline.data import storage
 from pipeline.errors import UserError
+from pipeline.settings.shown import shown
 
 FORMATS = {".parquet": "Parquet", ".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSON", ".csv": "CSV"}
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".lz4")

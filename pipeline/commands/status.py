@@ -7,13 +7,13 @@ import json
 import os
 import sys
 
-from pipeline import attempt
-from pipeline.attempt import KILLED, RUNNING
 from pipeline.data import storage
 from pipeline.data.output import Output
-from pipeline.data.schema import STAGES, WRITTEN
 from pipeline.data.store import Store
 from pipeline.errors import UserError
+from pipeline.runtime import attempt
+from pipeline.runtime.attempt import KILLED, RUNNING
+from pipeline.schema import STAGES, WRITTEN
 
 ADAPTER = "adapter"  # not a data set, so no schema says its stage
 STAGE_OF = {schema.name: schema.stage for schema in WRITTEN} | {ADAPTER: "train"}

@@ -5,8 +5,8 @@ from typing import Any
 
 from pipeline.data import storage
 from pipeline.data.dataset import Dataset
-from pipeline.data.schema import HARMFUL, HARMLESS, INSTRUCTIONS, JUDGED, UNKNOWN, WRITTEN, Column
 from pipeline.errors import UserError
+from pipeline.schema import HARMFUL, HARMLESS, INSTRUCTIONS, JUDGED, UNKNOWN, WRITTEN, Column
 
 _COUNTED = ("status", "kind", "suite", "arm")
 _MOST_CHARACTERS = 2_000

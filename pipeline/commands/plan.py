@@ -10,16 +10,17 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline import preflight, prompts, resources
+from pipeline import preflight, prompts
+from pipeline.chat import Message, Sampling, user
+from pipeline.commands import resources
+from pipeline.commands.show import masked
 from pipeline.config import Config, YesNoJudge
-from pipeline.data import instructions
-from pipeline.data.schema import FAILED
 from pipeline.data.store import reason
 from pipeline.errors import RowFailed
-from pipeline.inference.chat import Message, Sampling, user
 from pipeline.recipes.course_correction import CourseCorrectionRecipe
 from pipeline.recipes.mistake_analysis import induced, question
-from pipeline.show import masked
+from pipeline.schema import FAILED
+from pipeline.sources import instructions
 
 ROWS_SHOWN = 3
 ROWS_MEASURED = 2000

@@ -9,7 +9,7 @@ from rich.markup import escape
 from pipeline import placement
 from pipeline.config import Config, Train
 from pipeline.data import storage
-from pipeline.session import ray_session
+from pipeline.runtime.session import ray_session
 
 ASSUMED_TOKENS_PER_S = {"cpu": 2_000, "gpu": 2_500}  # of one engine, new tokens; an assumption until a run has been measured
 

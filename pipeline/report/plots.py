@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from io import StringIO
 
-from pipeline.evaluation.summary import Rate
+from pipeline.report.summary import Rate
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; the base model is grey. Shapes repeat what the colours say.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline import attempt, imports
 from pipeline.data import storage
 from pipeline.errors import RunFailed, UserError
+from pipeline.runtime import attempt, imports
 
 # Ray Data's operators each want a whole logical CPU; where operators outnumber CPUs a resumed run hangs, waiting for one.
 LEAST_LOGICAL_CPUS = 8

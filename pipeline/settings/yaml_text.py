@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.config.shown import shown
+from pipeline.settings.shown import shown
 
 MOST_BYTES = 256 * 2**10
 MOST_NODES = 20_000  # with aliases expanded

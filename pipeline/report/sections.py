@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from pipeline.config import Config
-from pipeline.evaluation import plots, tables
-from pipeline.evaluation.summary import VANILLA
-from pipeline.evaluation.tables import Table
+from pipeline.report import plots, tables
+from pipeline.report.summary import VANILLA
+from pipeline.report.tables import Table
 
 
 @dataclass(frozen=True)

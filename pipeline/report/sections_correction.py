@@ -4,10 +4,10 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from pipeline.config import Config, CourseCorrectionSuite
-from pipeline.evaluation import plots, summary, tables
-from pipeline.evaluation.corrections import CorrSummary, corr_summary
-from pipeline.evaluation.sections import Figure, Section, arm_names, palette
-from pipeline.evaluation.sections_settings import correction_judge
+from pipeline.report import plots, summary, tables
+from pipeline.report.corrections import CorrSummary, corr_summary
+from pipeline.report.sections import Figure, Section, arm_names, palette
+from pipeline.report.sections_settings import correction_judge
 
 TITLE = "Course correction"
 

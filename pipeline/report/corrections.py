@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.schema import DROPPED, FAILED, OK
 from pipeline.data.store import reason
-from pipeline.evaluation.summary import RESAMPLES, VANILLA, Difference, arm_order, bootstrap, percentile_interval
+from pipeline.report.summary import RESAMPLES, VANILLA, Difference, arm_order, bootstrap, percentile_interval
+from pipeline.schema import DROPPED, FAILED, OK
 
 
 @dataclass(frozen=True)

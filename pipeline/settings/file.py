@@ -1,21 +1,23 @@
-"""A configuration as a YAML file: `load("run.yaml", ["train.epochs=1"])` reads it, applies overrides and validates.
+"""A tree of sections as a YAML file: `load(Config, "run.yaml", ["train.epochs=1"])` reads it, applies overrides and validates.
 
 Every wrong key or value becomes one `UserError` sentence: the field, the value, the mend.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import yaml_text
-from pipeline.config.shown import shown
-from pipeline.config.tree import Config
 from pipeline.errors import UserError
+from pipeline.settings import yaml_text
+from pipeline.settings.shown import shown
+
+Tree = TypeVar("Tree", bound=BaseModel)
 
 
-def load(path: str | Path, overrides: list[str] = ()) -> Config:
+def load(root: type[Tree], path: str | Path, overrides: Sequence[str] = ()) -> Tree:
     """Read a YAML configuration and apply `key.sub=value` overrides (values are YAML: `3`, `true`, `[1, 2]`).
 
     Raises UserError (one sentence) where the file is missing or unreadable, or a key or value is wrong.
@@ -35,13 +37,13 @@ def load(path: str | Path, overrides: list[str] = ()) -> Config:
     for override in overrides:
         _override(tree, override)
     try:
-        return Config.model_validate(tree)
+        return root.model_validate(tree)
     except ValidationError as e:
-        raise UserError(f"{path}: {_first_error(e)}") from None
+        raise UserError(f"{path}: {_first_error(e, root)}") from None
 
 
-def dump(config: Config) -> str:
-    """The resolved configuration as YAML: every default written out. `load` reads it back to an equal Config."""
+def dump(config: BaseModel) -> str:
+    """The resolved configuration as YAML: every default written out. `load` reads it back to an equal one."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -69,22 +71,22 @@ def _override(tree: dict, override: str) -> None:
 _MISSPELT = ("extra_forbidden", "invalid_key")
 
 
-def _first_error(e: ValidationError) -> str:
+def _first_error(e: ValidationError, root: type[BaseModel]) -> str:
     """One sentence of pydantic's report: the field, the value, the mend; then how many more there are."""
     # A misspelt key comes first: it is often why another one is missing. What is wrong in `train` is so in every arm's copy of it.
     errors = sorted(e.errors(), key=lambda error: error["type"] not in _MISSPELT)
     own = {error["loc"] for error in errors if error["loc"][:1] == ("train",)}
     errors = [error for error in errors if error["loc"][:1] != ("arms",) or error["loc"][2:] not in own]
     first = errors[0]
-    field = _field(first)
+    field = _field(first, root)
     if first["type"] == "extra_forbidden":
-        text = f"{field} is not a known key{_suggestion(first['loc'])}"
+        text = f"{field} is not a known key{_suggestion(first['loc'], root)}"
     elif first["type"] == "missing":
         text = f"{field} is missing; it has no default"
     else:
         message = _PLAIN.get(first["type"]) or shown(first["msg"].removeprefix("Value error, "), 500)
         text = f"{field} = {_short(first['input'])}: {message[0].lower()}{message[1:]}" if first["loc"] else message
-    more = len({_field(error) for error in errors}) - 1
+    more = len({_field(error, root) for error in errors}) - 1
     return text + (f" (and {more} more)" if more else "")
 
 
@@ -97,25 +99,25 @@ _PLAIN = {
 }
 
 
-def _field(error: dict) -> str:
+def _field(error: dict, root: type[BaseModel]) -> str:
     location = error["loc"]
     unknown = location[-1:] if error["type"] == "extra_forbidden" else ()
-    names = _walk(location[: len(location) - len(unknown)])[0]
+    names = _walk(location[: len(location) - len(unknown)], root)[0]
     return ".".join(shown(name, 60) for name in (*names, *unknown))
 
 
-def _suggestion(location: tuple) -> str:
+def _suggestion(location: tuple, root: type[BaseModel]) -> str:
     """The known keys at the place of an unknown one, or the nearest of them."""
     import difflib
 
-    known = list(_fields(_walk(location[:-1])[1]))
+    known = list(_fields(_walk(location[:-1], root)[1]))
     near = difflib.get_close_matches(str(location[-1]), known, n=1)
     return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
 
 
-def _walk(location: tuple) -> tuple[list[str], Any]:
+def _walk(location: tuple, root: type[BaseModel]) -> tuple[list[str], Any]:
     """The keys of a pydantic location, without its names for the branches of a union, and the type that stands there."""
-    names, here = [], Config
+    names, here = [], root
     for part in location:
         if part in _fields(here):
             here = _fields(here)[part]

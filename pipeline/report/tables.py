@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.config import Arm, Config
-from pipeline.evaluation.corrections import Corr, CorrDifference, CorrSummary, RequestsSummary
-from pipeline.evaluation.summary import ArmRow, CategoryRow, Difference, Mean, MistakesSummary, PairedDifference, Rate
+from pipeline.report.corrections import Corr, CorrDifference, CorrSummary, RequestsSummary
+from pipeline.report.summary import ArmRow, CategoryRow, Difference, Mean, MistakesSummary, PairedDifference, Rate
 
 NOTHING = "–"
 CONDITION_TITLES = {

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import Columns
-from pipeline.config.shown import shown
 from pipeline.errors import UserError
+from pipeline.settings.base import Columns
+from pipeline.settings.shown import shown
 
 
 class BadContent(Exception):

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.dataset import Dataset
-from pipeline.data.schema import ANSWERS, CONTINUATIONS, CORRECTIONS, FAILED, MISTAKES, OK
-from pipeline.evaluation.summary import CONDITIONS, arm_order
+from pipeline.report.summary import CONDITIONS, arm_order
+from pipeline.schema import ANSWERS, CONTINUATIONS, CORRECTIONS, FAILED, MISTAKES, OK
 
 SHOWN_CONDITIONS = ("plain", "reminder")
 SHOWN_CHARACTERS = 1500

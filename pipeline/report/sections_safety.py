@@ -4,9 +4,9 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from pipeline.config import Config
-from pipeline.evaluation import plots, summary, tables
-from pipeline.evaluation.sections import Figure, Section, arm_names, palette
-from pipeline.evaluation.summary import CONDITIONS, VANILLA
+from pipeline.report import plots, summary, tables
+from pipeline.report.sections import Figure, Section, arm_names, palette
+from pipeline.report.summary import CONDITIONS, VANILLA
 
 LARGEST_CATEGORIES = 12
 

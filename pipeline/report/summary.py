@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.data.schema import FAILED, NOT_INDUCED, OK
 from pipeline.data.store import reason
+from pipeline.schema import FAILED, NOT_INDUCED, OK
 
 Z95 = 1.96
 VANILLA = "vanilla"

@@ -1,10 +1,11 @@
 """The report's section of settings and judges: those of the method and suites in use, and what each judge cannot do."""
 
 from pipeline import prompts
-from pipeline.config import Config, CorrectionJudge, Draw, Judge, RatingJudge, ToyJudge, Train, YesNoJudge
+from pipeline.config import Config, CorrectionJudge, Judge, RatingJudge, ToyJudge, Train, YesNoJudge
 from pipeline.errors import UserError
-from pipeline.evaluation import tables
-from pipeline.evaluation.sections import Section
+from pipeline.report import tables
+from pipeline.report.sections import Section
+from pipeline.settings.base import Draw
 
 REFUSAL_JUDGE = (
     "Refusal phrases: an answer counts as harmless when it opens with, or is, a refusal. This is fast and the same every time, but it reads "

@@ -1,0 +1,1 @@
+"""What each command of `setbacks` but the stages does."""

@@ -1,0 +1,1 @@
+"""What every section of the configuration builds on, and reading it from YAML."""

@@ -1,0 +1,1 @@
+"""Instructions from anywhere: files, object stores, the hub, the toy, as rows of one schema."""
