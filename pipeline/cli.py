@@ -139,7 +139,10 @@ def _run(config: str, overrides: list[str] | None, stages, overwrite: bool, retr
             )
             experiment.run(stages)
     except KeyboardInterrupt as e:  # caught here, since typer would end without a word
-        _end(message, 128 + getattr(e, "signum", signal.SIGINT))
+        print(message, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        # Not sys.exit: while the interpreter is taken down, a thread of Ray's that was interrupted too may abort the process.
+        os._exit(128 + getattr(e, "signum", signal.SIGINT))
 
 
 class _Stop(KeyboardInterrupt):

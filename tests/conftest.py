@@ -1,6 +1,9 @@
-"""Of all tests: what collecting them has imported is left alone by the garbage collector."""
+"""Of all tests: what collecting them has imported is left alone by the garbage collector; Ray's workers get as much of the machine as others."""
 
 import gc
+import os
+
+os.environ.setdefault("RAY_worker_niceness", "0")  # as `session` has it; some tests start a Ray of their own
 
 
 def pytest_collection():

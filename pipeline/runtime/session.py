@@ -40,6 +40,8 @@ def ray_session(run_dir: str) -> Iterator[None]:
         os.environ.setdefault(_LOOPBACK, "0")
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # kept for a dashboard that is not there; memory that grows
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # of training workers
+        # Ray starts its workers at nice 15: beside another busy process engines and trainers would get a thirtieth of a core.
+        os.environ.setdefault("RAY_worker_niceness", "0")
     with imports.quick():
         import ray
         import ray.data

@@ -86,13 +86,13 @@ def serving(fault):
         server.server_close()
 
 
-def job_on(server: Server, directory: Path, source: Path, retries: int = 6) -> Job:
+def job_on(server: Server, directory: Path, source: Path, retries: int = 6, timeout_s: float = TIMEOUT_S) -> Job:
     endpoint = {
         "url": f"http://127.0.0.1:{server.server_port}/v1",
         "model": "m",
         "api_key_env": None,
         "retries": retries,
-        "timeout_s": TIMEOUT_S,
+        "timeout_s": timeout_s,
     }
     instructions = {"path": str(source), "limit": ROWS}
     return write_job(directory, source, instructions=instructions, inference={"rows_per_commit": 16, "endpoint": endpoint})
@@ -118,7 +118,7 @@ def test_a_server_that_misbehaves_now_and_then(cluster, source, tmp_path, monkey
 def test_a_server_that_is_broken_for_good(cluster, source, tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with serving(lambda seed, _: FAULTS[seed % 4]) as broken:
-        job = job_on(broken, tmp_path, source, retries=1)
+        job = job_on(broken, tmp_path, source, retries=1, timeout_s=60)  # none of these faults is silence
         with pytest.raises(RunFailed, match=r"all 120 rows failed, most with: endpoint gave no usable answer .*--retry-failed"):
             generate(job)
     rows = rows_of(job.run).to_pylist()

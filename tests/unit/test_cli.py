@@ -98,6 +98,7 @@ def test_an_interrupted_run_says_how_to_go_on(setbacks, write, monkeypatch, tmp_
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pipeline.experiment.Experiment.run", interrupted)
+    monkeypatch.setattr("os._exit", sys.exit)
     code, _, err = setbacks("run", write("run.yaml", scripted.tree(tmp_path)), *flags)
     assert code == 130
     assert "goes on from what is committed" in err
