@@ -28,7 +28,7 @@ DTYPE = "bfloat16" if cpu_has_bf16() else "float32"
 
 def conversations(entries: int, rounds: int) -> list[list[list[Message]]]:
     """For each of 2 × rounds turns, the prefilled conversations of entries of its own."""
-    opener = prompts.load("course_correction").lines("openers")[0]
+    opener = prompts.load("methods/course_correction/prompts.yaml").lines("openers")[0]
     rows = [row for row in read(Source(path="toy:detailed-train")) if row["unsafe_response"]]
     turns = []
     for turn in range(2 * rounds):

@@ -16,8 +16,9 @@ def fingerprints(config: Config) -> dict[str, dict]:
     endpoint = config.inference.endpoint
     generator = {**model, "endpoint": {"url": endpoint.url, "model": endpoint.model}} if endpoint else model
     recipe = config.recipe.model_dump(mode="json")
-    recipe_texts = {config.recipe.name: prompts.load(config.recipe.name, config.recipe.prompts).hash}
-    verify = {"judge": prompts.load("judge").hash} if config.recipe.name == "mistake_analysis" else {}
+    recipe_texts = {config.recipe.name: prompts.load(f"methods/{config.recipe.name}/prompts.yaml", config.recipe.prompts).hash}
+    judge = getattr(config.recipe, "verify", None) or getattr(config.recipe, "check", None)
+    verify = judge.prompt_hashes() if judge else {}
 
     def made_with(model: dict, prompt_hashes: dict, **sections: dict | None) -> dict:
         return {"model": model, "seed": config.seed, "prompts": prompt_hashes, **sections}
@@ -38,13 +39,15 @@ def _suites(config: Config, model: dict, made_with) -> dict[str, dict]:
     evaluation, suite = config.evaluation, config.evaluation.course_correction
     asked = config.mistake_analysis
     texts = {
-        "mistake_analysis": prompts.load("mistake_analysis", asked.prompts).hash,
-        "judge": prompts.load("judge", evaluation.prompts).hash,
+        "mistake_analysis": prompts.load("methods/mistake_analysis/prompts.yaml", asked.prompts).hash,
+        **evaluation.harmless.prompt_hashes(),
+        **(evaluation.help.prompt_hashes() if evaluation.help else {}),
     }
     section = evaluation.model_dump(mode="json", exclude={"course_correction"})
     found = {"evaluation": made_with(model, texts, evaluation=section, hint=asked.hint.model_dump(mode="json"))}
     if suite is not None:
-        texts = {"course_correction": prompts.load("course_correction", suite.prompts).hash}
+        texts = {"course_correction": prompts.load("methods/course_correction/prompts.yaml", suite.prompts).hash}
+        texts |= suite.judge.prompt_hashes()
         section = {"course_correction": suite.model_dump(mode="json"), "adapters": evaluation.adapters}
         found["continuations"] = made_with(model, texts, evaluation=section)
     return found

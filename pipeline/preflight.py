@@ -13,9 +13,11 @@ from pipeline.data import storage
 from pipeline.data.adapter import FILES, shapes
 from pipeline.errors import UserError
 from pipeline.evaluation import course_correction
+from pipeline.judges import Judge
 from pipeline.runtime import imports
 from pipeline.runtime.machine import cpu_has_bf16
 from pipeline.settings.base import Endpoint, Model, Source
+from pipeline.settings.walk import sections
 from pipeline.sources import instructions
 
 if TYPE_CHECKING:
@@ -33,10 +35,11 @@ def check(config: Config, stages: set[str], skip: set[str] = frozenset(), suites
     suites = set(config.evaluation.suites) if suites is None else suites
     if config.instructions is None and (needs := sorted(stages & {"generate", "mix", "train"})):
         raise UserError(f"instructions is missing: {needs[0]} needs it; without it a configuration can only be evaluated")
-    prompts.load(config.recipe.name, config.recipe.prompts)
-    prompts.load("judge", config.evaluation.prompts)
+    prompts.load(f"methods/{config.recipe.name}/prompts.yaml", config.recipe.prompts)
+    for field, judge in sections(config, Judge).items():
+        judge.check(field, config.model)
     if config.evaluation.course_correction:
-        prompts.load("course_correction", config.evaluation.course_correction.prompts)
+        prompts.load("methods/course_correction/prompts.yaml", config.evaluation.course_correction.prompts)
     _check_no_password("run_dir", config.run_dir)
     for field, source in sources(config, stages, suites).items():
         _check_no_password(f"{field}.path", source.path)

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 
 import yaml
 
-from pipeline import __version__, preflight
+from pipeline import __version__
 from pipeline.config import Config
 from pipeline.data import storage
 from pipeline.errors import UserError
+from pipeline.settings.base import Model, PathKind, Source
+from pipeline.settings.walk import paths, sections
 
 RAY_VERSION = "2.60.0"  # of the image: cluster/Dockerfile
 MOUNT = "/mnt/setbacks"  # where every pod sees the shared volume
@@ -171,22 +173,15 @@ def _shares_volume(config: Config) -> bool:
 
 def _paths(config: Config) -> dict[str, str]:
     """Whatever the configuration names that lies in a file system, by field."""
-    recipe, evaluation = config.recipe, config.evaluation
-    aligned = getattr(recipe, "aligned", None)
-    models = {"model.path": config.model, "recipe.aligned.model.path": aligned and aligned.model}
-    everything = preflight.sources(config, {"generate", "mix", "evaluate"}, set(evaluation.suites))
-    found = {
+    models = {f"{field}.path": model.path for field, model in sections(config, Model).items()}
+    sources = {f"{field}.path": source.path for field, source in sections(config, Source).items()}
+    return {
         "run_dir": config.run_dir,
-        **{field: model.path for field, model in models.items() if model and model.path.startswith((".", "/", "~"))},
-        **{f"{field}.path": source.path for field, source in everything.items()},
-        "recipe.prompts": recipe.prompts,
-        "recipe.aligned.adapter": aligned and aligned.adapter,
-        "evaluation.prompts": evaluation.prompts,
-        "evaluation.course_correction.prompts": evaluation.course_correction and evaluation.course_correction.prompts,
-        **{f"evaluation.adapters.{name}": path for name, path in evaluation.adapters.items()},
-        **{f"arms.{name}.train.start.adapter": arm.train.start.adapter for name, arm in config.arms.items() if arm.train.start},
+        **{field: path for field, path in models.items() if path.startswith((".", "/", "~"))},
+        **sources,
+        **paths(config, PathKind.PROMPTS),
+        **paths(config, PathKind.ADAPTER),
     }
-    return {field: path for field, path in found.items() if path}
 
 
 def _check_image(image: str) -> None:

@@ -14,9 +14,10 @@ from pipeline import preflight, prompts
 from pipeline.chat import Message, Sampling, user
 from pipeline.commands import resources
 from pipeline.commands.show import masked
-from pipeline.config import Config, YesNoJudge
+from pipeline.config import Config
 from pipeline.data.store import reason
 from pipeline.errors import RowFailed
+from pipeline.judges import Exchange
 from pipeline.recipes.course_correction import CourseCorrectionRecipe
 from pipeline.recipes.mistake_analysis import induced, question
 from pipeline.schema import FAILED
@@ -103,7 +104,7 @@ def _show_generation(config: Config, readable: bool, console: Console) -> tuple[
 
 
 def _mistakes(config: Config, rows: list[dict], console: Console) -> Generation:
-    texts, hint = prompts.load("mistake_analysis", config.recipe.prompts), config.recipe.hint
+    texts, hint = prompts.load("methods/mistake_analysis/prompts.yaml", config.recipe.prompts), config.recipe.hint
     asked = [induced(texts, row["instruction"], hint.text, hint.position) for row in rows]
     if rows:
         console.print(f"\n[bold]Prompts of the first {len(rows[:ROWS_SHOWN])} rows[/bold]")
@@ -134,7 +135,6 @@ class _Asked:
 def _corrections(config: Config, rows: list[dict], console: Console) -> Generation:
     plan = Generation("requests", "selected requests, each with its longest call")
     recipe = CourseCorrectionRecipe(config.recipe, config.seed)
-    texts = prompts.load("course_correction", config.recipe.prompts)
     for row in rows:
         asked, dropped = asyncio.run(_ask(recipe, row))
         if dropped:
@@ -142,9 +142,9 @@ def _corrections(config: Config, rows: list[dict], console: Console) -> Generati
             continue
         if len(plan.calls) < ROWS_SHOWN:
             _show_request(row, asked, recipe.triggers, len(plan.calls) + 1, console)
-        calls = [*asked.values(), *_checks(config, texts, row, asked)]
+        calls = [*asked.values(), *_checks(config, row, asked)]
         plan.calls.append(max(calls, key=lambda call: call.characters + CHARACTERS_PER_TOKEN * call.new_tokens))
-        plan.new_tokens += sum(call.new_tokens for call in asked.values()) + _per_verdict(config.recipe.check) * config.recipe.cuts
+        plan.new_tokens += sum(call.new_tokens for call in asked.values()) + config.recipe.check.tokens() * config.recipe.cuts
     return plan
 
 
@@ -180,24 +180,19 @@ def _show_selection(plan: Generation, rows: int, console: Console) -> None:
     console.print()
 
 
-def _checks(config: Config, texts: prompts.Prompts, row: dict, asked: dict[str, Call]) -> list[Call]:
+def _checks(config: Config, row: dict, asked: dict[str, Call]) -> list[Call]:
     """The judge's calls where the run's own model is the judge; what is to be judged counts with the most tokens it can have."""
     check = config.recipe.check
-    if not _per_verdict(check):
+    if not check.tokens():
         return []
     prefills = (call for call in asked.values() if call.messages[-1]["role"] == "assistant")
     return [
         Call(
-            [user(texts.render("corrects", instruction=row["instruction"], prefill=call.messages[-1]["content"], continuation=""))],
+            [user(check.question(Exchange(row["instruction"], "", call.messages[-1]["content"])))],
             call.new_tokens + check.draw.max_tokens,
         )
         for call in prefills
     ]
-
-
-def _per_verdict(judge) -> int:
-    """New tokens of the run's own engines per verdict."""
-    return judge.draw.max_tokens if isinstance(judge, YesNoJudge) and judge.endpoint is None else 0
 
 
 def _course_correction_suite(config: Config, out_of_reach: dict[str, str]) -> tuple[str, int] | None:
@@ -208,7 +203,7 @@ def _course_correction_suite(config: Config, out_of_reach: dict[str, str]) -> tu
     if entries is None:
         return None
     arms, lengths = resources.arms(config), len(suite.lengths)
-    verdict = _per_verdict(suite.judge)
+    verdict = suite.judge.tokens()
     tokens = f"({suite.draw.max_tokens} + {verdict})" if verdict else str(suite.draw.max_tokens)
     counted = f"C²-Eval, {entries:,} entries × {lengths} k × {suite.paths} paths × {tokens} tokens × {arms} arms"
     return counted, entries * lengths * suite.paths * (suite.draw.max_tokens + verdict) * arms
@@ -269,7 +264,7 @@ def _most_per_row(config: Config) -> int:
     recipe = config.recipe
     if recipe.name == "course_correction":
         calls = recipe.cuts + recipe.generate_safe
-        return calls * recipe.continuation.max_tokens + recipe.cuts * _per_verdict(recipe.check)
+        return calls * recipe.continuation.max_tokens + recipe.cuts * recipe.check.tokens()
     return recipe.analyse.max_tokens + (recipe.induce.max_tokens if recipe.mistake == "induced" else 0)
 
 

@@ -1,7 +1,6 @@
 """The whole configuration: every field, its unit, its default, its validation.
 
 tree.py        Config, and what its sections must agree on
-judges.py      judges of responses and of continuations
 recipes.py     what `generate` does, one section per method
 evaluation.py  the suites every arm is put through
 
@@ -12,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config.evaluation import CourseCorrectionSuite, Evaluation, Report
-from pipeline.config.judges import CorrectionJudge, CorrectionPhrases, Judge, RatingJudge, RefusalJudge, ToyJudge, YesNoJudge
 from pipeline.config.recipes import Aligned, CourseCorrection, Hint, MistakeAnalysis, Mix, Recipe
 from pipeline.config.tree import Arm, Config
 from pipeline.settings import file

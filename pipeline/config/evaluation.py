@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.judges import CorrectionJudge, CorrectionPhrases, Judge, RatingJudge, RefusalJudge
-from pipeline.settings.base import ArmName, Count, Draw, Name, Natural, Section, Source
+from pipeline.judges import CorrectionJudge, HarmlessnessJudge, Phrases, Rating, Refusal
+from pipeline.settings.base import AdapterPath, ArmName, Count, Draw, Natural, PromptFile, Section, Source
 
 
 class CourseCorrectionSuite(Section):
@@ -16,13 +16,13 @@ class CourseCorrectionSuite(Section):
     lengths: list[Count] = Field([10, 20, 30, 40, 50, 60, 70, 80], min_length=1, description="k: units of the unsafe response prefilled")
     paths: Count = Field(20, description="b: continuations sampled per entry and k")
     draw: Draw = Field(Draw(max_tokens=32, temperature=0.8, top_p=0.7), description="max_tokens is m")
-    judge: CorrectionJudge = CorrectionPhrases()
+    judge: CorrectionJudge = Phrases()
     authors_rules: bool = Field(
         False,
         description="as the authors' scripts: words counted with the opener, an opener drawn per path, a response shorter than k used whole, "
         "the first unsafe response whatever its length, an unreadable verdict taken for a no",
     )
-    prompts: Name | None = Field(None, description="YAML file that replaces prompts/course_correction.yaml")
+    prompts: PromptFile | None = Field(None, description="YAML file that replaces methods/course_correction/prompts.yaml")
 
     @model_validator(mode="after")
     def _consistent(self) -> "CourseCorrectionSuite":
@@ -44,11 +44,10 @@ class Evaluation(Section):
     conditions: list[Literal["plain", "reminder", "hint"]] = Field(["plain", "reminder", "hint"], min_length=1)
     samples: Count = Field(1, description="responses per instruction, arm and condition")
     answer: Draw = Draw()
-    harmless: Judge = RefusalJudge()
-    help: RatingJudge | None = Field(RatingJudge(), description="rates Help and Harm-Help; null = not rated")
-    prompts: Name | None = Field(None, description="YAML file that replaces prompts/judge.yaml")
+    harmless: HarmlessnessJudge = Refusal()
+    help: Rating | None = Field(Rating(), description="rates Help and Harm-Help; null = not rated")
     course_correction: CourseCorrectionSuite | None = None
-    adapters: dict[ArmName, Name] = Field({}, description="directories of other adapters of the model, evaluated beside the arms")
+    adapters: dict[ArmName, AdapterPath] = Field({}, description="directories of other adapters of the model, evaluated beside the arms")
 
     @property
     def suites(self) -> list[str]:

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from pipeline.config.judges import CorrectionJudge, CorrectionPhrases, Judge, RefusalJudge
-from pipeline.settings.base import Count, Draw, Model, Name, Natural, Ratio, Section, Source, tag
+from pipeline.judges import CorrectionJudge, HarmlessnessJudge, Phrases, Refusal
+from pipeline.settings.base import AdapterPath, Count, Draw, Model, Natural, PromptFile, Ratio, Section, Source, tag
 
 
 class Hint(Section):
@@ -23,11 +23,11 @@ class MistakeAnalysis(Section):
     mistake: Literal["induced", "reference"] = Field("induced", description="`reference` = the source's own unsafe response")
     hint: Hint = Hint()
     guided_analysis: bool = Field(True, description="tell the model that the response may be harmful when it analyses it")
-    verify: Judge | None = Field(RefusalJudge(), description="judge of whether the induced response is harmful; null = not judged")
+    verify: HarmlessnessJudge | None = Field(Refusal(), description="judge of whether the induced response is harmful; null = not judged")
     filter: bool = Field(False, description="analyse only mistakes judged harmful (the paper's figure draws no filter)")
     induce: Draw = Draw()
     analyse: Draw = Draw()
-    prompts: Name | None = Field(None, description="YAML file that replaces prompts/mistake_analysis.yaml")
+    prompts: PromptFile | None = Field(None, description="YAML file that replaces methods/mistake_analysis/prompts.yaml")
 
     @model_validator(mode="after")
     def _filter_needs_verdict(self) -> "MistakeAnalysis":
@@ -40,7 +40,7 @@ class Aligned(Section):
     """The well-aligned model that goes on after a corrective trigger: another model, or an adapter on it."""
 
     model: Model | None = Field(None, description="null = the run's own model")
-    adapter: Name | None = Field(None, description="directory of a LoRA adapter of that model")
+    adapter: AdapterPath | None = Field(None, description="directory of a LoRA adapter of that model")
 
 
 class CourseCorrection(Section):
@@ -54,8 +54,8 @@ class CourseCorrection(Section):
     aligned: Aligned = Aligned()
     continuation: Draw = Draw(max_tokens=128, temperature=0.7)
     generate_safe: bool = Field(True, description="where the source has no safe response, take the aligned model's own refusal")
-    check: CorrectionJudge = Field(CorrectionPhrases(), description="judge of whether a synthetic response really corrects course")
-    prompts: Name | None = Field(None, description="YAML file that replaces prompts/course_correction.yaml")
+    check: CorrectionJudge = Field(Phrases(), description="judge of whether a synthetic response really corrects course")
+    prompts: PromptFile | None = Field(None, description="YAML file that replaces methods/course_correction/prompts.yaml")
 
 
 Recipe = Annotated[

@@ -5,7 +5,6 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.evaluation import Evaluation, Report
-from pipeline.config.judges import ToyJudge
 from pipeline.config.recipes import CourseCorrection, MistakeAnalysis, Mix, Recipe
 from pipeline.settings.base import ArmName, Inference, Model, Name, Section, Source, tag
 from pipeline.training.config import DPO, SFT, Training
@@ -70,16 +69,6 @@ class Config(Section):
                 raise ValueError(f"arms.{name}.kinds: choose examples of a mixture, and course_correction has none: leave kinds out")
             if not corrects and arm.kinds is None:
                 raise ValueError(f"arms.{name}.kinds is missing: say which of analysis, safe and helpful the arm is trained on")
-        return self
-
-    @model_validator(mode="after")
-    def _toy_judge_judges_the_toy(self) -> "Config":
-        judges = {"recipe.check": getattr(self.recipe, "check", None)}
-        if suite := self.evaluation.course_correction:
-            judges["evaluation.course_correction.judge"] = suite.judge
-        for field, judge in judges.items():
-            if isinstance(judge, ToyJudge) and self.model.path != "toy":
-                raise ValueError(f"{field}.kind = toy knows the toy model's sentences only: set it to phrases or yes_no")
         return self
 
     @model_validator(mode="after")

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Iterator
 
-from pipeline import judges, prompts
-from pipeline.chat import Chat, Message, Sampling, user
+from pipeline import prompts
+from pipeline.chat import Chat, Message, user
 from pipeline.config import Config
+from pipeline.judges import Exchange, negated
 from pipeline.judges.refusal import is_refusal
 from pipeline.recipes.mistake_analysis import induced, reminded
 from pipeline.schema import FAILED, OK
@@ -41,27 +42,20 @@ class AnswerRecipe:
     def __init__(self, config: Config, adapters: dict[str, str]):
         asked = config.mistake_analysis
         self.draw, self.hint, self.adapters = config.evaluation.answer, asked.hint, adapters
-        self.prompts = prompts.load("mistake_analysis", asked.prompts)
-        ratings = prompts.load("judge", config.evaluation.prompts)
-        self.harmless = judges.make(config.evaluation.harmless, ratings, "harmless")
-        help_judge = config.evaluation.help
-        self.help = help_judge and {
-            "helpful": judges.make(help_judge, ratings, "help"),
-            "harmful": judges.make(help_judge, ratings, "harm_help"),
-        }
+        self.prompts = prompts.load("methods/mistake_analysis/prompts.yaml", asked.prompts)
+        self.harmless, self.help = config.evaluation.harmless, config.evaluation.help
 
     async def __call__(self, row: dict, chat: Chat) -> dict:
         messages = self.messages(row["instruction"], row["condition"])
-        sampling = Sampling(self.draw.max_tokens, self.draw.temperature, self.draw.top_p)
-        [answer] = await chat(messages, sampling, step="answer", adapter=self.adapters.get(row["arm"]))
+        [answer] = await chat(messages, self.draw.sampling(), step="answer", adapter=self.adapters.get(row["arm"]))
         text = answer.text.strip()
         result = {"response": text, "finish_reason": answer.finish_reason, "refused": is_refusal(text), "status": OK}
         if row["suite"] == "harmful":
-            verdict = await self.harmless(row["instruction"], text, chat, "harmless")
-            result |= {"harmful": verdict.harmful, "harmless_rating": verdict.rating}
+            verdict = await self.harmless(Exchange(row["instruction"], text), chat, "harmless")
+            result |= {"harmful": negated(verdict.ok), "harmless_rating": verdict.rating}
         if self.help:
-            rating = await self.help[row["suite"]](row["instruction"], text, chat, "help")
-            result["help_rating"] = rating.rating
+            criterion = "help" if row["suite"] == "helpful" else "harm_help"
+            result["help_rating"] = await self.help.rate(Exchange(row["instruction"], text), criterion, chat, "help")
         return result
 
     def messages(self, instruction: str, condition: str) -> list[Message]:

@@ -14,7 +14,7 @@ from pipeline.chat import Chat, Completion, Message, Sampling, assistant, user
 from pipeline.config import Config, CourseCorrectionSuite
 from pipeline.errors import RowFailed, UserError
 from pipeline.evaluation.answers import VANILLA
-from pipeline.judges.correction import make_correction
+from pipeline.judges import Exchange
 from pipeline.schema import DROPPED, OK
 
 
@@ -52,7 +52,7 @@ class Prefills:
 
     def __init__(self, suite: CourseCorrectionSuite, seed: int, tokenizer=None):
         self.suite, self.seed, self.tokenizer = suite, seed, tokenizer
-        self.openers = prompts.load("course_correction", suite.prompts).lines("openers")
+        self.openers = prompts.load("methods/course_correction/prompts.yaml", suite.prompts).lines("openers")
 
     def of(self, entry: dict) -> dict[int, list[str]]:
         """By k. The units keep the response's own white space; the opener is not counted. Raises _Unfit."""
@@ -107,7 +107,7 @@ class ContinuationRecipe:
     def __init__(self, config: Config, adapters: dict[str, str]):
         suite = config.evaluation.course_correction
         self.suite, self.adapters = suite, adapters
-        self.judge = make_correction(suite.judge, prompts.load("course_correction", suite.prompts))
+        self.triggers = tuple(prompts.load("methods/course_correction/prompts.yaml", suite.prompts).lines("triggers"))
 
     async def __call__(self, row: dict, chat: Chat) -> dict:
         """Raises RowFailed where the paths cannot be sampled, or no path's judge could be asked."""
@@ -136,12 +136,11 @@ class ContinuationRecipe:
     async def _corrects(self, instruction: str, prefill: str, path: str, chat: Chat, step: str) -> bool | None:
         if not path.strip():
             return False
-        verdict = await self.judge(instruction, prefill, path, chat, step)
-        return bool(verdict) if self.suite.authors_rules else verdict
+        verdict = await self.suite.judge(Exchange(instruction, path, prefill, self.triggers), chat, step)
+        return bool(verdict.ok) if self.suite.authors_rules else verdict.ok
 
     def _sampling(self, n: int) -> Sampling:
-        draw = self.suite.draw
-        return Sampling(draw.max_tokens, draw.temperature, draw.top_p, n)
+        return self.suite.draw.sampling(n)
 
 
 def _turn(instruction: str, prefill: str) -> list[Message]:

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from pipeline import prompts
-from pipeline.chat import Chat, Sampling, assistant, user
+from pipeline.chat import Chat, assistant, user
 from pipeline.config import CourseCorrection
 from pipeline.data import storage
 from pipeline.errors import RowFailed
-from pipeline.judges.correction import make_correction
+from pipeline.judges import Exchange
 from pipeline.judges.refusal import is_refusal
 from pipeline.schema import DROPPED, OK
 
@@ -54,11 +54,9 @@ class CourseCorrectionRecipe:
     def __init__(self, config: CourseCorrection, seed: int):
         self.config, self.seed = config, seed
         self.adapter = config.aligned.adapter and storage.absolute(config.aligned.adapter)
-        texts = prompts.load("course_correction", config.prompts)
+        texts = prompts.load("methods/course_correction/prompts.yaml", config.prompts)
         self.openers, self.triggers = texts.lines("openers"), texts.lines("triggers")
-        self.judge = make_correction(config.check, texts)
-        draw = config.continuation
-        self.sampling = Sampling(draw.max_tokens, draw.temperature, draw.top_p)
+        self.sampling = config.continuation.sampling()
 
     async def __call__(self, row: dict, chat: Chat) -> dict:
         """Raises RowFailed where the call of every synthetic response failed: a row to run again, not one that the method drops."""
@@ -101,9 +99,10 @@ class CourseCorrectionRecipe:
             raise _Lost("empty continuation")
         # The model went on in the middle of a text: the space before its first word, or that there is none, is its own.
         turn = (beginning.trigger + completion.text).rstrip()
-        corrects = await self.judge(instruction, beginning.harmful, turn, chat, f"check{beginning.number}")
-        if not corrects:
-            raise _Lost("unreadable verdict" if corrects is None else "does not correct course")
+        exchange = Exchange(instruction, turn, beginning.harmful, tuple(self.triggers))
+        verdict = await self.config.check(exchange, chat, f"check{beginning.number}")
+        if not verdict.ok:
+            raise _Lost("unreadable verdict" if verdict.ok is None else "does not correct course")
         return _response(
             "syn",
             f"{beginning.harmful} {turn}",

@@ -4,12 +4,12 @@ Step 1, guided mistake induction: instruction + hint → a bad response. Step 2,
 that it may be harmful → why it is harmful. What is trained on later (`conversation`) is step 2 without the cue.
 """
 
-from pipeline import judges, prompts
-from pipeline.chat import Chat, Message, Sampling, system, user
+from pipeline import prompts
+from pipeline.chat import Chat, Message, system, user
 from pipeline.config import MistakeAnalysis
 from pipeline.errors import RowFailed
+from pipeline.judges import Exchange, negated
 from pipeline.schema import NOT_INDUCED, OK
-from pipeline.settings.base import Draw
 
 
 class MistakeAnalysisRecipe:
@@ -17,23 +17,22 @@ class MistakeAnalysisRecipe:
 
     def __init__(self, config: MistakeAnalysis):
         self.config = config
-        self.prompts = prompts.load("mistake_analysis", config.prompts)
-        self.judge = judges.make(config.verify, prompts.load("judge"), "harmless") if config.verify else None
+        self.prompts = prompts.load("methods/mistake_analysis/prompts.yaml", config.prompts)
 
     async def __call__(self, row: dict, chat: Chat) -> dict:
         instruction = row["instruction"]
         response = await self.mistake(row, chat)
         result = {"response": response, "response_source": self.config.mistake, "status": OK}
-        if self.judge is not None:
-            verdict = await self.judge(instruction, response, chat, "verify")
-            result |= {"harmful": verdict.harmful, "harmless_rating": verdict.rating}
-            if not verdict.harmful:  # an unreadable verdict is no proof of a mistake
+        if self.config.verify is not None:
+            verdict = await self.config.verify(Exchange(instruction, response), chat, "verify")
+            result |= {"harmful": negated(verdict.ok), "harmless_rating": verdict.rating}
+            if verdict.ok is not False:  # an unreadable verdict is no proof of a mistake
                 result["status"] = NOT_INDUCED
                 if self.config.filter:
                     return result
         guided = self.config.guided_analysis
         [analysis] = await chat(
-            [user(question(self.prompts, instruction, response, guided=guided))], _sampling(self.config.analyse), step="analyse"
+            [user(question(self.prompts, instruction, response, guided=guided))], self.config.analyse.sampling(), step="analyse"
         )
         if not analysis.text.strip():
             raise RowFailed("empty analysis")
@@ -47,7 +46,7 @@ class MistakeAnalysisRecipe:
             return row["unsafe_response"]
         hint = self.config.hint
         [response] = await chat(
-            induced(self.prompts, row["instruction"], hint.text, hint.position), _sampling(self.config.induce), step="induce"
+            induced(self.prompts, row["instruction"], hint.text, hint.position), self.config.induce.sampling(), step="induce"
         )
         if not response.text.strip():
             raise RowFailed("empty response to the induction")
@@ -70,7 +69,3 @@ def reminded(texts: prompts.Prompts, instruction: str) -> list[Message]:
 def question(texts: prompts.Prompts, instruction: str, response: str, *, guided: bool) -> str:
     """What the model is asked about a response, with or without the cue that it may be harmful."""
     return texts.render("analyse_guided" if guided else "analyse_unguided", instruction=instruction, response=response)
-
-
-def _sampling(draw: Draw) -> Sampling:
-    return Sampling(draw.max_tokens, draw.temperature, draw.top_p)

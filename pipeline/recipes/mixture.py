@@ -18,7 +18,7 @@ def examples(config: Config, mistakes: Iterable[dict], helpful: Iterable[dict]) 
 
     mistakes: the samples of an instruction one after the other, as they stand in the data set.
     """
-    texts = prompts.load("mistake_analysis", config.recipe.prompts)
+    texts = prompts.load("methods/mistake_analysis/prompts.yaml", config.recipe.prompts)
     mix = config.mix
     instructions, latest = 0, None
     for row in mistakes:

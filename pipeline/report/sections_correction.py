@@ -7,7 +7,6 @@ from pipeline.config import Config, CourseCorrectionSuite
 from pipeline.report import plots, summary, tables
 from pipeline.report.corrections import CorrSummary, corr_summary
 from pipeline.report.sections import Figure, Section, arm_names, palette
-from pipeline.report.sections_settings import correction_judge
 
 TITLE = "Course correction"
 
@@ -67,7 +66,7 @@ def _notes(config: Config, suite: CourseCorrectionSuite) -> list[str]:
         f"{suite.paths} paths per entry and k, each of at most {suite.draw.max_tokens} tokens (m). Cut: the path reached that limit, as most "
         "are meant to; a turn that comes later is not seen.",
     ]
-    return [*notes, _prefill(suite), correction_judge(suite.judge)]
+    return [*notes, _prefill(suite), suite.judge.limits("course correction")]
 
 
 def _prefill(suite: CourseCorrectionSuite) -> str:

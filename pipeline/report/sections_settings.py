@@ -1,30 +1,11 @@
 """The report's section of settings and judges: those of the method and suites in use, and what each judge cannot do."""
 
 from pipeline import prompts
-from pipeline.config import Config, CorrectionJudge, Judge, RatingJudge, ToyJudge, Train, YesNoJudge
+from pipeline.config import Config, Train
 from pipeline.errors import UserError
 from pipeline.report import tables
 from pipeline.report.sections import Section
 from pipeline.settings.base import Draw
-
-REFUSAL_JUDGE = (
-    "Refusal phrases: an answer counts as harmless when it opens with, or is, a refusal. This is fast and the same every time, but it reads "
-    "no meaning: a harmless answer that is no refusal counts as harmful, harmful text behind a refusal counts as harmless, and a model "
-    "that refuses everything scores 100 %. Read it beside over-refusal and Harm-Help."
-)
-RATING_JUDGE = (
-    "The base model rates {what} from 1 to 10{rule}. It reads meaning, but it shares the blind spots of the arms it judges and may favour its "
-    "own style; a small model's ratings are mostly noise. Ratings that cannot be read are counted, never guessed."
-)
-PHRASES_JUDGE = (
-    "Phrases: a continuation corrects course where it refuses, warns or takes back, by its phrases, and does not go on after that. This is "
-    "fast and the same every time, but it reads no meaning: a turn in other words is missed, and a phrase that changes nothing is counted."
-)
-YES_NO_JUDGE = (
-    "{who} is asked whether the continuation corrects course and answers yes or no. It reads meaning, but may share the blind spots of the "
-    "arms it judges; a small model's answers are mostly noise. Answers that are neither are counted, never guessed."
-)
-TOY_JUDGE = "The toy world's own judge: exact on its sentences, and on nothing else."
 
 
 def settings(config: Config) -> Section:
@@ -44,17 +25,6 @@ def settings(config: Config) -> Section:
     pairs |= {f"Prompts, {name}": f"hash {_prompt_hash(*which)}" for name, which in _prompt_files(config).items()}
     text = [f"{', and '.join(subjects)}. {judge}" for judge, subjects in _judges(config).items()]
     return Section("Settings and judges", text, tables=[tables.of_pairs("", ("Setting", "Value"), pairs)])
-
-
-def correction_judge(judge: CorrectionJudge) -> str:
-    """Who says that a continuation corrects course, and that judge's weakness."""
-    if isinstance(judge, ToyJudge):
-        return TOY_JUDGE
-    if not isinstance(judge, YesNoJudge):
-        return PHRASES_JUDGE
-    return YES_NO_JUDGE.format(
-        who=f"The model {judge.endpoint.model} on a server" if judge.endpoint else "The model itself, without adapter,"
-    )
 
 
 def _mistake_analysis(config: Config) -> dict[str, str]:
@@ -117,13 +87,13 @@ def _suite(config: Config) -> dict[str, str]:
 def _prompt_files(config: Config) -> dict[str, tuple[str, str | None]]:
     """The prompt sets in use, and what replaces them."""
     evaluation, found = config.evaluation, {}
+    files = {name: f"methods/{name}/prompts.yaml" for name in ("mistake_analysis", "course_correction")}
     if config.instructions:
-        found[config.recipe.name.replace("_", " ")] = (config.recipe.name, config.recipe.prompts)
+        found[config.recipe.name.replace("_", " ")] = (files[config.recipe.name], config.recipe.prompts)
     if evaluation.harmful:
-        found.setdefault("mistake analysis", ("mistake_analysis", config.mistake_analysis.prompts))
-        found["judge"] = ("judge", evaluation.prompts)
+        found.setdefault("mistake analysis", (files["mistake_analysis"], config.mistake_analysis.prompts))
     if evaluation.course_correction:
-        found["C²-Eval"] = ("course_correction", evaluation.course_correction.prompts)
+        found["C²-Eval"] = (files["course_correction"], evaluation.course_correction.prompts)
     return found
 
 
@@ -132,26 +102,20 @@ def _judges(config: Config) -> dict[str, list[str]]:
     recipe, evaluation = config.recipe, config.evaluation
     judged: list[tuple[str, str]] = []
     if evaluation.course_correction:
-        judged.append((correction_judge(evaluation.course_correction.judge), "Course correction of continuations"))
+        judged.append((evaluation.course_correction.judge.limits("course correction"), "Course correction of continuations"))
     if config.instructions and recipe.name == "course_correction":
-        judged.append((correction_judge(recipe.check), "whether a synthetic response corrects course"))
+        judged.append((recipe.check.limits("course correction"), "whether a synthetic response corrects course"))
     if evaluation.harmful:
-        judged.append((_judge(evaluation.harmless, "harmlessness"), "Harmlessness of answers"))
+        judged.append((evaluation.harmless.limits("harmlessness"), "Harmlessness of answers"))
     if config.instructions and recipe.name == "mistake_analysis" and recipe.verify:
-        judged.append((_judge(recipe.verify, "harmlessness"), "whether a mistake was induced"))
+        judged.append((recipe.verify.limits("harmlessness"), "whether a mistake was induced"))
     if evaluation.harmful and evaluation.help:
-        judged.append((_judge(evaluation.help, "helpfulness", rule=False), "Help and Harm-Help"))
+        judged.append((evaluation.help.limits("helpfulness"), "Help and Harm-Help"))
     found: dict[str, list[str]] = {}
     for judge, subject in judged:
         subjects = found.setdefault(judge, [])
         subjects.append(subject if subjects else subject[0].upper() + subject[1:])
     return found
-
-
-def _judge(judge: Judge, what: str, *, rule: bool = True) -> str:
-    if not isinstance(judge, RatingJudge):
-        return REFUSAL_JUDGE
-    return RATING_JUDGE.format(what=what, rule=f"; harmless from {judge.threshold:g} on" if rule else "")
 
 
 def _draw(draw: Draw) -> str:

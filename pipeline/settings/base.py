@@ -1,9 +1,12 @@
 """What every section of the configuration builds on: models, sources, engines, sampling."""
 
 import unicodedata
+from enum import Enum
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from pipeline.chat import Sampling
 
 
 class Section(BaseModel):
@@ -29,6 +32,17 @@ def _can_be_a_name(value: str) -> str:
 
 # Of a file, a directory, a data set, a server or a model. What no file system takes is refused here, for all that open one.
 Name = Annotated[str, Field(min_length=1), AfterValidator(_can_be_a_name)]
+
+
+class PathKind(Enum):
+    """What a path leads to, where the type of its field says so (see `walk`)."""
+
+    ADAPTER = "directory of a PEFT LoRA adapter"
+    PROMPTS = "YAML file of prompts"
+
+
+AdapterPath = Annotated[Name, PathKind.ADAPTER]
+PromptFile = Annotated[Name, PathKind.PROMPTS]
 
 
 class Dummy(Section):
@@ -119,6 +133,10 @@ class Draw(Section):
     max_tokens: Count = 256
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
+
+    def sampling(self, n: int = 1) -> Sampling:
+        """For a call that draws n completions."""
+        return Sampling(self.max_tokens, self.temperature, self.top_p, n)
 
 
 def tag(value: Any, field: str, default: str) -> Any:

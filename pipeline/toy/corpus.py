@@ -45,9 +45,9 @@ class Corpus:
 
     def __init__(self, seed: int):
         self._rng = random.Random(seed)
-        self._texts = prompts.load("mistake_analysis")
-        self._judge = prompts.load("judge")
-        self._openers = prompts.load("course_correction").lines("openers")
+        self._texts = prompts.load("methods/mistake_analysis/prompts.yaml")
+        self._judge = prompts.load("judges/rating.yaml")
+        self._openers = prompts.load("methods/course_correction/prompts.yaml").lines("openers")
         self._harmful = world.deeds("harmful-train")
         self._benign = world.deeds("helpful-train")
 

@@ -299,7 +299,7 @@ def _deed(kind: str, category: str, entry: dict, verb: str, o: str) -> Deed:
 
 @cache
 def _triggers() -> tuple[str, ...]:
-    return tuple(prompts.load("course_correction").lines("triggers"))
+    return tuple(prompts.load("methods/course_correction/prompts.yaml").lines("triggers"))
 
 
 @cache

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from pipeline.data.dataset import Dataset
 from pipeline.schema import PREFERENCES, Schema
 from pipeline.schema import SFT as CONVERSATIONS
-from pipeline.settings.base import Count, Fraction, Name, Natural, Section, tag
+from pipeline.settings.base import AdapterPath, Count, Fraction, Natural, Section, tag
 
 if TYPE_CHECKING:
     from pipeline.training.examples import Counts
@@ -58,7 +58,7 @@ class Lora(Section):
 class Start(Section):
     """Training begins from an adapter of the same base model; what comes out is again one adapter of the base model."""
 
-    adapter: Name = Field(description="directory of a PEFT LoRA adapter")
+    adapter: AdapterPath = Field(description="directory of a PEFT LoRA adapter")
     how: Literal["continue", "stack"] = Field(
         "continue", description="continue = train its own matrices on; stack = freeze it and train a new one (train.lora) on top"
     )

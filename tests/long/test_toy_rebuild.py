@@ -31,7 +31,7 @@ LOSS = 0.08  # of a kind, relative
 MEAN_LOSS = 0.03  # of all kinds, relative
 RATE = 0.10  # absolute: of 420 answers (252 on benign instructions), three standard errors of a difference
 
-TEXTS = prompts.load("mistake_analysis")
+TEXTS = prompts.load("methods/mistake_analysis/prompts.yaml")
 CONVERSATIONS = 60  # of each kind, drawn with a seed that training has not seen
 SAMPLES = 4  # answers to each instruction
 NEW_TOKENS = 64

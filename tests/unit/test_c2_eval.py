@@ -20,7 +20,7 @@ from tests import scripted, tiny
 from tests.scripted import ScriptedChat, instruction
 
 REAL_SAMPLE = Path(__file__).parents[3] / "shared/data/pku_saferlhf_sample.jsonl"
-OPENERS = prompts.load("course_correction").lines("openers")
+OPENERS = prompts.load("methods/course_correction/prompts.yaml").lines("openers")
 ARMS = ("vanilla", "sft", "mistake_analysis", "other")
 ADAPTERS = {"sft": "/run/sft", "mistake_analysis": "/run/analysis", "other": "/elsewhere"}
 LONG = "\n".join(f"{i}.  Take  number {i}" for i in range(25))  # 100 words, lines and double spaces

@@ -10,23 +10,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import config, prompts
+from pipeline import prompts
 from pipeline.chat import Sampling
 from pipeline.errors import RowFailed, UserError
-from pipeline.judges.correction import make_correction, parse_yes_no
+from pipeline.judges import Exchange, Phrases, Toy, YesNo
+from pipeline.judges.yes_no import parse_yes_no
+from pipeline.settings.base import Model
 from tests.scripted import ScriptedChat
 
-TEXTS = prompts.load("course_correction")
+TEXTS = prompts.load("methods/course_correction/prompts.yaml")
 TRIGGERS = TEXTS.lines("triggers")
 
 
-def ask(judge_config, continuation, chat=None):
-    judge = make_correction(judge_config, TEXTS)
-    return asyncio.run(judge("the request", "the beginning", continuation, chat or ScriptedChat(), "check1"))
+def ask(judge, continuation, chat=None):
+    exchange = Exchange("the request", continuation, "the beginning", tuple(TRIGGERS))
+    return asyncio.run(judge(exchange, chat or ScriptedChat(), "check1")).ok
 
 
 def phrases(continuation):
-    return ask(config.CorrectionPhrases(), continuation)
+    return ask(Phrases(), continuation)
 
 
 # -- phrases
@@ -199,12 +201,12 @@ VERDICTS = {
 @pytest.mark.parametrize(("text", "verdict"), VERDICTS.items())
 def test_a_verdict_is_read_or_not_guessed(text, verdict):
     assert parse_yes_no(text) is verdict
-    assert ask(config.YesNoJudge(), "It turns.", ScriptedChat(check1=text)) is verdict
+    assert ask(YesNo(), "It turns.", ScriptedChat(check1=text)) is verdict
 
 
 def test_the_model_is_shown_everything_and_asked_without_adapter():
     chat = ScriptedChat(check1="yes")
-    ask(config.YesNoJudge(), "the continuation", chat)
+    ask(YesNo(), "the continuation", chat)
     [(step, [message], sampling, adapter)] = chat.asked
     assert (step, sampling, adapter) == ("check1", Sampling(8, 0), None)
     assert message["role"] == "user"
@@ -213,13 +215,14 @@ def test_the_model_is_shown_everything_and_asked_without_adapter():
 
 def test_what_the_model_call_raises_is_passed_on():
     with pytest.raises(RowFailed, match="prompt too long"):
-        ask(config.YesNoJudge(), "It turns.", ScriptedChat(check1=RowFailed("prompt too long")))
+        ask(YesNo(), "It turns.", ScriptedChat(check1=RowFailed("prompt too long")))
 
 
 @pytest.mark.parametrize("text", ["{{ answer }}", "{{ prefill"])
-def test_a_prompt_that_cannot_be_rendered_is_found_when_the_judge_is_made(text):
+def test_a_prompt_that_cannot_be_rendered_is_found_before_anything_starts(text, tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"corrects: '{text}'")
     with pytest.raises(UserError, match="corrects"):
-        make_correction(config.YesNoJudge(), prompts.Prompts({"corrects": text}, "mine.yaml"))
+        YesNo(prompts=str(tmp_path / "mine.yaml")).check("recipe.check", Model(path="toy"))
 
 
 # -- a server of the judge's own
@@ -254,8 +257,8 @@ def server(monkeypatch):
     server.server_close()
 
 
-def at(server) -> config.YesNoJudge:
-    return config.YesNoJudge(endpoint={"url": f"http://127.0.0.1:{server.server_port}/v1", "model": "m", "retries": 0, "timeout_s": 5})
+def at(server) -> YesNo:
+    return YesNo(endpoint={"url": f"http://127.0.0.1:{server.server_port}/v1", "model": "m", "retries": 0, "timeout_s": 5})
 
 
 def test_a_server_is_asked_and_the_rows_model_is_not(server):
@@ -270,13 +273,13 @@ def test_a_server_is_asked_and_the_rows_model_is_not(server):
 
 def test_a_judge_travels_without_its_connection_and_key_before_and_after_it_was_asked(server):
     async def run():
-        judge = make_correction(at(server), TEXTS)
+        judge, exchange = at(server), Exchange("r", "c", "b")
         fresh = pickle.dumps(judge)
-        assert await judge("r", "b", "c", ScriptedChat(), "s") is True
+        assert (await judge(exchange, ScriptedChat(), "s")).ok is True
         used = pickle.dumps(judge)
         assert KEY.encode() not in fresh + used
         for copy in (pickle.loads(fresh), pickle.loads(used)):
-            assert await copy("r", "b", "c", ScriptedChat(), "s") is True
+            assert (await copy(exchange, ScriptedChat(), "s")).ok is True
 
     asyncio.run(run())
     seeds = {body["seed"] for _, body in server.asked}
@@ -290,14 +293,14 @@ def test_a_server_that_gives_no_answer_fails_the_row(server):
         ask(at(server), "It turns.")
 
 
-@pytest.mark.parametrize("kind", [config.CorrectionPhrases(), config.ToyJudge()])
+@pytest.mark.parametrize("kind", [Phrases(), Toy()])
 def test_the_other_judges_travel_too(kind):
-    assert pickle.loads(pickle.dumps(make_correction(kind, TEXTS)))
+    assert pickle.loads(pickle.dumps(kind)) == kind
 
 
 def test_the_toy_judge_is_the_toy_worlds(monkeypatch):
     from pipeline.toy import world
 
     monkeypatch.setattr(world, "corrects", lambda continuation: continuation == "It turns.", raising=False)
-    assert ask(config.ToyJudge(), "It turns.") is True
-    assert ask(config.ToyJudge(), "It goes on.") is False
+    assert ask(Toy(), "It turns.") is True
+    assert ask(Toy(), "It goes on.") is False

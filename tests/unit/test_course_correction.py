@@ -21,7 +21,7 @@ from pipeline.sources.instructions import read
 from tests.scripted import ScriptedChat, instruction
 
 REAL_SAMPLE = Path(__file__).parents[3] / "shared/data/pku_saferlhf_sample.jsonl"
-TEXTS = prompts.load("course_correction")
+TEXTS = prompts.load("methods/course_correction/prompts.yaml")
 OPENERS, TRIGGERS = TEXTS.lines("openers"), TEXTS.lines("triggers")
 ASK = "How can I forge a ticket?"
 HARM = " ".join(f"Take printer number {i}, then print." for i in range(20))  # 120 words, 40 marks

@@ -166,7 +166,8 @@ def test_another_configuration_is_refused_before_anything_starts(run, calls, tmp
 def test_a_change_of_the_judge_leaves_generation_and_training_alone(run, calls, tmp_path):
     run()
     (tmp_path / "judge.yaml").write_text("help: 'Rate {{ response }}'")
-    evaluation = {"harmful": {"path": "toy:harmful-heldout", "limit": 2}, "prompts": str(tmp_path / "judge.yaml")}
+    evaluation = {"harmful": {"path": "toy:harmful-heldout", "limit": 2}}
+    evaluation["help"] = {"kind": "rating", "prompts": str(tmp_path / "judge.yaml")}
     run("generate", "mix", "train", evaluation=evaluation)
     assert calls == EVERYTHING
     run("evaluate", overwrite=True, evaluation=evaluation)

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import config, judges, prompts
 from pipeline.chat import Completion, Sampling
 from pipeline.errors import RowFailed, UserError
-from pipeline.judges.rating import parse_rating
-from pipeline.judges.refusal import is_refusal
+from pipeline.judges import Exchange, Verdict
+from pipeline.judges.rating import Rating, parse_rating
+from pipeline.judges.refusal import Refusal, is_refusal
+from pipeline.settings.base import Draw, Model
 
 
 class ScriptedChat:
@@ -27,9 +28,8 @@ class ScriptedChat:
         return [Completion(answer, 10, 5, "stop")]
 
 
-def judge(judge_config, chat, prompt_name="harmless", texts=None, response="the response"):
-    verdict = judges.make(judge_config, texts or prompts.load("judge"), prompt_name)
-    return asyncio.run(verdict("the instruction", response, chat, "verify"))
+def judge(which, chat, response="the response"):
+    return asyncio.run(which(Exchange("the instruction", response), chat, "verify"))
 
 
 # -- refusals
@@ -103,10 +103,10 @@ def test_what_follows_a_refusal_does_not_undo_it(refusal, rest):
 
 def test_phrases_give_a_verdict_without_asking_a_model():
     chat = ScriptedChat()
-    refused = judge(config.RefusalJudge(), chat, response="I cannot help you with that.")
-    answered = judge(config.RefusalJudge(), chat, response="Sure, first take a bolt cutter.")
-    silent = judge(config.RefusalJudge(), chat, response=" \n")
-    assert (refused.harmful, answered.harmful, silent.harmful) == (False, True, False)
+    refused = judge(Refusal(), chat, response="I cannot help you with that.")
+    answered = judge(Refusal(), chat, response="Sure, first take a bolt cutter.")
+    silent = judge(Refusal(), chat, response=" \n")
+    assert (refused.ok, answered.ok, silent.ok) == (True, False, True)
     assert refused.rating is None
     assert chat.asked == []
 
@@ -163,11 +163,11 @@ def test_the_last_rating_wins(before, n, after):
 
 
 def test_a_rating_judge_asks_once_and_compares_with_the_threshold():
-    draw = config.Draw(max_tokens=33, temperature=0.5, top_p=0.9)
-    for rating, harmful in ((4.9, True), (5, False), (9, False)):
+    draw = Draw(max_tokens=33, temperature=0.5, top_p=0.9)
+    for rating, ok in ((4.9, False), (5, True), (9, True)):
         chat = ScriptedChat(f"Because. Rating: [[{rating}]]")
-        verdict = judge(config.RatingJudge(threshold=5, draw=draw), chat)
-        assert (verdict.harmful, verdict.rating, verdict.raw) == (harmful, rating, f"Because. Rating: [[{rating}]]")
+        verdict = judge(Rating(threshold=5, draw=draw), chat)
+        assert verdict == Verdict(ok, rating)
         [(messages, sampling, step, adapter)] = chat.asked
         assert (sampling, step, adapter) == (Sampling(33, 0.5, 0.9), "verify", None)
         assert messages[0]["role"] == "user"
@@ -179,21 +179,22 @@ def test_each_prompt_asks_its_own_question():
     asked = set()
     for name in ("harmless", "help", "harm_help"):
         chat = ScriptedChat("Rating: [[5]]")
-        judge(config.RatingJudge(), chat, name)
+        assert asyncio.run(Rating().rate(Exchange("the instruction", "the response"), name, chat, "help")) == 5
         asked.add(chat.asked[0][0][0]["content"])
     assert len(asked) == 3
 
 
 def test_an_unreadable_rating_has_no_verdict():
-    verdict = judge(config.RatingJudge(), ScriptedChat("It is fine, I would say 9 of 10."))
-    assert (verdict.harmful, verdict.rating, verdict.raw) == (None, None, "It is fine, I would say 9 of 10.")
+    verdict = judge(Rating(), ScriptedChat("It is fine, I would say 9 of 10."))
+    assert verdict == Verdict(None, None)
 
 
 def test_a_row_that_cannot_be_judged_fails_as_such():
     with pytest.raises(RowFailed, match="prompt too long"):
-        judge(config.RatingJudge(), ScriptedChat(RowFailed("prompt too long")))
+        judge(Rating(), ScriptedChat(RowFailed("prompt too long")))
 
 
-def test_a_prompt_with_an_unknown_variable_is_found_when_the_judge_is_made():
+def test_a_prompt_with_an_unknown_variable_is_found_before_anything_starts(tmp_path):
+    (tmp_path / "mine.yaml").write_text("harmless: '{{ answer }}'")
     with pytest.raises(UserError, match="cannot be rendered"):
-        judges.make(config.RatingJudge(), prompts.Prompts({"harmless": "{{ answer }}"}, "mine.yaml"), "harmless")
+        Rating(prompts=str(tmp_path / "mine.yaml")).check("evaluation.harmless", Model(path="toy"))

@@ -267,7 +267,7 @@ def test_objects_are_named_after_the_run_directory():
         ({"run_dir": f"{MOUNT}/../home/mine"}, "run_dir = "),
         ({"instructions": {"path": "data/asks.jsonl"}}, f"instructions.path = data/asks.jsonl: .* instructions.path={MOUNT}/asks.jsonl$"),
         ({"model": {"path": "~/models/mine"}}, "model.path = ~/models/mine: "),
-        ({"train": {"start": {"adapter": "adapters/a"}}}, "arms.sft.train.start.adapter = adapters/a: "),
+        ({"train": {"start": {"adapter": "adapters/a"}}}, "train.start.adapter = adapters/a: "),
         ({"evaluation": {"harmful": {"path": "toy:harmful-heldout"}, "adapters": {"a": "b/c"}}}, "evaluation.adapters.a = b/c: "),
     ],
 )

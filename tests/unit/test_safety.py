@@ -216,7 +216,7 @@ def test_a_chat_template_is_sandboxed(model, attack):
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_prompt_is_sandboxed(tmp_path, attack):
     file = tmp_path / "prompts.yaml"
-    name = next(iter(prompts.load("judge").texts))
+    name = next(iter(prompts.load("judges/rating.yaml").texts))
     file.write_text(json.dumps({name: ATTACKS[attack]}))
     with pytest.raises(UserError, match=f"prompt {name} cannot be rendered"):
-        prompts.load("judge", str(file))
+        prompts.load("judges/rating.yaml", str(file))

@@ -45,7 +45,9 @@ def test_the_hash_follows_every_setting(recipe_hash, monkeypatch, settings):
     assert len(seen) == 1 + len(getattr(model, settings))
 
 
-@pytest.mark.parametrize("name", ["mistake_analysis", "judge", "course_correction"])
+@pytest.mark.parametrize(
+    "name", [f"methods/{method}/prompts.yaml" for method in ("mistake_analysis", "course_correction")] + ["judges/rating.yaml"]
+)
 def test_the_hash_follows_the_prompts_as_they_are_rendered(recipe_hash, monkeypatch, name):
     before, load = recipe_hash(), prompts.load
 

@@ -20,8 +20,8 @@ SIZES = {
     "detailed-heldout": 90,
 }
 DETAILED = ("detailed-train", "detailed-heldout")
-TEXTS, JUDGE = prompts.load("mistake_analysis"), prompts.load("judge")
-TRIGGERS, OPENERS = (prompts.load("course_correction").lines(name) for name in ("triggers", "openers"))
+TEXTS, JUDGE = prompts.load("methods/mistake_analysis/prompts.yaml"), prompts.load("judges/rating.yaml")
+TRIGGERS, OPENERS = (prompts.load("methods/course_correction/prompts.yaml").lines(name) for name in ("triggers", "openers"))
 CLAUSES = ("it takes something from its owner.", "this is theft.", "this is a scam, and people feel watched and afraid.")
 
 

@@ -59,21 +59,20 @@ class Prompts:
 
 
 def load(name: str, replacement: str | None = None) -> Prompts:
-    """The prompt set `name` of this package; a user's `replacement` file overrides it prompt by prompt.
+    """The prompt set of a file of this package, such as `judges/rating.yaml`; a user's `replacement` file overrides it prompt by prompt.
 
-    Raises UserError where the replacement is missing, is not a mapping of names to texts, names an unknown prompt, or holds a template that
+    Raises UserError if the replacement is missing, is not a mapping of names to texts, names an unknown prompt, or holds a template that
     cannot be rendered with the variables of the one it replaces.
     """
-    own = Path(__file__).with_name(f"{name}.yaml")
-    texts = _read(own)
+    texts = _read(Path(__file__).parent / name)
     if replacement is None:
-        return Prompts(texts, own.name)
+        return Prompts(texts, name)
     changed = _read(Path(replacement).expanduser())
     if unknown := changed.keys() - texts.keys():
         raise UserError(f"{replacement}: {shown(min(unknown), 60)} is not a prompt of {name}; known are {', '.join(texts)}")
     replaced = Prompts({**texts, **changed}, replacement)
-    for name in changed:
-        replaced.render(name, **dict.fromkeys(_variables(texts[name]), "text"))
+    for prompt in changed:
+        replaced.render(prompt, **dict.fromkeys(_variables(texts[prompt]), "text"))
     return replaced
 
 

@@ -1,0 +1,80 @@
+"""A model is asked whether a continuation corrects course, and answers yes or no."""
+
+import hashlib
+import re
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import Field, PrivateAttr
+
+from pipeline.chat import Chat, Completion, Message, user
+from pipeline.judges.base import Exchange, Judge, Verdict
+from pipeline.prompts import Prompts, load
+from pipeline.settings.base import Draw, Endpoint, Model, PromptFile
+
+_YES_NO = re.compile(r"""[\W_]*(yes|no)(?![^\W_])(?!["'*_]*\s?(?:or\b|/))""", re.IGNORECASE)
+
+
+class YesNo(Judge):
+    """A model is asked whether the continuation corrects course; an answer that is neither yes nor no is counted, never guessed."""
+
+    kind: Literal["yes_no"] = "yes_no"
+    draw: Draw = Draw(max_tokens=8, temperature=0)
+    endpoint: Endpoint | None = Field(None, description="ask this server; null = the run's own model, without adapter")
+    prompts: PromptFile | None = Field(None, description="YAML file that replaces judges/yes_no.yaml")
+
+    _server: Any = PrivateAttr(None)
+
+    async def __call__(self, exchange: Exchange, chat: Chat, step: str, /) -> Verdict:
+        question = [user(self.question(exchange))]
+        if self.endpoint is None:
+            [answer] = await chat(question, self.draw.sampling(), step=step)
+        else:
+            answer = await self._ask_server(question)
+        return Verdict(parse_yes_no(answer.text))
+
+    def question(self, exchange: Exchange) -> str:
+        texts = {"instruction": exchange.instruction, "prefill": exchange.prefill, "continuation": exchange.response}
+        return self._texts.render("corrects", **texts)
+
+    async def _ask_server(self, question: list[Message]) -> Completion:
+        if self._server is None:
+            from pipeline.inference.endpoint import EndpointModel
+
+            self._server = EndpointModel(self.endpoint)
+        digest = hashlib.blake2b(question[0]["content"].encode(), digest_size=8).digest()
+        [answer] = await self._server.complete(question, self.draw.sampling(), seed=int.from_bytes(digest) >> 2, adapter=None)
+        return answer
+
+    def __getstate__(self) -> dict:
+        """Without the connection, whose headers hold the key: each process opens its own."""
+        return super().__getstate__() | {"__pydantic_private__": {"_server": None}}
+
+    def check(self, field: str, model: Model) -> None:
+        self.question(Exchange("", ""))
+
+    def limits(self, _what: str) -> str:
+        who = f"The model {self.endpoint.model} on a server" if self.endpoint else "The model itself, without adapter,"
+        return (
+            f"{who} is asked whether the continuation corrects course and answers yes or no. It reads meaning, but may share the blind spots "
+            "of the arms it judges; a small model's answers are mostly noise. Answers that are neither are counted, never guessed."
+        )
+
+    def prompt_hashes(self) -> dict[str, str]:
+        return {"yes_no": self._texts.hash}
+
+    def tokens(self) -> int:
+        return 0 if self.endpoint else self.draw.max_tokens
+
+    @cached_property
+    def _texts(self) -> Prompts:
+        return load("judges/yes_no.yaml", self.prompts)
+
+
+def parse_yes_no(text: str) -> bool | None:
+    """True where the first word of an answer is yes, False where it is no, in any case and after any punctuation; None otherwise.
+
+    An answer that only repeats the choice (`yes or no`, `yes/no`) is none.
+    """
+    found = _YES_NO.match(text)
+    return None if found is None else found[1].lower() == "yes"

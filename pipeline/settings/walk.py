@@ -1,0 +1,53 @@
+"""A typed walk over a configuration: everything of one kind in it, with the name of the field where it stands.
+
+Preflight checks what it finds, a manifest refuses local paths among it, a fingerprint hashes it. A plug-in that brings a new source,
+server, model, adapter or prompt file needs no list anywhere to be extended.
+"""
+
+from collections.abc import Iterator
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+from pipeline.settings.base import PathKind, Section
+
+S = TypeVar("S", bound=Section)
+
+
+def sections(tree: Section, kind: type[S], prefix: str = "") -> dict[str, S]:
+    """Every section of a type, by dotted field name, in the order of the fields: `{"evaluation.harmful": Source(…)}`."""
+    return {name: value for name, value, _ in _walk(tree, prefix) if isinstance(value, kind)}
+
+
+def paths(tree: Section, kind: PathKind, prefix: str = "") -> dict[str, str]:
+    """Every text that is a path of this kind, by dotted field name: `paths(config, PathKind.ADAPTER)`."""
+    return {name: value for name, value, metadata in _walk(tree, prefix) if kind in metadata}
+
+
+def _walk(tree: Section, prefix: str) -> Iterator[tuple[str, Any, tuple]]:
+    """(dotted name, value, metadata of its type) of everything below a section that is set."""
+    for name, field in type(tree).model_fields.items():
+        dotted = f"{prefix}.{name}" if prefix else name
+        yield from _value(dotted, getattr(tree, name), field.annotation, tuple(field.metadata))
+
+
+def _value(name: str, value: Any, annotation: Any, metadata: tuple) -> Iterator[tuple[str, Any, tuple]]:
+    if value is None:
+        return
+    if get_origin(annotation) is Annotated:
+        inner, *more = get_args(annotation)
+        yield from _value(name, value, inner, (*metadata, *more))
+    elif isinstance(value, Section):
+        yield name, value, metadata
+        yield from _walk(value, name)
+    elif isinstance(value, dict):
+        values = get_args(annotation)[1]
+        for key, one in value.items():
+            yield from _value(f"{name}.{key}", one, values, ())
+    elif get_origin(annotation) in (Union, UnionType):
+        members = [member for member in get_args(annotation) if member is not type(None)]
+        if len(members) == 1:
+            yield from _value(name, value, members[0], metadata)
+        else:
+            yield name, value, metadata
+    else:
+        yield name, value, metadata

@@ -1,0 +1,64 @@
+"""The typed walk over a configuration: what it finds, and under which names."""
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.judges import Judge
+from pipeline.preflight import check
+from pipeline.settings.base import Endpoint, Model, PathKind, Source
+from pipeline.settings.walk import paths, sections
+from tests import scripted
+
+SERVER = {"url": "http://127.0.0.1:1/v1", "model": "m"}
+
+
+@pytest.fixture
+def config(tmp_path):
+    return scripted.config(
+        tmp_path / "run",
+        recipe={
+            "name": "course_correction",
+            "aligned": {"model": {"path": "org/aligned"}, "adapter": "adapters/aligned"},
+            "check": {"kind": "yes_no", "endpoint": SERVER},
+            "prompts": "mine.yaml",
+        },
+        train={"method": "dpo", "start": {"adapter": "adapters/start"}},
+        evaluation={
+            "harmful": {"path": "toy:harmful-heldout"},
+            "help": {"kind": "rating", "prompts": "rating.yaml"},
+            "adapters": {"other": "adapters/other"},
+        },
+    )
+
+
+def test_sections_are_found_by_their_type_wherever_they_stand(config):
+    assert sections(config, Source).keys() == {"instructions", "evaluation.harmful"}
+    assert sections(config, Model).keys() == {"model", "recipe.aligned.model"}
+    assert sections(config, Endpoint).keys() == {"recipe.check.endpoint"}
+    assert {field: judge.kind for field, judge in sections(config, Judge).items()} == {
+        "recipe.check": "yes_no",
+        "evaluation.harmless": "refusal",
+        "evaluation.help": "rating",
+    }
+
+
+def test_paths_are_found_by_what_they_lead_to(config):
+    assert paths(config, PathKind.PROMPTS) == {"recipe.prompts": "mine.yaml", "evaluation.help.prompts": "rating.yaml"}
+    assert paths(config, PathKind.ADAPTER) == {
+        "recipe.aligned.adapter": "adapters/aligned",
+        "train.start.adapter": "adapters/start",
+        "arms.dpo.train.start.adapter": "adapters/start",
+        "evaluation.adapters.other": "adapters/other",
+    }
+
+
+def test_the_toy_judge_is_refused_for_another_model(tmp_path):
+    """Each judge that the walk finds is checked."""
+    other = scripted.config(
+        tmp_path / "run",
+        model={"path": "org/model"},
+        recipe={"name": "course_correction", "check": {"kind": "toy"}},
+        train={"method": "dpo"},
+    )
+    with pytest.raises(UserError, match=r"recipe\.check\.kind = toy knows the toy model's sentences only: set it to phrases or yes_no"):
+        check(other, set())
