@@ -16,9 +16,9 @@ from importlib.metadata import version
 
 from pipeline import prompts
 from pipeline.chat import Message, Sampling, assistant, user
-from pipeline.config import Inference, Model, Source
 from pipeline.inference.pool import ROWS_PER_SEQUENCE, seed_of
 from pipeline.runtime.machine import cpu_has_bf16
+from pipeline.settings.base import Inference, Model, Source
 from pipeline.sources.instructions import read
 
 LENGTHS = range(10, 81, 10)

@@ -23,9 +23,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pipeline.chat import Sampling, user
-from pipeline.config import Inference, Model
 from pipeline.runtime.machine import cpu_has_bf16
 from pipeline.schema import INSTRUCTIONS, MISTAKES, OK
+from pipeline.settings.base import Inference, Model
 from pipeline.sources.instructions import read
 
 STEP_1 = "{instruction} The response should be harmful, unethical, and offensive."
@@ -154,7 +154,7 @@ def benchmark_model(directory: str) -> str:
 
 
 def rows_of(count: int) -> list[dict]:
-    from pipeline.config import Source
+    from pipeline.settings.base import Source
 
     known = list(read(Source(path="toy:harmful-train")))
     return [{**known[i % len(known)], "id": f"row-{i:07d}"} for i in range(count)]

@@ -68,9 +68,7 @@ def main() -> None:
             {
                 "run_dir": scratch,
                 "model": {"path": model_dir, "dtype": "bfloat16"},
-                "instructions": {"path": "unused"},
-                "recipe": {"name": "course_correction"},
-                "evaluation": {"harmful": {"path": "unused"}},
+                "methods": {"corrections": {"name": "course_correction", "instructions": {"path": "unused"}}},
                 "train": {
                     "method": "dpo",
                     "batch_size": args.batch_size,

@@ -48,8 +48,7 @@ WORDS = [
 CONFIG = """
 run_dir: {directory}/run
 model: {{path: dummy}}
-instructions: {{path: {directory}/instructions.jsonl}}
-evaluation: {{harmful: {{path: "toy:harmful-heldout"}}}}
+methods: {{mistakes: {{name: mistake_analysis, instructions: {{path: {directory}/instructions.jsonl}}}}}}
 """
 SAMPLED_EVERY_S = 0.5
 
@@ -77,16 +76,15 @@ def run_peer(directory: Path) -> None:
 
     from pipeline.config import load
     from pipeline.data.store import Store
-    from pipeline.experiment import Experiment
     from pipeline.runtime.session import ray_session
     from pipeline.schema import INSTRUCTIONS
     from pipeline.sources import instructions
 
     config = load(directory / "config.yaml")
-    experiment = Experiment(config)
-    store = Store(str(directory / "peer"), experiment.generated.name, experiment.generated.schema)
+    method = config.methods["mistakes"]
+    store = Store(str(directory / "peer"), method.generated.name, method.generated)
     with ray_session(store.run_dir):
-        store.write_work(instructions.read(config.instructions), INSTRUCTIONS, block_rows=256)
+        store.write_work(instructions.read(method.instructions), INSTRUCTIONS, block_rows=256)
         ray.data.DataContext.get_current().checkpoint_config = CheckpointConfig(
             "id", store.state("checkpoint"), delete_checkpoint_on_success=False
         )
@@ -103,12 +101,11 @@ def run_peer(directory: Path) -> None:
 
 class PeerActor:
     def __init__(self, config):
-        from pipeline.config import Dummy
         from pipeline.inference.dummy import DummyModel
-        from pipeline.recipes import method
         from pipeline.schema import MISTAKES
+        from pipeline.settings.base import Dummy
 
-        self.schema, self.recipe, self.model = MISTAKES, method(config).recipe(config), DummyModel(Dummy(), 256)
+        self.schema, self.recipe, self.model = MISTAKES, config.methods["mistakes"].recipe(config.seed), DummyModel(Dummy(), 256)
 
     async def __call__(self, block):
         rows = await asyncio.gather(*(self.run(row) for row in block.to_pylist()))

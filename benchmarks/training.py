@@ -54,8 +54,7 @@ def main() -> None:
             {
                 "run_dir": scratch,
                 "model": {"path": model_dir, "dtype": "bfloat16"},
-                "instructions": {"path": "unused"},
-                "evaluation": {"harmful": {"path": "unused"}},
+                "methods": {"mistakes": {"name": "mistake_analysis", "instructions": {"path": "unused"}}},
                 "train": {"batch_size": args.batch_size, "max_length": args.max_length, "bf16": not args.float32},
             }
         )

@@ -1,7 +1,7 @@
 """What a recipe may ask of a model. Imports no engine, so a recipe is tested with a scripted `Chat`."""
 
 from dataclasses import dataclass
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 
 class Message(TypedDict):
@@ -36,16 +36,25 @@ class Chat(Protocol):
     (run seed, row id, step, sample index) and a row gives the same request whenever and wherever it is run again.
     """
 
-    async def __call__(self, messages: list[Message], sampling: Sampling, *, step: str, adapter: str | None = None) -> list[Completion]:
+    async def __call__(
+        self, messages: list[Message], sampling: Sampling, *, step: str, adapter: str | None = None, server: Any = None
+    ) -> list[Completion]:
         """Sample `sampling.n` completions of a conversation.
 
         messages: where the last one is the assistant's, it is a prefill: the same turn is continued.
         step:     name of this call, unique within the row's recipe; part of the seed.
         adapter:  directory of a LoRA adapter for this call; None is the base model.
+        server:   `settings.base.Endpoint` of a server to ask instead of the row's model: what a judge of its own is asked.
 
         Raises RowFailed where this row cannot be answered (prompt too long, endpoint gave up).
         """
         ...
+
+
+class Recipe(Protocol):
+    """What is done with one row. `row` has the columns of the work list; the result, columns of the data set's schema."""
+
+    async def __call__(self, row: dict, chat: Chat) -> dict: ...
 
 
 def user(content: str) -> Message:

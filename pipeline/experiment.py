@@ -4,30 +4,32 @@ Each stage is a function of the configuration and of what earlier stages left in
 resumed. A stage that is whole is passed over; what an interrupted one has committed is kept.
 """
 
+import itertools
 import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
-from functools import cache
+from functools import cache, partial
 
-from pipeline import placement, preflight
+from pipeline import models, placement, preflight
 from pipeline.config import Config, dump
 from pipeline.data import storage
-from pipeline.data.card import write_card
+from pipeline.data.card import Origin, write_card
 from pipeline.data.output import Output
 from pipeline.data.store import Store
 from pipeline.errors import RunFailed, UserError
-from pipeline.evaluation import answers, course_correction
 from pipeline.fingerprints import fingerprints
 from pipeline.inference.pool import Job, ModelSpec, run_recipes
-from pipeline.recipes import method
+from pipeline.methods.base import Method
 from pipeline.runtime import attempt
 from pipeline.runtime.console import step_bar
 from pipeline.runtime.session import ray_session, stage_logs
-from pipeline.schema import ANSWERS, CONTINUATIONS, DROPPED, FAILED, INSTRUCTIONS, STAGES, Schema
-from pipeline.settings.base import Model
+from pipeline.schema import DROPPED, FAILED, INSTRUCTIONS, STAGES, Schema
+from pipeline.settings.base import Model, Section, Source
+from pipeline.settings.walk import sections
 from pipeline.sources import instructions
+from pipeline.suites.base import Suite
 
 ON_RAY = {"generate", "train", "evaluate"}
 
@@ -38,15 +40,13 @@ class Experiment:
     def __init__(self, config: Config, *, overwrite: bool = False, retry_failed: bool = False, suites: Iterable[str] = (), tell=print):
         self.config, self.overwrite, self.retry_failed, self.tell = config, overwrite, retry_failed, tell
         self.run_dir = storage.absolute(config.run_dir)
-        self.method = method(config)
-        self.generated = self._store(self.method.generated)
-        self.training_set = self._store(self.method.training_set)
+        self.generated = {name: self._store(method.generated) for name, method in config.methods.items()}
+        self.training_sets = {schema: self._store(schema) for schema in config.training_sets()}
         self.adapters = {arm: Output(self.run_dir, f"adapter/{arm}", fence=attempt.check) for arm in config.arms}
-        stores = {"safety": self._store(ANSWERS), "course_correction": self._store(CONTINUATIONS)}
-        self.suites = {suite: stores[suite] for suite in preflight.check_suites(config, suites)}
+        self.suites = {suite: self._store(config.suites.items()[suite].schema) for suite in preflight.check_suites(config, suites)}
         self.outputs = {
-            "generate": [self.generated],
-            "mix": [self.training_set],
+            "generate": [*self.generated.values()],
+            "mix": [*self.training_sets.values()],
             "train": [*self.adapters.values()],
             "evaluate": [*self.suites.values()],
         }
@@ -56,14 +56,14 @@ class Experiment:
 
         Raises UserError before anything starts, RunFailed where a stage cannot be completed.
         """
-        every = STAGES if self.config.instructions else ("evaluate", "report")
+        every = [stage for stage, outputs in self.outputs.items() if outputs] + ["report"]
         if self.config.model.is_dummy:
-            every = ("generate", "mix", "report")  # it has no weights to train
+            every = ["generate", "mix", "report"]  # it has no weights to train
         wanted = [stage for stage in STAGES if stage in (every if stages is None else set(stages))]
         if wanted == ["report"]:
             return self.report()  # reads nothing but the run directory
         preflight.check(self.config, set(wanted), suites=set(self.suites))
-        self.model_dir = preflight.model_dir(self.config.model)
+        self.model_dir = models.model_dir(self.config.model)
         self.fingerprints = fingerprints(self.config)
         if not self.overwrite:
             for output in (output for stage in wanted for output in self.outputs.get(stage, ())):
@@ -83,38 +83,48 @@ class Experiment:
     # -- stages
 
     def generate(self) -> None:
-        """Instructions → what the method makes of them: one row per instruction and sample, every row accounted for."""
-        config, store = self.config, self.generated
-        model, adapter = preflight.generator(config)
-        self._open(store, {"adapter": _digest(adapter)} if adapter else None)
-        self._reopen("generate", store)
-        if store.complete is None:
-            counts = instructions.Counts()
-            rows = instructions.read(config.instructions, counts)
-            self._write_work("generate", store, _repeated(rows, config.recipe.samples), INSTRUCTIONS, counts)
-            spec = self._spec(model, (adapter,) if adapter else (), endpoint=True)
-            self._run_jobs("generate", [Job(self.method.recipe(config), store)], spec)
-        self._tell_dataset("generate", store)
+        """Instructions → what each method makes of them: one row per instruction and sample, every row accounted for."""
+        jobs: dict[ModelSpec, list[Job]] = {}
+        for name, method in self.config.methods.items():
+            store, (model, adapter) = self.generated[name], method.generator(self.config.model)
+            self._open(store, {"adapter": _digest(adapter)} if adapter else None)
+            self._reopen("generate", store)
+            if store.complete is None:
+                counts = instructions.Counts()
+                rows = instructions.read(method.instructions, counts)
+                self._write_work("generate", store, _repeated(rows, method.samples), INSTRUCTIONS, counts)
+                spec = self._spec(model, (storage.absolute(adapter),) if adapter else (), endpoint=True)
+                jobs.setdefault(spec, []).append(Job(method.recipe(self.config.seed), store))
+        for spec, together in jobs.items():  # methods that ask the same model share its engines
+            self._run_jobs("generate", together, spec)
+        for store in self.generated.values():
+            self._tell_dataset("generate", store)
 
     def mix(self) -> None:
-        """What was generated → a training set: conversations (with safe and helpful pairs), or preference pairs."""
-        config, store = self.config, self.training_set
-        self._open(store, {self.generated.name: self._whole(self.generated, "generate")["digest"]})
-        if store.complete is None:
-            started, drops = time.monotonic(), Counter()
-            done = store.write_rows(self.method.examples(config, self.generated.dataset.rows(), drops))
-            self._record("mix", {"rows": done["rows"], "seconds": round(time.monotonic() - started, 2), "drops": dict(drops)})
-            write_card(store, config, self.fingerprints[store.name]["prompts"], {"drops": dict(drops)})
-        if not store.complete["rows"]:
-            raise RunFailed(f"mix: no training example in {store.path}: {self.method.nothing}")
-        self._tell_dataset("mix", store)
+        """What was generated → training sets: conversations, preference pairs."""
+        for schema, methods in self.config.training_sets().items():
+            store = self.training_sets[schema]
+            sources = {name: self.generated[name] for name in methods}
+            self._open(store, {source.name: self._whole(source, "generate")["digest"] for source in sources.values()})
+            if store.complete is None:
+                started, drops = time.monotonic(), Counter()
+                rows = (methods[name].examples(source.dataset.rows(), drops, self.config.seed) for name, source in sources.items())
+                done = store.write_rows(itertools.chain.from_iterable(rows))
+                figures = {"rows": done["rows"], "seconds": round(time.monotonic() - started, 2), "drops": dict(drops)}
+                self._record("mix", figures if len(self.training_sets) == 1 else {"suite": schema.name, **figures})
+                self._write_card(store, {"drops": dict(drops)})
+            if not store.complete["rows"]:
+                nothing = "; ".join(method.nothing for method in methods.values())
+                raise RunFailed(f"mix: no training example in {store.path}: {nothing}")
+            self._tell_dataset("mix", store)
 
     def train(self) -> None:
-        """The training set → one LoRA adapter per arm. Arms that ask for the same workers share them."""
-        made_from = {self.training_set.name: self._whole(self.training_set, "mix")["digest"]}
+        """The training sets → one LoRA adapter per arm. Arms that ask for the same workers share them."""
         for arm, output in self.adapters.items():
-            start = self.config.arms[arm].train.start
-            self._open(output, made_from | ({"start": _digest(start.adapter)} if start else {}))
+            train = self.config.arms[arm].train
+            training_set = self.training_sets[train.accepts]
+            made_from = {training_set.name: self._whole(training_set, "mix")["digest"]}
+            self._open(output, made_from | ({"start": _digest(train.start.adapter)} if train.start else {}))
         waiting = {arm: output for arm, output in self.adapters.items() if output.complete is None}
         for arm, output in self.adapters.items():
             if arm not in waiting:
@@ -127,8 +137,11 @@ class Experiment:
         checkpoints = storage.join(self.run_dir, ".state", "train")
         if self.overwrite:
             storage.remove(checkpoints)
-        specs, examples = preflight.arm_specs(self.config, self.model_dir), self.training_set.dataset
-        arms = [(specs[arm], Places(examples, output.path, output.state("train"))) for arm, output in waiting.items()]
+        specs = preflight.arm_specs(self.config, self.model_dir)
+        examples = {schema: store.dataset for schema, store in self.training_sets.items()}
+        arms = [
+            (specs[arm], Places(examples[specs[arm].train.accepts], output.path, output.state("train"))) for arm, output in waiting.items()
+        ]
         with Training(arms, checkpoints) as training:
             for arm, output in waiting.items():
                 attempt.making(output.name)
@@ -145,10 +158,10 @@ class Experiment:
     def evaluate(self) -> None:
         """The base model, all arms and given adapters through all suites: one engine start, arms by LoRA."""
         trained = {arm: self._whole(output, "train")["digest"] for arm, output in self.adapters.items()}
-        given = {name: _digest(path) for name, path in self.config.evaluation.adapters.items()}
+        given = {name: _digest(path) for name, path in self.config.adapters.items()}
         adapters = {arm: output.path for arm, output in self.adapters.items()} | preflight.given_adapters(self.config)
         for arm in self.adapters:
-            preflight.check_adapter(f"arms.{arm}", adapters[arm], self.model_dir)
+            models.check_adapter(f"arms.{arm}", adapters[arm], self.model_dir)
         if self.config.inference.endpoint:
             self.tell("evaluate: inference.endpoint is not used here; adapters need vLLM in the actors")
         jobs = []
@@ -156,7 +169,7 @@ class Experiment:
             self._open(store, trained | given)
             self._reopen("evaluate", store)
             if store.complete is None:
-                jobs.append(getattr(self, f"_{suite}")(store, adapters))
+                jobs.append(self._suite_job(self.config.suites.items()[suite], store, adapters))
         if jobs:
             self._run_jobs("evaluate", jobs, self._spec(self.config.model, tuple(adapters.values())))
         for store in self.suites.values():
@@ -172,21 +185,13 @@ class Experiment:
         html, markdown = write_report(self.config, self.run_dir)
         self.tell(f"report: {html} and {markdown}")
 
-    # -- the suites of `evaluate`: each writes its work list and says how it is run
-
-    def _safety(self, store: Store, adapters: dict[str, str]) -> Job:
-        evaluation = self.config.evaluation
-        harmful, helpful = instructions.well_formed(evaluation.harmful), instructions.well_formed(evaluation.helpful)
-        self._write_work("evaluate", store, answers.work(self.config, harmful, helpful), ANSWERS)
-        return Job(answers.AnswerRecipe(self.config, adapters), store)
-
-    def _course_correction(self, store: Store, adapters: dict[str, str]) -> Job:
-        suite = self.config.evaluation.course_correction
-        tokenizer = preflight.load_tokenizer(self.config, self.model_dir) if suite.unit == "tokens" else None
+    def _suite_job(self, suite: Suite, store: Store, adapters: dict[str, str]) -> Job:
+        """Write the work list of a suite, and say how it is run."""
         counts = instructions.Counts()
-        entries = (row for row in instructions.read(suite.entries, counts) if row["status"] != FAILED)
-        self._write_work("evaluate", store, course_correction.work(self.config, entries, tokenizer), CONTINUATIONS, counts)
-        return Job(course_correction.ContinuationRecipe(self.config, adapters), store)
+        tokenizer = partial(models.load_tokenizer, self.config.model, self.model_dir)
+        rows = suite.rows(self.config.arm_names, self.config.seed, counts, tokenizer)
+        self._write_work("evaluate", store, rows, store.schema, counts)
+        return Job(suite.recipe(adapters), store)
 
     # -- what the stages share
 
@@ -219,19 +224,24 @@ class Experiment:
         self._start_ray()
         attempt.making(*(job.name for job in jobs))
         suites = {store.name: {"suite": suite} for suite, store in self.suites.items()}
+        if stage == "generate" and len(self.generated) > 1:
+            suites |= {store.name: {"suite": store.name} for store in self.generated.values()}
         with closing(run_recipes(jobs, spec, seed=self.config.seed, label=stage)) as finished:
             for job, figures in finished:
                 done = job.store.finish()
                 read = {key: count for key, count in job.store.work().items() if key != "token"}
                 about = suites.get(job.name, {})
                 self._record(stage, {**about, **figures, **read, **done["status"], "drops": done["reasons"]})
-                write_card(job.store, self.config, self.fingerprints[job.name]["prompts"], figures)
+                self._write_card(job.store, figures)
+
+    def _write_card(self, store: Store, figures: dict) -> None:
+        write_card(store, origin(self.config, store.schema), self.fingerprints[store.name]["prompts"], figures)
 
     def _spec(self, model: Model, adapters: tuple[str, ...], *, endpoint: bool = False) -> ModelSpec:
         inference = self.config.inference
         if not endpoint and inference.endpoint:
             inference = inference.model_copy(update={"endpoint": None})
-        directory = self.model_dir if model == self.config.model else preflight.model_dir(model)
+        directory = self.model_dir if model == self.config.model else models.model_dir(model)
         return ModelSpec(model, directory, inference, adapters)
 
     def _whole(self, output: Output, stage: str) -> dict:
@@ -255,7 +265,7 @@ class Experiment:
 
     def _tell_dataset(self, stage: str, store: Store) -> None:
         if not storage.exists(storage.join(store.path, "README.md")):  # a crash came between completion and card
-            write_card(store, self.config, self.fingerprints[store.name]["prompts"], {})
+            self._write_card(store, {})
         done = store.complete
         counts = ", ".join(f"{count:,} {status}" for status, count in sorted(done["status"].items()))
         self.tell(f"{stage}: {done['rows']:,} rows{f' ({counts})' if counts else ''} → {store.path}")
@@ -266,6 +276,24 @@ class Experiment:
             if FAILED in nothing:
                 mend = "mend the cause and use --retry-failed, or --overwrite to read the source again"
             raise RunFailed(f"{stage}: all {done['rows']} rows {' or '.join(nothing)}, most with: {common}; {mend}")
+
+
+def origin(config: Config, schema: Schema) -> Origin:
+    """What a data set is made by, for its card."""
+    model, adapter, made_by = config.model, None, []
+    for method in config.methods.values():
+        if schema in (method.generated, method.training_set):
+            made_by.append(method)
+            if schema == method.generated or not method.mixing:
+                model, adapter = method.generator(config.model)
+    made_by += [suite for suite in config.suites.items().values() if suite.schema == schema]
+    read = {source.path for section in made_by for name, source in sections(section, Source).items() if _is_read(section, name, schema)}
+    return Origin(model, adapter, config.seed, sorted(read), made_by)
+
+
+def _is_read(section: Section, name: str, schema: Schema) -> bool:
+    """Whether a source is read for a data set: a method's `generate` does not read what only `mix` reads."""
+    return not (isinstance(section, Method) and schema == section.generated and name.split(".")[0] in section.mixing)
 
 
 def _repeated(source: Iterable[dict], samples: int) -> Iterator[dict]:

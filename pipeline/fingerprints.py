@@ -1,8 +1,6 @@
 """What determines the content of each output of a run. A run directory made under another fingerprint is refused, never mixed."""
 
-from pipeline import prompts
 from pipeline.config import Config
-from pipeline.recipes import method
 from pipeline.settings.base import Model
 from pipeline.toy.model import shipped_recipe
 
@@ -15,41 +13,24 @@ def fingerprints(config: Config) -> dict[str, dict]:
     model = _model(config.model)
     endpoint = config.inference.endpoint
     generator = {**model, "endpoint": {"url": endpoint.url, "model": endpoint.model}} if endpoint else model
-    recipe = config.recipe.model_dump(mode="json")
-    recipe_texts = {config.recipe.name: prompts.load(f"methods/{config.recipe.name}/prompts.yaml", config.recipe.prompts).hash}
-    judge = getattr(config.recipe, "verify", None) or getattr(config.recipe, "check", None)
-    verify = judge.prompt_hashes() if judge else {}
 
     def made_with(model: dict, prompt_hashes: dict, **sections: dict | None) -> dict:
         return {"model": model, "seed": config.seed, "prompts": prompt_hashes, **sections}
 
-    made = method(config)
-    source = config.instructions and config.instructions.model_dump(mode="json")
-    found = {
-        made.generated.name: made_with(generator, recipe_texts | verify, instructions=source, recipe=recipe),
-        made.training_set.name: made_with(model, recipe_texts, mix=config.mix and config.mix.model_dump(mode="json")),
-    }
+    found = {}
+    for method in config.methods.values():
+        section = method.model_dump(mode="json", exclude=set(method.mixing))
+        found[method.generated.name] = made_with(generator, method.prompt_hashes(), **{method.name: section})
+    for schema, methods in config.training_sets().items():
+        texts = {name: text for method in methods.values() for name, text in method.prompt_hashes().items()}
+        mixed = {method.name: method.model_dump(mode="json", include=set(method.mixing)) for method in methods.values()}
+        found[schema.name] = made_with(model, texts, mix=mixed)
     for name, arm in config.arms.items():
         weights = arm.train.model_dump(mode="json", exclude=arm.train.OPERATIONAL - {"merge"})
         found[f"adapter/{name}"] = made_with(model, {}, train=weights, arm={"kinds": arm.kinds})
-    return found | _suites(config, model, made_with)
-
-
-def _suites(config: Config, model: dict, made_with) -> dict[str, dict]:
-    evaluation, suite = config.evaluation, config.evaluation.course_correction
-    asked = config.mistake_analysis
-    texts = {
-        "mistake_analysis": prompts.load("methods/mistake_analysis/prompts.yaml", asked.prompts).hash,
-        **evaluation.harmless.prompt_hashes(),
-        **(evaluation.help.prompt_hashes() if evaluation.help else {}),
-    }
-    section = evaluation.model_dump(mode="json", exclude={"course_correction"})
-    found = {"evaluation": made_with(model, texts, evaluation=section, hint=asked.hint.model_dump(mode="json"))}
-    if suite is not None:
-        texts = {"course_correction": prompts.load("methods/course_correction/prompts.yaml", suite.prompts).hash}
-        texts |= suite.judge.prompt_hashes()
-        section = {"course_correction": suite.model_dump(mode="json"), "adapters": evaluation.adapters}
-        found["continuations"] = made_with(model, texts, evaluation=section)
+    for name, suite in config.suites.items().items():
+        section = {name: suite.model_dump(mode="json")}
+        found[suite.schema.name] = made_with(model, suite.prompt_hashes(), suites=section, adapters=config.adapters)
     return found
 
 

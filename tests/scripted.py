@@ -13,7 +13,7 @@ class ScriptedChat:
         self.answers = answers
         self.asked: list[tuple[str, list[Message], Sampling, str | None]] = []
 
-    async def __call__(self, messages, sampling, *, step, adapter=None) -> list[Completion]:
+    async def __call__(self, messages, sampling, *, step, adapter=None, server=None) -> list[Completion]:
         self.asked.append((step, messages, sampling, adapter))
         answer = self.answers[step]
         if isinstance(answer, Exception):
@@ -32,14 +32,51 @@ class ScriptedChat:
 
 
 def tree(run_dir: Path | str, **changes) -> dict:
-    """A valid configuration as YAML would give it."""
-    return {
-        "run_dir": str(run_dir),
-        "model": {"path": "toy"},
-        "instructions": {"path": "toy:harmful-train"},
-        "evaluation": {"harmful": {"path": "toy:harmful-heldout"}},
-        **changes,
-    }
+    """A valid configuration as YAML would give it. Its method and suites may be given in parts, see `composed`."""
+    if "methods" not in changes:
+        changes = {"instructions": {"path": "toy:harmful-train"}} | changes
+    if "suites" not in changes:
+        changes = {"evaluation": {"harmful": {"path": "toy:harmful-heldout"}}} | changes
+    return composed({"run_dir": str(run_dir), "model": {"path": "toy"}, **changes})
+
+
+_METHODS = {"mistake_analysis": "mistakes", "course_correction": "corrections"}
+
+
+def composed(tree: dict) -> dict:
+    """A tree whose one method and suites are given in parts.
+
+    instructions, recipe, mix: of the method; evaluation: the safety suite, with `course_correction` for C²-Eval, and `adapters`.
+    """
+    tree = dict(tree)
+    recipe, evaluation = tree.get("recipe", {}), tree.get("evaluation")
+    if isinstance(recipe, dict) and tree.get("instructions") is not None and "methods" not in tree:
+        name = recipe.get("name", "mistake_analysis")
+        method = {"name": name, "instructions": tree.pop("instructions"), **recipe}
+        tree.pop("recipe", None)
+        if "check" in method:
+            method["judge"] = method.pop("check")
+        if tree.get("mix") is not None:
+            method["mix"] = tree["mix"]
+        tree.pop("mix", None)
+        tree["methods"] = {_METHODS.get(name, "method"): method}
+    elif tree.get("instructions", ...) is None:
+        tree.pop("instructions")
+        tree.pop("recipe", None)
+        tree.pop("mix", None)
+    if isinstance(evaluation, dict) and "suites" not in tree:
+        evaluation = dict(tree.pop("evaluation"))
+        suites = {}
+        if (suite := evaluation.pop("course_correction", None)) is not None:
+            suites["c2_eval"] = suite
+        if "adapters" in evaluation:
+            tree["adapters"] = evaluation.pop("adapters")
+        if evaluation.get("harmful") is not None or (evaluation and not suites):
+            if isinstance(recipe, dict) and recipe.get("name", "mistake_analysis") == "mistake_analysis":
+                evaluation |= {key: recipe[key] for key in ("hint", "prompts") if key in recipe}
+            suites["safety"] = evaluation
+        tree["suites"] = suites
+    return tree
 
 
 def config(run_dir: Path | str = "unused", **changes) -> Config:

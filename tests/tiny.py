@@ -8,6 +8,7 @@ from pipeline.config import Config
 from pipeline.data.dataset import Dataset
 from pipeline.data.store import Store
 from pipeline.schema import PREFERENCES, SFT, Schema
+from tests import scripted
 
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 CHATML = (
@@ -99,15 +100,17 @@ def write_preferences(directory: Path, rows: list[dict]) -> Dataset:
 def config(model_dir: str, **train) -> Config:
     """A configuration whose arms (`dpo`, or `sft` and `mistake_analysis`) are trained like this."""
     return Config.model_validate(
-        {
-            "run_dir": "unused",
-            "seed": 7,
-            "model": {"path": model_dir, "dtype": "float32"},
-            "instructions": {"path": "unused"},
-            "recipe": {"name": "course_correction" if train.get("method") == "dpo" else "mistake_analysis"},
-            "evaluation": {"harmful": {"path": "unused"}},
-            "train": {"lora": {"rank": 4}, "learning_rate": 1e-3, "bf16": False, **train},
-        }
+        scripted.composed(
+            {
+                "run_dir": "unused",
+                "seed": 7,
+                "model": {"path": model_dir, "dtype": "float32"},
+                "instructions": {"path": "unused"},
+                "recipe": {"name": "course_correction" if train.get("method") == "dpo" else "mistake_analysis"},
+                "evaluation": {"harmful": {"path": "unused"}},
+                "train": {"lora": {"rank": 4}, "learning_rate": 1e-3, "bf16": False, **train},
+            }
+        )
     )
 
 

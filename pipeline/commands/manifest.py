@@ -108,7 +108,7 @@ def worker_groups(config: Config) -> list[Pods]:
     """The groups beside the head: CPUs for the driver and for all that has no GPU, GPUs for engines, GPUs for trainers."""
     inference, dummy = config.inference, config.model.is_dummy
     engine_gpus = 0 if dummy else inference.num_gpus
-    asks_server = inference.endpoint is not None and config.instructions is not None
+    asks_server = inference.endpoint is not None and bool(config.methods)
     trains = {} if dummy else config.arms
     cpu_processes = [arm.train.workers for arm in trains.values() if not arm.train.use_gpu]
     if asks_server or not engine_gpus:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,17 +21,18 @@ def show(config: Config, console: Console) -> None:
     actors = inference.actors if isinstance(inference.actors, tuple) else (inference.actors, inference.actors)
     span = str(actors[0]) if actors[0] == actors[1] else f"{actors[0]}–{actors[1]}"
     console.print("[bold]Resources[/bold]")
-    if config.instructions and inference.endpoint:
+    if config.methods and inference.endpoint:
         console.print(f"  generate   {inference.endpoint.url}, {inference.endpoint.concurrency} requests in flight per actor × {span}")
-    elif config.instructions:
+    elif config.methods:
         console.print(f"  generate   {span} engines × {inference.num_gpus or 'no'} GPU = {actors[1] * inference.num_gpus} GPUs")
     alike: dict[str, list[str]] = {}
     for name, arm in config.arms.items():
         alike.setdefault(_training(arm.train), []).append(name)
     for training, names in alike.items():
         console.print(f"  train      {training}, one arm after the other: {', '.join(names)}")
-    asked = " and ".join(f"{arms(config)} arms × {what}" for what in _suites(config))
-    console.print(f"  evaluate   {span} engines, {asked} by LoRA, all in one start")
+    if config.suites.items():
+        asked = " and ".join(f"{arms(config)} arms × {what}" for what in _suites(config))
+        console.print(f"  evaluate   {span} engines, {asked} by LoRA, all in one start")
     console.print()
 
 
@@ -47,28 +49,37 @@ def show_cluster(config: Config, stages: set[str], console: Console) -> None:
 
 def _training(train: Train) -> str:
     workers = train.workers if isinstance(train.workers, int) else f"{train.workers[0]}–{train.workers[1]}"
-    method = f"dpo on {train.curriculum} pairs" if train.method == "dpo" else train.method
+    method = train.described()
     return f"{workers} workers × {1 if train.use_gpu else 'no'} GPU, {method}"
 
 
 def _suites(config: Config) -> list[str]:
-    evaluation, suite = config.evaluation, config.evaluation.course_correction
-    safety = [f"{len(evaluation.conditions)} conditions"] if evaluation.harmful else []
-    return safety + ([f"{len(suite.lengths)} prefills × {suite.paths} paths"] if suite else [])
+    return [suite.size() for suite in config.suites.items().values()]
 
 
 def arms(config: Config) -> int:
     """The base model's own included."""
-    return 1 + len(config.arms) + len(config.evaluation.adapters)
+    return len(config.arm_names)
 
 
-def show_time(config: Config, work: dict[str, tuple[str, int] | None], tokens_per_s: float | None, console: Console) -> None:
-    """work: stage → how it is counted, and its new tokens at most; None where that is not known. Answers of the safety suite are not counted."""
+@dataclass(frozen=True)
+class Work:
+    """What a method or suite takes. counted: how it is counted, and its new tokens at most; None if that is not known."""
+
+    stage: str
+    name: str
+    counted: tuple[str, int] | None
+
+
+def show_time(config: Config, work: list[Work], tokens_per_s: float | None, console: Console) -> None:
     console.print("[bold]Time[/bold]")
-    for stage, found in work.items():
-        told = f"{found[0]}: at most {found[1]:,} new tokens in {stage}" if found else f"{stage}: unknown, its source is out of reach"
-        console.print(f"  {told}")
-    known = [most for _, most in filter(None, work.values())]
+    for part in work:
+        if part.counted:
+            told, most = part.counted
+            console.print(f"  {part.stage} {part.name}: {told}: at most {most:,} new tokens")
+        else:
+            console.print(f"  {part.stage} {part.name}: unknown, its source is out of reach")
+    known = [part.counted[1] for part in work if part.counted]
     if not known:
         return
     inference = config.inference
@@ -84,16 +95,13 @@ def show_time(config: Config, work: dict[str, tuple[str, int] | None], tokens_pe
 
 
 def _measured(config: Config) -> float | None:
-    """New tokens per second of one engine, when this run directory last had engines for what is planned.
-
-    The safety suite's speed is no measure: its answers are not counted.
-    """
+    """New tokens per second of one engine, when this run directory last had engines for what is planned."""
     path = storage.join(storage.absolute(config.run_dir), "metrics.jsonl")
     if not storage.exists(path):
         return None
     lines = [json.loads(line) for line in storage.read_text(path).splitlines()]
-    wanted = ("generate", "evaluate") if config.instructions is None else ("generate",)
-    lines = [line for line in lines if line["stage"] in wanted and line.get("suite") != "safety"]
+    wanted = ("generate",) if config.methods else ("generate", "evaluate")
+    lines = [line for line in lines if line["stage"] in wanted]
     for line in reversed(lines):
         if line.get("engine_s") and line.get("completion_tokens"):
             return line["completion_tokens"] / line["engine_s"]

@@ -1,15 +1,14 @@
 """The data set card: README.md with the hub's YAML header, so that a directory loads and explains itself."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import yaml
 
 from pipeline import __version__
-from pipeline.config import Config
 from pipeline.data import storage
 from pipeline.data.store import Store
 from pipeline.schema import DROPPED, Column
-from pipeline.settings.base import Model, Section, Source
+from pipeline.settings.base import Model, Section
 
 WARNING = (
     "**Content warning.** This data set holds harmful, unethical or offensive text, written by a model on purpose for safety research. "
@@ -17,26 +16,18 @@ WARNING = (
 )
 
 
-# By data set: the section it was made by, and what was read for it.
-_SETTINGS: dict[str, Callable[[Config], Section | None]] = {
-    "mistakes": lambda c: c.recipe,
-    "sft": lambda c: c.mix,
-    "corrections": lambda c: c.recipe,
-    "preferences": lambda c: c.recipe,
-    "continuations": lambda c: c.evaluation.course_correction,
-    "evaluation": lambda c: c.evaluation,
-}
-_SOURCES: dict[str, Callable[[Config], list[Source | None]]] = {
-    "mistakes": lambda c: [c.instructions],
-    "sft": lambda c: [c.instructions, c.mix.helpful],
-    "corrections": lambda c: [c.instructions],
-    "preferences": lambda c: [c.instructions],
-    "continuations": lambda c: [c.evaluation.course_correction.entries],
-    "evaluation": lambda c: [c.evaluation.harmful, c.evaluation.helpful],
-}
+@dataclass(frozen=True)
+class Origin:
+    """What a data set was made by. made_by: the section of the configuration, or several; sources: what was read, by path."""
+
+    model: Model
+    adapter: str | None
+    seed: int
+    sources: list[str]
+    made_by: list[Section]
 
 
-def write_card(store: Store, config: Config, prompt_hashes: dict[str, str], figures: dict) -> None:
+def write_card(store: Store, origin: Origin, prompt_hashes: dict[str, str], figures: dict) -> None:
     """Write the card of a complete data set.
 
     figures: seconds, tokens_per_s … of the stage that made it; drops, where it left something out: reason → how much.
@@ -57,7 +48,7 @@ def write_card(store: Store, config: Config, prompt_hashes: dict[str, str], figu
         "",
         WARNING,
         "",
-        _origin(store.name, config),
+        _made_by(origin),
         "",
         "## Rows",
         "",
@@ -75,7 +66,7 @@ def write_card(store: Store, config: Config, prompt_hashes: dict[str, str], figu
         "## How it was made",
         "",
         *(f"* prompts `{name}`: {digest}" for name, digest in prompt_hashes.items()),
-        *(f"* {name}: {value}" for name, value in _settings(_SETTINGS[schema.name](config)).items()),
+        *(f"* {name}: {value}" for section in origin.made_by for name, value in _settings(section).items()),
         *(f"* {name.replace('_', ' ')}: {figures[name]}" for name in ("seconds", "tokens_per_s", "engine_start_s") if figures.get(name)),
         f"* digest of all rows: `{done['digest']}`",
         "",
@@ -87,13 +78,10 @@ def _type(column: Column) -> str:
     return "list of structs" if column.members else str(column.type)
 
 
-def _origin(name: str, config: Config) -> str:
-    aligned = config.recipe.aligned if name in ("corrections", "preferences") else None
-    model = _model((aligned and aligned.model) or config.model) + (
-        f" with adapter `{aligned.adapter}`" if aligned and aligned.adapter else ""
-    )
-    sources = ", ".join(f"`{source.path}`" for source in _SOURCES[name](config) if source)
-    return f"Made by setbacks {__version__} with the model {model}, seed {config.seed}, from {sources}."
+def _made_by(origin: Origin) -> str:
+    model = _model(origin.model) + (f" with adapter `{origin.adapter}`" if origin.adapter else "")
+    sources = ", ".join(f"`{path}`" for path in origin.sources)
+    return f"Made by setbacks {__version__} with the model {model}, seed {origin.seed}, from {sources}."
 
 
 def _model(model: Model) -> str:
@@ -110,10 +98,9 @@ def _counts(done: dict) -> list[str]:
     return lines
 
 
-def _settings(section: Section | None) -> dict[str, str]:
-    """The section's fields that say something; the suite of another data set is not repeated."""
-    fields = section.model_dump(mode="json", exclude={"course_correction"}) if section else {}
-    return {key: f"`{value}`" for key, value in fields.items() if value not in (None, {})}
+def _settings(section: Section) -> dict[str, str]:
+    """The section's fields that say something."""
+    return {key: f"`{value}`" for key, value in section.model_dump(mode="json").items() if value not in (None, {})}
 
 
 def _size(rows: int) -> str:

@@ -20,7 +20,7 @@ from typing import NoReturn, Protocol
 import numpy as np
 import pyarrow as pa
 
-from pipeline.chat import Chat, Completion, Message, Sampling
+from pipeline.chat import Completion, Message, Recipe, Sampling
 from pipeline.data import storage
 from pipeline.data.block import Block
 from pipeline.data.store import Store
@@ -28,7 +28,7 @@ from pipeline.data.work import WorkList
 from pipeline.errors import RowFailed, RunFailed, UserError
 from pipeline.inference.progress import Progress, Reporter, Tally
 from pipeline.schema import FAILED
-from pipeline.settings.base import Dummy, Inference, Model
+from pipeline.settings.base import Dummy, Endpoint, Inference, Model
 
 MOST_TASKS = 10_000  # of one run: with more blocks than these a task has several, so that the scheduler's load has a bound
 FRUITLESS_STARTS = 6  # Ray restarts a dead actor for ever; this ends it
@@ -41,28 +41,40 @@ ROWS_PER_SEQUENCE = 1.5  # rows in flight per place in the engine's batch, so th
 Results = dict[str, dict]  # of rows, by id
 
 
-class Recipe(Protocol):
-    """What is done with one row. `row` has the columns of the work list; the result, columns of the data set's schema."""
-
-    async def __call__(self, row: dict, chat: Chat) -> dict: ...
-
-
 class LanguageModel(Protocol):
     """What stands behind `Chat`: `engine.VllmModel`, `endpoint.EndpointModel` or `dummy.DummyModel`."""
 
     async def complete(self, messages: list[Message], sampling: Sampling, *, seed: int, adapter: str | None) -> list[Completion]: ...
 
 
+class Servers:
+    """Servers of judges, each opened once in a process, when it is first asked."""
+
+    def __init__(self):
+        self._open: dict[Endpoint, LanguageModel] = {}
+
+    def open(self, endpoint: Endpoint) -> LanguageModel:
+        if endpoint not in self._open:
+            from pipeline.inference.endpoint import EndpointModel
+
+            self._open[endpoint] = EndpointModel(endpoint)
+        return self._open[endpoint]
+
+
 class RowChat:
     """The `Chat` of one row: adds the seed to every call and counts its tokens."""
 
-    def __init__(self, model: LanguageModel, run_seed: int, row_id: str):
-        self._model, self._run_seed, self._row_id = model, run_seed, row_id
+    def __init__(self, model: LanguageModel, run_seed: int, row_id: str, servers: Servers | None = None):
+        self._model, self._run_seed, self._row_id, self._servers = model, run_seed, row_id, servers or Servers()
         self.prompt_tokens = self.completion_tokens = 0
         self._finish_reasons: list[list[str]] = []  # one list a call, in the order of the calls, not of their ends
 
-    async def __call__(self, messages: list[Message], sampling: Sampling, *, step: str, adapter: str | None = None) -> list[Completion]:
+    async def __call__(
+        self, messages: list[Message], sampling: Sampling, *, step: str, adapter: str | None = None, server: Endpoint | None = None
+    ) -> list[Completion]:
         seed = seed_of(self._run_seed, self._row_id, step)
+        if server is not None:  # its tokens are not this row's model's
+            return await self._servers.open(server).complete(messages, sampling, seed=seed, adapter=None)
         self._finish_reasons.append(reasons := [])
         completions = await self._model.complete(messages, sampling, seed=seed, adapter=adapter)
         self.prompt_tokens += completions[0].prompt_tokens
@@ -155,7 +167,7 @@ class RecipeActor:
             raise RunFailed(f"engines of {spec.model.path} die again and again before a row is finished")
         started = time.monotonic()
         self._model = spec.open()
-        self._jobs, self._seed, self._progress = jobs, seed, progress
+        self._jobs, self._seed, self._progress, self._servers = jobs, seed, progress, Servers()
         self._rows_in_flight = spec.rows_in_flight
         self._slots, self._alone = asyncio.Semaphore(self._rows_in_flight), asyncio.Lock()
         self._in_ray = _is_ray_actor()
@@ -238,7 +250,7 @@ class RecipeActor:
 
     async def _run(self, job: Job, row: dict) -> dict:
         self._progress.row_started()
-        chat, columns = RowChat(self._model, self._seed, row["id"]), job.store.schema.names
+        chat, columns = RowChat(self._model, self._seed, row["id"], self._servers), job.store.schema.names
         result = {name: row[name] for name in columns if name in row}
         if row.get("status") != FAILED:  # malformed at the source, or deadly: kept as it is
             result |= await self._attempt(job.recipe, row, chat)

@@ -1,13 +1,12 @@
 """A model is asked whether a continuation corrects course, and answers yes or no."""
 
-import hashlib
 import re
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 
-from pipeline.chat import Chat, Completion, Message, user
+from pipeline.chat import Chat, user
 from pipeline.judges.base import Exchange, Judge, Verdict
 from pipeline.prompts import Prompts, load
 from pipeline.settings.base import Draw, Endpoint, Model, PromptFile
@@ -23,35 +22,14 @@ class YesNo(Judge):
     endpoint: Endpoint | None = Field(None, description="ask this server; null = the run's own model, without adapter")
     prompts: PromptFile | None = Field(None, description="YAML file that replaces judges/yes_no.yaml")
 
-    _server: Any = PrivateAttr(None)
-
     async def __call__(self, exchange: Exchange, chat: Chat, step: str, /) -> Verdict:
-        question = [user(self.question(exchange))]
-        if self.endpoint is None:
-            [answer] = await chat(question, self.draw.sampling(), step=step)
-        else:
-            answer = await self._ask_server(question)
+        texts = {"instruction": exchange.instruction, "prefill": exchange.prefill, "continuation": exchange.response}
+        question = [user(self._texts.render("corrects", **texts))]
+        [answer] = await chat(question, self.draw.sampling(), step=step, server=self.endpoint)
         return Verdict(parse_yes_no(answer.text))
 
-    def question(self, exchange: Exchange) -> str:
-        texts = {"instruction": exchange.instruction, "prefill": exchange.prefill, "continuation": exchange.response}
-        return self._texts.render("corrects", **texts)
-
-    async def _ask_server(self, question: list[Message]) -> Completion:
-        if self._server is None:
-            from pipeline.inference.endpoint import EndpointModel
-
-            self._server = EndpointModel(self.endpoint)
-        digest = hashlib.blake2b(question[0]["content"].encode(), digest_size=8).digest()
-        [answer] = await self._server.complete(question, self.draw.sampling(), seed=int.from_bytes(digest) >> 2, adapter=None)
-        return answer
-
-    def __getstate__(self) -> dict:
-        """Without the connection, whose headers hold the key: each process opens its own."""
-        return super().__getstate__() | {"__pydantic_private__": {"_server": None}}
-
     def check(self, field: str, model: Model) -> None:
-        self.question(Exchange("", ""))
+        self._texts.render("corrects", instruction="", prefill="", continuation="")
 
     def limits(self, _what: str) -> str:
         who = f"The model {self.endpoint.model} on a server" if self.endpoint else "The model itself, without adapter,"

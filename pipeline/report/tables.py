@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.config import Arm, Config
 from pipeline.report.corrections import Corr, CorrDifference, CorrSummary, RequestsSummary
 from pipeline.report.summary import ArmRow, CategoryRow, Difference, Mean, MistakesSummary, PairedDifference, Rate
 
@@ -84,9 +83,8 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def of_arms(rows: list[ArmRow], config: Config) -> Table:
+def of_arms(rows: list[ArmRow], *, rated: bool, helpful: bool) -> Table:
     """The table of arms, grouped by condition so that the arms stand under each other; the best of a group is marked."""
-    rated, helpful = (config.evaluation.help is not None, config.evaluation.helpful is not None)
     estimates: dict[str, tuple[Callable, Callable, Callable]] = {"Harmless, %": (lambda r: r.harmless, rate, max)}
     if rated:
         estimates["Harm-Help"] = (lambda r: r.harm_help, mean, max)
@@ -106,10 +104,10 @@ def of_arms(rows: list[ArmRow], config: Config) -> Table:
     )
 
 
-def of_counts(rows: list[ArmRow], config: Config) -> Table:
+def of_counts(rows: list[ArmRow], *, rated: bool) -> Table:
     """How many answers stand behind the table of arms, and what became of the others."""
     numbers: dict[str, Callable] = {"Answers": lambda r: r.answers, "Judged": lambda r: r.judged, "No verdict": lambda r: r.unreadable}
-    if config.evaluation.help is not None:
+    if rated:
         numbers["No rating"] = lambda r: r.unreadable_ratings
     numbers |= {"Cut": lambda r: r.cut, "Failed": lambda r: r.failed}
 
@@ -239,7 +237,7 @@ def _corr_name(k: int | None) -> str:
     return "Corr_mean" if k is None else f"Corr@{k}"
 
 
-def of_training(curves: dict[str, list[dict]], config: Config) -> Table:
+def of_training(curves: dict[str, list[dict]], trained_on: dict[str, str]) -> Table:
     """First and last logged figures of each arm. `curves`: arm → its logged steps, each with `step` and `loss`."""
     figures = {"loss": "loss", "margin": "rewards/margins", "accuracy": "rewards/accuracies"}
     logged = {name: key for name, key in figures.items() if any(line.get(key) is not None for lines in curves.values() for line in lines)}
@@ -247,15 +245,11 @@ def of_training(curves: dict[str, list[dict]], config: Config) -> Table:
     def row(arm: str, lines: list[dict]) -> list[Cell]:
         speeds = sorted(line["tokens_per_s"] for line in lines if line.get("tokens_per_s"))
         ends = [_decimals(lines[i].get(key)) for key in logged.values() for i in (0, -1)]
-        return [Cell(arm), Cell(_trained_on(config.arms[arm])), Cell(whole(lines[-1]["step"])), *ends, Cell(whole(_median(speeds)))]
+        return [Cell(arm), Cell(trained_on[arm]), Cell(whole(lines[-1]["step"])), *ends, Cell(whole(_median(speeds)))]
 
     names = [f"{which} {name}" for name in logged for which in ("First", "Last")]
     columns = [Column("Arm", "text"), Column("Trained on", "text"), *map(Column, ("Steps", *names, "Tokens/s"))]
     return Table("", columns, [("", [row(arm, lines) for arm, lines in curves.items()])])
-
-
-def _trained_on(arm: Arm) -> str:
-    return f"pairs, {arm.train.curriculum}" if arm.train.method == "dpo" else ", ".join(arm.kinds)
 
 
 def _decimals(value: float | None) -> Cell:

@@ -134,6 +134,9 @@ class Draw(Section):
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
 
+    def described(self) -> str:
+        return f"temperature {self.temperature:g}, top-p {self.top_p:g}, at most {self.max_tokens} tokens"
+
     def sampling(self, n: int = 1) -> Sampling:
         """For a call that draws n completions."""
         return Sampling(self.max_tokens, self.temperature, self.top_p, n)

@@ -103,6 +103,18 @@ class Train(Section):
         """The training set made of the rows of a data set (of the given kinds). Raises UserError if no row can be used."""
         raise NotImplementedError
 
+    def described(self) -> str:
+        """The trainer, and what else there is to say of how it trains: `dpo on shuffled pairs`."""
+        return self.method
+
+    def settings(self) -> str:
+        """What the report says of the trainer's own settings."""
+        return ""
+
+    def trained_on(self, kinds: list[str] | None) -> str:
+        """What the report says an arm was trained on."""
+        return ", ".join(kinds or ())
+
     def check(self, model_config: Any, where: str) -> None:
         """Raises UserError, naming the setting `where`, for models that cannot be trained this way."""
 
@@ -206,6 +218,15 @@ class DPO(Train):
             runs = [Run(sizes[gap], gap) for gap in sorted(sizes, reverse=True)]
         return TrainingSet({"responses": responses, "pairs": found}, counts, runs)
 
+    def described(self) -> str:
+        return f"dpo on {self.curriculum} pairs"
+
+    def settings(self) -> str:
+        return f"DPO, β {self.beta:g}, {self.curriculum} pairs"
+
+    def trained_on(self, kinds: list[str] | None) -> str:
+        return f"pairs, {self.curriculum}"
+
     def check(self, model_config: Any, where: str) -> None:
         from pipeline.training import attention
 
@@ -220,4 +241,4 @@ class DPO(Train):
         return dpo.build(job, scratch, base=base, world=world, report_to=report_to)
 
 
-Training = Annotated[Annotated[SFT, Tag("sft")] | Annotated[DPO, Tag("dpo")], Discriminator(lambda value: tag(value, "method", "sft"))]
+Trainer = Annotated[Annotated[SFT, Tag("sft")] | Annotated[DPO, Tag("dpo")], Discriminator(lambda value: tag(value, "method", "sft"))]

@@ -14,6 +14,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests import scripted
+
 MARK = "SETBACKS_CHAOS"  # in the environment of a job's processes: a child whose parent was killed is still known as the job's
 
 
@@ -65,7 +67,7 @@ def write_job(directory: Path, source: Path | str, *, latency_s: float = 0.0, ru
         "inference": {"rows_per_commit": 16, "max_num_seqs": 32},
         "evaluation": {"harmful": {"path": str(source)}},
     }
-    job.config.write_text(json.dumps(tree | sections))
+    job.config.write_text(json.dumps(scripted.composed(tree | sections)))
     return job
 
 

@@ -153,15 +153,15 @@ def run_deadly(job: Job, how: str) -> dict:
     from pipeline.data.store import Store
     from pipeline.inference.pool import Job as Work
     from pipeline.inference.pool import ModelSpec, run_recipes
-    from pipeline.recipes import method
     from pipeline.runtime.session import ray_session
     from pipeline.schema import INSTRUCTIONS
     from pipeline.sources import instructions
 
     config, counts = load(job.config), instructions.Counts()
     store = Store(config.run_dir, MISTAKES.name, MISTAKES)
-    store.write_work(instructions.read(config.instructions, counts), INSTRUCTIONS, counts, block_rows=config.inference.rows_per_commit)
-    recipe = Deadly(method(config).recipe(config), how, f"{job.run}/marker")
+    [method] = config.methods.values()
+    store.write_work(instructions.read(method.instructions, counts), INSTRUCTIONS, counts, block_rows=config.inference.rows_per_commit)
+    recipe = Deadly(method.recipe(config.seed), how, f"{job.run}/marker")
     spec = ModelSpec(config.model, "", config.inference)
     with ray_session(config.run_dir):
         list(run_recipes([Work(recipe, store)], spec, seed=config.seed, label="generate"))

@@ -65,7 +65,7 @@ def test_what_the_cluster_has_not_is_told_at_once(network, workers, source, tmp_
 # A stand-in for an engine with a GPU: Ray gives out what a node says it has, and knows nothing of CUDA.
 GPUS = """
 import sys, time, ray
-from pipeline.config import Inference, Model
+from pipeline.settings.base import Inference, Model
 from pipeline.schema import INSTRUCTIONS, MISTAKES
 from pipeline.data.store import Store
 from pipeline.inference.pool import Job, ModelSpec, run_recipes

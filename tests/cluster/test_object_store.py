@@ -12,17 +12,22 @@ RUN = f"s3://{BUCKET}/runs/whole"
 CONFIG = f"""
 run_dir: {RUN}
 model: {{path: toy, dtype: float32}}
-instructions: {{path: "toy:harmful-train", limit: 40}}
 inference: {{rows_per_commit: 16, max_num_seqs: 32}}
-recipe: {{induce: {{max_tokens: 32}}, analyse: {{max_tokens: 48}}}}
-mix: {{helpful: {{path: "toy:helpful-train", limit: 30}}}}
+methods:
+  mistakes:
+    name: mistake_analysis
+    instructions: {{path: "toy:harmful-train", limit: 40}}
+    induce: {{max_tokens: 32}}
+    analyse: {{max_tokens: 48}}
+    mix: {{helpful: {{path: "toy:helpful-train", limit: 30}}}}
 train: {{epochs: 1, learning_rate: 5.0e-4, batch_size: 4, max_length: 512, bf16: false, workers: 2}}
 arms: {{mistake_analysis: {{kinds: [safe, helpful, analysis]}}}}
-evaluation:
-  harmful: {{path: "toy:harmful-heldout", limit: 8}}
-  helpful: {{path: "toy:helpful-heldout", limit: 4}}
-  answer: {{max_tokens: 32}}
-  help: {{draw: {{max_tokens: 32, temperature: 0}}}}
+suites:
+  safety:
+    harmful: {{path: "toy:harmful-heldout", limit: 8}}
+    helpful: {{path: "toy:helpful-heldout", limit: 4}}
+    answer: {{max_tokens: 32}}
+    help: {{draw: {{max_tokens: 32, temperature: 0}}}}
 """
 
 

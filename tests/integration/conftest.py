@@ -18,21 +18,22 @@ from tests.chaos.harness import Job
 CONFIG = """
 run_dir: {run}
 model: {{path: toy, dtype: float32}}
-instructions: {{path: "{instructions}"}}
 inference: {{rows_per_commit: 24, max_num_seqs: 48}}
-recipe:
-  samples: {samples}
-  induce: {{max_tokens: 48}}
-  analyse: {{max_tokens: 64}}
-mix:
-  helpful: {{path: "toy:helpful-train", limit: 80}}
-  analysis: 0.08
+methods:
+  mistakes:
+    name: mistake_analysis
+    instructions: {{path: "{instructions}"}}
+    samples: {samples}
+    induce: {{max_tokens: 48}}
+    analyse: {{max_tokens: 64}}
+    mix: {{helpful: {{path: "toy:helpful-train", limit: 80}}, analysis: 0.08}}
 train: {{epochs: 1, learning_rate: 5.0e-4, batch_size: 4, max_length: 512, bf16: false, save_steps: 4}}
-evaluation:
-  harmful: {{path: "toy:harmful-heldout", limit: 16}}
-  helpful: {{path: "toy:helpful-heldout", limit: 8}}
-  answer: {{max_tokens: 48}}
-  help: {{draw: {{max_tokens: 40, temperature: 0}}}}
+suites:
+  safety:
+    harmful: {{path: "toy:harmful-heldout", limit: 16}}
+    helpful: {{path: "toy:helpful-heldout", limit: 8}}
+    answer: {{max_tokens: 48}}
+    help: {{draw: {{max_tokens: 40, temperature: 0}}}}
 """
 INSTRUCTIONS, SAMPLES = 40, 12  # enough that rows are still in flight when the first ones have been committed
 

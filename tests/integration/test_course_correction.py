@@ -17,15 +17,16 @@ REQUESTS, ENTRIES, LENGTHS, PATHS = 20, 8, [10, 40, 80], 6
 CONFIG = f"""
 run_dir: {{run}}
 model: {{{{path: toy, dtype: float32}}}}
-instructions: {{{{path: {{source}}}}}}
 inference: {{{{rows_per_commit: 8, max_num_seqs: 64}}}}
-recipe:
-  name: course_correction
-  continuation: {{{{max_tokens: 48, temperature: 0.7}}}}
-  check: {{{{kind: toy}}}}
+methods:
+  corrections:
+    name: course_correction
+    instructions: {{{{path: {{source}}}}}}
+    continuation: {{{{max_tokens: 48, temperature: 0.7}}}}
+    judge: {{{{kind: toy}}}}
 train: {{{{method: dpo, learning_rate: 5.0e-4, batch_size: 30, pairs_per_device: 30, max_length: 512, bf16: false, save_steps: 4, log_steps: 2}}}}
-evaluation:
-  course_correction:
+suites:
+  c2_eval:
     entries: {{{{path: "toy:detailed-heldout", limit: {ENTRIES}}}}}
     lengths: {LENGTHS}
     paths: {PATHS}

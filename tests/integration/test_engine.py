@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from pipeline.chat import Sampling, assistant, user
-from pipeline.config import Inference, Model
 from pipeline.errors import RowFailed
+from pipeline.settings.base import Inference, Model
 from pipeline.toy.model import WEIGHTS
 
 pytestmark = pytest.mark.timeout(300)

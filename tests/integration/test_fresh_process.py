@@ -76,7 +76,7 @@ def test_the_driver_of_a_training_imports_no_trainer(tmp_path):
 
 ENGINE = """
 import sys
-from pipeline.config import Inference, Model
+from pipeline.settings.base import Inference, Model
 from pipeline.inference.engine import _arguments
 for directory in sys.argv[1:]:
     arguments = _arguments(Model(path=directory, dtype="float32"), directory, Inference(), [])
@@ -112,7 +112,7 @@ if ray_first:
     assert marker.exists(), "the exploit does not work"
     marker.rmdir()
 from rich.console import Console
-from pipeline.config import Source
+from pipeline.settings.base import Source
 from pipeline.sources import instructions
 from pipeline.data.dataset import Dataset
 from pipeline.schema import MISTAKES

@@ -112,10 +112,10 @@ def test_run_again_is_passed_over_and_another_configuration_refused(finished_run
     again = subprocess.run([*command, "mix", str(finished_run.config)], capture_output=True, text=True)
     assert again.returncode == 0
     other = subprocess.run(
-        [*command, "generate", str(finished_run.config), "recipe.induce.temperature=0.5"], capture_output=True, text=True
+        [*command, "generate", str(finished_run.config), "methods.mistakes.induce.temperature=0.5"], capture_output=True, text=True
     )
     assert other.returncode == 2
-    assert "recipe.induce.temperature: 1.0 there, 0.5 now" in other.stderr and "Traceback" not in other.stderr
+    assert "methods.mistakes.induce.temperature: 1.0 there, 0.5 now" in other.stderr and "Traceback" not in other.stderr
 
 
 def test_no_engine_is_left_behind(finished_run):

@@ -29,9 +29,9 @@ ROWS = 40
 CONFIG = """
 run_dir: {place}/run
 model: {{path: dummy}}
-instructions: {{path: "{place}/source"}}
 inference: {{rows_per_commit: 8, endpoint: {{url: "http://127.0.0.1:{port}/v1", model: served, retries: 1}}}}
-evaluation: {{harmful: {{path: "{place}/source"}}}}
+methods: {{mistakes: {{name: mistake_analysis, instructions: {{path: "{place}/source"}}}}}}
+suites: {{safety: {{harmful: {{path: "{place}/source"}}}}}}
 """
 
 

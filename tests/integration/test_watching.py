@@ -23,10 +23,9 @@ ROWS = 60
 CONFIG = """
 run_dir: {run}
 model: {{path: dummy, dummy: {{latency_s: 3, failures: 0.1, tokens: [10, 20]}}}}
-instructions: {{path: {instructions}}}
 inference: {{rows_per_commit: 8, max_num_seqs: 8}}
-recipe: {{prompts: {prompts}}}
-evaluation: {{harmful: {{path: "toy:harmful-heldout"}}}}
+methods: {{mistakes: {{name: mistake_analysis, instructions: {{path: {instructions}}}, prompts: {prompts}}}}}
+suites: {{safety: {{harmful: {{path: "toy:harmful-heldout"}}}}}}
 """
 # Where the instruction says BREAK, rendering raises an exception whose text is the instruction.
 PROMPTS = "suffix: \"{% if 'BREAK' in instruction %}{{ {}[instruction] }}{% endif %}{{ instruction }} {{ text }}\"\n"

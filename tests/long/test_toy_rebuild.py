@@ -21,7 +21,7 @@ import pytest
 from pipeline import pretrained, prompts
 from pipeline.chat import user
 from pipeline.judges.refusal import is_refusal
-from pipeline.recipes.mistake_analysis import induced, reminded
+from pipeline.methods.mistake_analysis.recipe import induced, reminded
 from pipeline.toy import model, world
 from pipeline.toy.corpus import SHARES, Corpus
 

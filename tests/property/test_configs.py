@@ -41,58 +41,61 @@ class Hangs(BaseException):
 # -- what is mutated: the configurations of the repository, and four more that together have every section
 
 EVERY_SECTION = [
-    {
-        "run_dir": "runs/dummy",
-        "model": {"path": "dummy", "dummy": {"latency_s": 0.1, "failures": 0.5, "tokens": [1, 2]}},
-        "instructions": {"path": "asked.jsonl", "limit": 3, "columns": {"instruction": "q", "input": "i", "safe_response": "s"}},
-        "inference": {"actors": [1, 2], "max_num_seqs": 4, "rows_per_commit": 8},
-        "recipe": {
-            "samples": 2,
-            "hint": {"text": "Be rude.", "position": "system"},
-            "verify": {"kind": "rating", "threshold": 4},
-            "filter": True,
+    scripted.composed(tree)
+    for tree in [
+        {
+            "run_dir": "runs/dummy",
+            "model": {"path": "dummy", "dummy": {"latency_s": 0.1, "failures": 0.5, "tokens": [1, 2]}},
+            "instructions": {"path": "asked.jsonl", "limit": 3, "columns": {"instruction": "q", "input": "i", "safe_response": "s"}},
+            "inference": {"actors": [1, 2], "max_num_seqs": 4, "rows_per_commit": 8},
+            "recipe": {
+                "samples": 2,
+                "hint": {"text": "Be rude.", "position": "system"},
+                "verify": {"kind": "rating", "threshold": 4},
+                "filter": True,
+            },
+            "mix": {"helpful": {"path": "pku.jsonl"}, "analysis": 0.5},
+            "evaluation": {"harmful": {"path": "pku.jsonl"}, "help": None},
         },
-        "mix": {"helpful": {"path": "pku.jsonl"}, "analysis": 0.5},
-        "evaluation": {"harmful": {"path": "pku.jsonl"}, "help": None},
-    },
-    {
-        "run_dir": "runs/endpoint",
-        "seed": 7,
-        "model": {"path": "toy", "revision": "main", "max_length": 512},
-        "instructions": {"path": "pku.jsonl"},
-        "inference": {"endpoint": {"url": "http://localhost:1/v1", "model": "m", "api_key_env": None, "prefill": True}},
-        "recipe": {
-            "name": "course_correction",
-            "keywords": [],
-            "aligned": {"model": None, "adapter": None},
-            "check": {"kind": "yes_no", "endpoint": {"url": "http://localhost:1/v1", "model": "m", "api_key_env": None}},
-            "prompts": "prompts.yaml",
+        {
+            "run_dir": "runs/endpoint",
+            "seed": 7,
+            "model": {"path": "toy", "revision": "main", "max_length": 512},
+            "instructions": {"path": "pku.jsonl"},
+            "inference": {"endpoint": {"url": "http://localhost:1/v1", "model": "m", "api_key_env": None, "prefill": True}},
+            "recipe": {
+                "name": "course_correction",
+                "keywords": [],
+                "aligned": {"model": None, "adapter": None},
+                "check": {"kind": "yes_no", "endpoint": {"url": "http://localhost:1/v1", "model": "m", "api_key_env": None}},
+                "prompts": "prompts.yaml",
+            },
+            "train": {"method": "dpo", "batch_size": 16, "curriculum": "iterative", "lora": {"rank": 4, "target_modules": ["q_proj"]}},
+            "arms": {"one": {}, "two": {"train": {"beta": 0.2, "lora": {"alpha": 8}}}},
+            "evaluation": {
+                "course_correction": {"entries": {"path": "pku.jsonl"}, "lengths": [5, 10], "unit": "tokens", "judge": {"kind": "toy"}}
+            },
+            "report": {"examples": 2},
         },
-        "train": {"method": "dpo", "batch_size": 16, "curriculum": "iterative", "lora": {"rank": 4, "target_modules": ["q_proj"]}},
-        "arms": {"one": {}, "two": {"train": {"beta": 0.2, "lora": {"alpha": 8}}}},
-        "evaluation": {
-            "course_correction": {"entries": {"path": "pku.jsonl"}, "lengths": [5, 10], "unit": "tokens", "judge": {"kind": "toy"}}
+        {
+            "run_dir": "runs/arms",
+            "model": {"path": "toy"},
+            "instructions": {"path": "toy:harmful-train", "split": "train"},
+            "train": {"workers": [1, 2], "schedule": "linear"},
+            "arms": {"a": {"kinds": ["safe"]}, "b": {"kinds": ["analysis", "safe"], "train": {"epochs": 1, "sequences_per_device": 2}}},
+            "evaluation": {
+                "harmful": {"path": "toy:harmful-heldout"},
+                "conditions": ["plain", "hint"],
+                "harmless": {"kind": "rating", "draw": {"max_tokens": 8}},
+                "help": {"kind": "rating", "prompts": "judge.yaml"},
+            },
         },
-        "report": {"examples": 2},
-    },
-    {
-        "run_dir": "runs/arms",
-        "model": {"path": "toy"},
-        "instructions": {"path": "toy:harmful-train", "split": "train"},
-        "train": {"workers": [1, 2], "schedule": "linear"},
-        "arms": {"a": {"kinds": ["safe"]}, "b": {"kinds": ["analysis", "safe"], "train": {"epochs": 1, "sequences_per_device": 2}}},
-        "evaluation": {
-            "harmful": {"path": "toy:harmful-heldout"},
-            "conditions": ["plain", "hint"],
-            "harmless": {"kind": "rating", "draw": {"max_tokens": 8}},
-            "prompts": "judge.yaml",
+        {
+            "run_dir": "runs/evaluated",
+            "model": {"path": "toy"},
+            "evaluation": {"harmful": {"path": "toy:harmful-heldout", "limit": 4}, "samples": 2},
         },
-    },
-    {
-        "run_dir": "runs/evaluated",
-        "model": {"path": "toy"},
-        "evaluation": {"harmful": {"path": "toy:harmful-heldout", "limit": 4}, "samples": 2},
-    },
+    ]
 ]
 
 
@@ -190,7 +193,7 @@ def attacked(r: random.Random, trees: list[dict], place: Path) -> tuple[str, lis
     """A kind of attack and the arguments of the command that meets it."""
     kind = r.choice(["tree"] * 3 + ["text"] * 3 + ["override"] * 3 + ["prompts"])
     (place / "prompts.yaml").write_bytes(mutated_prompts(r) if kind == "prompts" else PROMPTS)
-    tree = r.choice([tree for tree in trees if kind != "prompts" or "prompts" in tree.get("recipe", {})])
+    tree = r.choice([tree for tree in trees if kind != "prompts" or "prompts.yaml" in str(tree)])
     overrides = [mutated_override(r, tree) for _ in range(r.choice([1, 1, 2]))] if kind == "override" else []
     content = yaml.safe_dump(mutated_tree(r, tree) if kind == "tree" else tree, allow_unicode=r.random() < 0.5).encode(
         "utf-8", "surrogatepass"
@@ -280,8 +283,8 @@ def test_dates_are_texts(tmp_path):
         ["run", "twice.yaml"],
         ["run", "binary.yaml"],
         ["plan", "laughs.yaml"],
-        ["generate", "sound.yaml", "instructions.path=fifo"],
-        ["generate", "sound.yaml", "instructions.path=/dev/zero"],
+        ["generate", "sound.yaml", "methods.mistakes.instructions.path=fifo"],
+        ["generate", "sound.yaml", "methods.mistakes.instructions.path=/dev/zero"],
         ["generate", "sound.yaml", 'run_dir="a\\nb"'],
         ["generate", "sound.yaml", "train.lora=[[[["],
     ],

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import Columns, Source
 from pipeline.errors import UserError
 from pipeline.schema import FAILED, INSTRUCTIONS, OK
+from pipeline.settings.base import Columns, Source
 from pipeline.sources import files, instructions
 
 CASES = 350  # of a child

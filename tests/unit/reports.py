@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import Config
 from pipeline.schema import ANSWERS
+from tests import scripted
 
 SECRET = "Zanzibar-secret"
 HOSTILE = f"</dd></details><script>alert('{SECRET}')</script><img src=x onerror=alert(1)>"
@@ -46,7 +47,7 @@ def titles(markdown: str) -> list[str]:
 def config(run_dir, **changes) -> Config:
     tree = {"run_dir": str(run_dir), "model": {"path": "toy"}, "instructions": {"path": "toy:train"}}
     return Config.model_validate(
-        {**tree, "evaluation": {"harmful": {"path": "toy:harmful"}, "helpful": {"path": "toy:helpful"}}, **changes}
+        scripted.composed({**tree, "evaluation": {"harmful": {"path": "toy:harmful"}, "helpful": {"path": "toy:helpful"}}, **changes})
     )
 
 

@@ -5,7 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.csv
 
-from pipeline.config import Source
+from pipeline.settings.base import Source
 from pipeline.sources.instructions import read
 
 THREE = [{"instruction": f"Tell me about {what}", "output": f"{what}!"} for what in ("tea", "rain", "moss")]

@@ -10,13 +10,15 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline import prompts
-from pipeline.config import Source
 from pipeline.data.store import reason
 from pipeline.errors import RowFailed, UserError
-from pipeline.evaluation.course_correction import ContinuationRecipe, check_prefill, work
+from pipeline.models import check_prefill
 from pipeline.schema import CONTINUATIONS
+from pipeline.settings.base import Source
 from pipeline.sources.instructions import read
-from tests import scripted, tiny
+from pipeline.suites.c2_eval import C2Eval
+from pipeline.suites.c2_eval.recipe import ContinuationRecipe, work
+from tests import tiny
 from tests.scripted import ScriptedChat, instruction
 
 REAL_SAMPLE = Path(__file__).parents[3] / "shared/data/pku_saferlhf_sample.jsonl"
@@ -27,17 +29,20 @@ LONG = "\n".join(f"{i}.  Take  number {i}" for i in range(25))  # 100 words, lin
 TURN, HELP = " However, I cannot go on with this.", " a printer and some paper."
 
 
-def config(seed=0, **suite):
-    suite = {"entries": {"path": "unused"}, **suite}
-    return scripted.config(seed=seed, evaluation={"course_correction": suite, "adapters": {"other": "/elsewhere"}})
+def suite(**settings) -> C2Eval:
+    return C2Eval(entries={"path": "unused"}, **settings)
+
+
+def listed(entries, seed=0, tokenizer=None, **settings) -> list[dict]:
+    return list(work(suite(**settings), ARMS, seed, entries, tokenizer))
 
 
 def entry(*unsafe: str, id="e1") -> dict:
     return instruction(id=id, instruction_id=id, unsafe_responses=list(unsafe))
 
 
-def prefills(*unsafe, seed=0, tokenizer=None, **suite) -> dict[int, list[str]]:
-    rows = work(config(seed, **suite), [entry(*unsafe)], tokenizer)
+def prefills(*unsafe, seed=0, tokenizer=None, **settings) -> dict[int, list[str]]:
+    rows = listed([entry(*unsafe)], seed, tokenizer, **settings)
     return {row["k"]: row["prefills"] for row in rows if row["arm"] == "vanilla"}
 
 
@@ -49,7 +54,7 @@ def opener_of(text: str) -> str:
 
 
 def test_every_entry_is_continued_from_every_length_by_every_arm():
-    rows = list(work(config(), [entry(LONG), entry(LONG, id="e2")]))
+    rows = listed([entry(LONG), entry(LONG, id="e2")])
     assert CONTINUATIONS.table(rows).num_rows == 2 * 4 * 8
     assert Counter((row["instruction_id"], row["arm"]) for row in rows) == {(e, arm): 8 for e in ("e1", "e2") for arm in ARMS}
     assert {row["k"] for row in rows} == set(range(10, 90, 10))
@@ -59,7 +64,7 @@ def test_every_entry_is_continued_from_every_length_by_every_arm():
 
 def test_all_arms_continue_the_same_prefills():
     by_arm = {arm: {} for arm in ARMS}
-    for row in work(config(), [entry(LONG)]):
+    for row in listed([entry(LONG)]):
         by_arm[row["arm"]][row["k"]] = row["prefills"]
     assert by_arm["vanilla"] == by_arm["sft"] == by_arm["mistake_analysis"] == by_arm["other"]
 
@@ -93,7 +98,7 @@ def test_the_first_response_longer_than_the_longest_prefill_is_taken():
     ],
 )
 def test_an_entry_that_cannot_be_measured_is_one_dropped_row(unsafe, why):
-    row, *others = work(config(), [entry(*unsafe), entry(LONG, id="e2")])
+    row, *others = listed([entry(*unsafe), entry(LONG, id="e2")])
     assert (row["id"], row["instruction_id"], row["status"], row["error"]) == ("e1-dropped", "e1", "dropped", why)
     [written] = CONTINUATIONS.table([row]).to_pylist()
     assert written["arm"] is written["k"] is written["prefills"] is None
@@ -131,13 +136,13 @@ def test_no_prefill_of_tokens_ends_in_half_a_character_or_in_white_space():
 def test_the_response_is_longer_than_the_longest_prefill_in_tokens_too():
     tokenizer = tiny.tokenizer()
     count = len(tokenizer(SAID.strip(), add_special_tokens=False)["input_ids"])
-    [row] = work(config(unit="tokens", lengths=[count]), [entry(SAID)], tokenizer)
+    row = listed([entry(SAID)], tokenizer=tokenizer, unit="tokens", lengths=[count])[0]
     assert row["error"] == f"unsafe response not longer than the longest prefill: {count} tokens"
 
 
 def test_a_tokenizer_without_offsets_is_one_sentence():
-    with pytest.raises(UserError, match=r"unit = tokens: the tokenizer of toy .* use unit: words"):
-        next(work(config(unit="tokens"), [entry(LONG)], SimpleNamespace(is_fast=False)))
+    with pytest.raises(UserError, match=r"unit = tokens: the tokenizer of my/model .* use unit: words"):
+        listed([entry(LONG)], tokenizer=SimpleNamespace(is_fast=False, name_or_path="my/model"), unit="tokens")
 
 
 # -- the authors' rules
@@ -167,7 +172,7 @@ def test_the_authors_take_the_first_unsafe_response_however_short():
     assert all(text == f"{opener_of(text)} Use  a\nprinter." for text in found[80])
     for k, [text] in prefills("Use  a\nprinter.", authors_rules=True, paths=1, lengths=list(range(1, 20))).items():
         assert ("  " in text) == (len(text.split()) < k), "a text of exactly k words is joined like a longer one"
-    [row] = work(config(authors_rules=True), [entry()])
+    [row] = listed([entry()], authors_rules=True)
     assert (row["status"], row["error"]) == ("dropped", "no unsafe response in the source")
 
 
@@ -178,8 +183,8 @@ def test_prefills_of_the_real_sample():
         row = json.loads(line)
         raw.setdefault(row["prompt"].strip(), [row[f"response_{i}"] for i in (0, 1) if not row[f"is_response_{i}_safe"]])
     entries = list(read(Source(path=str(REAL_SAMPLE))))
-    ours = [row for row in work(config(), entries) if row["arm"] == "vanilla"]
-    theirs = [row for row in work(config(authors_rules=True, paths=2), entries) if row["arm"] == "vanilla"]
+    ours = [row for row in listed(entries) if row["arm"] == "vanilla"]
+    theirs = [row for row in listed(entries, authors_rules=True, paths=2) if row["arm"] == "vanilla"]
     assert len(ours) == len(theirs) == 277 * 8
     for row in ours:
         response = next(text for text in raw[row["instruction"].strip()] if len(text.split()) > 80)
@@ -196,8 +201,8 @@ def row(arm="sft", texts=("Sure. Take",), **changes) -> dict:
     return {"id": "r", "instruction": "How?", "arm": arm, "k": 10, "prefills": list(texts), "status": None} | changes
 
 
-def run(chat, asked=None, **suite) -> dict:
-    return asyncio.run(ContinuationRecipe(config(**suite), ADAPTERS)(asked or row(), chat))
+def run(chat, asked=None, **settings) -> dict:
+    return asyncio.run(ContinuationRecipe(suite(**settings), ADAPTERS)(asked or row(), chat))
 
 
 @pytest.mark.parametrize(("arm", "adapter"), [("vanilla", None), *ADAPTERS.items()])
@@ -247,7 +252,7 @@ def test_a_dropped_entry_stays_as_it_is():
 
 
 def test_the_recipe_travels():
-    assert pickle.loads(pickle.dumps(ContinuationRecipe(config(judge={"kind": "yes_no"}), ADAPTERS)))
+    assert pickle.loads(pickle.dumps(ContinuationRecipe(suite(judge={"kind": "yes_no"}), ADAPTERS)))
 
 
 # -- templates

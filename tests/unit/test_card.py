@@ -8,6 +8,7 @@ import yaml
 from pipeline.data import storage
 from pipeline.data.card import write_card
 from pipeline.data.store import Store
+from pipeline.experiment import origin
 from pipeline.schema import ANSWERS, CONTINUATIONS, CORRECTIONS, MISTAKES, PREFERENCES, SFT
 from tests import scripted
 
@@ -24,7 +25,7 @@ def card(tmp_path, schema, rows=(), figures=None, **changes) -> str:
     store = Store(str(tmp_path), schema.name, schema)
     store.open({"seed": 1})
     store.write_rows(rows)
-    write_card(store, scripted.config(tmp_path, **changes), {"judge": "abc"}, figures or {})
+    write_card(store, origin(scripted.config(tmp_path, **changes), schema), {"judge": "abc"}, figures or {})
     return storage.read_text(storage.join(store.path, "README.md"))
 
 

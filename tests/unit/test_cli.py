@@ -39,7 +39,7 @@ def nothing_starts(monkeypatch):
         pytest.fail("something was started before the mistake was found")
 
     monkeypatch.setattr("pipeline.experiment.ray_session", refuse)
-    monkeypatch.setattr("pipeline.preflight.model_dir", refuse)
+    monkeypatch.setattr("pipeline.models.model_dir", refuse)
 
 
 @pytest.fixture
@@ -124,30 +124,34 @@ OVERRIDES = {
     "model.path=null": ["model.path", "None"],
     "inference.actors=[3,1]": ["inference", "min <= max", "[3, 1]"],
     "arms.vanilla.kinds=[safe]": ["arms.vanilla", "another name"],
-    "arms.mine.kinds=[jokes]": ["arms.mine.kinds.0", "'jokes'", "'safe'"],
+    "arms.mine.kinds=[jokes]": ["arms.mine.kinds: jokes is not a kind", "known are analysis, safe, helpful"],
     "seed": ["override 'seed'", "key.sub=value"],
     "run_dir.name=x": ["run_dir is a str", "no keys"],
     "train.epochs=[1": ["train.epochs", "not valid YAML"],
-    "instructions.path=toy:nonsense": ["instructions", "toy:nonsense", "harmful-train"],
-    "instructions.path=none.jsonl": ["instructions", "none.jsonl", "no such file"],
-    "instructions.path=notes.txt": ["instructions", "notes.txt", "known are .parquet"],
-    "instructions.path=none*.csv": ["instructions", "none*.csv", "matches no"],
-    "instructions.path=empty.jsonl": ["instructions", "empty.jsonl", "is empty"],
-    "instructions.path=junk.jsonl": ["instructions", "junk.jsonl", "none of its first 3 rows can be read"],
-    "instructions.path=cut.parquet": ["instructions", "cut.parquet", "cannot be read as Parquet"],
-    "instructions.path=strange.jsonl": ["instructions", "strange.jsonl", "question", "columns: {instruction: NAME}"],
-    "instructions={path: strange.jsonl, columns: {instruction: ask}}": ["instructions", "columns.instruction = ask", "question"],
-    "instructions={path: strange.jsonl, columns: {input: question}}": ["instructions.columns.instruction", "missing"],
-    "mix.helpful={path: none.jsonl}": ["mix.helpful", "none.jsonl"],
-    "evaluation.helpful={path: mixed}": ["evaluation.helpful", "JSONL and Parquet"],
+    "methods.mistakes.instructions.path=toy:nonsense": ["instructions", "toy:nonsense", "harmful-train"],
+    "methods.mistakes.instructions.path=none.jsonl": ["instructions", "none.jsonl", "no such file"],
+    "methods.mistakes.instructions.path=notes.txt": ["instructions", "notes.txt", "known are .parquet"],
+    "methods.mistakes.instructions.path=none*.csv": ["instructions", "none*.csv", "matches no"],
+    "methods.mistakes.instructions.path=empty.jsonl": ["instructions", "empty.jsonl", "is empty"],
+    "methods.mistakes.instructions.path=junk.jsonl": ["instructions", "junk.jsonl", "none of its first 3 rows can be read"],
+    "methods.mistakes.instructions.path=cut.parquet": ["instructions", "cut.parquet", "cannot be read as Parquet"],
+    "methods.mistakes.instructions.path=strange.jsonl": ["instructions", "strange.jsonl", "question", "columns: {instruction: NAME}"],
+    "methods.mistakes.instructions={path: strange.jsonl, columns: {instruction: ask}}": [
+        "instructions",
+        "columns.instruction = ask",
+        "question",
+    ],
+    "methods.mistakes.instructions={path: strange.jsonl, columns: {input: question}}": ["instructions.columns.instruction", "missing"],
+    "methods.mistakes.mix.helpful={path: none.jsonl}": ["mix.helpful", "none.jsonl"],
+    "suites.safety.helpful={path: mixed}": ["suites.safety.helpful", "JSONL and Parquet"],
     "model.path=./no-model": ["model.path", "./no-model", "no such model directory"],
     "model.path=bare": ["model.path", "bare", "no chat template"],
     "model.path=mixed": ["model.path", "mixed", "no config.json"],
-    "recipe.prompts=none.yaml": ["none.yaml", "no such prompt file"],
-    "recipe.prompts=surprise.yaml": ["surprise.yaml", "surprise is not a prompt"],
-    "recipe.prompts=variable.yaml": ["variable.yaml", "prompt suffix", "'hint' is undefined"],
-    "recipe.prompts=syntax.yaml": ["syntax.yaml", "prompt suffix", "not a valid template"],
-    "evaluation.help.prompts=judge.yaml": ["judge.yaml", "prompt harmless", "'answer' is undefined"],
+    "methods.mistakes.prompts=none.yaml": ["none.yaml", "no such prompt file"],
+    "methods.mistakes.prompts=surprise.yaml": ["surprise.yaml", "surprise is not a prompt"],
+    "methods.mistakes.prompts=variable.yaml": ["variable.yaml", "prompt suffix", "'hint' is undefined"],
+    "methods.mistakes.prompts=syntax.yaml": ["syntax.yaml", "prompt suffix", "not a valid template"],
+    "suites.safety.help.prompts=judge.yaml": ["judge.yaml", "prompt harmless", "'answer' is undefined"],
     "run_dir=notes.txt": ["run_dir", "notes.txt", "not a directory"],
     "run_dir=notes.txt/below": ["run_dir", "notes.txt", "not a directory"],
     "run_dir=nowhere://bucket/run": ["nowhere://bucket/run", "cannot be opened"],
@@ -206,8 +210,9 @@ FILES = {
     "run_dir: [": ["not valid YAML"],
     "run_dir: a\n\tseed: 1\n": ["not valid YAML"],
     b"\x00\x01\xff\xfe": ["cannot be read"],
-    "run_dir: a\nmodel: {path: toy}\ninstructions: {path: 'toy:harmful-train'}\n": ["evaluation is missing"],
-    "run_dir: a\nmodel:\ninstructions: {path: 'toy:harmful-train'}\nevaluation: {harmful: {path: x}}\n": [
+    "run_dir: a\nmodel: {path: toy}\n": ["nothing would be done: give methods"],
+    "run_dir: a\nmodel: {path: toy}\ninstructions: {path: 'toy:harmful-train'}\n": ["instructions is not a key any more"],
+    "run_dir: a\nmodel:\nsuites: {safety: {harmful: {path: x}}}\n": [
         "model = None",
         "mapping of keys to values",
     ],
@@ -233,7 +238,7 @@ def test_a_stage_before_its_turn_names_the_one_before(setbacks, monkeypatch, wri
 
     monkeypatch.setattr("pipeline.experiment.ray_session", lambda _run_dir: nullcontext())
     monkeypatch.setattr("pipeline.placement.check_cluster", lambda *_arguments: None)
-    monkeypatch.setattr("pipeline.preflight.model_dir", lambda _config: "/cache/toy-0")
+    monkeypatch.setattr("pipeline.models.model_dir", lambda _config: "/cache/toy-0")
     monkeypatch.setattr("pipeline.preflight.check_lora", lambda *_arguments: None)
     before = {"mix": "generate", "train": "mix", "evaluate": "train"}[command]
     assert f"run `setbacks {before}` first" in one_line(setbacks(command, write("run.yaml", scripted.tree(tmp_path / "run"))))
@@ -253,7 +258,7 @@ def test_gpus_asked_for_where_there_are_none(setbacks, monkeypatch, write, tmp_p
 
     monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "n", "NodeManagerAddress": "10.0.0.1", "Alive": True, "Resources": {"CPU": 2.0}}])
     monkeypatch.setattr("pipeline.experiment.ray_session", lambda _run_dir: nullcontext())
-    monkeypatch.setattr("pipeline.preflight.model_dir", lambda _config: "/cache/toy-0")
+    monkeypatch.setattr("pipeline.models.model_dir", lambda _config: "/cache/toy-0")
     monkeypatch.setattr("pipeline.preflight.check_lora", lambda *_arguments: None)
     config = write("run.yaml", scripted.tree(tmp_path / "run"))
     assert "inference.actors: generate takes 1 engines with 1 CPU and 1 GPU each" in one_line(

@@ -1,5 +1,7 @@
 """Configuration: what is written is read back, and everything wrong is one sentence that names the field."""
 
+import re
+
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from pydantic import ValidationError
 
 from pipeline.config import Config, dump, load
 from pipeline.errors import UserError
+from pipeline.fingerprints import fingerprints
 from tests import scripted
 
 # A path or name holds no control character.
@@ -51,7 +54,7 @@ def write(tmp_path):
 @settings(deadline=None)
 @given(trees)
 def test_a_dumped_configuration_reads_back_equal(tmp_path_factory, tree):
-    config = Config.model_validate(tree)
+    config = Config.model_validate(scripted.composed(tree))
     path = tmp_path_factory.mktemp("dumped") / "config.yaml"
     path.write_text(dump(config), encoding="utf-8")
     assert load(path) == config
@@ -92,8 +95,8 @@ SUGGESTIONS = {
     "train.epoch=1": "train.epoch is not a known key; did you mean epochs?",
     "train.lora.rnak=1": "train.lora.rnak is not a known key; did you mean rank?",
     "inference.endpoint={url: 'http://a/v1', model: m, retry: 1}": "inference.endpoint.retry is not a known key; did you mean retries?",
-    "recipe.verify={kind: rating, treshold: 3}": "recipe.verify.treshold is not a known key; did you mean threshold?",
-    "evaluation.help.draw.temprature=1": "evaluation.help.draw.temprature is not a known key; did you mean temperature?",
+    "methods.mistakes.verify={kind: rating, treshold: 3}": "methods.mistakes.verify.treshold is not a known key; did you mean threshold?",
+    "suites.safety.help.draw.temprature=1": "suites.safety.help.draw.temprature is not a known key; did you mean temperature?",
     "arms.sft={kinds: [safe], knds: 1}": "arms.sft.knds is not a known key; did you mean kinds?",
 }
 
@@ -123,15 +126,15 @@ WRONG = {
     "inference.actors=0": "inference.actors = 0: ",
     "inference.actors=[3,1]": "actors must be [min, max] with min <= max, not [3, 1]",
     "inference.endpoint={url: 'ftp://a', model: m}": "inference.endpoint.url = 'ftp://a': ",
-    "recipe.verify={threshold: 3}": "recipe.verify = {'threshold': 3}: ",
-    "recipe.verify={kind: guess}": "recipe.verify = {'kind': 'guess'}: ",
-    "recipe={filter: true, verify: null}": "filter needs a verdict",
+    "methods.mistakes.verify={threshold: 3}": "methods.mistakes.verify = {'threshold': 3}: ",
+    "methods.mistakes.verify={kind: guess}": "methods.mistakes.verify = {'kind': 'guess'}: ",
+    "methods.mistakes={name: mistake_analysis, instructions: {path: x}, filter: true, verify: null}": "filter needs a verdict",
     "model.dtype=int8": "model.dtype = 'int8': ",
     "model={}": "model.path is missing",
-    "evaluation.conditions=[]": "evaluation.conditions = []: ",
-    "evaluation.conditions=[calm]": "evaluation.conditions.0 = 'calm': ",
+    "suites.safety.conditions=[]": "suites.safety.conditions = []: ",
+    "suites.safety.conditions=[calm]": "suites.safety.conditions.0 = 'calm': ",
     "arms={vanilla: {kinds: [safe]}}": "arms.vanilla is the base model itself",
-    "arms={sft: {kinds: [safer]}}": "arms.sft.kinds.0 = 'safer': ",
+    "arms={sft: {kinds: [safer]}}": "arms.sft.kinds: safer is not a kind of example; known are analysis, safe, helpful",
     "arms={SFT: {kinds: [safe]}}": "SFT",
 }
 
@@ -185,19 +188,20 @@ def test_overrides_replace_add_and_are_typed(write):
             "train.learning_rate=1e-4",
             "train.packing=false",
             "inference.actors=[1, 3]",
-            "recipe.hint.text='Be rude: now, please = yes'",
-            "mix.helpful={path: 'a b.jsonl'}",
+            "methods.mistakes.hint.text='Be rude: now, please = yes'",
+            "methods.mistakes.mix.helpful={path: 'a b.jsonl'}",
             "run_dir=runs/with space",
-            "recipe.verify=null",
+            "methods.mistakes.verify=null",
             "model.revision='123'",
         ],
     )
     assert (config.train.epochs, config.train.lora.rank, config.train.learning_rate, config.train.packing) == (1, 4, 1e-4, False)
     assert config.inference.actors == (1, 3)
-    assert config.recipe.hint.text == "Be rude: now, please = yes"
-    assert config.mix.helpful.path == "a b.jsonl"
+    method = config.methods["mistakes"]
+    assert method.hint.text == "Be rude: now, please = yes"
+    assert method.mix.helpful.path == "a b.jsonl"
     assert config.run_dir == "runs/with space"
-    assert config.recipe.verify is None
+    assert method.verify is None
     assert config.model.revision == "123"
 
 
@@ -210,50 +214,80 @@ def test_a_wrong_override_is_quoted(write, override):
 
 
 MINIMAL = yaml.safe_dump(scripted.tree("r"))
-CORRECTION = "recipe: {name: course_correction}\ntrain: {method: dpo}\n"
+CORRECTION = yaml.safe_dump(scripted.tree("r", recipe={"name": "course_correction"}))
+DPO = "train: {method: dpo}\n"
 
 
 def test_course_correction_trains_one_arm_by_dpo(write):
-    config = load(write(MINIMAL + CORRECTION))
-    assert list(config.arms) == ["dpo"] and config.mix is None
+    config = load(write(CORRECTION + DPO))
+    assert list(config.arms) == ["dpo"]
     assert config.arms["dpo"].train == config.train and config.train.beta == 0.1
     assert load(write(dump(config))) == config
 
 
 def test_an_arm_has_the_training_of_all_with_its_own_changes(write):
     arms = "arms: {a: {train: {learning_rate: 0.5, lora: {rank: 4}}}, b: {}}\n"
-    train = "recipe: {name: course_correction}\ntrain: {method: dpo, epochs: 7, lora: {rank: 8, alpha: 3}}\n"
-    config = load(write(MINIMAL + train + arms))
+    train = "train: {method: dpo, epochs: 7, lora: {rank: 8, alpha: 3}}\n"
+    config = load(write(CORRECTION + train + arms))
     a, b = config.arms["a"].train, config.arms["b"].train
     assert (a.epochs, a.learning_rate, a.lora.rank, a.lora.alpha) == (7, 0.5, 4, 3)
     assert b == config.train and b.lora.rank == 8
     assert load(write(dump(config))) == config
 
 
-def test_without_instructions_there_is_nothing_to_train(write):
-    config = load(write("run_dir: r\nmodel: {path: toy}\nevaluation: {course_correction: {entries: {path: 'toy:detailed-heldout'}}}\n"))
-    assert config.arms == {} and config.evaluation.suites == ["course_correction"]
+def test_without_a_method_there_is_nothing_to_train(write):
+    config = load(write("run_dir: r\nmodel: {path: toy}\nsuites: {c2_eval: {entries: {path: 'toy:detailed-heldout'}}}\n"))
+    assert config.arms == {} and list(config.suites.items()) == ["c2_eval"]
+
+
+def test_two_methods_train_side_by_side(write):
+    """Conversations for one arm, pairs for the other; taking one away leaves the other as it was."""
+    mistakes, corrections = (
+        {"name": name, "instructions": {"path": "toy:harmful-train"}} for name in ("mistake_analysis", "course_correction")
+    )
+    tree = scripted.tree("r", methods={"a": mistakes, "b": corrections}, train={"lora": {"rank": 3}, "batch_size": 8})
+    both = load(write(tree))
+    assert {name: arm.train.method for name, arm in both.arms.items()} == {"sft": "sft", "mistake_analysis": "sft", "dpo": "dpo"}
+    assert both.arms["dpo"].train.lora.rank == 3, "what both trainers have is shared"
+    assert both.arms["dpo"].train.batch_size == 64, "a batch of pairs is another thing than one of sequences"
+    assert {schema.name: list(methods) for schema, methods in both.training_sets().items()} == {"sft": ["a"], "preferences": ["b"]}
+    alone = load(write(tree | {"methods": {"a": mistakes}}))
+    ours, theirs = fingerprints(alone), fingerprints(both)
+    assert {name: theirs[name] for name in ours} == ours
+
+
+def test_two_methods_that_make_the_same_data_set_are_refused(write):
+    method = {"name": "mistake_analysis", "instructions": {"path": "x"}}
+    with pytest.raises(UserError, match=r"methods\.b and methods\.a both make mistakes: use a run directory for each"):
+        load(write(scripted.tree("r", methods={"a": method, "b": method})))
+
+
+@pytest.mark.parametrize("key", ["instructions", "recipe", "mix", "evaluation"])
+def test_an_old_key_is_answered_with_its_new_place(write, key):
+    with pytest.raises(UserError, match=f"{key} is not a key any more: .*(methods|suites)"):
+        load(write(MINIMAL + f"{key}: {{}}\n"))
 
 
 WRONG_TOGETHER = {
-    "recipe.name=course_correction": ["arms.dpo", "set train.method: dpo"],
-    "train.method=dpo": ["mistake_analysis", "set train.method: sft"],
+    "train.method=dpo arms={sft: {kinds: [safe]}}": ["arms.sft: dpo trains on preferences", "set train.method: sft"],
     "arms={sft: {}}": ["arms.sft.kinds is missing"],
     "train.beta=0.1": ["train.beta is not a known key"],
     "arms={sft: {kinds: [safe], train: {epochs: 0}}}": ["arms.sft.train.epochs = 0"],
-    "evaluation={helpful: {path: 'toy:helpful-heldout'}}": ["nothing would be evaluated"],
-    "evaluation={course_correction: {entries: {path: x}, lengths: [20, 10]}}": ["lengths must rise"],
-    "evaluation={course_correction: {entries: {path: x}, unit: tokens, authors_rules: true}}": ["authors_rules count words"],
-    "evaluation={course_correction: {entries: {path: x}, judge: {kind: exact}}}": ["evaluation.course_correction.judge"],
-    "evaluation={harmful: {path: x}, adapters: {sft: d}}": ["arms.sft is also a name in evaluation.adapters"],
-    "evaluation={harmful: {path: x}, adapters: {vanilla: d}}": ["evaluation.adapters.vanilla"],
+    "suites={safety: {helpful: {path: 'toy:helpful-heldout'}}}": ["suites.safety.harmful is missing"],
+    "suites={c2_eval: {entries: {path: x}, lengths: [20, 10]}}": ["lengths must rise"],
+    "suites={c2_eval: {entries: {path: x}, unit: tokens, authors_rules: true}}": ["authors_rules count words"],
+    "suites={c2_eval: {entries: {path: x}, judge: {kind: exact}}}": ["suites.c2_eval.judge"],
+    "adapters={sft: d}": ["arms.sft is also a name in adapters"],
+    "adapters={vanilla: d}": ["adapters.vanilla"],
+    "methods={} suites={}": ["nothing would be done: give methods"],
+    "methods={} arms={a: {kinds: [safe]}}": ["arms need a method that makes their training sets"],
 }
 
 
 @pytest.mark.parametrize(("override", "words"), WRONG_TOGETHER.items())
 def test_sections_that_do_not_fit_together(write, override, words):
     with pytest.raises(UserError) as e:
-        load(write(MINIMAL), [override])
+        load(write(MINIMAL), re.split(r" (?=\w+=)", override))
     assert all(word in str(e.value) for word in words), str(e.value)
     assert "\n" not in str(e.value)
 
@@ -261,7 +295,7 @@ def test_sections_that_do_not_fit_together(write, override, words):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("mix={safe: 1}", "leave mix out"),
+        ("methods.corrections.mix={safe: 1}", "methods.corrections.mix is not a known key"),
         ("arms={dpo: {kinds: [safe]}}", "leave kinds out"),
         ("train.packing=true", "train.packing is not a known key"),
         ("train.curriculum=hard", "train.curriculum = 'hard'"),
@@ -270,5 +304,5 @@ def test_sections_that_do_not_fit_together(write, override, words):
 )
 def test_settings_that_course_correction_has_no_use_for(write, override, words):
     with pytest.raises(UserError) as e:
-        load(write(MINIMAL + CORRECTION), [override])
+        load(write(CORRECTION + DPO), [override])
     assert words in str(e.value), str(e.value)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pipeline import prompts
 from pipeline.chat import Sampling
 from pipeline.errors import RowFailed, UserError
+from pipeline.inference.pool import RowChat, Servers
 from pipeline.judges import Exchange, Phrases, Toy, YesNo
 from pipeline.judges.yes_no import parse_yes_no
 from pipeline.settings.base import Model
@@ -25,6 +26,15 @@ TRIGGERS = TEXTS.lines("triggers")
 def ask(judge, continuation, chat=None):
     exchange = Exchange("the request", continuation, "the beginning", tuple(TRIGGERS))
     return asyncio.run(judge(exchange, chat or ScriptedChat(), "check1")).ok
+
+
+class NoModel:
+    async def complete(self, *_arguments, **_more):
+        raise AssertionError("the row's own model was asked")
+
+
+def row_chat() -> RowChat:
+    return RowChat(NoModel(), run_seed=0, row_id="a")
 
 
 def phrases(continuation):
@@ -222,7 +232,7 @@ def test_what_the_model_call_raises_is_passed_on():
 def test_a_prompt_that_cannot_be_rendered_is_found_before_anything_starts(text, tmp_path):
     (tmp_path / "mine.yaml").write_text(f"corrects: '{text}'")
     with pytest.raises(UserError, match="corrects"):
-        YesNo(prompts=str(tmp_path / "mine.yaml")).check("recipe.check", Model(path="toy"))
+        YesNo(prompts=str(tmp_path / "mine.yaml")).check("methods.corrections.judge", Model(path="toy"))
 
 
 # -- a server of the judge's own
@@ -262,35 +272,35 @@ def at(server) -> YesNo:
 
 
 def test_a_server_is_asked_and_the_rows_model_is_not(server):
-    chat = ScriptedChat()
+    chat = row_chat()
     assert ask(at(server), "It turns.", chat) is True
-    assert chat.asked == []
+    assert (chat.prompt_tokens, chat.completion_tokens, chat.finish_reasons) == (0, 0, [])
     [(authorization, body)] = server.asked
     assert authorization == f"Bearer {KEY}"
     assert (body["model"], body["temperature"], body["max_tokens"], body["n"]) == ("m", 0, 8, 1)
     assert "It turns." in body["messages"][0]["content"]
 
 
-def test_a_judge_travels_without_its_connection_and_key_before_and_after_it_was_asked(server):
+def test_a_judge_holds_no_connection_and_no_key(server):
+    """What is asked is opened by the process that asks, and once: rows share it."""
+
     async def run():
-        judge, exchange = at(server), Exchange("r", "c", "b")
-        fresh = pickle.dumps(judge)
-        assert (await judge(exchange, ScriptedChat(), "s")).ok is True
-        used = pickle.dumps(judge)
-        assert KEY.encode() not in fresh + used
-        for copy in (pickle.loads(fresh), pickle.loads(used)):
-            assert (await copy(exchange, ScriptedChat(), "s")).ok is True
+        judge, exchange, servers = at(server), Exchange("r", "c", "b"), Servers()
+        for row_id in ("a", "b"):
+            assert (await judge(exchange, RowChat(NoModel(), 0, row_id, servers), "s")).ok is True
+        assert KEY.encode() not in pickle.dumps(judge) and pickle.loads(pickle.dumps(judge)) == judge
+        assert servers.open(judge.endpoint) is servers.open(at(server).endpoint)
+        assert (await judge(exchange, RowChat(NoModel(), 0, "a", servers), "s")).ok is True
 
     asyncio.run(run())
-    seeds = {body["seed"] for _, body in server.asked}
-    assert len(server.asked) == 3
-    assert len(seeds) == 1, "the same question has the same seed"
+    first, second, again = (body["seed"] for _, body in server.asked)
+    assert first == again != second, "a seed is that of the row and the step"
 
 
 def test_a_server_that_gives_no_answer_fails_the_row(server):
     server.status = 400
     with pytest.raises(RowFailed, match="HTTP 400"):
-        ask(at(server), "It turns.")
+        ask(at(server), "It turns.", row_chat())
 
 
 @pytest.mark.parametrize("kind", [Phrases(), Toy()])

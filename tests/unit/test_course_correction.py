@@ -12,11 +12,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline import prompts
-from pipeline.config import CourseCorrection, Source
 from pipeline.data.store import reason
 from pipeline.errors import RowFailed
-from pipeline.recipes.course_correction import MARKS, CourseCorrectionRecipe, _Unfit, cut, pairs, select
+from pipeline.methods.course_correction import CourseCorrection
+from pipeline.methods.course_correction.recipe import MARKS, CourseCorrectionRecipe, _Unfit, cut, pairs, select
 from pipeline.schema import CORRECTIONS, PREFERENCES
+from pipeline.settings.base import Source
 from pipeline.sources.instructions import read
 from tests.scripted import ScriptedChat, instruction
 
@@ -29,8 +30,12 @@ SAFE = "Better buy one."
 REASON = " it is against the law and would hurt people. "
 
 
-def run(chat=None, row=None, seed=0, **config) -> dict:
-    recipe = CourseCorrectionRecipe(CourseCorrection.model_validate(config), seed)
+def method(**settings) -> CourseCorrection:
+    return CourseCorrection(instructions={"path": "unused"}, **settings)
+
+
+def run(chat=None, row=None, seed=0, **settings) -> dict:
+    recipe = CourseCorrectionRecipe(method(**settings), seed)
     return asyncio.run(recipe(row or request(), chat or scripted()))
 
 
@@ -113,7 +118,7 @@ def test_all_calls_of_a_row_are_under_way_at_once():
             await asyncio.wait_for(everyone.wait(), 5)
             return await scripted(safe="I cannot help you.")(messages, sampling, step=step)
 
-        return await CourseCorrectionRecipe(CourseCorrection(), 0)(request(safe_response=None), chat)
+        return await CourseCorrectionRecipe(method(), 0)(request(safe_response=None), chat)
 
     assert ranks(asyncio.run(together())) == [1, 2, 3, 4, 5, 6]
 
@@ -121,14 +126,14 @@ def test_all_calls_of_a_row_are_under_way_at_once():
 def test_the_aligned_models_adapter_continues_and_no_adapter_judges():
     answers = {f"check{i}": "Yes" for i in range(1, 5)}
     chat = scripted(safe="I cannot help you.", **answers)
-    run(chat, request(safe_response=None), aligned={"adapter": "/aligned"}, check={"kind": "yes_no"})
+    run(chat, request(safe_response=None), aligned={"adapter": "/aligned"}, judge={"kind": "yes_no"})
     used = {step: adapter for step, _, _, adapter in chat.asked}
     assert used == {"safe": "/aligned", **{f"syn{i}": "/aligned" for i in range(1, 5)}, **dict.fromkeys(answers)}
 
 
 def test_the_judge_sees_where_the_response_turns():
     chat = scripted(**{f"check{i}": "Yes" for i in range(1, 5)})
-    result = run(chat, check={"kind": "yes_no"})
+    result = run(chat, judge={"kind": "yes_no"})
     syn = result["responses"][1]
     asked = chat.prompt("check1")
     beginning, turn = syn["text"][: syn["harmful_end"]], syn["text"][syn["harmful_end"] :].strip()
@@ -152,7 +157,7 @@ def test_the_judge_sees_where_the_response_turns():
 )
 def test_a_synthetic_response_that_is_lost_leaves_the_others_and_their_ranks(answers, check, why):
     yes = {f"check{i}": "Yes." for i in range(1, 5)} if check else {}
-    result = run(scripted(**yes | answers), check=check or {"kind": "phrases"})
+    result = run(scripted(**yes | answers), judge=check or {"kind": "phrases"})
     assert result["status"] == "ok"
     assert ranks(result) == [1, 2, 4, 5, 6]
     assert result["lost"] == [f"rank 3: {why}"]
@@ -331,10 +336,10 @@ def test_selection_and_cuts_of_the_real_sample():
         figures["read"] += 1
         if not (asks and long):
             with pytest.raises(_Unfit):
-                select(row, CourseCorrection())
+                select(row, method())
             continue
         figures["selected"] += 1
-        assert select(row, CourseCorrection()) == long[0].strip()
+        assert select(row, method()) == long[0].strip()
         marks = [i for i, character in enumerate(long[0].strip()) if character in set(',.!:;?-"(){}[]')]
         result = run(scripted(safe="I cannot help you."), row)
         if len(marks) < 4:

@@ -8,9 +8,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from pipeline.config import Inference, Model
 from pipeline.errors import RunFailed
 from pipeline.inference import cpu_lora, engine
+from pipeline.settings.base import Inference, Model
 
 LORA_OPS, PUNICA = "vllm.lora.ops.torch_ops.lora_ops", "vllm.lora.punica_wrapper.punica_cpu"
 

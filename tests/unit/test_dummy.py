@@ -6,9 +6,10 @@ import time
 import pytest
 
 from pipeline.chat import Sampling, user
-from pipeline.config import Dummy, load
+from pipeline.config import load
 from pipeline.errors import RowFailed, UserError
 from pipeline.inference.dummy import DummyModel
+from pipeline.settings.base import Dummy
 from tests import scripted
 
 

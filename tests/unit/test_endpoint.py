@@ -15,10 +15,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from pipeline.chat import Completion, Sampling, assistant, user
-from pipeline.config import Endpoint
 from pipeline.errors import RowFailed, UserError
 from pipeline.inference import endpoint as module
 from pipeline.inference.endpoint import EndpointModel, check
+from pipeline.settings.base import Endpoint
 
 KEY = "sk-test-0123456789-secret"
 PROMPT = "a prompt that no message repeats"

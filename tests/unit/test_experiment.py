@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import experiment, placement, preflight
+from pipeline import experiment, models, placement, preflight
 from pipeline.data import storage
 from pipeline.errors import RowFailed, RunFailed, UserError
 from pipeline.experiment import Experiment
@@ -74,7 +74,7 @@ def calls(monkeypatch):
     monkeypatch.setattr("pipeline.training.arm.Training", Training)
     monkeypatch.setattr(experiment, "ray_session", lambda _run_dir: nullcontext())
     monkeypatch.setattr(placement, "check_cluster", lambda *_arguments: None)
-    monkeypatch.setattr(preflight, "check_adapter", lambda *_arguments: None)
+    monkeypatch.setattr(models, "check_adapter", lambda *_arguments: None)
     monkeypatch.setattr(preflight, "check_models", lambda *_arguments: [])
     return done
 
@@ -142,12 +142,12 @@ def test_one_stage_is_overwritten_alone(run, calls):
 
 
 CHANGES = {
-    "recipe.samples: 1 there, 2 now": {"recipe": {"samples": 2}},
+    "mistake_analysis.samples: 1 there, 2 now": {"recipe": {"samples": 2}},
     "seed: 0 there, 1 now": {"seed": 1},
     "mix.safe: 1.0 there, 0.5 now": {"mix": {"safe": 0.5, "helpful": {"path": "toy:helpful-train"}}},
     "train.epochs: 3.0 there, 1.0 now": {"train": {"epochs": 1}},
     'model.path: "org/model" there, "org/other" now': {"model": {"path": "org/other"}},
-    "evaluation.samples: 1 there, 2 now": {"evaluation": {"harmful": {"path": "toy:harmful-heldout", "limit": 2}, "samples": 2}},
+    "suites.safety.samples: 1 there, 2 now": {"evaluation": {"harmful": {"path": "toy:harmful-heldout", "limit": 2}, "samples": 2}},
 }
 
 
@@ -246,7 +246,7 @@ def test_an_endpoint_generates_and_is_said_not_to_evaluate(run, monkeypatch):
 
 def test_samples_are_rows_of_their_own(run, tmp_path):
     run("generate", recipe={"samples": 3})
-    rows = list(Experiment(scripted.config(tmp_path / "run")).generated.dataset.rows(["id", "instruction_id"]))
+    rows = list(Experiment(scripted.config(tmp_path / "run")).generated["mistakes"].dataset.rows(["id", "instruction_id"]))
     assert len({row["id"] for row in rows}) == 12
     assert len({row["instruction_id"] for row in rows}) == 4
 
@@ -276,7 +276,7 @@ CORRECTION = {
 
 @pytest.fixture
 def correct(run, monkeypatch):
-    monkeypatch.setattr(preflight, "model_dir", lambda _model: "/models/toy-0")
+    monkeypatch.setattr(models, "model_dir", lambda _model: "/models/toy-0")
     return lambda *stages, **changes: run(*stages, **{**CORRECTION, **changes})
 
 
@@ -316,18 +316,18 @@ def test_each_suite_is_whole_and_recorded_as_soon_as_it_is_done(correct, calls, 
             correct("evaluate")
     assert said[-1] == ("evaluation", "continuations"), "both are being made at once"
     run = Experiment(scripted.config(tmp_path / "run", **CORRECTION))
-    assert run.suites["safety"].complete and run.suites["course_correction"].work(), "both lists come first"
-    assert run.suites["course_correction"].complete is None
+    assert run.suites["safety"].complete and run.suites["c2_eval"].work(), "both lists come first"
+    assert run.suites["c2_eval"].complete is None
     assert (tmp_path / "run/evaluation/README.md").exists() and suites_recorded(tmp_path) == ["safety"]
     told = correct("evaluate")
     assert [line.rsplit("/", 1)[1] for line in told] == ["evaluation", "continuations"]
     assert said[-1] == ("continuations",)
-    assert suites_recorded(tmp_path) == ["safety", "course_correction"]
+    assert suites_recorded(tmp_path) == ["safety", "c2_eval"]
     assert correct("evaluate") == told and calls[-2:] == ["evaluate", "evaluate"] and len(calls) == 4
 
 
 def test_a_suite_with_failed_rows_is_run_again_without_the_other(correct, calls, tmp_path, monkeypatch):
-    from pipeline.evaluation.course_correction import ContinuationRecipe
+    from pipeline.suites.c2_eval.recipe import ContinuationRecipe
 
     async def fails(self, row, chat):
         raise RowFailed("prompt too long: 9 tokens")
@@ -340,13 +340,13 @@ def test_a_suite_with_failed_rows_is_run_again_without_the_other(correct, calls,
     assert told[0] == "evaluate: 8 failed rows are run again"
     counted = [line.split(" → ")[0] for line in told[1:]]
     assert counted == ["evaluate: 4 rows (4 ok)", "evaluate: 8 rows (8 ok)"]
-    assert suites_recorded(tmp_path) == ["safety", "course_correction", "course_correction"]
+    assert suites_recorded(tmp_path) == ["safety", "c2_eval", "c2_eval"]
 
 
 def test_one_suite_is_evaluated_alone(correct, calls, tmp_path):
     correct("generate", "mix", "train")
     config = scripted.config(tmp_path / "run", **CORRECTION)
-    Experiment(config, suites=["course_correction"], tell=lambda _line: None).run(["evaluate"])
+    Experiment(config, suites=["c2_eval"], tell=lambda _line: None).run(["evaluate"])
     assert calls[-1] == "evaluate" and not (tmp_path / "run" / "evaluation").exists()
     with pytest.raises(UserError, match="--suite jailbreak: the configuration has no such suite"):
         Experiment(config, suites=["jailbreak"])
@@ -361,13 +361,13 @@ def test_another_way_of_sampling_paths_is_refused(correct):
 
 
 def test_a_configuration_that_only_evaluates(run, calls, tmp_path, monkeypatch):
-    monkeypatch.setattr(preflight, "model_dir", lambda _model: "/models/toy-0")
+    monkeypatch.setattr(models, "model_dir", lambda _model: "/models/toy-0")
     settings = {"instructions": None, "evaluation": {"course_correction": CORRECTION["evaluation"]["course_correction"]}}
     config = scripted.config(tmp_path / "only", **settings)
     told = []
     Experiment(config, tell=told.append).run()
     assert calls == ["evaluate"] and told[0].startswith("evaluate: 4 rows (4 ok)")
-    with pytest.raises(UserError, match="instructions is missing: generate needs it"):
+    with pytest.raises(UserError, match="methods is missing: generate needs one"):
         Experiment(config).run(["generate"])
 
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import Columns, Source
 from pipeline.errors import UserError
 from pipeline.schema import FAILED, INSTRUCTIONS, OK
+from pipeline.settings.base import Columns, Source
 from pipeline.sources.instructions import MAX_CHARACTERS, Counts, instruction_id, read
 from tests.unit.sources import TABLE, THREE, only, rows_of, write_csv, write_jsonl
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import Columns, Source
 from pipeline.errors import UserError
 from pipeline.schema import FAILED, INSTRUCTIONS, OK
+from pipeline.settings.base import Columns, Source
 from pipeline.sources.instructions import MAX_CHARACTERS, Counts, check, check_unsafe, read
 from tests.unit.sources import TABLE, THREE, only, rows_of, write_csv, write_jsonl
 

@@ -197,4 +197,4 @@ def test_a_row_that_cannot_be_judged_fails_as_such():
 def test_a_prompt_with_an_unknown_variable_is_found_before_anything_starts(tmp_path):
     (tmp_path / "mine.yaml").write_text("harmless: '{{ answer }}'")
     with pytest.raises(UserError, match="cannot be rendered"):
-        Rating(prompts=str(tmp_path / "mine.yaml")).check("evaluation.harmless", Model(path="toy"))
+        Rating(prompts=str(tmp_path / "mine.yaml")).check("suites.safety.harmless", Model(path="toy"))

@@ -265,10 +265,13 @@ def test_objects_are_named_after_the_run_directory():
     [
         ({"run_dir": "runs/mine"}, f"run_dir = runs/mine: .* such as run_dir={MOUNT}/runs/mine$"),
         ({"run_dir": f"{MOUNT}/../home/mine"}, "run_dir = "),
-        ({"instructions": {"path": "data/asks.jsonl"}}, f"instructions.path = data/asks.jsonl: .* instructions.path={MOUNT}/asks.jsonl$"),
+        (
+            {"instructions": {"path": "data/asks.jsonl"}},
+            f"methods.mistakes.instructions.path = data/asks.jsonl: .* methods.mistakes.instructions.path={MOUNT}/asks.jsonl$",
+        ),
         ({"model": {"path": "~/models/mine"}}, "model.path = ~/models/mine: "),
         ({"train": {"start": {"adapter": "adapters/a"}}}, "train.start.adapter = adapters/a: "),
-        ({"evaluation": {"harmful": {"path": "toy:harmful-heldout"}, "adapters": {"a": "b/c"}}}, "evaluation.adapters.a = b/c: "),
+        ({"evaluation": {"harmful": {"path": "toy:harmful-heldout"}, "adapters": {"a": "b/c"}}}, "adapters.a = b/c: "),
     ],
 )
 def test_what_pods_would_not_see_is_refused(changes, sentence):

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import Mix
-from pipeline.recipes.mixture import examples
+from pipeline.methods.mistake_analysis import MistakeAnalysis
+from pipeline.methods.mistake_analysis.mixture import examples
 from pipeline.schema import SFT
 from tests import scripted
 
@@ -33,8 +33,8 @@ def benign(i: int, **changes) -> dict:
 
 
 def mix(mistakes, helpful=(), **settings) -> list[dict]:
-    config = scripted.config().model_copy(update={"mix": Mix(**settings)})  # whatever the arms would say to it
-    rows = list(examples(config, mistakes, iter(helpful)))
+    method = MistakeAnalysis(instructions={"path": "unused"}, mix=settings)
+    rows = list(examples(method, mistakes, iter(helpful), seed=0))
     SFT.table(rows)
     return rows
 

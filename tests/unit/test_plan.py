@@ -9,6 +9,8 @@ import pytest
 from rich.console import Console
 
 from pipeline.commands.plan import show_plan
+from pipeline.settings.base import Source
+from pipeline.sources import instructions
 from tests import scripted, tiny
 
 ENGINES = ("vllm", "ray")
@@ -58,8 +60,8 @@ def test_prompts_are_shown_as_they_will_be_sent(plan, tmp_path):
     )
     assert "induce (system): Be rude." in told
     assert "induce (user): Do [bold]this[/bold]" in told
-    assert "Response: <the response>" in told
-    assert "first 2 rows" in told
+    assert "Response: <what is written for induce>" in told
+    assert "of 2 rows, each with its longest call" in told
 
 
 def test_the_models_own_tokenizer_measures(plan, tmp_path):
@@ -72,7 +74,7 @@ def test_the_models_own_tokenizer_measures(plan, tmp_path):
         recipe={"induce": {"max_tokens": 64}},
     )
     assert "by the model's tokenizer" in told
-    assert "limit 256; over-long with 64 new tokens: 1" in told
+    assert "limit 256; over-long with 256 new tokens: 2 " in told, "the response that is analysed counts with its most tokens"
 
 
 def test_time_and_resources_are_counted(plan, tmp_path):
@@ -87,7 +89,10 @@ def test_time_and_resources_are_counted(plan, tmp_path):
     assert "4 workers × 1 GPU, sft, one arm after the other: sft, mistake_analysis" in told
     assert "2–4 engines, 3 arms × 3 conditions by LoRA, all in one start" in told
     assert "100 instructions × 3 samples: at most 300,000 new tokens" in told
-    assert "at 1,000 tokens/s per engine (given): at most 0.02 h = 0.2 GPU-hours" in told
+    answers = sum(row["status"] == "ok" for row in instructions.well_formed(Source(path="toy:harmful-heldout"))) * 3 * 3 * (256 + 256)
+    hours = (300_000 + answers) / 1000 / 4 / 3600
+    assert f"evaluate safety: 105 rows × 3 conditions × 1 samples × (256 + 256) tokens × 3 arms: at most {answers:,} new tokens" in told
+    assert f"at 1,000 tokens/s per engine (given): at most {hours:.2f} h = {hours * 4 * 2:.1f} GPU-hours" in told
 
 
 def test_a_reference_mistake_costs_no_induction(plan, tmp_path):
@@ -104,7 +109,7 @@ def test_an_earlier_run_tells_the_speed(plan, tmp_path):
 
 
 def test_the_speed_that_was_measured_is_one_engines(plan, tmp_path):
-    """Of what is planned: of `evaluate`, C²-Eval alone."""
+    """Of what is planned: of the last suite if the configuration only evaluates."""
     (tmp_path / "run").mkdir()
     told = {"completion_tokens": 6000, "tokens_per_s": 3000, "engine_s": 4.0}  # two engines, for two seconds
     nothing = {"stage": "generate", "completion_tokens": 0, "tokens_per_s": None, "engine_s": 0.0}
@@ -114,7 +119,7 @@ def test_the_speed_that_was_measured_is_one_engines(plan, tmp_path):
     assert "at 1,500 tokens/s per engine (measured in this run directory)" in plan()
     entries = source(tmp_path, "x", unsafe_response="u", name="entries")
     evaluation = {"harmful": source(tmp_path, "a"), "course_correction": {"entries": entries}}
-    assert "at 2,000 tokens/s per engine (measured" in plan(instructions=None, evaluation=evaluation)
+    assert "at 1,500 tokens/s per engine (measured" in plan(instructions=None, evaluation=evaluation)
 
 
 def test_malformed_rows_are_not_planned_for(plan, tmp_path):
@@ -127,8 +132,8 @@ CORRECTS = {"name": "course_correction", "continuation": {"max_tokens": 100}, "c
 
 def test_course_correction_shows_its_prompts_and_masks_their_harm(plan, tmp_path):
     told = plan(instructions=source(tmp_path, "How can I [b]rob[/b] it?", "What now", unsafe_response=PLAN_OF_HARM), recipe=CORRECTS)
-    assert "request (user): How can I [b]rob[/b] it?" in told
-    assert told.count("(assistant, continued): ▒▒▒▒ (") == 2 * 4, "two requests, four cuts"
+    assert "safe (user): How can I [b]rob[/b] it?" in told
+    assert told.count("(assistant): ") == told.count("▒▒▒▒ (") == 2 * 4, "two requests, four cuts"
     triggers = [line.rpartition(") ")[2] for line in told.splitlines() if "▒▒▒▒" in line]
     assert all(trigger[0].isupper() and trigger.endswith(("because", "since", "that")) for trigger in triggers)
     assert "wrench" not in told
@@ -145,8 +150,8 @@ def test_course_correction_says_what_is_selected_and_what_it_costs(plan, tmp_pat
     assert "Selection: 3 of the 6 rows measured are used" in told
     assert "2 no keyword in the request" in told and "1 unsafe response too short" in told
     most = 2 * (3 * 4 + 1) * 100  # samples × (selected × cuts + one safe response to be written) × tokens
-    assert f"6 requests, 50% selected, × 2 samples: at most {most:,} new tokens in generate" in told
-    assert "C²-Eval, 3 entries × 2 k × 5 paths × 32 tokens × 2 arms: at most 1,920 new tokens in evaluate" in told
+    assert f"generate corrections: 6 instructions, 50% selected, × 2 samples: at most {most:,} new tokens" in told
+    assert "evaluate c2_eval: 3 rows × 2 k × 5 paths × 32 tokens × 2 arms: at most 1,920 new tokens" in told
     assert f"at most {(most + 1920) / 100 / 3600:.2f} h" in told
     assert "1 workers × no GPU, dpo on shuffled pairs, one arm after the other: dpo" in told
     assert "2 arms × 2 prefills × 5 paths by LoRA" in told and "conditions" not in told
@@ -158,17 +163,17 @@ def test_the_longest_call_of_a_selected_request_is_measured(plan, tmp_path):
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     rows = source(tmp_path, "How a", unsafe_response="how, " * 84), source(tmp_path, "How b", unsafe_response="how, " * 984, name="long")
     model = {"path": str(tmp_path / "model")}
-    for instructions, over in zip(rows, (0, 1), strict=True):
-        told = plan(model=model, instructions=instructions, recipe=CORRECTS)
-        assert "of 1 selected requests, each with its longest call, by the model's tokenizer" in told
+    for asks, over in zip(rows, (0, 1), strict=True):
+        told = plan(model=model, instructions=asks, recipe=CORRECTS)
+        assert "of 1 rows, each with its longest call, by the model's tokenizer" in told
         assert f"limit 1000; over-long with 100 new tokens: {over} " in told
 
 
 def test_a_model_that_judges_itself_is_counted(plan, tmp_path):
     asks = source(tmp_path, "How a", unsafe_response=PLAN_OF_HARM, safe_response="No.")
     told = plan(instructions=asks, recipe={**CORRECTS, "check": {"kind": "yes_no"}})
-    assert f"at most {4 * (100 + 8):,} new tokens in generate" in told
-    assert "over-long with 108 new tokens" in told, "what is judged stands in the judge's prompt"
+    assert f"generate corrections: 1 instructions × 1 samples: at most {4 * (100 + 8):,} new tokens" in told
+    assert "over-long with 8 new tokens" in told, "what is judged stands in the judge's prompt"
 
 
 def test_a_source_out_of_reach_leaves_its_part_unknown(plan, tmp_path, monkeypatch):
@@ -179,14 +184,15 @@ def test_a_source_out_of_reach_leaves_its_part_unknown(plan, tmp_path, monkeypat
     judge = {"kind": "yes_no", "draw": {"max_tokens": 4}}
     suite = {"entries": {"path": "hub:org/entries", "limit": 10}, "lengths": [10], "paths": 5, "judge": judge}
     told = plan(instructions={"path": "hub:org/asks"}, recipe=CORRECTS, evaluation={"course_correction": suite})
-    assert "instructions is out of reach here" in told and "generate: unknown, its source is out of reach" in told
-    assert "C²-Eval, 10 entries × 1 k × 5 paths × (32 + 4) tokens × 2 arms: at most 3,600 new tokens in evaluate" in told
+    assert "methods.corrections.instructions is out of reach here" in told
+    assert "generate corrections: unknown, its source is out of reach" in told
+    assert "evaluate c2_eval: 10 rows × 1 k × 5 paths × (32 + 4) tokens × 2 arms: at most 3,600 new tokens" in told
 
 
 def test_suites_have_one_engine_start(plan, tmp_path):
     entries = source(tmp_path, "x", unsafe_response="u", name="entries")
     told = plan(evaluation={"harmful": source(tmp_path, "a"), "course_correction": {"entries": entries}})
-    [line] = [line for line in told.splitlines() if line.startswith("  evaluate")]
+    [line] = [line for line in told.splitlines() if line.startswith("  evaluate   ")]
     suites = "3 arms × 3 conditions and 3 arms × 8 prefills × 20 paths"
     assert line.endswith(f"1 engines, {suites} by LoRA, all in one start")
 
@@ -195,7 +201,7 @@ def test_a_configuration_that_only_evaluates_has_a_plan(plan, tmp_path):
     entries = source(tmp_path, "x", unsafe_response="u")
     told = plan(instructions=None, evaluation={"course_correction": {"entries": entries}, "adapters": {"mine": "somewhere"}})
     assert "this configuration only evaluates" in told
-    assert "1 entries × 8 k × 20 paths × 32 tokens × 2 arms" in told
+    assert "1 rows × 8 k × 20 paths × 32 tokens × 2 arms" in told
     assert "generate" not in told and "train " not in told
 
 

@@ -14,12 +14,12 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from pipeline.chat import Completion, Sampling, user
-from pipeline.config import Inference, Model
 from pipeline.data.store import Store
 from pipeline.errors import RowFailed, RunFailed
 from pipeline.inference.pool import BLOCK_STARTS, FRUITLESS_STARTS, ROW_STARTS, Job, ModelSpec, RecipeActor, RowChat, seed_of
 from pipeline.inference.progress import Counter, Reporter, Tally
 from pipeline.schema import ANSWERS, INSTRUCTIONS, MISTAKES
+from pipeline.settings.base import Inference, Model
 from tests.scripted import instruction
 
 

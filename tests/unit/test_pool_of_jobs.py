@@ -8,12 +8,12 @@ import pyarrow as pa
 import pytest
 
 from pipeline.chat import Completion, Sampling, user
-from pipeline.config import Inference, Model
 from pipeline.data.store import Store
 from pipeline.errors import RunFailed
 from pipeline.inference import pool, progress
 from pipeline.inference.pool import BLOCK_STARTS, MOST_TASKS, ROW_STARTS, Job, ModelSpec, run_recipes, seed_of, tasks_of
 from pipeline.schema import ANSWERS, CONTINUATIONS
+from pipeline.settings.base import Inference, Model
 
 ROWS, BLOCK_ROWS = 5, 2
 NAMES = (ANSWERS.name, CONTINUATIONS.name)

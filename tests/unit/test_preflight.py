@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from pipeline import preflight
+from pipeline import models, preflight
 from pipeline.errors import UserError
 from tests import scripted
 
@@ -53,7 +53,7 @@ def test_a_model_in_the_home_directory(tmp_path, model_dir, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     at_home = config(tmp_path, model={"path": "~/model"})
     preflight.check(at_home, ALL)
-    assert preflight.model_dir(at_home.model) == preflight.cached_model_dir(at_home) == str(model_dir)
+    assert models.model_dir(at_home.model) == models.cached_model_dir(at_home.model) == str(model_dir)
 
 
 def test_a_directory_that_is_no_model(tmp_path, model_dir):
@@ -82,14 +82,14 @@ def test_a_model_with_broken_tokenizer_settings(tmp_path, model_dir, content):
 def test_only_sources_of_the_stages_at_hand_are_looked_at(tmp_path):
     no_helpful = config(tmp_path, mix={"helpful": {"path": str(tmp_path / "none.jsonl")}})
     preflight.check(no_helpful, {"generate", "evaluate"})
-    assert "mix.helpful: " in refused(preflight.check, no_helpful, ALL)
+    assert "methods.mistakes.mix.helpful: " in refused(preflight.check, no_helpful, ALL)
 
 
 @pytest.mark.parametrize("field", ["harmful", "helpful"])
 def test_a_source_is_named_by_its_field(tmp_path, field):
     broken = config(tmp_path, evaluation={"harmful": {"path": "toy:harmful-heldout"}, field: {"path": "toy:nonsense"}})
     message = refused(preflight.check, broken, {"evaluate"})
-    assert message.startswith(f"evaluation.{field}: toy:nonsense is not a split")
+    assert message.startswith(f"suites.safety.{field}: toy:nonsense is not a split")
     assert preflight.unreachable(broken, ALL) == {}  # only hub sources can be out of reach
 
 
@@ -151,13 +151,13 @@ def adapter(tmp_path, model_dir):
 
 
 def test_an_adapter_that_fits(adapter, model_dir):
-    preflight.check_adapter("arms.sft", adapter(), str(model_dir))
-    preflight.check_adapter("arms.sft", adapter(inputs=32), "org/on-the-hub")
+    models.check_adapter("arms.sft", adapter(), str(model_dir))
+    models.check_adapter("arms.sft", adapter(inputs=32), "org/on-the-hub")
 
 
 def test_an_adapter_of_another_model(adapter, model_dir):
-    assert "does not fit the model" in refused(preflight.check_adapter, "arms.sft", adapter(inputs=32), str(model_dir))
-    assert "is absent there" in refused(preflight.check_adapter, "arms.sft", adapter(target="h.0.attn"), str(model_dir))
+    assert "does not fit the model" in refused(models.check_adapter, "arms.sft", adapter(inputs=32), str(model_dir))
+    assert "is absent there" in refused(models.check_adapter, "arms.sft", adapter(target="h.0.attn"), str(model_dir))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x01", struct.pack("<Q", 9) + b"{", b"garbage of some length", None])
@@ -165,7 +165,7 @@ def test_an_adapter_that_cannot_be_read(adapter, model_dir, tmp_path, content):
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     adapter()
     file.unlink() if content is None else file.write_bytes(content)
-    message = refused(preflight.check_adapter, "arms.sft", str(tmp_path / "adapter"), str(model_dir))
+    message = refused(models.check_adapter, "arms.sft", str(tmp_path / "adapter"), str(model_dir))
     assert message.startswith("arms.sft: ") and "is not a readable PEFT adapter" in message
 
 
@@ -191,8 +191,8 @@ def test_course_correction_needs_unsafe_responses(tmp_path):
     benign = tmp_path / "benign.jsonl"
     benign.write_text('{"instruction": "How are you?", "safe_response": "Well."}\n')
     for field, changes in {
-        "instructions": {"instructions": {"path": str(benign)}},
-        "evaluation.course_correction.entries": {"evaluation": {"course_correction": {"entries": {"path": str(benign)}}}},
+        "methods.corrections.instructions": {"instructions": {"path": str(benign)}},
+        "suites.c2_eval.entries": {"evaluation": {"course_correction": {"entries": {"path": str(benign)}}}},
     }.items():
         with pytest.raises(UserError, match=rf"{field}: .* none of its first 1 rows has an unsafe response"):
             preflight.check(config(tmp_path, **{**CORRECTION, **changes}), {"generate", "evaluate"})
@@ -216,15 +216,15 @@ def test_a_template_that_cannot_continue_a_turn_is_refused(tmp_path):
 
     model = tiny.save(tmp_path / "model", "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}<|im_end|>")
     with pytest.raises(UserError, match="its chat template cannot continue an assistant's turn"):
-        preflight.check_models(correction(tmp_path, model), {"evaluate"}, {"course_correction"}, model)
+        preflight.check_models(correction(tmp_path, model), {"evaluate"}, {"c2_eval"}, model)
 
 
 def test_given_adapters_are_looked_at_before_anything_starts(tmp_path, tiny_model):
     aligned = {**CORRECTION["recipe"], "aligned": {"adapter": str(tmp_path / "none")}}
     suite = {**CORRECTION["evaluation"], "adapters": {"other": str(tmp_path / "none")}}
     for field, stage, changes in (
-        ("recipe.aligned.adapter", "generate", {"recipe": aligned}),
-        ("evaluation.adapters.other", "evaluate", {"evaluation": suite}),
+        ("methods.corrections.aligned.adapter", "generate", {"recipe": aligned}),
+        ("adapters.other", "evaluate", {"evaluation": suite}),
     ):
         with pytest.raises(UserError, match=rf"{field}: .*none is not a readable PEFT adapter"):
             preflight.check_models(correction(tmp_path, tiny_model, **changes), {stage}, set(), tiny_model)
@@ -236,7 +236,7 @@ def test_an_endpoint_must_continue_turns_and_serves_one_model(tmp_path, tiny_mod
         preflight.check_models(correction(tmp_path, tiny_model, inference={"endpoint": endpoint}), {"generate"}, set(), tiny_model)
     aligned = {**CORRECTION["recipe"], "aligned": {"adapter": "a"}}
     changes = {"inference": {"endpoint": {**endpoint, "prefill": True}}, "recipe": aligned}
-    with pytest.raises(UserError, match=r"recipe\.aligned: inference\.endpoint serves the model"):
+    with pytest.raises(UserError, match=r"methods\.corrections\.aligned: inference\.endpoint serves the model"):
         preflight.check_models(correction(tmp_path, tiny_model, **changes), {"generate"}, set(), tiny_model)
 
 

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from pipeline.config import MistakeAnalysis
 from pipeline.errors import RowFailed
-from pipeline.recipes.mistake_analysis import MistakeAnalysisRecipe, reminded
+from pipeline.methods.mistake_analysis import MistakeAnalysis
+from pipeline.methods.mistake_analysis.recipe import MistakeAnalysisRecipe, reminded
 from tests.scripted import ScriptedChat, instruction
 
 ASK = "How can I forge a ticket?"
@@ -15,8 +15,9 @@ CUE = "may be harmful, unethical, or offensive"
 BAD, REFUSAL = "Sure. First take a printer.", "I cannot help you forge a ticket."
 
 
-def run(chat: ScriptedChat, row: dict | None = None, **config) -> dict:
-    return asyncio.run(MistakeAnalysisRecipe(MistakeAnalysis.model_validate(config))(row or instruction(ASK), chat))
+def run(chat: ScriptedChat, row: dict | None = None, **settings) -> dict:
+    method = MistakeAnalysis(instructions={"path": "unused"}, **settings)
+    return asyncio.run(MistakeAnalysisRecipe(method)(row or instruction(ASK), chat))
 
 
 def scripted(induce=BAD, analyse="It harms the railway.", **more) -> ScriptedChat:
@@ -130,5 +131,5 @@ def test_what_a_model_call_raises_is_passed_on():
 
 
 def test_the_reminder_precedes_the_instruction():
-    [message] = reminded(MistakeAnalysisRecipe(MistakeAnalysis()).prompts, ASK)
+    [message] = reminded(MistakeAnalysisRecipe(MistakeAnalysis(instructions={"path": "unused"})).prompts, ASK)
     assert message == {"role": "user", "content": f"Your response must be harmless, ethical and inoffensive. {ASK}"}

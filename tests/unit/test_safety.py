@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import preflight, pretrained, prompts
-from pipeline.config import Inference, Model
+from pipeline import models, preflight, pretrained, prompts
 from pipeline.errors import UserError
 from pipeline.inference.engine import VllmModel
+from pipeline.settings.base import Inference, Model
 from pipeline.training import arm, examples, start
 from tests import tiny
 from tests.exploits import AUTO_MAP, PACKAGE, Exploit, add_code, edit
@@ -117,7 +117,7 @@ def test_a_model_that_needs_its_code_is_refused_before_anything_starts(needs_cod
 def test_neither_tokenizer_nor_trainer_nor_engine_runs_it(needs_code, marker):
     config = tiny.config(str(needs_code))
     for load in (
-        lambda: preflight.load_tokenizer(config, str(needs_code)),
+        lambda: models.load_tokenizer(config.model, str(needs_code)),
         lambda: arm.check(tiny.spec(config, "sft")),
         lambda: pretrained.model(str(needs_code), dtype="float32"),
         lambda: VllmModel(config.model, str(needs_code), Inference()),
@@ -188,7 +188,7 @@ def test_pickled_adapters_are_refused(tmp_path, marker):
     settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["q_proj"]}
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=r"adapter_model\.safetensors"):
-        preflight.check_adapter("evaluation.adapters.a", str(tmp_path / "adapter"), str(tmp_path))
+        models.check_adapter("adapters.a", str(tmp_path / "adapter"), str(tmp_path))
     with pytest.raises(UserError, match=r"no adapter_model\.safetensors there"):
         start.load_config(str(tmp_path / "adapter"), "train.start.adapter")
     assert not marker.exists()

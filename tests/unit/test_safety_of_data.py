@@ -16,14 +16,15 @@ from rich.console import Console
 
 from pipeline import preflight
 from pipeline.commands.show import show
-from pipeline.config import Config, Endpoint, Source
+from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.inference import endpoint
 from pipeline.report import page as report
+from pipeline.settings.base import Endpoint, Source
 from pipeline.sources import instructions
 from pipeline.training import sft
 from pipeline.training.job import write_table
-from tests import tiny
+from tests import scripted, tiny
 from tests.exploits import PACKAGE, Exploit, write_exploits
 
 # -- Parquet
@@ -72,13 +73,13 @@ def test_the_same_checkpoint_resumes_where_nothing_is_planted(checkpoint, clean_
 
 
 @pytest.mark.parametrize("name", ["../../etc/x", "/etc/x", "a/b", "..", ".", "a\n", "", "a b", "a\0"])
-@pytest.mark.parametrize("field", ["arms", "evaluation.adapters"])
+@pytest.mark.parametrize("field", ["arms", "adapters"])
 def test_names_that_become_paths_are_plain(name, field):
-    tree = {"run_dir": "r", "model": {"path": "toy"}, "instructions": {"path": "x"}, "evaluation": {"harmful": {"path": "x"}}}
+    tree = scripted.tree("r")
     if field == "arms":
         tree["arms"] = {name: {"kinds": ["safe"]}}
     else:
-        tree["evaluation"]["adapters"] = {name: "somewhere"}
+        tree["adapters"] = {name: "somewhere"}
     with pytest.raises(ValidationError, match="pattern"):
         Config.model_validate(tree)
 
@@ -106,10 +107,9 @@ def test_a_key_in_the_place_of_its_variables_name_is_not_shown():
     assert "hush" not in str(e.value)
 
 
-@pytest.mark.parametrize("field", ["run_dir", "instructions.path", "evaluation.harmful.path"])
+@pytest.mark.parametrize("field", ["run_dir", "methods.mistakes.instructions.path", "suites.safety.harmful.path"])
 def test_a_path_holds_no_password(field):
-    tree = {"run_dir": "r", "model": {"path": "toy"}, "instructions": {"path": "toy:harmful-train"}}
-    tree |= {"evaluation": {"harmful": {"path": "toy:harmful-heldout"}}}
+    tree = scripted.tree("r")
     *parents, leaf = field.split(".")
     section = tree
     for name in parents:

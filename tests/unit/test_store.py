@@ -10,6 +10,7 @@ from pipeline.data.card import write_card
 from pipeline.data.output import Output, differences
 from pipeline.data.store import Store
 from pipeline.errors import UserError
+from pipeline.experiment import origin
 from pipeline.schema import INSTRUCTIONS, MISTAKES, SFT
 from pipeline.sources.instructions import Counts
 from tests import scripted
@@ -164,7 +165,7 @@ def test_a_data_set_loads_with_its_card(tmp_path):
     mixture.open({"seed": 1})
     mixture.write_rows(map(sft, range(3)))
     for store in (mistakes, mixture):
-        write_card(store, config, {"judge": "abc"}, {"seconds": 3.5, "tokens_per_s": None})
+        write_card(store, origin(config, store.schema), {"judge": "abc"}, {"seconds": 3.5, "tokens_per_s": None})
     loaded = datasets.load_dataset(mistakes.path, cache_dir=str(tmp_path / "cache"))["train"]
     assert loaded.column_names == MISTAKES.names
     assert loaded["error"] == [None, "prompt too long: 9"]

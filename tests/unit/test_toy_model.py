@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import preflight, pretrained, prompts
-from pipeline.config import Model
+from pipeline import models, preflight, pretrained, prompts
 from pipeline.fingerprints import fingerprints
+from pipeline.settings.base import Model
 from pipeline.toy import corpus, model, world
 from pipeline.training import arm
 from tests import scripted
@@ -120,7 +120,7 @@ def test_every_file_of_the_model_is_packaged():
 
 def test_nothing_is_made_or_downloaded_for_it(tmp_path):
     toy = scripted.config(tmp_path / "run")
-    assert preflight.model_dir(Model(path="toy")) == preflight.cached_model_dir(toy) == str(model.WEIGHTS)
+    assert models.model_dir(Model(path="toy")) == models.cached_model_dir(toy.model) == str(model.WEIGHTS)
 
 
 def test_a_run_is_of_the_recipe(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from pipeline import prompts
 from pipeline.errors import UserError
 from pipeline.judges.refusal import is_refusal
-from pipeline.recipes.mistake_analysis import induced, question, reminded
+from pipeline.methods.mistake_analysis.recipe import induced, question, reminded
 from pipeline.toy import world
 from pipeline.toy.corpus import SHARES, Corpus
 

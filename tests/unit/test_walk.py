@@ -32,23 +32,23 @@ def config(tmp_path):
 
 
 def test_sections_are_found_by_their_type_wherever_they_stand(config):
-    assert sections(config, Source).keys() == {"instructions", "evaluation.harmful"}
-    assert sections(config, Model).keys() == {"model", "recipe.aligned.model"}
-    assert sections(config, Endpoint).keys() == {"recipe.check.endpoint"}
+    assert sections(config, Source).keys() == {"methods.corrections.instructions", "suites.safety.harmful"}
+    assert sections(config, Model).keys() == {"model", "methods.corrections.aligned.model"}
+    assert sections(config, Endpoint).keys() == {"methods.corrections.judge.endpoint"}
     assert {field: judge.kind for field, judge in sections(config, Judge).items()} == {
-        "recipe.check": "yes_no",
-        "evaluation.harmless": "refusal",
-        "evaluation.help": "rating",
+        "methods.corrections.judge": "yes_no",
+        "suites.safety.harmless": "refusal",
+        "suites.safety.help": "rating",
     }
 
 
 def test_paths_are_found_by_what_they_lead_to(config):
-    assert paths(config, PathKind.PROMPTS) == {"recipe.prompts": "mine.yaml", "evaluation.help.prompts": "rating.yaml"}
+    assert paths(config, PathKind.PROMPTS) == {"methods.corrections.prompts": "mine.yaml", "suites.safety.help.prompts": "rating.yaml"}
     assert paths(config, PathKind.ADAPTER) == {
-        "recipe.aligned.adapter": "adapters/aligned",
+        "methods.corrections.aligned.adapter": "adapters/aligned",
         "train.start.adapter": "adapters/start",
         "arms.dpo.train.start.adapter": "adapters/start",
-        "evaluation.adapters.other": "adapters/other",
+        "adapters.other": "adapters/other",
     }
 
 
@@ -60,5 +60,7 @@ def test_the_toy_judge_is_refused_for_another_model(tmp_path):
         recipe={"name": "course_correction", "check": {"kind": "toy"}},
         train={"method": "dpo"},
     )
-    with pytest.raises(UserError, match=r"recipe\.check\.kind = toy knows the toy model's sentences only: set it to phrases or yes_no"):
+    with pytest.raises(
+        UserError, match=r"methods\.corrections\.judge\.kind = toy knows the toy model's sentences only: set it to phrases or yes_no"
+    ):
         check(other, set())

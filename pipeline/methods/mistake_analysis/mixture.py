@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator
 
 from pipeline import prompts
 from pipeline.chat import assistant, user
-from pipeline.config import Config
-from pipeline.recipes.mistake_analysis import question
+from pipeline.methods.mistake_analysis import PROMPTS, MistakeAnalysis
+from pipeline.methods.mistake_analysis.recipe import question
 
 
-def examples(config: Config, mistakes: Iterable[dict], helpful: Iterable[dict]) -> Iterator[dict]:
+def examples(method: MistakeAnalysis, mistakes: Iterable[dict], helpful: Iterable[dict], seed: int) -> Iterator[dict]:
     """Rows of `data.schema.SFT`.
 
     An analysis example asks with the unguided template and answers with the analysis: the bad response stands in the prompt, so that
@@ -18,25 +18,25 @@ def examples(config: Config, mistakes: Iterable[dict], helpful: Iterable[dict]) 
 
     mistakes: the samples of an instruction one after the other, as they stand in the data set.
     """
-    texts = prompts.load("methods/mistake_analysis/prompts.yaml", config.recipe.prompts)
-    mix = config.mix
+    texts = prompts.load(PROMPTS, method.prompts)
+    mix = method.mix
     instructions, latest = 0, None
     for row in mistakes:
         if not (row["analysis"] or row["safe_response"]):  # nothing came of it
             continue
         if row["analysis"]:
             ask = question(texts, row["instruction"], row["response"], guided=mix.guided_template)
-            yield from _copies(row["id"], row, "analysis", ask, row["analysis"], mix.analysis, config.seed)
+            yield from _copies(row["id"], row, "analysis", ask, row["analysis"], mix.analysis, seed)
         if row["instruction_id"] != latest:
             instructions, latest = instructions + 1, row["instruction_id"]
             if row["safe_response"]:
-                yield from _copies(row["instruction_id"], row, "safe", row["instruction"], row["safe_response"], mix.safe, config.seed)
+                yield from _copies(row["instruction_id"], row, "safe", row["instruction"], row["safe_response"], mix.safe, seed)
     wanted = round(instructions * mix.helpful_ratio)
     for row in helpful:
         if wanted <= 0:
             return
         if row["safe_response"]:
-            yield from _copies(row["instruction_id"], row, "helpful", row["instruction"], row["safe_response"], 1.0, config.seed)
+            yield from _copies(row["instruction_id"], row, "helpful", row["instruction"], row["safe_response"], 1.0, seed)
             wanted -= 1
 
 

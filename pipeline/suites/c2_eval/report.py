@@ -1,24 +1,23 @@
 """The report's section of the course-correction suite (C²-Eval): Corr@k, its curve, differences from vanilla, what was left out."""
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 from markupsafe import Markup
 
-from pipeline.config import Config, CourseCorrectionSuite
 from pipeline.report import plots, summary, tables
 from pipeline.report.corrections import CorrSummary, corr_summary
-from pipeline.report.sections import Figure, Section, arm_names, palette
+from pipeline.report.sections import Figure, Section, palette
+from pipeline.suites.c2_eval import C2Eval
 
 TITLE = "Course correction"
 
 
-def sections(config: Config, continuations: pa.Table | None) -> list[Section]:
-    """continuations: a data set of CONTINUATIONS without its texts. No section where there is none and none is configured."""
-    suite = config.evaluation.course_correction
-    if suite is None:
-        return []
+def sections(suite: C2Eval, continuations: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
+    """continuations: a data set of CONTINUATIONS without its texts; None if the run has none yet. arms: those beside vanilla."""
     if continuations is None:
         return [Section(TITLE, ["This run holds no continuations yet: `setbacks evaluate` writes them."])]
-    found = corr_summary(continuations, arm_names(config), seed=config.seed)
+    found = corr_summary(continuations, arms, seed=seed)
     left_out = [tables.of_tally("Entries dropped and rows failed", "Reason", "Number", found.dropped | found.failures)]
     if not found.arms:
         return [Section(TITLE, ["No entry was continued: all were dropped or failed."], tables=left_out)]
@@ -27,9 +26,9 @@ def sections(config: Config, continuations: pa.Table | None) -> list[Section]:
         Section(
             TITLE,
             [_in_words(found), _entries(found)],
-            [_curve(config, found, suite.unit)],
+            [_curve(arms, found, suite.unit)],
             [table for table in (tables.of_corr(found), *_differences(found), *counts) if not table.empty],
-            _notes(config, suite),
+            _notes(suite, seed),
         )
     ]
 
@@ -44,9 +43,9 @@ def _entries(found: CorrSummary) -> str:
     return f"Of {tables.whole(found.entries)} entries {tables.whole(dropped) if dropped else 'none'} had to be dropped."
 
 
-def _curve(config: Config, found: CorrSummary, unit: str) -> Figure:
+def _curve(arms: Sequence[str], found: CorrSummary, unit: str) -> Figure:
     curves = {arm.arm: [(k, corr.value, corr.interval) for k, corr in arm.at.items() if corr.value is not None] for arm in found.arms}
-    svg = plots.over_lengths(curves, palette(config, list(curves)), "Corr@k of every arm", f"k, {unit} prefilled")
+    svg = plots.over_lengths(curves, palette(arms, list(curves)), "Corr@k of every arm", f"k, {unit} prefilled")
     return Figure(
         Markup(svg), "Corr@k: how often an arm turns away after k units of a harmful response; bands are 95 % bootstrap intervals."
     )
@@ -56,11 +55,11 @@ def _differences(found: CorrSummary) -> list[tables.Table]:
     return [tables.of_corr_differences(found.differences, by_k=by_k) for by_k in (False, True)] if found.differences else []
 
 
-def _notes(config: Config, suite: CourseCorrectionSuite) -> list[str]:
+def _notes(suite: C2Eval, seed: int) -> list[str]:
     notes = [
         "Corr of an entry at k: the share of its paths, of those with a readable verdict, that correct course. Corr@k: the mean over entries; "
         "Corr_mean: the mean of the Corr@k. Bold: the best of its row.",
-        f"Intervals: 95 % bootstrap over entries, {tables.whole(summary.RESAMPLES)} resamples, seed {config.seed}; an entry is drawn with all "
+        f"Intervals: 95 % bootstrap over entries, {tables.whole(summary.RESAMPLES)} resamples, seed {seed}; an entry is drawn with all "
         "its k and all arms. Better, worse, same: on how many entries the arm turns away more often, less often, as often as vanilla.",
         tables.TOLD_APART.format(fewest=summary.FEWEST_DIFFERING, what="entries"),
         f"{suite.paths} paths per entry and k, each of at most {suite.draw.max_tokens} tokens (m). Cut: the path reached that limit, as most "
@@ -69,7 +68,7 @@ def _notes(config: Config, suite: CourseCorrectionSuite) -> list[str]:
     return [*notes, _prefill(suite), suite.judge.limits("course correction")]
 
 
-def _prefill(suite: CourseCorrectionSuite) -> str:
+def _prefill(suite: C2Eval) -> str:
     if suite.authors_rules:
         return (
             "By the authors' rules: k counts words, those of the affirmative opener included, and every path draws an opener of its own; a "

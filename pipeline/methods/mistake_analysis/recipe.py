@@ -6,9 +6,9 @@ that it may be harmful → why it is harmful. What is trained on later (`convers
 
 from pipeline import prompts
 from pipeline.chat import Chat, Message, system, user
-from pipeline.config import MistakeAnalysis
 from pipeline.errors import RowFailed
 from pipeline.judges import Exchange, negated
+from pipeline.methods.mistake_analysis import PROMPTS, MistakeAnalysis
 from pipeline.schema import NOT_INDUCED, OK
 
 
@@ -17,7 +17,7 @@ class MistakeAnalysisRecipe:
 
     def __init__(self, config: MistakeAnalysis):
         self.config = config
-        self.prompts = prompts.load("methods/mistake_analysis/prompts.yaml", config.prompts)
+        self.prompts = prompts.load(PROMPTS, config.prompts)
 
     async def __call__(self, row: dict, chat: Chat) -> dict:
         instruction = row["instruction"]

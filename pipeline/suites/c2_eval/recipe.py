@@ -7,34 +7,33 @@ times, and each path is judged. `authors_rules` follows the published scripts, w
 import asyncio
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from pipeline import prompts
 from pipeline.chat import Chat, Completion, Message, Sampling, assistant, user
-from pipeline.config import Config, CourseCorrectionSuite
 from pipeline.errors import RowFailed, UserError
-from pipeline.evaluation.answers import VANILLA
 from pipeline.judges import Exchange
+from pipeline.methods.course_correction import PROMPTS
 from pipeline.schema import DROPPED, OK
+from pipeline.suites.c2_eval import C2Eval
 
 
 class _Unfit(Exception):
     """An entry that cannot be measured; the message is the reason, its kind before the colon."""
 
 
-def work(config: Config, entries: Iterable[dict], tokenizer=None) -> Iterator[dict]:
+def work(suite: C2Eval, arms: Sequence[str], seed: int, entries: Iterable[dict], tokenizer: Any = None) -> Iterator[dict]:
     """Rows of `data.schema.CONTINUATIONS` to do: one per (entry, arm, k), or one for an entry that is dropped, with its reason.
 
     All arms continue the same prefills. tokenizer: the model's, where the suite counts tokens; UserError where it tells no offsets.
     """
-    suite = config.evaluation.course_correction
     if suite.unit == "tokens" and not tokenizer.is_fast:
         raise UserError(
-            f"evaluation.course_correction.unit = tokens: the tokenizer of {config.model.path} does not tell where in the text a token ends; "
+            f"suites.c2_eval.unit = tokens: the tokenizer of {tokenizer.name_or_path} does not tell where in the text a token ends; "
             "use unit: words"
         )
-    prefills = AuthorsPrefills(suite, config.seed) if suite.authors_rules else Prefills(suite, config.seed, tokenizer)
-    arms = [VANILLA, *config.arms, *config.evaluation.adapters]
+    prefills = AuthorsPrefills(suite, seed) if suite.authors_rules else Prefills(suite, seed, tokenizer)
     for entry in entries:
         about = {name: entry[name] for name in ("instruction_id", "instruction", "category")}
         try:
@@ -50,9 +49,9 @@ def work(config: Config, entries: Iterable[dict], tokenizer=None) -> Iterator[di
 class Prefills:
     """How the model's turn begins: an opener, fixed per entry and k, and the first k units of a response longer than the longest k."""
 
-    def __init__(self, suite: CourseCorrectionSuite, seed: int, tokenizer=None):
+    def __init__(self, suite: C2Eval, seed: int, tokenizer=None):
         self.suite, self.seed, self.tokenizer = suite, seed, tokenizer
-        self.openers = prompts.load("methods/course_correction/prompts.yaml", suite.prompts).lines("openers")
+        self.openers = prompts.load(PROMPTS, suite.prompts).lines("openers")
 
     def of(self, entry: dict) -> dict[int, list[str]]:
         """By k. The units keep the response's own white space; the opener is not counted. Raises _Unfit."""
@@ -104,10 +103,9 @@ def _first_words(text: str, k: int) -> str:
 class ContinuationRecipe:
     """The recipe of data set `continuations` (`data.schema.CONTINUATIONS`). adapters: arm → adapter directory."""
 
-    def __init__(self, config: Config, adapters: dict[str, str]):
-        suite = config.evaluation.course_correction
+    def __init__(self, suite: C2Eval, adapters: Mapping[str, str]):
         self.suite, self.adapters = suite, adapters
-        self.triggers = tuple(prompts.load("methods/course_correction/prompts.yaml", suite.prompts).lines("triggers"))
+        self.triggers = tuple(prompts.load(PROMPTS, suite.prompts).lines("triggers"))
 
     async def __call__(self, row: dict, chat: Chat) -> dict:
         """Raises RowFailed where the paths cannot be sampled, or no path's judge could be asked."""
@@ -155,17 +153,3 @@ def _verdicts(judged: list[bool | BaseException | None]) -> list[bool | None]:
     if all(isinstance(verdict, RowFailed) for verdict in judged):
         raise judged[0]
     return [None if isinstance(verdict, RowFailed) else verdict for verdict in judged]
-
-
-def check_prefill(tokenizer, path: str, field: str = "model") -> None:
-    """A model's chat template can continue an assistant's turn. path, field: the model's, for the message. Raises UserError."""
-    prefill = "Sure, here is how: first,"
-    try:
-        text = tokenizer.apply_chat_template(_turn("How?", prefill), tokenize=False, continue_final_message=True)
-    except Exception:  # a template can raise anything, and says so in many words
-        text = ""
-    if not text.endswith(prefill):
-        raise UserError(
-            f"{field}.path = {path}: its chat template cannot continue an assistant's turn that has begun, which course correction rests on; "
-            "replace chat_template.jinja in the model directory by one that keeps the last message as it is"
-        )

@@ -17,11 +17,11 @@ from itertools import combinations
 
 from pipeline import prompts
 from pipeline.chat import Chat, assistant, user
-from pipeline.config import CourseCorrection
 from pipeline.data import storage
 from pipeline.errors import RowFailed
 from pipeline.judges import Exchange
 from pipeline.judges.refusal import is_refusal
+from pipeline.methods.course_correction import PROMPTS, CourseCorrection
 from pipeline.schema import DROPPED, OK
 
 MARKS = frozenset(',.!:;?-"(){}[]')
@@ -54,7 +54,7 @@ class CourseCorrectionRecipe:
     def __init__(self, config: CourseCorrection, seed: int):
         self.config, self.seed = config, seed
         self.adapter = config.aligned.adapter and storage.absolute(config.aligned.adapter)
-        texts = prompts.load("methods/course_correction/prompts.yaml", config.prompts)
+        texts = prompts.load(PROMPTS, config.prompts)
         self.openers, self.triggers = texts.lines("openers"), texts.lines("triggers")
         self.sampling = config.continuation.sampling()
 
@@ -100,7 +100,7 @@ class CourseCorrectionRecipe:
         # The model went on in the middle of a text: the space before its first word, or that there is none, is its own.
         turn = (beginning.trigger + completion.text).rstrip()
         exchange = Exchange(instruction, turn, beginning.harmful, tuple(self.triggers))
-        verdict = await self.config.check(exchange, chat, f"check{beginning.number}")
+        verdict = await self.config.judge(exchange, chat, f"check{beginning.number}")
         if not verdict.ok:
             raise _Lost("unreadable verdict" if verdict.ok is None else "does not correct course")
         return _response(

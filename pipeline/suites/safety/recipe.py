@@ -1,34 +1,32 @@
 """Safety arms: each arm answers each instruction under each condition, and the answers are judged. One engine serves all arms."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pipeline import prompts
 from pipeline.chat import Chat, Message, user
-from pipeline.config import Config
 from pipeline.judges import Exchange, negated
 from pipeline.judges.refusal import is_refusal
-from pipeline.recipes.mistake_analysis import induced, reminded
+from pipeline.methods.mistake_analysis import PROMPTS
+from pipeline.methods.mistake_analysis.recipe import induced, reminded
 from pipeline.schema import FAILED, OK
+from pipeline.suites.safety import Safety
 
-VANILLA = "vanilla"
 
-
-def work(config: Config, harmful: Iterable[dict], helpful: Iterable[dict]) -> Iterator[dict]:
+def work(suite: Safety, arms: Sequence[str], harmful: Iterable[dict], helpful: Iterable[dict]) -> Iterator[dict]:
     """One row per (instruction, arm, condition, sample). Benign instructions are not answered under the induction hint: nothing is measured there."""
-    arms = [VANILLA, *config.arms, *config.evaluation.adapters]
-    for suite, rows in (("harmful", harmful), ("helpful", helpful)):
-        conditions = [c for c in config.evaluation.conditions if suite == "harmful" or c != "hint"]
+    for part, rows in (("harmful", harmful), ("helpful", helpful)):
+        conditions = [c for c in suite.conditions if part == "harmful" or c != "hint"]
         for row in rows:
             if row["status"] == FAILED:
                 continue
             for arm in arms:
                 for condition in conditions:
-                    for sample in range(config.evaluation.samples):
+                    for sample in range(suite.samples):
                         yield {
-                            "id": f"{row['instruction_id']}-{suite}-{arm}-{condition}-{sample}",
+                            "id": f"{row['instruction_id']}-{part}-{arm}-{condition}-{sample}",
                             "instruction_id": row["instruction_id"],
                             "sample": sample,
-                            "suite": suite,
+                            "suite": part,
                             "arm": arm,
                             "condition": condition,
                             "instruction": row["instruction"],
@@ -39,11 +37,10 @@ def work(config: Config, harmful: Iterable[dict], helpful: Iterable[dict]) -> It
 class AnswerRecipe:
     """The recipe of data set `evaluation` (`data.schema.ANSWERS`). adapters: arm → adapter directory."""
 
-    def __init__(self, config: Config, adapters: dict[str, str]):
-        asked = config.mistake_analysis
-        self.draw, self.hint, self.adapters = config.evaluation.answer, asked.hint, adapters
-        self.prompts = prompts.load("methods/mistake_analysis/prompts.yaml", asked.prompts)
-        self.harmless, self.help = config.evaluation.harmless, config.evaluation.help
+    def __init__(self, suite: Safety, adapters: Mapping[str, str]):
+        self.draw, self.hint, self.adapters = suite.answer, suite.hint, adapters
+        self.prompts = prompts.load(PROMPTS, suite.prompts)
+        self.harmless, self.help = suite.harmless, suite.help
 
     async def __call__(self, row: dict, chat: Chat) -> dict:
         messages = self.messages(row["instruction"], row["condition"])

@@ -1,47 +1,50 @@
 """The report's sections of the safety suite: arms, paired differences, categories."""
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 from markupsafe import Markup
 
-from pipeline.config import Config
 from pipeline.report import plots, summary, tables
-from pipeline.report.sections import Figure, Section, arm_names, palette
-from pipeline.report.summary import CONDITIONS, VANILLA
+from pipeline.report.sections import Figure, Section, palette
+from pipeline.report.summary import CONDITIONS
+from pipeline.suites import VANILLA
+from pipeline.suites.safety import Safety
 
 LARGEST_CATEGORIES = 12
 
 
-def sections(config: Config, answers: pa.Table | None) -> list[Section]:
-    """answers: a data set of ANSWERS without its texts. No section where there is none and none is configured."""
-    if answers is not None:
-        return [_arms(config, answers), _differences(config, answers), _categories(config, answers)]
-    missing = Section("Arms", ["This run holds no evaluation yet: `setbacks evaluate` writes it."])
-    return [missing] if "safety" in config.evaluation.suites else []
+def sections(suite: Safety, answers: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
+    """answers: a data set of ANSWERS without its texts; None if the run has none yet. arms: those beside vanilla."""
+    if answers is None:
+        return [Section("Arms", ["This run holds no evaluation yet: `setbacks evaluate` writes it."])]
+    return [_arms(suite, answers, arms), _differences(answers, arms, seed), _categories(answers, arms)]
 
 
-def _arms(config: Config, answers: pa.Table) -> Section:
-    rows = summary.arms_table(answers, arm_names(config))
+def _arms(suite: Safety, answers: pa.Table, arms: Sequence[str]) -> Section:
+    rows = summary.arms_table(answers, arms)
     conditions, rates = _conditions(rows), {(r.arm, r.condition): r.harmless for r in rows}
     shown = dict.fromkeys(r.arm for r in rows)
     panels = [plots.Panel(c, [(arm, {arm: rates.get((arm, c), summary.Rate(0, 0))}) for arm in shown]) for c in conditions]
-    svg = plots.rates(panels, _palette(config, rows), "Harmless rate of every arm under every condition", legend=False)
+    svg = plots.rates(panels, _palette(arms, rows), "Harmless rate of every arm under every condition", legend=False)
     notes = ["Harmless: the share of judged answers to red-team instructions that are harmless, with 95 % Wilson interval."]
-    if config.evaluation.samples > 1:
+    if suite.samples > 1:
         notes.append(
-            f"Every instruction is answered {config.evaluation.samples} times and every answer counts. The Wilson interval takes them as "
+            f"Every instruction is answered {suite.samples} times and every answer counts. The Wilson interval takes them as "
             "independent and is therefore somewhat too narrow; the paired differences resample whole instructions."
         )
-    if config.evaluation.help:
+    if suite.help:
         notes.append(
             "Help and Harm-Help: rating from 1 to 10 on benign and on red-team instructions, averaged over instructions, with 95 % normal "
             "interval over instructions. No rating: answered, but the rating could not be read."
         )
-    if config.evaluation.helpful:
+    if suite.helpful:
         notes.append("Over-refusal: the share of answers to benign instructions that are refusals by their phrases; lower is better.")
     notes.append("No verdict: answered, but the judge's reply could not be read. Cut: the answer reached its token limit.")
     notes.append("Bold: the best of its group. Whether a difference is more than chance is for the next table to say.")
     figure = Figure(Markup(svg), "Harmless rate per arm and condition, with 95 % Wilson intervals.")
-    both = [tables.of_arms(rows, config), tables.of_counts(rows, config)]
+    rated, helpful = suite.help is not None, suite.helpful is not None
+    both = [tables.of_arms(rows, rated=rated, helpful=helpful), tables.of_counts(rows, rated=rated)]
     return Section("Arms", [_in_words(rows, c) for c in conditions], [figure], both, notes)
 
 
@@ -51,26 +54,25 @@ def _in_words(rows: list[summary.ArmRow], condition: str) -> str:
     return f"{lead}, answers judged harmless: {', '.join(shares) or 'none was judged'}."
 
 
-def _differences(config: Config, answers: pa.Table) -> Section:
-    arms = arm_names(config)
+def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
     pairs = [(arm, VANILLA) for arm in arms]
     if "sft" in arms:
         pairs += [(arm, "sft") for arm in arms if arm != "sft"]
-    found = [summary.paired_difference(answers, *pair, c, seed=config.seed) for c in ("plain", "reminder") for pair in pairs]
+    found = [summary.paired_difference(answers, *pair, c, seed=seed) for c in ("plain", "reminder") for pair in pairs]
     differences = [d for d in found if d]
     if not differences:
         return Section("Paired differences", ["No two arms were judged on the same instructions."])
     text = "Harmless rate of one arm minus that of another on the same red-team instructions, in percentage points."
     bootstrap = (
-        f"Interval: 95 % bootstrap over instructions, {tables.whole(summary.RESAMPLES)} resamples, seed {config.seed}; every instruction "
+        f"Interval: 95 % bootstrap over instructions, {tables.whole(summary.RESAMPLES)} resamples, seed {seed}; every instruction "
         "weighs the same. Better, worse, same: on how many instructions the first arm was harmless more often, less often, as often."
     )
     notes = [bootstrap, tables.TOLD_APART.format(fewest=summary.FEWEST_DIFFERING, what="instructions")]
     return Section("Paired differences", [text], tables=[tables.of_differences(differences)], notes=notes)
 
 
-def _categories(config: Config, answers: pa.Table) -> Section:
-    rows = summary.by_category(answers, arm_names(config))
+def _categories(answers: pa.Table, arms: Sequence[str]) -> Section:
+    rows = summary.by_category(answers, arms)
     categories = list(dict.fromkeys(r.category for r in rows))
     if not categories:
         return Section("By category", ["No answer to a red-team instruction was judged."])
@@ -79,15 +81,15 @@ def _categories(config: Config, answers: pa.Table) -> Section:
         plots.Panel(c, [(name, {r.arm: r.harmless for r in rows if (r.condition, r.category) == (c, name)}) for name in shown])
         for c in _conditions(rows)
     ]
-    svg = plots.rates(panels, _palette(config, rows), "Harmless rate of every arm per category and condition")
+    svg = plots.rates(panels, _palette(arms, rows), "Harmless rate of every arm per category and condition")
     caption = "Harmless rate per category, with 95 % Wilson intervals; the category with the most judged answers on top."
     if len(categories) > len(shown):
         caption += f" {len(categories) - len(shown)} smaller categories are left out."
     return Section("By category", figures=[Figure(Markup(svg), caption)], tables=[tables.of_categories(rows)])
 
 
-def _palette(config: Config, rows: list) -> list[str]:
-    return palette(config, [r.arm for r in rows])
+def _palette(arms: Sequence[str], rows: list) -> list[str]:
+    return palette(arms, [r.arm for r in rows])
 
 
 def _conditions(rows: list) -> list[str]:

@@ -1,0 +1,213 @@
+"""The whole configuration, and what its sections must agree on. The unions here are the registry of methods, suites and trainers.
+
+Each section stands beside the code that it configures; what all sections build on is `pipeline.settings`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from pipeline.methods.base import Method as AnyMethod
+from pipeline.methods.course_correction import CourseCorrection
+from pipeline.methods.mistake_analysis import MistakeAnalysis
+from pipeline.schema import Schema
+from pipeline.settings import file
+from pipeline.settings.base import AdapterPath, ArmName, Inference, Model, Name, Natural, Section, tag
+from pipeline.settings.file import dump as dump
+from pipeline.suites import VANILLA
+from pipeline.suites.base import Suite
+from pipeline.suites.c2_eval import C2Eval
+from pipeline.suites.safety import Safety
+from pipeline.training.config import DPO, SFT, Train, Trainer
+
+Method = Annotated[MistakeAnalysis | CourseCorrection, Field(discriminator="name")]
+
+
+class Suites(Section):
+    """What every arm is put through, all suites in one engine start; null = not evaluated."""
+
+    safety: Safety | None = None
+    c2_eval: C2Eval | None = None
+
+    def items(self) -> dict[str, Suite]:
+        """The suites that are configured, by name."""
+        return {name: suite for name in type(self).model_fields if (suite := getattr(self, name)) is not None}
+
+
+class Arm(Section):
+    """One fine-tuned arm: which examples it sees, and where its training differs from `train`."""
+
+    kinds: list[str] | None = Field(None, min_length=1, description="of the examples; only for training sets that have kinds")
+    train: Trainer = Field(description="fields that differ from `train`; merged with it when a configuration is read")
+
+
+class Report(Section):
+    examples: Natural = Field(6, description="masked examples shown")
+
+
+class Config(Section):
+    run_dir: Name = Field(description="where everything is written: a directory that every node sees (local, NFS), or s3://, gs://")
+    seed: int = Field(0, ge=0, lt=2**63)
+    model: Model
+    inference: Inference = Inference()
+    methods: dict[ArmName, Method] = Field({}, description="what is generated and trained on; empty where a run only evaluates")
+    train: Trainer = SFT()
+    arms: dict[ArmName, Arm] = Field(description="default: those of the methods")
+    suites: Suites = Suites()
+    adapters: dict[ArmName, AdapterPath] = Field({}, description="directories of other adapters of the model, evaluated beside the arms")
+    report: Report = Report()
+
+    @property
+    def arm_names(self) -> list[str]:
+        """Everything that is evaluated, the base model first."""
+        return [VANILLA, *self.arms, *self.adapters]
+
+    def field_of(self, arm: str, name: str) -> str:
+        """Where the user most likely wrote a setting of an arm's training: under `train`, unless the arm's own differs."""
+        same = getattr(self.train, name, None) == getattr(self.arms[arm].train, name)
+        return f"train.{name}" if same else f"arms.{arm}.train.{name}"
+
+    def training_sets(self) -> dict[Schema, dict[str, AnyMethod]]:
+        """The training sets that the arms use (if there are none: all that the methods can make), and the methods that make them."""
+        used = {arm.train.accepts for arm in self.arms.values()}
+        found: dict[Schema, dict[str, AnyMethod]] = {}
+        for name, method in self.methods.items():
+            if method.training_set in used or not used:
+                found.setdefault(method.training_set, {})[name] = method
+        return found
+
+    @model_validator(mode="before")
+    @classmethod
+    def _written_out(cls, tree: Any) -> Any:
+        """Arms, and their training, depend on other sections; written out here, so that everything is checked in its place."""
+        if not isinstance(tree, dict):
+            return tree
+        for key, place in _MOVED.items():
+            if key in tree:
+                raise ValueError(f"{key} is not a key any more: {place}")
+        if "arms" not in tree:
+            tree = {**tree, "arms": _default_arms(tree)}
+        if isinstance(tree["arms"], dict):
+            tree = {**tree, "arms": {name: _with_training(arm, tree.get("train", {})) for name, arm in tree["arms"].items()}}
+        return tree
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> "Config":
+        if not self.methods and not self.suites.items():
+            raise ValueError("nothing would be done: give methods (to generate and train) or suites (to evaluate)")
+        if self.arms and not self.methods:
+            raise ValueError("arms need a method that makes their training sets: give methods, or name finished adapters in adapters")
+        return self
+
+    @model_validator(mode="after")
+    def _methods_make_different_data_sets(self) -> "Config":
+        makers: dict[str, str] = {}
+        for name, method in self.methods.items():
+            if (other := makers.setdefault(method.generated.name, name)) != name:
+                raise ValueError(f"methods.{name} and methods.{other} both make {method.generated.name}: use a run directory for each")
+        return self
+
+    @model_validator(mode="after")
+    def _arms_have_examples(self) -> "Config":
+        for name, arm in self.arms.items():
+            _check_arm(name, arm, self.methods)
+        return self
+
+    @model_validator(mode="after")
+    def _arms_have_names_of_their_own(self) -> "Config":
+        for name in (VANILLA, *self.adapters):
+            if name in self.arms:
+                taken = "the base model itself" if name == VANILLA else "also a name in adapters"
+                raise ValueError(f"arms.{name} is {taken}; give the fine-tuned arm another name")
+        if VANILLA in self.adapters:
+            raise ValueError("adapters.vanilla: vanilla is the base model itself; give the adapter another name")
+        return self
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML configuration and apply `key.sub=value` overrides (values are YAML: `3`, `true`, `[1, 2]`).
+
+    Raises UserError (one sentence) if the file is missing or unreadable, or a key or value is wrong.
+    """
+    return file.load(Config, path, overrides)
+
+
+# Keys of older configurations, and where what they said stands now.
+_MOVED = {
+    "instructions": "it stands with the method that reads it, as methods.NAME.instructions",
+    "recipe": "a method has a name of its own, as methods.NAME: {name: mistake_analysis, …}",
+    "mix": "it belongs to mistake analysis, as methods.NAME.mix",
+    "evaluation": "its safety suite is suites.safety, course_correction is suites.c2_eval, adapters are adapters",
+}
+
+METHODS: dict[str, type[AnyMethod]] = {cls.model_fields["name"].default: cls for cls in (MistakeAnalysis, CourseCorrection)}
+TRAINERS: dict[str, type[Train]] = {cls.model_fields["method"].default: cls for cls in (SFT, DPO)}
+
+
+def _default_arms(tree: dict) -> dict:
+    """The default arms of the methods, as YAML would give them."""
+    methods, train = tree.get("methods"), tree.get("train", {})
+    arms: dict[str, dict] = {}
+    for section in methods.values() if isinstance(methods, dict) else ():
+        method = METHODS.get(tag(section, "name", None)) if isinstance(section, dict | AnyMethod) else None
+        if method is None:
+            continue  # wrong in a way that validation will name
+        for name, arm in method.default_arms.items():
+            given = TRAINERS.get(tag(train, "method", "sft"))
+            fits = given is None or given.accepts == method.training_set
+            trainer = {} if fits else {"train": {"method": _trainer_of(method.training_set)}}
+            arms[name] = {**arm, **trainer}
+    return arms
+
+
+def _trainer_of(schema: Schema) -> str:
+    return next(name for name, trainer in TRAINERS.items() if trainer.accepts == schema)
+
+
+def _check_arm(name: str, arm: Arm, methods: dict[str, AnyMethod]) -> None:
+    """Raises ValueError if no method makes what the arm's trainer accepts, or none makes examples of its kinds."""
+    makers = [method for method in methods.values() if method.training_set == arm.train.accepts]
+    if not makers:
+        made = sorted({method.training_set.name for method in methods.values()})
+        trainer = _trainer_of(next(iter(methods.values())).training_set)
+        raise ValueError(
+            f"arms.{name}: {arm.train.method} trains on {arm.train.accepts.name}, and the methods make {' and '.join(made)}: "
+            f"set train.method: {trainer}"
+        )
+    known = [kind for method in makers for kind in method.example_kinds]
+    if arm.kinds is None:
+        if known:
+            raise ValueError(f"arms.{name}.kinds is missing: say which of {', '.join(known[:-1])} and {known[-1]} the arm is trained on")
+        return
+    if not known:
+        raise ValueError(
+            f"arms.{name}.kinds: choose examples of a mixture, and {makers[0].training_set.name} has no kinds: leave kinds out"
+        )
+    if unknown := [kind for kind in arm.kinds if kind not in known]:
+        raise ValueError(f"arms.{name}.kinds: {unknown[0]} is not a kind of example; known are {', '.join(known)}")
+    if not any(kind in (method.kinds or ()) for method in makers for kind in arm.kinds):
+        raise ValueError(f"arms.{name} would have no training example: mix gives no {' or '.join(arm.kinds)} ones")
+
+
+def _with_training(arm: Any, train: Any) -> Any:
+    """An arm with what `train` says. One that is trained by another method takes what both methods have."""
+    if not (isinstance(arm, dict) and isinstance(train, dict) and isinstance(arm.get("train", {}), dict)):
+        return arm  # wrong in a way that validation will name
+    own = arm.get("train", {})
+    if own.get("method", base := train.get("method", "sft")) != base:
+        train = {key: value for key, value in train.items() if key in Train.model_fields and key not in _OF_THE_METHOD}
+    return {**arm, "train": _merged(train, own)}
+
+
+_OF_THE_METHOD = {"method", "epochs", "learning_rate", "batch_size", "max_length"}  # these have another meaning, or another scale
+
+
+def _merged(base: dict, changes: dict) -> dict:
+    both = {
+        key: _merged(base[key], changes[key])
+        for key in base.keys() & changes.keys()
+        if isinstance(base[key], dict) and isinstance(changes[key], dict)
+    }
+    return {**base, **changes, **both}

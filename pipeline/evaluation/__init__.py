@@ -1,1 +1,0 @@
-"""Every arm under every condition, judged; the numbers; the report."""

@@ -1,0 +1,115 @@
+"""C²-Syn (Xu et al., EMNLP 2024, arXiv 2407.16637): responses that turn away sooner or later, ranked, and their preference pairs."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from pipeline import prompts as prompt_files
+from pipeline.chat import Recipe
+from pipeline.data import storage
+from pipeline.errors import UserError
+from pipeline.judges import CorrectionJudge, Judge, Phrases
+from pipeline.methods.base import DataReport, Method
+from pipeline.schema import CORRECTIONS, PREFERENCES, Schema
+from pipeline.settings.base import AdapterPath, Count, Draw, Inference, Model, Natural, PromptFile, Section
+
+PROMPTS = "methods/course_correction/prompts.yaml"
+
+
+class Aligned(Section):
+    """The well-aligned model that goes on after a corrective trigger: another model, or an adapter on it."""
+
+    model: Model | None = Field(None, description="null = the run's own model")
+    adapter: AdapterPath | None = Field(None, description="directory of a LoRA adapter of that model")
+
+
+class CourseCorrection(Method):
+    """Cut harmful responses, turn each beginning around, rank what comes of it."""
+
+    generated: ClassVar[Schema] = CORRECTIONS
+    training_set: ClassVar[Schema] = PREFERENCES
+    default_arms: ClassVar = {"dpo": {}}
+    nothing: ClassVar = "no request kept two responses that differ"
+
+    name: Literal["course_correction"] = "course_correction"
+    samples: Count = Field(1, description="groups of responses per request, each with triggers and continuations of its own")
+    keywords: list[str] = Field(["how", "what"], description="the request holds one of them, in any case; empty = no condition")
+    min_words: Natural = Field(80, description="the unsafe response has more words than this")
+    cuts: Count = Field(4, description="initial harmful responses per request, each ending at a punctuation mark")
+    aligned: Aligned = Aligned()
+    continuation: Draw = Draw(max_tokens=128, temperature=0.7)
+    generate_safe: bool = Field(True, description="where the source has no safe response, take the aligned model's own refusal")
+    judge: CorrectionJudge = Field(Phrases(), description="of whether a synthetic response really corrects course")
+    prompts: PromptFile | None = Field(None, description="YAML file that replaces methods/course_correction/prompts.yaml")
+
+    @property
+    def needs_unsafe(self) -> bool:
+        return True
+
+    def recipe(self, seed: int) -> Recipe:
+        from pipeline.methods.course_correction.recipe import CourseCorrectionRecipe
+
+        return CourseCorrectionRecipe(self, seed)
+
+    def examples(self, rows: Iterable[dict], drops: Counter[str], seed: int) -> Iterator[dict]:
+        from pipeline.methods.course_correction import recipe
+
+        return recipe.pairs(rows, drops)
+
+    def generator(self, model: Model) -> tuple[Model, str | None]:
+        """The aligned model may be another one, or have an adapter."""
+        return self.aligned.model or model, self.aligned.adapter
+
+    def most_tokens(self) -> int:
+        return (self.cuts + self.generate_safe) * self.continuation.max_tokens + self.cuts * self.judge.tokens()
+
+    def report(self, numbers: Mapping[str, pa.Table | None]) -> DataReport:
+        from pipeline.methods.course_correction import report
+
+        return report.data(self, numbers)
+
+    def settings(self) -> dict[str, str]:
+        keywords = f"the request holds {' or '.join(self.keywords)}" if self.keywords else "any request"
+        aligned = self.aligned.model.path if self.aligned.model else "the run's model"
+        return {
+            "Selection": f"{keywords}; the unsafe response has more than {self.min_words} words",
+            "Cuts": f"{self.cuts} per request, {self.samples} groups of responses each",
+            "Aligned model": aligned + (f" with adapter {self.aligned.adapter}" if self.aligned.adapter else ""),
+            "Continuation": self.continuation.described(),
+            "Safe responses": "the source's; else the aligned model's own refusal" if self.generate_safe else "the source's only",
+        }
+
+    def judged(self) -> list[tuple[Judge, str, str]]:
+        return [(self.judge, "course correction", "whether a synthetic response corrects course")]
+
+    def prompt_hashes(self) -> dict[str, str]:
+        return {"course_correction": prompt_files.load(PROMPTS, self.prompts).hash, **self.judge.prompt_hashes()}
+
+    def check(self, field: str, model: Model, directory: str, inference: Inference, models: Any) -> list[str]:
+        """The aligned model can continue a turn, its adapter fits it; a notice if its tokens are others than the trained model's."""
+        aligned, adapter = self.generator(model)
+        if inference.endpoint:
+            if adapter or self.aligned.model:
+                raise UserError(
+                    f"{field}.aligned: inference.endpoint serves the model that generates; leave {field}.aligned out, or the endpoint"
+                )
+            if not inference.endpoint.prefill:
+                raise UserError("inference.endpoint.prefill = false: course_correction continues turns; set it to true if the server can")
+            return []
+        own = models.model_dir(aligned)
+        if aligned.is_dummy or model.is_dummy:
+            return []
+        if own != directory:
+            models.check_weights(own, aligned.revision, f"{field}.aligned.model.path")
+        if adapter:
+            models.check_adapter(f"{field}.aligned.adapter", storage.absolute(adapter), own)
+        tokenizer = models.load_tokenizer(aligned, own)
+        models.check_prefill(tokenizer, aligned.path, f"{field}.aligned.model" if self.aligned.model else "model")
+        if own == directory or tokenizer.get_vocab() == models.load_tokenizer(model, directory).get_vocab():
+            return []
+        return [
+            f"generate: {aligned.path} has another tokenizer than {model.path}; its continuations are text, tokenised again for training"
+        ]

@@ -1,0 +1,108 @@
+"""Mistake analysis (Chen et al., ICLR 2024, arXiv 2310.10477): the model errs on purpose, explains the error, and is trained on that."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import ClassVar, Literal
+
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from pipeline import prompts as prompt_files
+from pipeline.chat import Recipe
+from pipeline.judges import HarmlessnessJudge, Judge, Refusal
+from pipeline.methods.base import DataReport, Method
+from pipeline.schema import MISTAKES, SFT, Schema
+from pipeline.settings.base import Draw, PromptFile, Ratio, Section, Source
+
+PROMPTS = "methods/mistake_analysis/prompts.yaml"
+
+
+class Hint(Section):
+    """The cue that induces a mistake. Exact wording and position are unknown from the paper, hence options."""
+
+    text: str | None = Field(None, description="none = `hint` of the prompt file")
+    position: Literal["suffix", "prefix", "system"] = "suffix"
+
+
+class Mix(Section):
+    """What the adapters are trained on: analyses + safe pairs + helpful pairs. Ratios are rows per harmful instruction."""
+
+    guided_template: bool = Field(False, description="train with the guided template (an ablation: the verdict leaks into the prompt)")
+    helpful: Source | None = Field(None, description="benign instructions with reference responses")
+    analysis: Ratio = 1.0
+    safe: Ratio = 1.0
+    helpful_ratio: Ratio = 1.0
+
+
+class MistakeAnalysis(Method):
+    """Guided mistake induction, then analysis."""
+
+    generated: ClassVar[Schema] = MISTAKES
+    training_set: ClassVar[Schema] = SFT
+    default_arms: ClassVar = {"sft": {"kinds": ["safe", "helpful"]}, "mistake_analysis": {"kinds": ["safe", "helpful", "analysis"]}}
+    nothing: ClassVar = "no mistake was analysed and no source has a safe response"
+    mixing: ClassVar = frozenset({"mix"})
+    example_kinds: ClassVar = ("analysis", "safe", "helpful")
+
+    name: Literal["mistake_analysis"] = "mistake_analysis"
+    mistake: Literal["induced", "reference"] = Field("induced", description="`reference` = the source's own unsafe response")
+    hint: Hint = Hint()
+    guided_analysis: bool = Field(True, description="tell the model that the response may be harmful when it analyses it")
+    verify: HarmlessnessJudge | None = Field(Refusal(), description="judge of whether the induced response is harmful; null = not judged")
+    filter: bool = Field(False, description="analyse only mistakes judged harmful (the paper's figure draws no filter)")
+    induce: Draw = Draw()
+    analyse: Draw = Draw()
+    prompts: PromptFile | None = Field(None, description="YAML file that replaces methods/mistake_analysis/prompts.yaml")
+    mix: Mix = Mix()
+
+    @model_validator(mode="after")
+    def _filter_needs_verdict(self) -> "MistakeAnalysis":
+        if self.filter and self.verify is None:
+            raise ValueError("filter needs a verdict: set verify, or filter: false")
+        return self
+
+    @property
+    def kinds(self) -> list[str]:
+        mix = self.mix
+        made = {"analysis": mix.analysis, "safe": mix.safe, "helpful": mix.helpful is not None and mix.helpful_ratio}
+        return [kind for kind, some in made.items() if some]
+
+    @property
+    def needs_unsafe(self) -> bool:
+        return self.mistake == "reference"
+
+    def recipe(self, seed: int) -> Recipe:
+        from pipeline.methods.mistake_analysis.recipe import MistakeAnalysisRecipe
+
+        return MistakeAnalysisRecipe(self)
+
+    def examples(self, rows: Iterable[dict], drops: Counter[str], seed: int) -> Iterator[dict]:
+        from pipeline.methods.mistake_analysis import mixture
+        from pipeline.sources import instructions
+
+        return mixture.examples(self, rows, instructions.well_formed(self.mix.helpful), seed)
+
+    def most_tokens(self) -> int:
+        verdict = self.verify.tokens() if self.verify else 0
+        return self.analyse.max_tokens + verdict + (self.induce.max_tokens if self.mistake == "induced" else 0)
+
+    def report(self, numbers: Mapping[str, pa.Table | None]) -> DataReport:
+        from pipeline.methods.mistake_analysis import report
+
+        return report.data(self, numbers)
+
+    def settings(self) -> dict[str, str]:
+        return {
+            "Hint": f"{self.hint.text or 'as in the prompt file'}; {self.hint.position}",
+            "Induction": f"{self.induce.described()}, {self.samples} per instruction",
+            "Analysis": f"{self.analyse.described()}, {'guided' if self.guided_analysis else 'unguided'}",
+            "Filter": "only mistakes judged harmful are analysed" if self.filter else "none: every mistake is analysed",
+            "Training template": "guided" if self.mix.guided_template else "unguided",
+        }
+
+    def judged(self) -> list[tuple[Judge, str, str]]:
+        return [(self.verify, "harmlessness", "whether a mistake was induced")] if self.verify else []
+
+    def prompt_hashes(self) -> dict[str, str]:
+        own = {"mistake_analysis": prompt_files.load(PROMPTS, self.prompts).hash}
+        return own | (self.verify.prompt_hashes() if self.verify else {})

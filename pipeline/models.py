@@ -1,0 +1,123 @@
+"""The files of models and adapters: where they lie, whether they are sound, and whether they fit together."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pipeline import pretrained
+from pipeline.chat import assistant, user
+from pipeline.data import storage
+from pipeline.data.adapter import FILES, shapes
+from pipeline.errors import UserError
+from pipeline.settings.base import Model
+
+check_weights = pretrained.check
+
+
+def check_model_path(model: Model, field: str) -> None:
+    """A model path is `toy`, an existing model directory, or looks like a hub id. Raises UserError otherwise."""
+    path, directory = model.path, os.path.expanduser(model.path)
+    if path == "toy" or model.is_dummy:
+        return
+    if os.path.isdir(directory):
+        if not os.path.exists(os.path.join(directory, "config.json")):
+            raise UserError(
+                f"{field}.path = {path}: the directory holds no config.json, so it is not a model; name the directory that does"
+            )
+        if not _has_chat_template(Path(directory)):
+            raise UserError(f"{field}.path = {path}: its tokenizer has no chat template; add chat_template.jinja to the model directory")
+        return
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    if looks_local or os.path.exists(directory):
+        raise UserError(f"{field}.path = {path}: no such model directory; give a directory, a hub id such as org/name, or toy")
+
+
+def model_dir(model: Model) -> str:
+    """The directory (or hub id) that engines and trainers load."""
+    if model.path == "toy":
+        from pipeline.toy.model import WEIGHTS
+
+        return str(WEIGHTS)
+    if model.is_dummy:
+        return model.path
+    path = os.path.expanduser(model.path)
+    return os.path.abspath(path) if os.path.isdir(path) else path
+
+
+def cached_model_dir(model: Model) -> str | None:
+    """The model's directory if nothing has to be downloaded for it; None otherwise."""
+    if model.is_dummy:
+        return None
+    if os.path.isdir(directory := model_dir(model)):
+        return directory
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
+    return os.path.dirname(file) if isinstance(file, str) else None
+
+
+def load_tokenizer(model: Model, directory: str) -> Any:
+    """The tokenizer of a model, which can render a chat. Raises UserError if it cannot."""
+    try:
+        tokenizer = pretrained.tokenizer(directory, model.revision)
+    except UserError:
+        raise
+    except Exception as e:  # each backend has its own exceptions for a file that is missing, broken or out of reach
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise UserError(f"model.path = {model.path}: its tokenizer cannot be loaded ({reason})") from None
+    if not tokenizer.chat_template:
+        raise UserError(f"model.path = {model.path}: its tokenizer has no chat template; add chat_template.jinja to the model directory")
+    return tokenizer
+
+
+def _has_chat_template(directory: Path) -> bool:
+    """Where transformers looks for one; read as files, since importing transformers takes longer than everything else here."""
+    if (directory / "chat_template.jinja").exists() or (directory / "chat_template.json").exists():
+        return True
+    settings = directory / "tokenizer_config.json"
+    try:
+        return bool(json.loads(settings.read_text(encoding="utf-8")).get("chat_template"))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, AttributeError) as e:
+        raise UserError(
+            f"model.path = {directory}: {settings.name} cannot be read as JSON ({type(e).__name__}); copy the model again"
+        ) from None
+
+
+def check_adapter(field: str, adapter: str, base_dir: str) -> None:
+    """An adapter's matrices must have the shapes of the base model's. Raises UserError.
+
+    Reads only the safetensors headers; a base that is a hub id is not checked here.
+    """
+    try:
+        matrices = shapes(storage.join(adapter, FILES[1]))
+    except (OSError, ValueError) as e:
+        raise UserError(f"{field}: {adapter} is not a readable PEFT adapter ({e}); train it again with --overwrite") from None
+    if not os.path.isdir(base_dir):
+        return
+    base = {name: shape for file in Path(base_dir).glob("*.safetensors") for name, shape in shapes(str(file)).items()}
+    for name, shape in matrices.items():
+        if ".lora_A." not in name:
+            continue
+        target = name.removeprefix("base_model.model.").replace(".lora_A.weight", ".weight")
+        if target not in base or base[target][1] != shape[1]:
+            found = f"{list(base[target])} there" if target in base else "absent there"
+            raise UserError(
+                f"{field}: {adapter} does not fit the model {base_dir} ({target} has inputs {shape[1]} here, is {found}); train it on this model"
+            )
+
+
+def check_prefill(tokenizer, path: str, field: str = "model") -> None:
+    """A model's chat template can continue an assistant's turn. path, field: the model's, for the message. Raises UserError."""
+    prefill = "Sure, here is how: first,"
+    try:
+        text = tokenizer.apply_chat_template([user("How?"), assistant(prefill)], tokenize=False, continue_final_message=True)
+    except Exception:  # a template can raise anything, and says so in many words
+        text = ""
+    if not text.endswith(prefill):
+        raise UserError(
+            f"{field}.path = {path}: its chat template cannot continue an assistant's turn that has begun, which course correction rests on; "
+            "replace chat_template.jinja in the model directory by one that keeps the last message as it is"
+        )

@@ -1,0 +1,78 @@
+"""The safety suite: every arm answers red-team and benign instructions, plainly, with the reminder and under the hint; answers are judged."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from pipeline import prompts as prompt_files
+from pipeline.chat import Recipe
+from pipeline.judges import HarmlessnessJudge, Judge, Rating, Refusal
+from pipeline.methods.mistake_analysis import PROMPTS, Hint
+from pipeline.report.sections import Section
+from pipeline.schema import ANSWERS, Schema
+from pipeline.settings.base import Count, Draw, PromptFile, Source
+from pipeline.sources import instructions
+from pipeline.suites.base import Suite
+
+
+class Safety(Suite):
+    """How often answers are harmless, how helpful they are, and how often benign requests are refused."""
+
+    schema: ClassVar[Schema] = ANSWERS
+    title: ClassVar = "safety"
+    method: ClassVar = "mistake_analysis"
+
+    harmful: Source = Field(description="red-team instructions")
+    helpful: Source | None = Field(None, description="benign instructions, for helpfulness and over-refusal")
+    conditions: list[Literal["plain", "reminder", "hint"]] = Field(["plain", "reminder", "hint"], min_length=1)
+    samples: Count = Field(1, description="responses per instruction, arm and condition")
+    answer: Draw = Draw()
+    harmless: HarmlessnessJudge = Refusal()
+    help: Rating | None = Field(Rating(), description="rates Help and Harm-Help; null = not rated")
+    hint: Hint = Hint()
+    prompts: PromptFile | None = Field(None, description="YAML file that replaces methods/mistake_analysis/prompts.yaml: reminder and hint")
+
+    def rows(self, arms: Sequence[str], seed: int, counts: instructions.Counts, tokenizer: Any) -> Iterator[dict]:
+        from pipeline.suites.safety import recipe
+
+        helpful = instructions.well_formed(self.helpful) if self.helpful else ()
+        return recipe.work(self, arms, instructions.well_formed(self.harmful), helpful)
+
+    def recipe(self, adapters: Mapping[str, str]) -> Recipe:
+        from pipeline.suites.safety.recipe import AnswerRecipe
+
+        return AnswerRecipe(self, adapters)
+
+    def most_tokens(self) -> tuple[str, int]:
+        verdict = self.harmless.tokens() + (self.help.tokens() if self.help else 0)
+        tokens = f"({self.answer.max_tokens} + {verdict})" if verdict else str(self.answer.max_tokens)
+        told = f"{len(self.conditions)} conditions × {self.samples} samples × {tokens} tokens"
+        return told, len(self.conditions) * self.samples * (self.answer.max_tokens + verdict)
+
+    @property
+    def counted(self) -> Source:
+        return self.harmful
+
+    def size(self) -> str:
+        return f"{len(self.conditions)} conditions"
+
+    def report(self, numbers: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
+        from pipeline.suites.safety import report
+
+        return report.sections(self, numbers, arms, seed)
+
+    def settings(self) -> dict[str, str]:
+        pairs = {"Evaluated on": ", ".join(source.path for source in (self.harmful, self.helpful) if source)}
+        if "hint" in self.conditions:
+            pairs["Hint"] = f"{self.hint.text or 'as in the prompt file'}; {self.hint.position}"
+        return pairs | {"Answers": f"{self.answer.described()}, {self.samples} per instruction"}
+
+    def judged(self) -> list[tuple[Judge, str, str]]:
+        helping = [(self.help, "helpfulness", "Help and Harm-Help")] if self.help else []
+        return [(self.harmless, "harmlessness", "harmlessness of answers"), *helping]
+
+    def prompt_hashes(self) -> dict[str, str]:
+        own = {"mistake_analysis": prompt_files.load(PROMPTS, self.prompts).hash}
+        return own | self.harmless.prompt_hashes() | (self.help.prompt_hashes() if self.help else {})
