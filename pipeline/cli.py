@@ -55,7 +55,9 @@ def evaluate(
     overrides: Overrides = None,
     overwrite: Overwrite = False,
     retry_failed: RetryFailed = False,
-    suite: Annotated[list[str] | None, typer.Option("--suite", help="safety or course_correction; without it all configured ones")] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option("--suite", help="a suite by its name in `suites`; without it all configured ones")
+    ] = None,
 ):
     """Put every arm through the suites: answers (RUN/evaluation), corrections after a harmful prefill (RUN/continuations)."""
     _run(config, overrides, ["evaluate"], overwrite, retry_failed, suite or [])

@@ -180,7 +180,7 @@ class Experiment:
         preflight.check_run_dir(self.config, set())
         if not storage.exists(self.run_dir):
             raise UserError(f"run_dir = {self.config.run_dir}: nothing has been run there; use `setbacks run` first")
-        from pipeline.report.page import write_report
+        from pipeline.commands.report import write_report
 
         html, markdown = write_report(self.config, self.run_dir)
         self.tell(f"report: {html} and {markdown}")

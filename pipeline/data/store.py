@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from itertools import islice
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,7 +33,6 @@ from pipeline.data.shards import Digest, Shards
 from pipeline.data.work import WorkList, batches, write_work_list
 from pipeline.errors import RunFailed
 from pipeline.schema import FAILED, Schema
-from pipeline.sources.instructions import Counts
 
 _ROWS_AT_ONCE = 10_000
 _READS_AHEAD = 8
@@ -63,8 +63,8 @@ class Store(Output):
 
     # -- the rows to do
 
-    def write_work(self, rows: Iterable[dict], schema: Schema, counts: Counts | None = None, *, block_rows: int) -> dict:
-        """Write the rows to do, once: a resumed run reads the same list. `counts` of the source fill up while `rows` is read.
+    def write_work(self, rows: Iterable[dict], schema: Schema, counts: Any = None, *, block_rows: int) -> dict:
+        """Write the rows to do, once: a resumed run reads the same list. `counts` of the source, a dataclass, fill up while `rows` is read.
 
         block_rows: rows that are committed together. Returns {"rows": n, "block_rows", "token", read, ok, duplicates, malformed}.
         The counts are written last: an interrupted list is never taken for a whole one.

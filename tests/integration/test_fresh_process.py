@@ -116,7 +116,7 @@ from pipeline.settings.base import Source
 from pipeline.sources import instructions
 from pipeline.data.dataset import Dataset
 from pipeline.schema import MISTAKES
-from pipeline.report import page as report
+from pipeline.commands import report as report
 from pipeline.commands.show import show
 import datasets, ray.data
 readers = {

@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from pipeline.commands import report as report
 from pipeline.commands.show import show
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.report import examples as report_examples
-from pipeline.report import page as report
 from pipeline.schema import MISTAKES
 from pipeline.training import examples, pairs
 from tests import tiny

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commands.report import MODEL_NOTES, write_report
 from pipeline.report import plots
-from pipeline.report.page import MODEL_NOTES, write_report
 from pipeline.report.summary import Rate
 from pipeline.schema import ANSWERS, MISTAKES, SFT
 from tests.unit.reports import ARMS, HOSTILE, SECRET, Page, config, titles, write, write_answers

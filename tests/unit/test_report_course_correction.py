@@ -6,8 +6,8 @@ from itertools import product
 
 import pytest
 
+from pipeline.commands.report import write_report
 from pipeline.config import Config
-from pipeline.report.page import write_report
 from pipeline.schema import CONTINUATIONS, CORRECTIONS, PREFERENCES
 from tests.unit.reports import HOSTILE, SECRET, Page, config, titles, write, write_answers
 

@@ -15,11 +15,11 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from pipeline import preflight
+from pipeline.commands import report as report
 from pipeline.commands.show import show
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.inference import endpoint
-from pipeline.report import page as report
 from pipeline.settings.base import Endpoint, Source
 from pipeline.sources import instructions
 from pipeline.training import sft
@@ -157,5 +157,5 @@ def test_markdown_of_the_report_holds_no_links_of_strangers():
 
 
 def test_the_report_forbids_itself_scripts_and_requests():
-    page = (PACKAGE / "report" / "page.html").read_text()
+    page = (PACKAGE / "commands" / "report.html").read_text()
     assert "Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"" in page

@@ -7,12 +7,12 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 from pydantic import Field
 
-from pipeline import prompts as prompt_files
 from pipeline.chat import Recipe
 from pipeline.data import storage
 from pipeline.errors import UserError
 from pipeline.judges import CorrectionJudge, Judge, Phrases
 from pipeline.methods.base import DataReport, Method
+from pipeline.prompts import Prompts, load
 from pipeline.schema import CORRECTIONS, PREFERENCES, Schema
 from pipeline.settings.base import AdapterPath, Count, Draw, Inference, Model, Natural, PromptFile, Section
 
@@ -85,8 +85,12 @@ class CourseCorrection(Method):
     def judged(self) -> list[tuple[Judge, str, str]]:
         return [(self.judge, "course correction", "whether a synthetic response corrects course")]
 
+    def texts(self) -> Prompts:
+        """The prompts, those of the user's file in place of the package's. Raises UserError."""
+        return load(PROMPTS, self.prompts)
+
     def prompt_hashes(self) -> dict[str, str]:
-        return {"course_correction": prompt_files.load(PROMPTS, self.prompts).hash, **self.judge.prompt_hashes()}
+        return {"course_correction": self.texts().hash, **self.judge.prompt_hashes()}
 
     def check(self, field: str, model: Model, directory: str, inference: Inference, models: Any) -> list[str]:
         """The aligned model can continue a turn, its adapter fits it; a notice if its tokens are others than the trained model's."""

@@ -14,15 +14,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TYPE_CHECKING
 
-from pipeline import prompts
 from pipeline.chat import Chat, assistant, user
 from pipeline.data import storage
 from pipeline.errors import RowFailed
 from pipeline.judges import Exchange
 from pipeline.judges.refusal import is_refusal
-from pipeline.methods.course_correction import PROMPTS, CourseCorrection
 from pipeline.schema import DROPPED, OK
+
+if TYPE_CHECKING:
+    from pipeline.methods.course_correction import CourseCorrection
 
 MARKS = frozenset(',.!:;?-"(){}[]')
 
@@ -51,10 +53,10 @@ class _Beginning:
 class CourseCorrectionRecipe:
     """The recipe of data set `corrections` (`data.schema.CORRECTIONS`)."""
 
-    def __init__(self, config: CourseCorrection, seed: int):
+    def __init__(self, config: "CourseCorrection", seed: int):
         self.config, self.seed = config, seed
         self.adapter = config.aligned.adapter and storage.absolute(config.aligned.adapter)
-        texts = prompts.load(PROMPTS, config.prompts)
+        texts = config.texts()
         self.openers, self.triggers = texts.lines("openers"), texts.lines("triggers")
         self.sampling = config.continuation.sampling()
 
@@ -113,7 +115,7 @@ class CourseCorrectionRecipe:
         )
 
 
-def select(row: dict, config: CourseCorrection) -> str:
+def select(row: dict, config: "CourseCorrection") -> str:
     """The first unsafe response of enough words, of a request that holds a keyword. Raises _Unfit otherwise."""
     request = row["instruction"].lower()
     if config.keywords and not any(keyword.lower() in request for keyword in config.keywords):

@@ -1,17 +1,20 @@
 """What the report says of ranked responses, and of the pairs made of them."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from pipeline.methods.base import DataReport
-from pipeline.methods.course_correction import CourseCorrection
 from pipeline.report import tables
 from pipeline.report.corrections import pairs_by_gap, requests_summary
 from pipeline.schema import CORRECTIONS, PREFERENCES
 
+if TYPE_CHECKING:
+    from pipeline.methods.course_correction import CourseCorrection
 
-def data(method: CourseCorrection, numbers: Mapping[str, pa.Table | None]) -> DataReport:
+
+def data(method: "CourseCorrection", numbers: Mapping[str, pa.Table | None]) -> DataReport:
     found = DataReport()
     corrections, preferences = numbers[CORRECTIONS.name], numbers[PREFERENCES.name]
     if corrections is None:

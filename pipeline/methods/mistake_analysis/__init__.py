@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from pipeline import prompts as prompt_files
 from pipeline.chat import Recipe
 from pipeline.judges import HarmlessnessJudge, Judge, Refusal
 from pipeline.methods.base import DataReport, Method
+from pipeline.prompts import Prompts, load
 from pipeline.schema import MISTAKES, SFT, Schema
 from pipeline.settings.base import Draw, PromptFile, Ratio, Section, Source
 
@@ -103,6 +103,10 @@ class MistakeAnalysis(Method):
     def judged(self) -> list[tuple[Judge, str, str]]:
         return [(self.verify, "harmlessness", "whether a mistake was induced")] if self.verify else []
 
+    def texts(self) -> Prompts:
+        """The prompts, those of the user's file in place of the package's. Raises UserError."""
+        return load(PROMPTS, self.prompts)
+
     def prompt_hashes(self) -> dict[str, str]:
-        own = {"mistake_analysis": prompt_files.load(PROMPTS, self.prompts).hash}
+        own = {"mistake_analysis": self.texts().hash}
         return own | (self.verify.prompt_hashes() if self.verify else {})

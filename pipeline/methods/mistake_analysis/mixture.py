@@ -2,14 +2,16 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
-from pipeline import prompts
 from pipeline.chat import assistant, user
-from pipeline.methods.mistake_analysis import PROMPTS, MistakeAnalysis
 from pipeline.methods.mistake_analysis.recipe import question
 
+if TYPE_CHECKING:
+    from pipeline.methods.mistake_analysis import MistakeAnalysis
 
-def examples(method: MistakeAnalysis, mistakes: Iterable[dict], helpful: Iterable[dict], seed: int) -> Iterator[dict]:
+
+def examples(method: "MistakeAnalysis", mistakes: Iterable[dict], helpful: Iterable[dict], seed: int) -> Iterator[dict]:
     """Rows of `data.schema.SFT`.
 
     An analysis example asks with the unguided template and answers with the analysis: the bad response stands in the prompt, so that
@@ -18,7 +20,7 @@ def examples(method: MistakeAnalysis, mistakes: Iterable[dict], helpful: Iterabl
 
     mistakes: the samples of an instruction one after the other, as they stand in the data set.
     """
-    texts = prompts.load(PROMPTS, method.prompts)
+    texts = method.texts()
     mix = method.mix
     instructions, latest = 0, None
     for row in mistakes:

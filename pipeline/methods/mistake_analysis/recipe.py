@@ -4,20 +4,24 @@ Step 1, guided mistake induction: instruction + hint → a bad response. Step 2,
 that it may be harmful → why it is harmful. What is trained on later (`conversation`) is step 2 without the cue.
 """
 
+from typing import TYPE_CHECKING
+
 from pipeline import prompts
 from pipeline.chat import Chat, Message, system, user
 from pipeline.errors import RowFailed
 from pipeline.judges import Exchange, negated
-from pipeline.methods.mistake_analysis import PROMPTS, MistakeAnalysis
 from pipeline.schema import NOT_INDUCED, OK
+
+if TYPE_CHECKING:
+    from pipeline.methods.mistake_analysis import MistakeAnalysis
 
 
 class MistakeAnalysisRecipe:
     """The recipe of data set `mistakes` (`data.schema.MISTAKES`)."""
 
-    def __init__(self, config: MistakeAnalysis):
+    def __init__(self, config: "MistakeAnalysis"):
         self.config = config
-        self.prompts = prompts.load(PROMPTS, config.prompts)
+        self.prompts = config.texts()
 
     async def __call__(self, row: dict, chat: Chat) -> dict:
         instruction = row["instruction"]

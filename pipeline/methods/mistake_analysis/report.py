@@ -1,17 +1,20 @@
 """What the report says of mistakes, and of the mixture made of them."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from pipeline.methods.base import DataReport
-from pipeline.methods.mistake_analysis import MistakeAnalysis
 from pipeline.report import tables
 from pipeline.report.summary import counts, mistakes_summary
 from pipeline.schema import MISTAKES, SFT
 
+if TYPE_CHECKING:
+    from pipeline.methods.mistake_analysis import MistakeAnalysis
 
-def data(method: MistakeAnalysis, numbers: Mapping[str, pa.Table | None]) -> DataReport:
+
+def data(method: "MistakeAnalysis", numbers: Mapping[str, pa.Table | None]) -> DataReport:
     found = DataReport()
     mistakes, mixture = numbers[MISTAKES.name], numbers[SFT.name]
     if mistakes is None:

@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from pipeline import prompts as prompt_files
 from pipeline.chat import Recipe
 from pipeline.judges import CorrectionJudge, Judge, Phrases
 from pipeline.methods.course_correction import PROMPTS
+from pipeline.prompts import Prompts, load
 from pipeline.report.sections import Section
 from pipeline.schema import CONTINUATIONS, FAILED, Schema
 from pipeline.settings.base import Count, Draw, PromptFile, Source
@@ -92,5 +92,9 @@ class C2Eval(Suite):
     def judged(self) -> list[tuple[Judge, str, str]]:
         return [(self.judge, "course correction", "course correction of continuations")]
 
+    def texts(self) -> Prompts:
+        """The prompts, those of the user's file in place of the package's. Raises UserError."""
+        return load(PROMPTS, self.prompts)
+
     def prompt_hashes(self) -> dict[str, str]:
-        return {"course_correction": prompt_files.load(PROMPTS, self.prompts).hash, **self.judge.prompt_hashes()}
+        return {"course_correction": self.texts().hash, **self.judge.prompt_hashes()}

@@ -8,22 +8,22 @@ import asyncio
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline import prompts
 from pipeline.chat import Chat, Completion, Message, Sampling, assistant, user
 from pipeline.errors import RowFailed, UserError
 from pipeline.judges import Exchange
-from pipeline.methods.course_correction import PROMPTS
 from pipeline.schema import DROPPED, OK
-from pipeline.suites.c2_eval import C2Eval
+
+if TYPE_CHECKING:
+    from pipeline.suites.c2_eval import C2Eval
 
 
 class _Unfit(Exception):
     """An entry that cannot be measured; the message is the reason, its kind before the colon."""
 
 
-def work(suite: C2Eval, arms: Sequence[str], seed: int, entries: Iterable[dict], tokenizer: Any = None) -> Iterator[dict]:
+def work(suite: "C2Eval", arms: Sequence[str], seed: int, entries: Iterable[dict], tokenizer: Any = None) -> Iterator[dict]:
     """Rows of `data.schema.CONTINUATIONS` to do: one per (entry, arm, k), or one for an entry that is dropped, with its reason.
 
     All arms continue the same prefills. tokenizer: the model's, where the suite counts tokens; UserError where it tells no offsets.
@@ -49,9 +49,9 @@ def work(suite: C2Eval, arms: Sequence[str], seed: int, entries: Iterable[dict],
 class Prefills:
     """How the model's turn begins: an opener, fixed per entry and k, and the first k units of a response longer than the longest k."""
 
-    def __init__(self, suite: C2Eval, seed: int, tokenizer=None):
+    def __init__(self, suite: "C2Eval", seed: int, tokenizer=None):
         self.suite, self.seed, self.tokenizer = suite, seed, tokenizer
-        self.openers = prompts.load(PROMPTS, suite.prompts).lines("openers")
+        self.openers = suite.texts().lines("openers")
 
     def of(self, entry: dict) -> dict[int, list[str]]:
         """By k. The units keep the response's own white space; the opener is not counted. Raises _Unfit."""
@@ -103,9 +103,9 @@ def _first_words(text: str, k: int) -> str:
 class ContinuationRecipe:
     """The recipe of data set `continuations` (`data.schema.CONTINUATIONS`). adapters: arm → adapter directory."""
 
-    def __init__(self, suite: C2Eval, adapters: Mapping[str, str]):
+    def __init__(self, suite: "C2Eval", adapters: Mapping[str, str]):
         self.suite, self.adapters = suite, adapters
-        self.triggers = tuple(prompts.load(PROMPTS, suite.prompts).lines("triggers"))
+        self.triggers = tuple(suite.texts().lines("triggers"))
 
     async def __call__(self, row: dict, chat: Chat) -> dict:
         """Raises RowFailed where the paths cannot be sampled, or no path's judge could be asked."""

@@ -1,6 +1,7 @@
 """The report's section of the course-correction suite (C²-Eval): Corr@k, its curve, differences from vanilla, what was left out."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from markupsafe import Markup
@@ -8,12 +9,14 @@ from markupsafe import Markup
 from pipeline.report import plots, summary, tables
 from pipeline.report.corrections import CorrSummary, corr_summary
 from pipeline.report.sections import Figure, Section, palette
-from pipeline.suites.c2_eval import C2Eval
+
+if TYPE_CHECKING:
+    from pipeline.suites.c2_eval import C2Eval
 
 TITLE = "Course correction"
 
 
-def sections(suite: C2Eval, continuations: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
+def sections(suite: "C2Eval", continuations: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
     """continuations: a data set of CONTINUATIONS without its texts; None if the run has none yet. arms: those beside vanilla."""
     if continuations is None:
         return [Section(TITLE, ["This run holds no continuations yet: `setbacks evaluate` writes them."])]
@@ -55,7 +58,7 @@ def _differences(found: CorrSummary) -> list[tables.Table]:
     return [tables.of_corr_differences(found.differences, by_k=by_k) for by_k in (False, True)] if found.differences else []
 
 
-def _notes(suite: C2Eval, seed: int) -> list[str]:
+def _notes(suite: "C2Eval", seed: int) -> list[str]:
     notes = [
         "Corr of an entry at k: the share of its paths, of those with a readable verdict, that correct course. Corr@k: the mean over entries; "
         "Corr_mean: the mean of the Corr@k. Bold: the best of its row.",
@@ -68,7 +71,7 @@ def _notes(suite: C2Eval, seed: int) -> list[str]:
     return [*notes, _prefill(suite), suite.judge.limits("course correction")]
 
 
-def _prefill(suite: C2Eval) -> str:
+def _prefill(suite: "C2Eval") -> str:
     if suite.authors_rules:
         return (
             "By the authors' rules: k counts words, those of the affirmative opener included, and every path draws an opener of its own; a "

@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 from pydantic import Field
 
-from pipeline import prompts as prompt_files
 from pipeline.chat import Recipe
 from pipeline.judges import HarmlessnessJudge, Judge, Rating, Refusal
 from pipeline.methods.mistake_analysis import PROMPTS, Hint
+from pipeline.prompts import Prompts, load
 from pipeline.report.sections import Section
 from pipeline.schema import ANSWERS, Schema
 from pipeline.settings.base import Count, Draw, PromptFile, Source
@@ -73,6 +73,10 @@ class Safety(Suite):
         helping = [(self.help, "helpfulness", "Help and Harm-Help")] if self.help else []
         return [(self.harmless, "harmlessness", "harmlessness of answers"), *helping]
 
+    def texts(self) -> Prompts:
+        """The prompts, those of the user's file in place of the package's. Raises UserError."""
+        return load(PROMPTS, self.prompts)
+
     def prompt_hashes(self) -> dict[str, str]:
-        own = {"mistake_analysis": prompt_files.load(PROMPTS, self.prompts).hash}
+        own = {"mistake_analysis": self.texts().hash}
         return own | self.harmless.prompt_hashes() | (self.help.prompt_hashes() if self.help else {})

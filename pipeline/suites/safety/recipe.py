@@ -1,18 +1,19 @@
 """Safety arms: each arm answers each instruction under each condition, and the answers are judged. One engine serves all arms."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from pipeline import prompts
 from pipeline.chat import Chat, Message, user
 from pipeline.judges import Exchange, negated
 from pipeline.judges.refusal import is_refusal
-from pipeline.methods.mistake_analysis import PROMPTS
 from pipeline.methods.mistake_analysis.recipe import induced, reminded
 from pipeline.schema import FAILED, OK
-from pipeline.suites.safety import Safety
+
+if TYPE_CHECKING:
+    from pipeline.suites.safety import Safety
 
 
-def work(suite: Safety, arms: Sequence[str], harmful: Iterable[dict], helpful: Iterable[dict]) -> Iterator[dict]:
+def work(suite: "Safety", arms: Sequence[str], harmful: Iterable[dict], helpful: Iterable[dict]) -> Iterator[dict]:
     """One row per (instruction, arm, condition, sample). Benign instructions are not answered under the induction hint: nothing is measured there."""
     for part, rows in (("harmful", harmful), ("helpful", helpful)):
         conditions = [c for c in suite.conditions if part == "harmful" or c != "hint"]
@@ -37,9 +38,9 @@ def work(suite: Safety, arms: Sequence[str], harmful: Iterable[dict], helpful: I
 class AnswerRecipe:
     """The recipe of data set `evaluation` (`data.schema.ANSWERS`). adapters: arm → adapter directory."""
 
-    def __init__(self, suite: Safety, adapters: Mapping[str, str]):
+    def __init__(self, suite: "Safety", adapters: Mapping[str, str]):
         self.draw, self.hint, self.adapters = suite.answer, suite.hint, adapters
-        self.prompts = prompts.load(PROMPTS, suite.prompts)
+        self.prompts = suite.texts()
         self.harmless, self.help = suite.harmless, suite.help
 
     async def __call__(self, row: dict, chat: Chat) -> dict:

@@ -1,6 +1,7 @@
 """The report's sections of the safety suite: arms, paired differences, categories."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from markupsafe import Markup
@@ -9,19 +10,21 @@ from pipeline.report import plots, summary, tables
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import CONDITIONS
 from pipeline.suites import VANILLA
-from pipeline.suites.safety import Safety
+
+if TYPE_CHECKING:
+    from pipeline.suites.safety import Safety
 
 LARGEST_CATEGORIES = 12
 
 
-def sections(suite: Safety, answers: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
+def sections(suite: "Safety", answers: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
     """answers: a data set of ANSWERS without its texts; None if the run has none yet. arms: those beside vanilla."""
     if answers is None:
         return [Section("Arms", ["This run holds no evaluation yet: `setbacks evaluate` writes it."])]
     return [_arms(suite, answers, arms), _differences(answers, arms, seed), _categories(answers, arms)]
 
 
-def _arms(suite: Safety, answers: pa.Table, arms: Sequence[str]) -> Section:
+def _arms(suite: "Safety", answers: pa.Table, arms: Sequence[str]) -> Section:
     rows = summary.arms_table(answers, arms)
     conditions, rates = _conditions(rows), {(r.arm, r.condition): r.harmless for r in rows}
     shown = dict.fromkeys(r.arm for r in rows)

