@@ -151,15 +151,19 @@ def _default_arms(tree: dict) -> dict:
     methods, train = tree.get("methods"), tree.get("train", {})
     arms: dict[str, dict] = {}
     for section in methods.values() if isinstance(methods, dict) else ():
-        method = METHODS.get(tag(section, "name", None)) if isinstance(section, dict | AnyMethod) else None
+        method = _known(METHODS, tag(section, "name", None)) if isinstance(section, dict | AnyMethod) else None
         if method is None:
             continue  # wrong in a way that validation will name
         for name, arm in method.default_arms.items():
-            given = TRAINERS.get(tag(train, "method", "sft"))
+            given = _known(TRAINERS, tag(train, "method", "sft")) if isinstance(train, dict | Train) else None
             fits = given is None or given.accepts == method.training_set
             trainer = {} if fits else {"train": {"method": _trainer_of(method.training_set)}}
             arms[name] = {**arm, **trainer}
     return arms
+
+
+def _known(classes: dict[str, Any], name: Any) -> Any:
+    return classes.get(name) if isinstance(name, str) else None
 
 
 def _trainer_of(schema: Schema) -> str:

@@ -188,6 +188,7 @@ def check_lora(arms: Iterable[ArmSpec]) -> None:
 
 def check(arm: ArmSpec) -> int:
     """How many parameters an arm trains, found on a model without weights. Raises UserError if its adapter does not fit the model."""
+    import torch
     from peft import get_peft_model, get_peft_model_state_dict
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -204,7 +205,8 @@ def check(arm: ArmSpec) -> int:
     model = pretrained.empty(architecture)
     field = f"{arm.field('lora')}.target_modules = {t.lora.target_modules}"
     try:
-        model = get_peft_model(model, lora)
+        with torch.device("meta"):  # shapes without memory, however large the rank
+            model = get_peft_model(model, lora)
     except ValueError as e:
         reason = str(e).splitlines()[0]
         if continues:

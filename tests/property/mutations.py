@@ -152,7 +152,7 @@ def mutated_override(r: random.Random, tree: dict) -> str:
     return key + r.choice(["="] * 20 + ["", "==", " = "]) + text.replace("\x00", r.choice(["", "\\0"]))
 
 
-PROMPTS = b"corrects: '{{ instruction }} {{ prefill }} {{ continuation }} yes or no?'\ntriggers: |\n  Wait.\n  However,\n"
+PROMPTS = b"corrects: '{{ instruction }} {{ prefill }} {{ continuation }} yes or no?'\n"
 TEMPLATES = [
     "{{", "}}", "{%", "{% if %}", "{% if x %}", "{{ x }}", "{{ instruction.x }}", "{{ instruction[99] }}", "{{ 1 / 0 }}",
     "{{ 'a' % 1 }}", "{{ range(10**9) }}",

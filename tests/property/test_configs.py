@@ -67,8 +67,11 @@ EVERY_SECTION = [
                 "name": "course_correction",
                 "keywords": [],
                 "aligned": {"model": None, "adapter": None},
-                "check": {"kind": "yes_no", "endpoint": {"url": "http://localhost:1/v1", "model": "m", "api_key_env": None}},
-                "prompts": "prompts.yaml",
+                "check": {
+                    "kind": "yes_no",
+                    "endpoint": {"url": "http://localhost:1/v1", "model": "m", "api_key_env": None},
+                    "prompts": "prompts.yaml",
+                },
             },
             "train": {"method": "dpo", "batch_size": 16, "curriculum": "iterative", "lora": {"rank": 4, "target_modules": ["q_proj"]}},
             "arms": {"one": {}, "two": {"train": {"beta": 0.2, "lora": {"alpha": 8}}}},
