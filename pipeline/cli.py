@@ -129,17 +129,14 @@ def _version(version: Annotated[bool, typer.Option("--version", help="print the 
 
 
 def _run(config: str, overrides: list[str] | None, stages, overwrite: bool, retry_failed: bool, suites: list[str] = ()) -> None:
+    from pipeline import experiment
     from pipeline.config import load
-    from pipeline.experiment import Experiment
 
     again = "the same command without --overwrite" if overwrite else "the same command"
     message = f"setbacks: interrupted; {again} goes on from what is committed"
     try:
         with _stoppable(message):
-            experiment = Experiment(
-                load(config, overrides or []), overwrite=overwrite, retry_failed=retry_failed, suites=suites, tell=_tell
-            )
-            experiment.run(stages)
+            experiment.run(load(config, overrides or []), stages, overwrite=overwrite, retry_failed=retry_failed, suites=suites, log=_tell)
     except KeyboardInterrupt as e:  # caught here, since typer would end without a word
         print(message, file=sys.stderr, flush=True)
         sys.stdout.flush()

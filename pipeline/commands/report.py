@@ -59,7 +59,9 @@ def write_report(config: Config, run_dir: str) -> tuple[str, str]:
 def _sections(config: Config, run_dir: str, datasets: dict[str, Dataset | None]) -> list[sections.Section]:
     """What the run's methods are about comes first. A run that only evaluates has neither training nor data of its own."""
     numbers = {schema.name: _numbers(datasets[schema.name], schema) for schema in WRITTEN}
-    stages = [_stage_line(line) for line in _last_lines(storage.join(run_dir, "metrics.jsonl"), "stage", "arm", "suite")]
+    titles = {name: suite.title for name, suite in config.suites.items().items()}
+    lines = _last_lines(storage.join(run_dir, "metrics.jsonl"), "stage", "arm", "suite")
+    stages = [_stage_line(line, titles) for line in lines]
     suites, methods = config.suites.items(), [method.name for method in config.methods.values()]
     found = []
     for suite in sorted(suites.values(), key=lambda suite: suite.method not in methods):
@@ -78,9 +80,9 @@ def _numbers(dataset: Dataset | None, schema: Schema) -> pa.Table | None:
     return dataset and dataset.table([column.name for column in schema.columns if column.text is None])
 
 
-def _stage_line(line: dict) -> dict:
+def _stage_line(line: dict, titles: dict[str, str]) -> dict:
     """A line of metrics.jsonl under the names the tables use; training and generation each have words of their own."""
-    of = line.get("arm") or line.get("suite")
+    of = line.get("arm") or titles.get(line.get("suite"), line.get("suite"))
     dropped = {reason.replace("_", " "): rows for reason, rows in line.get("drop_reasons", {}).items()}
     name = line["stage"] + (f" ({of.replace('_', ' ')})" if of else "")
     return {"name": name, "rows": line.get("examples"), "tokens": line.get("completion_tokens"), "drops": dropped, **line}

@@ -233,3 +233,11 @@ def _category(value: Any) -> str | None:
     if isinstance(value, list):
         value = value[0] if value else None
     return _optional("category", str(value) if isinstance(value, int | float) else value)
+
+
+def repeated(source: Iterable[dict], samples: int) -> Iterator[dict]:
+    """Each instruction `samples` times, with ids of their own; a malformed one once."""
+    for row in source:
+        copies = 1 if row["status"] == FAILED else samples
+        for sample in range(copies):
+            yield row if samples == 1 else {**row, "id": f"{row['instruction_id']}-{sample}", "sample": sample}

@@ -94,13 +94,13 @@ def fill(disk: Path) -> Path:
     return ballast
 
 
-def generate(job: Job) -> list[str]:
+def generate(job: Job, **options) -> list[str]:
     """`setbacks generate` within this process; returns what it tells."""
+    from pipeline import experiment
     from pipeline.config import load
-    from pipeline.experiment import Experiment
 
     told: list[str] = []
-    Experiment(load(job.config), tell=told.append).run(["generate"])
+    experiment.run(load(job.config), ["generate"], log=told.append, **options)
     return told
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import experiment
 from pipeline.config import load
 from pipeline.data.store import Store
 from pipeline.errors import RunFailed, UserError
-from pipeline.experiment import Experiment
+from pipeline.run import Machinery
 from pipeline.schema import INSTRUCTIONS, MISTAKES
 from tests.chaos.conftest import LATENCY_S, fill, generate
 from tests.chaos.harness import Driver, Job, assert_equals_undisturbed, rows_of, write_job
@@ -97,7 +98,7 @@ def test_a_shard_is_damaged_after_the_run(copied, damage):
     [shard] = (copied.run / "mistakes").glob("*.parquet")
     shard.write_bytes(damage(shard.read_bytes()))
     with pytest.raises(UserError, match=rf"{shard.name} .*--overwrite") as told:
-        Experiment(load(copied.config), tell=lambda _: None).run(["mix"])
+        experiment.run(load(copied.config), ["mix"], log=lambda _: None)
     assert "\n" not in str(told.value)
     assert not (copied.run / "sft").exists()
 
@@ -140,11 +141,9 @@ def test_a_bit_of_a_committed_block_is_flipped(undisturbed, tmp_path):
 def test_the_work_list_is_damaged_in_mid_run(cluster, source, tmp_path):
     """What was to be done is not known any more: the message says to start again."""
     job = write_job(tmp_path, source)
-    with pytest.MonkeyPatch.context() as patch:
-        interrupted = (_ for _ in ()).throw
-        patch.setattr("pipeline.experiment.run_recipes", lambda *_, **__: interrupted(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            generate(job)
+    interrupted = (_ for _ in ()).throw
+    with pytest.raises(KeyboardInterrupt):
+        generate(job, machinery=Machinery(engines=lambda *_, **__: interrupted(KeyboardInterrupt)))
     [file] = (job.state / "work").glob("*.parquet")
     file.write_bytes(spoil(file.read_bytes()))
     with pytest.raises((RunFailed, UserError), match="--overwrite"):

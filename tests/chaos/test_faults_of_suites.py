@@ -25,15 +25,14 @@ def evaluate(config: Path | str) -> list[str]:
 
     The dummy has no weights to evaluate, so that the command refuses it: what it checks is left out.
     """
-    from pipeline import preflight
+    from pipeline import experiment, preflight
     from pipeline.config import load
-    from pipeline.experiment import Experiment
 
     told: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preflight, "check", lambda *_, **__: None)
         patch.setattr(preflight, "check_models", lambda *_, **__: [])
-        Experiment(load(config), tell=told.append).run(["evaluate"])
+        experiment.run(load(config), ["evaluate"], log=told.append)
     return told
 
 
@@ -91,7 +90,7 @@ def test_killed_while_the_second_suite_is_at_work(cluster, tmp_path):
         assert complete(job, name)["digest"] == complete(undisturbed, name)["digest"]
         assert not [*state(job, name).glob("parts-*"), *state(job, name).glob("kept-*")]
     assert set(rows_of(job.run, "continuations")["status"].to_pylist()) == {"ok", "dropped", "failed"}
-    assert [line["suite"] for line in lines(job)] == ["safety", "course_correction"]
+    assert [line["suite"] for line in lines(job)] == ["safety", "c2_eval"]
     assert [line["resumed_rows"] > 0 for line in lines(job)] == [False, True]
     assert all(line["engine_start_s"] for line in lines(job)), "each attempt started an engine"
     assert [line["engine_start_s"] is None for line in lines(undisturbed)] == [False, True], "one for both"

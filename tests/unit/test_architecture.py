@@ -27,6 +27,7 @@ FLOORS = [
     {"fingerprints", "placement"},
     {"preflight"},
     {"commands"},
+    {"run"},
     {"experiment"},
     {"cli"},
 ]

@@ -8,7 +8,7 @@ import yaml
 from pipeline.data import storage
 from pipeline.data.card import write_card
 from pipeline.data.store import Store
-from pipeline.experiment import origin
+from pipeline.run import origin
 from pipeline.schema import ANSWERS, CONTINUATIONS, CORRECTIONS, MISTAKES, PREFERENCES, SFT
 from tests import scripted
 

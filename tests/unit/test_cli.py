@@ -11,6 +11,7 @@ import yaml
 
 from pipeline import __version__, cli
 from pipeline.errors import RunFailed
+from pipeline.run import Machinery
 from tests import scripted
 
 
@@ -38,7 +39,7 @@ def nothing_starts(monkeypatch):
     def refuse(*_arguments):
         pytest.fail("something was started before the mistake was found")
 
-    monkeypatch.setattr("pipeline.experiment.ray_session", refuse)
+    monkeypatch.setattr("pipeline.run.Machinery", lambda: Machinery(session=refuse))
     monkeypatch.setattr("pipeline.models.model_dir", refuse)
 
 
@@ -74,30 +75,30 @@ def test_version(setbacks):
 
 def test_a_command_does_what_it_is_told(setbacks, write, monkeypatch, tmp_path):
     ran = []
-    monkeypatch.setattr("pipeline.experiment.Experiment.run", lambda self, stages: ran.append((self, stages)))
+    monkeypatch.setattr("pipeline.experiment.run", lambda config, stages, **options: ran.append((config, stages, options)))
     config = write("run.yaml", scripted.tree(tmp_path / "run"))
     assert setbacks("run", config, "seed=3", "train.epochs=1")[0] == 0
     assert setbacks("generate", config, "--retry-failed")[0] == 0
     assert setbacks("train", config, "--overwrite")[0] == 0
-    assert [stages for _, stages in ran] == [None, ["generate"], ["train"]]
-    assert [(e.overwrite, e.retry_failed) for e, _ in ran] == [(False, False), (False, True), (True, False)]
-    assert (ran[0][0].config.seed, ran[0][0].config.train.epochs) == (3, 1)
+    assert [stages for _, stages, _ in ran] == [None, ["generate"], ["train"]]
+    assert [(options["overwrite"], options["retry_failed"]) for _, _, options in ran] == [(False, False), (False, True), (True, False)]
+    assert (ran[0][0].seed, ran[0][0].train.epochs) == (3, 1)
 
 
 def test_a_failed_run_ends_with_1_and_one_line(setbacks, write, monkeypatch, tmp_path):
-    def fails(self, stages):
+    def fails(config, stages, **options):
         raise RunFailed("the engine\ndid not start")
 
-    monkeypatch.setattr("pipeline.experiment.Experiment.run", fails)
+    monkeypatch.setattr("pipeline.experiment.run", fails)
     assert setbacks("run", write("run.yaml", scripted.tree(tmp_path))) == (1, "", "setbacks: the engine did not start\n")
 
 
 @pytest.mark.parametrize("flags", [[], ["--overwrite"]])
 def test_an_interrupted_run_says_how_to_go_on(setbacks, write, monkeypatch, tmp_path, flags):
-    def interrupted(self, stages):
+    def interrupted(config, stages, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.experiment.Experiment.run", interrupted)
+    monkeypatch.setattr("pipeline.experiment.run", interrupted)
     monkeypatch.setattr("os._exit", sys.exit)
     code, _, err = setbacks("run", write("run.yaml", scripted.tree(tmp_path)), *flags)
     assert code == 130
@@ -236,8 +237,8 @@ def test_a_directory_or_nothing_in_place_of_a_configuration(setbacks, nothing_st
 def test_a_stage_before_its_turn_names_the_one_before(setbacks, monkeypatch, write, tmp_path, command):
     from contextlib import nullcontext
 
-    monkeypatch.setattr("pipeline.experiment.ray_session", lambda _run_dir: nullcontext())
-    monkeypatch.setattr("pipeline.placement.check_cluster", lambda *_arguments: None)
+    machinery = Machinery(session=lambda _run_dir: nullcontext(), check=lambda *_arguments: None)
+    monkeypatch.setattr("pipeline.run.Machinery", lambda: machinery)
     monkeypatch.setattr("pipeline.models.model_dir", lambda _config: "/cache/toy-0")
     monkeypatch.setattr("pipeline.preflight.check_lora", lambda *_arguments: None)
     before = {"mix": "generate", "train": "mix", "evaluate": "train"}[command]
@@ -257,7 +258,7 @@ def test_gpus_asked_for_where_there_are_none(setbacks, monkeypatch, write, tmp_p
     import ray
 
     monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "n", "NodeManagerAddress": "10.0.0.1", "Alive": True, "Resources": {"CPU": 2.0}}])
-    monkeypatch.setattr("pipeline.experiment.ray_session", lambda _run_dir: nullcontext())
+    monkeypatch.setattr("pipeline.run.Machinery", lambda: Machinery(session=lambda _run_dir: nullcontext()))
     monkeypatch.setattr("pipeline.models.model_dir", lambda _config: "/cache/toy-0")
     monkeypatch.setattr("pipeline.preflight.check_lora", lambda *_arguments: None)
     config = write("run.yaml", scripted.tree(tmp_path / "run"))

@@ -3,22 +3,28 @@
 import asyncio
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import experiment, models, placement, preflight
+from pipeline import experiment, models, preflight
 from pipeline.data import storage
 from pipeline.errors import RowFailed, RunFailed, UserError
-from pipeline.experiment import Experiment
+from pipeline.run import Machinery, Run
+from pipeline.schema import STAGES
 from tests import scripted
 from tests.scripted import ScriptedChat
+
+
+class Calls(list):
+    machinery: Machinery
 
 
 @pytest.fixture
 def calls(monkeypatch):
     """Everything that takes an engine or a trainer is done here and now; returns the names of the stages that really worked."""
-    done = []
+    done = Calls()
 
     def read(directory):
         return [row for file in storage.files(directory, ".parquet") for row in pq.read_table(file).to_pylist()]
@@ -70,12 +76,9 @@ def calls(monkeypatch):
             storage.write_text(storage.join(arm.out, "adapter_model.safetensors"), f"{name} {list(arm.examples.rows())}")
             return {"examples": 3, "steps": 2, "final_loss": 0.5}
 
-    monkeypatch.setattr(experiment, "run_recipes", run_recipes)
-    monkeypatch.setattr("pipeline.training.arm.Training", Training)
-    monkeypatch.setattr(experiment, "ray_session", lambda _run_dir: nullcontext())
-    monkeypatch.setattr(placement, "check_cluster", lambda *_arguments: None)
     monkeypatch.setattr(models, "check_adapter", lambda *_arguments: None)
     monkeypatch.setattr(preflight, "check_models", lambda *_arguments: [])
+    done.machinery = Machinery(lambda _run_dir: nullcontext(), lambda *_arguments: None, run_recipes, Training)
     return done
 
 
@@ -83,7 +86,7 @@ def calls(monkeypatch):
 def run(tmp_path, calls):
     """Run stages under a configuration; returns the lines told."""
 
-    def run(*stages: str, overwrite: bool = False, retry_failed: bool = False, **changes) -> list[str]:
+    def run(*stages: str, overwrite: bool = False, retry_failed: bool = False, machinery: Machinery | None = None, **changes) -> list[str]:
         settings = {
             "model": {"path": "org/model"},
             "instructions": {"path": "toy:harmful-train", "limit": 4},
@@ -92,7 +95,8 @@ def run(tmp_path, calls):
         }
         told = []
         config = scripted.config(tmp_path / "run", **settings | changes)
-        Experiment(config, overwrite=overwrite, retry_failed=retry_failed, tell=told.append).run(stages or experiment.STAGES[:-1])
+        options = {"overwrite": overwrite, "retry_failed": retry_failed, "log": told.append}
+        experiment.run(config, stages or STAGES[:-1], machinery=machinery or calls.machinery, **options)
         return told
 
     return run
@@ -117,7 +121,7 @@ def test_a_whole_run_is_made_once(run, calls, tmp_path):
 
 
 def test_stages_run_alone_make_the_same(run, calls):
-    for stage in experiment.STAGES[:-1]:
+    for stage in STAGES[:-1]:
         run(stage)
     run()
     assert calls == EVERYTHING
@@ -155,7 +159,7 @@ CHANGES = {
 def test_another_configuration_is_refused_before_anything_starts(run, calls, tmp_path, monkeypatch, difference, change):
     run()
     before = (tmp_path / "run" / "config.yaml").read_text()
-    monkeypatch.setattr(experiment, "ray_session", lambda _run_dir: pytest.fail("Ray was started"))
+    calls.machinery = replace(calls.machinery, session=lambda _run_dir: pytest.fail("Ray was started"))
     with pytest.raises(UserError) as e:
         run(**change)
     assert difference in str(e.value)
@@ -246,7 +250,7 @@ def test_an_endpoint_generates_and_is_said_not_to_evaluate(run, monkeypatch):
 
 def test_samples_are_rows_of_their_own(run, tmp_path):
     run("generate", recipe={"samples": 3})
-    rows = list(Experiment(scripted.config(tmp_path / "run")).generated["mistakes"].dataset.rows(["id", "instruction_id"]))
+    rows = list(Run(scripted.config(tmp_path / "run")).generated["mistakes"].dataset.rows(["id", "instruction_id"]))
     assert len({row["id"] for row in rows}) == 12
     assert len({row["instruction_id"] for row in rows}) == 4
 
@@ -298,10 +302,10 @@ def suites_recorded(tmp_path) -> list[str]:
 
 def test_each_suite_is_whole_and_recorded_as_soon_as_it_is_done(correct, calls, tmp_path, monkeypatch):
     """The run dies in the second suite; the same command goes on with that one alone."""
-    real, said = experiment.run_recipes, []
+    said = []
 
     def dies(jobs, *arguments, **options):
-        running = real(jobs, *arguments, **options)
+        running = calls.machinery.engines(jobs, *arguments, **options)
         yield next(running)
         raise RunFailed("the second suite's engine died")
 
@@ -309,13 +313,11 @@ def test_each_suite_is_whole_and_recorded_as_soon_as_it_is_done(correct, calls, 
         said.append(outputs)
 
     monkeypatch.setattr("pipeline.runtime.attempt.making", making)
-    with monkeypatch.context() as patched:
-        correct("generate", "mix", "train")
-        patched.setattr(experiment, "run_recipes", dies)
-        with pytest.raises(RunFailed, match="the second suite's engine died"):
-            correct("evaluate")
+    correct("generate", "mix", "train")
+    with pytest.raises(RunFailed, match="the second suite's engine died"):
+        correct("evaluate", machinery=replace(calls.machinery, engines=dies))
     assert said[-1] == ("evaluation", "continuations"), "both are being made at once"
-    run = Experiment(scripted.config(tmp_path / "run", **CORRECTION))
+    run = Run(scripted.config(tmp_path / "run", **CORRECTION))
     assert run.suites["safety"].complete and run.suites["c2_eval"].work(), "both lists come first"
     assert run.suites["c2_eval"].complete is None
     assert (tmp_path / "run/evaluation/README.md").exists() and suites_recorded(tmp_path) == ["safety"]
@@ -346,10 +348,10 @@ def test_a_suite_with_failed_rows_is_run_again_without_the_other(correct, calls,
 def test_one_suite_is_evaluated_alone(correct, calls, tmp_path):
     correct("generate", "mix", "train")
     config = scripted.config(tmp_path / "run", **CORRECTION)
-    Experiment(config, suites=["c2_eval"], tell=lambda _line: None).run(["evaluate"])
+    experiment.run(config, ["evaluate"], suites=["c2_eval"], log=lambda _line: None, machinery=calls.machinery)
     assert calls[-1] == "evaluate" and not (tmp_path / "run" / "evaluation").exists()
     with pytest.raises(UserError, match="--suite jailbreak: the configuration has no such suite"):
-        Experiment(config, suites=["jailbreak"])
+        experiment.run(config, suites=["jailbreak"])
 
 
 def test_another_way_of_sampling_paths_is_refused(correct):
@@ -365,10 +367,10 @@ def test_a_configuration_that_only_evaluates(run, calls, tmp_path, monkeypatch):
     settings = {"instructions": None, "evaluation": {"course_correction": CORRECTION["evaluation"]["course_correction"]}}
     config = scripted.config(tmp_path / "only", **settings)
     told = []
-    Experiment(config, tell=told.append).run()
+    experiment.run(config, log=told.append, machinery=calls.machinery)
     assert calls == ["evaluate"] and told[0].startswith("evaluate: 4 rows (4 ok)")
     with pytest.raises(UserError, match="methods is missing: generate needs one"):
-        Experiment(config).run(["generate"])
+        experiment.run(config, ["generate"])
 
 
 def test_where_every_request_is_dropped_no_later_stage_goes_on(correct, calls):

@@ -10,7 +10,7 @@ from pipeline.data.card import write_card
 from pipeline.data.output import Output, differences
 from pipeline.data.store import Store
 from pipeline.errors import UserError
-from pipeline.experiment import origin
+from pipeline.run import origin
 from pipeline.schema import INSTRUCTIONS, MISTAKES, SFT
 from pipeline.sources.instructions import Counts
 from tests import scripted

@@ -1,0 +1,323 @@
+"""One run directory, open for one attempt: what every stage needs to make an output, and to say what became of it."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+from pipeline import models, placement, preflight
+from pipeline.chat import Recipe
+from pipeline.config import Config, dump
+from pipeline.data import storage
+from pipeline.data.card import Origin, write_card
+from pipeline.data.output import Output
+from pipeline.data.store import Store
+from pipeline.errors import RunFailed, UserError
+from pipeline.fingerprints import fingerprints
+from pipeline.inference.pool import Job, ModelSpec, run_recipes
+from pipeline.methods.base import Method
+from pipeline.runtime import attempt
+from pipeline.runtime.console import step_bar
+from pipeline.runtime.session import ray_session, stage_logs
+from pipeline.schema import DROPPED, FAILED, STAGES, Schema
+from pipeline.settings.base import Model, Section, Source
+from pipeline.settings.walk import sections
+from pipeline.sources.instructions import Counts
+
+ON_RAY = ("generate", "train", "evaluate")
+
+
+class Trainer(Protocol):
+    """What trains the arms: `training.arm.Training`."""
+
+    def result(self, arm: str, on_progress: Callable[[dict], None] | None = None) -> dict: ...
+
+
+def train_arms(arms: list, checkpoints: str) -> AbstractContextManager[Trainer]:
+    from pipeline.training.arm import Training  # imports torch
+
+    return Training(arms, checkpoints)
+
+
+@dataclass(frozen=True)
+class Machinery:
+    """What a run works with: Ray, engines and trainers. Tests put others in their place.
+
+    session: a context in which Ray is there, of a run directory.
+    check:   that the cluster can hold the stages, and sees the directories (see `placement.check_cluster`).
+    engines: runs the recipes of jobs (see `inference.pool.run_recipes`).
+    trainer: trains arms (see `training.arm.Training`).
+    """
+
+    session: Callable[[str], AbstractContextManager] = ray_session
+    check: Callable[..., None] = placement.check_cluster
+    engines: Callable[..., Iterator[tuple[Job, dict]]] = run_recipes
+    trainer: Callable[..., AbstractContextManager[Trainer]] = train_arms
+
+
+@dataclass(frozen=True)
+class Making:
+    """A data set to be made by running a recipe over rows.
+
+    rows:   the rows to do, of schema `listed`; the counts of the source fill up while they are read.
+    inputs: digests of what the data set is derived from, by name.
+    """
+
+    store: Store
+    rows: Callable[[Counts], Iterable[dict]]
+    listed: Schema
+    recipe: Recipe
+    spec: ModelSpec
+    inputs: Mapping[str, str]
+
+
+class Run:
+    """The outputs of a configuration in its run directory. `log` takes one line per output for the person watching."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        overwrite: bool = False,
+        retry_failed: bool = False,
+        suites: Sequence[str] = (),
+        log: Callable[[str], Any] = print,
+        machinery: Machinery | None = None,
+    ):
+        self.config, self.overwrite, self.retry_failed, self.log = config, overwrite, retry_failed, log
+        self.machinery = machinery or Machinery()
+        self.path = storage.absolute(config.run_dir)
+        self.generated = {name: self._store(method.generated) for name, method in config.methods.items()}
+        self.training_sets = {schema: self._store(schema) for schema in config.training_sets()}
+        self.adapters = {arm: Output(self.path, f"adapter/{arm}", fence=attempt.check) for arm in config.arms}
+        self.suites = {name: self._store(config.suites.items()[name].schema) for name in preflight.check_suites(config, suites)}
+        self.on_exit = ExitStack()
+        self._connected = False
+        self._stages: list[str] = []
+        self._log_to: Callable[[str], None] = lambda stage: None
+
+    @cached_property
+    def model_dir(self) -> str:
+        """The directory (or hub id) of the run's model."""
+        return models.model_dir(self.config.model)
+
+    @cached_property
+    def fingerprints(self) -> dict[str, dict]:
+        """By output name; they read prompt files, and so come after what preflight finds."""
+        return fingerprints(self.config)
+
+    def _store(self, schema: Schema) -> Store:
+        return Store(self.path, schema.name, schema, fence=attempt.check)
+
+    def outputs(self, stage: str) -> list[Output]:
+        """What a stage makes."""
+        made = {"generate": self.generated, "mix": self.training_sets, "train": self.adapters, "evaluate": self.suites}
+        return [*made[stage].values()] if stage in made else []
+
+    def stages(self, wanted: Iterable[str] | None) -> list[str]:
+        """The stages wanted, in their order; None is all that the configuration has work for."""
+        if wanted is not None:
+            return [stage for stage in STAGES if stage in set(wanted)]
+        if self.config.model.is_dummy:
+            return ["generate", "mix", "report"]  # it has no weights to train
+        return [stage for stage in STAGES if self.outputs(stage) or stage == "report"]
+
+    @contextmanager
+    def open(self, stages: list[str]) -> Iterator[None]:
+        """Hold the run directory while the body runs the stages.
+
+        Raises UserError if something is found wrong before anything starts, RunFailed if another attempt has taken over meanwhile.
+        """
+        wanted = set(stages)
+        preflight.check(self.config, wanted, suites=set(self.suites))
+        if not self.overwrite:
+            for output in (output for stage in stages for output in self.outputs(stage)):
+                output.check(self.fingerprints[output.name])
+        for notice in preflight.check_models(self.config, wanted, set(self.suites), self.model_dir):
+            self.log(notice)
+        self._stages = stages
+        with attempt.Attempt(self.path, stages), stage_logs(self.path, stages[0]) as self._log_to, self.on_exit:
+            if any(output.complete is None for stage in stages if stage in ON_RAY for output in self.outputs(stage)):
+                self.connect()  # what the cluster lacks is found before anything else is done
+            storage.write_text(storage.join(self.path, "config.yaml"), dump(self.config))
+            yield
+
+    def begin(self, stage: str) -> None:
+        attempt.begin(stage)
+        self._log_to(stage)
+
+    def connect(self) -> None:
+        """Join Ray, or start it, unless that has been done."""
+        if not self._connected:
+            stages = {stage for stage in self._stages if stage in ON_RAY}
+            self.on_exit.enter_context(self.machinery.session(self.path))
+            self._connected = True
+            self.machinery.check(self.config, stages, self.path, preflight.directories(self.config, stages, self.model_dir))
+
+    # -- making
+
+    def make(self, stage: str, makings: Sequence[Making]) -> None:
+        """Make data sets by running recipes over rows. Those that ask the same model share its engines.
+
+        A data set is complete, and recorded, as soon as its own rows are done.
+        """
+        jobs: dict[ModelSpec, list[Job]] = {}
+        for making in makings:
+            store = making.store
+            self._start(store, making.inputs)
+            if self.retry_failed and (failed := store.reopen_failed()):
+                self.log(f"{stage}: {failed} failed rows are run again")
+            if store.complete is None:
+                self._write_work(stage, making)
+                jobs.setdefault(making.spec, []).append(Job(making.recipe, store))
+        for spec, together in jobs.items():
+            self.connect()
+            attempt.making(*(job.name for job in together))
+            with closing(self.machinery.engines(together, spec, seed=self.config.seed, label=stage)) as finished:
+                for job, figures in finished:
+                    done = job.store.finish()
+                    read = {key: count for key, count in (job.store.work() or {}).items() if key != "token"}
+                    self._record(stage, {**self._part(stage, job.store), **figures, **read, **done["status"], "drops": done["reasons"]})
+                    self._write_card(job.store, figures)
+        for making in makings:
+            self._log_dataset(stage, making.store)
+
+    def write(self, store: Store, inputs: Mapping[str, Store], rows: Callable[[Counter], Iterable[dict]], nothing: str) -> None:
+        """Make a training set in one go. rows: takes a counter of what is left out, by reason; nothing: why there can be no row."""
+        self._start(store, {source.name: self.complete(source, "generate")["digest"] for source in inputs.values()})
+        if store.complete is None:
+            started, drops = time.monotonic(), Counter()
+            done = store.write_rows(rows(drops))
+            figures = {"rows": done["rows"], "seconds": round(time.monotonic() - started, 2), "drops": dict(drops)}
+            self._record("mix", {**self._part("mix", store), **figures})
+            self._write_card(store, {"drops": dict(drops)})
+        if not store.complete["rows"]:
+            raise RunFailed(f"mix: no training example in {store.path}: {nothing}")
+        self._log_dataset("mix", store)
+
+    def fit(self, inputs: Mapping[str, Mapping[str, str]]) -> None:
+        """Train the arms. Those that ask for the same workers share them. inputs: arm → digests of what it is derived from."""
+        for arm, output in self.adapters.items():
+            self._start(output, inputs[arm])
+        waiting = {arm: output for arm, output in self.adapters.items() if output.complete is None}
+        for arm, output in self.adapters.items():
+            if arm not in waiting:
+                self._log_adapter(arm, output)
+        if not waiting:
+            return
+        from pipeline.training.arm import Places  # imports torch
+
+        self.connect()
+        checkpoints = storage.join(self.path, ".state", "train")
+        if self.overwrite:
+            storage.remove(checkpoints)
+        specs = preflight.arm_specs(self.config, self.model_dir)
+        examples = {schema: store.dataset for schema, store in self.training_sets.items()}
+        arms = []
+        for arm, output in waiting.items():
+            places = Places(examples[specs[arm].train.accepts], output.path, output.state("train"))
+            arms.append((specs[arm], places))
+        with self.machinery.trainer(arms, checkpoints) as training:
+            for arm, output in waiting.items():
+                attempt.making(output.name)
+                with step_bar(f"train {arm}", attempt.step_reporter()) as update:
+                    figures = training.result(arm, lambda line: update(line["step"], line["steps"], f"loss {line['loss']:.3f}"))
+                figures["digest"] = adapter_digest(output.path)
+                output.mark_complete(figures)
+                storage.remove(output.state("train"))
+                self._record("train", {"arm": arm, **figures})
+                if notice := figures.get("notice"):
+                    self.log(f"train: {notice}")
+                self._log_adapter(arm, output)
+
+    def complete(self, output: Output, stage: str) -> dict:
+        """What was recorded when an output was finished. Raises UserError, naming the stage that makes it, if it is not."""
+        facts = output.complete
+        if facts is None:
+            raise UserError(f"{output.path} is not complete: run `setbacks {stage}` first")
+        return facts
+
+    def spec(self, model: Model, adapters: tuple[str, ...], *, endpoint: bool = False) -> ModelSpec:
+        """How engines open a model. endpoint: whether the configuration's server may answer in their place."""
+        inference = self.config.inference
+        if not endpoint and inference.endpoint:
+            inference = inference.model_copy(update={"endpoint": None})
+        directory = self.model_dir if model == self.config.model else models.model_dir(model)
+        return ModelSpec(model, directory, inference, adapters)
+
+    # -- what is kept and said
+
+    def _start(self, output: Output, inputs: Mapping[str, str]) -> None:
+        attempt.making(output.name)
+        output.open({**self.fingerprints[output.name], "made_from": dict(inputs)}, overwrite=self.overwrite)
+
+    def _write_work(self, stage: str, making: Making) -> None:
+        wanted, counts = self.config.inference.rows_per_commit, Counts()
+        begun_with = making.store.write_work(making.rows(counts), making.listed, counts, block_rows=wanted)["block_rows"]
+        if begun_with != wanted:
+            self.log(f"{stage}: goes on with rows_per_commit = {begun_with}, as it began; {wanted} would need --overwrite")
+
+    def _part(self, stage: str, store: Store) -> dict:
+        """Which of several outputs of a stage a line of metrics.jsonl is about."""
+        suites = {made.name: name for name, made in self.suites.items()}
+        if stage == "evaluate":
+            return {"suite": suites[store.name]}
+        return {"suite": store.name} if len(self.outputs(stage)) > 1 else {}
+
+    def _record(self, stage: str, figures: dict) -> None:
+        """Append a line to RUN/metrics.jsonl: what the report says of timings and counts."""
+        attempt.check()
+        path = storage.join(self.path, "metrics.jsonl")
+        before = storage.read_text(path) if storage.exists(path) else ""
+        storage.write_text(path, before + json.dumps({"stage": stage, **figures}) + "\n")
+
+    def _write_card(self, store: Store, figures: dict) -> None:
+        write_card(store, origin(self.config, store.schema), self.fingerprints[store.name]["prompts"], figures)
+
+    def _log_adapter(self, arm: str, output: Output) -> None:
+        done = output.complete
+        self.log(
+            f"train: {arm} on {done['examples']:,} examples, {done['steps']} steps, final loss {done['final_loss']:.3f} → {output.path}"
+        )
+
+    def _log_dataset(self, stage: str, store: Store) -> None:
+        """Raises RunFailed if no row came through: no later stage has anything to work on."""
+        if not storage.exists(storage.join(store.path, "README.md")):  # a crash came between completion and card
+            self._write_card(store, {})
+        done = store.complete
+        counts = ", ".join(f"{count:,} {status}" for status, count in sorted(done["status"].items()))
+        self.log(f"{stage}: {done['rows']:,} rows{f' ({counts})' if counts else ''} → {store.path}")
+        nothing = [status for status in (FAILED, DROPPED) if done["status"].get(status)]
+        if done["rows"] and sum(done["status"][status] for status in nothing) == done["rows"]:
+            common = max(done["reasons"], key=done["reasons"].get)
+            mend = "change the source or the selection, and use --overwrite"
+            if FAILED in nothing:
+                mend = "mend the cause and use --retry-failed, or --overwrite to read the source again"
+            raise RunFailed(f"{stage}: all {done['rows']} rows {' or '.join(nothing)}, most with: {common}; {mend}")
+
+
+def adapter_digest(adapter: str) -> str:
+    """A digest of an adapter's matrices. Raises OSError."""
+    return storage.digest(storage.join(storage.absolute(adapter), "adapter_model.safetensors"))
+
+
+def origin(config: Config, schema: Schema) -> Origin:
+    """What a data set is made by, for its card."""
+    model, adapter, made_by = config.model, None, []
+    for method in config.methods.values():
+        if schema in (method.generated, method.training_set):
+            made_by.append(method)
+            if schema == method.generated or not method.mixing:
+                model, adapter = method.generator(config.model)
+    made_by += [suite for suite in config.suites.items().values() if suite.schema == schema]
+    read = {source.path for section in made_by for name, source in sections(section, Source).items() if _is_read(section, name, schema)}
+    return Origin(model, adapter, config.seed, sorted(read), made_by)
+
+
+def _is_read(section: Section, name: str, schema: Schema) -> bool:
+    """Whether a source is read for a data set: a method's `generate` does not read what only `mix` reads."""
+    return not (isinstance(section, Method) and schema == section.generated and name.split(".")[0] in section.mixing)
