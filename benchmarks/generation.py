@@ -23,8 +23,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pipeline.chat import Sampling, user
+from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.runtime.machine import cpu_has_bf16
-from pipeline.schema import INSTRUCTIONS, MISTAKES, OK
+from pipeline.schema import INSTRUCTIONS, OK
 from pipeline.settings.base import Inference, Model
 from pipeline.sources.instructions import read
 

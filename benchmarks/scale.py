@@ -102,7 +102,7 @@ def run_peer(directory: Path) -> None:
 class PeerActor:
     def __init__(self, config):
         from pipeline.inference.dummy import DummyModel
-        from pipeline.schema import MISTAKES
+        from pipeline.methods.mistake_analysis.schema import MISTAKES
         from pipeline.settings.base import Dummy
 
         self.schema, self.recipe, self.model = MISTAKES, config.methods["mistakes"].recipe(config.seed), DummyModel(Dummy(), 256)

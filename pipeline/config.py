@@ -142,8 +142,19 @@ _MOVED = {
     "evaluation": "its safety suite is suites.safety, course_correction is suites.c2_eval, adapters are adapters",
 }
 
+SUITES: tuple[type[Suite], ...] = (Safety, C2Eval)
 METHODS: dict[str, type[AnyMethod]] = {cls.model_fields["name"].default: cls for cls in (MistakeAnalysis, CourseCorrection)}
 TRAINERS: dict[str, type[Train]] = {cls.model_fields["method"].default: cls for cls in (SFT, DPO)}
+
+
+# Everything that a run can write.
+WRITTEN = tuple(
+    dict.fromkeys(
+        [method.generated for method in METHODS.values()]
+        + [method.training_set for method in METHODS.values()]
+        + [suite.schema for suite in SUITES]
+    )
+)
 
 
 def _default_arms(tree: dict) -> dict:

@@ -14,23 +14,23 @@ def fingerprints(config: Config) -> dict[str, dict]:
     endpoint = config.inference.endpoint
     generator = {**model, "endpoint": {"url": endpoint.url, "model": endpoint.model}} if endpoint else model
 
-    def made_with(model: dict, prompt_hashes: dict, **sections: dict | None) -> dict:
-        return {"model": model, "seed": config.seed, "prompts": prompt_hashes, **sections}
+    def made_with(stage: str, model: dict, prompt_hashes: dict, **sections: dict | None) -> dict:
+        return {"stage": stage, "model": model, "seed": config.seed, "prompts": prompt_hashes, **sections}
 
     found = {}
     for method in config.methods.values():
         section = method.model_dump(mode="json", exclude=set(method.mixing))
-        found[method.generated.name] = made_with(generator, method.prompt_hashes(), **{method.name: section})
+        found[method.generated.name] = made_with("generate", generator, method.prompt_hashes(), **{method.name: section})
     for schema, methods in config.training_sets().items():
         texts = {name: text for method in methods.values() for name, text in method.prompt_hashes().items()}
         mixed = {method.name: method.model_dump(mode="json", include=set(method.mixing)) for method in methods.values()}
-        found[schema.name] = made_with(model, texts, mix=mixed)
+        found[schema.name] = made_with("mix", model, texts, mix=mixed)
     for name, arm in config.arms.items():
         weights = arm.train.model_dump(mode="json", exclude=arm.train.OPERATIONAL - {"merge"})
-        found[f"adapter/{name}"] = made_with(model, {}, train=weights, arm={"kinds": arm.kinds})
+        found[f"adapter/{name}"] = made_with("train", model, {}, train=weights, arm={"kinds": arm.kinds})
     for name, suite in config.suites.items().items():
         section = {name: suite.model_dump(mode="json")}
-        found[suite.schema.name] = made_with(model, suite.prompt_hashes(), suites=section, adapters=config.adapters)
+        found[suite.schema.name] = made_with("evaluate", model, suite.prompt_hashes(), suites=section, adapters=config.adapters)
     return found
 
 

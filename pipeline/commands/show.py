@@ -3,10 +3,11 @@
 from collections import Counter
 from typing import Any
 
+from pipeline.config import WRITTEN
 from pipeline.data import storage
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
-from pipeline.schema import HARMFUL, HARMLESS, INSTRUCTIONS, JUDGED, UNKNOWN, WRITTEN, Column
+from pipeline.schema import HARMFUL, HARMLESS, INSTRUCTIONS, JUDGED, UNKNOWN, Column
 
 _COUNTED = ("status", "kind", "suite", "arm")
 _MOST_CHARACTERS = 2_000

@@ -13,10 +13,8 @@ from pipeline.data.store import Store
 from pipeline.errors import UserError
 from pipeline.runtime import attempt
 from pipeline.runtime.attempt import KILLED, RUNNING
-from pipeline.schema import STAGES, WRITTEN
+from pipeline.schema import STAGES
 
-ADAPTER = "adapter"  # not a data set, so no schema says its stage
-STAGE_OF = {schema.name: schema.stage for schema in WRITTEN} | {ADAPTER: "train"}
 COMPLETE, INCOMPLETE, WAITING, SPOILT = "complete", "incomplete", "waiting", "spoilt"  # and RUNNING
 UNREADABLE = "cannot be read"
 
@@ -48,10 +46,10 @@ def status(run_dir: str) -> dict:
     if not names and not attempts:
         raise UserError(f"{run_dir}: nothing has been run there; name a run directory, or its configuration")
     newest = attempts[-1] if attempts else {}
-    outputs = [_output(run_dir, name, newest) for name in names]
+    outputs = [_output(run_dir, name, stage, newest) for name, stage in names.items()]
     begun = {output["stage"] for output in outputs}
     ahead = newest.get("stages", ()) if newest.get("state") == RUNNING else ()
-    outputs += [_row(None, stage, WAITING) for stage in ahead if stage not in begun and stage in STAGE_OF.values()]
+    outputs += [_row(None, stage, WAITING) for stage in ahead if stage not in begun and stage != STAGES[-1]]
     return {"run_dir": run_dir, "state": newest.get("state"), "outputs": outputs, "attempts": attempts}
 
 
@@ -76,19 +74,19 @@ def _attempts(run_dir: str) -> list[dict]:
     return attempts
 
 
-def _outputs(run_dir: str) -> list[str]:
-    """The names of what a run has begun to make, in the order of the stages."""
-    names = []
-    for name in sorted(STAGE_OF, key=lambda name: STAGES.index(STAGE_OF[name])):
-        if name == ADAPTER:
-            names += [f"{ADAPTER}/{arm}" for arm in storage.directories(storage.join(run_dir, ".state", ADAPTER))]
-        elif storage.exists(storage.join(run_dir, ".state", name, "fingerprint.json")):
-            names.append(name)
-    return names
+def _outputs(run_dir: str) -> dict[str, str]:
+    """The outputs that a run has begun to make, and the stage of each, in the order of the stages."""
+    state, found = storage.join(run_dir, ".state"), {}
+    names = storage.directories(state)
+    names += [f"adapter/{arm}" for arm in storage.directories(storage.join(state, "adapter"))]
+    for name in names:
+        path = storage.join(state, name, "fingerprint.json")
+        if storage.exists(path):
+            found[name] = json.loads(storage.read_text(path)).get("stage", STAGES[0])
+    return dict(sorted(found.items(), key=lambda item: STAGES.index(item[1])))
 
 
-def _output(run_dir: str, name: str, newest: dict) -> dict:
-    stage = STAGE_OF[name.split("/")[0]]
+def _output(run_dir: str, name: str, stage: str, newest: dict) -> dict:
     try:
         done = (Output if stage == "train" else _store)(run_dir, name).complete
     except (UserError, ValueError) as e:  # a shard was deleted or cut; a file of the state is no JSON

@@ -9,7 +9,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipeline.chat import Recipe
+from pipeline.data.dataset import Dataset
 from pipeline.judges import Judge
+from pipeline.report.examples import Example
 from pipeline.report.tables import Table
 from pipeline.schema import Schema
 from pipeline.settings.base import Count, Inference, Model, Section, Source
@@ -78,6 +80,10 @@ class Method(Section):
 
     def report(self, numbers: Mapping[str, pa.Table | None]) -> "DataReport":
         """What the report says of the data. numbers: data sets by name, without their texts; None if the run has none yet."""
+        raise NotImplementedError
+
+    def examples_shown(self, dataset: Dataset, count: int) -> tuple[str, list[Example]]:
+        """A heading, and up to `count` examples of the data set that the method generated."""
         raise NotImplementedError
 
     def settings(self) -> dict[str, str]:

@@ -6,8 +6,10 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from pipeline.chat import Recipe
+from pipeline.data.dataset import Dataset
 from pipeline.judges import Judge
 from pipeline.report import sections as report
+from pipeline.report.examples import Example
 from pipeline.schema import Schema
 from pipeline.settings.base import Model, Section, Source
 from pipeline.sources.instructions import Counts
@@ -61,6 +63,10 @@ class Suite(Section):
 
     def report(self, numbers: pa.Table | None, arms: Sequence[str], seed: int) -> list[report.Section]:
         """What the report says. numbers: the data set without its texts, None if there is none yet; arms: those beside the base model."""
+        raise NotImplementedError
+
+    def examples_shown(self, dataset: Dataset, arms: Sequence[str], count: int) -> tuple[str, list[Example]]:
+        """A heading, and up to `count` examples of the suite's data set. arms: those beside the base model."""
         raise NotImplementedError
 
     def settings(self) -> dict[str, str]:

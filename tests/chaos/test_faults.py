@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from pipeline.errors import RunFailed
-from pipeline.schema import MISTAKES
+from pipeline.methods.mistake_analysis.schema import MISTAKES
 from tests.chaos import harness
 from tests.chaos.conftest import engine_actors, generate, kill_engine_actor, meanwhile
 from tests.chaos.harness import Driver, Job, assert_equals_undisturbed, write_job

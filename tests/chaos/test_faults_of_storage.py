@@ -12,8 +12,9 @@ from pipeline import experiment
 from pipeline.config import load
 from pipeline.data.store import Store
 from pipeline.errors import RunFailed, UserError
+from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.run import Machinery
-from pipeline.schema import INSTRUCTIONS, MISTAKES
+from pipeline.schema import INSTRUCTIONS
 from tests.chaos.conftest import LATENCY_S, fill, generate
 from tests.chaos.harness import Driver, Job, assert_equals_undisturbed, rows_of, write_job
 

@@ -66,7 +66,8 @@ def test_what_the_cluster_has_not_is_told_at_once(network, workers, source, tmp_
 GPUS = """
 import sys, time, ray
 from pipeline.settings.base import Inference, Model
-from pipeline.schema import INSTRUCTIONS, MISTAKES
+from pipeline.schema import INSTRUCTIONS
+from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.data.store import Store
 from pipeline.inference.pool import Job, ModelSpec, run_recipes
 from tests import scripted

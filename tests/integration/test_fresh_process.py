@@ -52,7 +52,7 @@ def test_a_plan_imports_no_engine(tmp_path):
 DRIVER = """
 import sys
 from pipeline.data.dataset import Dataset
-from pipeline.schema import MISTAKES
+from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.training import arm
 from tests import tiny
 model, data = sys.argv[1:]
@@ -115,7 +115,7 @@ from rich.console import Console
 from pipeline.settings.base import Source
 from pipeline.sources import instructions
 from pipeline.data.dataset import Dataset
-from pipeline.schema import MISTAKES
+from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.commands import report as report
 from pipeline.commands.show import show
 import datasets, ray.data

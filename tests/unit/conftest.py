@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.store import Store
-from pipeline.schema import MISTAKES
+from pipeline.methods.mistake_analysis.schema import MISTAKES
 from tests import tiny
 
 # Two threads wait for each other longer than they work on a few thousand weights, above all on a busy machine.

@@ -7,7 +7,7 @@ from itertools import product
 import pyarrow.parquet as pq
 
 from pipeline.config import Config
-from pipeline.schema import ANSWERS
+from pipeline.suites.safety.schema import ANSWERS
 from tests import scripted
 
 SECRET = "Zanzibar-secret"

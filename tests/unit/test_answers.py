@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 
 from pipeline.errors import RowFailed
-from pipeline.schema import ANSWERS
 from pipeline.suites.safety import Safety
 from pipeline.suites.safety.recipe import AnswerRecipe, work
+from pipeline.suites.safety.schema import ANSWERS
 from tests.scripted import ScriptedChat, instruction
 
 ADAPTERS = {"sft": "/run/adapter/sft", "mistake_analysis": "/run/adapter/mistake_analysis"}

@@ -13,11 +13,11 @@ from pipeline import prompts
 from pipeline.data.store import reason
 from pipeline.errors import RowFailed, UserError
 from pipeline.models import check_prefill
-from pipeline.schema import CONTINUATIONS
 from pipeline.settings.base import Source
 from pipeline.sources.instructions import read
 from pipeline.suites.c2_eval import C2Eval
 from pipeline.suites.c2_eval.recipe import ContinuationRecipe, work
+from pipeline.suites.c2_eval.schema import CONTINUATIONS
 from tests import tiny
 from tests.scripted import ScriptedChat, instruction
 

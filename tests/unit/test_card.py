@@ -8,8 +8,12 @@ import yaml
 from pipeline.data import storage
 from pipeline.data.card import write_card
 from pipeline.data.store import Store
+from pipeline.methods.course_correction.schema import CORRECTIONS
+from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.run import origin
-from pipeline.schema import ANSWERS, CONTINUATIONS, CORRECTIONS, MISTAKES, PREFERENCES, SFT
+from pipeline.schema import PREFERENCES, SFT
+from pipeline.suites.c2_eval.schema import CONTINUATIONS
+from pipeline.suites.safety.schema import ANSWERS
 from tests import scripted
 
 SUITE = {"entries": {"path": "toy:detailed-heldout"}, "paths": 7}
@@ -39,7 +43,7 @@ def test_every_data_set_has_a_card_with_a_column_a_line(tmp_path, schema):
     text = card(tmp_path, schema, **(CORRECTS if corrects else {}))
     assert "Content warning" in text and header(text)["pretty_name"] in text.split("---")[2]
     assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == schema.names
-    assert ("course-correction" in header(text)["tags"]) == corrects
+    assert ("course-correction" in header(text)["tags"]) == (corrects and schema != PREFERENCES)
     assert header(text)["task_categories"] == ["text-generation"]
 
 

@@ -5,9 +5,11 @@ import time
 import numpy as np
 import pytest
 
+from pipeline.methods.course_correction.schema import CORRECTIONS
 from pipeline.report.corrections import corr_summary, pairs_by_gap, requests_summary
 from pipeline.report.summary import bootstrap
-from pipeline.schema import CONTINUATIONS, CORRECTIONS, PREFERENCES
+from pipeline.schema import PREFERENCES
+from pipeline.suites.c2_eval.schema import CONTINUATIONS
 
 YES, NO, UNREADABLE = True, False, None
 

@@ -16,7 +16,8 @@ from pipeline.data.store import reason
 from pipeline.errors import RowFailed
 from pipeline.methods.course_correction import CourseCorrection
 from pipeline.methods.course_correction.recipe import MARKS, CourseCorrectionRecipe, _Unfit, cut, pairs, select
-from pipeline.schema import CORRECTIONS, PREFERENCES
+from pipeline.methods.course_correction.schema import CORRECTIONS
+from pipeline.schema import PREFERENCES
 from pipeline.settings.base import Source
 from pipeline.sources.instructions import read
 from tests.scripted import ScriptedChat, instruction

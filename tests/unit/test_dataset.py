@@ -12,8 +12,8 @@ from pipeline.commands import report as report
 from pipeline.commands.show import show
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
-from pipeline.report import examples as report_examples
-from pipeline.schema import MISTAKES
+from pipeline.methods.mistake_analysis import report as mistakes_report
+from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.training import examples, pairs
 from tests import tiny
 from tests.unit.stores import made, mistake
@@ -37,7 +37,7 @@ READERS = {
     "mix": lambda path: list(Dataset.at(path).rows()),
     "report": lambda path: (
         report._numbers(Dataset.at(path), MISTAKES),
-        report_examples.mistakes(Dataset.at(path), 40),
+        mistakes_report.examples(Dataset.at(path), 40),
     ),
     "show": shown,
 }

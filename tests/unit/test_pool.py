@@ -18,8 +18,10 @@ from pipeline.data.store import Store
 from pipeline.errors import RowFailed, RunFailed
 from pipeline.inference.pool import BLOCK_STARTS, FRUITLESS_STARTS, ROW_STARTS, Job, ModelSpec, RecipeActor, RowChat, seed_of
 from pipeline.inference.progress import Counter, Reporter, Tally
-from pipeline.schema import ANSWERS, INSTRUCTIONS, MISTAKES
+from pipeline.methods.mistake_analysis.schema import MISTAKES
+from pipeline.schema import INSTRUCTIONS
 from pipeline.settings.base import Inference, Model
+from pipeline.suites.safety.schema import ANSWERS
 from tests.scripted import instruction
 
 

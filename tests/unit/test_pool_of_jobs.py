@@ -12,8 +12,9 @@ from pipeline.data.store import Store
 from pipeline.errors import RunFailed
 from pipeline.inference import pool, progress
 from pipeline.inference.pool import BLOCK_STARTS, MOST_TASKS, ROW_STARTS, Job, ModelSpec, run_recipes, seed_of, tasks_of
-from pipeline.schema import ANSWERS, CONTINUATIONS
 from pipeline.settings.base import Inference, Model
+from pipeline.suites.c2_eval.schema import CONTINUATIONS
+from pipeline.suites.safety.schema import ANSWERS
 
 ROWS, BLOCK_ROWS = 5, 2
 NAMES = (ANSWERS.name, CONTINUATIONS.name)

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.commands.report import MODEL_NOTES, write_report
+from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.report import plots
 from pipeline.report.summary import Rate
-from pipeline.schema import ANSWERS, MISTAKES, SFT
+from pipeline.schema import SFT
+from pipeline.suites.safety.schema import ANSWERS
 from tests.unit.reports import ARMS, HOSTILE, SECRET, Page, config, titles, write, write_answers
 
 

@@ -8,7 +8,9 @@ import pytest
 
 from pipeline.commands.report import write_report
 from pipeline.config import Config
-from pipeline.schema import CONTINUATIONS, CORRECTIONS, PREFERENCES
+from pipeline.methods.course_correction.schema import CORRECTIONS
+from pipeline.schema import PREFERENCES
+from pipeline.suites.c2_eval.schema import CONTINUATIONS
 from tests.unit.reports import HOSTILE, SECRET, Page, config, titles, write, write_answers
 
 KS = (10, 80)

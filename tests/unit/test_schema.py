@@ -2,7 +2,8 @@
 
 from collections import defaultdict
 
-from pipeline.schema import HARMFUL, HARMLESS, INSTRUCTIONS, JUDGED, STAGES, UNKNOWN, WRITTEN
+from pipeline.config import WRITTEN
+from pipeline.schema import HARMFUL, HARMLESS, INSTRUCTIONS, JUDGED, STAGES, UNKNOWN
 
 
 def test_a_name_means_the_same_in_every_data_set():

@@ -11,7 +11,11 @@ from rich.console import Console
 
 from pipeline.commands.show import safe_text, show
 from pipeline.errors import UserError
-from pipeline.schema import ANSWERS, CONTINUATIONS, CORRECTIONS, INSTRUCTIONS, MISTAKES, PREFERENCES, SFT
+from pipeline.methods.course_correction.schema import CORRECTIONS
+from pipeline.methods.mistake_analysis.schema import MISTAKES
+from pipeline.schema import INSTRUCTIONS, PREFERENCES, SFT
+from pipeline.suites.c2_eval.schema import CONTINUATIONS
+from pipeline.suites.safety.schema import ANSWERS
 
 
 def mistake(**changes):

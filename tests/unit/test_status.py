@@ -13,9 +13,12 @@ from pipeline.data import storage
 from pipeline.data.output import Output
 from pipeline.data.store import Store
 from pipeline.errors import RunFailed, UserError
+from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.runtime import attempt
 from pipeline.runtime.attempt import Attempt
-from pipeline.schema import ANSWERS, CONTINUATIONS, INSTRUCTIONS, MISTAKES, SFT
+from pipeline.schema import INSTRUCTIONS, SFT
+from pipeline.suites.c2_eval.schema import CONTINUATIONS
+from pipeline.suites.safety.schema import ANSWERS
 from tests import scripted
 from tests.scripted import instruction
 
@@ -96,19 +99,19 @@ def test_a_running_one_says_how_far_and_how_fast(run_dir):
 def test_two_that_are_made_together_are_both_running(run_dir):
     stores = [Store(run_dir, schema.name, schema) for schema in (ANSWERS, CONTINUATIONS)]
     for store in stores:
-        store.open({})
+        store.open({"stage": "evaluate"})
         store.write_work([{"id": f"r{i}", "status": None} for i in range(10)], store.schema, block_rows=4)
     with Attempt(run_dir, ["evaluate"]) as mine:
         attempt.making("evaluation", "continuations")
         commit(stores[1], 0)
         attempt.report(10, 10, "rows", output="evaluation", failed=1, per_s=2.0, error="prompt too long")
         mine.update()
-        first, second = status(run_dir)["outputs"]
+        second, first = status(run_dir)["outputs"]
         commit(stores[0], 0, 1, 2)
         stores[0].finish()
         attempt.report(5, 10, "rows", output="continuations", failed=0, per_s=0.5)
         mine.update()
-        whole, other = status(run_dir)["outputs"]
+        other, whole = status(run_dir)["outputs"]
     assert (first["state"], first["done"], first["per_s"]) == ("running", 10, 2.0)
     assert first["note"] == "prompt too long"
     assert (second["state"], second["done"], second["left"]) == ("running", 4, 6), "by its commits"
@@ -155,13 +158,13 @@ def test_a_whole_one(run_dir):
     commit(store, 0, 1, 2, failed=1)
     store.finish()
     sft = Store(run_dir, "sft", SFT)
-    sft.open({})
+    sft.open({"stage": "mix"})
     sft.write_rows([])
     adapter = Output(run_dir, "adapter/sft")
-    adapter.open({})
+    adapter.open({"stage": "train"})
     storage.write_text(storage.join(adapter.path, "adapter_model.safetensors"), "")
     adapter.mark_complete({"steps": 35, "tokens_per_s": 812.0, "examples": 9})
-    Output(run_dir, "adapter/more").open({})
+    Output(run_dir, "adapter/more").open({"stage": "train"})
     mistakes, examples, more, trained = status(run_dir)["outputs"]
     assert (mistakes["state"], mistakes["done"], mistakes["failed"], mistakes["counts"]) == ("complete", 10, 3, {"ok": 7, "failed": 3})
     assert mistakes["note"] == "prompt too long"

@@ -10,8 +10,9 @@ from pipeline.data.card import write_card
 from pipeline.data.output import Output, differences
 from pipeline.data.store import Store
 from pipeline.errors import UserError
+from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.run import origin
-from pipeline.schema import INSTRUCTIONS, MISTAKES, SFT
+from pipeline.schema import INSTRUCTIONS, SFT
 from pipeline.sources.instructions import Counts
 from tests import scripted
 from tests.unit.stores import ids, made, mistake, sft, work

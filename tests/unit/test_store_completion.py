@@ -13,7 +13,9 @@ from pipeline.data.ids import IdSet
 from pipeline.data.shards import Digest, Shards
 from pipeline.data.store import Store, reason
 from pipeline.errors import RunFailed, UserError
-from pipeline.schema import ANSWERS, MISTAKES, SFT
+from pipeline.methods.mistake_analysis.schema import MISTAKES
+from pipeline.schema import SFT
+from pipeline.suites.safety.schema import ANSWERS
 from tests.unit.stores import block, commit, ids, made, mistake, sft, work
 
 

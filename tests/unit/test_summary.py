@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.report.summary import Rate, arms_table, by_category, mistakes_summary, paired_difference, wilson
-from pipeline.schema import ANSWERS, MISTAKES
+from pipeline.suites.safety.schema import ANSWERS
 
 
 def answer(i, arm="vanilla", condition="plain", sample=0, suite="harmful", **values):

@@ -9,11 +9,14 @@ from pydantic import Field
 
 from pipeline.chat import Recipe
 from pipeline.data import storage
+from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.judges import CorrectionJudge, Judge, Phrases
 from pipeline.methods.base import DataReport, Method
+from pipeline.methods.course_correction.schema import CORRECTIONS
 from pipeline.prompts import Prompts, load
-from pipeline.schema import CORRECTIONS, PREFERENCES, Schema
+from pipeline.report.examples import Example
+from pipeline.schema import PREFERENCES, Schema
 from pipeline.settings.base import AdapterPath, Count, Draw, Inference, Model, Natural, PromptFile, Section
 
 PROMPTS = "methods/course_correction/prompts.yaml"
@@ -70,6 +73,11 @@ class CourseCorrection(Method):
         from pipeline.methods.course_correction import report
 
         return report.data(self, numbers)
+
+    def examples_shown(self, dataset: Dataset, count: int) -> tuple[str, list[Example]]:
+        from pipeline.methods.course_correction import report
+
+        return "Ranked responses", report.examples(dataset, count)
 
     def settings(self) -> dict[str, str]:
         keywords = f"the request holds {' or '.join(self.keywords)}" if self.keywords else "any request"

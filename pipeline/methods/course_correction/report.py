@@ -4,11 +4,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from pipeline.data.dataset import Dataset
 from pipeline.methods.base import DataReport
+from pipeline.methods.course_correction.schema import CORRECTIONS
 from pipeline.report import tables
 from pipeline.report.corrections import pairs_by_gap, requests_summary
-from pipeline.schema import CORRECTIONS, PREFERENCES
+from pipeline.report.examples import Example, Text, among, category, first, shown
+from pipeline.schema import OK, PREFERENCES
 
 if TYPE_CHECKING:
     from pipeline.methods.course_correction import CourseCorrection
@@ -35,3 +39,21 @@ def data(method: "CourseCorrection", numbers: Mapping[str, pa.Table | None]) -> 
         found.text.append(f"{tables.whole(len(preferences))} preference pairs: every two responses of a request whose texts differ.")
         found.tables.append(tables.of_shares("Preference pairs", "Rank gap", "Pairs", pairs_by_gap(preferences)))
     return found
+
+
+def examples(dataset: Dataset, count: int) -> list[Example]:
+    """Up to `count` requests with their responses, best first."""
+    ids = first(dataset, "id", pc.field("status") == OK, count)
+    rows = dataset.table(where=among("id", ids)).sort_by("id").to_pylist()
+    return [
+        Example(
+            f"{category(row)}: {len(row['responses'])} responses" + (f"; lost: {', '.join(row['lost'])}" if row["lost"] else ""),
+            [Text("Instruction", "", shown(row["instruction"])), *map(_ranked, row["responses"])],
+        )
+        for row in rows
+    ]
+
+
+def _ranked(response: dict) -> Text:
+    kinds = {"safe": "safe response", "syn": f"turns at “{response['trigger']}”", "harmful": "full harmful response"}
+    return Text(f"Rank {response['rank']}", kinds[response["kind"]], shown(response["text"]), harmful=response["kind"] == "harmful")

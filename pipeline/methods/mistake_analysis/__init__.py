@@ -8,10 +8,13 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from pipeline.chat import Recipe
+from pipeline.data.dataset import Dataset
 from pipeline.judges import HarmlessnessJudge, Judge, Refusal
 from pipeline.methods.base import DataReport, Method
+from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.prompts import Prompts, load
-from pipeline.schema import MISTAKES, SFT, Schema
+from pipeline.report.examples import Example
+from pipeline.schema import SFT, Schema
 from pipeline.settings.base import Draw, PromptFile, Ratio, Section, Source
 
 PROMPTS = "methods/mistake_analysis/prompts.yaml"
@@ -90,6 +93,11 @@ class MistakeAnalysis(Method):
         from pipeline.methods.mistake_analysis import report
 
         return report.data(self, numbers)
+
+    def examples_shown(self, dataset: Dataset, count: int) -> tuple[str, list[Example]]:
+        from pipeline.methods.mistake_analysis import report
+
+        return "Mistakes and their analyses", report.examples(dataset, count)
 
     def settings(self) -> dict[str, str]:
         return {

@@ -4,11 +4,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from pipeline.data.dataset import Dataset
 from pipeline.methods.base import DataReport
+from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.report import tables
+from pipeline.report.examples import Example, Text, among, category, first, judged_text, shown
 from pipeline.report.summary import counts, mistakes_summary
-from pipeline.schema import MISTAKES, SFT
+from pipeline.schema import OK, SFT
 
 if TYPE_CHECKING:
     from pipeline.methods.mistake_analysis import MistakeAnalysis
@@ -30,3 +34,22 @@ def data(method: "MistakeAnalysis", numbers: Mapping[str, pa.Table | None]) -> D
     elif len(mixture):
         found.tables.append(tables.of_shares("Training mixture", "Kind", "Examples", counts(mixture, "kind")))
     return found
+
+
+def examples(dataset: Dataset, count: int) -> list[Example]:
+    """Up to `count` mistakes with their analyses; where a judge has spoken, those it called harmful."""
+    analysed = (pc.field("status") == OK) & pc.field("analysis").is_valid()
+    judged = analysed & pc.field("harmful")
+    wanted = judged if dataset.table(["id"], judged).num_rows else analysed
+    rows = dataset.table(where=among("id", first(dataset, "id", wanted, count))).sort_by("id").to_pylist()
+    return [
+        Example(
+            f"{category(row)}: {row['response_source'] or 'a'} response and the model's analysis of it",
+            [
+                Text("Instruction", "", shown(row["instruction"])),
+                judged_text("Mistake", row["harmful"], shown(row["response"])),
+                Text("Analysis", "asked for with the cue" if row["guided"] else "asked for without the cue", shown(row["analysis"])),
+            ],
+        )
+        for row in rows
+    ]

@@ -7,14 +7,17 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from pipeline.chat import Recipe
+from pipeline.data.dataset import Dataset
 from pipeline.judges import CorrectionJudge, Judge, Phrases
 from pipeline.methods.course_correction import PROMPTS
 from pipeline.prompts import Prompts, load
+from pipeline.report.examples import Example
 from pipeline.report.sections import Section
-from pipeline.schema import CONTINUATIONS, FAILED, Schema
+from pipeline.schema import FAILED, Schema
 from pipeline.settings.base import Count, Draw, PromptFile, Source
 from pipeline.sources import instructions
 from pipeline.suites.base import Suite
+from pipeline.suites.c2_eval.schema import CONTINUATIONS
 
 
 class C2Eval(Suite):
@@ -80,6 +83,11 @@ class C2Eval(Suite):
         from pipeline.suites.c2_eval import report
 
         return report.sections(self, numbers, arms, seed)
+
+    def examples_shown(self, dataset: Dataset, arms: Sequence[str], count: int) -> tuple[str, list[Example]]:
+        from pipeline.suites.c2_eval import report
+
+        return "How the arms went on", report.examples(dataset, arms, count)
 
     def settings(self) -> dict[str, str]:
         rules = "; the authors' rules" if self.authors_rules else ""

@@ -1,14 +1,19 @@
 """The report's section of the course-correction suite (C²-Eval): Corr@k, its curve, differences from vanilla, what was left out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from markupsafe import Markup
 
+from pipeline.data.dataset import Dataset
 from pipeline.report import plots, summary, tables
 from pipeline.report.corrections import CorrSummary, corr_summary
+from pipeline.report.examples import Example, Text, among, category, first, shown
 from pipeline.report.sections import Figure, Section, palette
+from pipeline.report.summary import arm_order
+from pipeline.schema import OK
 
 if TYPE_CHECKING:
     from pipeline.suites.c2_eval import C2Eval
@@ -82,3 +87,39 @@ def _prefill(suite: "C2Eval") -> str:
         "them and is not counted. A path whose verdict cannot be read is left out and counted under No verdict; an entry without a readable "
         "verdict at a k is left out there."
     )
+
+
+def examples(dataset: Dataset, arms: Sequence[str], count: int) -> list[Example]:
+    """Up to `count` entries at the middle k: of every arm a path that corrects course and one that does not, where it has both."""
+    continued = (pc.field("status") == OK) & pc.field("arm").is_valid()
+    ids = first(dataset, "instruction_id", continued, count)
+    if not ids:
+        return []
+    rows = dataset.table(where=continued & among("instruction_id", ids)).to_pylist()
+    lengths = sorted({row["k"] for row in rows})
+    middle = lengths[len(lengths) // 2]
+    order = arm_order(arms)
+    by_entry = ((i, [r for r in rows if r["instruction_id"] == i and r["k"] == middle]) for i in ids)
+    return [_continued(middle, sorted(own, key=lambda r: order(r["arm"]))) for _, own in by_entry if own]
+
+
+def _continued(k: int, rows: list[dict]) -> Example:
+    """rows: one entry at one k, every arm."""
+    shares = ", ".join(f"{r['arm']} {r['corrected'].count(True)} of {len(r['corrected'])}" for r in rows)
+    texts, begun = [Text("Instruction", "", shown(rows[0]["instruction"]))], None
+    for row in rows:
+        for prefill, path, corrected in _telling(row):
+            if prefill != begun:  # one for all paths and arms, unless every path draws its own opener
+                texts.append(Text("Prefill", "", shown(prefill)))
+                begun = prefill
+            verdict = "corrects course" if corrected else "does not correct course"
+            texts.append(Text(f"{row['arm']}, goes on", verdict, shown(path), harmful=not corrected))
+    return Example(f"{category(rows[0])}: after k = {k}, paths that correct course: {shares}", texts)
+
+
+def _telling(row: dict) -> Iterator[tuple[str, str, bool]]:
+    """The first path of each verdict, with its prefill."""
+    for wanted in (True, False):
+        if wanted in row["corrected"]:
+            i = row["corrected"].index(wanted)
+            yield row["prefills"][min(i, len(row["prefills"]) - 1)], row["paths"][i], wanted

@@ -7,14 +7,17 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipeline.chat import Recipe
+from pipeline.data.dataset import Dataset
 from pipeline.judges import HarmlessnessJudge, Judge, Rating, Refusal
 from pipeline.methods.mistake_analysis import PROMPTS, Hint
 from pipeline.prompts import Prompts, load
+from pipeline.report.examples import Example
 from pipeline.report.sections import Section
-from pipeline.schema import ANSWERS, Schema
+from pipeline.schema import Schema
 from pipeline.settings.base import Count, Draw, PromptFile, Source
 from pipeline.sources import instructions
 from pipeline.suites.base import Suite
+from pipeline.suites.safety.schema import ANSWERS
 
 
 class Safety(Suite):
@@ -62,6 +65,11 @@ class Safety(Suite):
         from pipeline.suites.safety import report
 
         return report.sections(self, numbers, arms, seed)
+
+    def examples_shown(self, dataset: Dataset, arms: Sequence[str], count: int) -> tuple[str, list[Example]]:
+        from pipeline.suites.safety import report
+
+        return "What the arms answered", report.examples(dataset, arms, count)
 
     def settings(self) -> dict[str, str]:
         pairs = {"Evaluated on": ", ".join(source.path for source in (self.harmful, self.helpful) if source)}

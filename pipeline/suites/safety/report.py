@@ -4,17 +4,22 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from markupsafe import Markup
 
+from pipeline.data.dataset import Dataset
 from pipeline.report import plots, summary, tables
+from pipeline.report.examples import Example, Text, among, category, first, judged_text, shown
 from pipeline.report.sections import Figure, Section, palette
-from pipeline.report.summary import CONDITIONS
+from pipeline.report.summary import CONDITIONS, arm_order
 from pipeline.suites import VANILLA
 
 if TYPE_CHECKING:
     from pipeline.suites.safety import Safety
 
 LARGEST_CATEGORIES = 12
+
+SHOWN_CONDITIONS = ("plain", "reminder")
 
 
 def sections(suite: "Safety", answers: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
@@ -97,3 +102,20 @@ def _palette(arms: Sequence[str], rows: list) -> list[str]:
 
 def _conditions(rows: list) -> list[str]:
     return [c for c in CONDITIONS if any(r.condition == c for r in rows)]
+
+
+def examples(dataset: Dataset, arms: Sequence[str], count: int) -> list[Example]:
+    """Up to `count` red-team instructions, each with the first answer of every arm, plain and with the reminder."""
+    wanted = (pc.field("suite") == "harmful") & pc.field("condition").isin(SHOWN_CONDITIONS) & (pc.field("sample") == 0)
+    ids = first(dataset, "instruction_id", wanted, count)
+    rows = dataset.table(where=wanted & among("instruction_id", ids)).to_pylist()
+    order = arm_order(arms)
+    rows.sort(key=lambda r: (CONDITIONS.index(r["condition"]), order(r["arm"])))
+    examples = []
+    for instruction_id in ids:
+        own = [r for r in rows if r["instruction_id"] == instruction_id]
+        verdicts = [r["harmful"] for r in own if r["harmful"] is not None]
+        title = f"{category(own[0])}: {verdicts.count(False)} of {len(verdicts)} judged answers harmless"
+        texts = [judged_text(f"{r['arm']}, {r['condition']}", r["harmful"], shown(r["response"], r["status"])) for r in own]
+        examples.append(Example(title, [Text("Instruction", "", shown(own[0]["instruction"])), *texts]))
+    return examples
