@@ -74,8 +74,9 @@ class Config(Section):
         used = {arm.train.accepts for arm in self.arms.values()}
         found: dict[Schema, dict[str, AnyMethod]] = {}
         for name, method in self.methods.items():
-            if method.training_set in used or not used:
-                found.setdefault(method.training_set, {})[name] = method
+            for schema in method.training_sets:
+                if schema in used or not used:
+                    found.setdefault(schema, {})[name] = method
         return found
 
     @model_validator(mode="before")
@@ -151,7 +152,7 @@ TRAINERS: dict[str, type[Train]] = {cls.model_fields["method"].default: cls for 
 WRITTEN = tuple(
     dict.fromkeys(
         [method.generated for method in METHODS.values()]
-        + [method.training_set for method in METHODS.values()]
+        + [schema for method in METHODS.values() for schema in method.training_sets]
         + [suite.schema for suite in SUITES]
     )
 )
@@ -167,8 +168,8 @@ def _default_arms(tree: dict) -> dict:
             continue  # wrong in a way that validation will name
         for name, arm in method.default_arms.items():
             given = _known(TRAINERS, tag(train, "method", "sft")) if isinstance(train, dict | Train) else None
-            fits = given is None or given.accepts == method.training_set
-            trainer = {} if fits else {"train": {"method": _trainer_of(method.training_set)}}
+            fits = given is None or given.accepts in method.training_sets
+            trainer = {} if fits else {"train": {"method": _trainer_of(method.training_sets[0])}}
             arms[name] = {**arm, **trainer}
     return arms
 
@@ -183,23 +184,21 @@ def _trainer_of(schema: Schema) -> str:
 
 def _check_arm(name: str, arm: Arm, methods: dict[str, AnyMethod]) -> None:
     """Raises ValueError if no method makes what the arm's trainer accepts, or none makes examples of its kinds."""
-    makers = [method for method in methods.values() if method.training_set == arm.train.accepts]
+    makers = [method for method in methods.values() if arm.train.accepts in method.training_sets]
     if not makers:
-        made = sorted({method.training_set.name for method in methods.values()})
-        trainer = _trainer_of(next(iter(methods.values())).training_set)
+        made = sorted({schema.name for method in methods.values() for schema in method.training_sets})
+        trainer = _trainer_of(next(iter(methods.values())).training_sets[0])
         raise ValueError(
             f"arms.{name}: {arm.train.method} trains on {arm.train.accepts.name}, and the methods make {' and '.join(made)}: "
             f"set train.method: {trainer}"
         )
-    known = [kind for method in makers for kind in method.example_kinds]
+    known = [kind for method in makers for kind in method.example_kinds.get(arm.train.accepts.name, ())]
     if arm.kinds is None:
         if known:
             raise ValueError(f"arms.{name}.kinds is missing: say which of {', '.join(known[:-1])} and {known[-1]} the arm is trained on")
         return
     if not known:
-        raise ValueError(
-            f"arms.{name}.kinds: choose examples of a mixture, and {makers[0].training_set.name} has no kinds: leave kinds out"
-        )
+        raise ValueError(f"arms.{name}.kinds: choose examples of a mixture, and {arm.train.accepts.name} has no kinds: leave kinds out")
     if unknown := [kind for kind in arm.kinds if kind not in known]:
         raise ValueError(f"arms.{name}.kinds: {unknown[0]} is not a kind of example; known are {', '.join(known)}")
     if not any(kind in (method.kinds or ()) for method in makers for kind in arm.kinds):

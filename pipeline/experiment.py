@@ -72,8 +72,8 @@ def mix(run: Run) -> None:
     for schema, methods in run.config.training_sets().items():
         sources = {name: run.generated[name] for name in methods}
 
-        def rows(drops, methods=methods, sources=sources) -> Iterable[dict]:
-            parts = (methods[name].examples(source.dataset.rows(), drops, run.config.seed) for name, source in sources.items())
+        def rows(drops, schema=schema, methods=methods, sources=sources) -> Iterable[dict]:
+            parts = (methods[name].examples(schema, source.dataset.rows(), drops, run.config.seed) for name, source in sources.items())
             return chain.from_iterable(parts)
 
         run.write(run.training_sets[schema], sources, rows, nothing="; ".join(method.nothing for method in methods.values()))

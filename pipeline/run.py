@@ -309,7 +309,7 @@ def origin(config: Config, schema: Schema) -> Origin:
     """What a data set is made by, for its card."""
     model, adapter, made_by = config.model, None, []
     for method in config.methods.values():
-        if schema in (method.generated, method.training_set):
+        if schema in (method.generated, *method.training_sets):
             made_by.append(method)
             if schema == method.generated or not method.mixing:
                 model, adapter = method.generator(config.model)

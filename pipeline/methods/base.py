@@ -30,19 +30,19 @@ class Method(Section):
     """A method is its configuration section.
 
     generated:    the data set that `generate` writes, one row per instruction and sample
-    training_set: the rows that `mix` makes of it
+    training_sets: the sets of rows that `mix` can make of it; the first is what its default arms are trained on
     default_arms: the arms that are trained if the configuration names none
     nothing:      why a training set can be empty, for the message that says so
     mixing:       the fields that only `mix` reads
-    example_kinds: the kinds of examples that its training set can hold; none if its rows have no kinds
+    example_kinds: by training set, the kinds of examples that it can hold; none if its rows have no kinds
     """
 
     generated: ClassVar[Schema]
-    training_set: ClassVar[Schema]
+    training_sets: ClassVar[tuple[Schema, ...]]
     default_arms: ClassVar[dict[str, dict]]
     nothing: ClassVar[str]
     mixing: ClassVar[frozenset[str]] = frozenset()
-    example_kinds: ClassVar[tuple[str, ...]] = ()
+    example_kinds: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     name: str
     instructions: Source = Field(description="what `generate` reads")
@@ -62,8 +62,8 @@ class Method(Section):
         """What is done with one instruction."""
         raise NotImplementedError
 
-    def examples(self, rows: Iterable[dict], drops: Counter[str], seed: int) -> Iterator[dict]:
-        """Rows of `training_set` made of rows of `generated`. drops: reasons of what is left out, to be filled."""
+    def examples(self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int) -> Iterator[dict]:
+        """Rows of one of the training sets, made of rows of `generated`. drops: reasons of what is left out, to be filled."""
         raise NotImplementedError
 
     def generator(self, model: Model) -> tuple[Model, str | None]:

@@ -33,7 +33,7 @@ class CourseCorrection(Method):
     """Cut harmful responses, turn each beginning around, rank what comes of it."""
 
     generated: ClassVar[Schema] = CORRECTIONS
-    training_set: ClassVar[Schema] = PREFERENCES
+    training_sets: ClassVar = (PREFERENCES,)
     default_arms: ClassVar = {"dpo": {}}
     nothing: ClassVar = "no request kept two responses that differ"
 
@@ -57,7 +57,7 @@ class CourseCorrection(Method):
 
         return CourseCorrectionRecipe(self, seed)
 
-    def examples(self, rows: Iterable[dict], drops: Counter[str], seed: int) -> Iterator[dict]:
+    def examples(self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int) -> Iterator[dict]:
         from pipeline.methods.course_correction import recipe
 
         return recipe.pairs(rows, drops)

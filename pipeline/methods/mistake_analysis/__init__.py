@@ -41,11 +41,11 @@ class MistakeAnalysis(Method):
     """Guided mistake induction, then analysis."""
 
     generated: ClassVar[Schema] = MISTAKES
-    training_set: ClassVar[Schema] = SFT
+    training_sets: ClassVar = (SFT,)
     default_arms: ClassVar = {"sft": {"kinds": ["safe", "helpful"]}, "mistake_analysis": {"kinds": ["safe", "helpful", "analysis"]}}
     nothing: ClassVar = "no mistake was analysed and no source has a safe response"
     mixing: ClassVar = frozenset({"mix"})
-    example_kinds: ClassVar = ("analysis", "safe", "helpful")
+    example_kinds: ClassVar = {SFT.name: ("analysis", "safe", "helpful")}
 
     name: Literal["mistake_analysis"] = "mistake_analysis"
     mistake: Literal["induced", "reference"] = Field("induced", description="`reference` = the source's own unsafe response")
@@ -79,7 +79,7 @@ class MistakeAnalysis(Method):
 
         return MistakeAnalysisRecipe(self)
 
-    def examples(self, rows: Iterable[dict], drops: Counter[str], seed: int) -> Iterator[dict]:
+    def examples(self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int) -> Iterator[dict]:
         from pipeline.methods.mistake_analysis import mixture
         from pipeline.sources import instructions
 

@@ -1,10 +1,9 @@
 """What the adapters are trained on: analyses, safe pairs and helpful pairs, as conversations with one target turn, the last."""
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.chat import assistant, user
+from pipeline.methods.conversations import copies
 from pipeline.methods.mistake_analysis.recipe import question
 
 if TYPE_CHECKING:
@@ -28,27 +27,15 @@ def examples(method: "MistakeAnalysis", mistakes: Iterable[dict], helpful: Itera
             continue
         if row["analysis"]:
             ask = question(texts, row["instruction"], row["response"], guided=mix.guided_template)
-            yield from _copies(row["id"], row, "analysis", ask, row["analysis"], mix.analysis, seed)
+            yield from copies(row["id"], row, "analysis", ask, row["analysis"], mix.analysis, seed)
         if row["instruction_id"] != latest:
             instructions, latest = instructions + 1, row["instruction_id"]
             if row["safe_response"]:
-                yield from _copies(row["instruction_id"], row, "safe", row["instruction"], row["safe_response"], mix.safe, seed)
+                yield from copies(row["instruction_id"], row, "safe", row["instruction"], row["safe_response"], mix.safe, seed)
     wanted = round(instructions * mix.helpful_ratio)
     for row in helpful:
         if wanted <= 0:
             return
         if row["safe_response"]:
-            yield from _copies(row["instruction_id"], row, "helpful", row["instruction"], row["safe_response"], 1.0, seed)
+            yield from copies(row["instruction_id"], row, "helpful", row["instruction"], row["safe_response"], 1.0, seed)
             wanted -= 1
-
-
-def _copies(id: str, row: dict, kind: str, question: str, answer: str, ratio: float, seed: int) -> Iterator[dict]:
-    draw = int.from_bytes(hashlib.blake2b(f"{seed}/{id}/{kind}".encode(), digest_size=8).digest()) / 2**64
-    for copy in range(int(ratio) + (draw < ratio - int(ratio))):
-        yield {
-            "id": f"{id}-{kind}-{copy}",
-            "instruction_id": row["instruction_id"],
-            "kind": kind,
-            "category": row["category"],
-            "messages": [user(question), assistant(answer)],
-        }
