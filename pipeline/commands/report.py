@@ -65,7 +65,7 @@ def _sections(config: Config, run_dir: str, datasets: dict[str, Dataset | None])
     suites, methods = config.suites.items(), [method.name for method in config.methods.values()]
     found = []
     for suite in sorted(suites.values(), key=lambda suite: suite.method not in methods):
-        found += suite.report(numbers[suite.schema.name], config.arm_names[1:], config.seed)
+        found += suite.report(numbers[suite.data_schema.name], config.arm_names[1:], config.seed)
     if config.arms:
         logs = {arm: _training_log(storage.join(run_dir, "adapter", arm, "metrics.jsonl")) for arm in config.arms}
         trained_on = {name: arm.train.trained_on(arm.kinds) for name, arm in config.arms.items()}
@@ -82,7 +82,8 @@ def _numbers(dataset: Dataset | None, schema: Schema) -> pa.Table | None:
 
 def _stage_line(line: dict, titles: dict[str, str]) -> dict:
     """A line of metrics.jsonl under the names the tables use; training and generation each have words of their own."""
-    of = line.get("arm") or titles.get(line.get("suite"), line.get("suite"))
+    suite = line.get("suite", "")
+    of = line.get("arm") or titles.get(suite, suite)
     dropped = {reason.replace("_", " "): rows for reason, rows in line.get("drop_reasons", {}).items()}
     name = line["stage"] + (f" ({of.replace('_', ' ')})" if of else "")
     return {"name": name, "rows": line.get("examples"), "tokens": line.get("completion_tokens"), "drops": dropped, **line}
@@ -118,7 +119,7 @@ def _versions() -> dict[str, str]:
 def _templates() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=lambda name: name.endswith(".html"),
+        autoescape=lambda name: name is not None and name.endswith(".html"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
