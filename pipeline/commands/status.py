@@ -16,7 +16,8 @@ from pipeline.runtime.attempt import KILLED, RUNNING
 from pipeline.schema import STAGES, WRITTEN
 
 ADAPTER = "adapter"  # not a data set, so no schema says its stage
-STAGE_OF = {schema.name: schema.stage for schema in WRITTEN} | {ADAPTER: "train"}
+SCHEMA_OF = {schema.name: schema for schema in WRITTEN}
+STAGE_OF = {schema.name: schema.stage for schema in WRITTEN if schema.stage is not None} | {ADAPTER: "train"}
 COMPLETE, INCOMPLETE, WAITING, SPOILT = "complete", "incomplete", "waiting", "spoilt"  # and RUNNING
 UNREADABLE = "cannot be read"
 
@@ -100,13 +101,13 @@ def _output(run_dir: str, name: str, newest: dict) -> dict:
     if progress := made.get(name):
         return row | progress | {"left": progress["total"] - progress["done"]}
     if stage in ("generate", "evaluate") and (store := _store(run_dir, name)).work() is not None:
-        total, done = store.work_list.rows, store.work_list.rows_of(store.committed())
-        return row | {"unit": "rows", "done": done, "total": total, "left": total - done}
+        total, committed = store.work_list.rows, store.work_list.rows_of(store.committed())
+        return row | {"unit": "rows", "done": committed, "total": total, "left": total - committed}
     return row
 
 
 def _store(run_dir: str, name: str) -> Store:
-    return Store(run_dir, name, schema=None)  # what the rows look like is not asked for
+    return Store(run_dir, name, SCHEMA_OF[name])
 
 
 def _complete(name: str, stage: str, facts: dict) -> dict:
