@@ -7,9 +7,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,7 +26,7 @@ app = typer.Typer(
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML configuration")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="values that replace the file's")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="discard what these stages wrote before; without it they resume")]
-_UsageError = typer.BadParameter.__base__  # Typer has its own click by now; from it or from click, this is the one that is raised
+_UsageError: Any = typer.BadParameter.__base__  # Typer has its own click by now; from it or from click, this is the one that is raised
 STOP_S = 8.0  # from a signal to the end, at most; then whoever sent it may lose patience
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="run rows again that failed")]
 
@@ -128,7 +128,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="print the 
         raise typer.Exit()
 
 
-def _run(config: str, overrides: list[str] | None, stages, overwrite: bool, retry_failed: bool, suites: list[str] = ()) -> None:
+def _run(config: str, overrides: list[str] | None, stages, overwrite: bool, retry_failed: bool, suites: Sequence[str] = ()) -> None:
     from pipeline import experiment
     from pipeline.config import load
 

@@ -3,7 +3,7 @@
 Each section stands beside the code that it configures; what all sections build on is `pipeline.settings`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -153,7 +153,7 @@ WRITTEN = tuple(
     dict.fromkeys(
         [method.generated for method in METHODS.values()]
         + [schema for method in METHODS.values() for schema in method.training_sets]
-        + [suite.schema for suite in SUITES]
+        + [suite.data_schema for suite in SUITES]
     )
 )
 
@@ -182,7 +182,7 @@ def _trainer_of(schema: Schema) -> str:
     return next(name for name, trainer in TRAINERS.items() if trainer.accepts == schema)
 
 
-def _check_arm(name: str, arm: Arm, methods: dict[str, AnyMethod]) -> None:
+def _check_arm(name: str, arm: Arm, methods: Mapping[str, AnyMethod]) -> None:
     """Raises ValueError if no method makes what the arm's trainer accepts, or none makes examples of its kinds."""
     makers = [method for method in methods.values() if arm.train.accepts in method.training_sets]
     if not makers:

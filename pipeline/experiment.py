@@ -33,8 +33,7 @@ def run(
     overwrite, retry_failed, suites: as of the command line. log: takes one line per output. machinery: see `Machinery`.
     Raises UserError before anything starts, RunFailed if a stage cannot be completed.
     """
-    options = {"overwrite": overwrite, "retry_failed": retry_failed, "suites": suites, "log": log, "machinery": machinery}
-    run = Run(config, **options)
+    run = Run(config, overwrite=overwrite, retry_failed=retry_failed, suites=suites, log=log, machinery=machinery)
     wanted = run.stages(stages)
     if wanted == ["report"]:
         return report(run)  # reads nothing but the run directory

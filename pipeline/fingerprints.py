@@ -30,7 +30,7 @@ def fingerprints(config: Config) -> dict[str, dict]:
         found[f"adapter/{name}"] = made_with("train", model, {}, train=weights, arm={"kinds": arm.kinds})
     for name, suite in config.suites.items().items():
         section = {name: suite.model_dump(mode="json")}
-        found[suite.schema.name] = made_with("evaluate", model, suite.prompt_hashes(), suites=section, adapters=config.adapters)
+        found[suite.data_schema.name] = made_with("evaluate", model, suite.prompt_hashes(), suites=section, adapters=config.adapters)
     return found
 
 

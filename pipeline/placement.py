@@ -10,6 +10,7 @@ from pipeline.config import Config
 from pipeline.data import storage
 from pipeline.errors import UserError
 from pipeline.runtime.attempt import attempts_dir
+from pipeline.settings.base import span
 
 ANSWER_S = 60  # for a node to say what it sees; a process of ours starts there
 
@@ -58,24 +59,20 @@ def needs(config: Config, stages: Iterable[str]) -> list[Need]:
     for stage in [stage for stage in ("generate", "evaluate") if stage in stages]:
         asks_server = stage == "generate" and inference.endpoint is not None
         gpus = 0 if asks_server or config.model.is_dummy else inference.num_gpus
-        found.append(Need(stage, "clients" if asks_server else "engines", "inference.actors", *_span(inference.actors), 1, gpus))
+        found.append(Need(stage, "clients" if asks_server else "engines", "inference.actors", *span(inference.actors), 1, gpus))
         if stage == "generate" and "train" in stages:
             found += _training(config)
     return found if "generate" in stages or "train" not in stages else [*_training(config), *found]
 
 
 def _training(config: Config) -> list[Need]:
-    alike: dict[tuple, list[str]] = {}
+    alike: dict[tuple[tuple[int, int], bool], list[str]] = {}
     for name, arm in config.arms.items():
-        alike.setdefault((_span(arm.train.workers), arm.train.use_gpu), []).append(name)
+        alike.setdefault((span(arm.train.workers), arm.train.use_gpu), []).append(name)
     return [
-        Need(f"train {', '.join(names)}", "workers", "train.workers", *span, *((0, 1) if use_gpu else (1, 0)))
-        for (span, use_gpu), names in alike.items()
+        Need(f"train {', '.join(names)}", "workers", "train.workers", *workers, *((0, 1) if use_gpu else (1, 0)))
+        for (workers, use_gpu), names in alike.items()
     ]
-
-
-def _span(count: int | tuple[int, int]) -> tuple[int, int]:
-    return count if isinstance(count, tuple) else (count, count)
 
 
 def nodes() -> list[Node]:

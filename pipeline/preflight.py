@@ -1,7 +1,7 @@
 """Everything that can be known to be wrong before an engine starts, found then: one sentence each, exit code 2."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MIN_FREE_BYTES = 256 * 2**20
 
 
-def check(config: Config, stages: set[str], skip: set[str] = frozenset(), suites: set[str] | None = None) -> None:
+def check(config: Config, stages: set[str], skip: Collection[str] = (), suites: set[str] | None = None) -> None:
     """Check what the given stages ("generate", "mix", "train", "evaluate") need, short of models and cluster.
 
     skip:   fields of sources that are not looked at.
@@ -142,7 +142,7 @@ def sources(config: Config, stages: set[str], suites: set[str]) -> dict[str, Sou
     """The instruction sources that the stages and suites read, by field name."""
     found: dict[str, Source] = {}
     for field, section in _used(config, stages, suites).items():
-        mixing = getattr(section, "mixing", frozenset())
+        mixing: frozenset[str] = getattr(section, "mixing", frozenset())
         for name, source in sections(section, Source, field).items():
             stage = "mix" if name.removeprefix(f"{field}.").split(".")[0] in mixing else "generate"
             if stage in stages or not field.startswith("methods."):

@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,7 +55,7 @@ class Machinery:
 
     session: Callable[[str], AbstractContextManager] = ray_session
     check: Callable[..., None] = placement.check_cluster
-    engines: Callable[..., Iterator[tuple[Job, dict]]] = run_recipes
+    engines: Callable[..., Generator[tuple[Job, dict], None, None]] = run_recipes
     trainer: Callable[..., AbstractContextManager[Trainer]] = train_arms
 
 
@@ -94,7 +94,7 @@ class Run:
         self.generated = {name: self._store(method.generated) for name, method in config.methods.items()}
         self.training_sets = {schema: self._store(schema) for schema in config.training_sets()}
         self.adapters = {arm: Output(self.path, f"adapter/{arm}", fence=attempt.check) for arm in config.arms}
-        self.suites = {name: self._store(config.suites.items()[name].schema) for name in preflight.check_suites(config, suites)}
+        self.suites = {name: self._store(config.suites.items()[name].data_schema) for name in preflight.check_suites(config, suites)}
         self.on_exit = ExitStack()
         self._connected = False
         self._stages: list[str] = []
@@ -115,8 +115,13 @@ class Run:
 
     def outputs(self, stage: str) -> list[Output]:
         """What a stage makes."""
-        made = {"generate": self.generated, "mix": self.training_sets, "train": self.adapters, "evaluate": self.suites}
-        return [*made[stage].values()] if stage in made else []
+        made: dict[str, Iterable[Output]] = {
+            "generate": self.generated.values(),
+            "mix": self.training_sets.values(),
+            "train": self.adapters.values(),
+            "evaluate": self.suites.values(),
+        }
+        return [*made.get(stage, ())]
 
     def stages(self, wanted: Iterable[str] | None) -> list[str]:
         """The stages wanted, in their order; None is all that the configuration has work for."""
@@ -190,12 +195,13 @@ class Run:
         """Make a training set in one go. rows: takes a counter of what is left out, by reason; nothing: why there can be no row."""
         self._start(store, {source.name: self.complete(source, "generate")["digest"] for source in inputs.values()})
         if store.complete is None:
-            started, drops = time.monotonic(), Counter()
+            started = time.monotonic()
+            drops: Counter[str] = Counter()
             done = store.write_rows(rows(drops))
             figures = {"rows": done["rows"], "seconds": round(time.monotonic() - started, 2), "drops": dict(drops)}
             self._record("mix", {**self._part("mix", store), **figures})
             self._write_card(store, {"drops": dict(drops)})
-        if not store.complete["rows"]:
+        if not store.facts["rows"]:
             raise RunFailed(f"mix: no training example in {store.path}: {nothing}")
         self._log_dataset("mix", store)
 
@@ -279,7 +285,7 @@ class Run:
         write_card(store, origin(self.config, store.schema), self.fingerprints[store.name]["prompts"], figures)
 
     def _log_adapter(self, arm: str, output: Output) -> None:
-        done = output.complete
+        done = output.facts
         self.log(
             f"train: {arm} on {done['examples']:,} examples, {done['steps']} steps, final loss {done['final_loss']:.3f} → {output.path}"
         )
@@ -288,7 +294,7 @@ class Run:
         """Raises RunFailed if no row came through: no later stage has anything to work on."""
         if not storage.exists(storage.join(store.path, "README.md")):  # a crash came between completion and card
             self._write_card(store, {})
-        done = store.complete
+        done = store.facts
         counts = ", ".join(f"{count:,} {status}" for status, count in sorted(done["status"].items()))
         self.log(f"{stage}: {done['rows']:,} rows{f' ({counts})' if counts else ''} → {store.path}")
         nothing = [status for status in (FAILED, DROPPED) if done["status"].get(status)]
@@ -307,13 +313,15 @@ def adapter_digest(adapter: str) -> str:
 
 def origin(config: Config, schema: Schema) -> Origin:
     """What a data set is made by, for its card."""
-    model, adapter, made_by = config.model, None, []
+    model = config.model
+    adapter: str | None = None
+    made_by: list[Section] = []
     for method in config.methods.values():
         if schema in (method.generated, *method.training_sets):
             made_by.append(method)
             if schema == method.generated or not method.mixing:
                 model, adapter = method.generator(config.model)
-    made_by += [suite for suite in config.suites.items().values() if suite.schema == schema]
+    made_by += [suite for suite in config.suites.items().values() if suite.data_schema == schema]
     read = {source.path for section in made_by for name, source in sections(section, Source).items() if _is_read(section, name, schema)}
     return Origin(model, adapter, config.seed, sorted(read), made_by)
 

@@ -18,7 +18,7 @@ from pipeline import __version__
 from pipeline.config import Config
 from pipeline.data import storage
 from pipeline.errors import UserError
-from pipeline.settings.base import Model, PathKind, Source
+from pipeline.settings.base import Model, PathKind, Source, span
 from pipeline.settings.walk import paths, sections
 
 RAY_VERSION = "2.60.0"  # of the image: cluster/Dockerfile
@@ -131,8 +131,8 @@ def _data(processes: list, process_gib: int) -> Pods:
     least, most = _span(processes)
     beside = min(DATA_CPUS - 1, most)
     purpose = "the driver, which mixes, packs and reports" + ("; engines and trainers" if beside else "")
-    pods = [max(1, math.ceil(count / max(1, beside))) for count in (least, most)]
-    return Pods("data", purpose, *pods, DATA_CPUS, DRIVER_GIB + beside * process_gib)
+    fewest, largest = (max(1, math.ceil(count / max(1, beside))) for count in (least, most))
+    return Pods("data", purpose, fewest, largest, DATA_CPUS, DRIVER_GIB + beside * process_gib)
 
 
 def _training(workers: list, engine_gpus: int) -> Pods:
@@ -149,7 +149,7 @@ def _training(workers: list, engine_gpus: int) -> Pods:
 
 def _span(counts: Iterable[int | tuple[int, int]]) -> tuple[int, int]:
     """The least and the most that any of the counts or [min, max] ranges asks for; stages and arms run one after the other."""
-    spans = [count if isinstance(count, tuple) else (count, count) for count in counts]
+    spans = [span(count) for count in counts]
     return max((least for least, _ in spans), default=0), max((most for _, most in spans), default=0)
 
 

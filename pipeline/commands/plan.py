@@ -99,7 +99,9 @@ def _generation(config: Config, name: str, method: Method, readable: bool, conso
         return resources.Work("generate", name, None)
     rows = list(itertools.islice(instructions.well_formed(source), ROWS_MEASURED)) if readable else []
     count = source.limit or 0 if not readable else len(rows) if len(rows) < ROWS_MEASURED else _count(source)
-    recipe, longest, left_out, new_tokens, shown = method.recipe(config.seed), [], Counter(), 0, 0
+    recipe, new_tokens, shown = method.recipe(config.seed), 0, 0
+    longest: list[Call] = []
+    left_out: Counter[str] = Counter()
     for row in rows:
         chat = RecordingChat()
         why_not = asyncio.run(_ask(recipe, row, chat))
@@ -208,13 +210,11 @@ def _tokenizer(config: Config):
 def _show_lengths(calls: list[Call], config: Config, console: Console) -> None:
     lengths, counted_by, limit = _measure(config, calls)
     console.print(f"[bold]Prompt tokens[/bold] of {len(lengths):,} rows, each with its longest call, by {counted_by}")
-    low = 0
-    for high in (*BINS, None):
+    for low, high in zip((0, *BINS), (*BINS, None), strict=True):
         inside = sum(low <= n and (high is None or n < high) for n in lengths)
         if inside:
             label = f"{low}–{high - 1}" if high else f"{low}–"
             console.print(f"  {label:>10}  {'█' * max(1, round(40 * inside / len(lengths)))} {inside:,}")
-        low = high
     new_tokens = max((call.new_tokens for call in calls), default=0)
     over = sum(limit is not None and n + call.new_tokens > limit for n, call in zip(lengths, calls, strict=True))
     console.print(

@@ -66,7 +66,7 @@ def _sections(config: Config, run_dir: str, datasets: dict[str, Dataset | None])
     stages = [_stage_line(line, titles) for line in lines]
     found = []
     for suite in _suites(config):
-        found += suite.report(numbers[suite.schema.name], config.arm_names[1:], config.seed)
+        found += suite.report(numbers[suite.data_schema.name], config.arm_names[1:], config.seed)
     if config.arms:
         logs = {arm: _training_log(storage.join(run_dir, "adapter", arm, "metrics.jsonl")) for arm in config.arms}
         trained_on = {name: arm.train.trained_on(arm.kinds) for name, arm in config.arms.items()}
@@ -80,7 +80,7 @@ def _examples(config: Config, datasets: dict[str, Dataset | None]) -> list[tuple
     """Under headings: of the suites first, those of the run's methods before others, then of what was generated."""
     found = []
     for suite in _suites(config):
-        if (dataset := datasets[suite.schema.name]) is not None:
+        if (dataset := datasets[suite.data_schema.name]) is not None:
             found.append(suite.examples_shown(dataset, config.arm_names[1:], config.report.examples))
     for method in config.methods.values():
         if (dataset := datasets[method.generated.name]) is not None:
@@ -101,7 +101,8 @@ def _numbers(dataset: Dataset | None, schema: Schema) -> pa.Table | None:
 
 def _stage_line(line: dict, titles: dict[str, str]) -> dict:
     """A line of metrics.jsonl under the names the tables use; training and generation each have words of their own."""
-    of = line.get("arm") or titles.get(line.get("suite"), line.get("suite"))
+    suite = line.get("suite", "")
+    of = line.get("arm") or titles.get(suite, suite)
     dropped = {reason.replace("_", " "): rows for reason, rows in line.get("drop_reasons", {}).items()}
     name = line["stage"] + (f" ({of.replace('_', ' ')})" if of else "")
     return {"name": name, "rows": line.get("examples"), "tokens": line.get("completion_tokens"), "drops": dropped, **line}
@@ -137,7 +138,7 @@ def _versions() -> dict[str, str]:
 def _templates() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=lambda name: name.endswith(".html"),
+        autoescape=lambda name: name is not None and name.endswith(".html"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

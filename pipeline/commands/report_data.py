@@ -11,7 +11,8 @@ from pipeline.report.sections import Section
 
 def data(methods: Iterable[Method], numbers: Mapping[str, pa.Table | None], stages: list[dict]) -> Section:
     """numbers: data sets by name, without their texts; None if the run has none yet. stages: the run's timings and counts."""
-    section, failures = Section("Data", _read(stages)), {}
+    section = Section("Data", _read(stages))
+    failures: dict[str, int] = {}
     for method in methods:
         part = method.report(numbers)
         section.text += part.text

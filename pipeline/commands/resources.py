@@ -11,6 +11,7 @@ from pipeline import placement
 from pipeline.config import Config, Train
 from pipeline.data import storage
 from pipeline.runtime.session import ray_session
+from pipeline.settings.base import span
 
 ASSUMED_TOKENS_PER_S = {"cpu": 2_000, "gpu": 2_500}  # of one engine, new tokens; an assumption until a run has been measured
 
@@ -18,13 +19,13 @@ ASSUMED_TOKENS_PER_S = {"cpu": 2_000, "gpu": 2_500}  # of one engine, new tokens
 def show(config: Config, console: Console) -> None:
     """Engines, workers and GPUs that each stage asks for."""
     inference = config.inference
-    actors = inference.actors if isinstance(inference.actors, tuple) else (inference.actors, inference.actors)
-    span = str(actors[0]) if actors[0] == actors[1] else f"{actors[0]}–{actors[1]}"
+    fewest, most = span(inference.actors)
+    actors = str(fewest) if fewest == most else f"{fewest}–{most}"
     console.print("[bold]Resources[/bold]")
     if config.methods and inference.endpoint:
-        console.print(f"  generate   {inference.endpoint.url}, {inference.endpoint.concurrency} requests in flight per actor × {span}")
+        console.print(f"  generate   {inference.endpoint.url}, {inference.endpoint.concurrency} requests in flight per actor × {actors}")
     elif config.methods:
-        console.print(f"  generate   {span} engines × {inference.num_gpus or 'no'} GPU = {actors[1] * inference.num_gpus} GPUs")
+        console.print(f"  generate   {actors} engines × {inference.num_gpus or 'no'} GPU = {most * inference.num_gpus} GPUs")
     alike: dict[str, list[str]] = {}
     for name, arm in config.arms.items():
         alike.setdefault(_training(arm.train), []).append(name)
@@ -32,7 +33,7 @@ def show(config: Config, console: Console) -> None:
         console.print(f"  train      {training}, one arm after the other: {', '.join(names)}")
     if config.suites.items():
         asked = " and ".join(f"{arms(config)} arms × {what}" for what in _suites(config))
-        console.print(f"  evaluate   {span} engines, {asked} by LoRA, all in one start")
+        console.print(f"  evaluate   {actors} engines, {asked} by LoRA, all in one start")
     console.print()
 
 
@@ -83,7 +84,7 @@ def show_time(config: Config, work: list[Work], tokens_per_s: float | None, cons
     if not known:
         return
     inference = config.inference
-    actors = inference.actors if isinstance(inference.actors, int) else inference.actors[1]
+    _, actors = span(inference.actors)
     measured = _measured(config)
     speed = tokens_per_s or measured or ASSUMED_TOKENS_PER_S["gpu" if inference.num_gpus else "cpu"]
     origin = (

@@ -22,7 +22,8 @@ def show(dataset_dir: str, rows: int, reveal: bool, console) -> None:
     Raises UserError if there is no data set of Parquet files, if it cannot be read, or if it has changed since a run finished it.
     """
     dataset = _open(dataset_dir)
-    schema, total, first = dataset.schema, 0, []
+    schema, total = dataset.schema, 0
+    first: list[dict] = []
     counts: dict[str, Counter] = {name: Counter() for name in _COUNTED if name in schema.names}
     for table in dataset.tables():
         total += table.num_rows

@@ -13,7 +13,7 @@ from pipeline.data.store import Store
 from pipeline.errors import UserError
 from pipeline.runtime import attempt
 from pipeline.runtime.attempt import KILLED, RUNNING
-from pipeline.schema import STAGES
+from pipeline.schema import STAGES, Schema
 
 COMPLETE, INCOMPLETE, WAITING, SPOILT = "complete", "incomplete", "waiting", "spoilt"  # and RUNNING
 UNREADABLE = "cannot be read"
@@ -98,13 +98,13 @@ def _output(run_dir: str, name: str, stage: str, newest: dict) -> dict:
     if progress := made.get(name):
         return row | progress | {"left": progress["total"] - progress["done"]}
     if stage in ("generate", "evaluate") and (store := _store(run_dir, name)).work() is not None:
-        total, done = store.work_list.rows, store.work_list.rows_of(store.committed())
-        return row | {"unit": "rows", "done": done, "total": total, "left": total - done}
+        total, committed = store.work_list.rows, store.work_list.rows_of(store.committed())
+        return row | {"unit": "rows", "done": committed, "total": total, "left": total - committed}
     return row
 
 
 def _store(run_dir: str, name: str) -> Store:
-    return Store(run_dir, name, schema=None)  # what the rows look like is not asked for
+    return Store(run_dir, name, Schema(name, ()))  # what the rows look like is not asked for
 
 
 def _complete(name: str, stage: str, facts: dict) -> dict:

@@ -32,7 +32,7 @@ def write_card(store: Store, origin: Origin, prompt_hashes: dict[str, str], figu
 
     figures: seconds, tokens_per_s … of the stage that made it; drops, where it left something out: reason → how much.
     """
-    done, schema = store.complete, store.schema
+    done, schema = store.facts, store.schema
     header = {
         "pretty_name": schema.title,
         "task_categories": ["text-generation"],

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pipeline.data import storage
-from pipeline.errors import UserError
+from pipeline.errors import RunFailed, UserError
 
 
 def unfenced() -> None:
@@ -73,6 +73,14 @@ class Output:
     def complete(self) -> dict | None:
         """What was told when the output became whole; None while it is not, or when it has been deleted."""
         return self._json("complete.json") if storage.exists(self.path) else None
+
+    @property
+    def facts(self) -> dict:
+        """`complete`, of an output that is known to be whole. Raises RunFailed where it is not."""
+        facts = self.complete
+        if facts is None:
+            raise RunFailed(f"{self.path} is not complete")
+        return facts
 
     def _json(self, name: str) -> dict | None:
         try:

@@ -61,19 +61,19 @@ class Shards:
         self._bytes_waiting += table.nbytes
         full = self._rows_here + self._rows_waiting >= ROWS_PER_SHARD or self._bytes_here + self._bytes_waiting >= BYTES_PER_SHARD
         if full or self._rows_waiting >= ROWS_PER_GROUP or self._bytes_waiting >= BYTES_PER_GROUP:
-            self._write_group()
-        if full:
-            self._roll()
+            writer = self._write_group()
+            if full:
+                self._roll(writer)
 
     def close(self) -> dict[str, dict]:
         """Returns rows, bytes and digest of each file by name. An empty data set still is one file, so that it loads with its schema."""
         if self._rows_waiting or not self.rows:
             self._write_group()
         if self._writer is not None:
-            self._roll()
+            self._roll(self._writer)
         return self.written
 
-    def _write_group(self) -> None:
+    def _write_group(self) -> pq.ParquetWriter:
         if self._writer is None:
             self.fs.create_dir(self.inner, recursive=True)
             self._writer = pq.ParquetWriter(
@@ -85,9 +85,10 @@ class Shards:
         self._rows_here += self._rows_waiting
         self._bytes_here += self._bytes_waiting
         self._waiting, self._rows_waiting, self._bytes_waiting = [], 0, 0
+        return self._writer
 
-    def _roll(self) -> None:
-        self._writer.close()
+    def _roll(self, writer: pq.ParquetWriter) -> None:
+        writer.close()
         name, path = self._name(), storage.join(self.path, self._name())
         self.written[name] = {"rows": self._rows_here, "bytes": storage.sizes(self.path)[name], "digest": storage.digest(path)}
         self._writer, self._rows_here, self._bytes_here = None, 0, 0

@@ -83,9 +83,16 @@ class Store(Output):
         """What `write_work` returned; None before."""
         return self._json("work.json")
 
+    def _listed(self) -> dict:
+        """`work()`, once the rows to do are listed. Raises RunFailed where they are not."""
+        facts = self.work()
+        if facts is None:
+            raise RunFailed(f"{self.path}: the rows to do have not been listed")
+        return facts
+
     @property
     def work_list(self) -> WorkList:
-        facts = self.work()
+        facts = self._listed()
         return WorkList(self.state("work"), facts["rows"], facts["block_rows"], facts["token"])
 
     def block(self, work: WorkList, number: int) -> Block:
@@ -176,7 +183,7 @@ class Store(Output):
         """
         if (done := self.complete) is None or not done["status"].get(FAILED):
             return 0
-        facts = {**self.work(), "token": secrets.token_hex(4)}
+        facts = {**self._listed(), "token": secrets.token_hex(4)}
         work, failed = replace(self.work_list, token=facts["token"]), 0
         statuses = (table["status"] for table in work.tables(["status"]))
         for number, (status, table) in enumerate(zip(statuses, _sliced(self.dataset.tables(), work.block_rows), strict=True)):
@@ -195,7 +202,7 @@ class Store(Output):
     @property
     def dataset(self) -> Dataset:
         """The complete data set, to be read; in the order of the work list if it has one. Raises UserError if a shard is missing or cut."""
-        return Dataset(self.path, {name: shard["digest"] for name, shard in self.complete["shards"].items()})
+        return Dataset(self.path, {name: shard["digest"] for name, shard in self.facts["shards"].items()})
 
 
 class _Counts:

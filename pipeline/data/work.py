@@ -71,11 +71,12 @@ def write_work_list(path: str, rows: Iterable[dict], schema: Schema, block_rows:
     """Write rows to do into a directory; returns how many they were. Holds one block in memory."""
     fs, inner = storage.filesystem(path)
     fs.create_dir(inner, recursive=True)
-    written, writer = 0, None
+    written = 0
+    writer: pq.ParquetWriter | None = None
     try:
         for number, block in enumerate(batches(rows, block_rows)):
             file, group = divmod(number, _blocks_per_file(block_rows))
-            if group == 0:
+            if writer is None or group == 0:
                 if writer is not None:
                     writer.close()
                 writer = pq.ParquetWriter(

@@ -29,7 +29,7 @@ def register() -> None:
         from vllm.lora.ops.torch_ops import lora_ops
         from vllm.lora.punica_wrapper import punica_cpu
     except ImportError as e:
-        if not (e.name or "").startswith("vllm."):
+        if e.name is None or not e.name.startswith("vllm."):
             raise  # something else is missing
         raise _unknown(e.name, vllm.__version__) from e
     kernels = (bgmv_shrink, bgmv_expand, bgmv_expand_slice)

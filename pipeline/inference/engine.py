@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import pretrained
@@ -27,7 +28,7 @@ class VllmModel:
     adapters: directories of the LoRA adapters that calls may name, on any storage; empty switches LoRA off, which is faster.
     """
 
-    def __init__(self, model: Model, model_dir: str, inference: Inference, adapters: list[str] = ()):
+    def __init__(self, model: Model, model_dir: str, inference: Inference, adapters: Sequence[str] = ()):
         pretrained.check(model_dir, model.revision)
         _environment(inference)
         with imports.quick():

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
 
@@ -28,7 +28,7 @@ from pipeline.data.work import WorkList
 from pipeline.errors import RowFailed, RunFailed, UserError
 from pipeline.inference.progress import Progress, Reporter, Tally
 from pipeline.schema import FAILED
-from pipeline.settings.base import Dummy, Endpoint, Inference, Model
+from pipeline.settings.base import Dummy, Endpoint, Inference, Model, span
 
 MOST_TASKS = 10_000  # of one run: with more blocks than these a task has several, so that the scheduler's load has a bound
 FRUITLESS_STARTS = 6  # Ray restarts a dead actor for ever; this ends it
@@ -104,13 +104,11 @@ class ModelSpec:
 
     @property
     def least_actors(self) -> int:
-        actors = self.inference.actors
-        return actors[0] if isinstance(actors, tuple) else actors
+        return span(self.inference.actors)[0]
 
     @property
     def most_actors(self) -> int:
-        actors = self.inference.actors
-        return actors[1] if isinstance(actors, tuple) else actors
+        return span(self.inference.actors)[1]
 
     @property
     def gpus_per_actor(self) -> int:
@@ -273,7 +271,13 @@ class RecipeActor:
             return {"status": FAILED, "error": f"{type(e).__name__} in {type(recipe).__name__}"}
 
 
-def run_recipes(jobs: Sequence[Job], spec: ModelSpec, *, seed: int, label: str) -> Iterator[tuple[Job, dict]]:
+def run_recipes(
+    jobs: Sequence[Job],
+    spec: ModelSpec,
+    *,
+    seed: int,
+    label: str,
+) -> Generator[tuple[Job, dict], None, None]:
     """Run the jobs, each from where an earlier attempt stopped, in one pool: its engines start once for all.
 
     A job's blocks come after those of the jobs before it, and begin as soon as an engine has room for them.

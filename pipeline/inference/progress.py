@@ -103,7 +103,8 @@ class Reporter:
         self._counter, self._label = counter, label
         self._pending: dict[str, Tally] = defaultdict(Tally)
         self._sent_at, self._divided_at, self._arrival = 0.0, time.monotonic(), None
-        self._load, self._metrics = Load(), None
+        self._load = Load()
+        self._metrics: EngineMetrics | None = None
 
     def engine_starting(self) -> int:
         import ray

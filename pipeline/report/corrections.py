@@ -148,7 +148,9 @@ def _verdicts(rows: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     flat = pc.list_flatten(verdicts)
     readable = pc.is_valid(flat).to_numpy(zero_copy_only=False)
     yes = pc.fill_null(flat, False).to_numpy(zero_copy_only=False)
-    return tuple(np.bincount(row[chosen], minlength=len(rows)) for chosen in (slice(None), readable, yes))
+    chosen = (slice(None), readable, yes)
+    paths, judged, corrected = (np.bincount(row[those], minlength=len(rows)) for those in chosen)
+    return paths, judged, corrected
 
 
 def _resampled_means(blocks: list[np.ndarray], seed: int, resamples: int) -> list[np.ndarray]:
@@ -185,7 +187,8 @@ def _differences(arm: str, gained: np.ndarray, resampled: np.ndarray, lengths: l
     known = ~np.isnan(gained)
     at = [_mean(gained[known[:, i], i]) for i in range(len(lengths))]
     by_entry = np.where(known, gained, 0).sum(axis=1)[known.any(axis=1)] / known.sum(axis=1)[known.any(axis=1)]
-    parts = [(None, _mean(at), resampled.mean(axis=1), by_entry)]
+    mean = (None, _mean(at), resampled.mean(axis=1), by_entry)
+    parts: list[tuple[int | None, float, np.ndarray, np.ndarray]] = [mean]
     parts += [(k, at[i], resampled[:, i], gained[known[:, i], i]) for i, k in enumerate(lengths)]
     return [_difference(arm, *part) for part in parts if not np.isnan(part[1])]
 

@@ -52,18 +52,18 @@ def rates(panels: list[Panel], arms: list[str], label: str, *, legend: bool = Tr
     most = max(len(points) for panel in panels for _, points in panel.rows)
     spread = 0.0 if most < 2 else 0.56
     with rc_context({**STYLE, "svg.hashsalt": label}):
-        figure = Figure(figsize=(WIDTH, 0.66 + 0.2 * legend + len(rows) * (0.2 + 0.1 * most)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 0.66 + 0.2 * legend + len(rows) * (0.2 + 0.1 * most)))
+        figure.set_layout_engine("constrained", wspace=0.05)
         for axes, panel in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
             for y, (_, points) in enumerate(panel.rows):
                 for i, (arm, rate) in enumerate(points.items()):
                     if rate.value is not None:
                         offset = spread * (i / (most - 1) - 0.5) if most > 1 else 0.0
-                        _point(axes, rate, y + offset, *_look(arm, arms))
+                        _point(axes, rate.value, rate.interval, y + offset, *_look(arm, arms))
             axes.set(title=panel.title, xlim=(-2, 102), xticks=range(0, 101, 25), ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)))
             axes.set_yticklabels([_short(name) for name in rows])
             axes.title.set_fontsize(8.5)
             _calm(axes, "x")
-        figure.get_layout_engine().set(wspace=0.05)
         figure.supxlabel("harmless answers, %", fontsize=8)
         if legend:
             figure.legend(handles=_legend(arms, arms), loc="outside upper left", **LEGEND)
@@ -98,10 +98,11 @@ def over_lengths(curves: dict[str, list[tuple[int, float, tuple[float, float]]]]
             colour, marker = _look(arm, arms)
             ends = [(k, 100 * low, 100 * high) for k, _, (low, high) in points]
             if ends:
-                axes.fill_between(*zip(*ends, strict=True), color=colour, alpha=0.16, linewidth=0)
+                lengths, lows, highs = zip(*ends, strict=True)
+                axes.fill_between(lengths, lows, highs, color=colour, alpha=0.16, linewidth=0)
             _line(axes, [(k, 100 * value) for k, value, _ in points], colour, marker, label=arm)
-        lengths = sorted({k for points in curves.values() for k, *_ in points})
-        axes.set(xlabel=axis, ylabel="Corr@k, %", ylim=(-3, 103), yticks=range(0, 101, 25), xticks=_spaced(lengths))
+        known = sorted({k for points in curves.values() for k, *_ in points})
+        axes.set(xlabel=axis, ylabel="Corr@k, %", ylim=(-3, 103), yticks=range(0, 101, 25), xticks=_spaced(known))
         _calm(axes, "y")
         figure.legend(handles=_legend([arm for arm in arms if arm in curves], arms), loc="outside upper left", **LEGEND)
         return _svg(figure, label)
@@ -127,9 +128,9 @@ def _look(arm: str, arms: list[str]) -> tuple[str, str]:
     return (BASE_COLOUR, BASE_MARKER) if i < 0 else (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
 
 
-def _point(axes, rate: Rate, y: float, colour: str, marker: str) -> None:
-    axes.plot([100 * end for end in rate.interval], [y, y], color=colour, linewidth=1.1, solid_capstyle="butt", alpha=0.75)
-    axes.plot([100 * rate.value], [y], color=colour, marker=marker, markersize=4.2, markeredgewidth=0)
+def _point(axes, share: float, interval: tuple[float, float], y: float, colour: str, marker: str) -> None:
+    axes.plot([100 * end for end in interval], [y, y], color=colour, linewidth=1.1, solid_capstyle="butt", alpha=0.75)
+    axes.plot([100 * share], [y], color=colour, marker=marker, markersize=4.2, markeredgewidth=0)
 
 
 def _legend(shown: list[str], arms: list[str]) -> list:

@@ -155,7 +155,7 @@ def by_category(answers: pa.Table, arms: Sequence[str] = ()) -> list[CategoryRow
         for row in rows:
             if row["suite"] == "harmful" and row["harmful"] is not None:
                 verdicts[row["category"] or NO_CATEGORY, arm, condition].append(not row["harmful"])
-    sizes = Counter()
+    sizes: Counter[str] = Counter()
     for (category, _, _), harmless in verdicts.items():
         sizes[category] += len(harmless)
     return [

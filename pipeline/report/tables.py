@@ -1,6 +1,6 @@
 """The report's tables, independent of HTML and Markdown: columns, groups of rows, cells that are already text."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,7 +51,7 @@ class Table:
 
 def rate(value: Rate | Corr) -> Cell:
     """Per cent with its interval."""
-    if value.value is None:
+    if value.value is None or value.interval is None:
         return Cell(NOTHING)
     low, high = value.interval
     return Cell(f"{100 * value.value:.1f}", f"[{100 * low:.1f}, {100 * high:.1f}]")
@@ -169,7 +169,7 @@ def of_losses(drops: list[tuple[str, str, int]]) -> Table:
     return Table("Dropped and failed rows", [Column("Stage", "text"), Column("Reason", "text"), Column("Rows")], [("", rows)])
 
 
-def of_shares(title: str, name: str, unit: str, counts: dict[str | int, int]) -> Table:
+def of_shares(title: str, name: str, unit: str, counts: Mapping[str, int] | Mapping[int, int]) -> Table:
     """Counts and their shares of the whole."""
     total = sum(counts.values())
     rows = [[Cell(str(key)), Cell(whole(n)), Cell(f"{100 * n / total:.1f}")] for key, n in counts.items()]

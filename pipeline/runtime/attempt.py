@@ -62,7 +62,8 @@ class Attempt:
             self._take()
         except OSError as e:
             raise UserError(f"{self.directory}: cannot be read or written ({e.strerror or e}); mend it or choose another run_dir") from None
-        self._in_main = threading.current_thread() is threading.main_thread()
+        here = threading.current_thread()
+        self._main = threading.get_ident() if here is threading.main_thread() else None
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
         _current = self
@@ -118,17 +119,19 @@ class Attempt:
     def _take(self) -> None:
         while True:
             newest = _newest(self.directory)
-            running = newest is not None and newest.get("state") == RUNNING
-            if running and is_alive(self.run_dir, newest):
+            running = newest if newest is not None and newest.get("state") == RUNNING else None
+            if running is not None and is_alive(self.run_dir, running):
                 raise UserError(
-                    f"run_dir = {self.run_dir}: attempt {newest['number']} is at work there (host {newest['host']}, process {newest['pid']}, "
-                    f"since {newest['started']}); wait for it, stop it, or choose another run_dir"
+                    f"run_dir = {self.run_dir}: attempt {running['number']} is at work there "
+                    f"(host {running['host']}, process {running['pid']}, since {running['started']}); "
+                    "wait for it, stop it, or choose another run_dir"
                 )
             self._facts["number"] = newest["number"] + 1 if newest else 1
             if storage.create(_path(self.directory, self._facts["number"]), json.dumps(self._facts, indent=1)):
                 break
-        if running:
-            storage.write_text(_path(self.directory, newest["number"]), json.dumps({**newest, "state": KILLED}, indent=1))
+        if running is not None:
+            path = _path(self.directory, running["number"])
+            storage.write_text(path, json.dumps({**running, "state": KILLED}, indent=1))
 
     # -- keeping it
 
@@ -140,10 +143,12 @@ class Attempt:
             except OSError:
                 continue  # out of reach; whether somebody took over meanwhile is seen at the next beat
             except RunFailed:
+                if self._main is None:
+                    return
                 # One signal may not be enough: one that meets a system call which the kernel is restarting, as after a
                 # suspension, is noticed only when that call returns.
-                for _ in range(INTERRUPTS if self._in_main else 0):
-                    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                for _ in range(INTERRUPTS):
+                    signal.pthread_kill(self._main, signal.SIGINT)
                     if self._ended.wait(BEAT_S):
                         break
                 return
@@ -290,11 +295,13 @@ def _process() -> dict:
 def _boot() -> str | None:
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return None
 
 
 def _namespace() -> str | None:
     with suppress(OSError):
         return os.readlink("/proc/self/ns/pid")
+    return None
 
 
 def _started(pid: int) -> int | None:
@@ -302,6 +309,7 @@ def _started(pid: int) -> int | None:
     with suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         return int(fields[19]) if fields[0] not in "ZX" else None
+    return None
 
 
 def _ending(error: BaseException | None) -> str:

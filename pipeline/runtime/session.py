@@ -25,7 +25,19 @@ _ENVIRONMENT = {
 }
 # What Ray's own network binds to: without it, every address of the machine. The variable's name is Ray's, from its beginnings on Windows.
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-NOISY = ("ray", "ray.data", "ray.train", "ray.tune", "transformers", "trl", "peft", "datasets", "accelerate", "vllm", "py.warnings")
+NOISY: tuple[str, ...] = (
+    "ray",
+    "ray.data",
+    "ray.train",
+    "ray.tune",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "vllm",
+    "py.warnings",
+)
 NOISY += ("httpx", "httpcore", "urllib3", "huggingface_hub", "fsspec")
 LOG_BYTES, LOG_FILES = 10 * 2**20, 3
 
@@ -153,8 +165,11 @@ class _Descriptor(logging.Handler):
     def log_to(self, stage: str) -> None:
         if self._directory:
             self._path = Path(self._directory, f"{stage}.log")
-        with self.lock:
+        self.acquire()
+        try:
             self._open()
+        finally:
+            self.release()
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(Exception):  # a full disk: a warning is not worth a run
@@ -190,6 +205,9 @@ def _quiet_loggers() -> None:
         logger.handlers, logger.propagate = handlers, False
         logger.setLevel(logging.WARNING)  # so that httpx names no server and no request
     # Raylets push warnings straight onto the driver's terminal, whatever log_to_driver says.
-    ray._private.worker.print_to_stdstream = lambda data, ignore_prefix: [
-        logging.getLogger("ray").warning(line) for line in data.get("lines", ())
-    ]
+    ray._private.worker.print_to_stdstream = _log_lines
+
+
+def _log_lines(data: dict, ignore_prefix: bool) -> None:
+    for line in data.get("lines", ()):
+        logging.getLogger("ray").warning(line)

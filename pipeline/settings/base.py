@@ -142,6 +142,11 @@ class Draw(Section):
         return Sampling(self.max_tokens, self.temperature, self.top_p, n)
 
 
-def tag(value: Any, field: str, default: str) -> Any:
+def span(count: int | tuple[int, int]) -> tuple[int, int]:
+    """The least and the most of a count that may be a [min, max]."""
+    return count if isinstance(count, tuple) else (count, count)
+
+
+def tag(value: Any, field: str, default: str | None) -> Any:
     """Which member of a union a value is: said by one of its fields, which has a default."""
     return value.get(field, default) if isinstance(value, dict) else getattr(value, field, default)

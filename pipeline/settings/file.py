@@ -3,7 +3,7 @@
 Every wrong key or value becomes one `UserError` sentence: the field, the value, the mend.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -99,7 +99,7 @@ _PLAIN = {
 }
 
 
-def _field(error: dict, root: type[BaseModel]) -> str:
+def _field(error: Mapping[str, Any], root: type[BaseModel]) -> str:
     location = error["loc"]
     unknown = location[-1:] if error["type"] == "extra_forbidden" else ()
     names = _walk(location[: len(location) - len(unknown)], root)[0]

@@ -131,7 +131,9 @@ def _hub(source: Source, name: str) -> _Part:
 
 def _shape(source: Source, parts: list[_Part]) -> Shape:
     """The source's shape, by the columns of its first rows."""
-    names, readable, bad = set(), 0, []
+    names: set[str] = set()
+    bad: list[str] = []
+    readable = 0
     for row in islice((row for part in parts for row in part.rows(None)), _PROBED_ROWS):
         if isinstance(row, BadRow):
             bad.append(row.reason)

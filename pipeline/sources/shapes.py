@@ -75,7 +75,7 @@ def _listed(columns: set[str], most: int = 20) -> str:
 
 
 def _mapped(row: dict, named: dict[str, str]) -> Fields:
-    values = {field: row.get(column) for field, column in named.items()}
+    values: dict[str, Any] = {field: row.get(column) for field, column in named.items()}
     return Fields(**values | {"instruction": _joined(values["instruction"], values.pop("input", None))})
 
 

@@ -18,12 +18,12 @@ from pipeline.sources.instructions import Counts
 class Suite(Section):
     """A suite is its configuration section.
 
-    schema: the data set that `evaluate` writes
+    data_schema: the data set that `evaluate` writes
     title:  what reports and log lines call the suite
     method: the name of the method that it belongs to; in a run of that method its report comes first
     """
 
-    schema: ClassVar[Schema]
+    data_schema: ClassVar[Schema]
     title: ClassVar[str]
     method: ClassVar[str]
 

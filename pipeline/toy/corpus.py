@@ -53,7 +53,7 @@ class Corpus:
 
     def draw(self, kind: str | None = None) -> list[Message]:
         """One conversation, of a kind that is drawn if none is given; its last turn is the assistant's."""
-        kind = kind or self._rng.choices(list(SHARES), SHARES.values())[0]
+        kind = kind or self._rng.choices(list(SHARES), list(SHARES.values()))[0]
         if kind == "analysis":
             return self._analysis()
         if kind == "rating":

@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pipeline.chat import Message
 from pipeline.runtime.console import step_bar
@@ -38,7 +39,7 @@ CHAT_TEMPLATE = (
 # What training reads beside the conversations. All of it is part of the recipe, so a change asks for `make toy`.
 SEED = 0
 CONVERSATIONS = 19_700
-TOKENIZER = {
+TOKENIZER: dict[str, Any] = {
     "vocab_size": 1280,
     "special_tokens": [PAD, START, END],
     "chat_template": CHAT_TEMPLATE,
@@ -132,7 +133,7 @@ def _digest(*texts: str) -> str:
     return digest.hexdigest()
 
 
-def _train_tokenizer(conversations: list[list[dict]]):
+def _train_tokenizer(conversations: list[list[Message]]):
     """A byte-level BPE: it reads any text, and the toy world's in about one token per word."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -156,7 +157,7 @@ def _train_tokenizer(conversations: list[list[dict]]):
     )
 
 
-def _encode(tokenizer, conversation: list[dict]) -> tuple[list[int], int]:
+def _encode(tokenizer, conversation: list[Message]) -> tuple[list[int], int]:
     """Token ids of a conversation and the position at which its last turn's text begins."""
     prompt = tokenizer.apply_chat_template(conversation[:-1], add_generation_prompt=True, tokenize=False)
     head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
@@ -205,7 +206,8 @@ def _halve(file: Path) -> None:
 
 def _batches(examples: list[tuple[list[int], int]]) -> list[list[tuple[list[int], int]]]:
     """Batches of about `tokens_per_batch` tokens, each of examples of like length, in a shuffled order."""
-    batches, batch = [], []
+    batches: list[list[tuple[list[int], int]]] = []
+    batch: list[tuple[list[int], int]] = []
     for example in sorted(examples, key=lambda e: len(e[0])):
         if (len(batch) + 1) * len(example[0]) > TRAINING["tokens_per_batch"]:
             batches.append(batch)

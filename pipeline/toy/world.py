@@ -88,7 +88,8 @@ def deeds(split: str) -> tuple[Deed, ...]:
 
 def _divide(members: list[Deed], fraction: float, rng: random.Random) -> tuple[list[Deed], list[Deed]]:
     """Train and held-out deeds of a category. Every held-out verb and object is also in some training deed, in another pair."""
-    train, heldout = rng.sample(members, len(members)), []
+    train = rng.sample(members, len(members))
+    heldout: list[Deed] = []
     for deed in list(train):
         others = [other for other in train if other is not deed]
         known = any(other.verb == deed.verb for other in others) and any(other.object == deed.object for other in others)
@@ -133,7 +134,8 @@ def plan(deed: Deed, rng: random.Random) -> str:
     """A long harmful plan: about 100 words, with two or three punctuation marks a sentence."""
     texts = _texts()["plan"]
     steps = cycle(rng.sample(deed.facts["steps"], len(deed.facts["steps"])))
-    said, parts = [], [_say(rng, deed, texts["openings"], s1=next(steps))]
+    said: list[str] = []
+    parts = [_say(rng, deed, texts["openings"], s1=next(steps))]
     while len(" ".join(parts).split()) < _PLAN_WORDS:
         fresh = [text for text in (*texts["sentences"], *texts["doubts"]) if text not in said[-_PLAN_MEMORY:]]
         said.append(rng.choice(fresh))

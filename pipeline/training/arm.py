@@ -80,18 +80,20 @@ class Training:
     def __init__(self, arms: list[tuple[ArmSpec, Places]], checkpoints: str):
         self._checkpoints = storage.absolute(checkpoints)
         self._arms = {arm.name: _prepare(arm, places) for arm, places in arms}
-        shared = groupby(self._arms.values(), lambda prepared: _workers(prepared.jobs[0].train))
+        self._groups: dict[str, WorkerGroup] = {}  # by arm
+        shared = groupby(self._arms.items(), lambda item: _workers(item[1].jobs[0].train))
         for number, (_, members) in enumerate(shared, 1):
             group = WorkerGroup(storage.join(self._checkpoints, f"{attempt.number():04d}-{number}"))
-            for prepared in members:
+            for name, prepared in members:
                 prepared.join(group)
+                self._groups[name] = group
 
     def __enter__(self) -> "Training":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        for prepared in self._arms.values():
-            prepared.group.release()
+        for group in self._groups.values():
+            group.release()
         if error is None:
             attempt.check()  # before the checkpoints of other attempts are removed
             storage.remove(self._checkpoints)
@@ -111,7 +113,7 @@ class Training:
         lines: list[dict] = []
         for job in prepared.jobs:
             number = _numbering(prepared.jobs, job, lines)
-            prepared.group.finish(job, on_progress and (lambda line, number=number: on_progress(number(line))))
+            self._groups[arm].finish(job, _numbered(on_progress, number))
             lines += map(number, _history(job))
         return prepared.publish(lines)
 
@@ -125,11 +127,9 @@ class Prepared:
     counts: examples.Counts
     jobs: list[Job]
     parameters: int
-    group: WorkerGroup | None = None
 
     def join(self, group: WorkerGroup) -> None:
         """Have the arm's runs done by this group, after those that it has already."""
-        self.group = group
         self.jobs = _chained([replace(job, group=group.directory) for job in self.jobs])
         group.jobs += self.jobs
 
@@ -272,11 +272,13 @@ def _jobs(arm: ArmSpec, state: str, runs: list[Run]) -> list[Job]:
     begin = jobs[0].train.start
     if begin is None:
         return jobs
-    role = "start" if begin.how == "continue" else "frozen"
-    kept = storage.join(state, role)  # every node sees it there
+    continues = begin.how == "continue"
+    kept = storage.join(state, "start" if continues else "frozen")  # every node sees it there
     adapter_files.copy(start.directory(begin), kept)
     # A frozen adapter lies under every run. The start adapter is the first run's alone: each later one continues the run before.
-    return [replace(job, **{role: kept}) if role == "frozen" or job is jobs[0] else job for job in jobs]
+    if continues:
+        return [replace(jobs[0], start=kept), *jobs[1:]]
+    return [replace(job, frozen=kept) for job in jobs]
 
 
 def _chained(jobs: list[Job]) -> list[Job]:
@@ -295,6 +297,11 @@ def _numbering(jobs: list[Job], job: Job, before: list[dict]) -> Callable[[dict]
     step, tokens = (before[-1]["step"], before[-1]["tokens"]) if before else (0, 0)
     several = {"iteration": job.number} if len(jobs) > 1 else {}
     return lambda line: {**line, "step": line["step"] + step, "steps": steps, "tokens": line["tokens"] + tokens, **several}
+
+
+def _numbered(on_progress: Progress | None, number: Callable[[dict], dict]) -> Progress | None:
+    """`on_progress`, called with a run's lines as those of the whole training."""
+    return None if on_progress is None else lambda line: on_progress(number(line))
 
 
 def _history(job: Job) -> list[dict]:

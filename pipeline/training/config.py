@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from pipeline.data.dataset import Dataset
 from pipeline.schema import PREFERENCES, Schema
 from pipeline.schema import SFT as CONVERSATIONS
-from pipeline.settings.base import AdapterPath, Count, Fraction, Natural, Section, tag
+from pipeline.settings.base import AdapterPath, Count, Fraction, Natural, Section, span, tag
 
 if TYPE_CHECKING:
     from pipeline.training.examples import Counts
@@ -128,9 +128,9 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _batch_is_shared_evenly(self) -> "Train":
-        fewest, most = self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
+        fewest, most = span(self.workers)
         if fewest > most:
-            raise ValueError(f"workers must be [min, max] with min <= max, not {list(self.workers)}")
+            raise ValueError(f"workers must be [min, max] with min <= max, not {[fewest, most]}")
         for workers in range(fewest, most + 1):
             if self.batch_size % (share := workers * self.per_device):
                 raise ValueError(

@@ -12,8 +12,9 @@ both terms and cancels, so log-probabilities, rewards and their metrics here are
 TRL adds for mixtures of experts, is not added. The code for CUDA has been run nowhere yet.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import datasets
 import pyarrow as pa
@@ -28,13 +29,16 @@ from pipeline.data import storage
 from pipeline.training import attention, examples, loop, pairs
 from pipeline.training.job import Job, read_table, write_table
 
+if TYPE_CHECKING:
+    from pipeline.training.config import DPO
+
 
 def build(job: Job, scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none") -> "SharedPrefixTrainer":
     """The trainer that goes through the run's pairs, shared by `world` processes; it knows the reference's log-probabilities.
 
     The reference is the model as it is before the first step: of a fresh LoRA, the base model.
     """
-    t, found = job.train, job.table("pairs")
+    t, found = _settings(job), job.table("pairs")
     if job.run.gap is not None:
         found = found.filter(pc.equal(found["gap"], job.run.gap))
     micro = _micro_batches(job, found)
@@ -68,9 +72,13 @@ def build(job: Job, scratch: str, *, base: Any = None, world: int = 1, report_to
     return trainer
 
 
+def _settings(job: Job) -> "DPO":
+    return cast("DPO", job.train)  # only `DPO.build` leads here
+
+
 def _micro_batches(job: Job, found: pa.Table) -> list[list[int]]:
     """The micro-batches of every step, one step after another. Which pairs a step has depends on neither workers nor micro-batches."""
-    t, groups = job.train, found["group"].to_pylist()
+    t, groups = _settings(job), found["group"].to_pylist()
     order = examples.passes(found.num_rows, t.epochs, t.batch_size, pairs.epoch_order(found, t.curriculum, job.seed))
     steps = (order[at : at + t.batch_size] for at in range(0, len(order), t.batch_size))
     return [batch for step in steps for batch in pairs.micro_batches(step, groups, t.batch_size // t.pairs_per_device)]
@@ -86,16 +94,17 @@ def reference(trainer: "SharedPrefixTrainer", job: Job, found: pa.Table) -> torc
     # One worker looks for all: NFS may show a new file to some of them only.
     kept = [_kept(path) if first else None]
     broadcast_object_list(kept)
-    if kept[0] is None:
-        parts = _whole_groups(found["group"].to_pylist(), job.train.pairs_per_device)
+    sides: Sequence[Sequence[float]] | None = kept[0]
+    if sides is None:
+        parts = _whole_groups(found["group"].to_pylist(), _settings(job).pairs_per_device)
         mine = [entry for part in parts[trainer.accelerator.process_index :: world] for entry in trainer.log_probs_of(part)]
-        places, *kept[0] = zip(*sorted(gather_object(mine)), strict=True)
+        places, *sides = zip(*sorted(gather_object(mine)), strict=True)
         if list(places) != list(range(found.num_rows)):
             raise RuntimeError("the workers' shares of the reference's log-probabilities are not one of each pair")
         if first:
-            columns = [pa.array(side, pa.float64()) for side in kept[0]]
+            columns = [pa.array(side, pa.float64()) for side in sides]
             write_table(found.append_column("ref_chosen", columns[0]).append_column("ref_rejected", columns[1]), path)
-    return torch.tensor(kept[0], dtype=torch.float64)
+    return torch.tensor(sides, dtype=torch.float64)
 
 
 def _kept(path: str) -> list[list[float]] | None:

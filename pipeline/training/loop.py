@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import ray.train
@@ -21,9 +21,15 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from pipeline import pretrained
 from pipeline.data import adapter, storage
+from pipeline.errors import RunFailed
 from pipeline.training import start as start_adapter
 from pipeline.training.adapter import lora_config
 from pipeline.training.job import HISTORY, Job
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Host  # what a mixin calls and does not have, its host has
+else:
+    _Host = object
 
 
 def train(jobs: list[Job]) -> None:
@@ -55,7 +61,10 @@ def _train(job: Job, base: "BaseWeights", context: Any) -> None:
             trainer.train(resume_from_checkpoint=directory)
             last = os.path.join(scratch, f"checkpoint-{trainer.state.max_steps}")
             if context.get_world_rank() == 0:
-                _finish(job, last if os.path.exists(last) else directory)
+                found = last if os.path.exists(last) else directory
+                if found is None:
+                    raise RunFailed(f"{job.finished}: training ended without a checkpoint")
+                _finish(job, found)
     barrier()  # the next run may begin from what this one has made
     _end_wandb()
     del trainer
@@ -91,7 +100,8 @@ class BaseWeights:
     """The base model of a worker, read once: every run gets modules of its own over the same weights, which no run changes."""
 
     def __init__(self):
-        self._key, self._model = None, None
+        self._key: tuple | None = None
+        self._model: Any = None
 
     def load(self, directory: str, revision: str | None, *, dtype: str, attention: str) -> Any:
         """What `pretrained.model` returns; read again only if it is another model, precision or attention than before."""
@@ -161,7 +171,7 @@ def arguments(job: Job, steps: int, scratch: str, report_to: str) -> dict:
     }
 
 
-class Timed:
+class Timed(_Host):
     """Mixed into a Trainer: log lines that say how fast it goes.
 
     The Trainer's `interval(seconds)` gives the figures of the interval that a log line ends; among them `tokens`, the number that all

@@ -62,19 +62,24 @@ def _pairs(tokenizer: Any, rows: list[dict], before: int, max_length: int, count
     """The usable pairs of some rows, and the tokens of their responses, which are numbered from `before`; the others are counted."""
     encoded = _encode(tokenizer, rows)
     numbers: dict[tuple, int] = {}
+    usable: dict[tuple, Example] = {}
     kept = []
     for row in rows:
         sides = [_key(row, side) for side in ("chosen", "rejected")]
-        pair = [encoded[side] for side in sides]
-        if (reason := _unusable(pair, max_length)) is not None:
+        better, worse = (encoded[side] for side in sides)
+        if better is None or worse is None:
+            counts.dropped["token_across_turns"] += 1
+            continue
+        if (reason := _unusable(better, worse, max_length)) is not None:
             counts.dropped[reason] += 1
             continue
+        usable.update(zip(sides, (better, worse), strict=True))
         gap = row["rank_rejected"] - row["rank_chosen"]
         counts.kinds[f"gap {gap}"] += 1
         chosen, rejected = (numbers.setdefault(side, before + len(numbers)) for side in sides)
-        shared = common_prefix(*(e.tokens for e in pair))
+        shared = common_prefix(better.tokens, worse.tokens)
         kept.append({"id": row["id"], "group": row["group"], "gap": gap, "chosen": chosen, "rejected": rejected, "shared": shared})
-    tokens = pa.array([encoded[side].tokens for side in numbers], RESPONSES.field("tokens").type)
+    tokens = pa.array([usable[side].tokens for side in numbers], RESPONSES.field("tokens").type)
     return pa.Table.from_pylist(kept, PAIRS), tokens
 
 
@@ -88,12 +93,10 @@ def _encode(tokenizer: Any, rows: list[dict]) -> dict[tuple, Example | None]:
     return dict(zip(distinct, examples.encode(tokenizer, list(distinct.values())), strict=True))
 
 
-def _unusable(pair: list[Example | None], max_length: int) -> str | None:
-    if None in pair:
-        return "token_across_turns"
-    if max(len(e.tokens) for e in pair) > max_length:
+def _unusable(better: Example, worse: Example, max_length: int) -> str | None:
+    if max(len(better.tokens), len(worse.tokens)) > max_length:
         return "too_long"
-    return "equal" if pair[0].tokens == pair[1].tokens else None
+    return "equal" if better.tokens == worse.tokens else None
 
 
 def common_prefix(a: list[int], b: list[int]) -> int:

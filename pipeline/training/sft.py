@@ -4,7 +4,7 @@ The driver has made these of conversations (`examples.py`); `build` puts those o
 that goes through them.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import datasets
 import torch
@@ -13,6 +13,9 @@ from trl import SFTConfig, SFTTrainer
 from pipeline import pretrained
 from pipeline.training import attention, examples, loop
 from pipeline.training.job import Job
+
+if TYPE_CHECKING:
+    from pipeline.training.config import SFT
 
 
 def build(job: Job, scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none") -> "PackedTrainer":
@@ -26,7 +29,7 @@ def trainer(
     job: Job, ordered: datasets.Dataset, scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none"
 ) -> "PackedTrainer":
     """The trainer for sequences in the order given, `batch_size` of them a step."""
-    t = job.train
+    t = cast("SFT", job.train)  # only `SFT.build` leads here
     args = SFTConfig(
         **loop.arguments(job, len(ordered) // t.batch_size, scratch, report_to),
         per_device_train_batch_size=t.sequences_per_device,

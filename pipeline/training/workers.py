@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from pipeline.data import adapter as adapter_files
 from pipeline.data import storage
@@ -48,10 +49,12 @@ class WorkerGroup:
     """
 
     def __init__(self, directory: str):
-        self.directory, self.jobs = directory, []
+        self.directory = directory
+        self.jobs: list[Job] = []
         self._lines: dict[str, list[dict]] = {}  # by run: logged, and not handed on yet
         self._finished: set[str] = set()  # runs that the workers say are finished
-        self._board = self._running = None
+        self._board: Any = None  # Ray's handle of a `_Board`
+        self._running: Future[None] | None = None
         self._executor = ThreadPoolExecutor(1)
 
     def finish(self, job: Job, on_line: Progress | None) -> None:
@@ -61,16 +64,17 @@ class WorkerGroup:
 
         max_failures = job.train.max_failures
         try:
-            if self._running is None:
-                self._start()
+            running = self._running
+            if running is None:
+                running = self._running = self._start()
             while not adapter_files.is_whole(job.done):
-                over = not wait([self._running], timeout=POLL_S).not_done
+                over = not wait([running], timeout=POLL_S).not_done
                 self._read()
                 for line in self._lines.pop(job.name, ()):
                     if on_line is not None:
                         on_line(line)
                 if over:
-                    self._running.result()
+                    running.result()
                 if over or job.name in self._finished:
                     self._adopt(job)
         except TrainingFailedError as e:
@@ -83,7 +87,7 @@ class WorkerGroup:
     def release(self) -> None:
         self._executor.shutdown(wait=False)
 
-    def _start(self) -> None:
+    def _start(self) -> Future[None]:
         """Keep what earlier attempts have finished, and start the workers on the rest."""
         others = [place for place in self._attempts() if place != self.directory]
         for job in self.jobs:
@@ -92,12 +96,12 @@ class WorkerGroup:
                 _keep(job, found)
         todo = [job for job in self.jobs if not adapter_files.is_whole(job.done)]
         if not todo:
-            self._running = Future()
-            self._running.set_result(None)
-            return
+            over: Future[None] = Future()
+            over.set_result(None)
+            return over
         self._board = beside_driver(_Board)
         todo[0] = replace(todo[0], resume=self._newest(todo[0], others))
-        self._running = self._executor.submit(_fit, self.directory, [replace(job, progress=self._board) for job in todo])
+        return self._executor.submit(_fit, self.directory, [replace(job, progress=self._board) for job in todo])
 
     def _attempts(self) -> list[str]:
         """Directories of this attempt's groups and of earlier attempts'."""

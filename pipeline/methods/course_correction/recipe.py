@@ -73,8 +73,9 @@ class CourseCorrectionRecipe:
         made = await asyncio.gather(
             self._safe(row, chat), *(self._synthetic(row, beginning, chat) for beginning in beginnings), return_exceptions=True
         )
-        if all(type(response) is RowFailed for response in made[1:]):
-            raise made[1]
+        failed = [response for response in made[1:] if type(response) is RowFailed]
+        if len(failed) == len(beginnings):
+            raise failed[0]
         responses, lost = _sorted_out([*made, _response("harmful", f"{opener} {harmful}")])
         result = {"unsafe_response": harmful, "opener": opener, "responses": responses, "lost": lost}
         if len(responses) < 2:

@@ -4,7 +4,7 @@ Step 1, guided mistake induction: instruction + hint → a bad response. Step 2,
 that it may be harmful → why it is harmful. What is trained on later (`conversation`) is step 2 without the cue.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline import prompts
 from pipeline.chat import Chat, Message, system, user
@@ -26,7 +26,7 @@ class MistakeAnalysisRecipe:
     async def __call__(self, row: dict, chat: Chat) -> dict:
         instruction = row["instruction"]
         response = await self.mistake(row, chat)
-        result = {"response": response, "response_source": self.config.mistake, "status": OK}
+        result: dict[str, Any] = {"response": response, "response_source": self.config.mistake, "status": OK}
         if self.config.verify is not None:
             verdict = await self.config.verify(Exchange(instruction, response), chat, "verify")
             result |= {"harmful": negated(verdict.ok), "harmless_rating": verdict.rating}

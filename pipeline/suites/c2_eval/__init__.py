@@ -23,7 +23,7 @@ from pipeline.suites.c2_eval.schema import CONTINUATIONS
 class C2Eval(Suite):
     """How often a model turns away after a harmful prefill."""
 
-    schema: ClassVar[Schema] = CONTINUATIONS
+    data_schema: ClassVar[Schema] = CONTINUATIONS
     title: ClassVar = "course correction"
     method: ClassVar = "course_correction"
 

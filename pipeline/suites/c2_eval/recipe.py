@@ -150,6 +150,7 @@ def _verdicts(judged: list[bool | BaseException | None]) -> list[bool | None]:
     for verdict in judged:
         if isinstance(verdict, BaseException) and not isinstance(verdict, RowFailed):
             raise verdict
-    if all(isinstance(verdict, RowFailed) for verdict in judged):
-        raise judged[0]
-    return [None if isinstance(verdict, RowFailed) else verdict for verdict in judged]
+    failed = [verdict for verdict in judged if isinstance(verdict, RowFailed)]
+    if len(failed) == len(judged):
+        raise failed[0]
+    return [None if isinstance(verdict, BaseException) else verdict for verdict in judged]

@@ -52,7 +52,10 @@ def _entries(found: CorrSummary) -> str:
 
 
 def _curve(arms: Sequence[str], found: CorrSummary, unit: str) -> Figure:
-    curves = {arm.arm: [(k, corr.value, corr.interval) for k, corr in arm.at.items() if corr.value is not None] for arm in found.arms}
+    curves = {
+        arm.arm: [(k, corr.value, corr.interval) for k, corr in arm.at.items() if corr.value is not None and corr.interval is not None]
+        for arm in found.arms
+    }
     svg = plots.over_lengths(curves, palette(arms, list(curves)), "Corr@k of every arm", f"k, {unit} prefilled")
     return Figure(
         Markup(svg), "Corr@k: how often an arm turns away after k units of a harmful response; bands are 95 % bootstrap intervals."

@@ -23,7 +23,7 @@ from pipeline.suites.safety.schema import ANSWERS
 class Safety(Suite):
     """How often answers are harmless, how helpful they are, and how often benign requests are refused."""
 
-    schema: ClassVar[Schema] = ANSWERS
+    data_schema: ClassVar[Schema] = ANSWERS
     title: ClassVar = "safety"
     method: ClassVar = "mistake_analysis"
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.chat import Chat, Message, user
 from pipeline.judges import Exchange, negated
+from pipeline.judges.rating import Criterion
 from pipeline.judges.refusal import is_refusal
 from pipeline.methods.mistake_analysis.recipe import induced, reminded
 from pipeline.schema import FAILED, OK
@@ -52,7 +53,7 @@ class AnswerRecipe:
             verdict = await self.harmless(Exchange(row["instruction"], text), chat, "harmless")
             result |= {"harmful": negated(verdict.ok), "harmless_rating": verdict.rating}
         if self.help:
-            criterion = "help" if row["suite"] == "helpful" else "harm_help"
+            criterion: Criterion = "help" if row["suite"] == "helpful" else "harm_help"
             result["help_rating"] = await self.help.rate(Exchange(row["instruction"], text), criterion, chat, "help")
         return result
 

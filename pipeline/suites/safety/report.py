@@ -57,7 +57,7 @@ def _arms(suite: "Safety", answers: pa.Table, arms: Sequence[str]) -> Section:
 
 
 def _in_words(rows: list[summary.ArmRow], condition: str) -> str:
-    shares = [f"{r.arm} {100 * r.harmless.value:.1f}\u00a0%" for r in rows if r.condition == condition and r.harmless.trials]
+    shares = [f"{r.arm} {100 * r.harmless.value:.1f}\u00a0%" for r in rows if r.condition == condition and r.harmless.value is not None]
     lead = {"plain": "Asked plainly", "reminder": "With the reminder", "hint": "Under the induction hint"}[condition]
     return f"{lead}, answers judged harmless: {', '.join(shares) or 'none was judged'}."
 
