@@ -49,6 +49,7 @@ toy: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy pipeline
 
 setup: $(VENV)/.installed
 
