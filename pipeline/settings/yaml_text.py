@@ -101,4 +101,5 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def _refused(why: str, where: yaml.Event | yaml.Node) -> yaml.YAMLError:
-    return yaml.YAMLError(f"line {where.start_mark.line + 1}: {shown(why)}")
+    line = where.start_mark.line + 1 if where.start_mark else 0
+    return yaml.YAMLError(f"line {line}: {shown(why)}")
