@@ -5,7 +5,7 @@ Each section stands beside the code that it configures; what all sections build 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import Field, model_validator
 
@@ -20,7 +20,7 @@ from pipeline.suites import VANILLA
 from pipeline.suites.base import Suite
 from pipeline.suites.c2_eval import C2Eval
 from pipeline.suites.safety import Safety
-from pipeline.training.config import DPO, SFT, Train, Trainer
+from pipeline.training.config import SFT, Train, Trainer
 
 Method = Annotated[MistakeAnalysis | CourseCorrection, Field(discriminator="name")]
 
@@ -143,9 +143,17 @@ _MOVED = {
     "evaluation": "its safety suite is suites.safety, course_correction is suites.c2_eval, adapters are adapters",
 }
 
-SUITES: tuple[type[Suite], ...] = (Safety, C2Eval)
-METHODS: dict[str, type[AnyMethod]] = {cls.model_fields["name"].default: cls for cls in (MistakeAnalysis, CourseCorrection)}
-TRAINERS: dict[str, type[Train]] = {cls.model_fields["method"].default: cls for cls in (SFT, DPO)}
+
+def _members(annotation: Any, base: type) -> list[Any]:
+    """The classes of a union."""
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, base) else []
+    return [cls for part in get_args(annotation) for cls in _members(part, base)]
+
+
+SUITES: list[type[Suite]] = [cls for field in Suites.model_fields.values() for cls in _members(field.annotation, Suite)]
+METHODS: dict[str, type[AnyMethod]] = {cls.model_fields["name"].default: cls for cls in _members(Method, AnyMethod)}
+TRAINERS: dict[str, type[Train]] = {cls.model_fields["method"].default: cls for cls in _members(Trainer, Train)}
 
 
 # Everything that a run can write.
