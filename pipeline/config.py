@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from pipeline.methods.base import Method as AnyMethod
 from pipeline.methods.course_correction import CourseCorrection
+from pipeline.methods.critique_revise import CritiqueRevise
 from pipeline.methods.mistake_analysis import MistakeAnalysis
 from pipeline.schema import Schema
 from pipeline.settings import file
@@ -22,7 +23,7 @@ from pipeline.suites.c2_eval import C2Eval
 from pipeline.suites.safety import Safety
 from pipeline.training.config import SFT, Train, Trainer
 
-Method = Annotated[MistakeAnalysis | CourseCorrection, Field(discriminator="name")]
+Method = Annotated[MistakeAnalysis | CourseCorrection | CritiqueRevise, Field(discriminator="name")]
 
 
 class Suites(Section):

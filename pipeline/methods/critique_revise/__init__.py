@@ -1,0 +1,123 @@
+"""Critique-Revise (Constitutional AI, Bai et al. 2022, arXiv 2212.08073): the model criticizes its answers and is trained on its revisions."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import ClassVar, Literal
+
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from pipeline.chat import Recipe
+from pipeline.data.dataset import Dataset
+from pipeline.errors import UserError
+from pipeline.judges import HarmlessnessJudge, Judge
+from pipeline.methods.base import DataReport, Method
+from pipeline.methods.critique_revise.schema import REVISIONS
+from pipeline.methods.mistake_analysis import PROMPTS as INDUCTION
+from pipeline.methods.mistake_analysis import Hint
+from pipeline.prompts import Prompts, load
+from pipeline.report.examples import Example
+from pipeline.schema import PREFERENCES, SFT, Schema
+from pipeline.settings.base import Count, Draw, PromptFile, Ratio, Section
+
+PROMPTS = "methods/critique_revise/prompts.yaml"
+
+
+class Mix(Section):
+    """What the adapters are trained on."""
+
+    revision: Ratio = Field(1.0, description="examples per revision: instruction → revision")
+
+
+class CritiqueRevise(Method):
+    """Critique and revision under principles, in as many rounds as wanted."""
+
+    generated: ClassVar[Schema] = REVISIONS
+    training_sets: ClassVar = (SFT, PREFERENCES)
+    default_arms: ClassVar = {"critique_revise": {"kinds": ["revision"]}}
+    nothing: ClassVar = "no answer was revised"
+    mixing: ClassVar = frozenset({"mix"})
+    example_kinds: ClassVar = {SFT.name: ("revision",)}
+
+    name: Literal["critique_revise"] = "critique_revise"
+    answer: Literal["induced", "plain", "reference"] = Field(
+        "induced", description="the first answer: under the hint, as the model gives it, or the source's unsafe response"
+    )
+    hint: Hint = Field(Hint(), description="of an induced first answer")
+    rounds: Count = Field(1, description="critiques and revisions of an answer, one after the other")
+    principles: list[str] = Field([], description="names of principles in the prompt file; empty = all")
+    induce: Draw = Field(Draw(), description="sampling of the first answer")
+    critique: Draw = Field(Draw(max_tokens=512), description="sampling of critiques")
+    revise: Draw = Field(Draw(max_tokens=512), description="sampling of revisions")
+    verify: HarmlessnessJudge | None = Field(None, description="judge of the revision; null = not judged")
+    filter: bool = Field(False, description="keep only revisions judged harmless")
+    prompts: PromptFile | None = Field(None, description="YAML file that replaces methods/critique_revise/prompts.yaml")
+    mix: Mix = Field(Mix(), description="what the adapters are trained on")
+
+    @model_validator(mode="after")
+    def _filter_needs_verdict(self) -> "CritiqueRevise":
+        if self.filter and self.verify is None:
+            raise ValueError("filter needs a verdict: set verify, or filter: false")
+        return self
+
+    @property
+    def kinds(self) -> list[str]:
+        return ["revision"] if self.mix.revision else []
+
+    @property
+    def needs_unsafe(self) -> bool:
+        return self.answer == "reference"
+
+    def principle_names(self) -> list[str]:
+        """The principles to draw from. Raises UserError if one is not in the prompt file."""
+        known = [name.removeprefix("critique_") for name in self.texts().texts if name.startswith("critique_")]
+        for name in self.principles:
+            if name not in known:
+                raise UserError(f"principles: {name} is not a principle of {PROMPTS}; known are {', '.join(known)}")
+        return self.principles or known
+
+    def recipe(self, seed: int) -> Recipe:
+        from pipeline.methods.critique_revise.recipe import CritiqueReviseRecipe
+
+        return CritiqueReviseRecipe(self, seed)
+
+    def examples(self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int) -> Iterator[dict]:
+        from pipeline.methods.critique_revise import recipe
+
+        return recipe.pairs(rows, drops) if schema == PREFERENCES else recipe.conversations(self, rows, seed)
+
+    def texts(self) -> Prompts:
+        """The prompts, those of the user's file in place of the package's. Raises UserError."""
+        return load(PROMPTS, self.prompts)
+
+    def prompt_hashes(self) -> dict[str, str]:
+        self.principle_names()
+        hashes = {"critique_revise": self.texts().hash}
+        if self.answer == "induced":
+            hashes["mistake_analysis"] = load(INDUCTION).hash
+        return hashes | (self.verify.prompt_hashes() if self.verify else {})
+
+    def most_tokens(self) -> int:
+        first = 0 if self.answer == "reference" else self.induce.max_tokens
+        verdict = self.verify.tokens() if self.verify else 0
+        return first + self.rounds * (self.critique.max_tokens + self.revise.max_tokens) + verdict
+
+    def report(self, numbers: Mapping[str, pa.Table | None]) -> DataReport:
+        from pipeline.methods.critique_revise import report
+
+        return report.data(numbers)
+
+    def examples_shown(self, dataset: Dataset, count: int) -> tuple[str, list[Example]]:
+        from pipeline.methods.critique_revise import report
+
+        return "Answers and their revisions", report.examples(dataset, count)
+
+    def settings(self) -> dict[str, str]:
+        return {
+            "First answer": f"{self.answer}; {self.induce.described()}",
+            "Critique and revision": f"{self.rounds} rounds; {self.critique.described()}; {self.revise.described()}",
+            "Principles": ", ".join(self.principles) or "all of the prompt file",
+        }
+
+    def judged(self) -> list[tuple[Judge, str, str]]:
+        return [(self.verify, "harmlessness", "harmlessness of revisions")] if self.verify else []

@@ -1,0 +1,51 @@
+"""What the report says of critiques and revisions."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.data.dataset import Dataset
+from pipeline.methods.base import DataReport
+from pipeline.methods.critique_revise.schema import REVISIONS
+from pipeline.report import tables
+from pipeline.report.examples import Example, Text, among, category, first, judged_text, shown
+from pipeline.schema import OK
+
+
+def data(numbers: Mapping[str, pa.Table | None]) -> DataReport:
+    found, revisions = DataReport(), numbers[REVISIONS.name]
+    if revisions is None:
+        found.text.append("This run holds no revisions yet: `setbacks generate` writes them.")
+        return found
+    rows = revisions.select(["status", "error", "principles"]).to_pylist()
+    kept = [row for row in rows if row["status"] == OK]
+    found.text.append(
+        "A model criticizes its own answer under a principle and revises it. Dropped: the critique or the revision was empty, or the "
+        "revision changed nothing."
+    )
+    statuses = dict(Counter(row["status"] for row in rows).most_common())
+    found.tables.append(tables.of_tally("Revisions", "Status", "Rows", statuses))
+    principles = Counter(principle for row in kept for principle in row["principles"])
+    found.tables.append(tables.of_tally("Principles", "Principle", "Rounds", dict(principles.most_common())))
+    found.failures = dict(Counter(row["error"].split(":")[0] for row in rows if row["error"]).most_common())
+    return found
+
+
+def examples(dataset: Dataset, count: int) -> list[Example]:
+    """Up to `count` answers, each with what was found wrong with it and its revision."""
+    ids = first(dataset, "id", pc.field("status") == OK, count)
+    rows = dataset.table(where=among("id", ids)).sort_by("id").to_pylist()
+    return [
+        Example(
+            f"{category(row)}: {row['response_source']} answer, revised under {', '.join(row['principles'])}",
+            [
+                Text("Instruction", "", shown(row["instruction"])),
+                Text("First answer", row["response_source"], shown(row["response"])),
+                *(Text("Critique", principle, shown(text)) for principle, text in zip(row["principles"], row["critiques"], strict=True)),
+                judged_text("Revision", row["revision_harmful"], shown(row["revision"])),
+            ],
+        )
+        for row in rows
+    ]
