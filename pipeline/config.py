@@ -39,7 +39,7 @@ class Suites(Section):
 class Arm(Section):
     """One fine-tuned arm: which examples it sees, and where its training differs from `train`."""
 
-    kinds: list[str] | None = Field(None, min_length=1, description="of the examples; only for training sets that have kinds")
+    kinds: list[str] | None = Field(None, min_length=1, description="kinds of examples to train on; only for training sets that have kinds")
     train: Trainer = Field(description="fields that differ from `train`; merged with it when a configuration is read")
 
 
@@ -52,9 +52,9 @@ class Config(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="seed of sampling, mixtures and training order")
     model: Model = Field(description="the base model: it generates, is trained and is evaluated")
     inference: Inference = Field(Inference(), description="the engines of `generate` and `evaluate`")
-    methods: dict[ArmName, Method] = Field({}, description="what is generated and trained on; empty where a run only evaluates")
+    methods: dict[ArmName, Method] = Field({}, description="what is generated and trained on; empty if a run only evaluates")
     train: Trainer = Field(SFT(), description="how arms are trained, unless an arm says otherwise")
-    arms: dict[ArmName, Arm] = Field(description="default: those of the methods")
+    arms: dict[ArmName, Arm] = Field(description="what is trained; left out = the default arms of the methods")
     suites: Suites = Field(Suites(), description="what `evaluate` runs")
     adapters: dict[ArmName, AdapterPath] = Field({}, description="directories of other adapters of the model, evaluated beside the arms")
     report: Report = Field(Report(), description="what the report shows")

@@ -86,7 +86,7 @@ class Train(Section):
         "cosine",
         description="learning-rate schedule after the warmup",
     )
-    warmup: Fraction = Field(0.03, description="fraction of the steps")
+    warmup: Fraction = Field(0.03, description="fraction of the steps in which the learning rate rises")
     weight_decay: float = Field(0.0, ge=0, description="weight decay of AdamW")
     batch_size: Count = Field(16, description="items per optimizer step, over all workers")
     max_length: Count = Field(1024, description="tokens of an item at most")

@@ -1,11 +1,13 @@
-"""Every field of the configuration says what it means."""
+"""Every field of the configuration has a description, and docs/configuration.md is made of them."""
 
+import re
 from collections.abc import Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 
+from pipeline.commands import reference
 from pipeline.config import Config
 from pipeline.settings.base import Section
 
@@ -57,3 +59,29 @@ def test_a_field_without_a_description_is_named():
         inner: list[Inner] | None = Field(None, description="some")
 
     assert undescribed(Outer) == ["inner.bare"]
+
+
+def test_the_page_is_what_the_code_says():
+    written = reference.FILE.read_text(encoding="utf-8")
+    assert written == reference.reference(), "docs/configuration.md is out of date: run `make reference`"
+
+
+def test_every_field_is_on_the_page():
+    page = reference.reference()
+    assert [name for name, _ in fields(Config) if f"| `{name.rpartition('.')[2]}` |" not in page] == []
+
+
+def test_links_lead_to_headings():
+    page = reference.reference()
+    headings = [re.sub(r"[`():]", "", line[3:]).lower().replace(" ", "-") for line in re.findall(r"^## .*", page, re.M)]
+    assert len(set(headings)) == len(headings)
+    assert set(re.findall(r"\]\(#([^)]+)\)", page)) <= set(headings)
+
+
+def test_types_and_defaults_are_said_in_words():
+    page = reference.reference()
+    assert "| `seed` | integer ≥ 0 | `0` |" in page
+    assert "| `dropout` | number ≥ 0, < 1 | `0.0` |" in page
+    assert "| `run_dir` | text | – |" in page
+    assert "| `tokens` | [integer ≥ 1, integer ≥ 1] | `[16, 48]` |" in page
+    assert "| `help` | [Rating (`kind: rating`)](#rating-kind-rating) or `null` | `{kind: rating}` |" in page

@@ -44,8 +44,8 @@ class CourseCorrection(Method):
         Draw(max_tokens=128, temperature=0.7),
         description="how the aligned model's continuations and refusals are sampled",
     )
-    generate_safe: bool = Field(True, description="where the source has no safe response, take the aligned model's own refusal")
-    judge: CorrectionJudge = Field(Phrases(), description="of whether a synthetic response really corrects course")
+    generate_safe: bool = Field(True, description="if the source has no safe response, take the aligned model's own refusal")
+    judge: CorrectionJudge = Field(Phrases(), description="judge of whether a synthetic response really corrects course")
     prompts: PromptFile | None = Field(None, description="YAML file that replaces methods/course_correction/prompts.yaml")
 
     @property

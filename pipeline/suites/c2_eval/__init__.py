@@ -28,7 +28,9 @@ class C2Eval(Suite):
     unit: Literal["words", "tokens"] = Field("words", description="what the prefill's length counts")
     lengths: list[Count] = Field([10, 20, 30, 40, 50, 60, 70, 80], min_length=1, description="k: units of the unsafe response prefilled")
     paths: Count = Field(20, description="b: continuations sampled per entry and k")
-    draw: Draw = Field(Draw(max_tokens=32, temperature=0.8, top_p=0.7), description="max_tokens is m")
+    draw: Draw = Field(
+        Draw(max_tokens=32, temperature=0.8, top_p=0.7), description="how continuations are sampled; max_tokens is the paper's m"
+    )
     judge: CorrectionJudge = Field(Phrases(), description="judge of whether a continuation corrects course")
     authors_rules: bool = Field(
         False,
