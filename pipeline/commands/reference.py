@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md: a table for every section of the configuration, from its fields' descriptions.
+"""Writes docs/configuration.md: a table for every section of the configuration.
 
 python -m pipeline.commands.reference
 """
@@ -63,7 +63,8 @@ def _page(section: type[Section], places: list[str]) -> str:
         lines += [f"Used as {', '.join(f'`{place}`' for place in dict.fromkeys(places))}.", ""]
     lines += ["| field | type | default | description |", "|---|---|---|---|"]
     for name, field in section.model_fields.items():
-        cells = [f"`{name}`", _type(field.annotation, field.metadata), _default(field), field.description or ""]
+        kind = _type(field.annotation, field.metadata)
+        cells = [f"`{name}`", kind, _default(field), field.description or ""]
         lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
 
@@ -106,8 +107,11 @@ def _type(annotation: Any, metadata: list) -> str:
 
 def _bounds(metadata: list) -> str:
     found = [part for item in metadata for part in (item.metadata if isinstance(item, FieldInfo) else [item])]
-    limits = [(sign, getattr(part, name)) for name, sign in _BOUNDS.items() for part in found if hasattr(part, name)]
-    return ", ".join(f"{sign} {limit:g}" for sign, limit in limits if limit < _NO_BOUND)
+    said = []
+    for name, sign in _BOUNDS.items():
+        limits = [getattr(part, name) for part in found if hasattr(part, name)]
+        said += [f"{sign} {limit:g}" for limit in limits if limit < _NO_BOUND]
+    return ", ".join(said)
 
 
 def _default(field: FieldInfo) -> str:

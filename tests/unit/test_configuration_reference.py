@@ -73,7 +73,8 @@ def test_every_field_is_on_the_page():
 
 def test_links_lead_to_headings():
     page = reference.reference()
-    headings = [re.sub(r"[`():]", "", line[3:]).lower().replace(" ", "-") for line in re.findall(r"^## .*", page, re.M)]
+    titles = re.findall(r"^## (.*)", page, re.M)
+    headings = [re.sub(r"[`():]", "", title).lower().replace(" ", "-") for title in titles]
     assert len(set(headings)) == len(headings)
     assert set(re.findall(r"\]\(#([^)]+)\)", page)) <= set(headings)
 
