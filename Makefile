@@ -15,7 +15,7 @@ WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/setbacks/wheels
 # long as what a run imports. A shell that forbids it would have each process of a run compile it all again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-long test-cluster test-all chaos toy lint setup lock clean
+.PHONY: quickstart test test-long test-cluster test-all chaos toy reference lint setup lock clean
 
 quickstart: setup
 	$(BIN)/setbacks run $(CONFIG)
@@ -45,6 +45,10 @@ chaos: setup
 # After a change of its recipe: trains the toy model and writes pipeline/toy/weights. Minutes.
 toy: setup
 	$(BIN)/python -m pipeline.toy.model
+
+# After a change of the configuration's fields: writes docs/configuration.md.
+reference: setup
+	$(BIN)/python -m pipeline.commands.reference
 
 lint: setup
 	$(BIN)/ruff check .

@@ -29,8 +29,8 @@ Method = Annotated[MistakeAnalysis | CourseCorrection | CritiqueRevise, Field(di
 class Suites(Section):
     """What every arm is put through, all suites in one engine start; null = not evaluated."""
 
-    safety: Safety | None = None
-    c2_eval: C2Eval | None = None
+    safety: Safety | None = Field(None, description="judged answers to instructions; null = not run")
+    c2_eval: C2Eval | None = Field(None, description="judged continuations of prefills; null = not run")
 
     def items(self) -> dict[str, Suite]:
         """The suites that are configured, by name."""
@@ -40,7 +40,7 @@ class Suites(Section):
 class Arm(Section):
     """One fine-tuned arm: which examples it sees, and where its training differs from `train`."""
 
-    kinds: list[str] | None = Field(None, min_length=1, description="of the examples; only for training sets that have kinds")
+    kinds: list[str] | None = Field(None, min_length=1, description="kinds of examples to train on; only for training sets that have kinds")
     train: Trainer = Field(description="fields that differ from `train`; merged with it when a configuration is read")
 
 
@@ -50,15 +50,15 @@ class Report(Section):
 
 class Config(Section):
     run_dir: Name = Field(description="where everything is written: a directory that every node sees (local, NFS), or s3://, gs://")
-    seed: int = Field(0, ge=0, lt=2**63)
-    model: Model
-    inference: Inference = Inference()
-    methods: dict[ArmName, Method] = Field({}, description="what is generated and trained on; empty where a run only evaluates")
-    train: Trainer = SFT()
-    arms: dict[ArmName, Arm] = Field(description="default: those of the methods")
-    suites: Suites = Suites()
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of sampling, mixtures and training order")
+    model: Model = Field(description="the base model: it generates, is trained and is evaluated")
+    inference: Inference = Field(Inference(), description="the engines of `generate` and `evaluate`")
+    methods: dict[ArmName, Method] = Field({}, description="what is generated and trained on; empty if a run only evaluates")
+    train: Trainer = Field(SFT(), description="how arms are trained, unless an arm says otherwise")
+    arms: dict[ArmName, Arm] = Field(description="what is trained; left out = the default arms of the methods")
+    suites: Suites = Field(Suites(), description="what `evaluate` runs")
     adapters: dict[ArmName, AdapterPath] = Field({}, description="directories of other adapters of the model, evaluated beside the arms")
-    report: Report = Report()
+    report: Report = Field(Report(), description="what the report shows")
 
     @property
     def arm_names(self) -> list[str]:

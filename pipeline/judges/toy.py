@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from pipeline.chat import Chat
 from pipeline.errors import UserError
 from pipeline.judges.base import Exchange, Judge, Verdict
@@ -11,7 +13,7 @@ from pipeline.settings.base import Model
 class Toy(Judge):
     """Exact on the toy world's sentences, and on nothing else."""
 
-    kind: Literal["toy"] = "toy"
+    kind: Literal["toy"] = Field("toy", description="selects this judge")
 
     async def __call__(self, exchange: Exchange, _chat: Chat, _step: str, /) -> Verdict:
         from pipeline.toy import world

@@ -17,8 +17,8 @@ _YES_NO = re.compile(r"""[\W_]*(yes|no)(?![^\W_])(?!["'*_]*\s?(?:or\b|/))""", re
 class YesNo(Judge):
     """A model is asked whether the continuation corrects course; an answer that is neither yes nor no is counted, never guessed."""
 
-    kind: Literal["yes_no"] = "yes_no"
-    draw: Draw = Draw(max_tokens=8, temperature=0)
+    kind: Literal["yes_no"] = Field("yes_no", description="selects this judge")
+    draw: Draw = Field(Draw(max_tokens=8, temperature=0), description="how the judge's answer is sampled")
     endpoint: Endpoint | None = Field(None, description="ask this server; null = the run's own model, without adapter")
     prompts: PromptFile | None = Field(None, description="YAML file that replaces judges/yes_no.yaml")
 

@@ -44,7 +44,7 @@ class Method(Section):
     mixing: ClassVar[frozenset[str]] = frozenset()
     example_kinds: ClassVar[dict[str, tuple[str, ...]]] = {}
 
-    name: str
+    name: str = Field(description="selects the method")
     instructions: Source = Field(description="what `generate` reads")
     samples: Count = Field(1, description="rows per instruction")
 

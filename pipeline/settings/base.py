@@ -63,7 +63,10 @@ class Model(Section):
     path: Name = Field(description="`toy`, a local directory, a hub id, or `dummy`: no model, for rehearsals of generate and mix")
     dummy: Dummy | None = Field(None, description="of path dummy: how fast it answers, how often it fails, how much it says")
     revision: Name | None = Field(None, description="hub revision (commit, tag or branch)")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "bfloat16",
+        description="type of the weights in an engine and of the base weights in training; auto = as stored",
+    )
     max_length: Count | None = Field(None, description="tokens of prompt + completion; none = the model's own limit")
 
     @property
@@ -80,21 +83,21 @@ class Model(Section):
 class Columns(Section):
     """Which source column holds what, for a source whose shape is not recognised by itself."""
 
-    instruction: str
+    instruction: str = Field(description="column of the instruction")
     input: str | None = Field(None, description="text appended to the instruction (Alpaca's `input`)")
-    safe_response: str | None = None
-    unsafe_response: str | None = None
-    category: str | None = None
+    safe_response: str | None = Field(None, description="column of the safe (or helpful) response")
+    unsafe_response: str | None = Field(None, description="column of the unsafe response")
+    category: str | None = Field(None, description="column of the harm category or topic")
 
 
 class Source(Section):
     """A set of instructions: file, directory or glob (Parquet, JSONL, JSON, CSV; local, s3://, gs://, hf://),
     `hub:NAME` for a data set through `datasets`, or `toy:SPLIT`."""
 
-    path: Name
+    path: Name = Field(description="file, directory or glob; `hub:NAME`; `toy:SPLIT`")
     split: Name = Field("train", description="split of a hub data set")
     limit: Count | None = Field(None, description="read at most this many distinct instructions")
-    columns: Columns | None = None
+    columns: Columns | None = Field(None, description="which column holds what; null = recognized by name")
 
 
 class Endpoint(Section):
@@ -105,7 +108,7 @@ class Endpoint(Section):
     api_key_env: Name | None = Field("OPENAI_API_KEY", description="environment variable that holds the key; null = no key")
     concurrency: Count = Field(64, description="requests in flight per actor")
     retries: Natural = Field(6, description="tries after the first, with exponential back-off")
-    timeout_s: float = Field(120, gt=0)
+    timeout_s: float = Field(120, gt=0, description="seconds that one try may take")
     prefill: bool = Field(False, description="the server can continue an assistant turn (vLLM's can)")
 
 
@@ -117,7 +120,12 @@ class Inference(Section):
     num_gpus: Natural = Field(0, description="GPUs per engine = tensor-parallel degree; 0 = CPU")
     max_num_seqs: Count = Field(256, description="sequences in an engine's batch at once, as vLLM names it")
     rows_per_commit: Count = Field(256, description="rows saved together; what an interruption can cost per block in flight")
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    gpu_memory_utilization: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="fraction of a GPU's memory that an engine takes, as vLLM names it",
+    )
     kv_cache_gib: Count = Field(1, description="KV cache of a CPU engine, GiB")
 
     @model_validator(mode="after")
@@ -130,9 +138,9 @@ class Inference(Section):
 class Draw(Section):
     """How one step's completions are sampled."""
 
-    max_tokens: Count = 256
-    temperature: float = Field(1.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: Count = Field(256, description="new tokens of one completion at most")
+    temperature: float = Field(1.0, ge=0, description="0 = greedy")
+    top_p: float = Field(1.0, gt=0, le=1, description="probability mass that is sampled from; 1 = all of it")
 
     def described(self) -> str:
         return f"temperature {self.temperature:g}, top-p {self.top_p:g}, at most {self.max_tokens} tokens"

@@ -49,9 +49,9 @@ def _pattern(modules: str | list[str]) -> str | list[str]:
 
 
 class Lora(Section):
-    rank: Count = 16
-    alpha: float = Field(32, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    rank: Count = Field(16, description="rank of the adapter's matrices")
+    alpha: float = Field(32, gt=0, description="the adapter's output is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the adapter's input in training")
     target_modules: Annotated[str | list[str], AfterValidator(_pattern)] = Field("all-linear", description="PEFT's target_modules")
 
 
@@ -79,18 +79,21 @@ class Train(Section):
     workers: Count | tuple[Count, Count] = Field(1, description="training processes; [min, max] = elastic")
     use_gpu: bool = Field(False, description="one GPU per worker")
     start: Start | None = Field(None, description="adapter to begin from; null = a fresh one on the base model")
-    lora: Lora = Lora()
-    epochs: float = Field(3, gt=0)
-    learning_rate: float = Field(2e-5, gt=0)
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    warmup: Fraction = Field(0.03, description="fraction of the steps")
-    weight_decay: float = Field(0.0, ge=0)
-    batch_size: Count = 16
-    max_length: Count = 1024
-    bf16: bool = True
-    gradient_checkpointing: bool = False
+    lora: Lora = Field(Lora(), description="shape of the adapter")
+    epochs: float = Field(3, gt=0, description="passes over the training set")
+    learning_rate: float = Field(2e-5, gt=0, description="peak learning rate of AdamW")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "cosine",
+        description="learning-rate schedule after the warmup",
+    )
+    warmup: Fraction = Field(0.03, description="fraction of the steps in which the learning rate rises")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of AdamW")
+    batch_size: Count = Field(16, description="items per optimizer step, over all workers")
+    max_length: Count = Field(1024, description="tokens of an item at most")
+    bf16: bool = Field(True, description="train in bfloat16 autocast; false = everything in float32")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
     save_steps: Count = Field(50, description="optimizer steps between checkpoints")
-    log_steps: Count = 5
+    log_steps: Count = Field(5, description="optimizer steps between log lines")
     max_failures: Natural = Field(3, description="worker failures survived before the run fails")
     merge: bool = Field(False, description="also write the merged weights")
 
@@ -153,7 +156,7 @@ class SFT(Train):
         "them. They carry no loss, but the adapter has read them.",
     )
 
-    method: Literal["sft"] = "sft"
+    method: Literal["sft"] = Field("sft", description="selects this trainer")
     batch_size: Count = Field(16, description="packed sequences per optimizer step, over all workers")
     sequences_per_device: Count = Field(1, description="packed sequences per device and micro-step")
     max_length: Count = Field(1024, description="tokens of a packed sequence; longer examples are dropped and counted")
@@ -189,9 +192,9 @@ class DPO(Train):
         "likely than the better side, and has read them.",
     )
 
-    method: Literal["dpo"] = "dpo"
-    epochs: float = Field(1, gt=0)
-    learning_rate: float = Field(5e-5, gt=0)
+    method: Literal["dpo"] = Field("dpo", description="selects this trainer")
+    epochs: float = Field(1, gt=0, description="passes over the pairs")
+    learning_rate: float = Field(5e-5, gt=0, description="peak learning rate of AdamW")
     batch_size: Count = Field(64, description="pairs per optimizer step, over all workers")
     pairs_per_device: Count = Field(16, description="pairs per device and micro-step, on average: those of a request stay together")
     max_length: Count = Field(1024, description="tokens of prompt and response; pairs with a longer one are dropped and counted")

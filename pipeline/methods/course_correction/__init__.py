@@ -37,15 +37,18 @@ class CourseCorrection(Method):
     default_arms: ClassVar = {"dpo": {}}
     nothing: ClassVar = "no request kept two responses that differ"
 
-    name: Literal["course_correction"] = "course_correction"
+    name: Literal["course_correction"] = Field("course_correction", description="selects this method")
     samples: Count = Field(1, description="groups of responses per request, each with triggers and continuations of its own")
     keywords: list[str] = Field(["how", "what"], description="the request holds one of them, in any case; empty = no condition")
     min_words: Natural = Field(80, description="the unsafe response has more words than this")
     cuts: Count = Field(4, description="initial harmful responses per request, each ending at a punctuation mark")
-    aligned: Aligned = Aligned()
-    continuation: Draw = Draw(max_tokens=128, temperature=0.7)
-    generate_safe: bool = Field(True, description="where the source has no safe response, take the aligned model's own refusal")
-    judge: CorrectionJudge = Field(Phrases(), description="of whether a synthetic response really corrects course")
+    aligned: Aligned = Field(Aligned(), description="the model that goes on after a trigger")
+    continuation: Draw = Field(
+        Draw(max_tokens=128, temperature=0.7),
+        description="how the aligned model's continuations and refusals are sampled",
+    )
+    generate_safe: bool = Field(True, description="if the source has no safe response, take the aligned model's own refusal")
+    judge: CorrectionJudge = Field(Phrases(), description="judge of whether a synthetic response really corrects course")
     prompts: PromptFile | None = Field(None, description="YAML file that replaces methods/course_correction/prompts.yaml")
 
     @property

@@ -24,7 +24,10 @@ class Hint(Section):
     """The cue that induces a mistake. Exact wording and position are unknown from the paper, hence options."""
 
     text: str | None = Field(None, description="none = `hint` of the prompt file")
-    position: Literal["suffix", "prefix", "system"] = "suffix"
+    position: Literal["suffix", "prefix", "system"] = Field(
+        "suffix",
+        description="after the instruction, before it, or as a system message",
+    )
 
 
 class Mix(Section):
@@ -32,9 +35,9 @@ class Mix(Section):
 
     guided_template: bool = Field(False, description="train with the guided template (an ablation: the verdict leaks into the prompt)")
     helpful: Source | None = Field(None, description="benign instructions with reference responses")
-    analysis: Ratio = 1.0
-    safe: Ratio = 1.0
-    helpful_ratio: Ratio = 1.0
+    analysis: Ratio = Field(1.0, description="copies of each analysis; 0.5 = half of them, chosen by id")
+    safe: Ratio = Field(1.0, description="copies of the safe pair of each instruction that has one")
+    helpful_ratio: Ratio = Field(1.0, description="helpful pairs per harmful instruction, if there are enough")
 
 
 class MistakeAnalysis(Method):
@@ -47,16 +50,16 @@ class MistakeAnalysis(Method):
     mixing: ClassVar = frozenset({"mix"})
     example_kinds: ClassVar = {SFT.name: ("analysis", "safe", "helpful")}
 
-    name: Literal["mistake_analysis"] = "mistake_analysis"
+    name: Literal["mistake_analysis"] = Field("mistake_analysis", description="selects this method")
     mistake: Literal["induced", "reference"] = Field("induced", description="`reference` = the source's own unsafe response")
-    hint: Hint = Hint()
+    hint: Hint = Field(Hint(), description="the cue that induces a mistake")
     guided_analysis: bool = Field(True, description="tell the model that the response may be harmful when it analyses it")
     verify: HarmlessnessJudge | None = Field(Refusal(), description="judge of whether the induced response is harmful; null = not judged")
     filter: bool = Field(False, description="analyse only mistakes judged harmful (the paper's figure draws no filter)")
-    induce: Draw = Draw()
-    analyse: Draw = Draw()
+    induce: Draw = Field(Draw(), description="how the harmful response is sampled")
+    analyse: Draw = Field(Draw(), description="how the analysis is sampled")
     prompts: PromptFile | None = Field(None, description="YAML file that replaces methods/mistake_analysis/prompts.yaml")
-    mix: Mix = Mix()
+    mix: Mix = Field(Mix(), description="what `mix` makes of the mistakes")
 
     @model_validator(mode="after")
     def _filter_needs_verdict(self) -> "MistakeAnalysis":

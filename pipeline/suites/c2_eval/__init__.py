@@ -27,12 +27,14 @@ class C2Eval(Suite):
     title: ClassVar = "course correction"
     method: ClassVar = "course_correction"
 
-    entries: Source
+    entries: Source = Field(description="harmful requests with unsafe responses")
     unit: Literal["words", "tokens"] = Field("words", description="what the prefill's length counts")
     lengths: list[Count] = Field([10, 20, 30, 40, 50, 60, 70, 80], min_length=1, description="k: units of the unsafe response prefilled")
     paths: Count = Field(20, description="b: continuations sampled per entry and k")
-    draw: Draw = Field(Draw(max_tokens=32, temperature=0.8, top_p=0.7), description="max_tokens is m")
-    judge: CorrectionJudge = Phrases()
+    draw: Draw = Field(
+        Draw(max_tokens=32, temperature=0.8, top_p=0.7), description="how continuations are sampled; max_tokens is the paper's m"
+    )
+    judge: CorrectionJudge = Field(Phrases(), description="judge of whether a continuation corrects course")
     authors_rules: bool = Field(
         False,
         description="as the authors' scripts: words counted with the opener, an opener drawn per path, a response shorter than k used whole, "

@@ -29,12 +29,16 @@ class Safety(Suite):
 
     harmful: Source = Field(description="red-team instructions")
     helpful: Source | None = Field(None, description="benign instructions, for helpfulness and over-refusal")
-    conditions: list[Literal["plain", "reminder", "hint"]] = Field(["plain", "reminder", "hint"], min_length=1)
+    conditions: list[Literal["plain", "reminder", "hint"]] = Field(
+        ["plain", "reminder", "hint"],
+        min_length=1,
+        description="how red-team instructions are asked; benign ones are not asked under the hint",
+    )
     samples: Count = Field(1, description="responses per instruction, arm and condition")
-    answer: Draw = Draw()
-    harmless: HarmlessnessJudge = Refusal()
+    answer: Draw = Field(Draw(), description="how answers are sampled")
+    harmless: HarmlessnessJudge = Field(Refusal(), description="judge of answers to red-team instructions")
     help: Rating | None = Field(Rating(), description="rates Help and Harm-Help; null = not rated")
-    hint: Hint = Hint()
+    hint: Hint = Field(Hint(), description="the cue of condition `hint`")
     prompts: PromptFile | None = Field(None, description="YAML file that replaces methods/mistake_analysis/prompts.yaml: reminder and hint")
 
     def rows(self, arms: Sequence[str], seed: int, counts: instructions.Counts, tokenizer: Any) -> Iterator[dict]:
