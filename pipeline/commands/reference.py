@@ -101,7 +101,7 @@ def _type(annotation: Any, metadata: list) -> str:
         return f"*NAME* → {_type(parts[1], [])}"
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return _link(annotation)
-    word = _WORDS.get(annotation) or getattr(annotation, "__name__", str(annotation))
+    word = str(_WORDS.get(annotation) or getattr(annotation, "__name__", annotation))
     return f"{word} {_bounds(metadata)}".strip() if annotation in (int, float) else word
 
 

@@ -18,8 +18,7 @@ def data(methods: Iterable[Method], numbers: Mapping[str, pa.Table | None], stag
         section.text += part.text
         section.tables += part.tables
         failures |= part.failures
-    drops = [(line["name"], reason, n) for line in stages if line["stage"] != "evaluate" for reason, n in line["drops"].items()]
-    drops += [(line["name"], reason, n) for line in stages if line.get("suite") == "safety" for reason, n in line["drops"].items()]
+    drops = [(line["name"], reason, n) for line in stages for reason, n in line["drops"].items()]
     known = {(stage, reason) for stage, reason, _ in drops}
     drops = [("generate", reason, n) for reason, n in failures.items() if ("generate", reason) not in known] + drops
     if drops:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import pipeline
+from pipeline.config import METHODS, SUITES, Suites
 
 PACKAGE = Path(pipeline.__file__).parent
 # From the ground up: a room imports those before it, and none after it.
@@ -33,7 +34,9 @@ FLOORS = [
 ]
 # The rooms that may know methods and suites by name: theirs, the registry, and the toy, whose sentences answer their prompts.
 PLUG_INS = {"methods", "suites", "config", "toy"}
-NAMES = re.compile(r"\b(mistake_analysis|course_correction|MistakeAnalysis|CourseCorrection|c2_eval|C2Eval|Safety)\b")
+# Read off the registry; "safety" alone is a word of the language.
+CLASSES = [cls.__name__ for cls in [*METHODS.values(), *SUITES]]
+NAMES = re.compile(rf"\b({'|'.join([*METHODS, *CLASSES, *(set(Suites.model_fields) - {'safety'})])})\b")
 
 
 def modules() -> dict[str, Path]:

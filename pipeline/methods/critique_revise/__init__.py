@@ -23,7 +23,7 @@ from pipeline.settings.base import Count, Draw, PromptFile, Ratio, Section
 PROMPTS = "methods/critique_revise/prompts.yaml"
 
 
-class Mix(Section):
+class RevisionMix(Section):
     """What the adapters are trained on."""
 
     revision: Ratio = Field(1.0, description="examples per revision: instruction → revision")
@@ -39,7 +39,7 @@ class CritiqueRevise(Method):
     mixing: ClassVar = frozenset({"mix"})
     example_kinds: ClassVar = {SFT.name: ("revision",)}
 
-    name: Literal["critique_revise"] = "critique_revise"
+    name: Literal["critique_revise"] = Field("critique_revise", description="selects this method")
     answer: Literal["induced", "plain", "reference"] = Field(
         "induced", description="the first answer: under the hint, as the model gives it, or the source's unsafe response"
     )
@@ -52,7 +52,7 @@ class CritiqueRevise(Method):
     verify: HarmlessnessJudge | None = Field(None, description="judge of the revision; null = not judged")
     filter: bool = Field(False, description="keep only revisions judged harmless")
     prompts: PromptFile | None = Field(None, description="YAML file that replaces methods/critique_revise/prompts.yaml")
-    mix: Mix = Field(Mix(), description="what the adapters are trained on")
+    mix: RevisionMix = Field(RevisionMix(), description="what the adapters are trained on")
 
     @model_validator(mode="after")
     def _filter_needs_verdict(self) -> "CritiqueRevise":
