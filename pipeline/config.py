@@ -13,7 +13,7 @@ from pipeline.methods.base import Method as AnyMethod
 from pipeline.methods.course_correction import CourseCorrection
 from pipeline.methods.critique_revise import CritiqueRevise
 from pipeline.methods.mistake_analysis import MistakeAnalysis
-from pipeline.schema import Schema
+from pipeline.schema import STAGES, Schema
 from pipeline.settings import file
 from pipeline.settings.base import AdapterPath, ArmName, Inference, Model, Name, Natural, Section, tag
 from pipeline.settings.file import dump as dump
@@ -64,6 +64,14 @@ class Config(Section):
     def arm_names(self) -> list[str]:
         """Everything that is evaluated, the base model first."""
         return [VANILLA, *self.arms, *self.adapters]
+
+    @property
+    def stages(self) -> list[str]:
+        """The stages that the configuration has work for, in their order."""
+        if self.model.is_dummy:
+            return ["generate", "mix", "report"]  # it has no weights to train
+        work = {"train": self.arms, "evaluate": self.suites.items(), "report": True}
+        return [stage for stage in STAGES if work.get(stage, self.methods)]
 
     def field_of(self, arm: str, name: str) -> str:
         """Where the user most likely wrote a setting of an arm's training: under `train`, unless the arm's own differs."""

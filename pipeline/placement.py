@@ -55,11 +55,11 @@ class Need:
 
 def needs(config: Config, stages: Iterable[str]) -> list[Need]:
     """What each stage that runs on Ray takes. Stages come one after the other, and so do arms: no two of these are there together."""
-    inference, found = config.inference, []
+    found = []
     for stage in [stage for stage in ("generate", "evaluate") if stage in stages]:
-        asks_server = stage == "generate" and inference.endpoint is not None
-        gpus = 0 if asks_server or config.model.is_dummy else inference.num_gpus
-        found.append(Need(stage, "clients" if asks_server else "engines", "inference.actors", *span(inference.actors), 1, gpus))
+        inference = config.inference if stage == "generate" else config.inference.local
+        kind, gpus = "clients" if inference.endpoint else "engines", inference.gpus_per_actor(config.model)
+        found.append(Need(stage, kind, "inference.actors", *span(inference.actors), 1, gpus))
         if stage == "generate" and "train" in stages:
             found += _training(config)
     return found if "generate" in stages or "train" not in stages else [*_training(config), *found]

@@ -127,9 +127,7 @@ class Run:
         """The stages wanted, in their order; None is all that the configuration has work for."""
         if wanted is not None:
             return [stage for stage in STAGES if stage in set(wanted)]
-        if self.config.model.is_dummy:
-            return ["generate", "mix", "report"]  # it has no weights to train
-        return [stage for stage in STAGES if self.outputs(stage) or stage == "report"]
+        return self.config.stages
 
     @contextmanager
     def open(self, stages: list[str]) -> Iterator[None]:
@@ -250,10 +248,8 @@ class Run:
     def spec(self, model: Model, adapters: tuple[str, ...], *, endpoint: bool = False) -> ModelSpec:
         """How engines open a model. endpoint: whether the configuration's server may answer in their place."""
         inference = self.config.inference
-        if not endpoint and inference.endpoint:
-            inference = inference.model_copy(update={"endpoint": None})
         directory = self.model_dir if model == self.config.model else models.model_dir(model)
-        return ModelSpec(model, directory, inference, adapters)
+        return ModelSpec(model, directory, inference if endpoint else inference.local, adapters)
 
     # -- what is kept and said
 

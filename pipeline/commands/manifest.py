@@ -9,16 +9,16 @@ import hashlib
 import math
 import posixpath
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import yaml
 
-from pipeline import __version__
+from pipeline import __version__, placement
 from pipeline.config import Config
 from pipeline.data import storage
 from pipeline.errors import UserError
-from pipeline.settings.base import Model, PathKind, Source, span
+from pipeline.placement import Need
+from pipeline.settings.base import Model, PathKind, Source
 from pipeline.settings.walk import paths, sections
 
 RAY_VERSION = "2.60.0"  # of the image: cluster/Dockerfile
@@ -106,18 +106,14 @@ def job_name(run_dir: str) -> str:
 
 def worker_groups(config: Config) -> list[Pods]:
     """The groups beside the head: CPUs for the driver and for all that has no GPU, GPUs for engines, GPUs for trainers."""
-    inference, dummy = config.inference, config.model.is_dummy
-    engine_gpus = 0 if dummy else inference.num_gpus
-    asks_server = inference.endpoint is not None and bool(config.methods)
-    trains = {} if dummy else config.arms
-    cpu_processes = [arm.train.workers for arm in trains.values() if not arm.train.use_gpu]
-    if asks_server or not engine_gpus:
-        cpu_processes.append(inference.actors)
-    groups = [_data(cpu_processes, CPU_PROCESS_GIB + inference.kv_cache_gib)]
-    trainers = [arm.train.workers for arm in trains.values() if arm.train.use_gpu]
+    needs = placement.needs(config, config.stages)
+    engines = [need for need in needs if need.gpus and need.kind == "engines"]
+    trainers = [need for need in needs if need.gpus and need.kind == "workers"]
+    engine_gpus = max((need.gpus for need in engines), default=0)
+    groups = [_data([need for need in needs if not need.gpus], CPU_PROCESS_GIB + config.inference.kv_cache_gib)]
     training = _training(trainers, engine_gpus) if trainers else None
-    if engine_gpus:
-        least, most = _span([inference.actors])
+    if engines:
+        least, most = _span(engines)
         purpose = "an engine each"
         if training and training.gpus == engine_gpus:
             least = max(0, least - training.least)
@@ -126,7 +122,7 @@ def worker_groups(config: Config) -> list[Pods]:
     return [*groups, training] if training else groups
 
 
-def _data(processes: list, process_gib: int) -> Pods:
+def _data(processes: list[Need], process_gib: int) -> Pods:
     """Ray may put as many processes beside the driver as a pod has further CPUs, so there is memory for that many."""
     least, most = _span(processes)
     beside = min(DATA_CPUS - 1, most)
@@ -135,7 +131,7 @@ def _data(processes: list, process_gib: int) -> Pods:
     return Pods("data", purpose, fewest, largest, DATA_CPUS, DRIVER_GIB + beside * process_gib)
 
 
-def _training(workers: list, engine_gpus: int) -> Pods:
+def _training(workers: list[Need], engine_gpus: int) -> Pods:
     """Pods as an engine needs them where the workers fill such pods, else of one GPU.
 
     Ray places by resources, not by group: in pods of its size an engine runs whenever training does not, and one set of GPUs does for both.
@@ -147,10 +143,9 @@ def _training(workers: list, engine_gpus: int) -> Pods:
     return Pods("training", purpose, least // gpus, most // gpus, GPU_CPUS * gpus, GPU_GIB * gpus, gpus)
 
 
-def _span(counts: Iterable[int | tuple[int, int]]) -> tuple[int, int]:
-    """The least and the most that any of the counts or [min, max] ranges asks for; stages and arms run one after the other."""
-    spans = [span(count) for count in counts]
-    return max((least for least, _ in spans), default=0), max((most for _, most in spans), default=0)
+def _span(needs: list[Need]) -> tuple[int, int]:
+    """The least and the most processes that any of the needs asks for; stages and arms run one after the other."""
+    return max((need.least for need in needs), default=0), max((need.most for need in needs), default=0)
 
 
 # -- what pods would not see

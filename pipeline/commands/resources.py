@@ -25,7 +25,8 @@ def show(config: Config, console: Console) -> None:
     if config.methods and inference.endpoint:
         console.print(f"  generate   {inference.endpoint.url}, {inference.endpoint.concurrency} requests in flight per actor × {actors}")
     elif config.methods:
-        console.print(f"  generate   {actors} engines × {inference.num_gpus or 'no'} GPU = {most * inference.num_gpus} GPUs")
+        gpus = inference.gpus_per_actor(config.model)
+        console.print(f"  generate   {actors} engines × {gpus or 'no'} GPU = {most * gpus} GPUs")
     alike: dict[str, list[str]] = {}
     for name, arm in config.arms.items():
         alike.setdefault(_training(arm.train), []).append(name)

@@ -111,10 +111,6 @@ class ModelSpec:
         return span(self.inference.actors)[1]
 
     @property
-    def gpus_per_actor(self) -> int:
-        return 0 if self.inference.endpoint or self.model.is_dummy else self.inference.num_gpus
-
-    @property
     def rows_in_flight(self) -> int:
         return round(ROWS_PER_SEQUENCE * self.inference.max_num_seqs)
 
@@ -355,7 +351,7 @@ def _run_tasks(
             max_concurrent_calls_per_actor=in_flight,
         ),
         num_cpus=1,
-        num_gpus=spec.gpus_per_actor,
+        num_gpus=spec.inference.gpus_per_actor(spec.model),
     )
     # Nothing else to gather: what is done lies in the stores. A prefetched task would be told one task late.
     for batch in pool.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):

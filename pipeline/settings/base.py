@@ -134,6 +134,15 @@ class Inference(Section):
             raise ValueError(f"actors must be [min, max] with min <= max, not {list(self.actors)}")
         return self
 
+    @property
+    def local(self) -> "Inference":
+        """The same engines without the server, for steps that only vLLM can do."""
+        return self.model_copy(update={"endpoint": None}) if self.endpoint else self
+
+    def gpus_per_actor(self, model: Model) -> int:
+        """GPUs that one actor takes to answer for the model: none if a server or the dummy answers."""
+        return 0 if self.endpoint or model.is_dummy else self.num_gpus
+
 
 class Draw(Section):
     """How one step's completions are sampled."""
