@@ -60,9 +60,9 @@ def engines(job: Job) -> list[psutil.Process]:
     return harness.processes(job, "vllm child")
 
 
-def cores(driver: subprocess.Popen) -> list[psutil.Process]:
-    """The engines' own processes below a driver, not the actors'."""
-    return [p for p in psutil.Process(driver.pid).children(recursive=True) if _name(p).startswith("VLLM::EngineCore")]
+def cores(job: Job) -> list[psutil.Process]:
+    """The engines' own processes, not the actors'. Found by the job's mark: whose children they are is Ray's affair."""
+    return [p for p in engines(job) if _name(p).startswith("VLLM::EngineCore")]
 
 
 def _name(process: psutil.Process) -> str:
@@ -118,8 +118,8 @@ def finished_run(tmp_path_factory) -> Run:
     at_kill = committed(run)
 
     second = setbacks(job, "run", str(config))
-    wait_until(lambda: committed(run) > at_kill and cores(second), second)
-    victims = cores(second)
+    wait_until(lambda: committed(run) > at_kill and cores(job), second)
+    victims = cores(job)
     for victim in victims:
         victim.kill()
     output, _ = second.communicate(timeout=900)
