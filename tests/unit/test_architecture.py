@@ -34,9 +34,9 @@ FLOORS = [
 ]
 # The rooms that may know methods and suites by name: theirs, the registry, and the toy, whose sentences answer their prompts.
 PLUG_INS = {"methods", "suites", "config", "toy"}
-# Read off the registry; "safety" alone is a word of the language.
+# Read off the registry. A name without an underscore may be a word of the language, such as "safety".
 CLASSES = [cls.__name__ for cls in [*METHODS.values(), *SUITES]]
-NAMES = re.compile(rf"\b({'|'.join([*METHODS, *CLASSES, *(set(Suites.model_fields) - {'safety'})])})\b")
+NAMES = re.compile(rf"\b({'|'.join([*CLASSES, *(name for name in [*METHODS, *Suites.model_fields] if '_' in name)])})\b")
 
 
 def modules() -> dict[str, Path]:
