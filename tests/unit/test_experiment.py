@@ -146,12 +146,14 @@ def test_one_stage_is_overwritten_alone(run, calls):
 
 
 CHANGES = {
-    "mistake_analysis.samples: 1 there, 2 now": {"recipe": {"samples": 2}},
-    "seed: 0 there, 1 now": {"seed": 1},
-    "mix.safe: 1.0 there, 0.5 now": {"mix": {"safe": 0.5, "helpful": {"path": "toy:helpful-train"}}},
-    "train.epochs: 3.0 there, 1.0 now": {"train": {"epochs": 1}},
-    'model.path: "org/model" there, "org/other" now': {"model": {"path": "org/other"}},
-    "suites.safety.samples: 1 there, 2 now": {"evaluation": {"harmful": {"path": "toy:harmful-heldout", "limit": 2}, "samples": 2}},
+    "mistake_analysis.samples: 1 in the run directory, 2 in this config": {"recipe": {"samples": 2}},
+    "seed: 0 in the run directory, 1 in this config": {"seed": 1},
+    "mix.safe: 1.0 in the run directory, 0.5 in this config": {"mix": {"safe": 0.5, "helpful": {"path": "toy:helpful-train"}}},
+    "train.epochs: 3.0 in the run directory, 1.0 in this config": {"train": {"epochs": 1}},
+    'model.path: "org/model" in the run directory, "org/other" in this config': {"model": {"path": "org/other"}},
+    "suites.safety.samples: 1 in the run directory, 2 in this config": {
+        "evaluation": {"harmful": {"path": "toy:harmful-heldout", "limit": 2}, "samples": 2}
+    },
 }
 
 
