@@ -139,7 +139,7 @@ def test_missing_rows_are_not_published(store):
     store.open({"seed": 1})
     work(store, 3)
     commit(store, [mistake(0), mistake(1)])
-    with pytest.raises(RunFailed, match="the same command runs them again"):
+    with pytest.raises(RunFailed, match="rerun the same command to redo them"):
         store.finish()
     assert store.complete is None and not storage.exists(store.path)
     assert run_undone(store) == ["r0", "r1", "r2"]  # the whole block
