@@ -46,7 +46,7 @@ class Output:
         storage.write_text(self.state("fingerprint.json"), json.dumps(fingerprint, indent=1, sort_keys=True))
 
     def check(self, fingerprint: dict) -> None:
-        """Raises UserError if there is an output of another fingerprint (`made_from` apart) or foreign files."""
+        """Raises UserError if an output of another fingerprint (`made_from` apart) or foreign files exist."""
         known = self._json("fingerprint.json")
         if known is None and storage.exists(self.path):
             raise UserError(f"{self.path} exists and was not made by this run: choose another run_dir, or replace it with --overwrite")

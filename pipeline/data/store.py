@@ -231,7 +231,7 @@ class _Counts:
 
 
 def reason(error: str) -> str:
-    """The kind of a row's error: its text up to the first colon, with n for numbers; keeps counts readable."""
+    """The kind of a row's error: its text up to the first colon, with n for numbers, to keep counts short."""
     return re.sub(r"\d+", "n", error.split(":")[0])[:80]
 
 

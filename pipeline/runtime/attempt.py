@@ -65,7 +65,8 @@ class Attempt:
         try:
             self._take()
         except OSError as e:
-            raise UserError(f"{self.directory}: cannot be read or written ({e.strerror or e}); fix it or choose another run_dir") from None
+            why = f"cannot be read or written ({e.strerror or e})"
+            raise UserError(f"{self.directory}: {why}; fix it or choose another run_dir") from None
         here = threading.current_thread()
         self._main = threading.get_ident() if here is threading.main_thread() else None
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -200,7 +201,7 @@ def report(
     new_rows: int = 0,
     error: str | None = None,
 ) -> None:
-    """Report progress of an output: `done` of `total` in `unit` (rows, steps); `new_rows` since the last report.
+    """Report progress: `done` of `total` in `unit` (rows, steps), and `new_rows` since the last report.
 
     output: one of the outputs in progress; not needed if there is only one.
     failed: rows that this attempt kept as failed; per_s, tokens_per_s: of this attempt.
@@ -321,7 +322,7 @@ def _namespace() -> str | None:
 
 
 def _started(pid: int) -> int | None:
-    """Start time of a living process, in kernel ticks since boot (immune to clock changes); None if it is gone."""
+    """Start time of a living process, in kernel ticks since boot (no clock changes them); None if gone."""
     with suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         return int(fields[19]) if fields[0] not in "ZX" else None

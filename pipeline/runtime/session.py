@@ -1,4 +1,7 @@
-"""The Ray of this process (the cluster it was submitted to, or a local Ray until the command ends), and the log files of stages."""
+"""The Ray of this process, and the log files of stages.
+
+Ray is the cluster that the process was submitted to, or a local Ray that ends with the command.
+"""
 
 import logging
 import os

@@ -54,7 +54,7 @@ def test_the_driver_is_told_to_stop(ended, undisturbed, number, code):
     job, ends = ended
     ended_with, output, _, left = ends[number]
     assert ended_with == code
-    assert output.splitlines()[-1] == "setbacks: interrupted; the same command goes on from what is committed"
+    assert output.splitlines()[-1] == "setbacks: interrupted; rerun the same command to resume"
     assert "Traceback" not in output
     assert not left
     assert_equals_undisturbed(job, undisturbed)

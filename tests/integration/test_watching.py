@@ -171,7 +171,7 @@ def test_nothing_listens_beyond_this_machine(watched):
 
 
 def test_signals_end_it_soon_with_one_line(watched):
-    line = "setbacks: interrupted; the same command goes on from what is committed\n"
+    line = "setbacks: interrupted; rerun the same command to resume\n"
     assert watched.codes == [130, 143, 0]
     assert max(watched.seconds) < 15
     for output in watched.outputs[:2]:
