@@ -45,7 +45,7 @@ def run(config: ConfigFile, overrides: Overrides = None, overwrite: Overwrite = 
     _run(config, overrides, None, overwrite, retry_failed)
 
 
-_stage("generate", "Induce mistakes and analyze them (RUN/mistakes), or write ranked corrections (RUN/corrections).")
+_stage("generate", "Make and analyze mistakes (RUN/mistakes), or write ranked corrections (RUN/corrections).")
 _stage("mix", "Make the training set: conversations (RUN/sft) or preference pairs (RUN/preferences).")
 _stage("train", "Fine-tune one LoRA adapter per arm: RUN/adapter.")
 
@@ -56,7 +56,9 @@ def evaluate(
     overrides: Overrides = None,
     overwrite: Overwrite = False,
     retry_failed: RetryFailed = False,
-    suite: Annotated[list[str] | None, typer.Option("--suite", help="name of a suite in `suites`; default: all")] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option("--suite", help="name of a suite in `suites`; without it, all configured ones run")
+    ] = None,
 ):
     """Put every arm through the suites: answers (RUN/evaluation), corrections after a harmful prefill (RUN/continuations)."""
     _run(config, overrides, ["evaluate"], overwrite, retry_failed, suite or [])

@@ -41,8 +41,14 @@ class Suites(Section):
 class Arm(Section):
     """One fine-tuned arm: its kinds of examples, and the training fields that differ from `train`."""
 
-    kinds: list[str] | None = Field(None, min_length=1, description="kinds of examples to train on; only for training sets that have kinds")
-    train: Trainer = Field(description="fields that differ from `train`; merged with it when a configuration is read")
+    kinds: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="kinds of examples to train on; only for training sets that have kinds",
+    )
+    train: Trainer = Field(
+        description="fields that differ from `train`; merged with it when a configuration is read",
+    )
 
 
 class Report(Section):
@@ -50,15 +56,25 @@ class Report(Section):
 
 
 class Config(Section):
-    run_dir: Name = Field(description="output directory: a directory that every node sees (local, NFS), or s3://, gs://")
+    run_dir: Name = Field(
+        description="output directory: a directory that every node sees (local, NFS), or s3://, gs://",
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of sampling, mixtures and training order")
     model: Model = Field(description="the base model, which generates, is trained and is evaluated")
     inference: Inference = Field(Inference(), description="the engines of `generate` and `evaluate`")
-    methods: dict[ArmName, Method] = Field({}, description="methods that generate data and training sets; empty if a run only evaluates")
+    methods: dict[ArmName, Method] = Field(
+        {},
+        description="methods that generate data and training sets; empty if a run only evaluates",
+    )
     train: Trainer = Field(SFT(), description="how arms are trained, unless an arm says otherwise")
-    arms: dict[ArmName, Arm] = Field(description="adapters to train; left out = the default arms of the methods")
+    arms: dict[ArmName, Arm] = Field(
+        description="adapters to train; left out = the default arms of the methods",
+    )
     suites: Suites = Field(Suites(), description="what `evaluate` runs")
-    adapters: dict[ArmName, AdapterPath] = Field({}, description="directories of other adapters of the model, evaluated with the arms")
+    adapters: dict[ArmName, AdapterPath] = Field(
+        {},
+        description="directories of other adapters of the model, evaluated with the arms",
+    )
     report: Report = Field(Report(), description="what the report shows")
 
     @property
@@ -67,12 +83,12 @@ class Config(Section):
         return [VANILLA, *self.arms, *self.adapters]
 
     def field_of(self, arm: str, name: str) -> str:
-        """The likely field of a setting of an arm's training: under `train`, unless the arm's value differs."""
+        """The likely field of an arm's training setting: under `train`, unless the arm's value differs."""
         same = getattr(self.train, name, None) == getattr(self.arms[arm].train, name)
         return f"train.{name}" if same else f"arms.{arm}.train.{name}"
 
     def training_sets(self) -> dict[Schema, dict[str, AnyMethod]]:
-        """The training sets of the arms, with the methods that make them; without arms, all sets that methods can make."""
+        """The training sets of the arms (without arms: of all methods), with the methods that make them."""
         used = {arm.train.accepts for arm in self.arms.values()}
         found: dict[Schema, dict[str, AnyMethod]] = {}
         for name, method in self.methods.items():
@@ -84,7 +100,7 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _written_out(cls, tree: Any) -> Any:
-        """Fill in arms and their training, which depend on other sections, so that validation sees complete fields."""
+        """Complete arms and their training, which depend on other sections, before validation."""
         if not isinstance(tree, dict):
             return tree
         for key, place in _MOVED.items():
@@ -142,7 +158,7 @@ _MOVED = {
     "instructions": "it moved to the method that reads it, as methods.NAME.instructions",
     "recipe": "each method has a name, as methods.NAME: {name: mistake_analysis, …}",
     "mix": "it moved to mistake analysis, as methods.NAME.mix",
-    "evaluation": "its safety suite is now suites.safety, course_correction is suites.c2_eval, adapters are adapters",
+    "evaluation": "it became suites.safety, suites.c2_eval (for course_correction) and adapters",
 }
 
 
@@ -193,7 +209,7 @@ def _trainer_of(schema: Schema) -> str:
 
 
 def _check_arm(name: str, arm: Arm, methods: Mapping[str, AnyMethod]) -> None:
-    """Raises ValueError if no method makes the training set of the arm's trainer, or examples of the arm's kinds."""
+    """Raises ValueError if no method makes the arm's training set, or examples of the arm's kinds."""
     makers = [method for method in methods.values() if arm.train.accepts in method.training_sets]
     if not makers:
         made = sorted({schema.name for method in methods.values() for schema in method.training_sets})

@@ -115,7 +115,7 @@ def report(run: Run) -> None:
     """Results in the run directory → report.html and report.md."""
     preflight.check_run_dir(run.config, set())
     if not storage.exists(run.path):
-        raise UserError(f"run_dir = {run.config.run_dir}: nothing has been run there; use `setbacks run` first")
+        raise UserError(f"run_dir = {run.config.run_dir}: contains no run; use `setbacks run` first")
     from pipeline.commands.report import write_report  # imports the plotting library
 
     html, markdown = write_report(run.config, run.path)

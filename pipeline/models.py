@@ -114,7 +114,7 @@ def check_adapter(field: str, adapter: str, base_dir: str) -> None:
 
 
 def check_prefill(tokenizer, path: str, field: str = "model") -> None:
-    """Raises UserError if a model's chat template cannot continue an assistant's turn. path, field: for the message."""
+    """Raises UserError if a chat template cannot continue an assistant turn. path, field: for the message."""
     prefill = "Sure, here is how: first,"
     try:
         text = tokenizer.apply_chat_template([user("How?"), assistant(prefill)], tokenize=False, continue_final_message=True)
@@ -122,6 +122,7 @@ def check_prefill(tokenizer, path: str, field: str = "model") -> None:
         text = ""
     if not text.endswith(prefill):
         raise UserError(
-            f"{field}.path = {path}: its chat template cannot continue an assistant's turn, which course correction needs; "
-            "replace chat_template.jinja in the model directory with one that keeps the last message unchanged"
+            f"{field}.path = {path}: its chat template cannot continue an assistant's turn, "
+            "which course correction needs; replace chat_template.jinja in the model directory with one that "
+            "keeps the last message unchanged"
         )

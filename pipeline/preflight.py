@@ -50,9 +50,7 @@ def check(config: Config, stages: set[str], skip: Collection[str] = (), suites: 
     for field, model in sections(config, Model).items():
         models.check_model_path(model, field)
     if config.model.is_dummy and (needs := sorted(stages & {"evaluate", "train"})):
-        raise UserError(
-            f"model.path = dummy: has no weights, so there is nothing to {needs[0]}; use `setbacks generate` and `setbacks mix`"
-        )
+        raise UserError(f"model.path = dummy: has no weights to {needs[0]}; use `setbacks generate` and `setbacks mix`")
     check_run_dir(config, stages)
 
 

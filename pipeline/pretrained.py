@@ -99,5 +99,5 @@ def _no_code(directory: str) -> Iterator[None]:
         if "trust_remote_code" not in str(e):
             raise
         raise UserError(
-            f"model.path = {directory}: it needs Python code of its own (auto_map), which is never run; take another model"
+            f"model.path = {directory}: it needs its own Python code (auto_map), which is never run; use another model"
         ) from None

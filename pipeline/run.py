@@ -314,7 +314,7 @@ class Run:
             common = max(done["reasons"], key=done["reasons"].get)
             remedy = "change the source or the selection, and use --overwrite"
             if FAILED in nothing:
-                remedy = "fix the cause and rerun with --retry-failed, or use --overwrite to reread the source"
+                remedy = "fix the cause and rerun with --retry-failed, or --overwrite to reread the source"
             ended = f"all {done['rows']} rows {' or '.join(nothing)}"
             raise RunFailed(f"{stage}: {ended}, most with: {common}; {remedy}")
 

@@ -93,7 +93,7 @@ STATUS = (
     Column("error", pa.string(), "why the row was dropped or failed; null otherwise"),
 )
 TOKENS = (
-    Column("prompt_tokens", pa.int64(), "prompt tokens of this row's calls to the engine (a judge with a server of its own not counted)"),
+    Column("prompt_tokens", pa.int64(), "prompt tokens of this row's calls to the engine, without judges on other servers"),
     Column("completion_tokens", pa.int64(), "sampled tokens of the same calls"),
 )
 
@@ -103,10 +103,10 @@ INSTRUCTIONS = Schema(
         ID,
         Column("instruction_id", pa.string(), "hash of the instruction's content; shared by rows that repeat it"),
         Column("sample", pa.int32(), "0, 1, … if an instruction is used several times"),
-        Column("instruction", pa.string(), "the request, as read (cut if the row is malformed)", text=UNKNOWN),
+        Column("instruction", pa.string(), "the request as read (cut if the row is malformed)", text=UNKNOWN),
         Column("category", pa.string(), "harm category or topic of the source; null if it names none"),
-        Column("safe_response", pa.string(), "the source's safe (or helpful) response; null if it has none", text=HARMLESS),
-        Column("unsafe_response", pa.string(), "the source's unsafe response; null if it has none", text=HARMFUL),
+        Column("safe_response", pa.string(), "the source's safe (or helpful) response, or null", text=HARMLESS),
+        Column("unsafe_response", pa.string(), "the source's unsafe response, or null", text=HARMFUL),
         Column("source", pa.string(), "where the row was read: path#row", text=HARMLESS),
         Column("unsafe_responses", pa.list_(pa.string()), "every response that the source labels unsafe, in its order", text=HARMFUL),
         *STATUS,

@@ -32,7 +32,7 @@ BINS = (64, 128, 256, 512, 1024, 2048, 4096)
 
 @dataclass(frozen=True)
 class Call:
-    """A conversation to send. new_tokens, unknown: at most; unknown are tokens that a model has yet to write."""
+    """A conversation to send. new_tokens: at most; unknown: tokens of its texts not yet written, at most."""
 
     step: str
     messages: list[Message]

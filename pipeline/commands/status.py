@@ -51,7 +51,7 @@ def status(run_dir: str) -> dict:
         why = f"cannot be read ({e.strerror or e})"
         raise UserError(f"{run_dir}: {why}; fix the connection or the permissions") from None
     if not names and not attempts:
-        raise UserError(f"{run_dir}: nothing has been run there; name a run directory, or its configuration")
+        raise UserError(f"{run_dir}: contains no run; name a run directory or its configuration")
     newest = attempts[-1] if attempts else {}
     outputs = [_output(run_dir, name, stage, newest) for name, stage in names.items()]
     begun = {output["stage"] for output in outputs}

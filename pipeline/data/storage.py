@@ -125,7 +125,7 @@ def create(path: str, text: str) -> bool:
 def _create_by_claim(path: str, text: str) -> bool:
     """`create` without exclusive creation, if a listing shows all earlier writes (object stores).
 
-    1. A process writes a claim beside the file, then lists all claims: of any two processes, at least one
+    1. A process writes a claim next to the file, then lists all claims: of any two processes, at least one
        sees the other.
     2. A process that sees a smaller claim withdraws its own and waits.
     3. A process that sees only larger claims waits until they are gone.

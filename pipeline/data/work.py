@@ -63,7 +63,8 @@ class WorkList:
                 yield parquet
         except (OSError, pa.ArrowException) as e:
             reason = " ".join(str(e).split())[:200]
-            raise RunFailed(f"{path}: the rows to do cannot be read ({reason}); restart with --overwrite") from e
+            why = f"the rows to do cannot be read ({reason})"
+            raise RunFailed(f"{path}: {why}; restart with --overwrite") from e
 
 
 def write_work_list(path: str, rows: Iterable[dict], schema: Schema, block_rows: int) -> int:

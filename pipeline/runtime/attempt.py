@@ -130,7 +130,7 @@ class Attempt:
             running = newest if newest is not None and newest.get("state") == RUNNING else None
             if running is not None and is_alive(self.run_dir, running):
                 raise UserError(
-                    f"run_dir = {self.run_dir}: attempt {running['number']} is at work there "
+                    f"run_dir = {self.run_dir}: attempt {running['number']} is using it "
                     f"(host {running['host']}, process {running['pid']}, since {running['started']}); "
                     "wait for it, stop it, or choose another run_dir"
                 )

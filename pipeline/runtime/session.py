@@ -118,7 +118,7 @@ def _join(address: str, options: dict) -> None:
         ray.init(address=address, **options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
         raise UserError(
-            f"RAY_ADDRESS = {address}: no Ray cluster can be joined there ({type(e).__name__}); "
+            f"RAY_ADDRESS = {address}: no Ray cluster can be joined at this address ({type(e).__name__}); "
             f"check that the cluster runs Ray {ray.__version__} and that its token is set on this machine "
             f"(RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or ~/.ray/auth_token), or unset RAY_ADDRESS"
         ) from None

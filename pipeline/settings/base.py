@@ -50,24 +50,35 @@ class Dummy(Section):
 
     latency_s: float = Field(0, ge=0, description="mean seconds until a request is answered")
     failures: Fraction = Field(0, description="share of requests that fail")
-    tokens: tuple[Count, Count] = Field((16, 48), description="words of a completion, [min, max], cut at max_tokens")
+    tokens: tuple[Count, Count] = Field(
+        (16, 48),
+        description="words of a completion, [min, max], cut at max_tokens",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> "Dummy":
         if self.tokens[0] > self.tokens[1]:
-            raise ValueError(f"tokens must be [least, most] with least <= most, not {list(self.tokens)}")
+            raise ValueError(f"tokens must be [min, max] with min <= max, not {list(self.tokens)}")
         return self
 
 
 class Model(Section):
-    path: Name = Field(description="`toy`, a local directory, a hub id, or `dummy`: no model, to test generate and mix")
-    dummy: Dummy | None = Field(None, description="settings of path `dummy`: latency, failure rate, length of completions")
+    path: Name = Field(
+        description="`toy`, a local directory, a hub id, or `dummy`: no model, to test generate and mix",
+    )
+    dummy: Dummy | None = Field(
+        None,
+        description="settings of path `dummy`: latency, failure rate, length of completions",
+    )
     revision: Name | None = Field(None, description="hub revision (commit, tag or branch)")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "bfloat16",
         description="type of the weights in an engine and of the base weights in training; auto = as stored",
     )
-    max_length: Count | None = Field(None, description="tokens of prompt + completion; null = the model's own limit")
+    max_length: Count | None = Field(
+        None,
+        description="tokens of prompt + completion; null = the model's own limit",
+    )
 
     @property
     def is_dummy(self) -> bool:
@@ -105,7 +116,10 @@ class Endpoint(Section):
 
     url: Name = Field(pattern=r"^https?://", description="base URL, ending in /v1")
     model: Name = Field(description="the server's name of the model")
-    api_key_env: Name | None = Field("OPENAI_API_KEY", description="environment variable that holds the key; null = no key")
+    api_key_env: Name | None = Field(
+        "OPENAI_API_KEY",
+        description="environment variable that holds the key; null = no key",
+    )
     concurrency: Count = Field(64, description="requests in flight per actor")
     retries: Natural = Field(6, description="tries after the first, with exponential back-off")
     timeout_s: float = Field(120, gt=0, description="time limit of one try in seconds")
@@ -119,7 +133,10 @@ class Inference(Section):
     actors: Count | tuple[Count, Count] = Field(1, description="engines; [min, max] = autoscaling")
     num_gpus: Natural = Field(0, description="GPUs per engine = tensor-parallel degree; 0 = CPU")
     max_num_seqs: Count = Field(256, description="maximum sequences in an engine's batch (vLLM's name)")
-    rows_per_commit: Count = Field(256, description="rows committed together; an interruption can lose this many per block in flight")
+    rows_per_commit: Count = Field(
+        256,
+        description="rows committed together; an interruption can lose this many per block in flight",
+    )
     gpu_memory_utilization: float = Field(
         0.9,
         gt=0,

@@ -57,12 +57,13 @@ def _override(tree: dict, override: str) -> None:
         raise UserError(f"override {_short(override)}: the value is not valid YAML ({shown(e)})") from None
     *parents, leaf = key.strip().split(".")
     if len(parents) >= yaml_text.MOST_LEVELS:
-        raise UserError(f"override {_short(override)}: the key has too many levels; write it as key.sub=value")
+        raise UserError(f"override {_short(override)}: key has too many levels; write it as key.sub=value")
     node: Any = tree
     for name in parents:
         child = {} if node.get(name) is None else node[name]
         if not isinstance(child, dict):
-            raise UserError(f"override {_short(override)}: {shown(name)} is a {type(child).__name__}, which has no keys")
+            kind = type(child).__name__
+            raise UserError(f"override {_short(override)}: {shown(name)} is a {kind}, which has no keys")
         child = node[name] = dict(child)  # a YAML alias may share this mapping
         node = child
     node[leaf] = value
@@ -72,7 +73,7 @@ _MISSPELT = ("extra_forbidden", "invalid_key")
 
 
 def _first_error(e: ValidationError, root: type[BaseModel]) -> str:
-    """One sentence of pydantic's report: the field, the value, the remedy; then the number of other errors."""
+    """One sentence of pydantic's report: field, value, remedy, and the number of other errors."""
     # A misspelled key comes first, because it often explains a missing one. Arms inherit errors of `train`;
     # those copies are dropped.
     errors = sorted(e.errors(), key=lambda error: error["type"] not in _MISSPELT)

@@ -2,7 +2,10 @@
 
 
 def shown(text: object, most: int = 200) -> str:
-    """Text on one line, control characters escaped, cut to `most` characters. An empty text becomes ''; an exception without message, its type name."""
+    """Text on one line, control characters escaped, cut to `most` characters.
+
+    An empty text becomes ''; an exception without message, its type name.
+    """
     line = " ".join(str(text).split()) or (type(text).__name__ if isinstance(text, Exception) else "''")
     line = line if len(line) <= most else f"{line[: most - 3]}..."
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)

@@ -1,7 +1,7 @@
 """A typed walk over a configuration: all values of one kind, by field name.
 
-Preflight, manifest and data set cards use it. A plug-in with a new source, server, model, adapter or prompt file
-therefore needs no central list.
+Preflight, manifest and data set cards use it. A plug-in with a new source, server, model, adapter or prompt
+file therefore needs no central list.
 """
 
 from collections.abc import Iterator

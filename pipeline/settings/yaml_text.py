@@ -1,8 +1,8 @@
 """Handwritten YAML: PyYAML's safe subset, without surprising features and without unbounded cost.
 
-A repeated key in a mapping is an error (PyYAML silently keeps the last one). Aliases are expanded up to a number of
-nodes, dates are texts, and tags are not constructed: a configuration has texts, numbers, truth values, null, lists
-and mappings.
+A repeated key in a mapping is an error (PyYAML silently keeps the last one). Aliases are expanded up to a
+number of nodes, dates are texts, and tags are not constructed: a configuration has texts, numbers, truth
+values, null, lists and mappings.
 """
 
 import os
@@ -59,7 +59,7 @@ class _Loader(yaml.SafeLoader):
             self._nodes += 1
             self._sizes[id(node)] = self._nodes - before
         if self._nodes > MOST_NODES:
-            raise _refused(f"it has more than {MOST_NODES} values, counting aliases as the values they stand for", event)
+            raise _refused(f"it has more than {MOST_NODES} values, with aliases expanded", event)
         return node
 
     def compose_mapping_node(self, anchor):

@@ -79,7 +79,10 @@ def find(path: str) -> list[File]:
 
 
 def _errors(path: str) -> tuple[type[Exception], ...]:
-    """Exceptions of reading. Clients of object stores raise a dozen kinds of their own, such as network errors."""
+    """Exceptions of reading.
+
+    Clients of object stores raise a dozen kinds of their own, such as network errors.
+    """
     return (
         (OSError, EOFError, ValueError, ArithmeticError, RecursionError, ImportError, pa.ArrowException)
         if storage.is_local(path)
@@ -137,8 +140,8 @@ def _below(filesystem: fs.FileSystem, root: str) -> list[str]:
 def _walk(root: str, levels: int | None = None) -> list[str]:
     """The regular files below a local directory, `levels` deep.
 
-    Links are followed, but no directory is entered twice, because links can form loops. Raises UserError if there are
-    too many files for a data set, OSError if a directory cannot be read.
+    Links are followed, but no directory is entered twice, because links can form loops. Raises UserError if
+    there are too many files for a data set, OSError if a directory cannot be read.
     """
     found, seen, entries = [], set(), 0
     waiting = [(root, 0)] if os.path.isdir(root) else []
@@ -168,7 +171,7 @@ def _first_wildcard(path: str) -> int:
 
 
 def _of_known_format(filesystem: fs.FileSystem, paths: list[str], root: str, shown_root: str) -> list[File]:
-    """Files below a root, except other formats (a README) and hidden files that are no data (`_SUCCESS`, `.crc`)."""
+    """Files below a root, except other formats (a README) and hidden names (`_SUCCESS`, `.crc`)."""
     files = []
     for path in sorted(paths):
         key = path.removeprefix(root).lstrip("/")
@@ -223,7 +226,10 @@ def _jsonl(file: File, _columns: Collection[str] | None) -> Iterator[dict | BadR
 
 
 def _lines(stream: io.BufferedReader) -> Iterator[bytes | BadRow]:
-    """Non-blank lines. A line longer than MAX_LINE_BYTES is skipped to its end without keeping it in memory."""
+    """Non-blank lines.
+
+    A line longer than MAX_LINE_BYTES is skipped to its end without keeping it in memory.
+    """
     first = True
     while line := stream.readline(MAX_LINE_BYTES):
         if first:
@@ -284,7 +290,10 @@ def _csv(file: File, _columns: Collection[str] | None) -> Iterator[dict | BadRow
 
 
 class _ShortLines:
-    """The lines of a text. A line longer than MAX_LINE_BYTES raises csv.Error; the next call continues after that line."""
+    """The lines of a text.
+
+    A line longer than MAX_LINE_BYTES raises csv.Error; the next call continues after that line.
+    """
 
     def __init__(self, text: io.TextIOWrapper):
         self._text = text

@@ -4,9 +4,9 @@
     hub:NAME  a data set through `datasets`, streamed
     toy:SPLIT the embedded toy world
 
-An instruction's id is a hash of its text alone, so the same instruction has the same id in every file. The first row
-of an id is yielded; later ones count as duplicates. A malformed row never ends the read: it is yielded as a failed
-row with its reason.
+An instruction's id is a hash of its text alone, so the same instruction has the same id in every file. The
+first row of an id is yielded; later ones count as duplicates. A malformed row never ends the read: it is
+yielded as a failed row with its reason.
 """
 
 import hashlib
@@ -43,7 +43,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class _Part:
-    """A file or data set of a source. `key` does not change if the source moves; each `rows(columns)` call rereads it."""
+    """A file or data set of a source.
+
+    `key` does not change if the source moves; each `rows(columns)` call rereads it.
+    """
 
     name: str
     key: str
@@ -51,7 +54,7 @@ class _Part:
 
 
 def check(source: Source) -> None:
-    """The cheap checks of `read`: the source exists, is readable and not empty, and its first rows have a known shape.
+    """The cheap checks of `read`: the source is readable, not empty, and starts with rows of a known shape.
 
     Raises UserError, one sentence.
     """
@@ -59,7 +62,9 @@ def check(source: Source) -> None:
 
 
 def check_unsafe(source: Source) -> None:
-    """Check that one of the first rows has an unsafe response, for methods that need it. Stops at the first such row.
+    """Check that one of the first rows has an unsafe response, for methods that need it.
+
+    Stops at the first such row.
 
     Raises UserError, one sentence.
     """
@@ -77,8 +82,9 @@ def check_unsafe(source: Source) -> None:
 def read(source: Source, counts: Counts | None = None) -> Iterator[dict]:
     """Rows of `INSTRUCTIONS`, ok or failed, until the source ends or `source.limit` distinct instructions are ok.
 
-    Streams: memory holds one batch and about 30 bytes per distinct instruction (and a whole `.json` file). `counts` is
-    updated as rows are read. Raises UserError as `check` does, at once; also later, if a file is unreadable.
+    Streams: memory holds one batch and about 30 bytes per distinct instruction (and a whole `.json` file).
+             `counts` is updated as rows are read. Raises UserError as `check` does, at once; also later, if a
+             file is unreadable.
     """
     parts = _parts(source)
     return _rows(parts, _shape(source, parts), source.limit, counts if counts is not None else Counts())
@@ -174,7 +180,10 @@ def _row(id: str, source: str, fields: Fields, status: str, error: str | None) -
 
 
 def _failed(part: _Part, number: int, reason: str, raw: bytes) -> dict:
-    """A malformed row. Its id also hashes its position: equal malformed rows at different positions differ."""
+    """A malformed row.
+
+    Its id also hashes its position: equal malformed rows at different positions differ.
+    """
     id = hashlib.blake2b(f"{part.key}#{number}\n".encode() + raw, digest_size=16, person=b"malformed").hexdigest()
     shown = raw[: 4 * _SHOWN_CHARACTERS].decode("utf-8", "replace")[:_SHOWN_CHARACTERS]
     return _row(id, f"{part.name}#{number}", Fields(shown), FAILED, reason)

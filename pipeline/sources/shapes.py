@@ -6,7 +6,8 @@ PKU-SafeRLHF  a response marked safe is the safe one (of two, the one named by `
               (of two, the one not named; in `unsafe_responses` both, in their order). Both safe: no unsafe response; both unsafe: no
               safe one.
 HH-RLHF       `chosen` ends in the safe response and `rejected` in the unsafe one. This is a preference, not a label. Of a dialogue of
-              several turns the instruction is the whole transcript before that response, which answers no single turn.
+              several turns the instruction is the whole transcript before that response, which answers no
+              single turn.
 messages      the first user turn is the instruction, the assistant turn right after it the safe response; later turns are not read.
 Alpaca        `input` is appended to the instruction after an empty line, `output` is the safe response (AlpacaEval and seed tasks too).
 """
@@ -128,11 +129,12 @@ def _hh(row: dict) -> Fields:
     rejected_context, rejected = _dialogue("rejected", row.get("rejected"))
     if context == rejected_context:
         return Fields(context, safe_response=chosen, unsafe_response=rejected)
-    return Fields(context, safe_response=chosen)  # a few pairs diverge earlier, so `rejected` answers something else
+    # a few pairs diverge earlier, so `rejected` answers something else
+    return Fields(context, safe_response=chosen)
 
 
 def _dialogue(column: str, value: Any) -> tuple[str, str | None]:
-    """Splits a transcript or a list of messages into the text before the last assistant turn, and that turn."""
+    """A transcript or list of messages as the text before the last assistant turn, and that turn."""
     turns = _turns(column, value)
     response = turns.pop()[1] if turns[-1][0] == "Assistant" else None
     if not turns or turns[-1][0] != "Human":
@@ -178,7 +180,10 @@ def _messages(column: str, value: Any) -> list[tuple[str, str]]:
 
 
 def _joined(instruction: Any, input: Any) -> Any:
-    """The instruction with its input after an empty line. The caller rejects an instruction that is not text."""
+    """The instruction with its input after an empty line.
+
+    The caller rejects an instruction that is not text.
+    """
     if not isinstance(instruction, str) or input is None:
         return instruction
     if not isinstance(input, str):

@@ -74,7 +74,7 @@ def test_two_runs_on_one_directory(cluster, job, undisturbed):
     (code, _), (refused, said) = sorted((driver.wait() for driver in drivers), key=lambda end: end[0])
     assert (code, refused) == (0, 2)
     [sentence] = [line for line in said.splitlines() if line.strip()]
-    assert sentence.startswith(f"setbacks: run_dir = {job.run}: attempt 1 is at work there")
+    assert sentence.startswith(f"setbacks: run_dir = {job.run}: attempt 1 is using it")
     assert_equals_undisturbed(job, undisturbed)
 
 

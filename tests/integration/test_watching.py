@@ -153,7 +153,7 @@ def test_status_is_right_while_it_runs(watched):
 def test_a_second_run_beside_it_is_refused(watched):
     pid = watched.status["attempts"][0]["pid"]
     assert watched.refused.returncode == 2
-    assert f"attempt 1 is at work there (host {os.uname().nodename}, process {pid}" in watched.refused.stderr
+    assert f"attempt 1 is using it (host {os.uname().nodename}, process {pid}" in watched.refused.stderr
     assert watched.refused.stderr.count("\n") == 1
 
 
