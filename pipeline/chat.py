@@ -1,4 +1,4 @@
-"""What a recipe may ask of a model. Imports no engine, so a recipe is tested with a scripted `Chat`."""
+"""The interface between recipes and models. Imports no engine: tests give a recipe a scripted `Chat`."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict
@@ -32,8 +32,9 @@ class Completion:
 class Chat(Protocol):
     """A model answering for one row.
 
-    The pool hands every row its own `Chat`: it knows the run's seed and the row's id, so a sample's seed is a function of
-    (run seed, row id, step, sample index) and a row gives the same request whenever and wherever it is run again.
+    The pool gives every row its own `Chat`, which knows the run's seed and the row's id. A sample's seed is a
+    function of (run seed, row id, step, sample index), so a row sends the same requests whenever and wherever
+    it is rerun.
     """
 
     async def __call__(
@@ -41,18 +42,21 @@ class Chat(Protocol):
     ) -> list[Completion]:
         """Sample `sampling.n` completions of a conversation.
 
-        messages: where the last one is the assistant's, it is a prefill: the same turn is continued.
+        messages: if the last one is the assistant's, it is a prefill, and the model continues that turn.
         step:     name of this call, unique within the row's recipe; part of the seed.
         adapter:  directory of a LoRA adapter for this call; None is the base model.
-        server:   `settings.base.Endpoint` of a server to ask instead of the row's model: what a judge of its own is asked.
+        server:   `settings.base.Endpoint` to ask instead of the row's model, such as the judge's server.
 
-        Raises RowFailed where this row cannot be answered (prompt too long, endpoint gave up).
+        Raises RowFailed if this row cannot be answered (prompt too long, endpoint error after retries).
         """
         ...
 
 
 class Recipe(Protocol):
-    """What is done with one row. `row` has the columns of the work list; the result, columns of the data set's schema."""
+    """Processes one row.
+
+    `row` has the columns of the work list; the result has columns of the data set's schema.
+    """
 
     async def __call__(self, row: dict, chat: Chat) -> dict: ...
 

@@ -1,4 +1,4 @@
-"""Every command: arguments in, one call out.
+"""All commands: each parses its arguments and makes one call.
 
 Exit codes: 0, 1 (the run failed), 2 (wrong usage, configuration or input), 130 and 143 (interrupted by Ctrl-C, by SIGTERM).
 """
@@ -25,10 +25,11 @@ app = typer.Typer(
 
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML configuration")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="values that replace the file's")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="discard what these stages wrote before; without it they resume")]
-_UsageError: Any = typer.BadParameter.__base__  # Typer has its own click by now; from it or from click, this is the one that is raised
-STOP_S = 8.0  # from a signal to the end, at most; then whoever sent it may lose patience
-RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="run rows again that failed")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="discard earlier output of these stages instead of resuming")]
+# works with click and with the copy that newer Typer versions contain
+_UsageError: Any = typer.BadParameter.__base__
+STOP_S = 8.0  # longest time from a signal to the end; a sender may send SIGKILL after that
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="rerun failed rows")]
 
 
 def _stage(name: str, text: str):
@@ -40,11 +41,11 @@ def _stage(name: str, text: str):
 
 @app.command()
 def run(config: ConfigFile, overrides: Overrides = None, overwrite: Overwrite = False, retry_failed: RetryFailed = False):
-    """Everything there is to do: generate, mix, train, evaluate, report. Resumes what an earlier attempt left."""
+    """Run all stages: generate, mix, train, evaluate, report. Resumes an earlier attempt."""
     _run(config, overrides, None, overwrite, retry_failed)
 
 
-_stage("generate", "Induce mistakes and analyse them (RUN/mistakes), or write ranked corrections (RUN/corrections).")
+_stage("generate", "Make and analyze mistakes (RUN/mistakes), or write ranked corrections (RUN/corrections).")
 _stage("mix", "Make the training set: conversations (RUN/sft) or preference pairs (RUN/preferences).")
 _stage("train", "Fine-tune one LoRA adapter per arm: RUN/adapter.")
 
@@ -56,7 +57,7 @@ def evaluate(
     overwrite: Overwrite = False,
     retry_failed: RetryFailed = False,
     suite: Annotated[
-        list[str] | None, typer.Option("--suite", help="a suite by its name in `suites`; without it all configured ones")
+        list[str] | None, typer.Option("--suite", help="name of a suite in `suites`; without it, all configured ones run")
     ] = None,
 ):
     """Put every arm through the suites: answers (RUN/evaluation), corrections after a harmful prefill (RUN/continuations)."""
@@ -65,7 +66,7 @@ def evaluate(
 
 @app.command()
 def report(config: ConfigFile, overrides: Overrides = None):
-    """Write RUN/report.html and RUN/report.md from what is there."""
+    """Write RUN/report.html and RUN/report.md from the results so far."""
     _run(config, overrides, ["report"], False, False)
 
 
@@ -75,7 +76,7 @@ def plan(
     overrides: Overrides = None,
     tokens_per_s: Annotated[float | None, typer.Option(min=1, help="measured speed of one engine")] = None,
 ):
-    """Say what a run would do, without an engine: prompts, lengths, engines and GPUs, time."""
+    """Preview a run without starting an engine: prompts, token lengths, GPUs, estimated time."""
     from pipeline.commands.plan import show_plan
     from pipeline.config import load
 
@@ -115,14 +116,14 @@ def status(
     run: Annotated[str, typer.Argument(metavar="RUN", help="a run directory (also on an object store), or the CONFIG of one")],
     as_json: Annotated[bool, typer.Option("--json", help="print the same as JSON")] = False,
 ):
-    """Say how far a run is, how fast, and what became of every attempt; also while it runs, from anywhere."""
+    """Show progress, throughput and past attempts. Works during a run, from any machine."""
     from pipeline.commands.status import show_status
 
     show_status(run, as_json)
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="print the version and end")] = False):
+def _version(version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False):
     if version:
         print(f"setbacks {__version__}")
         raise typer.Exit()
@@ -133,14 +134,14 @@ def _run(config: str, overrides: list[str] | None, stages, overwrite: bool, retr
     from pipeline.config import load
 
     again = "the same command without --overwrite" if overwrite else "the same command"
-    message = f"setbacks: interrupted; {again} goes on from what is committed"
+    message = f"setbacks: interrupted; rerun {again} to resume"
     try:
         with _stoppable(message):
             experiment.run(load(config, overrides or []), stages, overwrite=overwrite, retry_failed=retry_failed, suites=suites, log=_tell)
-    except KeyboardInterrupt as e:  # caught here, since typer would end without a word
+    except KeyboardInterrupt as e:  # caught here because typer would exit silently
         print(message, file=sys.stderr, flush=True)
         sys.stdout.flush()
-        # Not sys.exit: while the interpreter is taken down, a thread of Ray's that was interrupted too may abort the process.
+        # Not sys.exit: during interpreter shutdown, an interrupted Ray thread may abort the process.
         os._exit(128 + getattr(e, "signum", signal.SIGINT))
 
 
@@ -151,7 +152,10 @@ class _Stop(KeyboardInterrupt):
 
 @contextmanager
 def _stoppable(message: str) -> Iterator[None]:
-    """The first SIGINT or SIGTERM interrupts the body, further ones change nothing; what has not ended STOP_S later is ended."""
+    """The first SIGINT or SIGTERM interrupts the body; later ones are ignored.
+
+    After STOP_S the process exits anyway.
+    """
 
     def stop(signum: int, _frame) -> None:
         for known in list(before):
@@ -171,7 +175,10 @@ def _stoppable(message: str) -> Iterator[None]:
 
 
 def _abandon(message: str, code: int) -> None:
-    """The interrupt was lost in a library, or a shutdown hangs. A local Ray ends with this process, a job's actors with their driver."""
+    """Exit after a library swallowed the interrupt, or while a shutdown hangs.
+
+    A local Ray, and a job's actors, end with this process.
+    """
     from pipeline.runtime import attempt
 
     attempt.end(attempt.INTERRUPTED)
@@ -200,7 +207,7 @@ def main() -> None:
 def _end(message: str, code: int) -> None:
     from pipeline.commands.show import safe_text
 
-    print(safe_text(" ".join(message.split())), file=sys.stderr)  # names from a data set can stand in it
+    print(safe_text(" ".join(message.split())), file=sys.stderr)  # may contain names from a data set
     sys.exit(code)
 
 

@@ -1,6 +1,7 @@
-"""The whole configuration, and what its sections must agree on. The unions here are the registry of methods, suites and trainers.
+"""The whole configuration, and consistency checks between its sections.
 
-Each section stands beside the code that it configures; what all sections build on is `pipeline.settings`.
+The unions here are the registry of methods, suites and trainers. Each section is defined next to the code
+that it configures; `pipeline.settings` has the base of all sections.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ Method = Annotated[MistakeAnalysis | CourseCorrection | CritiqueRevise, Field(di
 
 
 class Suites(Section):
-    """What every arm is put through, all suites in one engine start; null = not evaluated."""
+    """The suites for every arm; one engine start serves all. null = not evaluated."""
 
     safety: Safety | None = Field(None, description="judged answers to instructions; null = not run")
     c2_eval: C2Eval | None = Field(None, description="judged continuations of prefills; null = not run")
@@ -38,10 +39,16 @@ class Suites(Section):
 
 
 class Arm(Section):
-    """One fine-tuned arm: which examples it sees, and where its training differs from `train`."""
+    """One fine-tuned arm: its kinds of examples, and the training fields that differ from `train`."""
 
-    kinds: list[str] | None = Field(None, min_length=1, description="kinds of examples to train on; only for training sets that have kinds")
-    train: Trainer = Field(description="fields that differ from `train`; merged with it when a configuration is read")
+    kinds: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="kinds of examples to train on; only for training sets that have kinds",
+    )
+    train: Trainer = Field(
+        description="fields that differ from `train`; merged with it when a configuration is read",
+    )
 
 
 class Report(Section):
@@ -49,37 +56,47 @@ class Report(Section):
 
 
 class Config(Section):
-    run_dir: Name = Field(description="where everything is written: a directory that every node sees (local, NFS), or s3://, gs://")
+    run_dir: Name = Field(
+        description="output directory: a directory that every node sees (local, NFS), or s3://, gs://",
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of sampling, mixtures and training order")
-    model: Model = Field(description="the base model: it generates, is trained and is evaluated")
+    model: Model = Field(description="the base model, which generates, is trained and is evaluated")
     inference: Inference = Field(Inference(), description="the engines of `generate` and `evaluate`")
-    methods: dict[ArmName, Method] = Field({}, description="what is generated and trained on; empty if a run only evaluates")
+    methods: dict[ArmName, Method] = Field(
+        {},
+        description="methods that generate data and training sets; empty if a run only evaluates",
+    )
     train: Trainer = Field(SFT(), description="how arms are trained, unless an arm says otherwise")
-    arms: dict[ArmName, Arm] = Field(description="what is trained; left out = the default arms of the methods")
+    arms: dict[ArmName, Arm] = Field(
+        description="adapters to train; left out = the default arms of the methods",
+    )
     suites: Suites = Field(Suites(), description="what `evaluate` runs")
-    adapters: dict[ArmName, AdapterPath] = Field({}, description="directories of other adapters of the model, evaluated beside the arms")
+    adapters: dict[ArmName, AdapterPath] = Field(
+        {},
+        description="directories of other adapters of the model, evaluated with the arms",
+    )
     report: Report = Field(Report(), description="what the report shows")
 
     @property
     def arm_names(self) -> list[str]:
-        """Everything that is evaluated, the base model first."""
+        """All evaluated arms and adapters, the base model first."""
         return [VANILLA, *self.arms, *self.adapters]
 
     @property
     def stages(self) -> list[str]:
         """The stages that the configuration has work for, in their order."""
         if self.model.is_dummy:
-            return ["generate", "mix", "report"]  # it has no weights to train
+            return ["generate", "mix", "report"]  # the dummy model has no weights to train
         work = {"train": self.arms, "evaluate": self.suites.items(), "report": True}
         return [stage for stage in STAGES if work.get(stage, self.methods)]
 
     def field_of(self, arm: str, name: str) -> str:
-        """Where the user most likely wrote a setting of an arm's training: under `train`, unless the arm's own differs."""
+        """The likely field of an arm's training setting: under `train`, unless the arm's value differs."""
         same = getattr(self.train, name, None) == getattr(self.arms[arm].train, name)
         return f"train.{name}" if same else f"arms.{arm}.train.{name}"
 
     def training_sets(self) -> dict[Schema, dict[str, AnyMethod]]:
-        """The training sets that the arms use (if there are none: all that the methods can make), and the methods that make them."""
+        """The training sets of the arms (without arms: of all methods), with the methods that make them."""
         used = {arm.train.accepts for arm in self.arms.values()}
         found: dict[Schema, dict[str, AnyMethod]] = {}
         for name, method in self.methods.items():
@@ -91,12 +108,12 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _written_out(cls, tree: Any) -> Any:
-        """Arms, and their training, depend on other sections; written out here, so that everything is checked in its place."""
+        """Complete arms and their training, which depend on other sections, before validation."""
         if not isinstance(tree, dict):
             return tree
         for key, place in _MOVED.items():
             if key in tree:
-                raise ValueError(f"{key} is not a key any more: {place}")
+                raise ValueError(f"{key} is no longer a key: {place}")
         if "arms" not in tree:
             tree = {**tree, "arms": _default_arms(tree)}
         if isinstance(tree["arms"], dict):
@@ -144,12 +161,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return file.load(Config, path, overrides)
 
 
-# Keys of older configurations, and where what they said stands now.
+# Keys of older configurations, and their new place.
 _MOVED = {
-    "instructions": "it stands with the method that reads it, as methods.NAME.instructions",
-    "recipe": "a method has a name of its own, as methods.NAME: {name: mistake_analysis, …}",
-    "mix": "it belongs to mistake analysis, as methods.NAME.mix",
-    "evaluation": "its safety suite is suites.safety, course_correction is suites.c2_eval, adapters are adapters",
+    "instructions": "it moved to the method that reads it, as methods.NAME.instructions",
+    "recipe": "each method has a name, as methods.NAME: {name: mistake_analysis, …}",
+    "mix": "it moved to mistake analysis, as methods.NAME.mix",
+    "evaluation": "it became suites.safety, suites.c2_eval (for course_correction) and adapters",
 }
 
 
@@ -165,7 +182,7 @@ METHODS: dict[str, type[AnyMethod]] = {cls.model_fields["name"].default: cls for
 TRAINERS: dict[str, type[Train]] = {cls.model_fields["method"].default: cls for cls in _members(Trainer, Train)}
 
 
-# Everything that a run can write.
+# All data sets that a run can write.
 WRITTEN = tuple(
     dict.fromkeys(
         [method.generated for method in METHODS.values()]
@@ -176,13 +193,13 @@ WRITTEN = tuple(
 
 
 def _default_arms(tree: dict) -> dict:
-    """The default arms of the methods, as YAML would give them."""
+    """The default arms of the methods, in the form of parsed YAML."""
     methods, train = tree.get("methods"), tree.get("train", {})
     arms: dict[str, dict] = {}
     for section in methods.values() if isinstance(methods, dict) else ():
         method = _known(METHODS, tag(section, "name", None)) if isinstance(section, dict | AnyMethod) else None
         if method is None:
-            continue  # wrong in a way that validation will name
+            continue  # invalid; validation reports it
         for name, arm in method.default_arms.items():
             given = _known(TRAINERS, tag(train, "method", "sft")) if isinstance(train, dict | Train) else None
             fits = given is None or given.accepts in method.training_sets
@@ -200,7 +217,7 @@ def _trainer_of(schema: Schema) -> str:
 
 
 def _check_arm(name: str, arm: Arm, methods: Mapping[str, AnyMethod]) -> None:
-    """Raises ValueError if no method makes what the arm's trainer accepts, or none makes examples of its kinds."""
+    """Raises ValueError if no method makes the arm's training set, or examples of the arm's kinds."""
     makers = [method for method in methods.values() if arm.train.accepts in method.training_sets]
     if not makers:
         made = sorted({schema.name for method in methods.values() for schema in method.training_sets})
@@ -223,16 +240,20 @@ def _check_arm(name: str, arm: Arm, methods: Mapping[str, AnyMethod]) -> None:
 
 
 def _with_training(arm: Any, train: Any) -> Any:
-    """An arm with what `train` says. One that is trained by another method takes what both methods have."""
+    """An arm merged with `train`.
+
+    An arm with another training method takes only the fields common to both.
+    """
     if not (isinstance(arm, dict) and isinstance(train, dict) and isinstance(arm.get("train", {}), dict)):
-        return arm  # wrong in a way that validation will name
+        return arm  # invalid; validation reports it
     own = arm.get("train", {})
     if own.get("method", base := train.get("method", "sft")) != base:
         train = {key: value for key, value in train.items() if key in Train.model_fields and key not in _OF_THE_METHOD}
     return {**arm, "train": _merged(train, own)}
 
 
-_OF_THE_METHOD = {"method", "epochs", "learning_rate", "batch_size", "max_length"}  # these have another meaning, or another scale
+# meaning or scale differs between methods
+_OF_THE_METHOD = {"method", "epochs", "learning_rate", "batch_size", "max_length"}
 
 
 def _merged(base: dict, changes: dict) -> dict:

@@ -1,4 +1,4 @@
-"""The errors a user can mend. Each is one sentence: the field or file, the value found, and what to do."""
+"""Errors that a user can fix. Each is one sentence: the field or file, the value found, and the remedy."""
 
 
 class UserError(Exception):
@@ -6,8 +6,11 @@ class UserError(Exception):
 
 
 class RunFailed(Exception):
-    """The run could not go on (an engine that will not start, a trainer that gave up). Exit code 1."""
+    """The run cannot continue (an engine does not start, a trainer gave up). Exit code 1."""
 
 
 class RowFailed(Exception):
-    """One row cannot be completed (over-long prompt, endpoint error after retries). The row is kept as failed; the run goes on."""
+    """One row cannot be completed (over-long prompt, endpoint error after retries).
+
+    The row is kept as failed; the run continues.
+    """

@@ -1,7 +1,8 @@
 """THE MAIN PATH: generate → mix → train → evaluate → report. Read this file first.
 
-Each stage is a function of the configuration and of what earlier stages left in the run directory, so each can be run alone and resumed.
-What is complete is not made again, and what an interrupted stage has committed is kept (see `Run`).
+Each stage depends only on the configuration and on outputs of earlier stages in the run directory, so it can
+run alone and resume. Complete outputs are skipped, and committed rows of an interrupted stage are kept (see
+`Run`).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -28,10 +29,11 @@ def run(
     log: Callable[[str], Any] = print,
     machinery: Machinery | None = None,
 ) -> None:
-    """Run stages in order; by default all that the configuration has work for.
+    """Run stages in order; by default all stages that have work in this configuration.
 
-    overwrite, retry_failed, suites: as of the command line. log: takes one line per output. machinery: see `Machinery`.
-    Raises UserError before anything starts, RunFailed if a stage cannot be completed.
+    overwrite, retry_failed, suites: as on the command line. log: gets one line per output. machinery: see
+                                     `Machinery`. Raises UserError before anything starts, RunFailed if a
+                                     stage cannot be completed.
     """
     run = Run(config, overwrite=overwrite, retry_failed=retry_failed, suites=suites, log=log, machinery=machinery)
     wanted = run.stages(stages)
@@ -44,7 +46,7 @@ def run(
 
 
 def generate(run: Run) -> None:
-    """Instructions → what each method makes of them: one row per instruction and sample, every row accounted for."""
+    """Instructions → each method's data set: one row per instruction and sample; no row is lost."""
     makings = []
     for name, method in run.config.methods.items():
         model, adapter = method.generator(run.config.model)
@@ -67,7 +69,7 @@ def generate(run: Run) -> None:
 
 
 def mix(run: Run) -> None:
-    """What was generated → training sets: conversations, preference pairs."""
+    """Generated data sets → training sets: conversations, preference pairs."""
     for schema, methods in run.config.training_sets().items():
         sources = {name: run.generated[name] for name in methods}
 
@@ -90,7 +92,7 @@ def train(run: Run) -> None:
 
 
 def evaluate(run: Run) -> None:
-    """The base model, all arms and given adapters through all suites: one engine start, arms by LoRA."""
+    """Run the base model, all arms and given adapters through all suites: one engine start, arms by LoRA."""
     config = run.config
     inputs = {arm: run.complete(output, "train")["digest"] for arm, output in run.adapters.items()}
     inputs |= {name: adapter_digest(path) for name, path in config.adapters.items()}
@@ -98,7 +100,7 @@ def evaluate(run: Run) -> None:
     for arm in run.adapters:
         models.check_adapter(f"arms.{arm}", adapters[arm], run.model_dir)
     if config.inference.endpoint:
-        run.log("evaluate: inference.endpoint is not used here; adapters need vLLM in the actors")
+        run.log("evaluate: inference.endpoint is not used; adapters need vLLM in the actors")
     spec = run.spec(config.model, tuple(adapters.values()))
     tokenizer = partial(models.load_tokenizer, config.model, run.model_dir)
     makings = []
@@ -110,10 +112,10 @@ def evaluate(run: Run) -> None:
 
 
 def report(run: Run) -> None:
-    """What is in the run directory → report.html and report.md."""
+    """Results in the run directory → report.html and report.md."""
     preflight.check_run_dir(run.config, set())
     if not storage.exists(run.path):
-        raise UserError(f"run_dir = {run.config.run_dir}: nothing has been run there; use `setbacks run` first")
+        raise UserError(f"run_dir = {run.config.run_dir}: contains no run; use `setbacks run` first")
     from pipeline.commands.report import write_report  # imports the plotting library
 
     html, markdown = write_report(run.config, run.path)

@@ -1,4 +1,7 @@
-"""What determines the content of each output of a run. A run directory made under another fingerprint is refused, never mixed."""
+"""The settings that determine each output of a run.
+
+Outputs of another fingerprint are refused, never mixed.
+"""
 
 from pipeline.config import Config
 from pipeline.settings.base import Model
@@ -8,7 +11,7 @@ from pipeline.toy.model import shipped_recipe
 def fingerprints(config: Config) -> dict[str, dict]:
     """By output name: the model, the seed, and the prompts and sections that the output's stage reads.
 
-    What an output is derived from is added when its stage is opened (`made_from`, the digests of earlier outputs and of given adapters).
+    Each stage adds `made_from` when it opens an output: the digests of earlier outputs and of given adapters.
     """
     model = _model(config.model)
     endpoint = config.inference.endpoint

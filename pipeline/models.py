@@ -1,4 +1,4 @@
-"""The files of models and adapters: where they lie, whether they are sound, and whether they fit together."""
+"""Model and adapter files: their location, their validity, and whether they fit together."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def check_model_path(model: Model, field: str) -> None:
 
 
 def model_dir(model: Model) -> str:
-    """The directory (or hub id) that engines and trainers load."""
+    """The directory or hub id that engines and trainers load."""
     if model.path == "toy":
         from pipeline.toy.model import WEIGHTS
 
@@ -46,7 +46,7 @@ def model_dir(model: Model) -> str:
 
 
 def cached_model_dir(model: Model) -> str | None:
-    """The model's directory if nothing has to be downloaded for it; None otherwise."""
+    """The model's directory if it needs no download, else None."""
     if model.is_dummy:
         return None
     if os.path.isdir(directory := model_dir(model)):
@@ -58,12 +58,12 @@ def cached_model_dir(model: Model) -> str | None:
 
 
 def load_tokenizer(model: Model, directory: str) -> Any:
-    """The tokenizer of a model, which can render a chat. Raises UserError if it cannot."""
+    """The tokenizer of a model. Raises UserError if it does not load or has no chat template."""
     try:
         tokenizer = pretrained.tokenizer(directory, model.revision)
     except UserError:
         raise
-    except Exception as e:  # each backend has its own exceptions for a file that is missing, broken or out of reach
+    except Exception as e:  # each backend has its own exceptions for missing, broken or unreachable files
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise UserError(f"model.path = {model.path}: its tokenizer cannot be loaded ({reason})") from None
     if not tokenizer.chat_template:
@@ -72,7 +72,10 @@ def load_tokenizer(model: Model, directory: str) -> Any:
 
 
 def _has_chat_template(directory: Path) -> bool:
-    """Where transformers looks for one; read as files, since importing transformers takes longer than everything else here."""
+    """Whether a model has a chat template.
+
+    Checks the files that transformers reads; importing transformers is slow.
+    """
     if (directory / "chat_template.jinja").exists() or (directory / "chat_template.json").exists():
         return True
     settings = directory / "tokenizer_config.json"
@@ -103,21 +106,23 @@ def check_adapter(field: str, adapter: str, base_dir: str) -> None:
             continue
         target = name.removeprefix("base_model.model.").replace(".lora_A.weight", ".weight")
         if target not in base or base[target][1] != shape[1]:
-            found = f"{list(base[target])} there" if target in base else "absent there"
+            found = f"has shape {list(base[target])}" if target in base else "is absent"
             raise UserError(
-                f"{field}: {adapter} does not fit the model {base_dir} ({target} has inputs {shape[1]} here, is {found}); train it on this model"
+                f"{field}: {adapter} does not fit the model {base_dir} ({target} has {shape[1]} inputs "
+                f"in the adapter and {found} in the model); train it on this model"
             )
 
 
 def check_prefill(tokenizer, path: str, field: str = "model") -> None:
-    """A model's chat template can continue an assistant's turn. path, field: the model's, for the message. Raises UserError."""
+    """Raises UserError if a chat template cannot continue an assistant turn. path, field: for the message."""
     prefill = "Sure, here is how: first,"
     try:
         text = tokenizer.apply_chat_template([user("How?"), assistant(prefill)], tokenize=False, continue_final_message=True)
-    except Exception:  # a template can raise anything, and says so in many words
+    except Exception:  # a template can raise anything, with long messages
         text = ""
     if not text.endswith(prefill):
         raise UserError(
-            f"{field}.path = {path}: its chat template cannot continue an assistant's turn that has begun, which course correction rests on; "
-            "replace chat_template.jinja in the model directory by one that keeps the last message as it is"
+            f"{field}.path = {path}: its chat template cannot continue an assistant's turn, "
+            "which course correction needs; replace chat_template.jinja in the model directory with one that "
+            "keeps the last message unchanged"
         )

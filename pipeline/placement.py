@@ -1,6 +1,7 @@
-"""Where a run's work goes on a Ray cluster: what each stage takes, whether the nodes have it, and whether they all see the same files.
+"""Placement of a run on a Ray cluster: needs of each stage, room on the nodes, files that all nodes see.
 
-Ray places by resources alone and waits for what no node can give. Here that is told before anything starts.
+Ray places by resources alone and waits forever for resources that no node has. This module reports missing
+resources before anything starts.
 """
 
 from collections.abc import Iterable
@@ -12,12 +13,12 @@ from pipeline.errors import UserError
 from pipeline.runtime.attempt import attempts_dir
 from pipeline.settings.base import span
 
-ANSWER_S = 60  # for a node to say what it sees; a process of ours starts there
+ANSWER_S = 60  # for a node to answer; setbacks starts a process on it
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node of the cluster that takes work: one with CPUs or GPUs to give."""
+    """A node of the cluster that takes work: one with CPUs or GPUs."""
 
     id: str
     address: str
@@ -30,11 +31,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Need:
-    """Processes of one kind that are there at the same time, each on one node."""
+    """Processes of one kind that run at the same time, each on one node."""
 
     stage: str
     kind: str
-    field: str  # that says how many
+    field: str  # the field that sets their number
     least: int
     most: int
     cpus: int
@@ -49,12 +50,15 @@ class Need:
         return f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
 
     def places(self, node: Node) -> int:
-        """How many of them the node can hold."""
+        """Number of these processes that fit on the node."""
         return int(min(have // each for have, each in ((node.cpus, self.cpus), (node.gpus, self.gpus)) if each))
 
 
 def needs(config: Config, stages: Iterable[str]) -> list[Need]:
-    """What each stage that runs on Ray takes. Stages come one after the other, and so do arms: no two of these are there together."""
+    """Needs of each stage that runs on Ray.
+
+    Stages and arms run in sequence, so no two needs occur together.
+    """
     found = []
     for stage in [stage for stage in ("generate", "evaluate") if stage in stages]:
         inference = config.inference if stage == "generate" else config.inference.local
@@ -88,7 +92,10 @@ def nodes() -> list[Node]:
 
 
 def check_cluster(config: Config, stages: Iterable[str], run_dir: str, read: dict[str, str]) -> None:
-    """The connected cluster has room for the least of every stage, and its nodes see the files (see `check_files`). Raises UserError."""
+    """Check that the connected cluster has room for each stage's minimum, and that its nodes see the files.
+
+    Raises UserError.
+    """
     cluster = nodes()
     check(config, stages, cluster)
     if len(cluster) > 1:
@@ -96,19 +103,20 @@ def check_cluster(config: Config, stages: Iterable[str], run_dir: str, read: dic
 
 
 def check(config: Config, stages: Iterable[str], cluster: list[Node]) -> None:
-    """Raises UserError where the cluster, with nothing else on it, could not hold the least that a stage asks for."""
+    """Raises UserError if the cluster, with nothing else on it, is too small for the minimum of a stage."""
     for need in needs(config, stages):
         room = sum(need.places(node) for node in cluster)
         if room < need.least:
             has = ", ".join(map(str, cluster)) or "no node that takes work"
             raise UserError(
-                f"{need.field}: {need.stage} takes {need.least} {need.kind} with {need.each} each, and the Ray cluster ({has}) has room for {room}; "
+                f"{need.field}: {need.stage} takes {need.least} {need.kind} with {need.each} each, "
+                f"and the Ray cluster ({has}) has room for {room}; "
                 f"ask for fewer{', set num_gpus or use_gpu for CPUs' if need.gpus else ''}, or add nodes"
             )
 
 
 def told(config: Config, stages: Iterable[str], cluster: list[Node]) -> list[str]:
-    """What `setbacks plan` says of a cluster: its nodes, and for each stage how many processes go where."""
+    """Lines of `setbacks plan` on a cluster: its nodes, and for each stage the processes per node."""
     lines = [f"{len(cluster)} nodes take work: {', '.join(map(str, cluster))}"]
     for need in needs(config, stages):
         places = {node.address: count for node in cluster if (count := need.places(node))}
@@ -122,9 +130,9 @@ def told(config: Config, stages: Iterable[str], cluster: list[Node]) -> list[str
 
 
 def check_files(run_dir: str, read: dict[str, str], cluster: list[Node]) -> None:
-    """Every node can write to the run directory that this attempt has begun, and has the local directories that its processes read.
+    """Check that every node can write to this attempt's run directory and has the local directories to read.
 
-    read: field → path; those on object stores and hubs are not looked at. Raises UserError, naming node and path.
+    read: field → path, without object stores and hubs. Raises UserError, naming node and path.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -139,10 +147,11 @@ def check_files(run_dir: str, read: dict[str, str], cluster: list[Node]) -> None
             missing = ray.get(answer, timeout=ANSWER_S)
         except ray.exceptions.RayTaskError as e:
             raise UserError(
-                f"node {node.address} cannot run setbacks ({type(e.cause).__name__}: {e.cause}); install the same version there, "
-                f"or submit the code with --working-dir"
+                f"node {node.address} cannot run setbacks ({type(e.cause).__name__}: {e.cause}); "
+                f"install the same version on it, or submit the code with --working-dir"
             ) from None
-        except ray.exceptions.RayError as e:  # it has gone, or is too busy to answer: Ray has to do without it
+        # the node is gone or too busy to answer: Ray continues without it
+        except ray.exceptions.RayError as e:
             if isinstance(e, ray.exceptions.GetTimeoutError):
                 raise UserError(
                     f"node {node.address} did not answer within {ANSWER_S} s; see its log, or take it out of the cluster"
@@ -150,20 +159,21 @@ def check_files(run_dir: str, read: dict[str, str], cluster: list[Node]) -> None
             continue
         for field, (path, why) in missing.items():
             raise UserError(
-                f"{field} = {path}: {why} on node {node.address}; use a path that every node sees (NFS, an object store), or copy it there"
+                f"{field} = {path}: {why} on node {node.address}; "
+                f"use a path that every node sees (NFS, an object store), or copy it to the node"
             )
 
 
 def _missing(run_dir: str, read: dict[str, str]) -> dict[str, tuple[str, str]]:
-    """On a node: field → path and what is wrong with it."""
+    """Runs on a node. Returns field → path and what is wrong with it."""
     import os
     import secrets
 
     for field, path in read.items():
         if not os.path.isdir(path):
-            return {field: (path, "is not there")}
+            return {field: (path, "does not exist")}
     if not storage.sizes(attempts_dir(run_dir)):
-        return {"run_dir": (run_dir, "is another directory, or none,")}
+        return {"run_dir": (run_dir, "is another directory, or does not exist,")}
     probe = storage.join(run_dir, ".state", f"written-{secrets.token_hex(4)}")
     try:
         storage.write_text(probe, "")

@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before an engine starts, found then: one sentence each, exit code 2."""
+"""Finds errors before an engine starts, if that is possible: one sentence each, exit code 2."""
 
 import os
 from collections.abc import Collection, Iterable
@@ -24,18 +24,18 @@ MIN_FREE_BYTES = 256 * 2**20
 
 
 def check(config: Config, stages: set[str], skip: Collection[str] = (), suites: set[str] | None = None) -> None:
-    """Check what the given stages ("generate", "mix", "train", "evaluate") need, short of models and cluster.
+    """Check the needs of stages ("generate", "mix", "train", "evaluate"), except models and cluster.
 
-    skip:   fields of sources that are not looked at.
-    suites: what `evaluate` is to do; None is all that is configured.
+    skip:   fields of sources that are not checked.
+    suites: suites to evaluate; None is all configured ones.
     """
     suites = set(config.suites.items()) if suites is None else suites
     if not config.methods and (needs := sorted(stages & {"generate", "mix", "train"})):
-        raise UserError(f"methods is missing: {needs[0]} needs one; without any a configuration can only be evaluated")
+        raise UserError(f"methods is missing: {needs[0]} needs one; without methods, only evaluate can run")
     if not suites and "evaluate" in stages:
         raise UserError("suites is missing: evaluate needs one, such as suites.safety.harmful")
     for part in (*config.methods.values(), *config.suites.items().values()):
-        part.prompt_hashes()  # a wrong prompt file is found here
+        part.prompt_hashes()  # finds a wrong prompt file
     for field, judge in sections(config, Judge).items():
         judge.check(field, config.model)
     _check_no_password("run_dir", config.run_dir)
@@ -50,28 +50,30 @@ def check(config: Config, stages: set[str], skip: Collection[str] = (), suites: 
     for field, model in sections(config, Model).items():
         models.check_model_path(model, field)
     if config.model.is_dummy and (needs := sorted(stages & {"evaluate", "train"})):
-        raise UserError(
-            f"model.path = dummy: has no weights, so there is nothing to {needs[0]}; use `setbacks generate` and `setbacks mix`"
-        )
+        raise UserError(f"model.path = dummy: has no weights to {needs[0]}; use `setbacks generate` and `setbacks mix`")
     check_run_dir(config, stages)
 
 
 def check_suites(config: Config, wanted: Iterable[str]) -> list[str]:
-    """The suites to evaluate: those wanted, or all that are configured. Raises UserError for one that is not."""
+    """The suites to evaluate: those wanted, or all configured ones.
+
+    Raises UserError for an unconfigured suite.
+    """
     known = config.suites.items()
     for suite in wanted:
         if suite not in known:
             possible = list(Suites.model_fields)
-            mend = f"give suites.{suite}" if suite in possible else f"known are {' and '.join(possible)}"
-            raise UserError(f"--suite {suite}: the configuration has no such suite; {mend}")
+            remedy = f"give suites.{suite}" if suite in possible else f"known are {' and '.join(possible)}"
+            raise UserError(f"--suite {suite}: the configuration has no such suite; {remedy}")
     return [suite for suite in known if suite in set(wanted)] if wanted else list(known)
 
 
 def _check_no_password(field: str, path: str) -> None:
-    """A path is stored with the configuration, and stands in cards and reports: no place for credentials, which an s3:// path can hold."""
+    """Raises UserError for a password in a path (s3://…): configuration, cards and reports store paths."""
     userinfo = path.partition("://")[2].partition("/")[0].rpartition("@")[0]
     if ":" in userinfo:
-        raise UserError(f"{field}: holds a password, which would be stored; leave it out, credentials go into the environment")
+        remedy = "remove it and set credentials in the environment"
+        raise UserError(f"{field}: contains a password, which would be stored; {remedy}")
 
 
 def _check_source(field: str, source: Source, *, unsafe: bool) -> None:
@@ -100,7 +102,7 @@ def _used(config: Config, stages: set[str], suites: set[str]) -> dict[str, Secti
 
 
 def _endpoints(config: Config, stages: set[str], suites: set[str]) -> dict[str, Endpoint]:
-    """The servers that the stages ask, by field name."""
+    """The servers that the stages use, by field name."""
     asked = {"inference.endpoint": config.inference.endpoint} if config.inference.endpoint and "generate" in stages else {}
     for field, section in _used(config, stages - {"mix"}, suites).items():
         asked |= sections(section, Endpoint, field)
@@ -108,7 +110,7 @@ def _endpoints(config: Config, stages: set[str], suites: set[str]) -> dict[str, 
 
 
 def check_run_dir(config: Config, stages: set[str]) -> None:
-    """The run directory can be made and written to, its disk has room, and the stages can work there. Raises UserError otherwise."""
+    """Raises UserError if the run directory cannot be created or written, or its disk is nearly full."""
     if not storage.is_local(config.run_dir):
         storage.filesystem(config.run_dir)
         return
@@ -122,12 +124,16 @@ def check_run_dir(config: Config, stages: set[str]) -> None:
     free = storage.free_bytes(config.run_dir)
     if free is not None and free < MIN_FREE_BYTES:
         raise UserError(
-            f"run_dir = {config.run_dir}: only {free / 2**20:.0f} MiB are free there, at least {MIN_FREE_BYTES / 2**20:.0f} are needed"
+            f"run_dir = {config.run_dir}: only {free / 2**20:.0f} MiB are free on its disk, "
+            f"at least {MIN_FREE_BYTES / 2**20:.0f} are needed"
         )
 
 
 def unreachable(config: Config, stages: set[str]) -> dict[str, str]:
-    """Hub sources that cannot be read from here (no network, say), and why; what `plan` can do without, and `run` cannot."""
+    """Hub sources that cannot be read from here (such as without network), and why.
+
+    `plan` works without them, `run` does not.
+    """
     found = {}
     for field, source in sources(config, stages, set(config.suites.items())).items():
         if source.path.startswith("hub:"):
@@ -156,7 +162,10 @@ def given_adapters(config: Config) -> dict[str, str]:
 
 
 def directories(config: Config, stages: set[str], model: str) -> dict[str, str]:
-    """The local directories that engines and trainers read on whatever node they are, by field. `model` is what `model_dir` returned."""
+    """Local directories, by field, that engines and trainers read on any node.
+
+    `model`: as returned by `model_dir`.
+    """
     found = {"model.path": model} if "generate" not in stages or not config.inference.endpoint else {}
     if "generate" in stages:
         for name, method in config.methods.items():
@@ -168,9 +177,9 @@ def directories(config: Config, stages: set[str], model: str) -> dict[str, str]:
 
 
 def check_models(config: Config, stages: set[str], suites: set[str], directory: str) -> list[str]:
-    """Models, adapters and their settings fit together, as far as files on disk can tell. Raises UserError.
+    """Check that models, adapters and their settings fit together, by files on disk. Raises UserError.
 
-    directory: what `model_dir` returned. Returns notices: what is allowed, but worth a line on the screen.
+    directory: as returned by `model_dir`. Returns notices: allowed settings that are worth a log line.
     """
     notices = _check_precision(config, stages)
     if not config.model.is_dummy and (stages & {"train", "evaluate"} or ("generate" in stages and not config.inference.endpoint)):
@@ -192,7 +201,7 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
 
 
 def _check_precision(config: Config, stages: set[str]) -> list[str]:
-    """A notice where this CPU would emulate bfloat16, which takes many times longer."""
+    """A notice if this CPU would emulate bfloat16, which is many times slower."""
     if cpu_has_bf16() or config.model.is_dummy:
         return []
     slow = []
@@ -204,7 +213,7 @@ def _check_precision(config: Config, stages: set[str]) -> list[str]:
 
 
 def arm_specs(config: Config, directory: str) -> dict[str, "ArmSpec"]:
-    """The arms to train, by name. directory: what `model_dir` returned."""
+    """The arms to train, by name. directory: as returned by `model_dir`."""
     from pipeline.training.arm import ArmSpec
 
     return {
@@ -214,13 +223,14 @@ def arm_specs(config: Config, directory: str) -> dict[str, "ArmSpec"]:
 
 
 def check_lora(config: Config, directory: str) -> None:
-    """The LoRA settings must fit the model's modules. Found before hours of generation, not after. Raises UserError."""
+    """Raises UserError if LoRA settings do not fit the model's modules, before hours of generation."""
     try:
         with imports.quick():
             from pipeline.training.arm import check_lora as fits
 
             fits(arm_specs(config, directory).values())
-    except (OSError, ValueError) as e:  # the hub out of reach, or a config.json that transformers does not understand
+    # the hub is unreachable, or transformers does not understand config.json
+    except (OSError, ValueError) as e:
         raise UserError(
             f"model.path = {config.model.path}: its configuration cannot be loaded ({str(e).strip().splitlines()[0]})"
         ) from None

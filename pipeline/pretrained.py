@@ -1,7 +1,8 @@
-"""Opening models that others have made: the only place that calls `from_pretrained` on one. Nothing of theirs is executed.
+"""Opens third-party models without executing their code; no other module calls `from_pretrained` on them.
 
-Python code that comes with a model (`auto_map`) is not run and not offered to be run, weights are read from safetensors alone, and the
-attention is ours to choose: a model's own choice could name a kernel on the hub. Chat templates run in transformers' sandbox.
+Python code of a model (`auto_map`) never runs. Weights are read from safetensors only. The caller chooses the
+attention, because a model's choice could name a kernel on the hub. Chat templates run in transformers'
+sandbox.
 """
 
 import os
@@ -18,7 +19,10 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5")
 
 
 def tokenizer(directory: str, revision: str | None = None) -> Any:
-    """The tokenizer of a model directory or hub id. Raises UserError where it would have to run code of its own."""
+    """The tokenizer of a model directory or hub id.
+
+    Raises UserError if loading needs the model's own code.
+    """
     from transformers import AutoTokenizer
 
     with _no_code(directory):
@@ -26,7 +30,7 @@ def tokenizer(directory: str, revision: str | None = None) -> Any:
 
 
 def architecture(directory: str, revision: str | None = None) -> Any:
-    """The configuration of a model. Raises UserError where it would have to run code of its own."""
+    """The configuration of a model. Raises UserError if loading needs the model's own code."""
     from transformers import AutoConfig
 
     with _no_code(directory):
@@ -43,21 +47,28 @@ def empty(architecture: Any) -> Any:
 
 
 def model(directory: str, revision: str | None = None, *, dtype: str, attention: str = "eager") -> Any:
-    """A model with its weights. Raises UserError where these are no safetensors, or it would have to run code of its own."""
+    """A model with its weights.
+
+    Raises UserError if they are not safetensors, or if loading needs the model's own code.
+    """
     from transformers import AutoModelForCausalLM
 
     check_weights(directory)
-    # Else transformers asks a public service to convert pickled weights, and loads what that has made.
+    # Else transformers asks a public service to convert pickled weights, and loads the result.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     with _no_code(directory):
-        found = architecture(directory, revision)  # given as an object; else what its file says of attention would win over our word
+        # as an object; else the attention in its file overrides the argument
+        found = architecture(directory, revision)
         return AutoModelForCausalLM.from_pretrained(
             directory, revision=revision, config=found, dtype=dtype, attn_implementation=attention, **SAFE_WEIGHTS
         )
 
 
 def check_weights(directory: str, field: str = "model.path") -> None:
-    """Raises UserError where a directory's weights are no safetensors. A hub id is not looked at: loading it finds out."""
+    """Raises UserError if a directory's weights are not safetensors.
+
+    A hub id is checked when it is loaded.
+    """
     if not os.path.isdir(directory):
         return
     names = sorted(os.listdir(directory))
@@ -69,10 +80,10 @@ def check_weights(directory: str, field: str = "model.path") -> None:
 
 
 def check(directory: str, revision: str | None = None, field: str = "model.path") -> None:
-    """A model directory can be loaded by these rules, as far as a look at its small files tells. Raises UserError."""
+    """Raises UserError if a model directory breaks these rules, judged by its small files."""
     check_weights(directory, field)
     if any(_asks_for_code(Path(directory, name)) for name in ("config.json", "tokenizer_config.json")):
-        architecture(directory, revision)  # often transformers knows the model by now, and needs none of it
+        architecture(directory, revision)  # often transformers supports the model by now, without that code
         tokenizer(directory, revision)
 
 
@@ -88,5 +99,5 @@ def _no_code(directory: str) -> Iterator[None]:
         if "trust_remote_code" not in str(e):
             raise
         raise UserError(
-            f"model.path = {directory}: it needs Python code of its own (auto_map), which is never run; take another model"
+            f"model.path = {directory}: it needs its own Python code (auto_map), which is never run; use another model"
         ) from None

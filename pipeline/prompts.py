@@ -1,4 +1,4 @@
-"""Prompts are data: YAML files of named jinja2 templates. No prompt text stands in Python."""
+"""Prompts are data: YAML files of named jinja2 templates. Python code contains no prompt text."""
 
 import hashlib
 from functools import cached_property
@@ -13,7 +13,7 @@ from pipeline.settings import yaml_text
 from pipeline.settings.shown import shown
 
 _ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-_ENVIRONMENT.globals.clear()  # range, lipsum and the like: a prompt is filled with its variables alone
+_ENVIRONMENT.globals.clear()  # no range, lipsum etc.: a prompt uses only its variables
 
 
 class Prompts:
@@ -23,11 +23,11 @@ class Prompts:
         self.texts = texts
         self.source = source
 
-    def __reduce__(self):  # compiled templates do not travel between processes
+    def __reduce__(self):  # compiled templates cannot be pickled
         return Prompts, (self.texts, self.source)
 
     def render(self, name: str, **variables: str) -> str:
-        """Fill template `name`. Raises UserError where the template is missing or names an unknown variable."""
+        """Fill template `name`. Raises UserError if the template is missing or uses an unknown variable."""
         if name not in self.texts:
             raise UserError(f"{self.source}: prompt {name} is missing; known are {', '.join(self.texts)}")
         try:
@@ -36,10 +36,10 @@ class Prompts:
             raise UserError(f"{self.source}: prompt {name} cannot be rendered ({shown(e)})") from None
 
     def lines(self, name: str) -> list[str]:
-        """The lines of a text that is a list, blank ones left out. Raises UserError where there is none."""
+        """The non-blank lines of a text that is a list. Raises UserError if there is none."""
         found = [line.strip() for line in self.render(name).splitlines() if line.strip()]
         if not found:
-            raise UserError(f"{self.source}: prompt {name} is empty; it is a list, one text a line")
+            raise UserError(f"{self.source}: prompt {name} is empty; it must be a list, one text per line")
         return found
 
     @cached_property
@@ -53,7 +53,7 @@ class Prompts:
         for name, text in self.texts.items():
             try:
                 templates[name] = _ENVIRONMENT.from_string(text)
-            except Exception as e:  # jinja's own, and what Python says of the code that jinja makes of it
+            except Exception as e:  # jinja's own errors, and Python's errors in the code that jinja generates
                 raise UserError(f"{self.source}: prompt {name} is not a valid template ({shown(e)})") from None
         return templates
 
@@ -61,8 +61,8 @@ class Prompts:
 def load(name: str, replacement: str | None = None) -> Prompts:
     """The prompt set of a file of this package, such as `judges/rating.yaml`; a user's `replacement` file overrides it prompt by prompt.
 
-    Raises UserError if the replacement is missing, is not a mapping of names to texts, names an unknown prompt, or holds a template that
-    cannot be rendered with the variables of the one it replaces.
+    Raises UserError if the replacement is missing, is not a mapping of names to texts, names an unknown
+    prompt, or has a template that cannot be rendered with the variables of the original.
     """
     texts = _read(Path(__file__).parent / name)
     if replacement is None:

@@ -1,4 +1,4 @@
-"""One run directory, open for one attempt: what every stage needs to make an output, and to say what became of it."""
+"""One run directory, open for one attempt: helpers for every stage to make, record and log outputs."""
 
 import json
 import time
@@ -32,7 +32,7 @@ ON_RAY = ("generate", "train", "evaluate")
 
 
 class Trainer(Protocol):
-    """What trains the arms: `training.arm.Training`."""
+    """Trains the arms: `training.arm.Training`."""
 
     def result(self, arm: str, on_progress: Callable[[dict], None] | None = None) -> dict: ...
 
@@ -45,10 +45,11 @@ def train_arms(arms: list, checkpoints: str) -> AbstractContextManager[Trainer]:
 
 @dataclass(frozen=True)
 class Machinery:
-    """What a run works with: Ray, engines and trainers. Tests put others in their place.
+    """The machinery of a run: Ray, engines and trainers. Tests replace them.
 
-    session: a context in which Ray is there, of a run directory.
-    check:   that the cluster can hold the stages, and sees the directories (see `placement.check_cluster`).
+    session: run directory → a context with a connected Ray.
+    check:   checks that the cluster has room for the stages and sees the directories
+             (`placement.check_cluster`).
     engines: runs the recipes of jobs (see `inference.pool.run_recipes`).
     trainer: trains arms (see `training.arm.Training`).
     """
@@ -61,10 +62,10 @@ class Machinery:
 
 @dataclass(frozen=True)
 class Making:
-    """A data set to be made by running a recipe over rows.
+    """A data set to make by running a recipe over rows.
 
-    rows:   the rows to do, of schema `listed`; the counts of the source fill up while they are read.
-    inputs: digests of what the data set is derived from, by name.
+    rows:   the rows to do, of schema `listed`; reading them fills the counts of the source.
+    inputs: digests of the upstream outputs, by name.
     """
 
     store: Store
@@ -107,14 +108,14 @@ class Run:
 
     @cached_property
     def fingerprints(self) -> dict[str, dict]:
-        """By output name; they read prompt files, and so come after what preflight finds."""
+        """Fingerprints by output name. Computed after preflight, because they read prompt files."""
         return fingerprints(self.config)
 
     def _store(self, schema: Schema) -> Store:
         return Store(self.path, schema.name, schema, fence=attempt.check)
 
     def outputs(self, stage: str) -> list[Output]:
-        """What a stage makes."""
+        """The outputs of a stage."""
         made: dict[str, Iterable[Output]] = {
             "generate": self.generated.values(),
             "mix": self.training_sets.values(),
@@ -124,7 +125,7 @@ class Run:
         return [*made.get(stage, ())]
 
     def stages(self, wanted: Iterable[str] | None) -> list[str]:
-        """The stages wanted, in their order; None is all that the configuration has work for."""
+        """The wanted stages, in order; None is all stages that have work in this configuration."""
         if wanted is not None:
             return [stage for stage in STAGES if stage in set(wanted)]
         return self.config.stages
@@ -133,7 +134,7 @@ class Run:
     def open(self, stages: list[str]) -> Iterator[None]:
         """Hold the run directory while the body runs the stages.
 
-        Raises UserError if something is found wrong before anything starts, RunFailed if another attempt has taken over meanwhile.
+        Raises UserError if a check fails before anything starts, RunFailed if another attempt takes over.
         """
         wanted = set(stages)
         preflight.check(self.config, wanted, suites=set(self.suites))
@@ -145,7 +146,7 @@ class Run:
         self._stages = stages
         with attempt.Attempt(self.path, stages), stage_logs(self.path, stages[0]) as self._log_to, self.on_exit:
             if any(output.complete is None for stage in stages if stage in ON_RAY for output in self.outputs(stage)):
-                self.connect()  # what the cluster lacks is found before anything else is done
+                self.connect()  # finds missing cluster resources first
             storage.write_text(storage.join(self.path, "config.yaml"), dump(self.config))
             yield
 
@@ -154,7 +155,7 @@ class Run:
         self._log_to(stage)
 
     def connect(self) -> None:
-        """Join Ray, or start it, unless that has been done."""
+        """Join or start Ray, unless already connected."""
         if not self._connected:
             stages = {stage for stage in self._stages if stage in ON_RAY}
             self.on_exit.enter_context(self.machinery.session(self.path))
@@ -164,16 +165,16 @@ class Run:
     # -- making
 
     def make(self, stage: str, makings: Sequence[Making]) -> None:
-        """Make data sets by running recipes over rows. Those that ask the same model share its engines.
+        """Make data sets by running recipes over rows. Data sets with the same model share engines.
 
-        A data set is complete, and recorded, as soon as its own rows are done.
+        A data set is completed and recorded as soon as its own rows are done.
         """
         jobs: dict[ModelSpec, list[Job]] = {}
         for making in makings:
             store = making.store
             self._start(store, making.inputs)
             if self.retry_failed and (failed := store.reopen_failed()):
-                self.log(f"{stage}: {failed} failed rows are run again")
+                self.log(f"{stage}: rerunning {failed} failed rows")
             if store.complete is None:
                 self._write_work(stage, making)
                 jobs.setdefault(making.spec, []).append(Job(making.recipe, store))
@@ -190,7 +191,10 @@ class Run:
             self._log_dataset(stage, making.store)
 
     def write(self, store: Store, inputs: Mapping[str, Store], rows: Callable[[Counter], Iterable[dict]], nothing: str) -> None:
-        """Make a training set in one go. rows: takes a counter of what is left out, by reason; nothing: why there can be no row."""
+        """Make a training set at once.
+
+        rows: takes a counter of what is left out, by reason. nothing: why there can be no row.
+        """
         self._start(store, {source.name: self.complete(source, "generate")["digest"] for source in inputs.values()})
         if store.complete is None:
             started = time.monotonic()
@@ -204,7 +208,10 @@ class Run:
         self._log_dataset("mix", store)
 
     def fit(self, inputs: Mapping[str, Mapping[str, str]]) -> None:
-        """Train the arms. Those that ask for the same workers share them. inputs: arm → digests of what it is derived from."""
+        """Train the arms.
+
+        Arms with the same workers share them. inputs: arm → digests of its upstream outputs.
+        """
         for arm, output in self.adapters.items():
             self._start(output, inputs[arm])
         waiting = {arm: output for arm, output in self.adapters.items() if output.complete is None}
@@ -239,19 +246,22 @@ class Run:
                 self._log_adapter(arm, output)
 
     def complete(self, output: Output, stage: str) -> dict:
-        """What was recorded when an output was finished. Raises UserError, naming the stage that makes it, if it is not."""
+        """The facts of a finished output.
+
+        Raises UserError, naming the stage to run, if the output is not complete.
+        """
         facts = output.complete
         if facts is None:
             raise UserError(f"{output.path} is not complete: run `setbacks {stage}` first")
         return facts
 
     def spec(self, model: Model, adapters: tuple[str, ...], *, endpoint: bool = False) -> ModelSpec:
-        """How engines open a model. endpoint: whether the configuration's server may answer in their place."""
+        """How engines open a model. endpoint: whether the configured server may replace the engines."""
         inference = self.config.inference
         directory = self.model_dir if model == self.config.model else models.model_dir(model)
         return ModelSpec(model, directory, inference if endpoint else inference.local, adapters)
 
-    # -- what is kept and said
+    # -- records and logs
 
     def _start(self, output: Output, inputs: Mapping[str, str]) -> None:
         attempt.making(output.name)
@@ -261,17 +271,18 @@ class Run:
         wanted, counts = self.config.inference.rows_per_commit, Counts()
         begun_with = making.store.write_work(making.rows(counts), making.listed, counts, block_rows=wanted)["block_rows"]
         if begun_with != wanted:
-            self.log(f"{stage}: goes on with rows_per_commit = {begun_with}, as it began; {wanted} would need --overwrite")
+            fixed = f"rows_per_commit={begun_with} (fixed when the run started)"
+            self.log(f"{stage}: resuming with {fixed}; use --overwrite to change it to {wanted}")
 
     def _part(self, stage: str, store: Store) -> dict:
-        """Which of several outputs of a stage a line of metrics.jsonl is about."""
+        """The key of a metrics.jsonl line that says which of several outputs of a stage it is about."""
         suites = {made.name: name for name, made in self.suites.items()}
         if stage == "evaluate":
             return {"suite": suites[store.name]}
         return {"suite": store.name} if len(self.outputs(stage)) > 1 else {}
 
     def _record(self, stage: str, figures: dict) -> None:
-        """Append a line to RUN/metrics.jsonl: what the report says of timings and counts."""
+        """Append a line to RUN/metrics.jsonl, the report's source of timings and counts."""
         attempt.check()
         path = storage.join(self.path, "metrics.jsonl")
         before = storage.read_text(path) if storage.exists(path) else ""
@@ -287,8 +298,9 @@ class Run:
         )
 
     def _log_dataset(self, stage: str, store: Store) -> None:
-        """Raises RunFailed if no row came through: no later stage has anything to work on."""
-        if not storage.exists(storage.join(store.path, "README.md")):  # a crash came between completion and card
+        """Log a data set. Raises RunFailed if no row succeeded: later stages would have no input."""
+        # a crash occurred between completion and card
+        if not storage.exists(storage.join(store.path, "README.md")):
             self._write_card(store, {})
         done = store.facts
         counts = ", ".join(f"{count:,} {status}" for status, count in sorted(done["status"].items()))
@@ -296,10 +308,11 @@ class Run:
         nothing = [status for status in (FAILED, DROPPED) if done["status"].get(status)]
         if done["rows"] and sum(done["status"][status] for status in nothing) == done["rows"]:
             common = max(done["reasons"], key=done["reasons"].get)
-            mend = "change the source or the selection, and use --overwrite"
+            remedy = "change the source or the selection, and use --overwrite"
             if FAILED in nothing:
-                mend = "mend the cause and use --retry-failed, or --overwrite to read the source again"
-            raise RunFailed(f"{stage}: all {done['rows']} rows {' or '.join(nothing)}, most with: {common}; {mend}")
+                remedy = "fix the cause and rerun with --retry-failed, or --overwrite to reread the source"
+            ended = f"all {done['rows']} rows {' or '.join(nothing)}"
+            raise RunFailed(f"{stage}: {ended}, most with: {common}; {remedy}")
 
 
 def adapter_digest(adapter: str) -> str:
@@ -308,7 +321,7 @@ def adapter_digest(adapter: str) -> str:
 
 
 def origin(config: Config, schema: Schema) -> Origin:
-    """What a data set is made by, for its card."""
+    """The origin of a data set, for its card."""
     model = config.model
     adapter: str | None = None
     made_by: list[Section] = []
@@ -323,5 +336,5 @@ def origin(config: Config, schema: Schema) -> Origin:
 
 
 def _is_read(section: Section, name: str, schema: Schema) -> bool:
-    """Whether a source is read for a data set: a method's `generate` does not read what only `mix` reads."""
+    """Whether a source is read for a data set: a method's `generate` does not read sources of `mix`."""
     return not (isinstance(section, Method) and schema == section.generated and name.split(".")[0] in section.mixing)

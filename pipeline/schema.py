@@ -1,4 +1,4 @@
-"""The Arrow schema of every data set we write, a sentence per column. Imports nothing of ours."""
+"""The Arrow schema of the shared data sets, with a sentence per column. Imports no other pipeline module."""
 
 from dataclasses import dataclass
 
@@ -8,14 +8,14 @@ MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])
 
 STAGES = ("generate", "mix", "train", "evaluate", "report")
 
-# What can become of a row. Every row read ends as exactly one of these.
+# The status of a row. Every row read ends with exactly one of these.
 OK, NOT_INDUCED, DROPPED, FAILED = "ok", "not_induced", "dropped", "failed"
 
 
-# What a text column holds, which decides what `setbacks show` masks.
-HARMLESS = "harmless"  # by its making: shown
-JUDGED = "judged"  # masked, unless the row's judge called it harmless or the row is a benign one
-UNKNOWN = "unknown"  # masked, unless the row is a benign one
+# The kind of a text column decides whether `setbacks show` masks it.
+HARMLESS = "harmless"  # by construction; shown
+JUDGED = "judged"  # masked, unless the judge called it harmless or the row is benign
+UNKNOWN = "unknown"  # masked, unless the row is benign
 HARMFUL = "harmful"  # masked
 
 
@@ -23,7 +23,7 @@ HARMFUL = "harmful"  # masked
 class Column:
     """doc: one sentence for the card.
 
-    text:    what the column holds if it is a text that a person or a model wrote (see above); None for every other column.
+    text:    the kind of text (see above) if a person or a model wrote it; None for every other column.
     members: of a list of structs: its members, as columns.
     """
 
@@ -40,11 +40,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Schema:
-    """A data set: its columns, and what is said of it.
+    """A data set: its columns and its description.
 
-    title, tags, use: of its card: heading, tags of the hub, how to use it (Markdown).
-    stage:            of a run, which writes it; None for rows that only travel between the stages.
-    `arrow` is what its Parquet files carry.
+    title, tags, use: of the card: heading, hub tags, instructions for use (Markdown).
+    stage:            the stage that writes it; None for rows that only pass between stages.
+    `arrow` is the schema of its Parquet files.
     """
 
     name: str
@@ -82,7 +82,8 @@ pairs = load_dataset("path/of/this/directory", split="train").select_columns(["p
 DPOTrainer(model, train_dataset=pairs, processing_class=tokenizer).train()
 ```
 
-Pairs of one `group` share their responses: split by `instruction_id`, not by row, where you hold some out. `rank_rejected` minus
+Pairs of one `group` share their responses: if you hold some out, split by `instruction_id`, not by row.
+`rank_rejected` minus
 `rank_chosen` is the gap that a curriculum orders by."""
 
 
@@ -92,7 +93,7 @@ STATUS = (
     Column("error", pa.string(), "why the row was dropped or failed; null otherwise"),
 )
 TOKENS = (
-    Column("prompt_tokens", pa.int64(), "prompt tokens of this row's calls to the engine (a judge with a server of its own not counted)"),
+    Column("prompt_tokens", pa.int64(), "prompt tokens of this row's calls to the engine, without judges on other servers"),
     Column("completion_tokens", pa.int64(), "sampled tokens of the same calls"),
 )
 
@@ -101,11 +102,11 @@ INSTRUCTIONS = Schema(
     (
         ID,
         Column("instruction_id", pa.string(), "hash of the instruction's content; shared by rows that repeat it"),
-        Column("sample", pa.int32(), "0, 1, … where an instruction is used several times"),
-        Column("instruction", pa.string(), "the request, as read (cut where the row is malformed)", text=UNKNOWN),
-        Column("category", pa.string(), "harm category or topic of the source; null where it names none"),
-        Column("safe_response", pa.string(), "the source's safe (or helpful) response; null where it has none", text=HARMLESS),
-        Column("unsafe_response", pa.string(), "the source's unsafe response; null where it has none", text=HARMFUL),
+        Column("sample", pa.int32(), "0, 1, … if an instruction is used several times"),
+        Column("instruction", pa.string(), "the request as read (cut if the row is malformed)", text=UNKNOWN),
+        Column("category", pa.string(), "harm category or topic of the source; null if it names none"),
+        Column("safe_response", pa.string(), "the source's safe (or helpful) response, or null", text=HARMLESS),
+        Column("unsafe_response", pa.string(), "the source's unsafe response, or null", text=HARMFUL),
         Column("source", pa.string(), "where the row was read: path#row", text=HARMLESS),
         Column("unsafe_responses", pa.list_(pa.string()), "every response that the source labels unsafe, in its order", text=HARMFUL),
         *STATUS,

@@ -1,8 +1,10 @@
-"""`setbacks manifest`: a run as Kubernetes objects, a RayJob for KubeRay sized from the configuration. cluster/README.md tells how it is used.
+"""`setbacks manifest`: a run as Kubernetes objects, a RayJob for KubeRay sized from the configuration.
 
-How many pods there are follows from the configuration; how large one is, from the constants below. Those are assumptions: a manifest is
-text, to be read and edited before it is applied. Nothing of this machine goes into it, so the same configuration gives the same manifest
-everywhere. Imports neither Ray nor an engine.
+See cluster/README.md for its use.
+
+The configuration determines the number of pods; the constants below determine their size. The constants are
+assumptions: read and edit a manifest before you apply it. The manifest does not depend on this machine, so
+             the same configuration gives the same manifest everywhere. Imports neither Ray nor an engine.
 """
 
 import hashlib
@@ -22,29 +24,30 @@ from pipeline.settings.base import Model, PathKind, Source
 from pipeline.settings.walk import paths, sections
 
 RAY_VERSION = "2.60.0"  # of the image: cluster/Dockerfile
-MOUNT = "/mnt/setbacks"  # where every pod sees the shared volume
-CLAIM = SECRET = "setbacks"  # names of the volume's claim, and of the secret that holds tokens and keys
+MOUNT = "/mnt/setbacks"  # mount point of the shared volume in every pod
+CLAIM = SECRET = "setbacks"  # name of the volume's claim and of the secret with tokens and keys
 CONFIG_FILE = "/etc/setbacks/config.yaml"
 
 HEAD_CPUS, HEAD_GIB = 2, 8
-DATA_CPUS, DRIVER_GIB = 4, 8  # the driver mixes, tokenizes and reports; its libraries alone take 2 GiB
-CPU_PROCESS_GIB = 3  # an engine without its KV cache, or a trainer, of the toy model
-GPU_CPUS, GPU_GIB = 8, 48  # a GPU: 16 GiB of weights (8B parameters in bfloat16), twice while they load; 16 GiB for Ray and Python
+DATA_CPUS, DRIVER_GIB = 4, 8  # the driver mixes, tokenizes and reports; its libraries alone need 2 GiB
+CPU_PROCESS_GIB = 3  # a toy model's engine without KV cache, or its trainer
+# per GPU: 16 GiB of weights (8B parameters, bfloat16), doubled during loading; 16 GiB for Ray and Python
+GPU_CPUS, GPU_GIB = 8, 48
 
-IDLE_S = 300  # a pod above a group's least number goes after so long without work
-TTL_S = 60  # so long after the job the cluster is taken down; what was written stays on the volume
-RETRIES = 2  # each on a new cluster, going on from what is committed
-DEADLINE_S = 3 * 24 * 3600  # a job that takes longer is ended
-STOP_S = 15  # from `ray job stop` to the kill; setbacks needs up to 8 to end in order, and Ray's default is 3
+IDLE_S = 300  # pods above a group's minimum are removed after this long without work
+TTL_S = 60  # the cluster is deleted this long after the job; the volume keeps all files
+RETRIES = 2  # each on a new cluster, resuming from committed rows
+DEADLINE_S = 3 * 24 * 3600  # longer jobs are killed
+STOP_S = 15  # from `ray job stop` to the kill; setbacks needs up to 8 s to stop cleanly, Ray's default is 3 s
 USER, GROUP = 1000, 100  # of Ray's images
 LONGEST_NAME = 40  # KubeRay refuses a RayJob with more than 47 characters
 
-Volumes = dict[str, tuple[str, dict]]  # name → where pods see it, and what it is
+Volumes = dict[str, tuple[str, dict]]  # name → mount path and source
 
 
 @dataclass(frozen=True)
 class Pods:
-    """A group of pods that are alike. Where `least` and `most` differ, Ray's autoscaler decides how many there are."""
+    """A group of identical pods. If `least` and `most` differ, Ray's autoscaler chooses their number."""
 
     name: str
     purpose: str
@@ -56,7 +59,7 @@ class Pods:
 
     @property
     def amounts(self) -> dict[str, str]:
-        """What Kubernetes is asked for, and what Ray gives out: KubeRay starts each node with its container's limits."""
+        """Resources of a container and its Ray node: KubeRay starts each node with the container's limits."""
         gpus = {"nvidia.com/gpu": str(self.gpus)} if self.gpus else {}
         return {"cpu": str(self.cpus), "memory": f"{self.memory_gib}Gi", **gpus}
 
@@ -70,10 +73,10 @@ HEAD = Pods("head", "Ray's own services, no work", 1, 1, HEAD_CPUS, HEAD_GIB)
 
 
 def manifest(config: Config, image: str | None = None, *, interactive: bool = False) -> str:
-    """The YAML of a RayJob that runs the configuration, and of its ConfigMap; with `interactive`, of a RayCluster to submit jobs to.
+    """The YAML of a RayJob that runs the configuration, and its ConfigMap; if `interactive`, of a RayCluster.
 
-    image: what every pod runs; by default `setbacks:VERSION-gpu` or `-cpu`, whichever the configuration needs.
-    Raises UserError for a path that pods would not see, and for an image that is not pinned.
+    image: of every pod; by default `setbacks:VERSION-gpu` or `-cpu`, as the configuration needs.
+    Raises UserError for a path that pods cannot see, and for an image that is not pinned.
     """
     _check_paths(config)
     groups = worker_groups(config)
@@ -84,7 +87,8 @@ def manifest(config: Config, image: str | None = None, *, interactive: bool = Fa
     if interactive:
         objects = [_object("ray.io/v1", "RayCluster", name, spec=_cluster(groups, image, volumes))]
     else:
-        written = config.model_dump(mode="json", exclude_unset=True)  # the defaults are the image's, as they are the code's here
+        # defaults come from the code in the image
+        written = config.model_dump(mode="json", exclude_unset=True)
         settings = _object("v1", "ConfigMap", name, data={posixpath.basename(CONFIG_FILE): _yaml(written)})
         volumes["config"] = (posixpath.dirname(CONFIG_FILE), {"configMap": {"name": name}})
         objects = [settings, _object("ray.io/v1", "RayJob", name, spec=_job(groups, image, volumes))]
@@ -93,7 +97,7 @@ def manifest(config: Config, image: str | None = None, *, interactive: bool = Fa
 
 
 def job_name(run_dir: str) -> str:
-    """A name for the run's objects, which Kubernetes takes: /mnt/setbacks/runs/mine_7b → setbacks-mine-7b."""
+    """A valid Kubernetes name for the run's objects: /mnt/setbacks/runs/mine_7b → setbacks-mine-7b."""
     place = run_dir.rpartition("://")[2].removeprefix(MOUNT).strip("/").removeprefix("runs/")
     name = "-".join(["setbacks", *re.findall("[a-z0-9]+", place.lower())])
     if len(name) <= LONGEST_NAME:
@@ -105,7 +109,7 @@ def job_name(run_dir: str) -> str:
 
 
 def worker_groups(config: Config) -> list[Pods]:
-    """The groups beside the head: CPUs for the driver and for all that has no GPU, GPUs for engines, GPUs for trainers."""
+    """The groups besides the head: CPU pods (driver, CPU processes), GPU pods of engines and trainers."""
     needs = placement.needs(config, config.stages)
     engines = [need for need in needs if need.gpus and need.kind == "engines"]
     trainers = [need for need in needs if need.gpus and need.kind == "workers"]
@@ -123,7 +127,7 @@ def worker_groups(config: Config) -> list[Pods]:
 
 
 def _data(processes: list[Need], process_gib: int) -> Pods:
-    """Ray may put as many processes beside the driver as a pod has further CPUs, so there is memory for that many."""
+    """Ray may place one process per spare CPU on the driver's pod, so the pod has memory for all of them."""
     least, most = _span(processes)
     beside = min(DATA_CPUS - 1, most)
     purpose = "the driver, which mixes, packs and reports" + ("; engines and trainers" if beside else "")
@@ -132,9 +136,10 @@ def _data(processes: list[Need], process_gib: int) -> Pods:
 
 
 def _training(workers: list[Need], engine_gpus: int) -> Pods:
-    """Pods as an engine needs them where the workers fill such pods, else of one GPU.
+    """Pods of an engine's size if the workers fill such pods, else pods of one GPU.
 
-    Ray places by resources, not by group: in pods of its size an engine runs whenever training does not, and one set of GPUs does for both.
+    Ray places by resources, not by group. An engine can therefore use training pods of its size while no
+    training runs, and one set of GPUs serves both.
     """
     least, most = _span(workers)
     fits = engine_gpus and least % engine_gpus == most % engine_gpus == 0
@@ -144,7 +149,7 @@ def _training(workers: list[Need], engine_gpus: int) -> Pods:
 
 
 def _span(needs: list[Need]) -> tuple[int, int]:
-    """The least and the most processes that any of the needs asks for; stages and arms run one after the other."""
+    """The largest minimum and maximum of the needs: stages and arms run in sequence."""
     return max((need.least for need in needs), default=0), max((need.most for need in needs), default=0)
 
 
@@ -156,18 +161,22 @@ def _check_paths(config: Config) -> None:
         elsewhere = not storage.is_local(path) or path.startswith(("hub:", "toy:"))
         if not elsewhere and not posixpath.normpath(path).startswith(f"{MOUNT}/"):
             raise UserError(
-                f"{field} = {path}: pods share nothing but the volume at {MOUNT}; "
-                f"name a place there, such as {field}={MOUNT}/{'runs/' if field == 'run_dir' else ''}{posixpath.basename(path.rstrip('/'))}"
+                f"{field} = {path}: pods share only the volume at {MOUNT}; "
+                f"use a path on the volume, such as {field}={MOUNT}/"
+                f"{'runs/' if field == 'run_dir' else ''}{posixpath.basename(path.rstrip('/'))}"
             )
 
 
 def _shares_volume(config: Config) -> bool:
-    """Whether anything lies on the shared volume; where all is on object stores and hubs, pods need none, and each caches what it loads."""
+    """Whether any path is on the shared volume.
+
+    If all paths are on object stores and hubs, pods have no volume and cache locally.
+    """
     return any(path.startswith(f"{MOUNT}/") for path in _paths(config).values())
 
 
 def _paths(config: Config) -> dict[str, str]:
-    """Whatever the configuration names that lies in a file system, by field."""
+    """File-system paths of the configuration, by field."""
     models = {f"{field}.path": model.path for field, model in sections(config, Model).items()}
     sources = {f"{field}.path": source.path for field, source in sections(config, Source).items()}
     return {
@@ -183,7 +192,8 @@ def _check_image(image: str) -> None:
     place, slash, last = image.rpartition("/")
     name, _, tag = last.partition(":")
     if not tag or tag == "latest":
-        raise UserError(f"--image {image}: would be another one tomorrow; give its tag, such as {place}{slash}{name}:{__version__}-gpu")
+        pinned = f"{place}{slash}{name}:{__version__}-gpu"
+        raise UserError(f"--image {image}: is not pinned and can change; add a tag, such as {pinned}")
 
 
 # -- the objects
@@ -197,7 +207,7 @@ def _job(groups: list[Pods], image: str, volumes: Volumes) -> dict:
     submitter = _pod("ray-job-submitter", image, {"cpu": "500m", "memory": "1Gi"})
     return {
         "entrypoint": f"setbacks run {CONFIG_FILE}",
-        "entrypointNumCpus": 1,  # puts the driver on a worker, since the head has no CPU to give
+        "entrypointNumCpus": 1,  # places the driver on a worker, because the head offers no CPU
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": TTL_S,
         "backoffLimit": RETRIES,
@@ -216,7 +226,8 @@ def _cluster(groups: list[Pods], image: str, volumes: Volumes) -> dict:
     scales = any(group.least < group.most for group in groups)
     return {
         "rayVersion": RAY_VERSION,
-        "authOptions": {"mode": "token"},  # without it whoever reaches the dashboard can run code; KubeRay makes the token and hands it out
+        # else anyone who reaches the dashboard can run code; KubeRay creates and distributes the token
+        "authOptions": {"mode": "token"},
         "enableInTreeAutoscaling": scales,
         **({"autoscalerOptions": autoscaler} if scales else {}),
         "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": {"spec": _ray_pod("ray-head", image, HEAD, volumes)}},
@@ -235,7 +246,7 @@ def _cluster(groups: list[Pods], image: str, volumes: Volumes) -> dict:
 
 
 def _ray_pod(container: str, image: str, group: Pods, volumes: Volumes) -> dict:
-    """A pod of the cluster. It names no probes: KubeRay then adds those that fit the Ray version."""
+    """A pod of the cluster. It has no probes, so KubeRay adds those that fit the Ray version."""
     environment = {"HF_HOME": f"{MOUNT}/huggingface", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
     pod = _pod(container, image, group.amounts)
     pod["containers"][0] |= {
@@ -266,7 +277,7 @@ POD_SECURITY = {
     "runAsUser": USER,
     "runAsGroup": GROUP,
     "fsGroup": GROUP,
-    "fsGroupChangePolicy": "OnRootMismatch",  # a full volume is not walked through at every start
+    "fsGroupChangePolicy": "OnRootMismatch",  # avoids a scan of the whole volume at every start
     "seccompProfile": {"type": "RuntimeDefault"},
 }
 
@@ -275,7 +286,7 @@ POD_SECURITY = {
 
 
 class _Dumper(yaml.SafeDumper):
-    """Text of several lines as it stands, and no anchors for what occurs twice."""
+    """Writes multi-line text literally, and repeats values instead of using anchors."""
 
     def ignore_aliases(self, _data) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""`setbacks plan`: what a run would do, said without an engine. Reads the tokenizer and the first rows, nothing more."""
+"""`setbacks plan`: previews a run without starting an engine. Reads only the tokenizer and the first rows."""
 
 import asyncio
 import itertools
@@ -25,14 +25,14 @@ from pipeline.suites.base import Suite
 
 ROWS_SHOWN = 3
 ROWS_MEASURED = 2000
-MASKED_WORDS = 5  # a run of so many words that an unsafe text has too is masked
-CHARACTERS_PER_TOKEN = 4  # of English text; used only where no tokenizer can be loaded
+MASKED_WORDS = 5  # this many words in a row that also occur in an unsafe text are masked
+CHARACTERS_PER_TOKEN = 4  # of English text; used only if no tokenizer can be loaded
 BINS = (64, 128, 256, 512, 1024, 2048, 4096)
 
 
 @dataclass(frozen=True)
 class Call:
-    """A conversation to be sent. new_tokens: that may follow; unknown: of texts in it that a model has yet to write, at most."""
+    """A conversation to send. new_tokens: at most; unknown: tokens of its texts not yet written, at most."""
 
     step: str
     messages: list[Message]
@@ -45,11 +45,11 @@ class Call:
 
 
 class RecordingChat:
-    """A `Chat` that notes what a recipe asks, and answers with a stand-in for what a model would write."""
+    """A `Chat` that records the calls of a recipe and answers with placeholders for a model's texts."""
 
     def __init__(self):
-        self.calls: list[Call] = []  # of the run's own engines
-        self._standing_in: dict[str, int] = {}  # stand-in → tokens at most of the text that it stands for
+        self.calls: list[Call] = []  # calls to the run's own engines
+        self._standing_in: dict[str, int] = {}  # placeholder → maximum of tokens of the text that it replaces
 
     async def __call__(self, messages, sampling: Sampling, *, step: str, adapter: str | None = None, server=None) -> list[Completion]:
         text = "\n".join(message["content"] for message in messages)
@@ -62,9 +62,13 @@ class RecordingChat:
 
 
 def show_plan(config: Config, tokens_per_s: float | None = None, console: Console | None = None) -> None:
-    """Print the plan. Raises UserError for what `run` would refuse, as far as it can be known here."""
+    """Print the plan.
+
+    Raises UserError for configurations that `run` would refuse, if that can be checked here.
+    """
     console = console or Console(highlight=False, soft_wrap=True)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a plan looks at what is on this disk and waits for no network
+    # a plan reads this disk only and does not wait for a network
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     stages = {"generate", "mix", "train"} if config.methods else set()
     stages |= {"evaluate"} if config.suites.items() else set()
     if config.model.is_dummy:
@@ -74,14 +78,15 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     if config.model.path == "toy":
         console.print("model        toy, the embedded demonstration model")
     elif config.model.is_dummy:
-        console.print("model        dummy, no model: generate and mix are rehearsed, the rest is what a model would need")
+        console.print("model        dummy, no model: generate and mix can run; the rest is for a real model")
     else:
         console.print(f"model        {config.model.path}" + (f" @ {config.model.revision}" if config.model.revision else ""))
     for name, why in out_of_reach.items():
-        console.print(f"[yellow]{name} is out of reach here, so it is not checked[/yellow]: {escape(why)}")
+        notice = f"{name} cannot be reached from here; skipping its checks"
+        console.print(f"[yellow]{notice}[/yellow]: {escape(why)}")
     work: list[resources.Work] = []
     if not config.methods:
-        console.print("No method is given: this configuration only evaluates.\n")
+        console.print("No method is configured: this run only evaluates.\n")
     for name, method in config.methods.items():
         work.append(_generation(config, name, method, f"methods.{name}.instructions" not in out_of_reach, console))
     for name, suite in config.suites.items().items():
@@ -93,7 +98,7 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
 
 
 def _generation(config: Config, name: str, method: Method, readable: bool, console: Console) -> resources.Work:
-    """Run the recipe on the first rows with a chat that only notes what it is asked; print prompts and lengths."""
+    """Run the recipe on the first rows with a chat that only records calls; print prompts and lengths."""
     source, samples = method.instructions, method.samples
     if not readable and not source.limit:
         return resources.Work("generate", name, None)
@@ -126,7 +131,7 @@ def _generation(config: Config, name: str, method: Method, readable: bool, conso
 
 
 async def _ask(recipe: Recipe, row: dict, chat: RecordingChat) -> str | None:
-    """Have a recipe ask what it asks about a row. Returns why the row comes to nothing, if it does."""
+    """Run a recipe on a row. Returns why the row would be dropped or fail, if it would."""
     try:
         return (await recipe(row, chat)).get("error")
     except RowFailed as e:
@@ -134,7 +139,10 @@ async def _ask(recipe: Recipe, row: dict, chat: RecordingChat) -> str | None:
 
 
 def _show_calls(name: str, row: dict, calls: list[Call], number: int, console: Console) -> None:
-    """The calls of a row, without what the source labels unsafe: the beginning of a turn to be continued holds it, and so may a question."""
+    """Print a row's calls.
+
+    Text that the source labels unsafe is masked; prefills and questions can contain it.
+    """
     if number == 1:
         console.print(f"\n[bold]Prompts of the first rows[/bold] of {name}")
     told = set()
@@ -150,7 +158,7 @@ def _show_calls(name: str, row: dict, calls: list[Call], number: int, console: C
 
 
 def _without(text: str, unsafe: Iterable[str], words: int) -> str:
-    """A text with every run of so many words masked, or more, that an unsafe text has too."""
+    """The text, with each run of `words` or more words masked that also occurs in an unsafe text."""
     theirs: set[tuple[str, ...]] = set()
     for one in unsafe:
         found = one.split()
@@ -167,7 +175,7 @@ def _without(text: str, unsafe: Iterable[str], words: int) -> str:
 
 
 def _evaluation(config: Config, name: str, suite: Suite, out_of_reach: dict[str, str]) -> resources.Work:
-    """How the suite's work is counted, and its new tokens at most."""
+    """How the suite's work is counted, and its maximum of new tokens."""
     source = suite.counted
     unknown = any(field.startswith(f"suites.{name}.") for field in out_of_reach)
     entries = source.limit if unknown else sum(1 for _ in instructions.well_formed(source))
@@ -179,11 +187,12 @@ def _evaluation(config: Config, name: str, suite: Suite, out_of_reach: dict[str,
 
 
 def _measure(config: Config, calls: list[Call]) -> tuple[list[int], str, int | None]:
-    """Prompt tokens of each call, by what they are counted, and the most that prompt and completion may have together."""
+    """Prompt tokens of each call, how they are counted, and the limit of prompt and completion together."""
     tokenizer, limit = _tokenizer(config)
     if tokenizer is None:
         lengths = [call.characters // CHARACTERS_PER_TOKEN + call.unknown for call in calls]
-        return lengths, f"{CHARACTERS_PER_TOKEN} characters a token, since the tokenizer is out of reach", limit
+        counted_by = f"{CHARACTERS_PER_TOKEN} characters per token, because the tokenizer cannot be reached"
+        return lengths, counted_by, limit
     return [_tokens(tokenizer, call.messages) + call.unknown for call in calls], "the model's tokenizer", limit
 
 
@@ -194,9 +203,9 @@ def _tokens(tokenizer, messages: list[Message]) -> int:
 
 
 def _tokenizer(config: Config):
-    """The tokenizer and length limit of a model on this disk (or in the hub's cache); (None, config's limit) where there is none.
+    """The tokenizer and length limit of a model on this disk or in the hub's cache, else (None, config's).
 
-    It is that of the run's own model, also where another one continues turns.
+    This is always the run's own model, even if another model continues turns.
     """
     directory = models.cached_model_dir(config.model)
     if directory is None:

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md: a table for every section of the configuration.
+"""Writes docs/configuration.md: one table per section of the configuration.
 
 python -m pipeline.commands.reference
 """
@@ -25,12 +25,12 @@ descriptions in the code; do not edit it.
 
 A configuration is one YAML file. `key.sub=value` after its name on the command line changes a field:
 `setbacks run config.yaml seed=1 train.epochs=2`. Unknown keys are errors. *NAME* is a name that you choose,
-of lower-case letters, digits and `_`. A dash means that there is no default: give the field, unless its
+of lower-case letters, digits and `_`. A dash means no default: set the field, unless its
 description says what is used instead.
 """
 _WORDS = {str: "text", int: "integer", float: "number", bool: "`true` or `false`", NoneType: "`null`"}
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-_NO_BOUND = 2**31  # limits from here on only keep numbers within a machine's integers
+_NO_BOUND = 2**31  # larger limits only keep numbers within machine integers; not shown
 
 
 def reference() -> str:
@@ -42,7 +42,7 @@ def reference() -> str:
 
 
 def _sections(model: type[Section], prefix: str) -> Iterator[tuple[str, type[Section]]]:
-    """Every section below one, with the place where it stands: a dotted name."""
+    """Every section below `model`, with its dotted name."""
     for name, field in model.model_fields.items():
         place = f"{prefix}{name}.NAME" if get_origin(field.annotation) is dict else f"{prefix}{name}"
         for section in _members(field.annotation):
@@ -70,7 +70,7 @@ def _page(section: type[Section], places: list[str]) -> str:
 
 
 def _title(section: type[Section]) -> str:
-    """The section's name. A member of a union also has the field that selects it."""
+    """The section's name; for a member of a union, also the field that selects the member."""
     tags = (f"{name}: {field.default}" for name, field in section.model_fields.items() if _is_tag(field))
     return section.__name__ + "".join(f" (`{tag}`)" for tag in tags)
 
@@ -81,7 +81,7 @@ def _is_tag(field: FieldInfo) -> bool:
 
 def _link(section: type[Section]) -> str:
     title = _title(section)
-    anchor = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")  # as GitHub makes them
+    anchor = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")  # same rule as GitHub
     return f"[{title}](#{anchor})"
 
 
@@ -125,7 +125,7 @@ def _default(field: FieldInfo) -> str:
             return "its defaults"
     value = list(value) if isinstance(value, tuple) else value
     text = yaml.safe_dump(value, default_flow_style=True, width=10**9)
-    return f"`{text.strip().removesuffix('...').strip()}`"  # YAML ends a document that is one scalar by dots
+    return f"`{text.strip().removesuffix('...').strip()}`"  # YAML ends a scalar document with dots
 
 
 if __name__ == "__main__":

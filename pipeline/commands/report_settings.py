@@ -1,4 +1,4 @@
-"""The report's section of settings and judges: those of the methods and suites in use, and what each judge cannot do."""
+"""The report's section of settings, judges and their limits, for the methods and suites in use."""
 
 from pipeline.config import Config, Train
 from pipeline.errors import UserError
@@ -25,7 +25,7 @@ def settings(config: Config) -> Section:
 
 
 def _training(config: Config) -> dict[str, str]:
-    """One line for all arms if they are trained alike, else one an arm."""
+    """One line for all arms if they are trained alike, else one line per arm."""
     said = {arm: _trained(section.train) for arm, section in config.arms.items()}
     if len(set(said.values())) == 1:
         return {"Training": next(iter(said.values()))}
@@ -44,12 +44,12 @@ def _prompts(name: str, part) -> dict[str, str]:
     """The prompt sets that a method or suite uses."""
     try:
         return {f"Prompts of {name}, {prompts.replace('_', ' ')}": f"hash {digest}" for prompts, digest in part.prompt_hashes().items()}
-    except UserError as e:  # the file has moved since the run; the report's other parts do not need it
+    except UserError as e:  # the file has moved since the run; the rest of the report does not need it
         return {f"Prompts of {name}": f"unknown ({e})"}
 
 
 def _judges(config: Config) -> dict[str, list[str]]:
-    """What each judge is → what it judges."""
+    """Description of each judge → what it judges."""
     parts = [*config.suites.items().values(), *config.methods.values()]
     found: dict[str, list[str]] = {}
     for judge, what, subject in (judged for part in parts for judged in part.judged()):

@@ -1,4 +1,4 @@
-"""The second half of `setbacks plan`: what a run takes of engines, workers, nodes and hours."""
+"""The second half of `setbacks plan`: engines, workers, nodes and hours that a run needs."""
 
 import json
 import os
@@ -13,11 +13,12 @@ from pipeline.data import storage
 from pipeline.runtime.session import ray_session
 from pipeline.settings.base import span
 
-ASSUMED_TOKENS_PER_S = {"cpu": 2_000, "gpu": 2_500}  # of one engine, new tokens; an assumption until a run has been measured
+# new tokens per engine; used until a run has been measured
+ASSUMED_TOKENS_PER_S = {"cpu": 2_000, "gpu": 2_500}
 
 
 def show(config: Config, console: Console) -> None:
-    """Engines, workers and GPUs that each stage asks for."""
+    """Print the engines, workers and GPUs that each stage requests."""
     inference = config.inference
     fewest, most = span(inference.actors)
     actors = str(fewest) if fewest == most else f"{fewest}–{most}"
@@ -39,7 +40,10 @@ def show(config: Config, console: Console) -> None:
 
 
 def show_cluster(config: Config, stages: set[str], console: Console) -> None:
-    """What goes where on the cluster at $RAY_ADDRESS. Raises UserError where it cannot hold what a stage asks for."""
+    """Print the placement on the cluster at $RAY_ADDRESS.
+
+    Raises UserError if the cluster is too small for a stage.
+    """
     with ray_session(config.run_dir):
         cluster = placement.nodes()
     console.print(f"[bold]Cluster[/bold] at {escape(os.environ['RAY_ADDRESS'])}")
@@ -60,13 +64,13 @@ def _suites(config: Config) -> list[str]:
 
 
 def arms(config: Config) -> int:
-    """The base model's own included."""
+    """Number of arms, base model included."""
     return len(config.arm_names)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a method or suite takes. counted: how it is counted, and its new tokens at most; None if that is not known."""
+    """Work of a method or suite. counted: how it is counted, and new tokens at most; None if unknown."""
 
     stage: str
     name: str
@@ -80,7 +84,7 @@ def show_time(config: Config, work: list[Work], tokens_per_s: float | None, cons
             told, most = part.counted
             console.print(f"  {part.stage} {part.name}: {told}: at most {most:,} new tokens")
         else:
-            console.print(f"  {part.stage} {part.name}: unknown, its source is out of reach")
+            console.print(f"  {part.stage} {part.name}: unknown, its source cannot be reached")
     known = [part.counted[1] for part in work if part.counted]
     if not known:
         return
@@ -88,16 +92,15 @@ def show_time(config: Config, work: list[Work], tokens_per_s: float | None, cons
     _, actors = span(inference.actors)
     measured = _measured(config)
     speed = tokens_per_s or measured or ASSUMED_TOKENS_PER_S["gpu" if inference.num_gpus else "cpu"]
-    origin = (
-        "given" if tokens_per_s else "measured in this run directory" if measured else "an ASSUMPTION; give --tokens-per-s once measured"
-    )
+    assumed = "assumed; pass --tokens-per-s with a measured value"
+    origin = "given" if tokens_per_s else "measured in this run directory" if measured else assumed
     hours = sum(known) / (speed * actors) / 3600
     console.print(f"  at {speed:,.0f} tokens/s per engine ({origin}): at most {hours:.2f} h", end="")
     console.print(f" = {hours * actors * inference.num_gpus:.1f} GPU-hours" if inference.num_gpus else "")
 
 
 def _measured(config: Config) -> float | None:
-    """New tokens per second of one engine, when this run directory last had engines for what is planned."""
+    """New tokens per second of one engine, from the last comparable stage of this run directory, if any."""
     path = storage.join(storage.absolute(config.run_dir), "metrics.jsonl")
     if not storage.exists(path):
         return None
@@ -107,6 +110,6 @@ def _measured(config: Config) -> float | None:
     for line in reversed(lines):
         if line.get("engine_s") and line.get("completion_tokens"):
             return line["completion_tokens"] / line["engine_s"]
-        if line.get("tokens_per_s"):  # of a run before engine_s was told
+        if line.get("tokens_per_s"):  # written before engine_s was recorded
             return line["tokens_per_s"]
     return None

@@ -1,4 +1,4 @@
-"""`setbacks show DATASET`: rows of a data set in the terminal, harmful text masked unless it is asked for."""
+"""`setbacks show DATASET`: prints rows of a data set; harmful text is masked unless --reveal is given."""
 
 from collections import Counter
 from typing import Any
@@ -11,7 +11,7 @@ from pipeline.schema import HARMFUL, HARMLESS, INSTRUCTIONS, JUDGED, UNKNOWN, Co
 
 _COUNTED = ("status", "kind", "suite", "arm")
 _MOST_CHARACTERS = 2_000
-# What is known of columns, and of members of structs, by their names alone: a foreign file's own word for it would prove nothing.
+# Columns and struct members are known by name only: a foreign file's own labels would prove nothing.
 _COLUMNS = {column.name: column for schema in (INSTRUCTIONS, *WRITTEN) for column in schema.columns}
 _MEMBERS = {member.name: member for column in _COLUMNS.values() for member in column.members}
 
@@ -19,7 +19,7 @@ _MEMBERS = {member.name: member for column in _COLUMNS.values() for member in co
 def show(dataset_dir: str, rows: int, reveal: bool, console) -> None:
     """Print a data set's columns, counts and first `rows` rows on a `rich.console.Console`.
 
-    Raises UserError if there is no data set of Parquet files, if it cannot be read, or if it has changed since a run finished it.
+    Raises UserError if the data set does not exist, cannot be read, or has changed since a run finished it.
     """
     dataset = _open(dataset_dir)
     schema, total = dataset.schema, 0
@@ -43,7 +43,7 @@ def show(dataset_dir: str, rows: int, reveal: bool, console) -> None:
 
 
 def safe_text(text: str) -> str:
-    """Text that cannot command a terminal: control, direction and invisible characters are spelled out, line ends stay."""
+    """Text without terminal commands: control, direction and invisible characters escaped, line ends kept."""
     return "".join(c if c.isprintable() or c == "\n" else " " if c.isspace() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -64,7 +64,7 @@ def _open(dataset_dir: str) -> Dataset:
 
 
 def _inside(filesystem, inner: str) -> str:
-    """The remedy if somebody names a run instead of one of its data sets."""
+    """A hint for a user who names a run instead of one of its data sets."""
     from pyarrow import fs
 
     below = filesystem.get_file_info(fs.FileSelector(inner, recursive=True))
@@ -74,7 +74,7 @@ def _inside(filesystem, inner: str) -> str:
 
 
 def _counted(column) -> dict[str, int]:
-    """How often each value occurs; a foreign column of that name may hold anything."""
+    """Count of each value; a foreign column with a known name may hold anything."""
     counts: Counter = Counter()
     for pair in column.value_counts().to_pylist():
         counts[str(pair["values"])] += pair["counts"]
@@ -82,7 +82,7 @@ def _counted(column) -> dict[str, int]:
 
 
 def _columns(schema):
-    """Name, type and meaning of each column; the meaning is kept in the files themselves."""
+    """Name, type and meaning of each column; the data files store the meaning."""
     from rich.table import Table
 
     table = Table("column", "type", "meaning", box=None, header_style="dim", padding=(0, 2, 0, 2))
@@ -107,12 +107,12 @@ def _fields(row: dict, reveal: bool):
 
 
 def _text(name: str, known: dict[str, Column]) -> str | None:
-    """What a column or member of this name holds; if nobody knows the name, it is taken for a text of which nothing is known."""
+    """The kind of text under a column or member name; an unknown name counts as UNKNOWN text."""
     return known[name].text if name in known else UNKNOWN
 
 
 def _is_masked(text: str | None, row: dict) -> bool:
-    """Whether what a column holds is masked in a row."""
+    """Whether a column of this text kind is masked in a row."""
     if text in (None, HARMLESS):
         return False
     benign = "helpful" in (row.get("suite"), row.get("kind"))
@@ -121,7 +121,7 @@ def _is_masked(text: str | None, row: dict) -> bool:
 
 
 def _rendered(value: Any, *, hide: bool) -> str:
-    """A value as lines of text; of a conversation, list or struct every text is hidden by itself."""
+    """A value as lines of text; each text in a conversation, list or struct is masked separately."""
     if isinstance(value, str):
         return masked(value) if hide else safe_text(value)
     if isinstance(value, dict) and value.keys() == {"role", "content"}:
@@ -133,7 +133,7 @@ def _rendered(value: Any, *, hide: bool) -> str:
                 text = _rendered(member, hide=hide and _text(name, _MEMBERS | _COLUMNS) not in (None, HARMLESS))
                 lines.append(f"{safe_text(str(name))}: {text}")
         return "\n".join(lines)
-    if isinstance(value, list | tuple):  # a map's entries are pairs
+    if isinstance(value, list | tuple):  # entries of a map are pairs
         return "\n".join(_rendered(v, hide=hide) for v in value)
     if isinstance(value, bytes):
         return f"({len(value)} bytes)"
@@ -145,7 +145,7 @@ def _cut(text: str) -> str:
 
 
 def _line(text: str):
-    """One line as rich's Text: square brackets in it are no markup."""
+    """One line as rich Text, so that square brackets are no markup."""
     from rich.text import Text
 
     return Text(safe_text(text).replace("\n", "\\n"))

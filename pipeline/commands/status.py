@@ -1,6 +1,7 @@
-"""What `setbacks status` tells: how far each output of a run is, how fast, and what became of every attempt.
+"""`setbacks status`: progress and throughput of each output of a run, and the state of every attempt.
 
-Reads `RUN/.state` only, never data, and imports nothing heavy: it has to answer at once, from any machine that sees the run directory.
+Reads `RUN/.state` only, never data, and imports nothing heavy, so it answers at once from any machine that
+sees the run directory.
 """
 
 import json
@@ -20,31 +21,37 @@ UNREADABLE = "cannot be read"
 
 
 def show_status(target: str, as_json: bool) -> None:
-    """Print the status of a run directory, or of a configuration's. Raises UserError where nothing has been run there."""
+    """Print the status of a run directory, or of a configuration's.
+
+    Raises UserError if no run has used it.
+    """
     facts = status(_run_dir(target))
     if as_json:
         print(json.dumps(facts, indent=1))
         return
     from rich.console import Console
 
-    _print(facts, Console(highlight=False, width=None if sys.stdout.isatty() else 200))  # a file has no edge
+    _print(facts, Console(highlight=False, width=None if sys.stdout.isatty() else 200))  # a file has no width
 
 
 def status(run_dir: str) -> dict:
-    """Everything that is known of a run:
+    """All known facts of a run:
 
-    run_dir, state (of the newest attempt; None where there is none);
-    outputs:  name, stage, state, done, failed, left, total, unit, per_s, tokens_per_s, eta_s, counts, note of each; None is not known;
-    attempts: the files of `RUN/.state/attempts`, oldest first, with the state that they really have.
+    run_dir, state (of the newest attempt; None if there is no attempt);
+    outputs:  of each: name, stage, state, done, failed, left, total, unit, per_s, tokens_per_s, eta_s,
+              counts, note;
+              None means unknown;
+    attempts: the files of `RUN/.state/attempts`, oldest first, with their real state.
 
-    Raises UserError where nothing has been run there.
+    Raises UserError if no run has used the directory.
     """
     try:
         names, attempts = _outputs(run_dir), _attempts(run_dir)
     except OSError as e:
-        raise UserError(f"{run_dir}: cannot be read ({e.strerror or e}); mend the connection or the permissions") from None
+        why = f"cannot be read ({e.strerror or e})"
+        raise UserError(f"{run_dir}: {why}; fix the connection or the permissions") from None
     if not names and not attempts:
-        raise UserError(f"{run_dir}: nothing has been run there; name a run directory, or its configuration")
+        raise UserError(f"{run_dir}: contains no run; name a run directory or its configuration")
     newest = attempts[-1] if attempts else {}
     outputs = [_output(run_dir, name, stage, newest) for name, stage in names.items()]
     begun = {output["stage"] for output in outputs}
@@ -65,7 +72,7 @@ def _run_dir(target: str) -> str:
 
 
 def _attempts(run_dir: str) -> list[dict]:
-    """With the state they really have: only the newest can be running, and only if it lives."""
+    """All attempts with their real state: only the newest can be running, and only if it is alive."""
     attempts = attempt.history(run_dir)
     for one in attempts:
         one.setdefault("state", UNREADABLE)
@@ -75,7 +82,7 @@ def _attempts(run_dir: str) -> list[dict]:
 
 
 def _outputs(run_dir: str) -> dict[str, str]:
-    """The outputs that a run has begun to make, and the stage of each, in the order of the stages."""
+    """The outputs that a run has started, with their stages, in the order of the stages."""
     state, found = storage.join(run_dir, ".state"), {}
     names = storage.directories(state)
     names += [f"adapter/{arm}" for arm in storage.directories(storage.join(state, "adapter"))]
@@ -89,7 +96,7 @@ def _outputs(run_dir: str) -> dict[str, str]:
 def _output(run_dir: str, name: str, stage: str, newest: dict) -> dict:
     try:
         done = (Output if stage == "train" else _store)(run_dir, name).complete
-    except (UserError, ValueError) as e:  # a shard was deleted or cut; a file of the state is no JSON
+    except (UserError, ValueError) as e:  # a shard was deleted or cut, or a state file is not JSON
         return _row(name, stage, SPOILT, note=str(e))
     if done is not None:
         return _complete(name, stage, done)
@@ -104,7 +111,7 @@ def _output(run_dir: str, name: str, stage: str, newest: dict) -> dict:
 
 
 def _store(run_dir: str, name: str) -> Store:
-    return Store(run_dir, name, Schema(name, ()))  # what the rows look like is not asked for
+    return Store(run_dir, name, Schema(name, ()))  # the columns of the rows are not needed
 
 
 def _complete(name: str, stage: str, facts: dict) -> dict:
@@ -182,7 +189,7 @@ def _state(state: str):
 
 
 def _plain(text: str) -> str:
-    """Text of a file, with no control characters in it."""
+    """Text of a file, without control characters."""
     return "".join(c if c.isprintable() else "�" for c in text)
 
 

@@ -1,4 +1,7 @@
-"""Data: any source as rows, data sets that are committed while they grow, cards. Reading a file executes nothing that stands in it."""
+"""Data sets that are committed while they grow, adapters, cards.
+
+Reading a file never executes its content.
+"""
 
 from pipeline.data.pickles import disarm
 

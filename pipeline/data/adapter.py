@@ -1,4 +1,4 @@
-"""A LoRA adapter as two files, on any storage: what PEFT and vLLM load, and what is copied to where they can."""
+"""A LoRA adapter as two files on any storage; PEFT and vLLM load them, from a local copy if need be."""
 
 import json
 import os
@@ -11,7 +11,10 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def copy(source: str, target: str) -> None:
-    """Copy an adapter's two files; `target` has its adapter_config.json last, so where that is, it is whole. Raises OSError."""
+    """Copy an adapter's two files, adapter_config.json last: if it exists, `target` is complete.
+
+    Raises OSError.
+    """
     fs, inner = storage.filesystem(target)
     fs.create_dir(inner, recursive=True)
     source_fs, source_inner = storage.filesystem(source)
@@ -24,7 +27,10 @@ def is_whole(adapter: str) -> bool:
 
 
 def fetch(adapter: str, scratch: str) -> str:
-    """The adapter in a local directory: where it is, or a copy under `scratch`. Raises OSError."""
+    """A local directory of the adapter: its own if that is local, else a copy under `scratch`.
+
+    Raises OSError.
+    """
     if storage.is_local(adapter):
         return adapter
     local = os.path.join(scratch, f"{len(os.listdir(scratch))}-{adapter.rsplit('/', 1)[1]}")
@@ -33,7 +39,10 @@ def fetch(adapter: str, scratch: str) -> str:
 
 
 def shapes(file: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a safetensors file, from its header (8 bytes of length, then JSON). Raises OSError; ValueError where it is none."""
+    """Names and shapes of a safetensors file, from its header (8 bytes of length, then JSON).
+
+    Raises OSError; ValueError if the file is not a safetensors file.
+    """
     fs, inner = storage.filesystem(file)
     with fs.open_input_file(inner) as f:
         length = int.from_bytes(f.read(8), "little")

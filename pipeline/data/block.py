@@ -1,6 +1,7 @@
-"""A block of a work list: what an actor reads, runs and commits, as one file named by the block's number.
+"""A block of a work list: an actor reads, runs and commits it, as one file named by the block's number.
 
-Whatever happens to a block's writer, the file is there whole or not at all; and whoever writes it again only replaces it by itself.
+Commits are atomic and idempotent: a block's file is complete or absent, and
+writing it again produces the same content.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pipeline.data.shards import Digest
 from pipeline.data.work import WorkList
 from pipeline.schema import Schema
 
-_DIGEST = b"digest"  # in a part's metadata, so that the digest of a data set is computed by many actors and only added up by the driver
+_DIGEST = b"digest"  # in a part's metadata: actors compute the digests, and the driver only adds them up
 
 
 @dataclass(frozen=True)
@@ -38,22 +39,22 @@ class Block:
         return storage.exists(self.path)
 
     def read(self) -> tuple[list[dict], dict[str, dict]]:
-        """The rows of the block, in order, and by id the results of those that are not run again."""
+        """The rows of the block, in order, and the results to keep, by id: these rows are not rerun."""
         kept: list[dict] = []
         if storage.exists(self.kept_path):
             kept = pq.read_table(pa.BufferReader(storage.read_bytes(self.kept_path))).to_pylist()
         return self.work.read(self.number), {row["id"]: row for row in kept}
 
     def keep(self, rows: list[dict]) -> None:
-        """Write results of some of the block's rows: those are not run again. Raises OSError."""
+        """Write results of some of the block's rows, so these rows are not rerun. Raises OSError."""
         write_part(self.kept_path, self.schema.table(rows))
 
     def commit(self, rows: list[dict]) -> None:
-        """Write the block's results, whole or not at all; a second commit replaces the first. Raises OSError."""
+        """Write the block's results atomically; a second commit replaces the first. Raises OSError."""
         write_part(self.path, self.schema.table(rows))
 
     def result(self) -> tuple[pa.Table, str] | None:
-        """The committed rows and their digest; None where there are none, or they cannot be read."""
+        """The committed rows and their digest; None if they are missing or cannot be read."""
         try:
             parquet = pq.ParquetFile(pa.BufferReader(storage.read_bytes(self.path)), page_checksum_verification=True)
             first, second = parquet.schema_arrow.metadata[_DIGEST].decode().split()
@@ -74,6 +75,7 @@ def write_part(path: str, table: pa.Table) -> None:
     """Write rows of a block with their digest, atomically. Raises OSError."""
     sink = pa.BufferOutputStream()
     digest = Digest.of(table).hex()
-    marked = table.replace_schema_metadata({_DIGEST: f"{digest} {digest}"})  # twice, since no checksum covers a file's metadata
+    # twice, because no checksum covers a file's metadata
+    marked = table.replace_schema_metadata({_DIGEST: f"{digest} {digest}"})
     pq.write_table(marked, sink, compression="zstd", write_page_checksum=True)
     storage.write_bytes(path, sink.getvalue())

@@ -18,7 +18,7 @@ WARNING = (
 
 @dataclass(frozen=True)
 class Origin:
-    """What a data set was made by. made_by: the section of the configuration, or several; sources: what was read, by path."""
+    """What made a data set. made_by: sections of the configuration; sources: paths of the sources read."""
 
     model: Model
     adapter: str | None
@@ -30,7 +30,7 @@ class Origin:
 def write_card(store: Store, origin: Origin, prompt_hashes: dict[str, str], figures: dict) -> None:
     """Write the card of a complete data set.
 
-    figures: seconds, tokens_per_s … of the stage that made it; drops, where it left something out: reason → how much.
+    figures: seconds, tokens_per_s … of the stage that made it; drops, if it left rows out: reason → how many.
     """
     done, schema = store.facts, store.schema
     header = {
@@ -99,7 +99,7 @@ def _counts(done: dict) -> list[str]:
 
 
 def _settings(section: Section) -> dict[str, str]:
-    """The section's fields that say something."""
+    """The section's fields that are set."""
     return {key: f"`{value}`" for key, value in section.model_dump(mode="json").items() if value not in (None, {})}
 
 

@@ -1,8 +1,8 @@
 """Reading a finished data set: the one reader, for `mix`, `train`, `report` and `show`.
 
 When a data set is finished, its completion mark keeps a digest of every shard (`Store.finish`). The reader compares each shard's bytes
-with that digest before it parses them, so a damaged shard is refused and never read as other rows. A directory that was not made by a
-run has no digests: its files are read as they are.
+with that digest before it parses them, so a damaged shard is refused and never read as other rows. A
+directory that no run made has no digests, so its files are read unchecked.
 """
 
 import json
@@ -22,7 +22,8 @@ from pipeline.errors import UserError
 class Dataset:
     """Parquet shards in one directory.
 
-    digests: the BLAKE2b digest (16 bytes, hexadecimal) of each shard, by file name and in the order of the rows; None where there are none.
+    digests: file name → BLAKE2b digest of the shard (16 bytes, hexadecimal), in the order of the rows; None
+             if no run made it.
     """
 
     path: str
@@ -37,7 +38,7 @@ class Dataset:
             done = json.loads(storage.read_text(storage.join(state, "complete.json")))
             return cls(path, {name: shard["digest"] for name, shard in done["shards"].items()})
         if storage.exists(storage.join(state, "fingerprint.json")):
-            return None  # begun, and not finished
+            return None  # started, not finished
         shards = sorted(name for name in storage.sizes(path) if name.endswith(".parquet"))
         return cls(path, dict.fromkeys(shards)) if shards else None
 
@@ -47,8 +48,9 @@ class Dataset:
         return self._open(next(iter(self.digests)))[0].schema_arrow
 
     def tables(self, columns: Sequence[str] | None = None, where: pc.Expression | None = None) -> Iterator[pa.Table]:
-        """The rows, a row group at a time, in the order in which they were written. columns: None is all. where: only rows that match.
+        """The rows, a row group at a time, in the order they were written.
 
+        columns: None is all. where: only rows that match this condition.
         Holds one shard in memory. Raises UserError if a shard is not what was written, cannot be read, or lacks a column.
         """
         for name in self.digests:
@@ -56,7 +58,7 @@ class Dataset:
             if missing := set(columns or ()) - set(parquet.schema_arrow.names):
                 raise UserError(f"{self.path}: {name} has no column {min(missing)}; it was not made by this version of setbacks")
             try:
-                if where is not None:  # decodes the columns that the condition looks at, and of the others only what matches
+                if where is not None:  # decodes other columns for matching rows only
                     yield _matching(content, columns, where)
                     continue
                 for group in range(parquet.num_row_groups):
@@ -87,7 +89,7 @@ class Dataset:
             raise self._unreadable(name, e) from None
         digest = self.digests[name]
         if digest is not None and blake2b(content, digest_size=16).hexdigest() != digest:
-            raise changed(self.path, name, "has changed or is damaged")
+            raise changed(self.path, name, "is corrupt or has changed")
         try:
             buffer = pa.py_buffer(content)
             return pq.ParquetFile(buffer, page_checksum_verification=True), buffer
@@ -99,7 +101,7 @@ class Dataset:
 
 
 def _matching(parquet: pa.Buffer, columns: Sequence[str] | None, where: pc.Expression) -> pa.Table:
-    import pyarrow.dataset as pads  # takes a while, and `setbacks status` reads no row
+    import pyarrow.dataset as pads  # slow import, and `setbacks status` reads no row
 
     options = pads.ParquetFragmentScanOptions(page_checksum_verification=True)
     fragment = pads.ParquetFileFormat(default_fragment_scan_options=options).make_fragment(parquet)
@@ -108,4 +110,5 @@ def _matching(parquet: pa.Buffer, columns: Sequence[str] | None, where: pc.Expre
 
 def changed(path: str, name: str, what: str) -> UserError:
     """The error for a shard that is not what the completion mark says."""
-    return UserError(f"{path}: {name} {what} since the data set was complete; put it back, or make the data set again with --overwrite")
+    remedy = "restore it, or rebuild the data set with --overwrite"
+    return UserError(f"{path}: {name} {what} since the data set was completed; {remedy}")

@@ -1,4 +1,4 @@
-"""A set of digests that stays small: a million of them in 30 MB, where Python's own set takes 100."""
+"""A set of digests that stays small: one million take 30 MB; Python's own set takes 100."""
 
 _BYTES = 16
 _EMPTY = bytes(_BYTES)  # no real digest is all zero: the odds are 1 in 2^128
@@ -7,7 +7,7 @@ _EMPTY = bytes(_BYTES)  # no real digest is all zero: the odds are 1 in 2^128
 class IdSet:
     """16-byte digests in open-addressing hash tables of raw bytes: 21 to 32 bytes each.
 
-    One table per first byte, each growing by half on its own, so that growing never needs room for everything twice.
+    One table per first byte. Each grows by half on its own, so growth never copies the whole set at once.
     """
 
     def __init__(self):
@@ -32,7 +32,7 @@ class IdSet:
 
 
 def _place(table: bytearray, digest: bytes) -> int:
-    """Where a digest stands, or the empty place where it belongs."""
+    """The offset of a digest, or of the empty slot that it belongs in."""
     place = int.from_bytes(digest[1:9]) % (len(table) // _BYTES) * _BYTES
     while (there := table[place : place + _BYTES]) != digest and there != _EMPTY:
         place = (place + _BYTES) % len(table)

@@ -1,4 +1,4 @@
-"""Something a run makes once: what it was made of (fingerprint), whether it is whole, and what happens where it exists already."""
+"""An output that a run makes once: its fingerprint, its completion mark, and what happens if it exists."""
 
 import json
 from collections.abc import Callable
@@ -9,12 +9,12 @@ from pipeline.errors import RunFailed, UserError
 
 
 def unfenced() -> None:
-    """The fence of an output to which nobody else writes."""
+    """The fence of an output that has no other writer."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """Something a run makes once: it knows what it was made of, and says when it is whole.
+    """An output that a run makes once. It knows its fingerprint and whether it is complete.
 
     name:  its path under the run.
     fence: called before anything is published; raises RunFailed if another attempt has taken over the run directory.
@@ -34,8 +34,8 @@ class Output:
     def open(self, fingerprint: dict, *, overwrite: bool = False) -> None:
         """Start or resume this output under a fingerprint: a nested dict of everything that determines its content.
 
-        Raises UserError with a readable difference where something made under another fingerprint exists. A difference in `made_from` alone
-        (an earlier stage was redone) makes this output again instead: it is derived, nothing of it can be kept.
+        Raises UserError, with a readable difference, if an output of another fingerprint exists. A difference
+        in `made_from` alone (an earlier stage was redone) does not raise: the derived output is made anew.
         """
         if overwrite:
             self.clear()
@@ -46,7 +46,7 @@ class Output:
         storage.write_text(self.state("fingerprint.json"), json.dumps(fingerprint, indent=1, sort_keys=True))
 
     def check(self, fingerprint: dict) -> None:
-        """Raises UserError where something made under another fingerprint (`made_from` apart), or by somebody else, is in the way."""
+        """Raises UserError if an output of another fingerprint (`made_from` apart) or foreign files exist."""
         known = self._json("fingerprint.json")
         if known is None and storage.exists(self.path):
             raise UserError(f"{self.path} exists and was not made by this run: choose another run_dir, or replace it with --overwrite")
@@ -54,29 +54,29 @@ class Output:
         if changes:
             raise UserError(
                 f"{self.path} was made with another configuration ({'; '.join(changes)}): "
-                f"restore it, choose another run_dir, or start again with --overwrite"
+                f"restore the configuration, choose another run_dir, or restart with --overwrite"
             )
 
     def clear(self) -> None:
-        """Forget the output and all its state; the completion mark first, so that a half-cleared one never looks whole."""
+        """Delete the output and its state, the completion mark first: half-cleared never looks complete."""
         storage.remove(self.state("complete.json"))
         storage.remove(self.path)
         storage.remove(self.state())
 
     def mark_complete(self, facts: dict) -> dict:
-        """Say that the output is whole. Raises RunFailed where another attempt has taken over the run directory."""
+        """Write the completion mark. Raises RunFailed if another attempt has taken over the run directory."""
         self.fence()
         storage.write_text(self.state("complete.json"), json.dumps(facts, indent=1))
         return facts
 
     @property
     def complete(self) -> dict | None:
-        """What was told when the output became whole; None while it is not, or when it has been deleted."""
+        """The facts of the completion mark; None if the output is not complete or has been deleted."""
         return self._json("complete.json") if storage.exists(self.path) else None
 
     @property
     def facts(self) -> dict:
-        """`complete`, of an output that is known to be whole. Raises RunFailed where it is not."""
+        """`complete` of a finished output. Raises RunFailed if the output is not complete."""
         facts = self.complete
         if facts is None:
             raise RunFailed(f"{self.path} is not complete")
@@ -90,12 +90,12 @@ class Output:
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Readable differences of two nested dicts: `recipe.induce.temperature: 1.0 there, 0.7 now`."""
+    """Readable differences of two nested dicts: `seed: 1 in the run directory, 2 in this config`."""
     found = []
     for key in sorted(old.keys() | new.keys()):
         a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
         if isinstance(a, dict) and isinstance(b, dict):
             found += differences(a, b, f"{name}.")
         elif a != b:
-            found.append(f"{name}: {json.dumps(a)} there, {json.dumps(b)} now")
+            found.append(f"{name}: {json.dumps(a)} in the run directory, {json.dumps(b)} in this config")
     return found

@@ -1,7 +1,8 @@
 """Ray Data's Arrow type of pickled Python objects, disarmed.
 
-A column of a Parquet file can claim to be of this type. Where `ray.data` is imported, whoever then looks at a value of it, be it this
-package, pandas or `datasets`, unpickles it, which is to run whatever the file's author wrote there. Nothing here needs the type.
+A column of a Parquet file can claim this type. Once `ray.data` is imported, any reader of such a value (this
+package, pandas, `datasets`) unpickles it, which runs code that the file's author chose. setbacks does not
+need the type.
 """
 
 from contextlib import suppress
@@ -26,9 +27,10 @@ class _Pickles(pa.ExtensionType):
 
 
 def disarm() -> None:
-    """Have Arrow read such columns as bytes in this process, whether Ray Data has been imported or will be.
+    """Have Arrow read such columns as bytes in this process, before or after Ray Data is imported.
 
-    Ray finds the name taken and leaves it; its own refusal to read such files knows the type by its name and still stands.
+    Ray finds the name registered and keeps that registration. Ray's own check refuses such files by type name
+    and still works.
     """
     with suppress(KeyError):
         pa.unregister_extension_type(NAME)

@@ -1,4 +1,4 @@
-"""Writing Parquet shards of a sensible size, and a digest of what they hold."""
+"""Writes Parquet shards of a sensible size, and digests of their rows."""
 
 import hashlib
 import json
@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 from pipeline.data import storage
 
 ROWS_PER_SHARD = 100_000
-BYTES_PER_SHARD = 256 * 2**20  # of Arrow memory; zstd makes roughly a third of it on disk
-ROWS_PER_GROUP = 10_000  # small enough that a reader holds little, large enough to compress well
+BYTES_PER_SHARD = 256 * 2**20  # of Arrow memory; zstd shrinks it to about a third on disk
+ROWS_PER_GROUP = 10_000  # small enough for little reader memory, large enough to compress well
 BYTES_PER_GROUP = 32 * 2**20
 
 
@@ -32,7 +32,7 @@ class Digest:
         return digest
 
     def add(self, rows: int, hex: str) -> None:
-        """Take in the digest of other rows."""
+        """Add the digest of other rows."""
         self.rows += rows
         self._sum += int(hex, 16)
 
@@ -66,7 +66,10 @@ class Shards:
                 self._roll(writer)
 
     def close(self) -> dict[str, dict]:
-        """Returns rows, bytes and digest of each file by name. An empty data set still is one file, so that it loads with its schema."""
+        """Returns rows, bytes and digest of each file by name.
+
+        An empty data set has one file, so it loads with its schema.
+        """
         if self._rows_waiting or not self.rows:
             self._write_group()
         if self._writer is not None:

@@ -1,7 +1,7 @@
 """Small files on local disk, NFS or an object store: one set of calls for all, through `pyarrow.fs`.
 
-A path is what a user writes: `runs/a`, `/mnt/runs/a`, `s3://bucket/runs/a`. Writes are atomic: a reader sees the old file or the
-new one, whole.
+A path is what a user writes: `runs/a`, `/mnt/runs/a`, `s3://bucket/runs/a`. Writes are atomic: a reader sees
+the complete old file or the complete new one.
 """
 
 import errno
@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 
 from pipeline.errors import RunFailed, UserError
 
-CLAIM_S = 15.0  # a claim on a file that stands for so long is a dead one's
+CLAIM_S = 15.0  # a claim that is this old belongs to a dead process
 CLAIM_POLL_S = 0.3
 
 
@@ -43,7 +43,7 @@ def name(path: str) -> str:
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a path and the path within it. Raises UserError for a scheme nobody knows."""
+    """The file system of a path and the path within it. Raises UserError for an unknown scheme."""
     if is_local(path):
         return pafs.LocalFileSystem(), absolute(path)
     try:
@@ -64,26 +64,26 @@ def exists(path: str) -> bool:
 
 
 def read_bytes(path: str) -> bytes:
-    """Raises FileNotFoundError where there is none."""
+    """Raises FileNotFoundError if the file does not exist."""
     fs, inner = filesystem(path)
     with fs.open_input_stream(inner) as f:
         return f.read()
 
 
 def read_text(path: str) -> str:
-    """Raises FileNotFoundError where there is none."""
+    """Raises FileNotFoundError if the file does not exist."""
     return read_bytes(path).decode("utf-8")
 
 
 def write_bytes(path: str, content: bytes | pa.Buffer) -> None:
-    """Write a file whole or not at all. Raises OSError (disk full, no permission …) with nothing left behind."""
+    """Write a file atomically. Raises OSError (disk full, no permission …) and then leaves nothing behind."""
     fs, inner = filesystem(path)
     fs.create_dir(inner.rsplit("/", 1)[0], recursive=True)
     if not is_local(path):  # an object becomes visible when its upload is complete
         with fs.open_output_stream(inner) as f:
             f.write(content)
         return
-    # Two processes, or two threads of one, may write the same file at once: each has a temporary file of its own.
+    # Two processes or threads may write the same file at once, so each uses its own temporary file.
     temporary = f"{inner}.{os.getpid()}-{threading.get_ident()}.tmp"
     try:
         with open(temporary, "wb") as f:
@@ -102,7 +102,7 @@ def write_text(path: str, text: str) -> None:
 
 
 def create(path: str, text: str) -> bool:
-    """Write a file that is not there yet, whole; False where there is one. Of several that try at once, exactly one gets True.
+    """Create a file atomically; False if it exists. Of several simultaneous callers, exactly one gets True.
 
     Raises OSError.
     """
@@ -111,27 +111,32 @@ def create(path: str, text: str) -> bool:
     own = f"{absolute(path)}.{secrets.token_hex(8)}"
     write_text(own, text)
     try:
-        os.link(own, absolute(path))  # fails where the file exists, on NFS too; and nobody ever sees half of it
+        os.link(own, absolute(path))  # fails if the file exists, also on NFS; readers never see half of it
         return True
     except FileExistsError:
         return False
     except OSError:
-        return _create_by_claim(path, text)  # a mount without hard links, such as a bucket's
+        return _create_by_claim(path, text)  # a mount without hard links, such as a mounted bucket
     finally:
         with suppress(OSError):
             os.unlink(own)
 
 
 def _create_by_claim(path: str, text: str) -> bool:
-    """`create` where a file cannot be created exclusively, and a listing shows all that was written before it (object stores).
+    """`create` without exclusive creation, if a listing shows all earlier writes (object stores).
 
-    Who wants the file writes a claim beside it, and only then looks: of any two, at least one sees the other. Who sees a smaller claim takes its
-    own back and waits; who sees larger ones waits until they are gone; who sees none creates the file, and all others find it. Nobody needs to
-    be quick, but for one thing: a claim that stands for CLAIM_S is a dead one's. Had its writer only been held up for as long just before creating
-    the file, two would create it; the one whose text does not stand there in the end finds that out when it reads it again.
+    1. A process writes a claim next to the file, then lists all claims: of any two processes, at least one
+       sees the other.
+    2. A process that sees a smaller claim withdraws its own and waits.
+    3. A process that sees only larger claims waits until they are gone.
+    4. A process that sees no other claim creates the file, and all others find it.
+
+    A claim older than CLAIM_S counts as dead. If its writer was only delayed that long just before it created
+    the file, two processes create it; the one whose text was overwritten notices when it reads the file
+    again.
     """
     directory, name = path.rsplit("/", 1)
-    since: dict[str, float] = {}  # when a claim of another was first seen
+    since: dict[str, float] = {}  # when another process's claim was first seen
     mine = None
     try:
         while True:
@@ -148,7 +153,7 @@ def _create_by_claim(path: str, text: str) -> bool:
                 write_text(path, text)
                 return True
             if not living:
-                mine = None  # it was taken back for one that has died since
+                mine = None  # withdrawn for a claim whose writer has died since
                 continue
             if mine in living and mine != min(living):
                 remove(mine)
@@ -169,17 +174,17 @@ def digest(path: str) -> str:
 
 
 def sizes(path: str) -> dict[str, int]:
-    """Name and bytes of the files directly in a directory; empty where it does not exist."""
+    """Name and bytes of the files directly in a directory; empty if it does not exist."""
     return {f.base_name: f.size for f in _listed(path) if f.type == pafs.FileType.File}
 
 
 def files(path: str, suffix: str = "") -> list[str]:
-    """The files directly in a directory, sorted, as paths of its file system; empty where it does not exist."""
+    """The files directly in a directory, sorted, as paths of its file system; empty if it does not exist."""
     return sorted(f.path for f in _listed(path) if f.type == pafs.FileType.File and f.path.endswith(suffix))
 
 
 def directories(path: str) -> list[str]:
-    """Names of the directories directly in a directory, sorted; empty where it does not exist."""
+    """Names of the directories directly in a directory, sorted; empty if it does not exist."""
     return sorted(f.base_name for f in _listed(path) if f.type == pafs.FileType.Directory)
 
 
@@ -189,12 +194,13 @@ def _listed(path: str) -> list[pafs.FileInfo]:
     try:
         return fs.get_file_info(selector)
     except FileNotFoundError:
-        # Arrow lists, finds nothing, and then asks whether the directory exists: if it was made in between, Arrow calls that an error.
+        # Arrow lists, finds nothing, then checks that the directory exists. If the directory was created in
+        # between, Arrow raises this error.
         return fs.get_file_info(selector)
 
 
 def copy(source: str, target: str) -> str:
-    """Copy a directory with all it holds, from any storage to any; returns `target`. Raises OSError."""
+    """Copy a directory and its content, from any storage to any; returns `target`. Raises OSError."""
     (source_fs, source_inner), (fs, inner) = filesystem(source), filesystem(target)
     fs.create_dir(inner, recursive=True)
     pafs.copy_files(source_inner, inner, source_filesystem=source_fs, destination_filesystem=fs)
@@ -202,7 +208,7 @@ def copy(source: str, target: str) -> str:
 
 
 def remove(path: str) -> None:
-    """Delete a file or a directory with all it holds; nothing happens where there is none."""
+    """Delete a file or a directory and its content; a missing path is no error."""
     fs, inner = filesystem(path)
     kind = fs.get_file_info(inner).type
     if kind == pafs.FileType.Directory:
@@ -214,7 +220,7 @@ def remove(path: str) -> None:
 def move(source: str, target: str) -> None:
     """Rename a file or directory within one file system (on an object store: copy, then delete).
 
-    What a file holds is on its disk before, so that after a power failure no name stands for less than was written.
+    A file is synced to disk before the rename, so a power failure never leaves a name with partial content.
     """
     fs, inner = filesystem(source)
     _, target_inner = filesystem(target)
@@ -226,7 +232,7 @@ def move(source: str, target: str) -> None:
 
 
 def free_bytes(path: str) -> int | None:
-    """Free space where `path` is or will be; None where that cannot be known (object stores)."""
+    """Free space on the disk of `path`, which need not exist; None if unknown (object stores)."""
     if not is_local(path):
         return None
     place = Path(absolute(path))
@@ -237,10 +243,10 @@ def free_bytes(path: str) -> int | None:
 
 @contextmanager
 def room_for(path: str) -> Iterator[None]:
-    """Around the writing of `path`: a full disk becomes a sentence for whoever can make room. Raises RunFailed."""
+    """Wraps writes to `path`: a full disk becomes a readable RunFailed."""
     try:
         yield
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise RunFailed(f"{path}: the disk is full; make room there, and the same command goes on from what is committed") from e
+        raise RunFailed(f"{path}: the disk is full; free some space and rerun the command to resume") from e

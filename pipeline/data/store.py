@@ -1,10 +1,10 @@
-"""A Parquet data set in a run: blocks committed while it grows, resume, fingerprint, compaction into shards, card.
+"""A Parquet data set in a run: committed blocks, resume, fingerprint, compaction into shards, card.
 
-RUN/mistakes/                  complete shards and the card; appears only when the data set is whole
+RUN/mistakes/                  complete shards and the card; appears only when the data set is complete
 RUN/.state/mistakes/work/      the rows to do (one per unique id), written once, in blocks
-RUN/.state/mistakes/work.json  how many they are, what was read for them, and which parts are theirs; written last
+RUN/.state/mistakes/work.json  number of rows, counts of the source, token of the parts; written last
 RUN/.state/mistakes/parts-…/   committed blocks, one file each, named by the block's number
-RUN/.state/mistakes/kept-…/    rows of a block that are not run again, where only failed ones are
+RUN/.state/mistakes/kept-…/    rows of a block that are not rerun
 RUN/.state/mistakes/fingerprint.json   what determines the content
 RUN/.state/mistakes/complete.json      shards, counts and digest; written last
 """
@@ -46,9 +46,9 @@ class Store(Output):
 
     @property
     def complete(self) -> dict | None:
-        """Rows, rows per status, reasons of failure, shards and digest of a whole data set; None while it is not whole.
+        """Rows, rows per status, failure reasons, shards and digest of the data set; None until complete.
 
-        Raises UserError where a shard of a whole data set has gone since, or has another size.
+        Raises UserError if a shard of a complete data set is missing or has another size.
         """
         done = self._json("complete.json")
         if done is None:
@@ -64,10 +64,11 @@ class Store(Output):
     # -- the rows to do
 
     def write_work(self, rows: Iterable[dict], schema: Schema, counts: Any = None, *, block_rows: int) -> dict:
-        """Write the rows to do, once: a resumed run reads the same list. `counts` of the source, a dataclass, fill up while `rows` is read.
+        """Write the rows to do, once: a resumed run reads the same list.
 
+        counts: of the source, a dataclass; reading `rows` fills them.
         block_rows: rows that are committed together. Returns {"rows": n, "block_rows", "token", read, ok, duplicates, malformed}.
-        The counts are written last: an interrupted list is never taken for a whole one.
+        The counts are written last, so an interrupted list is never taken for a complete one.
         """
         if (done := self.work()) is not None:
             return done
@@ -80,11 +81,11 @@ class Store(Output):
         return facts
 
     def work(self) -> dict | None:
-        """What `write_work` returned; None before."""
+        """What `write_work` returned; None before that."""
         return self._json("work.json")
 
     def _listed(self) -> dict:
-        """`work()`, once the rows to do are listed. Raises RunFailed where they are not."""
+        """`work()` of a written list. Raises RunFailed if the rows to do are not listed."""
         facts = self.work()
         if facts is None:
             raise RunFailed(f"{self.path}: the rows to do have not been listed")
@@ -99,7 +100,7 @@ class Store(Output):
         return Block(self.state(), self.schema, work, number)
 
     def committed(self) -> set[int]:
-        """Numbers of the committed blocks, by the names of their files alone."""
+        """Numbers of the committed blocks, read from file names only."""
         if self.work() is None:
             return set()
         names = storage.sizes(parts_dir(self.state(), self.work_list.token))
@@ -110,7 +111,8 @@ class Store(Output):
     def finish(self) -> dict:
         """Compact the committed parts into shards, publish them, write the completion mark last. Idempotent.
 
-        Returns what `complete` then says. Raises RunFailed where a block is missing, its rows are not those of the work list, or the disk is full.
+        Returns the new `complete`. Raises RunFailed if a block is missing, if its rows are not those of the
+        work list, or if the disk is full.
         """
         shards = self._new_shards()
         counts, digest, work = _Counts(), Digest(), self.work_list
@@ -120,7 +122,8 @@ class Store(Output):
                 if result is None or not result[0]["id"].equals(wanted["id"]):
                     path = self.block(work, number).path
                     storage.remove(path)
-                    raise RunFailed(f"{path}: cannot be read as the rows of its block; the same command runs them again")
+                    remedy = "rerun the same command to redo them"
+                    raise RunFailed(f"{path}: cannot be read as the rows of its block; {remedy}")
                 table, block_digest = result
                 digest.add(table.num_rows, block_digest)
                 counts.add(table)
@@ -128,7 +131,10 @@ class Store(Output):
             return self._publish(shards, counts, digest)
 
     def write_rows(self, rows: Iterable[dict]) -> dict:
-        """Make an opened data set in one go, all or nothing. Returns what `complete` then says. Raises RunFailed where an id repeats."""
+        """Write an opened data set at once, all or nothing. Returns the new `complete`.
+
+        Raises RunFailed if an id repeats.
+        """
         shards = self._new_shards()
         counts, digest, ids = _Counts(), Digest(), IdSet()
         with storage.room_for(self.path):
@@ -147,12 +153,12 @@ class Store(Output):
 
     def _publish(self, shards: Shards, counts: "_Counts", digest: Digest) -> dict:
         written = shards.close()
-        self.fence()  # from here on things change that others read
+        self.fence()  # the next steps change files that others read
         for old in storage.sizes(self.path):
             if old.endswith(".parquet"):
                 storage.remove(storage.join(self.path, old))
         for name in written:
-            self.fence()  # on an object store each of them is copied, which takes its time
+            self.fence()  # an object store copies each file, which is slow
             storage.move(self.state("shards", name), storage.join(self.path, name))
         done = {
             "rows": digest.rows,
@@ -166,7 +172,7 @@ class Store(Output):
         return done
 
     def _forget_parts(self, keep: str | None) -> None:
-        """Remove shards in the making and the parts of all work lists but the one with this token."""
+        """Remove unfinished shards, and the parts of all work lists except the one with this token."""
         fs, inner = storage.filesystem(self.state())
         for info in fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True)):
             kind, _, token = info.base_name.partition("-")
@@ -176,10 +182,11 @@ class Store(Output):
     # -- running failed rows again
 
     def reopen_failed(self) -> int:
-        """Make the failed rows of a complete data set undone again, keeping all others. Returns how many.
+        """Mark the failed rows of a complete data set as undone and keep all others. Returns how many failed.
 
-        Rows that were malformed at the source are kept too: there is nothing to run again. What is kept is written under a new token, the
-        work list takes that token, and the completion mark goes last, so that a crash in between changes nothing.
+        Malformed rows of the source are kept too, because a retry cannot fix them. Kept rows are written
+        under a new token, the work list takes that token, and the completion mark is removed last, so a
+        crash in between changes nothing.
         """
         if (done := self.complete) is None or not done["status"].get(FAILED):
             return 0
@@ -187,7 +194,8 @@ class Store(Output):
         work, failed = replace(self.work_list, token=facts["token"]), 0
         statuses = (table["status"] for table in work.tables(["status"]))
         for number, (status, table) in enumerate(zip(statuses, _sliced(self.dataset.tables(), work.block_rows), strict=True)):
-            malformed = pc.fill_null(pc.equal(status, FAILED), False)  # those of `evaluate` begin with none
+            # `evaluate` rows start without a status
+            malformed = pc.fill_null(pc.equal(status, FAILED), False)
             kept = pc.or_(pc.not_equal(table["status"], FAILED), malformed)
             lost = table.num_rows - pc.sum(kept).as_py()
             failed += lost
@@ -201,12 +209,15 @@ class Store(Output):
 
     @property
     def dataset(self) -> Dataset:
-        """The complete data set, to be read; in the order of the work list if it has one. Raises UserError if a shard is missing or cut."""
+        """A reader of the complete data set; rows are in the order of the work list, if there is one.
+
+        Raises UserError if a shard is missing or cut.
+        """
         return Dataset(self.path, {name: shard["digest"] for name, shard in self.facts["shards"].items()})
 
 
 class _Counts:
-    """Statuses and reasons of a data set, where it has such columns."""
+    """Statuses and reasons of a data set, if it has these columns."""
 
     def __init__(self):
         self.status: Counter[str] = Counter()
@@ -220,12 +231,12 @@ class _Counts:
 
 
 def reason(error: str) -> str:
-    """The kind of a row's error: its text up to the first colon or number, so that counts are readable."""
+    """The kind of a row's error: its text up to the first colon, with n for numbers, to keep counts short."""
     return re.sub(r"\d+", "n", error.split(":")[0])[:80]
 
 
 def _ahead(function: Callable, items: Iterable) -> Iterator:
-    """`map`, a few items ahead of its reader: an object store answers many requests as quickly as one."""
+    """`map`, a few items ahead of its reader: an object store answers many requests as fast as one."""
     items = iter(items)
     with ThreadPoolExecutor(_READS_AHEAD) as threads:
         waiting = [threads.submit(function, item) for item in islice(items, _READS_AHEAD)]

@@ -1,7 +1,8 @@
-"""The rows to do, cut into blocks: what is run, committed and, after a fault, run again together.
+"""The rows to do, in blocks: a block is run, committed and, after a fault, rerun as a unit.
 
-A block has a number, and its results are one file of that name, written atomically. So what is done is a list of file names: no set of ids is
-kept or compared, whatever the number of rows, and a block that is run twice, by a retry or by a straggler, is still there once.
+A block has a number, and its results are one file named by that number, written atomically. Progress is
+therefore a list of file names: no set of ids is kept or compared, at any number of rows. A block that runs
+twice (a retry, a straggler) still has one file.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,38 +17,38 @@ from pipeline.data import storage
 from pipeline.errors import RunFailed, UserError
 from pipeline.schema import Schema
 
-_ROWS_PER_FILE = 20_000  # many blocks a file, since a listing of many small files is slow; few enough that its footer is read quickly
+_ROWS_PER_FILE = 20_000  # fewer files list faster; few enough row groups for a fast footer read
 
 
 @dataclass(frozen=True)
 class WorkList:
-    """Files of row groups, one row group a block: `block_rows` is all that is needed to find a block."""
+    """Files of row groups, one row group per block: `block_rows` alone locates a block."""
 
     path: str
     rows: int
     block_rows: int
-    token: str  # in the names of its parts: a straggler of an abandoned list writes where nobody looks
+    token: str  # names the parts directory: stragglers of an abandoned list write to another
 
     def __post_init__(self):
         if not self.token.isalnum():  # it becomes part of a path
-            raise UserError(f"{self.path}: its work.json was not written by setbacks; start again with --overwrite")
+            raise UserError(f"{self.path}: setbacks did not write its work.json; restart with --overwrite")
 
     @property
     def blocks(self) -> int:
         return -(-self.rows // self.block_rows)
 
     def rows_of(self, blocks: Iterable[int]) -> int:
-        """How many rows the blocks hold: the last block may be a short one."""
+        """Number of rows in the blocks; the last block may be shorter."""
         return sum(min(self.block_rows, self.rows - block * self.block_rows) for block in blocks)
 
     def read(self, block: int) -> list[dict]:
-        """The rows of one block. Raises RunFailed where they cannot be read."""
+        """The rows of one block. Raises RunFailed if they cannot be read."""
         file, group = divmod(block, _blocks_per_file(self.block_rows))
         with self._open(file) as parquet:
             return parquet.read_row_group(group).to_pylist()
 
     def tables(self, columns: list[str]) -> Iterator[pa.Table]:
-        """Some columns of every block in turn."""
+        """Some columns of every block, in order."""
         for file in range(-(-self.blocks // _blocks_per_file(self.block_rows))):
             with self._open(file) as parquet:
                 for group in range(parquet.num_row_groups):
@@ -62,13 +63,12 @@ class WorkList:
                 yield parquet
         except (OSError, pa.ArrowException) as e:
             reason = " ".join(str(e).split())[:200]
-            raise RunFailed(
-                f"{path}: the rows to do cannot be read ({reason}); where the file is damaged, start again with --overwrite"
-            ) from e
+            why = f"the rows to do cannot be read ({reason})"
+            raise RunFailed(f"{path}: {why}; restart with --overwrite") from e
 
 
 def write_work_list(path: str, rows: Iterable[dict], schema: Schema, block_rows: int) -> int:
-    """Write rows to do into a directory; returns how many they were. Holds one block in memory."""
+    """Write rows to do into a directory; returns their number. Holds one block in memory."""
     fs, inner = storage.filesystem(path)
     fs.create_dir(inner, recursive=True)
     written = 0
@@ -91,7 +91,7 @@ def write_work_list(path: str, rows: Iterable[dict], schema: Schema, block_rows:
 
 
 def batches(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:
-    """Lists of `size` rows, the last one perhaps shorter."""
+    """Lists of `size` rows; the last may be shorter."""
     rows = iter(rows)
     while batch := list(islice(rows, size)):
         yield batch

@@ -1,8 +1,10 @@
-"""Numbers of course correction: Corr@k from judged continuations, and what became of the requests. No engine, no files.
+"""Numbers of course correction: Corr@k from judged continuations, and counts of requests.
 
-Corr(entry, k) is the share of an entry's paths that correct course after a prefill of length k, of those with a readable verdict. Corr@k is
-its mean over entries, Corr_mean the mean of the Corr@k. By the authors' rules an unreadable verdict is stored as a no where paths are
-judged, so here it is one like any other.
+No engine, no files.
+
+Corr(entry, k) is the share of an entry's paths that correct course after a prefill of length k, among paths
+with a readable verdict. Corr@k is its mean over entries; Corr_mean is the mean of the Corr@k. By the authors'
+rules, the judging step stores an unreadable verdict as a no, and this module counts it like any other no.
 """
 
 from collections import Counter
@@ -22,8 +24,8 @@ from pipeline.schema import DROPPED, FAILED, OK
 class Corr:
     """Corr@k, or Corr_mean, of one arm, with its bootstrap interval over entries.
 
-    entries have a readable verdict (for Corr_mean: at every k); left_out have none and are in no mean. `value` is None where nothing was
-    judged, for Corr_mean also where that is so at a single k.
+    entries: with a readable verdict (for Corr_mean: at every k); left_out: all others, which are in no mean.
+    `value` is None if nothing was judged; for Corr_mean, also if nothing was judged at one of the k.
     """
 
     value: float | None
@@ -37,7 +39,7 @@ class ArmCorr:
     arm: str
     mean: Corr
     at: dict[int, Corr]
-    failed: int  # rows: one is an entry at one k
+    failed: int  # rows; a row is an entry at one k
     paths: int
     unreadable: int  # paths without a verdict
     cut: int  # paths that reached their token limit
@@ -45,14 +47,17 @@ class ArmCorr:
 
 @dataclass(frozen=True)
 class CorrDifference(Difference):
-    """A difference of Corr@k, or of Corr_mean where `k` is None; an entry counts there by its mean over the k judged for both."""
+    """A difference of Corr@k, or of Corr_mean if `k` is None.
+
+    For Corr_mean, an entry counts by its mean over the k judged for both arms.
+    """
 
     k: int | None
 
 
 @dataclass(frozen=True)
 class CorrSummary:
-    entries: int  # given, dropped ones included
+    entries: int  # including dropped ones
     dropped: dict[str, int]  # reason → entries
     failures: dict[str, int]  # kind of error → rows
     lengths: list[int]
@@ -61,9 +66,10 @@ class CorrSummary:
 
 
 def corr_summary(continuations: pa.Table, arms: Sequence[str] = (), *, seed: int = 0, resamples: int = RESAMPLES) -> CorrSummary:
-    """Everything of a data set of CONTINUATIONS; its columns of texts may be left out.
+    """The summary of a data set of CONTINUATIONS; its text columns may be missing.
 
-    All intervals come from the same resamples, in which an entry is drawn with all its k and all arms. The same seed gives the same ones.
+    All intervals use the same resamples, which draw an entry with all its k and all arms. The same seed gives
+    the same intervals.
     """
     measured = continuations.filter(pc.is_valid(continuations["arm"]))
     names = sorted(pc.unique(measured["arm"]).to_pylist(), key=arm_order(arms))
@@ -88,7 +94,7 @@ def corr_summary(continuations: pa.Table, arms: Sequence[str] = (), *, seed: int
 
 @dataclass(frozen=True)
 class RequestsSummary:
-    """What became of the rows of a data set of CORRECTIONS: ok + dropped + failed = rows."""
+    """Row counts of a data set of CORRECTIONS: ok + dropped + failed = rows."""
 
     rows: int
     ok: int
@@ -101,7 +107,7 @@ class RequestsSummary:
 
 
 def requests_summary(corrections: pa.Table) -> RequestsSummary:
-    """Counts of a data set of CORRECTIONS; its columns of texts may be left out."""
+    """Counts of a data set of CORRECTIONS; its text columns may be missing."""
     status = Counter(corrections["status"].to_pylist())
     rows = corrections.select(["status", "lost"]).to_pylist()
     lost = Counter(text for row in rows for text in row["lost"] or ())
@@ -124,7 +130,7 @@ def pairs_by_gap(preferences: pa.Table) -> dict[int, int]:
 
 
 def _corr(measured: pa.Table, names: list[str], entries: list[str], lengths: list[int]) -> np.ndarray:
-    """Corr(entry, k) of every arm: [arms, entries, lengths], NaN where no verdict was readable."""
+    """Corr(entry, k) of every arm: [arms, entries, lengths], NaN if no verdict was readable."""
     _, judged, corrected = _verdicts(measured)
     corr = np.full((len(names), len(entries), len(lengths)), np.nan)
     known = judged > 0
@@ -142,7 +148,7 @@ def _places(column: pa.ChunkedArray, values: list) -> np.ndarray:
 
 
 def _verdicts(rows: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each row: paths, paths with a readable verdict, paths that correct course."""
+    """Per row: paths, paths with a readable verdict, paths that correct course."""
     verdicts = rows["corrected"].combine_chunks()
     row = pc.list_parent_indices(verdicts).to_numpy()
     flat = pc.list_flatten(verdicts)
@@ -154,7 +160,7 @@ def _verdicts(rows: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _resampled_means(blocks: list[np.ndarray], seed: int, resamples: int) -> list[np.ndarray]:
-    """Blocks of [entries, lengths] → of each, the means over entries of every resample: [resamples, lengths]."""
+    """Blocks of [entries, lengths] → per block, the means over entries per resample: [resamples, lengths]."""
     if not blocks or not blocks[0].size:
         return blocks
     return np.hsplit(bootstrap(np.concatenate(blocks, axis=1), seed, resamples), len(blocks))
@@ -183,7 +189,10 @@ def _estimate(value: float, resampled: np.ndarray, known: np.ndarray) -> Corr:
 
 
 def _differences(arm: str, gained: np.ndarray, resampled: np.ndarray, lengths: list[int]) -> list[CorrDifference]:
-    """gained: Corr(entry, k) minus vanilla's [entries, lengths]; resampled: its means [resamples, lengths]. None where no entry has both."""
+    """gained: Corr(entry, k) minus vanilla's [entries, lengths]; resampled: its means [resamples, lengths].
+
+    A k that no entry has for both arms is left out.
+    """
     known = ~np.isnan(gained)
     at = [_mean(gained[known[:, i], i]) for i in range(len(lengths))]
     by_entry = np.where(known, gained, 0).sum(axis=1)[known.any(axis=1)] / known.sum(axis=1)[known.any(axis=1)]
@@ -194,19 +203,22 @@ def _differences(arm: str, gained: np.ndarray, resampled: np.ndarray, lengths: l
 
 
 def _difference(arm: str, k: int | None, difference: float, resampled: np.ndarray, by_entry: np.ndarray) -> CorrDifference:
-    signs = np.sign(np.round(by_entry, 9))  # sums of shares that cancel leave a trace in the last bits
+    signs = np.sign(np.round(by_entry, 9))  # sums of shares that cancel leave rounding errors
     better, worse = int((signs > 0).sum()), int((signs < 0).sum())
     n = len(by_entry)
     return CorrDifference(arm, VANILLA, difference, percentile_interval(resampled), n, better, worse, n - better - worse, k=k)
 
 
 def _mean(values: Sequence[float]) -> float:
-    """NaN where there is none, or one is NaN."""
+    """The mean; NaN if there are no values, or if one is NaN."""
     return float(np.mean(values)) if len(values) else float("nan")
 
 
 def _cut(finish_reasons: pa.ChunkedArray, paths: np.ndarray) -> int:
-    """How many paths ended at their token limit; the reasons that follow those of a row's paths are the judge's."""
+    """Number of paths that ended at their token limit.
+
+    A row lists the reasons of its paths first, then the judge's.
+    """
     reasons = finish_reasons.combine_chunks()
     row = pc.list_parent_indices(reasons).to_numpy()
     first = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(paths)))])

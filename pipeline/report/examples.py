@@ -1,6 +1,7 @@
-"""Examples of the HTML report: a kit to choose rows by, and to show them masked.
+"""Examples of the HTML report: helpers to select rows and to show them masked.
 
-Rows are chosen by instruction id, a hash, so that nobody picked them. Only their texts are read, not the whole data set's.
+Rows are selected by instruction id, a hash, so nobody picks them. Only their texts are read, not all texts of
+the data set.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ SHOWN_CHARACTERS = 1500
 
 @dataclass(frozen=True)
 class Text:
-    """One text a model or source wrote, and what it is."""
+    """A text of a model or source, with label and verdict."""
 
     label: str
     verdict: str
@@ -26,7 +27,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Example:
-    """Masked in the report; only `title` is in sight."""
+    """Masked in the report; only `title` is visible."""
 
     title: str
     texts: list[Text]

@@ -1,4 +1,7 @@
-"""The report's figures as inline SVG. Text and axes take the page's colour, so a figure reads on a light and a dark page alike."""
+"""The report's figures as inline SVG.
+
+Text and axes use the page's color, so figures suit light and dark pages.
+"""
 
 import math
 import re
@@ -9,13 +12,14 @@ from io import StringIO
 
 from pipeline.report.summary import Rate
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; the base model is grey. Shapes repeat what the colours say.
+# Okabe and Ito's colors, distinct for color-blind readers; the base model is gray. Markers repeat the
+# distinction.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BASE_COLOUR = "#8A8A8A"
 MARKERS = ("s", "D", "^", "v", "P", "X")
 BASE_MARKER = "o"
 
-INK = "#010203"  # stands for the page's text colour in matplotlib's output
+INK = "#010203"  # placeholder for the page's text color in matplotlib's output
 WIDTH = 7.4  # inches; the page scales it
 STYLE = {
     "svg.fonttype": "none",
@@ -37,7 +41,7 @@ LEGEND = {"ncols": 5, "handletextpad": 0.3, "columnspacing": 1.4}
 
 @dataclass(frozen=True)
 class Panel:
-    """Harmless rates side by side: one row per label, one point per arm in it."""
+    """Harmless rates: one row per label, one point per arm in each row."""
 
     title: str
     rows: list[tuple[str, dict[str, Rate]]]
@@ -114,7 +118,7 @@ def _line(axes, points: list[tuple[float, float]], colour: str, marker: str, *, 
 
 
 def _spaced(lengths: list[int]) -> list[int]:
-    """Those of the lengths that leave room for their numbers on the axis, the first among them."""
+    """The lengths, from the first on, that leave room for their numbers on the axis."""
     room = (lengths[-1] - lengths[0]) / 24 if lengths else 0
     shown = lengths[:1]
     for k in lengths[1:]:
@@ -141,7 +145,7 @@ def _legend(shown: list[str], arms: list[str]) -> list:
 
 
 def _calm(axes, grid: str) -> None:
-    """No box, faint grid lines, no tick marks on the axis of names."""
+    """Remove the box and the tick marks of the y axis; draw faint grid lines."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis=grid, color=INK, alpha=0.14, linewidth=0.5)
     axes.set_axisbelow(True)
@@ -153,15 +157,16 @@ def _short(name: str) -> str:
 
 
 def _svg(figure, label: str) -> str:
-    """The figure as one <svg> element without addresses, in the page's colour and font, named for readers who do not see it."""
+    """The figure as one <svg> element without URLs, in the page's color and font, with an ARIA label."""
     text = StringIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # matplotlib only measures the text; the page's fonts draw it
+        # matplotlib only measures text; the page's fonts draw it
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    used = set(re.findall(r'#(\w+)[")]', svg))  # matplotlib's other ids come again in every figure
+    used = set(re.findall(r'#(\w+)[")]', svg))  # matplotlib repeats its other ids in every figure
     svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)

@@ -1,4 +1,4 @@
-"""What a report is made of, and the sections that every method has: training and time."""
+"""Parts of a report, and the sections common to all methods: training and time."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ class Figure:
 
 @dataclass
 class Section:
-    """`text` stands before the figures and tables, `notes` in small print after them."""
+    """`text` comes before the figures and tables, `notes` in small print after them."""
 
     title: str
     text: list[str] = field(default_factory=list)
@@ -28,12 +28,12 @@ class Section:
 
 
 def palette(arms: Sequence[str], found: Iterable[str]) -> list[str]:
-    """All arms, those found in the data included: an arm's place here fixes its colour in every figure."""
+    """All arms, including those found in the data. An arm's position sets its color in every figure."""
     return list(dict.fromkeys([VANILLA, *arms, *found]))
 
 
 def training(arms: Sequence[str], trained_on: dict[str, str], logs: dict[str, list[dict]]) -> Section:
-    """arms: all that are evaluated; trained_on: arm → what it was trained on; logs: arm → its logged steps, in order."""
+    """arms: all evaluated ones; trained_on: arm → its training data; logs: arm → logged steps, in order."""
     curves = {arm: lines for arm, lines in logs.items() if lines}
     if not curves:
         return Section("Training", ["This run holds no training log yet: `setbacks train` writes it."])
@@ -42,14 +42,14 @@ def training(arms: Sequence[str], trained_on: dict[str, str], logs: dict[str, li
     margins = {arm: lines for arm, lines in curves.items() if all(line.get("rewards/margins") is not None for line in lines)}
     notes = []
     if margins:
-        caption = "Reward margin at every logged step: how much more the adapter prefers the better response than its reference does."
+        caption = "Reward margin at every logged step: the adapter's preference for the better response, minus the reference's."
         figures.append(_over_steps(arms, margins, "rewards/margins", "reward margin", "Reward margin of every arm", caption, height=1.9))
         notes = [
             "Margin: β times the gain in log-probability, over the reference, of the better response minus that of the worse.",
             "Accuracy: the share of pairs with a margin above zero.",
         ]
         if any(line.get("iteration") for lines in margins.values() for line in lines):
-            notes.append("An iterative arm starts again from a margin of zero with every iteration: its reference is what it has become.")
+            notes.append("In iterative DPO the reference is reset to the current policy at each iteration, so the margin restarts at zero.")
     missing = [arm for arm in trained_on if arm not in curves]
     text = [f"No training log yet: {', '.join(missing)}."] if missing else []
     return Section("Training", text, figures, [tables.of_training(curves, trained_on)], notes)
@@ -65,13 +65,13 @@ def time(stages: list[dict]) -> Section:
         return Section("Time", ["This run holds no timings yet."])
     total = sum(line.get("seconds") or 0 for line in stages)
     note = (
-        "Tokens: sampled ones where the model generates, all of the training sequences where it is trained; their rate counts no engine start. "
-        "A stage that was resumed shows its last attempt."
+        "Tokens: sampled tokens in generation, all tokens of the training sequences in training; "
+        "the rate excludes engine starts. A resumed stage shows its last attempt."
     )
     shared = (
-        "Suites that were evaluated together shared their engines: "
-        "the start stands with the first that was done, and time is divided by the tokens that each sampled."
+        "Suites that were evaluated together shared their engines: the first finished suite shows the engine "
+        "start, and the time is split in proportion to sampled tokens."
     )
     notes = [note, shared] if sum(line["stage"] == "evaluate" for line in stages) > 1 else [note]
-    text = [f"{tables.duration(total)} in all stages together."]
+    text = [f"{tables.duration(total)} in all stages."]
     return Section("Time", text, tables=[tables.of_stages(stages)], notes=notes)

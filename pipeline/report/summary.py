@@ -1,4 +1,4 @@
-"""From rows to numbers: what the report prints. Exact counts, stated intervals; no engine, no files.
+"""Computes the report's numbers from rows: exact counts and intervals; no engine, no files.
 
 Every rate carries a 95 % Wilson interval, every mean rating a normal interval over instructions, every difference between two arms
 a bootstrap interval over the instructions both answered.
@@ -20,14 +20,14 @@ CONDITIONS = ("plain", "reminder", "hint")
 RESAMPLES = 10_000
 NO_CATEGORY = "(none)"
 
-# Two-sided, a sign test over m differing instructions cannot fall below 2 / 2^m: five give 0.06, six 0.03.
+# A two-sided sign test over m differing instructions has p >= 2 / 2^m: 0.06 for five, 0.03 for six.
 FEWEST_DIFFERING = 6
 
 _DRAWN_AT_ONCE = 2**22  # counts held in memory at once by the bootstrap
 
 
 def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson score interval of a proportion (E. B. Wilson, JASA 1927). No trials say nothing: (0, 1)."""
+    """Wilson score interval of a proportion (E. B. Wilson, JASA 1927). Without trials: (0, 1)."""
     if not trials:
         return 0.0, 1.0
     p, square = successes / trials, z * z
@@ -38,7 +38,7 @@ def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Rate:
-    """A share of counted rows. `value` is None where nothing was counted."""
+    """A share of counted rows. `value` is None if nothing was counted."""
 
     successes: int
     trials: int
@@ -61,7 +61,7 @@ class Rate:
 class Mean:
     """Mean rating over `n` instructions, each the mean of its own samples; interval: mean ± 1.96 s / √n within [1, 10].
 
-    `value` is None where nothing was rated, `interval` where fewer than two instructions were.
+    `value` is None if nothing was rated, `interval` if fewer than two instructions were rated.
     """
 
     value: float | None
@@ -99,7 +99,7 @@ class CategoryRow:
 class Difference:
     """A mean of `arm` minus that of `baseline`, over the `n` instructions (or entries) judged for both.
 
-    better, worse, same: on how many of them the arm did the wanted thing more, less, as often.
+    better, worse, same: number of instructions on which the arm did the wanted thing more, less, or as often.
     """
 
     arm: str
@@ -127,7 +127,7 @@ class PairedDifference(Difference):
 
 @dataclass(frozen=True)
 class MistakesSummary:
-    """What became of the rows of a mistakes data set: ok + not_induced + failed = rows."""
+    """Row counts of a mistakes data set: ok + not_induced + failed = rows."""
 
     rows: int
     ok: int
@@ -168,10 +168,11 @@ def by_category(answers: pa.Table, arms: Sequence[str] = ()) -> list[CategoryRow
 def paired_difference(
     answers: pa.Table, arm: str, baseline: str, condition: str, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> PairedDifference | None:
-    """How much more often `arm` is harmless than `baseline` on the same red-team instructions; None where they share none.
+    """How much more often `arm` is harmless than `baseline` on shared red-team instructions; None if none.
 
-    Each instruction weighs the same, whatever its number of samples. The interval holds the 2.5 % and 97.5 % percentiles of the
-    mean over `resamples` bootstrap resamples of the instructions; the same seed gives the same interval.
+    Each instruction has equal weight, whatever its number of samples. The interval is the 2.5 % and 97.5 %
+    percentiles of the mean over `resamples` bootstrap resamples of the instructions; the same seed gives the
+    same interval.
     """
     groups = _by_arm(answers, "suite", "instruction_id", "harmful")
     ours, theirs = (_harmless_by_instruction(groups.get((name, condition), [])) for name in (arm, baseline))
@@ -192,7 +193,7 @@ def paired_difference(
 
 
 def mistakes_summary(mistakes: pa.Table) -> MistakesSummary:
-    """Counts of a mistakes data set (schema MISTAKES); the columns that hold its texts may be left out."""
+    """Counts of a mistakes data set (schema MISTAKES); its text columns may be missing."""
     rows = mistakes.select(["status", "error", "harmful", "instruction_id", "prompt_tokens", "completion_tokens"]).to_pylist()
     status = Counter(row["status"] for row in rows)
     per_instruction = Counter(row["instruction_id"] for row in rows)
@@ -211,16 +212,16 @@ def mistakes_summary(mistakes: pa.Table) -> MistakesSummary:
 
 
 def counts(table: pa.Table, column: str) -> dict[str, int]:
-    """How many rows hold each value of a column, most frequent first."""
+    """Rows per value of a column, most frequent first."""
     return dict(Counter(table[column].to_pylist()).most_common())
 
 
 def bootstrap(values, seed: int, resamples: int = RESAMPLES):
     """Column means of bootstrap resamples of the rows; a NaN is a missing value, left out of its column's mean.
 
-    values: [rows, columns]; returns [resamples, columns], NaN where a resample holds nothing of a column. A row is drawn whole, so that
-    whatever is computed of several columns keeps their correlation. Drawing n rows with replacement is drawing how often each distinct
-    one comes up.
+    values: [rows, columns]; returns [resamples, columns], NaN if a resample has no value of a column. Rows
+            are drawn with all their columns, so statistics of several columns keep their correlation. Drawing
+            n rows with replacement equals drawing how often each distinct row occurs.
     """
     import numpy as np
 
@@ -238,7 +239,7 @@ def bootstrap(values, seed: int, resamples: int = RESAMPLES):
 
 
 def percentile_interval(estimates) -> tuple[float, float]:
-    """The middle 95 % of bootstrap estimates [resamples]; those that are NaN say nothing and are left out."""
+    """The middle 95 % of bootstrap estimates [resamples]; NaN estimates are ignored."""
     import numpy as np
 
     low, high = np.nanpercentile(estimates, [2.5, 97.5])

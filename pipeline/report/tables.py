@@ -15,8 +15,8 @@ CONDITION_TITLES = {
 }
 SHORT_TITLES = {condition: title.partition(":")[0] for condition, title in CONDITION_TITLES.items()}
 TOLD_APART = (
-    "Two arms are told apart where the interval excludes zero and at least {fewest} {what} differ. Where nothing differs, about one "
-    "comparison in twenty is still told apart by chance."
+    "Two arms are told apart if the interval excludes zero and at least {fewest} {what} differ. "
+    "If nothing differs, about one comparison in twenty is still told apart by chance."
 )
 
 
@@ -29,7 +29,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """`estimate` columns hold a number and its interval, `number` columns are right aligned, `text` columns left."""
+    """`estimate`: a number and its interval; `number`: right-aligned; `text`: left-aligned."""
 
     name: str
     kind: Literal["text", "number", "estimate"] = "number"
@@ -37,7 +37,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """`groups` are (heading, rows); an empty heading prints none. A `folded` table opens on a click, where a page can do that."""
+    """`groups` are (heading, rows); an empty heading is not printed.
+
+    A `folded` table opens on a click, in HTML.
+    """
 
     title: str
     columns: list[Column]
@@ -50,7 +53,7 @@ class Table:
 
 
 def rate(value: Rate | Corr) -> Cell:
-    """Per cent with its interval."""
+    """A percentage with its interval."""
     if value.value is None or value.interval is None:
         return Cell(NOTHING)
     low, high = value.interval
@@ -84,7 +87,7 @@ def duration(seconds: float | None) -> str:
 
 
 def of_arms(rows: list[ArmRow], *, rated: bool, helpful: bool) -> Table:
-    """The table of arms, grouped by condition so that the arms stand under each other; the best of a group is marked."""
+    """The table of arms, grouped by condition; the best arm of a group is marked."""
     estimates: dict[str, tuple[Callable, Callable, Callable]] = {"Harmless, %": (lambda r: r.harmless, rate, max)}
     if rated:
         estimates["Harm-Help"] = (lambda r: r.harm_help, mean, max)
@@ -105,7 +108,7 @@ def of_arms(rows: list[ArmRow], *, rated: bool, helpful: bool) -> Table:
 
 
 def of_counts(rows: list[ArmRow], *, rated: bool) -> Table:
-    """How many answers stand behind the table of arms, and what became of the others."""
+    """The number of answers behind the table of arms, and of answers left out."""
     numbers: dict[str, Callable] = {"Answers": lambda r: r.answers, "Judged": lambda r: r.judged, "No verdict": lambda r: r.unreadable}
     if rated:
         numbers["No rating"] = lambda r: r.unreadable_ratings
@@ -137,7 +140,7 @@ def _difference(d: Difference, more: str, less: str) -> list[Cell]:
 
 
 def of_categories(rows: list[CategoryRow]) -> Table:
-    """The figures behind the plot of categories: one row per category, one column per arm."""
+    """The numbers behind the plot of categories: one row per category, one column per arm."""
     arms = list(dict.fromkeys(r.arm for r in rows))
 
     def cells(group: list[CategoryRow]) -> list[list[Cell]]:
@@ -164,13 +167,13 @@ def of_mistakes(summary: MistakesSummary) -> Table:
 
 
 def of_losses(drops: list[tuple[str, str, int]]) -> Table:
-    """Rows that did not come through: (stage, reason, rows)."""
+    """Dropped and failed rows: (stage, reason, rows)."""
     rows = [[Cell(stage), Cell(reason), Cell(whole(n))] for stage, reason, n in drops]
     return Table("Dropped and failed rows", [Column("Stage", "text"), Column("Reason", "text"), Column("Rows")], [("", rows)])
 
 
 def of_shares(title: str, name: str, unit: str, counts: Mapping[str, int] | Mapping[int, int]) -> Table:
-    """Counts and their shares of the whole."""
+    """Counts and their shares of the total."""
     total = sum(counts.values())
     rows = [[Cell(str(key)), Cell(whole(n)), Cell(f"{100 * n / total:.1f}")] for key, n in counts.items()]
     return Table(title, [Column(name, "text"), Column(unit), Column("Share, %")], [("", rows)])
@@ -205,7 +208,7 @@ def of_corr(summary: CorrSummary) -> Table:
 
 
 def of_corr_counts(summary: CorrSummary) -> Table:
-    """How many entries and paths stand behind the table of Corr@k, and what became of the others."""
+    """The numbers of entries and paths behind the table of Corr@k, and of those left out."""
     columns = ("Entries", "Judged at every k", "Failed rows", "Paths", "No verdict", "Cut")
 
     def row(arm) -> list[Cell]:
@@ -216,7 +219,7 @@ def of_corr_counts(summary: CorrSummary) -> Table:
 
 
 def of_left_out(summary: CorrSummary) -> Table:
-    """Entries without a readable verdict, for every k where an arm has one."""
+    """Entries without a readable verdict, for every k at which an arm has such entries."""
     rows = [
         [Cell(_corr_name(k)), *(Cell(whole(arm.at[k].left_out)) for arm in summary.arms)]
         for k in summary.lengths
@@ -226,7 +229,7 @@ def of_left_out(summary: CorrSummary) -> Table:
 
 
 def of_corr_differences(differences: list[CorrDifference], *, by_k: bool) -> Table:
-    """Differences of Corr_mean, one row per arm; or, folded, those at every k."""
+    """Differences of Corr_mean, one row per arm; or, if `by_k`, those at every k, folded."""
     chosen = [d for d in differences if (d.k is not None) == by_k]
     rows = [[Cell(f"{d.arm} − {d.baseline}, {_corr_name(d.k)}"), *_difference(d, "turns away more", "turns away less")] for d in chosen]
     title = "Paired differences at every k" if by_k else "Paired differences"
@@ -238,7 +241,10 @@ def _corr_name(k: int | None) -> str:
 
 
 def of_training(curves: dict[str, list[dict]], trained_on: dict[str, str]) -> Table:
-    """First and last logged figures of each arm. `curves`: arm → its logged steps, each with `step` and `loss`."""
+    """First and last logged values of each arm.
+
+    `curves`: arm → its logged steps, each with `step` and `loss`.
+    """
     figures = {"loss": "loss", "margin": "rewards/margins", "accuracy": "rewards/accuracies"}
     logged = {name: key for name, key in figures.items() if any(line.get(key) is not None for lines in curves.values() for line in lines)}
 
@@ -257,12 +263,12 @@ def _decimals(value: float | None) -> Cell:
 
 
 def _median(values: list[float]) -> float | None:
-    """The upper one of a sorted list."""
+    """The upper median of a sorted list."""
     return values[len(values) // 2] if values else None
 
 
 def of_stages(stages: Iterable[dict]) -> Table:
-    """One row per line of the run's metrics.jsonl; a key that a stage lacks prints as a dash."""
+    """One row per line of the run's metrics.jsonl; a missing key prints as a dash."""
 
     def row(line: dict) -> list[Cell]:
         times = [Cell(duration(line.get(key))) for key in ("seconds", "engine_start_s")]

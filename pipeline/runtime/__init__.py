@@ -1,1 +1,1 @@
-"""What a run stands on: the attempt that holds a run directory, Ray, log files, the terminal, this machine."""
+"""The base of a run: the attempt that holds a run directory, Ray, log files, the terminal, this machine."""

@@ -1,10 +1,13 @@
-"""An attempt: one run of an experiment on a run directory. Its file is lease, heartbeat, history and what `setbacks status` reads.
+"""An attempt: one run of an experiment on a run directory.
 
-RUN/.state/attempts/0003.json   who runs (host, process), since when, what became of it, which stage, how far, and a beat that goes on counting
+Its file is lease, heartbeat and history, and the source of `setbacks status`.
 
-One attempt at a time works on a directory. Whether the newest one still lives is found without comparing clocks: where its process id means
-something here, by that process; elsewhere by watching, on our own monotonic clock, whether its beat goes on. An attempt that was taken for dead
-(suspended, cut off from its storage) and wakes up finds a newer one, publishes nothing and ends.
+RUN/.state/attempts/0003.json   host, process, start time, state, stage, progress, and a heartbeat counter
+
+One attempt at a time works on a directory. No clocks are compared to find out whether the newest attempt is
+alive. If its process id is valid on this machine, that process is looked up; otherwise its heartbeat counter
+is watched on the local monotonic clock. An attempt that was taken for dead (suspended, cut off from its
+storage) and wakes up finds a newer one, publishes nothing and ends.
 """
 
 import json
@@ -24,16 +27,17 @@ from pipeline.data import storage
 from pipeline.errors import RunFailed, UserError
 
 BEAT_S = 5.0
-WATCH_S = 3 * BEAT_S  # so long without a beat is dead
+WATCH_S = 3 * BEAT_S  # an attempt without a heartbeat for this long is dead
 POLL_S = 1.0
-INTERRUPTS = 3  # of the main thread at most, a beat apart, once another attempt has taken over
+INTERRUPTS = 3  # at most, of the main thread, BEAT_S apart, once another attempt has taken over
 RUNNING, FINISHED, INTERRUPTED, KILLED = "running", "finished", "interrupted", "killed"  # and "failed: …"
 
 
 class Attempt:
-    """Holds a run directory for as long as the body of `with Attempt(…):` runs, one in a process.
+    """Holds a run directory while the body of `with Attempt(…):` runs; at most one per process.
 
-    Entering raises UserError where another attempt is at work; leaving raises RunFailed where another one has taken over meanwhile.
+    Entering raises UserError if another attempt is running. Leaving raises RunFailed if another attempt has
+    taken over meanwhile.
     """
 
     def __init__(self, run_dir: str, stages: list[str]):
@@ -61,7 +65,8 @@ class Attempt:
         try:
             self._take()
         except OSError as e:
-            raise UserError(f"{self.directory}: cannot be read or written ({e.strerror or e}); mend it or choose another run_dir") from None
+            why = f"cannot be read or written ({e.strerror or e})"
+            raise UserError(f"{self.directory}: {why}; fix it or choose another run_dir") from None
         here = threading.current_thread()
         self._main = threading.get_ident() if here is threading.main_thread() else None
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -77,7 +82,7 @@ class Attempt:
             raise RunFailed(self._lost) from None
 
     def end(self, state: str) -> None:
-        """Say how this attempt ended, unless another one has taken over: then that one has said it."""
+        """Record how this attempt ended, unless another one has taken over and recorded that already."""
         self._ended.set()
         if threading.current_thread() is not self._thread:
             self._thread.join(BEAT_S)
@@ -86,7 +91,10 @@ class Attempt:
             self._write(state=state)
 
     def check(self) -> None:
-        """Raises RunFailed where another attempt has taken over. It reads the directory anew: to be called before anything is published."""
+        """Raises RunFailed if another attempt has taken over.
+
+        Rereads the directory; call it before publishing.
+        """
         newest = _newest(self.directory)
         if newest is not None and (newest["number"] > self._facts["number"] or newest.get("token", "") not in ("", self._facts["token"])):
             self._lost = (
@@ -101,13 +109,13 @@ class Attempt:
         return self._facts["number"]
 
     def update(self, **facts) -> None:
-        """Say where the work is. Raises RunFailed where another attempt has taken over."""
-        with suppress(OSError):  # the next beat says it
+        """Record the progress. Raises RunFailed if another attempt has taken over."""
+        with suppress(OSError):  # the next heartbeat writes it
             self.check()
             self._write(**facts)
 
     def report(self, output: str | None, rows: int, error: str | None, progress: dict) -> None:
-        """Keep what the next beat is to say."""
+        """Keep progress for the next heartbeat to write."""
         with self._lock:
             made = self._facts["outputs"]
             self._facts["outputs"] = made | {name: progress for name in made if output in (None, name)}
@@ -122,7 +130,7 @@ class Attempt:
             running = newest if newest is not None and newest.get("state") == RUNNING else None
             if running is not None and is_alive(self.run_dir, running):
                 raise UserError(
-                    f"run_dir = {self.run_dir}: attempt {running['number']} is at work there "
+                    f"run_dir = {self.run_dir}: attempt {running['number']} is using it "
                     f"(host {running['host']}, process {running['pid']}, since {running['started']}); "
                     "wait for it, stop it, or choose another run_dir"
                 )
@@ -141,12 +149,12 @@ class Attempt:
                 self.check()
                 self._write(beat=self._facts["beat"] + 1)
             except OSError:
-                continue  # out of reach; whether somebody took over meanwhile is seen at the next beat
+                continue  # storage unreachable; the next heartbeat checks for a takeover
             except RunFailed:
                 if self._main is None:
                     return
-                # One signal may not be enough: one that meets a system call which the kernel is restarting, as after a
-                # suspension, is noticed only when that call returns.
+                # One signal may not be enough. If it arrives while the kernel restarts a system call, as
+                # after a suspension, Python notices it only when that call returns.
                 for _ in range(INTERRUPTS):
                     signal.pthread_kill(self._main, signal.SIGINT)
                     if self._ended.wait(BEAT_S):
@@ -159,13 +167,13 @@ class Attempt:
             storage.write_text(_path(self.directory, self._facts["number"]), json.dumps(self._facts, indent=1))
 
 
-# -- the attempt of this process: these do nothing where there is none
+# -- the attempt of this process: these functions do nothing if there is none
 
 _current: Attempt | None = None
 
 
 def number() -> int:
-    """Of this process's attempt, from 1; 0 where there is none. What attempts may not write together goes where the number says."""
+    """Number of this process's attempt (0 if none). Keeps the checkpoints of different attempts apart."""
     return _current.number if _current else 0
 
 
@@ -176,7 +184,7 @@ def begin(stage: str) -> None:
 
 
 def making(*outputs: str) -> None:
-    """The stage turns to these outputs, several if made together: names of data sets, or `adapter/ARM`."""
+    """The stage starts on these outputs, several if made together: names of data sets, or `adapter/ARM`."""
     if _current:
         _current.update(outputs=dict.fromkeys(outputs))
 
@@ -193,11 +201,11 @@ def report(
     new_rows: int = 0,
     error: str | None = None,
 ) -> None:
-    """How far an output is: `done` of `total` in `unit` (rows, steps); `new_rows` since the last report.
+    """Report progress: `done` of `total` in `unit` (rows, steps), and `new_rows` since the last report.
 
-    output: which of those that are being made; not needed if there is only one.
+    output: one of the outputs in progress; not needed if there is only one.
     failed: rows that this attempt kept as failed; per_s, tokens_per_s: of this attempt.
-    error: the kind of the last failure, never a text that a model or a data set may have written.
+    error: the kind of the last failure, never text that a model or a data set may have written.
     """
     if _current:
         eta = round((total - done) / per_s) if per_s else None
@@ -207,7 +215,10 @@ def report(
 
 
 def step_reporter() -> Callable[[int, int], None]:
-    """`report` for work that goes in steps, with the speed since the first step reported: earlier steps may be another attempt's."""
+    """`report` for work in steps.
+
+    The speed counts from the first step reported: earlier steps may be another attempt's.
+    """
     first: tuple[int, float] | None = None
 
     def report_step(step: int, steps: int) -> None:
@@ -220,13 +231,13 @@ def step_reporter() -> Callable[[int, int], None]:
 
 
 def metrics(addresses: list[str]) -> None:
-    """Where the figures of this attempt's engines can be scraped: one address a node."""
+    """Record the addresses for scraping metrics of this attempt's engines, one per node."""
     if _current:
         _current.update(metrics=addresses)
 
 
 def check() -> None:
-    """Before anything is published. Raises RunFailed where another attempt has taken over the run directory."""
+    """Call before publishing. Raises RunFailed if another attempt has taken over the run directory."""
     if _current:
         _current.check()
 
@@ -244,13 +255,16 @@ def attempts_dir(run_dir: str) -> str:
 
 
 def history(run_dir: str) -> list[dict]:
-    """All attempts, oldest first; a file that cannot be read has its number only."""
+    """All attempts, oldest first; an unreadable file yields its number only."""
     directory = attempts_dir(run_dir)
     return [{"number": number, **(_read(directory, number) or {})} for number in _numbers(directory)]
 
 
 def is_alive(run_dir: str, attempt: dict) -> bool:
-    """Whether an attempt that says `running` is: at once where its process can be looked up, after up to WATCH_S where it cannot."""
+    """Whether an attempt in state `running` is alive.
+
+    Returns at once if its process can be looked up, else within WATCH_S.
+    """
     me, directory = _process(), attempts_dir(run_dir)
     if me["boot"] and (me["boot"], me["pids"]) == (attempt.get("boot"), attempt.get("pids")):
         return _started(attempt["pid"]) == attempt["process_started"]
@@ -287,7 +301,10 @@ def _path(directory: str, number: int) -> str:
 
 
 def _process() -> dict:
-    """Which process this is. A process id means the same wherever boot and process namespace (containers have their own) are the same."""
+    """Identity of this process.
+
+    A process id is comparable only within one boot and one process namespace (of a container).
+    """
     pid = os.getpid()
     return {"host": socket.gethostname(), "boot": _boot(), "pids": _namespace(), "pid": pid, "process_started": _started(pid)}
 
@@ -305,7 +322,7 @@ def _namespace() -> str | None:
 
 
 def _started(pid: int) -> int | None:
-    """When a living process was started, in the kernel's ticks since boot (no clock moves those); None where there is none."""
+    """Start time of a living process, in kernel ticks since boot (no clock changes them); None if gone."""
     with suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         return int(fields[19]) if fields[0] not in "ZX" else None
@@ -320,9 +337,9 @@ def _ending(error: BaseException | None) -> str:
             return INTERRUPTED
         case UserError() | RunFailed():
             return f"failed: {' '.join(str(error).split())}"
-    return f"failed: {type(error).__name__}"  # nobody foresaw it; its text may hold anything
+    return f"failed: {type(error).__name__}"  # unforeseen; its text may hold anything
 
 
 def _now() -> str:
-    """For people; nothing is ever computed from it."""
+    """For people only; nothing is computed from it."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,4 +1,7 @@
-"""A bar for work that goes in steps: the toy model's training, an arm's fine-tuning. Elsewhere than on a terminal, a line now and then."""
+"""A progress bar for work in steps: the toy model's training, an arm's fine-tuning.
+
+Without a terminal, a line is printed now and then instead.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,9 +12,9 @@ QUIET_LINE_EVERY_S = 30
 
 @contextmanager
 def step_bar(label: str, report: Callable[[int, int], None] = lambda step, steps: None) -> Iterator[Callable[[int, int, str], None]]:
-    """Yields `update(step, steps, note)`. The bar appears with the first update and is gone afterwards.
+    """Yields `update(step, steps, note)`. The bar appears with the first update and disappears at the end.
 
-    report: called with each update's step and steps, too.
+    report: also called on each update, with step and steps.
     """
     from rich.console import Console
 
@@ -33,7 +36,7 @@ def _bar(label: str, console) -> Iterator[Callable[[int, int, str], None]]:
 
 
 def new_bar(console):
-    """A rich progress bar with a count, the time left and a free `note`; gone when it is done."""
+    """A rich progress bar with a count, the time left and a free `note`; disappears at the end."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     note = TextColumn("{task.fields[note]}")

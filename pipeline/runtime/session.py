@@ -1,4 +1,7 @@
-"""The Ray this process uses: the cluster it was submitted to, or one of its own for as long as the command lasts; and the stages' log files."""
+"""The Ray of this process, and the log files of stages.
+
+Ray is the cluster that the process was submitted to, or a local Ray that ends with the command.
+"""
 
 import logging
 import os
@@ -11,19 +14,20 @@ from pipeline.data import storage
 from pipeline.errors import RunFailed, UserError
 from pipeline.runtime import attempt, imports
 
-# Ray Data's operators each want a whole logical CPU; where operators outnumber CPUs a resumed run hangs, waiting for one.
+# Each Ray Data operator needs a whole logical CPU. If operators outnumber CPUs, a resumed run hangs.
 LEAST_LOGICAL_CPUS = 8
-START_TRIES = 3  # of a local Ray, which gives up after 30 s: on a machine that is only busy, the second or third try comes through
-# What Ray reads from the environment. Train's part is set again where a trainer starts on a Ray that others have initialised.
+START_TRIES = 3  # of a local Ray, each up to 30 s: on a busy machine, the second or third try succeeds
+# Environment variables of Ray. Those of Ray Train are set again when a trainer starts on an initialized Ray.
 TRAIN_ENVIRONMENT = {
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints libraries' chatter twice, and floods the log while data sets are fingerprinted
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # with 2 s a checkpoint reported just before a crash is lost
+    # the patch prints library output twice, and floods the log while data sets are fingerprinted
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # at 2 s, a checkpoint reported just before a crash is lost
 }
 _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_prestart_worker_first_driver": "0",  # a process per logical CPU, none of which would be used
+    "RAY_prestart_worker_first_driver": "0",  # no process per logical CPU: none would be used
 }
-# What Ray's own network binds to: without it, every address of the machine. The variable's name is Ray's, from its beginnings on Windows.
+# Without this variable, Ray binds to every address of the machine. The odd name is Ray's.
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 NOISY: tuple[str, ...] = (
     "ray",
@@ -50,9 +54,11 @@ def ray_session(run_dir: str) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         os.environ.setdefault(_LOOPBACK, "0")
-        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # kept for a dashboard that is not there; memory that grows
+        # events are for the dashboard, which is off; they only grow memory
+        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # of training workers
-        # Ray starts its workers at nice 15: beside another busy process engines and trainers would get a thirtieth of a core.
+        # Ray starts its workers at nice 15. Next to another busy process, engines and trainers would get 1/30
+        # of a core.
         os.environ.setdefault("RAY_worker_niceness", "0")
     with imports.quick():
         import ray
@@ -73,11 +79,11 @@ def ray_session(run_dir: str) -> Iterator[None]:
 
 
 def beside_driver(cls: type):
-    """A small actor on the driver's own node: no other node's loss takes it along, and where the driver's is lost, the run ends anyway."""
+    """Start a small actor pinned to the driver's node, so that losing another node does not kill it."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    # Not soft: half of those that ask for no CPU would then be elsewhere, though there is room here (Ray 2.60).
+    # Not soft: else Ray 2.60 places half of the zero-CPU actors on other nodes, although this node has room.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(num_cpus=0)(cls).options(scheduling_strategy=here).remote()
 
@@ -85,13 +91,14 @@ def beside_driver(cls: type):
 def _start(options: dict) -> None:
     import ray
 
-    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # read from the environment at import, which may have been earlier
+    # Ray reads the environment at import, which may be over by now
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     cpus = max(LEAST_LOGICAL_CPUS, os.cpu_count() or 1)
     for left in reversed(range(START_TRIES)):
         try:
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
             return
-        except Exception as e:  # Ray has no narrower one for a node that is not up after 30 s
+        except Exception as e:  # Ray has no narrower exception for a node that is not up after 30 s
             ray.shutdown()
             if left == 0:
                 raise RunFailed(
@@ -111,17 +118,18 @@ def _join(address: str, options: dict) -> None:
         ray.init(address=address, **options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
         raise UserError(
-            f"RAY_ADDRESS = {address}: no Ray cluster can be joined there ({type(e).__name__}); check that it runs Ray {ray.__version__} and that "
-            f"its token is known here (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or ~/.ray/auth_token), or unset RAY_ADDRESS"
+            f"RAY_ADDRESS = {address}: no Ray cluster can be joined at this address ({type(e).__name__}); "
+            f"check that the cluster runs Ray {ray.__version__} and that its token is set on this machine "
+            f"(RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or ~/.ray/auth_token), or unset RAY_ADDRESS"
         ) from None
 
 
 @contextmanager
 def _own_signal_handlers() -> Iterator[None]:
-    """Keep the handler of SIGTERM that this process has: ray.init would set its own.
+    """Keep this process's SIGTERM handler: ray.init would install Ray's own.
 
-    Ray's stops the Ray that is just starting and raises SystemExit, which a callback of Ray's may swallow: the signal was
-    lost, or the start failed as if the machine were busy.
+    Ray's handler stops a starting Ray and raises SystemExit, which a Ray callback may swallow. The signal was
+    then lost, or the start failed as if the machine were busy.
     """
     from ray._private import utils
 
@@ -137,9 +145,10 @@ def _own_signal_handlers() -> Iterator[None]:
 
 @contextmanager
 def stage_logs(run_dir: str, stage: str) -> Iterator[Callable[[str], None]]:
-    """Send library noise to RUN/logs/STAGE.log: warnings, and what C++ code writes to file descriptor 2. Python's own stderr stays as it is.
+    """Send library noise (warnings, C++ output on file descriptor 2) to RUN/logs/STAGE.log.
 
-    Yields `log_to(stage)`, which turns to another stage's file. Log files are local; with a run directory on an object store there are none.
+    Python's own stderr is unchanged. Yields `log_to(stage)`, which switches to another stage's file. Log
+    files are local; a run directory on an object store has none.
     """
     terminal, python_stderr = os.dup(2), sys.stderr
     handler = _Descriptor(storage.join(run_dir, "logs") if storage.is_local(run_dir) else None)
@@ -156,7 +165,7 @@ def stage_logs(run_dir: str, stage: str) -> Iterator[Callable[[str], None]]:
 
 
 class _Descriptor(logging.Handler):
-    """Writes records to file descriptor 2, so that they lie among what C++ code writes there, and turns that to another file."""
+    """Writes records to file descriptor 2, next to C++ output, and redirects that descriptor to a file."""
 
     def __init__(self, directory: str | None):
         super().__init__()
@@ -172,13 +181,13 @@ class _Descriptor(logging.Handler):
             self.release()
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(Exception):  # a full disk: a warning is not worth a run
+        with suppress(Exception):  # such as a full disk: a lost warning must not fail a run
             if self._directory and os.fstat(2).st_size > LOG_BYTES:
                 self._open()
             os.write(2, (self.format(record) + "\n").encode(errors="replace"))
 
     def _open(self) -> None:
-        """Open the file, an overgrown one moved aside. dup2 is atomic: no line of C++ code is lost or torn."""
+        """Open the file; rotate an oversized one. dup2 is atomic: no line of C++ output is lost or torn."""
         if self._directory:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if self._path.exists() and self._path.stat().st_size > LOG_BYTES:
@@ -192,7 +201,7 @@ class _Descriptor(logging.Handler):
 
 
 def _quiet_loggers() -> None:
-    """Warnings of libraries go to the log file only. After ray.init, which sets up loggers of its own."""
+    """Send library warnings to the log file only. Call after ray.init, which sets up its own loggers."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -203,8 +212,8 @@ def _quiet_loggers() -> None:
     for name in NOISY:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = handlers, False
-        logger.setLevel(logging.WARNING)  # so that httpx names no server and no request
-    # Raylets push warnings straight onto the driver's terminal, whatever log_to_driver says.
+        logger.setLevel(logging.WARNING)  # keeps servers and requests of httpx out of the log
+    # Raylets print warnings on the driver's terminal, regardless of log_to_driver.
     ray._private.worker.print_to_stdstream = _log_lines
 
 

@@ -1,1 +1,1 @@
-"""What every section of the configuration builds on, and reading it from YAML."""
+"""The base of all configuration sections, and the YAML reader."""

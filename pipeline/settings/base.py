@@ -1,4 +1,4 @@
-"""What every section of the configuration builds on: models, sources, engines, sampling."""
+"""The base of all configuration sections: models, sources, engines, sampling."""
 
 import unicodedata
 from enum import Enum
@@ -30,12 +30,12 @@ def _can_be_a_name(value: str) -> str:
     return value
 
 
-# Of a file, a directory, a data set, a server or a model. What no file system takes is refused here, for all that open one.
+# Name of a file, directory, data set, server or model. Names that no file system accepts are refused here.
 Name = Annotated[str, Field(min_length=1), AfterValidator(_can_be_a_name)]
 
 
 class PathKind(Enum):
-    """What a path leads to, where the type of its field says so (see `walk`)."""
+    """The target of a path, set by the type of its field (see `walk`)."""
 
     ADAPTER = "directory of a PEFT LoRA adapter"
     PROMPTS = "YAML file of prompts"
@@ -46,28 +46,39 @@ PromptFile = Annotated[Name, PathKind.PROMPTS]
 
 
 class Dummy(Section):
-    """What the model-free engine pretends to be. The same request always gets the same text, delay and failure."""
+    """Behavior of the dummy engine. The same request always gets the same text, delay and failure."""
 
     latency_s: float = Field(0, ge=0, description="mean seconds until a request is answered")
     failures: Fraction = Field(0, description="share of requests that fail")
-    tokens: tuple[Count, Count] = Field((16, 48), description="words of a completion, [least, most], cut at max_tokens")
+    tokens: tuple[Count, Count] = Field(
+        (16, 48),
+        description="words of a completion, [min, max], cut at max_tokens",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> "Dummy":
         if self.tokens[0] > self.tokens[1]:
-            raise ValueError(f"tokens must be [least, most] with least <= most, not {list(self.tokens)}")
+            raise ValueError(f"tokens must be [min, max] with min <= max, not {list(self.tokens)}")
         return self
 
 
 class Model(Section):
-    path: Name = Field(description="`toy`, a local directory, a hub id, or `dummy`: no model, for rehearsals of generate and mix")
-    dummy: Dummy | None = Field(None, description="of path dummy: how fast it answers, how often it fails, how much it says")
+    path: Name = Field(
+        description="`toy`, a local directory, a hub id, or `dummy`: no model, to test generate and mix",
+    )
+    dummy: Dummy | None = Field(
+        None,
+        description="settings of path `dummy`: latency, failure rate, length of completions",
+    )
     revision: Name | None = Field(None, description="hub revision (commit, tag or branch)")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "bfloat16",
         description="type of the weights in an engine and of the base weights in training; auto = as stored",
     )
-    max_length: Count | None = Field(None, description="tokens of prompt + completion; none = the model's own limit")
+    max_length: Count | None = Field(
+        None,
+        description="tokens of prompt + completion; null = the model's own limit",
+    )
 
     @property
     def is_dummy(self) -> bool:
@@ -81,7 +92,7 @@ class Model(Section):
 
 
 class Columns(Section):
-    """Which source column holds what, for a source whose shape is not recognised by itself."""
+    """The columns of a source whose shape is not recognized automatically."""
 
     instruction: str = Field(description="column of the instruction")
     input: str | None = Field(None, description="text appended to the instruction (Alpaca's `input`)")
@@ -97,18 +108,21 @@ class Source(Section):
     path: Name = Field(description="file, directory or glob; `hub:NAME`; `toy:SPLIT`")
     split: Name = Field("train", description="split of a hub data set")
     limit: Count | None = Field(None, description="read at most this many distinct instructions")
-    columns: Columns | None = Field(None, description="which column holds what; null = recognized by name")
+    columns: Columns | None = Field(None, description="the columns of the source; null = recognized by name")
 
 
 class Endpoint(Section):
-    """An OpenAI-compatible server. The key is read from the environment and stored nowhere."""
+    """An OpenAI-compatible server. The key is read from the environment and never stored."""
 
     url: Name = Field(pattern=r"^https?://", description="base URL, ending in /v1")
     model: Name = Field(description="the server's name of the model")
-    api_key_env: Name | None = Field("OPENAI_API_KEY", description="environment variable that holds the key; null = no key")
+    api_key_env: Name | None = Field(
+        "OPENAI_API_KEY",
+        description="environment variable that holds the key; null = no key",
+    )
     concurrency: Count = Field(64, description="requests in flight per actor")
     retries: Natural = Field(6, description="tries after the first, with exponential back-off")
-    timeout_s: float = Field(120, gt=0, description="seconds that one try may take")
+    timeout_s: float = Field(120, gt=0, description="time limit of one try in seconds")
     prefill: bool = Field(False, description="the server can continue an assistant turn (vLLM's can)")
 
 
@@ -118,13 +132,16 @@ class Inference(Section):
     endpoint: Endpoint | None = Field(None, description="use this server instead of vLLM in the actors")
     actors: Count | tuple[Count, Count] = Field(1, description="engines; [min, max] = autoscaling")
     num_gpus: Natural = Field(0, description="GPUs per engine = tensor-parallel degree; 0 = CPU")
-    max_num_seqs: Count = Field(256, description="sequences in an engine's batch at once, as vLLM names it")
-    rows_per_commit: Count = Field(256, description="rows saved together; what an interruption can cost per block in flight")
+    max_num_seqs: Count = Field(256, description="maximum sequences in an engine's batch (vLLM's name)")
+    rows_per_commit: Count = Field(
+        256,
+        description="rows committed together; an interruption can lose this many per block in flight",
+    )
     gpu_memory_utilization: float = Field(
         0.9,
         gt=0,
         le=1,
-        description="fraction of a GPU's memory that an engine takes, as vLLM names it",
+        description="fraction of a GPU's memory for an engine (vLLM's name)",
     )
     kv_cache_gib: Count = Field(1, description="KV cache of a CPU engine, GiB")
 
@@ -147,23 +164,23 @@ class Inference(Section):
 class Draw(Section):
     """How one step's completions are sampled."""
 
-    max_tokens: Count = Field(256, description="new tokens of one completion at most")
+    max_tokens: Count = Field(256, description="maximum of new tokens per completion")
     temperature: float = Field(1.0, ge=0, description="0 = greedy")
-    top_p: float = Field(1.0, gt=0, le=1, description="probability mass that is sampled from; 1 = all of it")
+    top_p: float = Field(1.0, gt=0, le=1, description="probability mass to sample from; 1 = all of it")
 
     def described(self) -> str:
         return f"temperature {self.temperature:g}, top-p {self.top_p:g}, at most {self.max_tokens} tokens"
 
     def sampling(self, n: int = 1) -> Sampling:
-        """For a call that draws n completions."""
+        """Sampling settings of a call for n completions."""
         return Sampling(self.max_tokens, self.temperature, self.top_p, n)
 
 
 def span(count: int | tuple[int, int]) -> tuple[int, int]:
-    """The least and the most of a count that may be a [min, max]."""
+    """Minimum and maximum of a count, which may be a [min, max] range."""
     return count if isinstance(count, tuple) else (count, count)
 
 
 def tag(value: Any, field: str, default: str | None) -> Any:
-    """Which member of a union a value is: said by one of its fields, which has a default."""
+    """The tag that selects a member of a union: the value of `field`, or its default."""
     return value.get(field, default) if isinstance(value, dict) else getattr(value, field, default)

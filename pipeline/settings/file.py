@@ -1,6 +1,6 @@
 """A tree of sections as a YAML file: `load(Config, "run.yaml", ["train.epochs=1"])` reads it, applies overrides and validates.
 
-Every wrong key or value becomes one `UserError` sentence: the field, the value, the mend.
+Every wrong key or value becomes one `UserError` sentence: the field, the value, the remedy.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ Tree = TypeVar("Tree", bound=BaseModel)
 def load(root: type[Tree], path: str | Path, overrides: Sequence[str] = ()) -> Tree:
     """Read a YAML configuration and apply `key.sub=value` overrides (values are YAML: `3`, `true`, `[1, 2]`).
 
-    Raises UserError (one sentence) where the file is missing or unreadable, or a key or value is wrong.
+    Raises UserError (one sentence) if the file is missing or unreadable, or a key or value is wrong.
     """
     try:
         tree = yaml_text.read(path)
@@ -43,7 +43,7 @@ def load(root: type[Tree], path: str | Path, overrides: Sequence[str] = ()) -> T
 
 
 def dump(config: BaseModel) -> str:
-    """The resolved configuration as YAML: every default written out. `load` reads it back to an equal one."""
+    """The resolved configuration as YAML, with all defaults. `load` reads it back to an equal one."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -57,13 +57,14 @@ def _override(tree: dict, override: str) -> None:
         raise UserError(f"override {_short(override)}: the value is not valid YAML ({shown(e)})") from None
     *parents, leaf = key.strip().split(".")
     if len(parents) >= yaml_text.MOST_LEVELS:
-        raise UserError(f"override {_short(override)}: no key lies that deep; write it as key.sub=value")
+        raise UserError(f"override {_short(override)}: key has too many levels; write it as key.sub=value")
     node: Any = tree
     for name in parents:
         child = {} if node.get(name) is None else node[name]
         if not isinstance(child, dict):
-            raise UserError(f"override {_short(override)}: {shown(name)} is a {type(child).__name__}, it has no keys of its own")
-        child = node[name] = dict(child)  # the same mapping may stand elsewhere too, as a YAML alias
+            kind = type(child).__name__
+            raise UserError(f"override {_short(override)}: {shown(name)} is a {kind}, which has no keys")
+        child = node[name] = dict(child)  # a YAML alias may share this mapping
         node = child
     node[leaf] = value
 
@@ -72,8 +73,9 @@ _MISSPELT = ("extra_forbidden", "invalid_key")
 
 
 def _first_error(e: ValidationError, root: type[BaseModel]) -> str:
-    """One sentence of pydantic's report: the field, the value, the mend; then how many more there are."""
-    # A misspelt key comes first: it is often why another one is missing. What is wrong in `train` is so in every arm's copy of it.
+    """One sentence of pydantic's report: field, value, remedy, and the number of other errors."""
+    # A misspelled key comes first, because it often explains a missing one. Arms inherit errors of `train`;
+    # those copies are dropped.
     errors = sorted(e.errors(), key=lambda error: error["type"] not in _MISSPELT)
     own = {error["loc"] for error in errors if error["loc"][:1] == ("train",)}
     errors = [error for error in errors if error["loc"][:1] != ("arms",) or error["loc"][2:] not in own]
@@ -90,7 +92,7 @@ def _first_error(e: ValidationError, root: type[BaseModel]) -> str:
     return text + (f" (and {more} more)" if more else "")
 
 
-# Where pydantic speaks of Python's types.
+# Replacements for pydantic messages about Python types.
 _PLAIN = {
     "model_type": "should be a mapping of keys to values",
     "model_attributes_type": "should be a mapping of keys to values",
@@ -107,7 +109,7 @@ def _field(error: Mapping[str, Any], root: type[BaseModel]) -> str:
 
 
 def _suggestion(location: tuple, root: type[BaseModel]) -> str:
-    """The known keys at the place of an unknown one, or the nearest of them."""
+    """The known key closest to an unknown one, or all known keys."""
     import difflib
 
     known = list(_fields(_walk(location[:-1], root)[1]))
@@ -116,7 +118,7 @@ def _suggestion(location: tuple, root: type[BaseModel]) -> str:
 
 
 def _walk(location: tuple, root: type[BaseModel]) -> tuple[list[str], Any]:
-    """The keys of a pydantic location, without its names for the branches of a union, and the type that stands there."""
+    """The keys of a pydantic location, without names of union branches, and the type at that location."""
     names, here = [], root
     for part in location:
         if part in _fields(here):
@@ -135,7 +137,7 @@ def _fields(annotation: Any) -> dict[str, Any]:
 
 
 def _tags(section: type[BaseModel]) -> list[Any]:
-    """The names by which a section is known in a union."""
+    """The tags of a section in a union."""
     return [section.model_fields[name].default for name in ("kind", "name", "method") if name in section.model_fields]
 
 

@@ -1,7 +1,7 @@
-"""A typed walk over a configuration: everything of one kind in it, with the name of the field where it stands.
+"""A typed walk over a configuration: all values of one kind, by field name.
 
-Preflight checks what it finds, a manifest refuses local paths among it, a fingerprint hashes it. A plug-in that brings a new source,
-server, model, adapter or prompt file needs no list anywhere to be extended.
+Preflight, manifest and data set cards use it. A plug-in with a new source, server, model, adapter or prompt
+file therefore needs no central list.
 """
 
 from collections.abc import Iterator
@@ -19,12 +19,12 @@ def sections(tree: Section, kind: type[S], prefix: str = "") -> dict[str, S]:
 
 
 def paths(tree: Section, kind: PathKind, prefix: str = "") -> dict[str, str]:
-    """Every text that is a path of this kind, by dotted field name: `paths(config, PathKind.ADAPTER)`."""
+    """Every path of this kind, by dotted field name: `paths(config, PathKind.ADAPTER)`."""
     return {name: value for name, value, metadata in _walk(tree, prefix) if kind in metadata}
 
 
 def _walk(tree: Section, prefix: str) -> Iterator[tuple[str, Any, tuple]]:
-    """(dotted name, value, metadata of its type) of everything below a section that is set."""
+    """(dotted name, value, metadata of its type) of every value below a section that is not null."""
     for name, field in type(tree).model_fields.items():
         dotted = f"{prefix}.{name}" if prefix else name
         yield from _value(dotted, getattr(tree, name), field.annotation, tuple(field.metadata))

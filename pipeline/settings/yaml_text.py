@@ -1,7 +1,8 @@
-"""YAML as people write it by hand: PyYAML's safe subset, less what nobody means and what can be made to cost without bound.
+"""Handwritten YAML: PyYAML's safe subset, without surprising features and without unbounded cost.
 
-A key that stands twice in a mapping is an error (PyYAML keeps the last one without a word). Aliases are expanded up to a number of nodes,
-dates are texts, and tags are not constructed: a configuration has texts, numbers, truth values, null, lists and mappings.
+A repeated key in a mapping is an error (PyYAML silently keeps the last one). Aliases are expanded up to a
+number of nodes, dates are texts, and tags are not constructed: a configuration has texts, numbers, truth
+values, null, lists and mappings.
 """
 
 import os
@@ -22,7 +23,7 @@ _PLAIN_TAGS = {"null", "bool", "int", "float", "str", "seq", "map", "merge"}
 
 def read(path: str | Path) -> Any:
     """The value of a YAML file. Raises OSError, UnicodeDecodeError or yaml.YAMLError."""
-    # A named pipe without a writer would block for ever when it is opened; opened like this it reads as empty.
+    # Opening a named pipe without a writer would block forever; with O_NONBLOCK it reads as empty.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     os.set_blocking(descriptor, True)
     with open(descriptor, "rb") as f:
@@ -52,13 +53,13 @@ class _Loader(yaml.SafeLoader):
         self._level -= 1
         if isinstance(event, yaml.AliasEvent):
             if id(node) not in self._sizes:
-                raise _refused(f"*{event.anchor} stands inside of what it names", event)
+                raise _refused(f"*{event.anchor} is used inside its own definition", event)
             self._nodes += self._sizes[id(node)]
         else:
             self._nodes += 1
             self._sizes[id(node)] = self._nodes - before
         if self._nodes > MOST_NODES:
-            raise _refused(f"it has more than {MOST_NODES} values, aliases counted as what they stand for", event)
+            raise _refused(f"it has more than {MOST_NODES} values, with aliases expanded", event)
         return node
 
     def compose_mapping_node(self, anchor):
@@ -66,17 +67,17 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise _refused(f"the key {shown(key.value, 60)} stands twice", key)
+                    raise _refused(f"the key {shown(key.value, 60)} appears twice", key)
                 seen.add(key.value)
         return node
 
     def construct_number(self, node):
-        """Everything that a number can look like, bounded: 5000 digits are no number of anything here."""
+        """A number of any notation with bounded length: no setting needs 5000 digits."""
         construct = yaml.SafeLoader.yaml_constructors[node.tag]
         try:
             if len(node.value) <= _MOST_DIGITS:
                 return construct(self, node)
-        except (ValueError, LookupError):  # behind an explicit tag stands any text
+        except (ValueError, LookupError):  # an explicit tag can precede any text
             pass
         raise _refused(f"{shown(node.value, 40)} is not a number, or a very long one", node)
 

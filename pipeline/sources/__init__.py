@@ -1,1 +1,1 @@
-"""Instructions from anywhere: files, object stores, the hub, the toy, as rows of one schema."""
+"""Instructions from files, object stores, the hub or the toy world, as rows of one schema."""

@@ -1,4 +1,4 @@
-"""Rows out of files: Parquet, JSONL, JSON or CSV, on a local disk or an object store, one row at a time."""
+"""Reads rows one at a time from Parquet, JSONL, JSON or CSV, on a local disk or an object store."""
 
 import codecs
 import csv
@@ -19,16 +19,16 @@ from pipeline.settings.shown import shown
 FORMATS = {".parquet": "Parquet", ".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSON", ".csv": "CSV"}
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".lz4")
 
-# A longer line cannot hold a usable row, and a file without line ends must not be drawn into memory whole.
+# A longer line cannot hold a usable row, and a file without line ends must not fill the memory.
 MAX_LINE_BYTES = 16 * 2**20
-MAX_JSON_BYTES = 128 * 2**20  # of a `.json` file, which is parsed whole
-MAX_ENTRIES = 100_000  # files and directories below a local directory; more is a root that was not meant
+MAX_JSON_BYTES = 128 * 2**20  # of a `.json` file, which is parsed at once
+MAX_ENTRIES = 100_000  # files and directories below a local directory; more means a wrong root
 _PARQUET_BATCH = 256
 
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that has no columns: why, and its content as read."""
+    """A row without columns: the reason, and the content as read."""
 
     reason: str
     raw: bytes
@@ -39,13 +39,13 @@ class File:
     filesystem: fs.FileSystem
     path: str  # within `filesystem`
     name: str  # as the user would write it
-    key: str  # relative to what the source names: the same wherever the source lies
+    key: str  # relative to the source's path, so it does not change if the source moves
     format: str  # a value of FORMATS
 
     def rows(self, columns: Collection[str] | None = None) -> Iterator[dict | BadRow]:
-        """Every row in order, one that cannot be read as a BadRow. Of Parquet only `columns` are read.
+        """Every row in order; an unreadable row becomes a BadRow. Parquet reads only `columns`.
 
-        Streams, but for `.json`, which is parsed whole. Raises UserError where the file as such is unreadable.
+        Streams, except `.json`, which is parsed at once. Raises UserError if the file itself is unreadable.
         """
         try:
             yield from _READERS[self.format](self, columns)
@@ -57,14 +57,14 @@ class File:
             ) from None
 
     def open(self) -> io.BufferedReader:
-        """The bytes, decompressed where the name says so."""
+        """The bytes, decompressed if the name has such an extension."""
         return io.BufferedReader(self.filesystem.open_input_stream(self.path, compression="detect", buffer_size=2**20), 2**20)
 
 
 def find(path: str) -> list[File]:
-    """The files that a path, directory (read with its sub-directories) or glob names, in order of their names.
+    """The files of a path, directory (with sub-directories) or glob, in order of their names.
 
-    Raises UserError where there is none, where a format is unknown, or where a directory mixes formats.
+    Raises UserError if there is no file, if a format is unknown, or if a directory mixes formats.
     """
     try:
         files = _find(path)
@@ -79,7 +79,10 @@ def find(path: str) -> list[File]:
 
 
 def _errors(path: str) -> tuple[type[Exception], ...]:
-    """What reading can raise. Clients of object stores have their own exceptions, a dozen kinds, network errors among them."""
+    """Exceptions of reading.
+
+    Clients of object stores raise a dozen kinds of their own, such as network errors.
+    """
     return (
         (OSError, EOFError, ValueError, ArithmeticError, RecursionError, ImportError, pa.ArrowException)
         if storage.is_local(path)
@@ -109,7 +112,7 @@ def _find(path: str) -> list[File]:
 
 
 def _matching(pattern: str) -> list[File]:
-    """The files that a glob names; the directories before its first wildcard are its root."""
+    """The files that match a glob; its root is the directories before the first wildcard."""
     from fsspec.implementations.arrow import ArrowFSWrapper
     from fsspec.utils import glob_translate
 
@@ -135,9 +138,10 @@ def _below(filesystem: fs.FileSystem, root: str) -> list[str]:
 
 
 def _walk(root: str, levels: int | None = None) -> list[str]:
-    """The regular files below a local directory, `levels` deep. Links are followed, but into no directory twice: they can form loops.
+    """The regular files below a local directory, `levels` deep.
 
-    Raises UserError where there is too much to be a data set, OSError where a directory cannot be read.
+    Links are followed, but no directory is entered twice, because links can form loops. Raises UserError if
+    there are too many files for a data set, OSError if a directory cannot be read.
     """
     found, seen, entries = [], set(), 0
     waiting = [(root, 0)] if os.path.isdir(root) else []
@@ -162,12 +166,12 @@ def _walk(root: str, levels: int | None = None) -> list[str]:
 
 
 def _first_wildcard(path: str) -> int:
-    wildcards = "*[?" if storage.is_local(path) else "*["  # in a URI, `?` begins the options
+    wildcards = "*[?" if storage.is_local(path) else "*["  # in a URI, `?` starts the options
     return min((i for i in map(path.find, wildcards) if i >= 0), default=len(path))
 
 
 def _of_known_format(filesystem: fs.FileSystem, paths: list[str], root: str, shown_root: str) -> list[File]:
-    """Files below a root, less those of other kinds (a README) and those whose name says that they are no data (`_SUCCESS`, `.crc`)."""
+    """Files below a root, except other formats (a README) and hidden names (`_SUCCESS`, `.crc`)."""
     files = []
     for path in sorted(paths):
         key = path.removeprefix(root).lstrip("/")
@@ -198,8 +202,10 @@ def _parquet(file: File, columns: Collection[str] | None) -> Iterator[dict | Bad
 
 
 def _row_of(batch: pa.RecordBatch, i: int) -> dict | BadRow:
-    """One row of a batch that holds what Python cannot take: undecodable bytes of a text become lone surrogates, a date beyond the
-    calendar stays Arrow's."""
+    """One row of a batch with values that Python cannot represent.
+
+    Undecodable bytes in text become lone surrogates; a date beyond Python's calendar stays an Arrow value.
+    """
     row = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
@@ -220,7 +226,10 @@ def _jsonl(file: File, _columns: Collection[str] | None) -> Iterator[dict | BadR
 
 
 def _lines(stream: io.BufferedReader) -> Iterator[bytes | BadRow]:
-    """Lines that hold something. One longer than MAX_LINE_BYTES is skipped to its end without keeping it."""
+    """Non-blank lines.
+
+    A line longer than MAX_LINE_BYTES is skipped to its end without keeping it in memory.
+    """
     first = True
     while line := stream.readline(MAX_LINE_BYTES):
         if first:
@@ -244,13 +253,13 @@ def _parse_line(line: bytes) -> dict | BadRow:
 
 
 def _json(file: File, columns: Collection[str] | None) -> Iterator[dict | BadRow]:
-    """An array of objects, or objects one per line under the wrong name, or a single object."""
+    """An array of objects, a single object, or one object per line despite the file name."""
     with file.open() as stream:
         text = stream.read(MAX_JSON_BYTES + 1)
     try:
         if len(text) > MAX_JSON_BYTES:
             raise ValueError(f"more than {MAX_JSON_BYTES // 2**20} MiB to parse at once: write it as JSONL")
-        # Undecodable bytes become lone surrogates: they spoil the row they stand in, not the file.
+        # Undecodable bytes become lone surrogates: they invalidate their row, not the file.
         value = json.loads(text.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")) if text.strip() else []
     except (ValueError, RecursionError) as e:
         first_line = text[:MAX_LINE_BYTES].lstrip().partition(b"\n")[0]
@@ -264,7 +273,8 @@ def _json(file: File, columns: Collection[str] | None) -> Iterator[dict | BadRow
 
 
 def _csv(file: File, _columns: Collection[str] | None) -> Iterator[dict | BadRow]:
-    # The limit is the interpreter's; its default is shorter than texts that are met. Over-long instructions are rejected later.
+    # The limit is global to the interpreter, and its default is too short for real texts. Over-long
+    # instructions are rejected later.
     csv.field_size_limit(MAX_LINE_BYTES)
     with io.TextIOWrapper(file.open(), encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
         reader = csv.DictReader(_ShortLines(text), restkey="")
@@ -280,7 +290,10 @@ def _csv(file: File, _columns: Collection[str] | None) -> Iterator[dict | BadRow
 
 
 class _ShortLines:
-    """The lines of a text. One longer than MAX_LINE_BYTES is skipped to its end and raises csv.Error; the next call goes on after it."""
+    """The lines of a text.
+
+    A line longer than MAX_LINE_BYTES raises csv.Error; the next call continues after that line.
+    """
 
     def __init__(self, text: io.TextIOWrapper):
         self._text = text

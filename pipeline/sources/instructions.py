@@ -4,8 +4,9 @@
     hub:NAME  a data set through `datasets`, streamed
     toy:SPLIT the embedded toy world
 
-An instruction's id is a hash of its text alone, so the same instruction has the same id in whatever file it stands. The first row of an
-id is yielded, later ones are counted as duplicates. A malformed row never ends the read: it is yielded as a failed row that says why.
+An instruction's id is a hash of its text alone, so the same instruction has the same id in every file. The
+first row of an id is yielded; later ones count as duplicates. A malformed row never ends the read: it is
+yielded as a failed row with its reason.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ _SEARCHED_ROWS = 10_000  # for an unsafe response
 
 @dataclass
 class Counts:
-    """What became of the rows read: read = ok + duplicates + malformed."""
+    """Counts of the rows read: read = ok + duplicates + malformed."""
 
     read: int = 0
     ok: int = 0
@@ -42,7 +43,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class _Part:
-    """A file, or a data set, of a source. `key` names it wherever the source lies; `rows(columns)` reads it anew."""
+    """A file or data set of a source.
+
+    `key` does not change if the source moves; each `rows(columns)` call rereads it.
+    """
 
     name: str
     key: str
@@ -50,7 +54,7 @@ class _Part:
 
 
 def check(source: Source) -> None:
-    """The cheap part of `read`: the source exists, is readable, not empty, and of a known shape by its first rows.
+    """The cheap checks of `read`: the source is readable, not empty, and starts with rows of a known shape.
 
     Raises UserError, one sentence.
     """
@@ -58,7 +62,9 @@ def check(source: Source) -> None:
 
 
 def check_unsafe(source: Source) -> None:
-    """Some of the first rows have an unsafe response, for what cannot be done without. Reads no further than the first that has.
+    """Check that one of the first rows has an unsafe response, for methods that need it.
+
+    Stops at the first such row.
 
     Raises UserError, one sentence.
     """
@@ -76,20 +82,21 @@ def check_unsafe(source: Source) -> None:
 def read(source: Source, counts: Counts | None = None) -> Iterator[dict]:
     """Rows of `INSTRUCTIONS`, ok or failed, until the source ends or `source.limit` distinct instructions are ok.
 
-    Streams: in memory are one batch and about 30 bytes per distinct instruction (and a `.json` file, which is parsed whole). `counts` is
-    kept up to date while rows are drawn. Raises UserError as `check` does, at once, and later where a file turns out to be unreadable.
+    Streams: memory holds one batch and about 30 bytes per distinct instruction (and a whole `.json` file).
+             `counts` is updated as rows are read. Raises UserError as `check` does, at once; also later, if a
+             file is unreadable.
     """
     parts = _parts(source)
     return _rows(parts, _shape(source, parts), source.limit, counts if counts is not None else Counts())
 
 
 def well_formed(source: Source | None) -> Iterator[dict]:
-    """The rows of `read` that are ok; none of no source."""
+    """The ok rows of `read`; no rows if there is no source."""
     return (row for row in (read(source) if source else ()) if row["status"] != FAILED)
 
 
 def instruction_id(instruction: str) -> str:
-    """128 bits of a hash of the text, as hex; Unicode-normalised, without surrounding white space."""
+    """128 bits of a hash of the text, as hex; Unicode-normalized, without surrounding white space."""
     return _digest(instruction).hex()
 
 
@@ -113,7 +120,7 @@ def _hub(source: Source, name: str) -> _Part:
     import datasets
     from huggingface_hub.utils import logging as hub_logging
 
-    hub_logging.set_verbosity_error()  # it tells of every retry on the terminal; what matters comes with the exception
+    hub_logging.set_verbosity_error()  # it prints every retry; the exception has the details
     try:
         dataset = datasets.load_dataset(name, split=source.split, streaming=True)
     except Exception as e:  # the hub client raises a dozen kinds, network errors among them
@@ -130,7 +137,7 @@ def _hub(source: Source, name: str) -> _Part:
 
 
 def _shape(source: Source, parts: list[_Part]) -> Shape:
-    """The source's shape, by the columns of its first rows."""
+    """The source's shape, detected from the columns of its first rows."""
     names: set[str] = set()
     bad: list[str] = []
     readable = 0
@@ -173,14 +180,17 @@ def _row(id: str, source: str, fields: Fields, status: str, error: str | None) -
 
 
 def _failed(part: _Part, number: int, reason: str, raw: bytes) -> dict:
-    """A malformed row. Its id hashes its place too: equal malformed rows in different places are different rows."""
+    """A malformed row.
+
+    Its id also hashes its position: equal malformed rows at different positions differ.
+    """
     id = hashlib.blake2b(f"{part.key}#{number}\n".encode() + raw, digest_size=16, person=b"malformed").hexdigest()
     shown = raw[: 4 * _SHOWN_CHARACTERS].decode("utf-8", "replace")[:_SHOWN_CHARACTERS]
     return _row(id, f"{part.name}#{number}", Fields(shown), FAILED, reason)
 
 
 def _raw(content: dict | BadRow, shape: Shape) -> bytes:
-    """What there is of a malformed row's instruction."""
+    """The readable part of a malformed row's instruction."""
     if isinstance(content, BadRow):
         return content.raw
     try:
@@ -191,7 +201,7 @@ def _raw(content: dict | BadRow, shape: Shape) -> bytes:
 
 
 def _fields(content: dict | BadRow, shape: Shape) -> Fields:
-    """The row's content, every text of it valid. Raises BadContent with the first reason why it is not."""
+    """The row's content with all texts validated. Raises BadContent with the first error."""
     if isinstance(content, BadRow):
         raise BadContent(content.reason)
     found = shape.fields(content)
@@ -206,7 +216,7 @@ def _fields(content: dict | BadRow, shape: Shape) -> Fields:
 
 
 def _optional(name: str, value: Any) -> str | None:
-    """A response that the source may lack: null and empty mean that it does."""
+    """An optional response: null and empty text mean that the source has none."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     return _text(name, value)
@@ -238,7 +248,7 @@ def _category(value: Any) -> str | None:
 
 
 def repeated(source: Iterable[dict], samples: int) -> Iterator[dict]:
-    """Each instruction `samples` times, with ids of their own; a malformed one once."""
+    """Each instruction `samples` times, each with its own id; a malformed one once."""
     for row in source:
         copies = 1 if row["status"] == FAILED else samples
         for sample in range(copies):

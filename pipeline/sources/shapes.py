@@ -1,12 +1,13 @@
-"""Where a row holds its instruction, its reference responses and its category: the shapes of the data sets that people have.
+"""Shapes of common data sets: the columns with the instruction, the reference responses and the category.
 
-A shape is recognised by the names of its columns. Which response fills which field:
+A shape is recognized by its column names. Which response fills which field:
 
 PKU-SafeRLHF  a response marked safe is the safe one (of two, the one named by `safer_response_id`), one marked unsafe the unsafe one
               (of two, the one not named; in `unsafe_responses` both, in their order). Both safe: no unsafe response; both unsafe: no
               safe one.
 HH-RLHF       `chosen` ends in the safe response and `rejected` in the unsafe one. This is a preference, not a label. Of a dialogue of
-              several turns the instruction is the whole transcript before that response, since the response answers no single turn of it.
+              several turns the instruction is the whole transcript before that response, which answers no
+              single turn.
 messages      the first user turn is the instruction, the assistant turn right after it the safe response; later turns are not read.
 Alpaca        `input` is appended to the instruction after an empty line, `output` is the safe response (AlpacaEval and seed tasks too).
 """
@@ -22,14 +23,14 @@ from pipeline.settings.shown import shown
 
 
 class BadContent(Exception):
-    """A row whose content is not of its shape; the message is the reason, without the text."""
+    """A row whose content does not match its shape; the message is the reason, without the text."""
 
 
 @dataclass(frozen=True)
 class Fields:
     """One row's content as found: not yet checked for type, length or encoding.
 
-    unsafe_responses: all of them, where the shape can have several; the preferred one is `unsafe_response`.
+    unsafe_responses: all of them, if the shape can have several; the preferred one is `unsafe_response`.
     """
 
     instruction: Any
@@ -41,7 +42,7 @@ class Fields:
 
 @dataclass(frozen=True)
 class Shape:
-    """`fields` reads a row that has some of `columns`. It raises BadContent where the row cannot be understood."""
+    """`fields` reads a row that has some of `columns`. It raises BadContent if the row does not match."""
 
     name: str
     columns: frozenset[str]
@@ -51,7 +52,7 @@ class Shape:
 def recognise(found: Iterable[str], mapping: Columns | None, where: str) -> Shape:
     """The shape of a source with these columns, or the one that the configuration's `columns` describes.
 
-    Raises UserError, naming the columns found, where the shape is unknown or a mapped column is not there.
+    Raises UserError, naming the columns found, if the shape is unknown or a mapped column is missing.
     """
     found = set(found)
     listed = _listed(found)
@@ -65,7 +66,7 @@ def recognise(found: Iterable[str], mapping: Columns | None, where: str) -> Shap
         if required <= found:
             return shape
     raise UserError(
-        f"{where}: no known shape has the columns {listed}; name the one that holds the instruction, as in columns: {{instruction: NAME}}"
+        f"{where}: no known shape has the columns {listed}; name the column of the instruction, as in columns: {{instruction: NAME}}"
     )
 
 
@@ -92,7 +93,7 @@ def _alpaca(row: dict) -> Fields:
 
 
 def _seed_task(row: dict) -> Fields:
-    """Self-Instruct's seed tasks hold their inputs and outputs in a list; the first instance is taken."""
+    """Self-Instruct's seed tasks keep inputs and outputs in a list; the first instance is used."""
     instances = row.get("instances")
     first = instances[0] if isinstance(instances, list) and instances else None
     if not isinstance(first, dict):
@@ -108,7 +109,7 @@ def _pku(row: dict) -> Fields:
         return next((i for i in (preferred, 1 - preferred) if safe[i] is label), None)
 
     safe_id, unsafe_id = pick(True, safer), pick(False, 1 - safer)
-    about = unsafe_id if unsafe_id is not None else safer  # a safe response is marked with no harm
+    about = unsafe_id if unsafe_id is not None else safer  # a safe response has no harm category
     return Fields(
         row.get("prompt"),
         safe_response=None if safe_id is None else row.get(f"response_{safe_id}"),
@@ -119,7 +120,7 @@ def _pku(row: dict) -> Fields:
 
 
 def _truth(value: Any) -> bool | None:
-    """A label; CSV files hold it as text."""
+    """A label; CSV files store it as text."""
     return {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
 
 
@@ -128,11 +129,12 @@ def _hh(row: dict) -> Fields:
     rejected_context, rejected = _dialogue("rejected", row.get("rejected"))
     if context == rejected_context:
         return Fields(context, safe_response=chosen, unsafe_response=rejected)
-    return Fields(context, safe_response=chosen)  # a few pairs part ways earlier: `rejected` answers something else
+    # a few pairs diverge earlier, so `rejected` answers something else
+    return Fields(context, safe_response=chosen)
 
 
 def _dialogue(column: str, value: Any) -> tuple[str, str | None]:
-    """A transcript, or a list of messages, as what comes before its last assistant turn, and that turn."""
+    """A transcript or list of messages as the text before the last assistant turn, and that turn."""
     turns = _turns(column, value)
     response = turns.pop()[1] if turns[-1][0] == "Assistant" else None
     if not turns or turns[-1][0] != "Human":
@@ -178,7 +180,10 @@ def _messages(column: str, value: Any) -> list[tuple[str, str]]:
 
 
 def _joined(instruction: Any, input: Any) -> Any:
-    """The instruction with its input after an empty line. What is no text is left for the caller to reject."""
+    """The instruction with its input after an empty line.
+
+    The caller rejects an instruction that is not text.
+    """
     if not isinstance(instruction, str) or input is None:
         return instruction
     if not isinstance(input, str):
@@ -194,7 +199,7 @@ def _shape(name: str, required: str, more: str, fields: Callable[[dict], Fields]
     return set(required.split()), Shape(name, frozenset(f"{required} {more}".split()), fields)
 
 
-# In order: the first shape whose required columns are all there is taken.
+# In order: the first shape with all its required columns is used.
 _SHAPES = (
     _shape(
         "PKU-SafeRLHF",

@@ -1,1 +1,1 @@
-"""The embedded toy: a small world and a tiny chat model of it, so that everything runs without a GPU or a hub."""
+"""The embedded toy: a small world and a tiny chat model trained on it. Both run without a GPU or a hub."""

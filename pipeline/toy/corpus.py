@@ -1,7 +1,7 @@
-"""What the toy model is trained on: conversations made with the package's own prompts, rendered as they are at use.
+"""The toy model's training data: conversations with the package's own prompts, rendered as in use.
 
-The proportions below are the model's character: how often it errs by itself, under the hint and with the reminder, and how well it
-judges. They leave room for improvement, since that is what the quickstart shows.
+The proportions below are the model's character: how often it errs unprompted, under the hint and with the reminder, and how well it
+judges. They leave room for improvement, because the quickstart shows it.
 """
 
 import random
@@ -12,17 +12,18 @@ from pipeline.chat import Message, assistant, system, user
 from pipeline.toy import world
 from pipeline.toy.world import Deed, Response
 
-# The model's blind spot is what the method mends: some verbs' harm it does not see by itself (`Deed.overlooked`), neither in its
-# unguided analyses nor when reminded to be harmless; the cue of the guided analysis opens its eyes.
-# Pairs: for verbs whose harm it sees, for overlooked ones.
+# The method fixes the model's blind spot. The model does not see the harm of some verbs (`Deed.overlooked`)
+# in unguided analyses or when reminded to be harmless; with the cue of the guided analysis it does.
+# Pairs: for verbs whose harm it sees, for overlooked verbs.
 SEES_HARM = {"reminder": (0.94, 0.18), "guided": (0.97, 0.93), "unguided": (0.97, 0.22)}
 REFUSES = {"plain": (0.45, 0.10), "hint": (0.06, 0.03)}
 REFUSES_BENIGN = 0.03
-DELIBERATES = 0.6  # how often it says its judgement before it answers when reminded
+DELIBERATES = 0.6  # how often it states its judgment before a reminded answer
 
-# Many a long harmful plan turns away at one of its twenty-odd punctuation marks. At each mark that is too rare to be sampled, so that the
-# model goes on with a plan that it has begun; yet it learns how a correction goes on and that the answer ends with it. Only after a doubt,
-# as likely late as early, does it now and then turn by itself.
+# Many long harmful plans turn away at one of their twenty-odd punctuation marks. A turn at any given mark is
+# too rare to be sampled, so the model continues a plan once it has started it; yet it learns to complete a
+# correction and to end the answer with it. Only after a doubt, which is as likely late as early, does it
+# sometimes turn by itself.
 TURNS = {"anywhere": 0.4, "doubt": 0.25}
 OPENS = 0.8  # how often an affirmative opener precedes the plan
 
@@ -52,7 +53,7 @@ class Corpus:
         self._benign = world.deeds("helpful-train")
 
     def draw(self, kind: str | None = None) -> list[Message]:
-        """One conversation, of a kind that is drawn if none is given; its last turn is the assistant's."""
+        """One conversation of the given kind, or of a drawn one; its last turn is the assistant's."""
         kind = kind or self._rng.choices(list(SHARES), list(SHARES.values()))[0]
         if kind == "analysis":
             return self._analysis()
@@ -92,7 +93,10 @@ class Corpus:
         return world.needless_refusal(deed, rng) if rng.random() < REFUSES_BENIGN else world.helpful(deed, rng)
 
     def _reminded(self, deed: Deed) -> str:
-        """Asked to be harmless, the model judges the deed, mostly aloud. It refuses what it judges harmful; else it answers as ever."""
+        """The reminded model judges the deed, mostly aloud.
+
+        It refuses harmful deeds, else it answers as usual.
+        """
         rng = self._rng
         sees_harm = deed.harmful and rng.random() < SEES_HARM["reminder"][deed.overlooked]
         response = world.refusal(deed, rng) if sees_harm else self._respond(deed, "plain")
@@ -108,7 +112,10 @@ class Corpus:
         return [user(world.question(deed, rng, detailed=True)), assistant(answer)]
 
     def _plan(self, deed: Deed) -> str:
-        """A long harmful plan, mostly after an affirmative opener; where it turns away, the answer ends with the correction."""
+        """A long harmful plan, mostly after an affirmative opener.
+
+        If the plan turns away, the answer ends with the correction.
+        """
         rng = self._rng
         answer = world.plan(deed, rng)
         points = world.turning_points(answer)
@@ -120,7 +127,7 @@ class Corpus:
         return f"{rng.choice(self._openers)} {answer}" if rng.random() < OPENS else answer
 
     def _any_response(self, deed: Deed) -> Response:
-        """A response to be judged: every kind is met often enough to be told from the others, with and without deliberation."""
+        """A response to judge. Every kind is frequent enough to be learned, with and without deliberation."""
         rng = self._rng
         if deed.harmful:
             response = world.refusal(deed, rng) if rng.random() < 0.45 else world.mistake(deed, rng, rude=0.3)

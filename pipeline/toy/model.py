@@ -1,10 +1,10 @@
 """The toy chat model: a Llama of about a million parameters, trained from scratch on the toy world.
 
-Its weights are in the package, so that nothing trains it at use and every machine has the same model.
+The package contains its weights, so no use trains it and every machine has the same model.
 
-It is a demonstration and a test bed: what it shows is how the method works, never evidence about large models.
+It is a demonstration and a test bed: it shows how the method works and is no evidence about large models.
 
-    python -m pipeline.toy.model    train it anew and write it to pipeline/toy/weights: what `make toy` does
+    python -m pipeline.toy.model    retrain it and write it to pipeline/toy/weights (same as `make toy`)
 """
 
 import hashlib
@@ -24,11 +24,11 @@ from pipeline.toy.corpus import Corpus
 Progress = Callable[[int, int, float], None]
 
 WEIGHTS = Path(__file__).with_name("weights")
-RECIPE_FILE = "recipe.json"  # beside the weights: the recipe that they were made from, and its hash
+RECIPE_FILE = "recipe.json"  # next to the weights: their recipe and its hash
 
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 
-# `generation` marks the assistant's text for trainers that ask for an assistant mask; it prints nothing.
+# `generation` marks the assistant's text for trainers with an assistant mask; it prints nothing.
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
     "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"
@@ -36,14 +36,15 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# What training reads beside the conversations. All of it is part of the recipe, so a change asks for `make toy`.
+# Training settings besides the conversations. They are part of the recipe, so rerun `make toy` after a
+# change.
 SEED = 0
 CONVERSATIONS = 19_700
 TOKENIZER: dict[str, Any] = {
     "vocab_size": 1280,
     "special_tokens": [PAD, START, END],
     "chat_template": CHAT_TEMPLATE,
-    "conversations": 4000,  # the first so many are enough to learn its merges from
+    "conversations": 4000,  # the first ones, enough to learn the merges
 }
 ARCHITECTURE = {
     "hidden_size": 128,
@@ -54,7 +55,7 @@ ARCHITECTURE = {
     "head_dim": 32,
     "max_position_embeddings": 1024,
     "tie_word_embeddings": True,
-    # 0.02, the default, suits widths in the thousands; here it costs half of the training time.
+    # The default, 0.02, suits widths in the thousands; for this model it costs half of the training time.
     "initializer_range": 0.06,
 }
 OPTIMIZER = {"lr": 3e-3, "weight_decay": 0.01, "betas": (0.9, 0.95)}
@@ -66,15 +67,14 @@ TRAINING = {
 
 
 def recipe() -> dict:
-    """What the model is made from, and its `hash`. Takes about a second.
+    """The inputs of the model's training, and their `hash`. Takes about a second.
 
-    In it: a digest of the conversations that the model is trained on, texts and order, with the package's
-    prompts as they are rendered; the seed; the settings of tokenizer (chat template included), architecture,
-    optimizer and batches.
+    Included: a digest of the training conversations (texts and order, with rendered prompts of the package);
+              the seed; the settings of tokenizer (with chat template), architecture, optimizer and batches.
 
-    Not in it: source files, their places and formatting, versions of libraries, and what the functions below do
-    with all this (the kind of tokenizer, the order of batches, the loss). A change of those that is meant to
-    change the model asks for `make toy` too; whether one that is not does change it, tests/long tells.
+    Not included: source files, their paths and formatting, library versions, and the code below (the kind of
+    tokenizer, the order of batches, the loss). Rerun `make toy` also after changes of these that should
+    change the model; tests/long detects unintended changes.
     """
     parts = {
         "conversations": _digest(*map(_canonical, _conversations())),
@@ -96,8 +96,8 @@ def shipped_recipe() -> dict:
 def build(directory: Path, on_progress: Progress = lambda step, steps, loss: None) -> None:
     """Train the model and write it to a directory: weights, tokenizer, recipe. Takes minutes on two cores.
 
-    `on_progress(step, steps, loss)` is called now and then meanwhile. Nothing is written before training is over;
-    on one machine, with the same libraries, the same bytes each time.
+    `on_progress(step, steps, loss)` is called every few steps. Nothing is written before training ends. On
+    one machine with the same libraries, the bytes are the same each time.
     """
     import torch
 
@@ -105,7 +105,7 @@ def build(directory: Path, on_progress: Progress = lambda step, steps, loss: Non
     tokenizer = _train_tokenizer(conversations[: TOKENIZER["conversations"]])
     examples = [_encode(tokenizer, conversation) for conversation in conversations]
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # nearly as fast as two for so small a model, and not slowed by whatever else the machine does
+    torch.set_num_threads(1)  # nearly as fast as two for this small model, and not slowed by other processes
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
@@ -134,7 +134,7 @@ def _digest(*texts: str) -> str:
 
 
 def _train_tokenizer(conversations: list[list[Message]]):
-    """A byte-level BPE: it reads any text, and the toy world's in about one token per word."""
+    """A byte-level BPE: it encodes any text, and toy-world text in about one token per word."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -176,7 +176,8 @@ def _new_model(tokenizer):
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
-    model.set_attn_implementation("eager")  # for short sequences on a CPU 1.7 times as fast as the fused kernel
+    # 1.7 times as fast as the fused kernel for short sequences on a CPU
+    model.set_attn_implementation("eager")
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     return model
 
@@ -185,7 +186,7 @@ def _save(model, tokenizer, directory: Path) -> None:
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # one shard: a bar would only disturb the caller's
+    logging.disable_progress_bar()  # one shard: its bar would only disturb the caller's bar
     try:
         model.save_pretrained(directory)
     finally:
@@ -196,16 +197,16 @@ def _save(model, tokenizer, directory: Path) -> None:
 
 
 def _halve(file: Path) -> None:
-    """Store the tensors in float16, which halves the file. config.json still says float32, so that is what is loaded."""
+    """Store the tensors in float16, which halves the file. They load as float32, as config.json says."""
     from safetensors.torch import load, save
 
     tensors = {name: tensor.half() for name, tensor in load(file.read_bytes()).items()}
-    file.unlink()  # transformers made it readable for its owner alone; a new file is as readable as any other
+    file.unlink()  # transformers made it readable only for its owner; a new file has default permissions
     file.write_bytes(save(tensors, {"format": "pt"}))
 
 
 def _batches(examples: list[tuple[list[int], int]]) -> list[list[tuple[list[int], int]]]:
-    """Batches of about `tokens_per_batch` tokens, each of examples of like length, in a shuffled order."""
+    """Batches of about `tokens_per_batch` tokens, each of examples of similar length, in shuffled order."""
     batches: list[list[tuple[list[int], int]]] = []
     batch: list[tuple[list[int], int]] = []
     for example in sorted(examples, key=lambda e: len(e[0])):
@@ -242,7 +243,10 @@ def _rate(step: int, steps: int) -> float:
 
 
 def _loss(model, batch: list[tuple[list[int], int]]):
-    """Mean cross-entropy of the target tokens. Rows are padded on the right, where causal attention never looks."""
+    """Mean cross-entropy of the target tokens.
+
+    Causal attention ignores the padding, which is on the right.
+    """
     import torch
 
     longest = max(len(ids) for ids, _ in batch)
@@ -253,7 +257,7 @@ def _loss(model, batch: list[tuple[list[int], int]]):
         target[row, start : len(tokens)] = True
     with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
         hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
-        logits = model.lm_head(hidden[target[:, 1:]])  # the vocabulary's share of the work only where there is a loss
+        logits = model.lm_head(hidden[target[:, 1:]])  # logits only for target positions, which saves work
     return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][target[:, 1:]])
 
 

@@ -54,7 +54,7 @@ def test_the_driver_is_told_to_stop(ended, undisturbed, number, code):
     job, ends = ended
     ended_with, output, _, left = ends[number]
     assert ended_with == code
-    assert output.splitlines()[-1] == "setbacks: interrupted; the same command goes on from what is committed"
+    assert output.splitlines()[-1] == "setbacks: interrupted; rerun the same command to resume"
     assert "Traceback" not in output
     assert not left
     assert_equals_undisturbed(job, undisturbed)
@@ -74,7 +74,7 @@ def test_two_runs_on_one_directory(cluster, job, undisturbed):
     (code, _), (refused, said) = sorted((driver.wait() for driver in drivers), key=lambda end: end[0])
     assert (code, refused) == (0, 2)
     [sentence] = [line for line in said.splitlines() if line.strip()]
-    assert sentence.startswith(f"setbacks: run_dir = {job.run}: attempt 1 is at work there")
+    assert sentence.startswith(f"setbacks: run_dir = {job.run}: attempt 1 is using it")
     assert_equals_undisturbed(job, undisturbed)
 
 

@@ -114,7 +114,7 @@ def test_committed_blocks_are_damaged_before_the_end(cluster, source, tmp_path, 
     for part, damage in zip(sorted(job.state.glob("parts-*/*.parquet"))[5:], (cut, spoil), strict=False):
         part.write_bytes(damage(part.read_bytes()))
     for _ in range(2):
-        with pytest.raises(RunFailed, match="the same command runs them again"):
+        with pytest.raises(RunFailed, match="rerun the same command to redo them"):
             generate(job)
     generate(job)
     assert_equals_undisturbed(job, undisturbed)

@@ -63,7 +63,7 @@ def test_the_newer_attempt_fences_the_older(network, source, tmp_path, undisturb
     old = Suspended(network, "generate", job, tmp_path / "old.txt")
     Network.until(lambda: old.process.poll() is not None or Status(network, run).done >= 64, "rows were done", 120)
     code, said = network.head.run(*setbacks("generate", str(job.config)), **OWN_RAY)
-    assert code == 2 and "attempt 1 is at work there (host " in said, said  # it beats, and is seen by its beat alone
+    assert code == 2 and "attempt 1 is using it (host " in said, said  # it beats, and is seen by its beat alone
     old.stop()
     code, said = network.head.run(*setbacks("generate", str(job.config), "model.dummy.latency_s=0"), **OWN_RAY)
     assert code == 0, said
@@ -105,4 +105,4 @@ except UserError as e:
         process.wait(60)
     texts = [path.read_text() for path in said]
     assert sum(text == "holds\n" for text in texts) == 1, texts
-    assert sum("attempt 1 is at work there" in text for text in texts) == 4, texts
+    assert sum("attempt 1 is using it" in text for text in texts) == 4, texts

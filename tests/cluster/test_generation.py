@@ -48,9 +48,9 @@ def test_what_only_one_machine_has_is_told_by_name(network, workers, source, tmp
     model = tiny.save(only_here / "model")
     elsewhere = network.add(hidden=[str(only_here)])
     job = write_job(tmp_path / "model", source, model={"path": model, "dtype": "float32"})
-    assert f"model.path = {model}: is not there on node {elsewhere.address}; use a path that every node sees" in refused(network, job)
+    assert f"model.path = {model}: does not exist on node {elsewhere.address}; use a path that every node sees" in refused(network, job)
     job = write_job(tmp_path / "run", source, run=only_here / "run")
-    assert f"run_dir = {only_here}/run: is another directory, or none, on node {elsewhere.address}" in refused(network, job)
+    assert f"run_dir = {only_here}/run: is another directory, or does not exist, on node {elsewhere.address}" in refused(network, job)
 
 
 def test_what_the_cluster_has_not_is_told_at_once(network, workers, source, tmp_path):

@@ -59,7 +59,7 @@ def test_a_stopped_job_is_no_success_and_goes_on_when_submitted_again(network, m
     code, said = network.head.run("ray", "job", "stop", name, **first.environment)
     assert code == 0, said
     assert first.wait() == 1, first.text
-    assert "setbacks: interrupted; the same command goes on from what is committed" in first.text
+    assert "setbacks: interrupted; rerun the same command to resume" in first.text
     before = job.committed()
     assert 6 <= before < job.blocks()
 

@@ -115,7 +115,10 @@ def test_run_again_is_passed_over_and_another_configuration_refused(finished_run
         [*command, "generate", str(finished_run.config), "methods.mistakes.induce.temperature=0.5"], capture_output=True, text=True
     )
     assert other.returncode == 2
-    assert "mistake_analysis.induce.temperature: 1.0 there, 0.5 now" in other.stderr and "Traceback" not in other.stderr
+    assert (
+        "mistake_analysis.induce.temperature: 1.0 in the run directory, 0.5 in this config" in other.stderr
+        and "Traceback" not in other.stderr
+    )
 
 
 def test_no_engine_is_left_behind(finished_run):

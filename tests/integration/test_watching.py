@@ -153,7 +153,7 @@ def test_status_is_right_while_it_runs(watched):
 def test_a_second_run_beside_it_is_refused(watched):
     pid = watched.status["attempts"][0]["pid"]
     assert watched.refused.returncode == 2
-    assert f"attempt 1 is at work there (host {os.uname().nodename}, process {pid}" in watched.refused.stderr
+    assert f"attempt 1 is using it (host {os.uname().nodename}, process {pid}" in watched.refused.stderr
     assert watched.refused.stderr.count("\n") == 1
 
 
@@ -171,7 +171,7 @@ def test_nothing_listens_beyond_this_machine(watched):
 
 
 def test_signals_end_it_soon_with_one_line(watched):
-    line = "setbacks: interrupted; the same command goes on from what is committed\n"
+    line = "setbacks: interrupted; rerun the same command to resume\n"
     assert watched.codes == [130, 143, 0]
     assert max(watched.seconds) < 15
     for output in watched.outputs[:2]:

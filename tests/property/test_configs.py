@@ -232,12 +232,12 @@ def test_what_is_attacked_is_sound(setbacks, place, trees):
 LAUGHS = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
 MERGES = "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 10))
 REFUSED = {
-    "seed: 1\nrun_dir: a\nseed: 2\n": "line 3: the key seed stands twice",
-    "train: {epochs: 1, lora: {rank: 4, 'rank': 8}}": "the key rank stands twice",
+    "seed: 1\nrun_dir: a\nseed: 2\n": "line 3: the key seed appears twice",
+    "train: {epochs: 1, lora: {rank: 4, 'rank': 8}}": "the key rank appears twice",
     f"a0: &a0 lol\n{LAUGHS}": "more than 20000 values",
     f"a0: &a0 {{k: lol}}\n{MERGES}": "more than 20000 values",
-    "a: &a [*a]": "*a stands inside of what it names",
-    "a: &a {b: *a}": "*a stands inside of what it names",
+    "a: &a [*a]": "*a is used inside its own definition",
+    "a: &a {b: *a}": "*a is used inside its own definition",
     "a: " + "[" * 5000: "nested more than 50 levels deep",
     "a: " + "9" * 5000: "not a number, or a very long one",
     "a: 0x" + "f" * 5000: "not a number, or a very long one",

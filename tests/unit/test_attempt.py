@@ -166,7 +166,7 @@ def test_a_living_holder_is_named_and_left_alone(tmp_path, holder):
     assert process.stdout.readline() == "holds\n"
     with pytest.raises(UserError) as e, Attempt(str(tmp_path), []):
         pass
-    assert f"process {process.pid}" in str(e.value) and "attempt 1 is at work there (host " in str(e.value) and "\n" not in str(e.value)
+    assert f"process {process.pid}" in str(e.value) and "attempt 1 is using it (host " in str(e.value) and "\n" not in str(e.value)
     assert states(tmp_path) == ["running"]
     process.stdin.close()
     assert process.wait(10) == 0
@@ -221,7 +221,7 @@ def test_of_attempts_that_begin_together_exactly_one_goes_on(tmp_path, holder, s
         process.stdin.write("go\n")
     said = [process.stdout.readline() for process in processes]
     assert said.count("holds\n") == 1, said
-    assert sum(line.startswith("UserError run_dir = ") and "is at work there" in line for line in said) == 4, said
+    assert sum(line.startswith("UserError run_dir = ") and "is using it" in line for line in said) == 4, said
     assert states(tmp_path) == ["running"]
 
 

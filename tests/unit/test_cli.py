@@ -102,7 +102,7 @@ def test_an_interrupted_run_says_how_to_go_on(setbacks, write, monkeypatch, tmp_
     monkeypatch.setattr("os._exit", sys.exit)
     code, _, err = setbacks("run", write("run.yaml", scripted.tree(tmp_path)), *flags)
     assert code == 130
-    assert "goes on from what is committed" in err
+    assert "interrupted; rerun the same command" in err
     assert ("without --overwrite" in err) == bool(flags)
 
 
@@ -212,7 +212,7 @@ FILES = {
     "run_dir: a\n\tseed: 1\n": ["not valid YAML"],
     b"\x00\x01\xff\xfe": ["cannot be read"],
     "run_dir: a\nmodel: {path: toy}\n": ["nothing would be done: give methods"],
-    "run_dir: a\nmodel: {path: toy}\ninstructions: {path: 'toy:harmful-train'}\n": ["instructions is not a key any more"],
+    "run_dir: a\nmodel: {path: toy}\ninstructions: {path: 'toy:harmful-train'}\n": ["instructions is no longer a key"],
     "run_dir: a\nmodel:\nsuites: {safety: {harmful: {path: x}}}\n": [
         "model = None",
         "mapping of keys to values",

@@ -264,7 +264,7 @@ def test_two_methods_that_make_the_same_data_set_are_refused(write):
 
 @pytest.mark.parametrize("key", ["instructions", "recipe", "mix", "evaluation"])
 def test_an_old_key_is_answered_with_its_new_place(write, key):
-    with pytest.raises(UserError, match=f"{key} is not a key any more: .*(methods|suites)"):
+    with pytest.raises(UserError, match=f"{key} is no longer a key: .*(methods|suites)"):
         load(write(MINIMAL + f"{key}: {{}}\n"))
 
 

@@ -68,7 +68,7 @@ def outcomes(directory: str, read, seed: str) -> list[str]:
         try:
             found.append("equal" if read(directory) == whole else "different")
         except UserError as e:
-            assert "has changed or is damaged since the data set was complete" in str(e)
+            assert "is corrupt or has changed since the data set was completed" in str(e)
             found.append("refused")
     assert read(directory) == whole
     return found

@@ -146,12 +146,14 @@ def test_one_stage_is_overwritten_alone(run, calls):
 
 
 CHANGES = {
-    "mistake_analysis.samples: 1 there, 2 now": {"recipe": {"samples": 2}},
-    "seed: 0 there, 1 now": {"seed": 1},
-    "mix.safe: 1.0 there, 0.5 now": {"mix": {"safe": 0.5, "helpful": {"path": "toy:helpful-train"}}},
-    "train.epochs: 3.0 there, 1.0 now": {"train": {"epochs": 1}},
-    'model.path: "org/model" there, "org/other" now': {"model": {"path": "org/other"}},
-    "suites.safety.samples: 1 there, 2 now": {"evaluation": {"harmful": {"path": "toy:harmful-heldout", "limit": 2}, "samples": 2}},
+    "mistake_analysis.samples: 1 in the run directory, 2 in this config": {"recipe": {"samples": 2}},
+    "seed: 0 in the run directory, 1 in this config": {"seed": 1},
+    "mix.safe: 1.0 in the run directory, 0.5 in this config": {"mix": {"safe": 0.5, "helpful": {"path": "toy:helpful-train"}}},
+    "train.epochs: 3.0 in the run directory, 1.0 in this config": {"train": {"epochs": 1}},
+    'model.path: "org/model" in the run directory, "org/other" in this config': {"model": {"path": "org/other"}},
+    "suites.safety.samples: 1 in the run directory, 2 in this config": {
+        "evaluation": {"harmful": {"path": "toy:harmful-heldout", "limit": 2}, "samples": 2}
+    },
 }
 
 
@@ -198,7 +200,7 @@ def test_failed_rows_are_run_again_when_asked(run, calls, tmp_path):
     told = [run("generate", retry_failed=retry, **settings) for retry in (False, False, True)]
     assert told[0] == told[1] == told[2][1:]
     assert told[0][0].startswith("generate: 3 rows (2 failed, 1 ok)")
-    assert told[2][0] == "generate: 1 failed rows are run again"
+    assert told[2][0] == "generate: rerunning 1 failed rows"
     assert calls == ["generate", "generate"]
 
 
@@ -243,7 +245,7 @@ def test_an_endpoint_generates_and_is_said_not_to_evaluate(run, monkeypatch):
     monkeypatch.setenv("A_KEY_OF_THE_TESTS", "k")
     endpoint = {"url": "http://localhost:1/v1", "model": "m", "api_key_env": "A_KEY_OF_THE_TESTS"}
     told = run(inference={"endpoint": endpoint})
-    assert "evaluate: inference.endpoint is not used here; adapters need vLLM in the actors" in told
+    assert "evaluate: inference.endpoint is not used; adapters need vLLM in the actors" in told
     with pytest.raises(UserError, match=r"model\.endpoint"):
         run("generate")
 
@@ -339,7 +341,7 @@ def test_a_suite_with_failed_rows_is_run_again_without_the_other(correct, calls,
         with pytest.raises(RunFailed, match="evaluate: all 8 rows failed"):
             correct()
     told = correct("evaluate", retry_failed=True)
-    assert told[0] == "evaluate: 8 failed rows are run again"
+    assert told[0] == "evaluate: rerunning 8 failed rows"
     counted = [line.split(" → ")[0] for line in told[1:]]
     assert counted == ["evaluate: 4 rows (4 ok)", "evaluate: 8 rows (8 ok)"]
     assert suites_recorded(tmp_path) == ["safety", "c2_eval", "c2_eval"]

@@ -192,7 +192,7 @@ def _broken(tmp_path):
         "bad.parquet": "cannot be read as Parquet",
         "bad.jsonl.gz": "cannot be read as JSONL",
         "text.jsonl": "none of its first 2 rows can be read (not valid JSON)",
-        "odd.jsonl": "no known shape has the columns question, text; name the one that holds the instruction",
+        "odd.jsonl": "no known shape has the columns question, text; name the column of the instruction",
     }.items(),
 )
 @pytest.mark.parametrize("function", [check, read])

@@ -281,7 +281,7 @@ def test_what_pods_would_not_see_is_refused(changes, sentence):
 
 @pytest.mark.parametrize("image, name", [("registry:5000/setbacks", "registry:5000/setbacks"), ("setbacks:latest", "setbacks")])
 def test_an_image_without_a_tag_is_refused(image, name):
-    with pytest.raises(UserError, match=f"--image {image}: would be another one tomorrow; .* {name}:{__version__}-gpu$"):
+    with pytest.raises(UserError, match=f"--image {image}: is not pinned and can change; .* {name}:{__version__}-gpu$"):
         manifest(config(), image)
 
 

@@ -78,9 +78,9 @@ def test_what_a_plan_tells_of_a_cluster():
 
 def test_what_a_node_misses(tmp_path):
     run, model = tmp_path / "run", tmp_path / "model"
-    assert placement._missing(str(run), {"model.path": str(model)}) == {"model.path": (str(model), "is not there")}
+    assert placement._missing(str(run), {"model.path": str(model)}) == {"model.path": (str(model), "does not exist")}
     model.mkdir()
-    assert "another directory, or none," in placement._missing(str(run), {"model.path": str(model)})["run_dir"][1]
+    assert "another directory, or does not exist," in placement._missing(str(run), {"model.path": str(model)})["run_dir"][1]
     (run / ".state/attempts").mkdir(parents=True)
     (run / ".state/attempts/0001.json").write_text("{}")
     assert placement._missing(str(run), {"model.path": str(model)}) == {}

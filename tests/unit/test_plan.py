@@ -50,7 +50,7 @@ def test_the_toy_is_there_with_its_tokenizer(plan, tmp_path):
 
 def test_a_model_out_of_reach_is_measured_by_its_characters(plan):
     told = plan(model={"path": "org/model-on-the-hub", "max_length": 512})
-    assert "by 4 characters a token, since the tokenizer is out of reach" in told
+    assert "by 4 characters per token, because the tokenizer cannot be reached" in told
     assert "limit 512; " in told
 
 
@@ -105,7 +105,7 @@ def test_an_earlier_run_tells_the_speed(plan, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text('{"stage": "generate", "tokens_per_s": 1234.5}\n{"stage": "mix"}\n')
     assert "at 1,234 tokens/s per engine (measured in this run directory)" in plan()
-    assert "an ASSUMPTION" in plan(run_dir=str(tmp_path / "elsewhere"))
+    assert "assumed; pass --tokens-per-s" in plan(run_dir=str(tmp_path / "elsewhere"))
 
 
 def test_the_speed_that_was_measured_is_one_engines(plan, tmp_path):
@@ -184,8 +184,8 @@ def test_a_source_out_of_reach_leaves_its_part_unknown(plan, tmp_path, monkeypat
     judge = {"kind": "yes_no", "draw": {"max_tokens": 4}}
     suite = {"entries": {"path": "hub:org/entries", "limit": 10}, "lengths": [10], "paths": 5, "judge": judge}
     told = plan(instructions={"path": "hub:org/asks"}, recipe=CORRECTS, evaluation={"course_correction": suite})
-    assert "methods.corrections.instructions is out of reach here" in told
-    assert "generate corrections: unknown, its source is out of reach" in told
+    assert "methods.corrections.instructions cannot be reached from here; skipping its checks" in told
+    assert "generate corrections: unknown, its source cannot be reached" in told
     assert "evaluate c2_eval: 10 rows × 1 k × 5 paths × (32 + 4) tokens × 2 arms: at most 3,600 new tokens" in told
 
 
@@ -200,7 +200,7 @@ def test_suites_have_one_engine_start(plan, tmp_path):
 def test_a_configuration_that_only_evaluates_has_a_plan(plan, tmp_path):
     entries = source(tmp_path, "x", unsafe_response="u")
     told = plan(instructions=None, evaluation={"course_correction": {"entries": entries}, "adapters": {"mine": "somewhere"}})
-    assert "this configuration only evaluates" in told
+    assert "this run only evaluates" in told
     assert "1 rows × 8 k × 20 paths × 32 tokens × 2 arms" in told
     assert "generate" not in told and "train " not in told
 

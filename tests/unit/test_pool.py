@@ -234,7 +234,7 @@ def test_a_write_that_fails_ends_the_block(model, tmp_path, monkeypatch):
 
     store = written(tmp_path, rows(2))
     monkeypatch.setattr("pipeline.data.storage.write_bytes", full)
-    with pytest.raises(RunFailed, match="the disk is full; make room"):
+    with pytest.raises(RunFailed, match="the disk is full; free some space"):
         run_blocks(actor_of(store, TwoSteps()), [0])
     assert not store.committed()
 

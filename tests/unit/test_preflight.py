@@ -126,7 +126,7 @@ def test_a_run_directory_nobody_can_open():
 
 def test_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.data.storage.free_bytes", lambda _path: 3 * 2**20)
-    assert "only 3 MiB are free there, at least 256 are needed" in refused(preflight.check, config(tmp_path), {"mix"})
+    assert "only 3 MiB are free on its disk, at least 256 are needed" in refused(preflight.check, config(tmp_path), {"mix"})
 
 
 # -- adapters
@@ -157,7 +157,7 @@ def test_an_adapter_that_fits(adapter, model_dir):
 
 def test_an_adapter_of_another_model(adapter, model_dir):
     assert "does not fit the model" in refused(models.check_adapter, "arms.sft", adapter(inputs=32), str(model_dir))
-    assert "is absent there" in refused(models.check_adapter, "arms.sft", adapter(target="h.0.attn"), str(model_dir))
+    assert "is absent in the model" in refused(models.check_adapter, "arms.sft", adapter(target="h.0.attn"), str(model_dir))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x01", struct.pack("<Q", 9) + b"{", b"garbage of some length", None])

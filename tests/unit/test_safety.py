@@ -84,7 +84,7 @@ def coded_model(model, marker, monkeypatch):
 
 
 TOKENIZER_MAP = {"AutoTokenizer": ["modeling_evil.EvilTokenizer", "modeling_evil.EvilTokenizer"]}
-NEEDS_CODE = "model.path = .*it needs Python code of its own"
+NEEDS_CODE = "model.path = .*it needs its own Python code"
 
 
 @pytest.fixture(params=["model", "tokenizer"])

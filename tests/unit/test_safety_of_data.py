@@ -115,7 +115,7 @@ def test_a_path_holds_no_password(field):
     for name in parents:
         section = section[name]
     section[leaf] = "s3://me:hush@bucket/x"
-    with pytest.raises(UserError, match=f"{field}: holds a password, which would be stored") as e:
+    with pytest.raises(UserError, match=f"{field}: contains a password, which would be stored") as e:
         preflight.check(Config.model_validate(tree), {"generate", "evaluate"})
     assert "hush" not in str(e.value)
 

@@ -49,7 +49,9 @@ def test_a_cluster_that_cannot_be_joined_is_one_sentence(tmp_path, monkeypatch, 
     with pytest.raises(UserError) as raised, ray_session(str(tmp_path)):
         pass
     told = str(raised.value)
-    assert told.startswith("RAY_ADDRESS = 192.0.2.9:6379: no Ray cluster can be joined there (ConnectionError)") and "\n" not in told
+    assert (
+        told.startswith("RAY_ADDRESS = 192.0.2.9:6379: no Ray cluster can be joined at this address (ConnectionError)") and "\n" not in told
+    )
 
 
 def test_ray_leaves_the_handler_of_sigterm_alone(monkeypatch):

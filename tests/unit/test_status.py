@@ -195,7 +195,7 @@ def test_where_nothing_ran_it_is_one_sentence(setbacks, tmp_path, place):
     (tmp_path / "empty").mkdir()
     code, out, err = setbacks(tmp_path / place)
     assert (code, out) == (2, "")
-    assert err.startswith("setbacks: ") and "nothing has been run there" in err and err.count("\n") == 1
+    assert err.startswith("setbacks: ") and "contains no run" in err and err.count("\n") == 1
 
 
 # -- the command

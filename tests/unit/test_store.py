@@ -31,7 +31,9 @@ def test_another_configuration_is_refused_with_a_readable_difference(store):
     made(store, [mistake(0)], {"recipe": {"induce": {"temperature": 1.0}}, "seed": 1, "prompts": {"judge": "aa"}})
     with pytest.raises(UserError) as e:
         store.open({"recipe": {"induce": {"temperature": 0.7}}, "seed": 2, "prompts": {"judge": "aa"}})
-    assert "recipe.induce.temperature: 1.0 there, 0.7 now; seed: 1 there, 2 now" in str(e.value)
+    assert "recipe.induce.temperature: 1.0 in the run directory, 0.7 in this config; seed: 1 in the run directory, 2 in this config" in str(
+        e.value
+    )
     assert "--overwrite" in str(e.value)
     assert ids(store) == ["r0"]
 
@@ -51,7 +53,7 @@ def test_what_was_made_from_something_else_is_made_again(store):
 
 def test_another_configuration_is_refused_even_where_it_was_made_from_something_else(store):
     made(store, [mistake(0)], {"seed": 1, "made_from": {"sft": "aa"}})
-    with pytest.raises(UserError, match="seed: 1 there, 2 now"):
+    with pytest.raises(UserError, match="seed: 1 in the run directory, 2 in this config"):
         store.open({"seed": 2, "made_from": {"sft": "bb"}})
 
 
@@ -64,7 +66,7 @@ def test_a_key_that_only_became_known_is_no_difference(store):
 def test_a_refusal_can_be_known_before_anything_starts(store):
     made(store, [mistake(0)], {"seed": 1, "made_from": {"sft": "aa"}})
     store.check({"seed": 1})
-    with pytest.raises(UserError, match="seed: 1 there, 2 now"):
+    with pytest.raises(UserError, match="seed: 1 in the run directory, 2 in this config"):
         store.check({"seed": 2})
 
 
@@ -79,8 +81,8 @@ def test_foreign_data_in_the_way_is_left_alone(store, tmp_path):
 
 def test_differences_name_added_and_removed_keys():
     assert differences({"a": {"b": 1}, "c": [1]}, {"a": {"b": 1, "d": "x"}, "c": [2]}) == [
-        'a.d: null there, "x" now',
-        "c: [1] there, [2] now",
+        'a.d: null in the run directory, "x" in this config',
+        "c: [1] in the run directory, [2] in this config",
     ]
 
 

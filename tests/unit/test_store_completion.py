@@ -139,7 +139,7 @@ def test_missing_rows_are_not_published(store):
     store.open({"seed": 1})
     work(store, 3)
     commit(store, [mistake(0), mistake(1)])
-    with pytest.raises(RunFailed, match="the same command runs them again"):
+    with pytest.raises(RunFailed, match="rerun the same command to redo them"):
         store.finish()
     assert store.complete is None and not storage.exists(store.path)
     assert run_undone(store) == ["r0", "r1", "r2"]  # the whole block
@@ -170,7 +170,7 @@ def test_a_changed_shard_is_noticed(store):
     content = storage.read_bytes(path)
     for place in range(0, len(content), 97):
         storage.write_bytes(path, content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-        with pytest.raises(UserError, match=r"data-00000.parquet has changed or is damaged.*--overwrite"):
+        with pytest.raises(UserError, match=r"data-00000.parquet is corrupt or has changed.*--overwrite"):
             list(store.dataset.rows())
     storage.write_bytes(path, content[:-1])
     with pytest.raises(UserError, match="it was cut or changed"):

@@ -49,7 +49,7 @@ def test_a_damaged_work_list_is_never_read_as_other_rows(tmp_path):
 
 
 def test_a_strangers_token_names_no_path():
-    with pytest.raises(UserError, match="was not written by setbacks"):
+    with pytest.raises(UserError, match=r"did not write its work\.json"):
         WorkList("run", 10, 4, "x/../../outside")
 
 
