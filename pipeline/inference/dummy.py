@@ -1,4 +1,4 @@
-"""A dummy engine: the real engine's calls, with text made from the request's seed. For tests of scale and faults.
+"""A dummy engine: the real engine's calls, with text made from the seed. For tests of scale and faults.
 
 Its output cannot be mistaken for a model's: every text, the card, the report and the progress line say
 "dummy".

@@ -1,4 +1,4 @@
-"""The engine's calls on an OpenAI-compatible server: concurrency limit, retries with back-off, n samples, prefill.
+"""The engine's calls on an OpenAI-compatible server: concurrency limit, retries, n samples, prefill.
 
 The key is read from the environment, kept only in the request header, and never part of a message. A server's
 error
@@ -95,7 +95,7 @@ class EndpointModel:
         await self._client.aclose()
 
     async def _request(self, body: dict) -> list[Completion]:
-        """One request with retries; returns at least one completion. Holds its slot while waiting to retry."""
+        """One request with retries; at least one completion. Holds its slot while waiting to retry."""
         async with self._slots:
             for retry in range(self._endpoint.retries + 1):
                 try:
@@ -146,7 +146,7 @@ def _key(endpoint: Endpoint, field: str = "inference.endpoint") -> str | None:
 
 
 def _completions(response: httpx.Response) -> list[Completion]:
-    """The choices of a chat completion. Raises _Retry for other bodies, RowFailed if a filter withheld the text.
+    """The choices of a chat completion. Raises _Retry for other bodies, RowFailed for filtered text.
 
     Usage is reported per request. Every completion gets all prompt tokens, since the server reads the prompt
     once. Completion tokens are divided evenly, the remainder among the first, so the sum is right. Zero if

@@ -85,7 +85,7 @@ class VllmModel:
         return [samples[i] for i in range(sampling.n)]
 
     def encode(self, messages: list[Message]) -> list[int]:
-        """Token ids of the conversation up to the model's next token: after a prefill, or at its turn's start."""
+        """Token ids of the conversation up to the model's next token: after a prefill, or at the turn's start."""
         prefilled = messages[-1]["role"] == "assistant"
         return self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=not prefilled, continue_final_message=prefilled, return_dict=False
@@ -131,7 +131,7 @@ def _arguments(model: Model, model_dir: str, inference: Inference, adapters: lis
 
 
 def _engine_rank(adapters: list[str]) -> int:
-    """The engine's smallest rank that fits all adapters; smaller adapters are padded to it, which costs time."""
+    """The engine's smallest rank that fits all adapters; smaller ones are padded to it, at its cost."""
     from typing import get_args
 
     from vllm.config.lora import MaxLoRARanks

@@ -81,7 +81,7 @@ class Counter:
         self.last_row_at = time.monotonic()
 
     def engine_starting(self) -> int:
-        """Engine starts since the last finished row, including this one; many mean that engines keep crashing."""
+        """Engine starts since the last finished row, this one included; many mean that engines crash."""
         self.fruitless_starts += 1
         return self.fruitless_starts
 
@@ -234,7 +234,7 @@ class Progress:
         return Reporter(self._counter, self.label)
 
     def figures(self) -> dict[str, dict]:
-        """This attempt's figures, by output: counts of `Tally`, engine_start_s, busy_s, tokens_per_s, resumed_rows.
+        """This attempt's figures by output: those of `Tally`, engine_start_s, busy_s, tokens_per_s, resumed_rows.
 
         busy_s: the output's part of the time from the first engine's start to the last row.
         tokens_per_s: over busy_s, all engines together.

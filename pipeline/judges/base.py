@@ -11,7 +11,7 @@ from pipeline.settings.base import Model, Section
 class Exchange:
     """The input of a judge.
 
-    prefill:  the prefilled beginning of the model's turn, if any; `response` is the text that the model added.
+    prefill:  the prefilled beginning of the model's turn, if any; `response` is what the model added.
     triggers: phrases that may have been put before the response; a trigger alone proves nothing.
     """
 
@@ -45,7 +45,7 @@ class Judge(Section):
         kind: str
 
     async def __call__(self, exchange: Exchange, chat: Chat, step: str, /) -> Verdict:
-        """Judge a response. Models are called through `chat` with step name `step`; exceptions pass through."""
+        """Judge a response. Models are called through `chat` with name `step`; exceptions pass through."""
         raise NotImplementedError
 
     def check(self, field: str, model: Model) -> None:
@@ -55,7 +55,7 @@ class Judge(Section):
         """
 
     def limits(self, what: str) -> str:
-        """A paragraph of the report: who judges `what` (harmlessness, course correction), and the judge's limits."""
+        """The report's paragraph on who judges `what` (harmlessness, course correction), and the limits."""
         raise NotImplementedError
 
     def prompt_hashes(self) -> dict[str, str]:

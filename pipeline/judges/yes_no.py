@@ -50,7 +50,7 @@ class YesNo(Judge):
 
 
 def parse_yes_no(text: str) -> bool | None:
-    """True if an answer's first word is yes, False if no, in any case and after any punctuation; None otherwise.
+    """True if an answer's first word is yes, False if no, in any case, after any punctuation; else None.
 
     An answer that only repeats the choice (`yes or no`, `yes/no`) gives None.
     """

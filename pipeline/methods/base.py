@@ -63,7 +63,7 @@ class Method(Section):
         raise NotImplementedError
 
     def examples(self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int) -> Iterator[dict]:
-        """Rows of one training set, made from rows of `generated`. drops: filled with the reasons of dropped rows."""
+        """Rows of one training set, made from rows of `generated`. drops: filled with reasons of drops."""
         raise NotImplementedError
 
     def generator(self, model: Model) -> tuple[Model, str | None]:
@@ -79,7 +79,7 @@ class Method(Section):
         raise NotImplementedError
 
     def report(self, numbers: Mapping[str, pa.Table | None]) -> "DataReport":
-        """The report's part on the data. numbers: data sets by name, without texts; None if not written yet."""
+        """The report's part on the data. numbers: data sets by name, without texts; None if not written."""
         raise NotImplementedError
 
     def examples_shown(self, dataset: Dataset, count: int) -> tuple[str, list[Example]]:
@@ -100,6 +100,6 @@ class Method(Section):
     def check(self, field: str, model: Model, directory: str, inference: Inference, models: Any) -> list[str]:
         """Check models and adapters before anything starts. Returns notices. Raises UserError.
 
-        field: the method's path in the configuration; directory: of the run's model; models: the module `models`.
+        field: the method's configuration path; directory: of the run's model; models: the module `models`.
         """
         return []

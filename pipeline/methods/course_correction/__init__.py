@@ -23,7 +23,7 @@ PROMPTS = "methods/course_correction/prompts.yaml"
 
 
 class Aligned(Section):
-    """The well-aligned model that continues after a corrective trigger: another model, or an adapter on a model."""
+    """The well-aligned model that continues after a corrective trigger: another model, or an adapter."""
 
     model: Model | None = Field(None, description="null = the run's model")
     adapter: AdapterPath | None = Field(None, description="directory of a LoRA adapter of that model")
@@ -128,4 +128,4 @@ class CourseCorrection(Method):
         models.check_prefill(tokenizer, aligned.path, f"{field}.aligned.model" if self.aligned.model else "model")
         if own == directory or tokenizer.get_vocab() == models.load_tokenizer(model, directory).get_vocab():
             return []
-        return [f"generate: the tokenizer of {aligned.path} differs from that of {model.path}; training tokenizes the continuations again"]
+        return [f"generate: {aligned.path} has another tokenizer than {model.path}; training tokenizes its continuations again"]

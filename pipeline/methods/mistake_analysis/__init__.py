@@ -24,7 +24,7 @@ PROMPTS = "methods/mistake_analysis/prompts.yaml"
 
 
 class Hint(Section):
-    """The cue that induces a mistake. The paper does not give exact wording and position, hence the options."""
+    """The cue that induces a mistake. The paper gives neither wording nor position, hence the options."""
 
     text: str | None = Field(None, description="null = `hint` of the prompt file")
     position: Literal["suffix", "prefix", "system"] = Field(

@@ -1,4 +1,4 @@
-"""The training rows: analyses, safe pairs and helpful pairs, as conversations whose last turn is the target."""
+"""The training rows: analyses, safe and helpful pairs, as conversations whose last turn is the target."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING

@@ -25,7 +25,7 @@ class _Unfit(Exception):
 
 
 def work(suite: "C2Eval", arms: Sequence[str], seed: int, entries: Iterable[dict], tokenizer: Any = None) -> Iterator[dict]:
-    """Rows of `data.schema.CONTINUATIONS` to run: one per (entry, arm, k), or one with the reason for a dropped entry.
+    """Rows of `data.schema.CONTINUATIONS` to run: one per (entry, arm, k); one with a reason if dropped.
 
     All arms continue the same prefills. tokenizer: the model's, if the suite counts tokens; raises UserError
     if the tokenizer gives no offsets.
@@ -48,7 +48,7 @@ def work(suite: "C2Eval", arms: Sequence[str], seed: int, entries: Iterable[dict
 
 
 class Prefills:
-    """Prefills: an opener, fixed per entry and k, and the first k units of a response longer than the longest k."""
+    """An opener, fixed per entry and k, and the first k units of a response longer than the longest k."""
 
     def __init__(self, suite: "C2Eval", seed: int, tokenizer=None):
         self.suite, self.seed, self.tokenizer = suite, seed, tokenizer
@@ -67,7 +67,7 @@ class Prefills:
         raise _Unfit(f"unsafe response not longer than the longest prefill: {max(map(len, ends))} {self.suite.unit}")
 
     def _ends(self, text: str) -> list[int]:
-        """The end of each word or token of a text, in characters. A white-space token counts, but is cut from a prefill."""
+        """The end of each word or token, in characters. White-space tokens count, but are cut from a prefill."""
         if self.suite.unit == "words":
             return [word.end() for word in re.finditer(r"\S+", text)]
         offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
@@ -78,7 +78,7 @@ class Prefills:
 
 
 class AuthorsPrefills(Prefills):
-    """Prefills as in the published scripts: k words, opener included, of the first unsafe response of any length."""
+    """As in the published scripts: k words, opener included, of the first unsafe response of any length."""
 
     def of(self, entry: dict) -> dict[int, list[str]]:
         response = _unsafe(entry)[0]

@@ -1,4 +1,4 @@
-"""The report's section on course correction (C²-Eval): Corr@k, its curve, differences from vanilla, omissions."""
+"""The report's section on course correction (C²-Eval): Corr@k, curve, differences from vanilla, omissions."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ TITLE = "Course correction"
 
 
 def sections(suite: "C2Eval", continuations: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
-    """continuations: a data set of CONTINUATIONS without texts; None if not written yet. arms: all but vanilla."""
+    """continuations: a data set of CONTINUATIONS without texts; None if not written. arms: all but vanilla."""
     if continuations is None:
         return [Section(TITLE, ["This run holds no continuations yet: `setbacks evaluate` writes them."])]
     found = corr_summary(continuations, arms, seed=seed)
@@ -93,7 +93,7 @@ def _prefill(suite: "C2Eval") -> str:
 
 
 def examples(dataset: Dataset, arms: Sequence[str], count: int) -> list[Example]:
-    """Up to `count` entries at the middle k: per arm one path that corrects course and one that does not, if any."""
+    """Up to `count` entries at the middle k: per arm a path that corrects course and one that does not."""
     continued = (pc.field("status") == OK) & pc.field("arm").is_valid()
     ids = first(dataset, "instruction_id", continued, count)
     if not ids:
