@@ -137,7 +137,7 @@ def _key(endpoint: Endpoint, field: str = "inference.endpoint") -> str | None:
     key = os.environ.get(name, "").strip()
     if not key:
         if not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,60}", name):  # users may put the key itself into the field
-            raise UserError(f"{field}.api_key_env: not a variable that is set; name the variable that holds the key")
+            raise UserError(f"{field}.api_key_env: not a variable that is set; name the one with the key")
         raise UserError(f"{field}.api_key_env = {name}: not set; export it, or api_key_env: null for a server without keys")
     # Such a key would make the header fail, with the key in the message.
     if not (key.isascii() and key.isprintable()) or " " in key:

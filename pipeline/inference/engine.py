@@ -85,7 +85,7 @@ class VllmModel:
         return [samples[i] for i in range(sampling.n)]
 
     def encode(self, messages: list[Message]) -> list[int]:
-        """Token ids of the conversation up to the model's next token: after a prefill, or at the turn's start."""
+        """Token ids of the conversation up to the model's next token, after a prefill if there is one."""
         prefilled = messages[-1]["role"] == "assistant"
         return self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=not prefilled, continue_final_message=prefilled, return_dict=False

@@ -35,7 +35,7 @@ FRUITLESS_STARTS = 6  # limit on engine starts without a finished row; Ray itsel
 BLOCK_STARTS = 3  # a block started more often may hold a poison row: its rows then run one at a time, alone
 ROW_STARTS = 2  # a row started alone more often is a poison row: it fails
 EXIT_S = 10  # time for Ray to end an actor that it has released
-ROWS_PER_SEQUENCE = 1.5  # rows in flight per slot of the engine's batch: rows between steps leave no slot empty
+ROWS_PER_SEQUENCE = 1.5  # rows in flight per slot of the engine's batch; extra rows fill slots between steps
 
 
 Results = dict[str, dict]  # of rows, by id
@@ -367,7 +367,8 @@ def _run_tasks(
 
 
 def _end_actor(why: Exception) -> NoReturn:
-    print(f"ending this actor so that Ray restarts it: {type(why).__name__} {why.__cause__ or ''}", file=sys.stderr, flush=True)
+    reason = f"{type(why).__name__} {why.__cause__ or ''}"
+    print(f"ending this actor so that Ray restarts it: {reason}", file=sys.stderr, flush=True)
     os._exit(1)
 
 

@@ -234,7 +234,7 @@ class Progress:
         return Reporter(self._counter, self.label)
 
     def figures(self) -> dict[str, dict]:
-        """This attempt's figures by output: those of `Tally`, engine_start_s, busy_s, tokens_per_s, resumed_rows.
+        """This attempt's figures by output: `Tally`, engine_start_s, busy_s, tokens_per_s, resumed_rows.
 
         busy_s: the output's part of the time from the first engine's start to the last row.
         tokens_per_s: over busy_s, all engines together.

@@ -1,4 +1,4 @@
-"""Course correction by phrases: fast, deterministic, English only, and as crude as `judges.refusal`, its basis.
+"""Course correction by phrases: fast, deterministic, English only, as crude as `judges.refusal`, its basis.
 
 A continuation corrects course if a sentence of it turns away and no later sentence resumes the help. A
 sentence turns away if it refuses ("I cannot…"), stops ("I must stop here"), takes back ("I should not have
@@ -124,9 +124,9 @@ class Phrases(Judge):
 
     def limits(self, _what: str) -> str:
         return (
-            "Phrases: a continuation corrects course if its phrases refuse, warn or take back, and it does not "
-            "resume the help after that. This is fast and the same every time, but it reads no meaning: a turn in "
-            "other words is missed, and a phrase that changes nothing is counted."
+            "Phrases: a continuation corrects course if its phrases refuse, warn or take back, and it does "
+            "not resume the help after that. This is fast and the same every time, but it reads no meaning: "
+            "a turn in other words is missed, and a phrase that changes nothing is counted."
         )
 
 
@@ -138,6 +138,6 @@ def corrects(text: str) -> bool:
 
 
 def _in_passing(text: str, match: re.Match) -> bool:
-    """Whether it is said under a condition ("if it is illegal"), or conceded ("it is illegal, but you can…")."""
+    """Whether it is conditional ("if it is illegal") or conceded ("it is illegal, but you can…")."""
     before = re.split(r"[.!?]\s", text[: match.start()])[-1]
     return bool(_CONDITION.search(before) or _CONCEDES.match(text[match.end() :]))

@@ -1,4 +1,4 @@
-"""Refusals by phrases: fast, deterministic, English only, and crude: a response may refuse in words not listed.
+"""Refusals by phrases: fast, deterministic, English only, and crude: a response may use words not listed.
 
 This follows the keyword lists of jailbreak studies (Zou et al. 2023, arXiv 2307.15043), but a phrase must say
 that

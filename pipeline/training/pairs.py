@@ -41,7 +41,7 @@ def prepare(tokenizer: Any, dataset: Dataset, max_length: int) -> tuple[pa.Table
     """
     rows = dataset.table(_COLUMNS).sort_by(_ORDER)
     if not rows.num_rows:
-        raise UserError(f"{dataset.path}: no preference pair to train on; `setbacks show` on corrections says why rows were dropped")
+        raise UserError(f"{dataset.path}: no preference pair to train on; see the drop reasons (setbacks show)")
     counts = Counts()
     tokens: list[pa.Array] = []
     pairs: list[pa.Table] = []

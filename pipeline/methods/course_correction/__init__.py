@@ -38,8 +38,8 @@ class CourseCorrection(Method):
     nothing: ClassVar = "no request kept two responses that differ"
 
     name: Literal["course_correction"] = Field("course_correction", description="selects this method")
-    samples: Count = Field(1, description="groups of responses per request, each with separate triggers and continuations")
-    keywords: list[str] = Field(["how", "what"], description="the request must hold one of these, in any case; empty = no condition")
+    samples: Count = Field(1, description="groups of responses per request, sampled separately")
+    keywords: list[str] = Field(["how", "what"], description="a request must hold one, in any case; empty = any request")
     min_words: Natural = Field(80, description="the unsafe response must have more words than this")
     cuts: Count = Field(4, description="initial harmful responses per request, each ending at a punctuation mark")
     aligned: Aligned = Field(Aligned(), description="the model that continues after a trigger")
@@ -47,7 +47,7 @@ class CourseCorrection(Method):
         Draw(max_tokens=128, temperature=0.7),
         description="how the aligned model's continuations and refusals are sampled",
     )
-    generate_safe: bool = Field(True, description="if the source has no safe response, take the aligned model's refusal")
+    generate_safe: bool = Field(True, description="use the aligned model's refusal if the source has no safe response")
     judge: CorrectionJudge = Field(Phrases(), description="judge of whether a synthetic response really corrects course")
     prompts: PromptFile | None = Field(None, description="YAML file that replaces methods/course_correction/prompts.yaml")
 
@@ -128,4 +128,5 @@ class CourseCorrection(Method):
         models.check_prefill(tokenizer, aligned.path, f"{field}.aligned.model" if self.aligned.model else "model")
         if own == directory or tokenizer.get_vocab() == models.load_tokenizer(model, directory).get_vocab():
             return []
-        return [f"generate: {aligned.path} has another tokenizer than {model.path}; training tokenizes its continuations again"]
+        notice = f"{aligned.path} has another tokenizer than {model.path}"
+        return [f"generate: {notice}; training tokenizes its continuations again"]

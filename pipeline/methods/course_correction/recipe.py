@@ -83,7 +83,7 @@ class CourseCorrectionRecipe:
         return result | {"status": OK}
 
     async def _safe(self, row: dict, chat: Chat) -> dict:
-        """The source's safe response, or the aligned model's answer if it refuses. Raises _Lost without either."""
+        """The source's safe response, or the aligned model's answer if it refuses. Raises _Lost otherwise."""
         if row["safe_response"]:
             return _response("safe", row["safe_response"].strip())
         if self.config.generate_safe:
@@ -93,7 +93,10 @@ class CourseCorrectionRecipe:
         raise _Lost("no safe response")
 
     async def _synthetic(self, row: dict, beginning: _Beginning, chat: Chat) -> dict:
-        """A response that begins harmfully and turns away. Raises _Lost if it does not, RowFailed if a call fails."""
+        """A response that begins harmfully and turns away; if it does not, raises _Lost.
+
+        Raises RowFailed if a call fails.
+        """
         instruction, prefill = row["instruction"], beginning.prefill
         [completion] = await chat(
             [user(instruction), assistant(prefill)], self.sampling, step=f"syn{beginning.number}", adapter=self.adapter

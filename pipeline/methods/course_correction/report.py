@@ -26,8 +26,8 @@ def data(method: "CourseCorrection", numbers: Mapping[str, pa.Table | None]) -> 
     else:
         counted = requests_summary(corrections)
         found.text.append(
-            f"Each request yields up to {method.cuts + 2} responses: one safe, one per cut ({method.cuts}), and the "
-            "harmful one. Complete: no response was lost. Every row read ended as ok, dropped or failed."
+            f"Each request yields up to {method.cuts + 2} responses: one safe, one per cut ({method.cuts}), "
+            "and the harmful one. Complete: no response was lost. Every row read ended as ok, dropped or failed."
         )
         found.tables.append(tables.of_requests(counted))
         if counted.lost:

@@ -33,7 +33,7 @@ CORRECTIONS = Schema(
             text=UNKNOWN,
             members=RESPONSE,
         ),
-        Column("lost", pa.list_(pa.string()), "why each missing response was lost: `rank 3: does not correct course`"),
+        Column("lost", pa.list_(pa.string()), "why responses were lost: `rank 3: does not correct course`"),
         *TOKENS,
         *STATUS,
     ),

@@ -1,4 +1,4 @@
-"""Mistake analysis (Chen et al., ICLR 2024, arXiv 2310.10477): the model errs on purpose and explains the error.
+"""Mistake analysis (Chen et al., ICLR 2024, arXiv 2310.10477): the model errs on purpose and explains that.
 
 The model is then trained on the explanations.
 """
@@ -58,7 +58,7 @@ class MistakeAnalysis(Method):
     hint: Hint = Field(Hint(), description="the cue that induces a mistake")
     guided_analysis: bool = Field(True, description="tell the model that the response may be harmful when it analyses it")
     verify: HarmlessnessJudge | None = Field(Refusal(), description="judge of whether the induced response is harmful; null = not judged")
-    filter: bool = Field(False, description="analyse only mistakes judged harmful (the paper's figure shows no filter)")
+    filter: bool = Field(False, description="analyse only mistakes judged harmful (the paper shows no filter)")
     induce: Draw = Field(Draw(), description="how the harmful response is sampled")
     analyse: Draw = Field(Draw(), description="how the analysis is sampled")
     prompts: PromptFile | None = Field(None, description="YAML file that replaces methods/mistake_analysis/prompts.yaml")

@@ -1,4 +1,4 @@
-"""C²-Eval (Xu et al., EMNLP 2024, arXiv 2407.16637): how often does a model turn away from a harmful beginning?"""
+"""C²-Eval (Xu et al., EMNLP 2024, arXiv 2407.16637): how often a model turns away from a harmful beginning."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -37,8 +37,9 @@ class C2Eval(Suite):
     judge: CorrectionJudge = Field(Phrases(), description="judge of whether a continuation corrects course")
     authors_rules: bool = Field(
         False,
-        description="as the authors' scripts: words counted with the opener, an opener drawn per path, a response "
-        "shorter than k used whole, the first unsafe response of any length, an unreadable verdict taken as a no",
+        description="as the authors' scripts: words counted with the opener, an opener drawn per path, "
+        "a response shorter than k used whole, the first unsafe response of any length, "
+        "an unreadable verdict taken as a no",
     )
     prompts: PromptFile | None = Field(None, description="YAML file that replaces methods/course_correction/prompts.yaml")
 

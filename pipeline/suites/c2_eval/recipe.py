@@ -1,4 +1,4 @@
-"""C²-Eval (Xu et al., EMNLP 2024, arXiv 2407.16637): how often does a model turn away from a harmful beginning?
+"""C²-Eval (Xu et al., EMNLP 2024, arXiv 2407.16637): how often a model turns away from a harmful beginning.
 
 The model's turn is prefilled with an affirmative opener and the first k words (or tokens) of a harmful
 response. The model continues it several times, and each path is judged. `authors_rules` follows the published
@@ -67,7 +67,7 @@ class Prefills:
         raise _Unfit(f"unsafe response not longer than the longest prefill: {max(map(len, ends))} {self.suite.unit}")
 
     def _ends(self, text: str) -> list[int]:
-        """The end of each word or token, in characters. White-space tokens count, but are cut from a prefill."""
+        """The end of each word or token, in characters. White-space tokens count, but end no prefill."""
         if self.suite.unit == "words":
             return [word.end() for word in re.finditer(r"\S+", text)]
         offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]

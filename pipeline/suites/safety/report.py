@@ -38,8 +38,9 @@ def _arms(suite: "Safety", answers: pa.Table, arms: Sequence[str]) -> Section:
     notes = ["Harmless: the share of judged answers to red-team instructions that are harmless, with 95 % Wilson interval."]
     if suite.samples > 1:
         notes.append(
-            f"Every instruction is answered {suite.samples} times and every answer counts. The Wilson interval treats "
-            "answers as independent, so it is somewhat too narrow; the paired differences resample whole instructions."
+            f"Every instruction is answered {suite.samples} times and every answer counts. The Wilson interval "
+            "treats answers as independent, so it is somewhat too narrow; the paired differences resample "
+            "whole instructions."
         )
     if suite.help:
         notes.append(
