@@ -1,8 +1,9 @@
 """LoRA on a CPU engine, one matrix product per adapter instead of a copy of its matrices per token.
 
-vLLM 0.32 gathers, for every token of a batch, the whole matrices of that token's adapter, and gives tokens without an adapter (index −1) the
-last slot's. Here tokens are grouped by adapter, and those without one get zero. vLLM calls `register` in every process of an engine: it is
-an entry point of group `vllm.general_plugins`, which does nothing unless `engine.py` has asked for it.
+vLLM 0.32 gathers, for every token of a batch, the whole matrices of that token's adapter; tokens without an
+adapter (index −1) get the last slot's. These kernels group tokens by adapter; tokens without one get zero.
+vLLM calls `register` in every process of an engine, as an entry point of group `vllm.general_plugins`;
+`register` does nothing unless `engine.py` has enabled it.
 """
 
 import inspect
@@ -16,10 +17,10 @@ SWITCH = "SETBACKS_GROUPED_CPU_LORA"
 
 
 def register() -> None:
-    """Replace vLLM's three CPU kernels in this process, if the environment says so. Harmless to call again.
+    """Replace vLLM's three CPU kernels in this process, if the environment says so. Idempotent.
 
-    Raises RunFailed, having replaced nothing, if this vLLM's kernels take other arguments than ours: those
-    might mean something else, and a wrong product would only show as a worse model.
+    Raises RunFailed, having replaced nothing, if the arguments of vLLM's kernels differ from ours: their
+    meaning may differ too, and a wrong product would only show as a worse model.
     """
     if os.environ.get(SWITCH) != "1":
         return
@@ -30,7 +31,7 @@ def register() -> None:
         from vllm.lora.punica_wrapper import punica_cpu
     except ImportError as e:
         if e.name is None or not e.name.startswith("vllm."):
-            raise  # something else is missing
+            raise  # another package is missing
         raise _unknown(e.name, vllm.__version__) from e
     kernels = (bgmv_shrink, bgmv_expand, bgmv_expand_slice)
     callers = (lora_ops, punica_cpu)  # the kernels for prompts, and the wrapper for single tokens
@@ -49,7 +50,7 @@ def _check(kernel: Callable, module: ModuleType, version: str) -> None:
 
 
 def _parameters(function: Callable) -> list[tuple]:
-    """Names, kinds and defaults, in order; annotations change no call."""
+    """Names, kinds and defaults, in order; annotations do not affect calls."""
     return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
 
 
@@ -61,7 +62,9 @@ def _unknown(name: str, version: str) -> RunFailed:
 
 
 def products(inputs, matrices, adapters):
-    """inputs [tokens, in] times the transposed matrix of each token's adapter: [tokens, out]; zero where the adapter is −1.
+    """inputs [tokens, in] times the transposed matrix of each token's adapter: [tokens, out].
+
+    Tokens whose adapter is −1 get zero.
 
     matrices: [adapters, out, in], or [adapters, 1, out, in]; adapters: [tokens].
     """
@@ -78,8 +81,8 @@ def products(inputs, matrices, adapters):
     return found
 
 
-# The signatures are those of `vllm.lora.ops.torch_ops.lora_ops`, as `register` checks; each writes into
-# `output_tensor`.
+# `register` checks that these signatures equal those of `vllm.lora.ops.torch_ops.lora_ops`. Each kernel
+# writes into `output_tensor`.
 
 
 def bgmv_shrink(inputs, lora_b_weights, output_tensor, lora_indices_tensor, scaling=1.0):

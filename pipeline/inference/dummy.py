@@ -1,6 +1,7 @@
-"""No model at all behind the same call as the engine: text made of the request's seed, for rehearsals of scale and of faults.
+"""A dummy engine: the real engine's calls, with text made from the seed. For tests of scale and faults.
 
-Nothing it writes can be taken for a model's: every text says that it is the dummy's, and so do card, report and progress line.
+Its output cannot be mistaken for a model's: every text, the card, the report and the progress line say
+"dummy".
 """
 
 import asyncio
@@ -36,14 +37,14 @@ _POOL = random.Random(0).choices(_WORDS, k=4096)
 
 
 class DummyModel:
-    """The same calls as `engine.VllmModel`. A text, its length, its delay and whether it fails depend on the request's seed alone."""
+    """The same calls as `engine.VllmModel`. Text, length, delay and failure depend only on the seed."""
 
     def __init__(self, settings: Dummy, max_num_seqs: int):
         self._settings = settings
         self._places = asyncio.Semaphore(max_num_seqs)
 
     async def complete(self, messages: list[Message], sampling: Sampling, *, seed: int, adapter: str | None) -> list[Completion]:
-        """Sample `sampling.n` texts; the i-th depends on seed + i. Raises RowFailed for the share of requests that is to fail."""
+        """Sample `sampling.n` texts; the i-th depends on seed + i. A share `failures` raises RowFailed."""
         settings = self._settings
         if settings.latency_s:
             async with self._places:
@@ -62,7 +63,7 @@ class DummyModel:
 
 
 def _unit(seed: int, purpose: int) -> float:
-    """A number in [0, 1) that looks random: splitmix64 of the seed, a different one for every purpose."""
+    """A pseudo-random number in [0, 1): splitmix64 of the seed, different for every purpose."""
     z = (seed + purpose * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF

@@ -1,7 +1,8 @@
-"""Any OpenAI-compatible server behind the same call as the engine: a concurrency limit, retries with back-off, n samples, prefill.
+"""The engine's calls on an OpenAI-compatible server: concurrency limit, retries, n samples, prefill.
 
-The key is read from the environment, kept in the request header alone, and named in no message. Nor is what a server says in an error:
-it may repeat the prompt, or the key.
+The key is read from the environment, kept only in the request header, and never part of a message. A server's
+error
+text is never part of a message either: it may repeat the prompt or the key.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from pipeline.settings.base import Endpoint
 
 FIRST_DELAY_S = 0.5  # before the first retry; doubled for each further one
 MAX_DELAY_S = 60.0
-MAX_RETRY_AFTER_S = 600.0  # a server may ask for more patience than our own back-off has, but not for all of the night
+MAX_RETRY_AFTER_S = 600.0  # limit on Retry-After; longer than our back-off
 
 _MENDS = {
     401: "check the key in the environment variable that the endpoint's api_key_env names",
@@ -29,22 +30,25 @@ _MENDS = {
 
 
 def check(endpoint: Endpoint, field: str = "inference.endpoint") -> None:
-    """Raises UserError, before anything is sent, where the URL has no host or may hold a secret, or the key is not in the environment."""
+    """Check an endpoint before anything is sent.
+
+    Raises UserError if the URL has no host or may hold a secret, or if the key is not in the environment.
+    """
     try:
         url = httpx.URL(endpoint.url)
     except httpx.InvalidURL:
         url = httpx.URL()
     if not url.host:
         raise UserError(f"{field}.url = {endpoint.url}: not a URL with a host; write it as http://host:8000/v1")
-    if url.userinfo:  # it would be stored with the configuration and logged with every request
+    if url.userinfo:  # would be stored with the configuration and logged with every request
         raise UserError(f"{field}.url: holds a user or password; leave them out, a key goes into the environment")
-    if url.query or url.fragment:  # some servers take their key there
+    if url.query or url.fragment:  # some servers take their key in the query
         raise UserError(f"{field}.url: holds more than a path (? or #); leave it out, a key goes into the environment")
     _key(endpoint, field)
 
 
 class EndpointModel:
-    """A client of one server and model. The same calls as `engine.VllmModel`, less the adapters."""
+    """A client of one server and model. The same calls as `engine.VllmModel`, without adapters."""
 
     def __init__(self, endpoint: Endpoint):
         check(endpoint)
@@ -55,16 +59,18 @@ class EndpointModel:
             base_url=endpoint.url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
             limits=httpx.Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency),
-            timeout=None,  # each try is timed as a whole, in _post: httpx's own limits are per read, and a slow trickle passes them
+            # _post limits the time of a whole try. httpx's limits are per read, so a slow trickle would pass.
+            timeout=None,
         )
 
     async def complete(self, messages: list[Message], sampling: Sampling, *, seed: int, adapter: str | None) -> list[Completion]:
-        """Sample `sampling.n` continuations. Where the server gives fewer choices than asked for, the rest is asked for again.
+        """Sample `sampling.n` continuations. If the server returns fewer choices, request the missing ones.
 
-        The seed of a request is seed + the number of samples already there, so that the i-th sample has seed + i on servers that,
-        like vLLM's, count up within a request. Whether a seed is honoured at all is the server's affair.
+        A request's seed is seed + the number of samples so far, so the i-th sample has seed + i on servers
+        that, like vLLM's, count up within a request. Servers may ignore the seed.
 
-        Raises RowFailed where the server refuses the request, does not answer usefully after all retries, or cannot do what is asked.
+        Raises RowFailed if the server refuses the request, gives no usable answer after all retries, or does
+        not support the request.
         """
         prefilled = messages[-1]["role"] == "assistant"
         if adapter is not None:
@@ -78,7 +84,7 @@ class EndpointModel:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
         }
-        if prefilled:  # as vLLM's server has it
+        if prefilled:  # the parameters of vLLM's server
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         completions: list[Completion] = []
         while (missing := sampling.n - len(completions)) > 0:
@@ -89,7 +95,7 @@ class EndpointModel:
         await self._client.aclose()
 
     async def _request(self, body: dict) -> list[Completion]:
-        """One request with its retries, at least one completion. The slot is kept while waiting: a busy server is sent less."""
+        """One request with retries; at least one completion. Holds its slot while waiting to retry."""
         async with self._slots:
             for retry in range(self._endpoint.retries + 1):
                 try:
@@ -101,7 +107,7 @@ class EndpointModel:
         raise RowFailed(f"endpoint gave no usable answer in {self._endpoint.retries + 1} tries, last: {problem}")
 
     async def _post(self, body: dict) -> httpx.Response:
-        """Raises _Retry where there is no answer or the server says that it may do better, RowFailed where it refuses."""
+        """Raises _Retry if there is no answer or a retryable status, RowFailed if the server refuses."""
         try:
             async with asyncio.timeout(self._endpoint.timeout_s):
                 response = await self._client.post("chat/completions", json=body)
@@ -117,7 +123,7 @@ class EndpointModel:
 
 
 class _Retry(Exception):
-    """A try that failed in a way that another may not; `after_s` is how long the server asks to be left alone."""
+    """A try that failed, but may succeed if repeated; `after_s` is the delay that the server asks for."""
 
     def __init__(self, reason: str, after_s: float = 0.0):
         super().__init__(reason)
@@ -130,19 +136,21 @@ def _key(endpoint: Endpoint, field: str = "inference.endpoint") -> str | None:
         return None
     key = os.environ.get(name, "").strip()
     if not key:
-        if not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,60}", name):  # who mistakes the field writes the key itself there
-            raise UserError(f"{field}.api_key_env: not a variable that is set; write there the name of the one that holds the key")
+        if not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,60}", name):  # users may put the key itself into the field
+            raise UserError(f"{field}.api_key_env: not a variable that is set; name the one with the key")
         raise UserError(f"{field}.api_key_env = {name}: not set; export it, or api_key_env: null for a server without keys")
-    if not (key.isascii() and key.isprintable()) or " " in key:  # else the header would fail, with the key in its message
+    # Such a key would make the header fail, with the key in the message.
+    if not (key.isascii() and key.isprintable()) or " " in key:
         raise UserError(f"{field}.api_key_env = {name}: holds characters that no key has; export it again")
     return key
 
 
 def _completions(response: httpx.Response) -> list[Completion]:
-    """The choices of a chat completion. Raises _Retry where the body is none, RowFailed where a filter withheld the text.
+    """The choices of a chat completion. Raises _Retry for other bodies, RowFailed for filtered text.
 
-    Usage is told per request. Its prompt tokens are every completion's, since the server reads the prompt once; its completion tokens are
-    shared out evenly, the first ones taking the remainder, so that their sum is right. Zero where the server tells none.
+    Usage is reported per request. Every completion gets all prompt tokens, since the server reads the prompt
+    once. Completion tokens are divided evenly, the remainder among the first, so the sum is right. Zero if
+    not reported.
     """
     try:
         body = response.json()
@@ -164,14 +172,14 @@ def _completions(response: httpx.Response) -> list[Completion]:
 
 
 def _text(message: dict) -> str:
-    """The new text; null is empty, and a refusal that stands in a field of its own is text as well."""
+    """The new text; null counts as empty, and the text of a separate refusal field counts as text."""
     content = message.get("content")
     text = content if content is not None else message.get("refusal") or ""
     return text.encode("utf-8", "replace").decode()  # JSON can spell half a surrogate pair, which Parquet cannot hold
 
 
 def _refusal(response: httpx.Response) -> str:
-    """Why a request is refused: the status and the server's error code, never its message."""
+    """Why a request is refused: the status and the server's error code, never the server's message."""
     status = response.status_code
     if "context length" in response.text or "context_length" in response.text:
         return f"prompt too long for the endpoint's model (HTTP {status})"
@@ -186,12 +194,12 @@ def _refusal(response: httpx.Response) -> str:
 
 
 def _backoff(retry: int) -> float:
-    """Exponential, with the upper half left to chance so that clients do not come back in step."""
+    """Exponential back-off; the upper half is random, so that clients do not retry in step."""
     return min(MAX_DELAY_S, FIRST_DELAY_S * 2**retry) * random.uniform(0.5, 1.0)
 
 
 def _retry_after(value: str) -> float:
-    """Seconds that a Retry-After header asks for: a number or a date; 0 where it says nothing understandable."""
+    """Seconds that a Retry-After header asks for (a number or a date); 0 if it cannot be parsed."""
     if value.strip().isdecimal():
         seconds = float(value)
     else:

@@ -1,4 +1,4 @@
-"""vLLM behind one call: continuous batching over whatever is in flight, n samples, prefill, LoRA adapters, seeds."""
+"""vLLM behind one call: continuous batching over all requests, n samples, prefill, LoRA adapters, seeds."""
 
 import gc
 import itertools
@@ -19,13 +19,14 @@ from pipeline.settings.base import Inference, Model
 
 
 class EngineDead(Exception):
-    """The engine's own process has died; nothing this actor could do would bring it back."""
+    """The engine's process has died; this actor cannot restart it."""
 
 
 class VllmModel:
     """One vLLM engine in this process and its children.
 
-    adapters: directories of the LoRA adapters that calls may name, on any storage; empty switches LoRA off, which is faster.
+    adapters: directories of the LoRA adapters that calls may name, on any storage; without any, LoRA is off,
+    which is faster.
     """
 
     def __init__(self, model: Model, model_dir: str, inference: Inference, adapters: Sequence[str] = ()):
@@ -34,11 +35,11 @@ class VllmModel:
         with imports.quick():
             from vllm.v1.engine.async_llm import AsyncLLM
 
-        # vLLM calls it in every process of the engine. This process calls it first, so that the user
-        # sees its own message.
+        # vLLM calls `register` in every process of the engine. Call it in this process first, so that the
+        # user sees the message of `register`.
         cpu_lora.register()
         self.tokenizer = pretrained.tokenizer(model_dir, model.revision)
-        self._scratch = tempfile.TemporaryDirectory(prefix="setbacks-adapters-")  # for those on an object store
+        self._scratch = tempfile.TemporaryDirectory(prefix="setbacks-adapters-")  # for object stores
         local = [adapter_files.fetch(path, self._scratch.name) for path in adapters]
         self._adapters = {path: (number, place) for number, (path, place) in enumerate(zip(adapters, local, strict=True), start=1)}
         self._requests = itertools.count()
@@ -52,7 +53,7 @@ class VllmModel:
     async def complete(self, messages: list[Message], sampling: Sampling, *, seed: int, adapter: str | None) -> list[Completion]:
         """Sample `sampling.n` continuations; the i-th uses seed + i.
 
-        Raises RowFailed where prompt + max_tokens exceed the model's length, EngineDead where the engine has gone.
+        Raises RowFailed if prompt + max_tokens exceed the model's length, EngineDead if the engine has died.
         """
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
@@ -71,7 +72,7 @@ class VllmModel:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         lora = LoRARequest(os.path.basename(adapter), *self._adapters[adapter]) if adapter else None
-        # With FINAL_ONLY each of the n samples arrives when it is done, not all in one output: keep every one.
+        # With FINAL_ONLY the n samples arrive one by one as they finish, not in one output: collect them.
         samples: dict[int, Completion] = {}
         try:
             async for output in self._engine.generate({"prompt_token_ids": prompt}, params, str(next(self._requests)), lora_request=lora):
@@ -84,14 +85,14 @@ class VllmModel:
         return [samples[i] for i in range(sampling.n)]
 
     def encode(self, messages: list[Message]) -> list[int]:
-        """Token ids of the conversation up to where the model goes on: after a prefill, or at the start of its turn."""
+        """Token ids of the conversation up to the model's next token, after a prefill if there is one."""
         prefilled = messages[-1]["role"] == "assistant"
         return self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=not prefilled, continue_final_message=prefilled, return_dict=False
         )
 
     def close(self) -> None:
-        """End the engine's processes. The engine goes now: its finalizer fails once the interpreter is taken down."""
+        """End the engine's processes. Collect it now: its finalizer fails during interpreter shutdown."""
         engine, self._engine = self._engine, None
         engine.shutdown()
         del engine
@@ -107,19 +108,22 @@ def _arguments(model: Model, model_dir: str, inference: Inference, adapters: lis
         model=model_dir,
         revision=model.revision,
         trust_remote_code=False,
-        load_format="safetensors",  # else vLLM takes pickled weights where there are no others
+        load_format="safetensors",  # else vLLM loads pickled weights if there are no others
         dtype=model.dtype,
         max_model_len=model.max_length,
         tensor_parallel_size=max(1, inference.num_gpus),
         gpu_memory_utilization=inference.gpu_memory_utilization,
         max_num_seqs=inference.max_num_seqs,
         enforce_eager=on_cpu,  # compiling for a CPU takes longer than it saves
-        # On a CPU vLLM 0.32 dies of a seeded request whose prompt is prefilled in pieces ("CPU Generator does not use offset").
+        # On a CPU, vLLM 0.32 crashes on a seeded request with chunked prefill ("CPU Generator does not use
+        # offset").
         enable_chunked_prefill=False if on_cpu else None,
         enable_prefix_caching=True,
-        block_size=32 if on_cpu else None,  # its default there, 128, is longer than most prompts: nothing would be found in the cache
+        # The default on a CPU, 128, is longer than most prompts, so the prefix cache would never hit.
+        block_size=32 if on_cpu else None,
         enable_lora=bool(adapters),
-        # On a CPU vLLM 0.32 gives requests without adapter the last slot's one (index -1) when a batch holds both kinds: keep it empty.
+        # On a CPU, vLLM 0.32 applies the last slot's adapter (index -1) to requests without an adapter if a
+        # batch holds both kinds: keep the last slot empty.
         max_loras=len(adapters) + 1 if on_cpu else max(1, len(adapters)),
         max_lora_rank=_engine_rank(adapters),
         disable_log_stats=True,
@@ -127,7 +131,7 @@ def _arguments(model: Model, model_dir: str, inference: Inference, adapters: lis
 
 
 def _engine_rank(adapters: list[str]) -> int:
-    """The smallest rank the engine offers that holds all adapters: every smaller one is padded to it, at that cost."""
+    """The engine's smallest rank that fits all adapters; smaller ones are padded to it, at its cost."""
     from typing import get_args
 
     from vllm.config.lora import MaxLoRARanks
@@ -137,16 +141,18 @@ def _engine_rank(adapters: list[str]) -> int:
 
 
 def _environment(inference: Inference) -> None:
-    """vLLM reads these when it is imported."""
+    """Set the variables that vLLM reads when it is imported."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # an engine is on one node; else it listens where the host's name leads
+    # An engine is on one node. By default gloo would listen on the address of the host's name.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if inference.num_gpus == 0:
-        # The engine's core does the work itself. With a worker process of its own, a CPU engine imports vLLM once
-        # more, which makes its start half as long again, and its core spins while it waits for the worker.
+        # Run the model in the engine's core process. With a separate worker process, a CPU engine imports
+        # vLLM a second time, so its start takes half as long again, and its core spins while it waits for the
+        # worker.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        # As many threads as vLLM would give that worker; Ray has told the actor to take as many as its CPUs, 1.
+        # The thread count that vLLM would give that worker; Ray has set the actor's to its CPUs, 1.
         os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) - 1))
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(inference.kv_cache_gib)
         os.environ[cpu_lora.SWITCH] = "1"
@@ -159,9 +165,9 @@ def _children() -> list[int]:
 
 
 def _end_with_this_process(pids: list[int]) -> subprocess.Popen:
-    """A shell that waits until this process is gone, however it went, and then kills the engine's processes.
+    """A shell that waits until this process has ended, however it ends, then kills the engine's processes.
 
-    Without it an actor ended by SIGKILL leaves its engine behind, memory and all.
+    Without the shell, an actor that dies by SIGKILL leaves its engine running and holding memory.
     """
     kill = f"cat >/dev/null; kill -9 {' '.join(map(str, pids))} 2>/dev/null"
     return subprocess.Popen(["sh", "-c", kill], stdin=subprocess.PIPE, start_new_session=True)

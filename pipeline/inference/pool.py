@@ -1,8 +1,8 @@
-"""A Ray Data actor pool: one engine per actor, recipes run over rows, results committed as they come.
+"""A Ray Data actor pool: one engine per actor runs recipes over rows and commits the results as they finish.
 
-Ray Data hands out numbers of blocks; rows never pass through the driver or the object store. An actor reads
-a block of a work list, runs it and commits it. It has several blocks in flight at once, hundreds of rows, so
-that the engine's batch never drains: not between blocks, nor between data sets that are made together.
+Ray Data hands out block numbers; rows never pass through the driver or the object store. An actor reads a
+block of a work list, runs it and commits it. Several blocks (hundreds of rows) are in flight per actor, so
+that the engine's batch does not drain between blocks or between data sets that are made together.
 """
 
 import asyncio
@@ -30,25 +30,25 @@ from pipeline.inference.progress import Progress, Reporter, Tally
 from pipeline.schema import FAILED
 from pipeline.settings.base import Dummy, Endpoint, Inference, Model, span
 
-MOST_TASKS = 10_000  # of one run: with more blocks than these a task has several, so that the scheduler's load has a bound
-FRUITLESS_STARTS = 6  # Ray restarts a dead actor for ever; this ends it
-BLOCK_STARTS = 3  # a block begun more often than this holds a row that ends its engine, perhaps: its rows are run one at a time, alone
-ROW_STARTS = 2  # a row begun alone more often than this does
-EXIT_S = 10  # for Ray to end an actor that it has let go of
-ROWS_PER_SEQUENCE = 1.5  # rows in flight per place in the engine's batch, so that a row between two steps leaves no place empty
+MOST_TASKS = 10_000  # per run, to bound the scheduler's load: if there are more blocks, a task gets several
+FRUITLESS_STARTS = 6  # limit on engine starts without a finished row; Ray itself restarts actors forever
+BLOCK_STARTS = 3  # a block started more often may hold a poison row: its rows then run one at a time, alone
+ROW_STARTS = 2  # a row started alone more often is a poison row: it fails
+EXIT_S = 10  # time for Ray to end an actor that it has released
+ROWS_PER_SEQUENCE = 1.5  # rows in flight per slot of the engine's batch; extra rows fill slots between steps
 
 
 Results = dict[str, dict]  # of rows, by id
 
 
 class LanguageModel(Protocol):
-    """What stands behind `Chat`: `engine.VllmModel`, `endpoint.EndpointModel` or `dummy.DummyModel`."""
+    """The model behind `Chat`: `engine.VllmModel`, `endpoint.EndpointModel` or `dummy.DummyModel`."""
 
     async def complete(self, messages: list[Message], sampling: Sampling, *, seed: int, adapter: str | None) -> list[Completion]: ...
 
 
 class Servers:
-    """Servers of judges, each opened once in a process, when it is first asked."""
+    """Clients of judges' servers, each opened once per process, at its first request."""
 
     def __init__(self):
         self._open: dict[Endpoint, LanguageModel] = {}
@@ -62,18 +62,18 @@ class Servers:
 
 
 class RowChat:
-    """The `Chat` of one row: adds the seed to every call and counts its tokens."""
+    """The `Chat` of one row: adds the seed to every call and counts tokens."""
 
     def __init__(self, model: LanguageModel, run_seed: int, row_id: str, servers: Servers | None = None):
         self._model, self._run_seed, self._row_id, self._servers = model, run_seed, row_id, servers or Servers()
         self.prompt_tokens = self.completion_tokens = 0
-        self._finish_reasons: list[list[str]] = []  # one list a call, in the order of the calls, not of their ends
+        self._finish_reasons: list[list[str]] = []  # one list per call, in the order in which calls started
 
     async def __call__(
         self, messages: list[Message], sampling: Sampling, *, step: str, adapter: str | None = None, server: Endpoint | None = None
     ) -> list[Completion]:
         seed = seed_of(self._run_seed, self._row_id, step)
-        if server is not None:  # its tokens are not this row's model's
+        if server is not None:  # do not count a server's tokens as the row's
             return await self._servers.open(server).complete(messages, sampling, seed=seed, adapter=None)
         self._finish_reasons.append(reasons := [])
         completions = await self._model.complete(messages, sampling, seed=seed, adapter=adapter)
@@ -115,7 +115,7 @@ class ModelSpec:
         return round(ROWS_PER_SEQUENCE * self.inference.max_num_seqs)
 
     def blocks_in_flight(self, block_rows: int) -> int:
-        """Enough for all rows in flight, and one more: the next block's first rows run beside the last block's stragglers."""
+        """Enough blocks for all rows in flight, and one more to start while a block's slow rows finish."""
         return math.ceil(self.rows_in_flight / block_rows) + 1
 
     def open(self) -> LanguageModel:
@@ -134,11 +134,11 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe, and the store whose work list it is to be run over. The list has been written."""
+    """A recipe, and the store whose work list it runs over. The list must have been written."""
 
     recipe: Recipe
     store: Store
-    work: WorkList = field(init=False)  # as it is now: an actor that outlives its driver finds no newer one
+    work: WorkList = field(init=False)  # read once: an actor that outlives its driver sees no newer list
 
     def __post_init__(self):
         object.__setattr__(self, "work", self.store.work_list)
@@ -158,7 +158,7 @@ class RecipeActor:
 
     def __init__(self, spec: ModelSpec, jobs: Sequence[Job], seed: int, progress: Reporter):
         if progress.engine_starting() > FRUITLESS_STARTS + spec.most_actors:
-            raise RunFailed(f"engines of {spec.model.path} die again and again before a row is finished")
+            raise RunFailed(f"engines for {spec.model.path} keep crashing before they finish a row")
         started = time.monotonic()
         self._model = spec.open()
         self._jobs, self._seed, self._progress, self._servers = jobs, seed, progress, Servers()
@@ -168,13 +168,14 @@ class RecipeActor:
         progress.engine_ready(time.monotonic() - started)
 
     def __del__(self):
-        """Ray lets go of the actor. One end in thirty hangs for ever within Ray 2.60: then the kernel ends the process EXIT_S from now.
+        """About 1 in 30 actor shutdowns deadlocks inside Ray 2.60; SIGALRM kills the process after EXIT_S.
 
-        Ray's core worker, while it is destroyed, posts a last reply to an event loop that is gone already, and waits for its freed lock. No
-        thread of ours could end it: none begins to run any more while the interpreter is taken down.
+        Ray's core worker, while being destroyed, posts a last reply to an event loop that no longer exists,
+        and waits for that loop's freed lock. A thread could not end the process: new threads do not run
+        during interpreter shutdown.
         """
         if getattr(self, "_in_ray", False):
-            signal.alarm(EXIT_S)  # nobody handles SIGALRM, so it ends the process
+            signal.alarm(EXIT_S)  # SIGALRM has no handler, so it ends the process
 
     async def __call__(self, tasks: pa.Table) -> AsyncIterator[pa.Table]:
         """Run and commit the blocks of each task, one after the other; yields the tasks again."""
@@ -191,14 +192,14 @@ class RecipeActor:
             await self._run_block(job, block)
         except (RunFailed, OSError):
             raise
-        except RayError as e:  # a node goes down with this actor, and Ray with it: the block is run elsewhere
+        except RayError as e:  # Ray is going down with this node: another actor will run the block
             _end_actor(e)
-        except Exception as e:  # its text may hold what a row holds
+        except Exception as e:  # the text may quote a row
             raise RunFailed(f"{block.path}: {type(e).__name__} in a block of rows") from None
 
     async def _run_block(self, job: Job, block: Block) -> None:
-        # The task may have been begun by an actor that died. If the data set is whole by now, the block's
-        # file is gone, so the file has to be looked for first.
+        # An actor that died may have committed the block. Once the data set is complete, the block's file is
+        # gone, so look for the file first.
         if await asyncio.to_thread(lambda: block.committed or job.store.complete):
             return
         todo, kept = await asyncio.to_thread(block.read)
@@ -206,10 +207,10 @@ class RecipeActor:
         with storage.room_for(block.path):
             await asyncio.to_thread(block.commit, [results[row["id"]] for row in todo])  # beside the engine's next rows
         self._progress.flush()
-        await asyncio.to_thread(self._progress.arrived)  # so that a block that is done has been counted
+        await asyncio.to_thread(self._progress.arrived)  # a block is done only after its rows are counted
 
     async def _run_rows(self, job: Job, block: Block, rows: list[dict], kept: Results) -> Results:
-        """The results of these rows and those kept, by id."""
+        """The results of these rows, and the kept results, by id."""
         self._progress.rows_waiting(len(rows))
         begun = await asyncio.to_thread(self._progress.starting, f"{job.name} block {block.number}")
         if begun <= BLOCK_STARTS:
@@ -224,9 +225,10 @@ class RecipeActor:
             return await self._run(job, row)
 
     async def _run_alone(self, job: Job, block: Block, row: dict, kept: Results) -> Results:
-        """With nothing else in the engine, so that its death is this row's doing; a row that has killed before is kept as failed.
+        """Run a row alone in the engine, so that a crash is this row's fault; fail the row after ROW_STARTS.
 
-        Its result is written before anything else may run: else it is begun, and suspected, as often as a deadly row after it.
+        Save the result before the next row starts; otherwise a later crash would rerun this row and blame it
+        too.
         """
         async with self._alone:
             for _ in range(self._rows_in_flight):
@@ -246,7 +248,7 @@ class RecipeActor:
         self._progress.row_started()
         chat, columns = RowChat(self._model, self._seed, row["id"], self._servers), job.store.schema.names
         result = {name: row[name] for name in columns if name in row}
-        if row.get("status") != FAILED:  # malformed at the source, or deadly: kept as it is
+        if row.get("status") != FAILED:  # malformed in the source, or a poison row: stays as it is
             result |= await self._attempt(job.recipe, row, chat)
         result |= {"prompt_tokens": chat.prompt_tokens, "completion_tokens": chat.completion_tokens}
         if "finish_reasons" in columns:
@@ -260,10 +262,10 @@ class RecipeActor:
         try:
             return await recipe(row, chat)
         except (EngineDead, MemoryError) as e:
-            _end_actor(e)  # a living actor with a dead engine, or without memory, would fail every row
+            _end_actor(e)  # an actor with a dead engine, or without memory, would fail every row
         except RowFailed as e:
             return {"status": FAILED, "error": str(e)}
-        except Exception as e:  # a row nobody foresaw; its text may be harmful, so only the kind of error is told
+        except Exception as e:  # unforeseen; the text may be harmful, so keep only the kind of error
             return {"status": FAILED, "error": f"{type(e).__name__} in {type(recipe).__name__}"}
 
 
@@ -274,11 +276,12 @@ def run_recipes(
     seed: int,
     label: str,
 ) -> Generator[tuple[Job, dict], None, None]:
-    """Run the jobs, each from where an earlier attempt stopped, in one pool: its engines start once for all.
+    """Run the jobs in one pool, resuming each after an earlier attempt; engines start once for all jobs.
 
-    A job's blocks come after those of the jobs before it, and begin as soon as an engine has room for them.
+    A job's blocks are queued after those of the jobs before it, and start as soon as an engine has room.
     Yields every job when its last block is committed, with its figures (see `Progress.ended`), while the
-    others go on. If no job has anything left to do, no engine starts. Whoever leaves early has to close this.
+    other jobs keep running. If all jobs are done already, no engine starts. A caller that stops early must
+    close the generator.
 
     Raises RunFailed if an engine does not start or a write fails.
     """
@@ -303,7 +306,7 @@ def _jobs_done(
     seed: int,
     reporter: Reporter,
 ) -> Iterator[Job]:
-    """Run the blocks that are undone; yields every job when all of its blocks are committed."""
+    """Run the undone blocks; yields every job when all its blocks are committed."""
     tasks = tasks_of(undone)
     left = Counter(task["job"] for task in tasks)
     yield from (job for number, job in enumerate(jobs) if not left[number])
@@ -314,9 +317,9 @@ def _jobs_done(
 
 
 def tasks_of(undone: list[list[int]]) -> list[dict]:
-    """Tasks for Ray, in the order of jobs and blocks: one block each, or several if tasks were too many.
+    """Tasks for Ray, in the order of jobs and blocks: one block each, or several to stay below MOST_TASKS.
 
-    A task has blocks of one job only: a job is done when its last task is.
+    A task has blocks of one job only, so a job is done when its last task is done.
     """
     total = sum(map(len, undone))
     tasks = []
@@ -334,11 +337,11 @@ def _run_tasks(
     seed: int,
     reporter: Reporter,
 ) -> Iterator[int]:
-    """Run the tasks in a pool of actors; yields the number of a task's job when the task is done."""
+    """Run the tasks in a pool of actors; yields the job number of each finished task."""
     import ray.data
 
     in_flight = max(spec.blocks_in_flight(job.work.block_rows) for job in jobs)
-    # from_items puts its blocks in place by itself; from_arrow runs a task for each, to learn its schema.
+    # from_items stores its blocks directly; from_arrow would run a task per block to get the schema.
     pool = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         RecipeActor,
         fn_constructor_args=(spec, jobs, seed, reporter),
@@ -353,13 +356,15 @@ def _run_tasks(
         num_cpus=1,
         num_gpus=spec.inference.gpus_per_actor(spec.model),
     )
-    # Nothing else to gather: what is done lies in the stores. A prefetched task would be told one task late.
+    # Results are in the stores, so there is nothing to collect. Prefetching would report a task one task
+    # late.
     for batch in pool.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from batch["job"].to_pylist()
 
 
 def _end_actor(why: Exception) -> NoReturn:
-    print(f"the actor ends so that Ray starts it again: {type(why).__name__} {why.__cause__ or ''}", file=sys.stderr, flush=True)
+    reason = f"{type(why).__name__} {why.__cause__ or ''}"
+    print(f"ending this actor so that Ray restarts it: {reason}", file=sys.stderr, flush=True)
     os._exit(1)
 
 
@@ -370,7 +375,7 @@ def _is_ray_actor() -> bool:
 
 
 def _cause(e: BaseException) -> str:
-    """What went wrong, in one line, out of what Ray wraps it in; and where the rest is told."""
+    """The cause in one line, without Ray's wrapping, and the directory with the details."""
     import ray
 
     lines = [line.strip() for line in str(e).splitlines() if line.strip()] or [type(e).__name__]

@@ -1,9 +1,9 @@
 """Progress of a stage, counted in a small Ray actor that engines report to and the driver shows.
 
-Everything is counted by output: data sets that are made together share engines, not figures. On a terminal: a
-bar for each with rows/s, tokens/s, ETA and the running rate of what the judge looks for. Elsewhere: a line
-each half minute. The same goes to the attempt (`setbacks status`), and each engine's part to Ray's metrics:
-see docs/observing.md.
+Counts are per output: data sets that are made together share engines, but not figures. A terminal shows a bar
+per output with rows/s, tokens/s, ETA and the judge's rate so far; otherwise a line is printed every half
+minute. The attempt (`setbacks status`) gets the same figures; Ray's metrics get each engine's part: see
+docs/observing.md.
 """
 
 import threading
@@ -22,7 +22,10 @@ from pipeline.schema import FAILED
 
 @dataclass
 class Tally:
-    """Counts that add up over rows. Verdicts are of a row's response (`harmful` of `judged`), or of its paths (`corrected` of `paths`)."""
+    """Counts that add up over rows.
+
+    A verdict is on a row's response (`harmful` of `judged`) or on one of its paths (`corrected` of `paths`).
+    """
 
     rows: int = 0
     failed: int = 0
@@ -32,8 +35,8 @@ class Tally:
     corrected: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    engine_s: float = 0.0  # time of engines: see `Reporter.flush`
-    last_error: str | None = field(default=None, compare=False)  # its kind, not its text
+    engine_s: float = 0.0  # engine time: see `Reporter.flush`
+    last_error: str | None = field(default=None, compare=False)  # the kind of the error, not its text
 
     @classmethod
     def of(cls, row: dict) -> "Tally":
@@ -61,7 +64,7 @@ _COUNTS = [count.name for count in fields(Tally) if count.name != "last_error"]
 
 
 class Counter:
-    """Lives in a Ray actor of its own: the sums of what all engines report, by output."""
+    """A Ray actor that sums the reports of all engines, by output."""
 
     def __init__(self):
         self.tallies: dict[str, Tally] = defaultdict(Tally)
@@ -78,12 +81,12 @@ class Counter:
         self.last_row_at = time.monotonic()
 
     def engine_starting(self) -> int:
-        """Engine starts since the last finished row, this one included: many of them mean that engines die before they finish anything."""
+        """Engine starts since the last finished row, this one included; many mean that engines crash."""
         self.fruitless_starts += 1
         return self.fruitless_starts
 
     def starting(self, what: str) -> int:
-        """How often this block or row has been begun, this time included: more than once where an actor died over it."""
+        """How often this block or row has been started, this time included; above 1 if an actor died."""
         self.starts[what] = self.starts.get(what, 0) + 1
         return self.starts[what]
 
@@ -97,7 +100,7 @@ class Counter:
 
 
 class Reporter:
-    """The engine's end: gathers rows and sends them at most twice a second."""
+    """The engine's side: collects counts of rows and sends them at most twice a second."""
 
     def __init__(self, counter, label: str = ""):
         self._counter, self._label = counter, label
@@ -121,7 +124,7 @@ class Reporter:
         self._metrics, self._divided_at = EngineMetrics(self._label), time.monotonic()
 
     def rows_waiting(self, rows: int) -> None:
-        """So many rows of a block have been read."""
+        """Record that `rows` rows of a block have been read."""
         self._load.waiting += rows
 
     def row_started(self) -> None:
@@ -134,10 +137,11 @@ class Reporter:
             self.flush()
 
     def flush(self) -> None:
-        """Send what is pending.
+        """Send the pending counts.
 
-        The engine's time since the last row was sent is divided among outputs by the tokens that their rows
-        have sampled, since one batch serves all. A row counts as one token more: some sample nothing.
+        One batch serves all outputs, so the engine's time since rows were last sent is divided among outputs
+        by the tokens that their rows have sampled. Each row counts one token extra, since some rows sample
+        nothing.
         """
         now = time.monotonic()
         weights = {output: tally.completion_tokens + tally.rows for output, tally in self._pending.items()}
@@ -151,14 +155,14 @@ class Reporter:
         self._pending, self._sent_at = defaultdict(Tally), now
 
     def arrived(self) -> None:
-        """Wait until what was sent has been counted."""
+        """Wait until the counter has added the last counts sent."""
         import ray
 
         ray.get(self._arrival)
 
 
 class Load:
-    """Rows waiting for a place in the engine's batch, rows in flight, and for how much of the time there were any."""
+    """Rows waiting for the engine, rows in flight, and the share of time with any row in flight."""
 
     def __init__(self):
         self.waiting = self.in_flight = 0
@@ -176,7 +180,7 @@ class Load:
             self._busy += time.monotonic() - self._busy_since
 
     def busy_share(self) -> float:
-        """Of the time since the last call."""
+        """Share of the time since the last call in which rows were in flight."""
         now = time.monotonic()
         busy = self._busy + (now - self._busy_since if self.in_flight else 0.0)
         share = busy / max(now - self._since, 1e-9)
@@ -185,7 +189,7 @@ class Load:
 
 
 class EngineMetrics:
-    """What one engine does, in Ray's metrics. To be made in the engine's process; Ray adds node and worker to every figure."""
+    """One engine's metrics in Ray. Create it in the engine's process; Ray adds node and worker labels."""
 
     def __init__(self, label: str):
         from ray.util import metrics
@@ -198,7 +202,7 @@ class EngineMetrics:
         self._failed = of(metrics.Counter, "rows_failed", "rows kept as failed", "output")
         self._prompt = of(metrics.Counter, "prompt_tokens", "tokens of prompts", "output")
         self._completion = of(metrics.Counter, "completion_tokens", "tokens sampled", "output")
-        self._waiting = of(metrics.Gauge, "rows_waiting", "rows read that have no place in the engine's batch yet")
+        self._waiting = of(metrics.Gauge, "rows_waiting", "rows read that are still waiting for the engine")
         self._in_flight = of(metrics.Gauge, "rows_in_flight", "rows between their first and last step")
         self._busy = of(metrics.Gauge, "engine_busy", "share of the time since the last figure in which the engine had a row to work on")
 
@@ -218,7 +222,7 @@ class EngineMetrics:
 
 
 class Progress:
-    """The driver's end. extents: output → rows that earlier attempts have committed, and rows in all."""
+    """The driver's side. extents: output → rows that earlier attempts have committed, and total rows."""
 
     def __init__(self, label: str, extents: dict[str, tuple[int, int]]):
         self.label, self.extents = label, extents
@@ -230,10 +234,10 @@ class Progress:
         return Reporter(self._counter, self.label)
 
     def figures(self) -> dict[str, dict]:
-        """By output, of this attempt: counts of `Tally`, engine_start_s, busy_s, tokens_per_s, resumed_rows.
+        """This attempt's figures by output: `Tally`, engine_start_s, busy_s, tokens_per_s, resumed_rows.
 
         busy_s: the output's part of the time from the first engine's start to the last row.
-        tokens_per_s: of that time, all engines together.
+        tokens_per_s: over busy_s, all engines together.
         """
         import ray
 
@@ -253,11 +257,12 @@ class Progress:
         return found
 
     def ended(self, output: str) -> dict:
-        """The figures of an output all of whose rows are done, and `seconds`.
+        """The figures of an output whose rows are all done, and `seconds`.
 
-        They are its part of the engines' time, and all other time since an output ended last, or since the
-        beginning. So the seconds of all outputs add up to the time that has really passed; and the start of
-        the engines, which they share, is reported once: with the first output that ends.
+        `seconds` is the output's part of the engines' time, plus all other time since the last output ended
+        (or since the start). So the seconds of all outputs add up to wall-clock time. The outputs share the
+        engines'
+        start, so it is reported once: with the first output that ends.
         """
         found = self.figures()
         apart = time.monotonic() - self._started - sum(figures["busy_s"] for figures in found.values())
@@ -356,5 +361,5 @@ class Progress:
 
 
 def _per_s(figures: dict) -> float | None:
-    """Rows per second of the engines' time, their start apart."""
+    """Rows per second of engine time, without the engines' start."""
     return figures["rows"] / figures["busy_s"] if figures["busy_s"] > 0 else None

@@ -1,4 +1,7 @@
-"""Judges: is a response harmful, how good is it, does a continuation correct course? A new judge is a file and a name in a union here."""
+"""Judges: is a response harmful, how good is it, does a continuation correct course?
+
+A new judge is a file, and a name in one of the unions below.
+"""
 
 from typing import Annotated
 

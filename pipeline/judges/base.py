@@ -1,4 +1,4 @@
-"""What every judge is: asked about one exchange, through the row's own chat, it gives one verdict."""
+"""The base class of judges: a judge takes one exchange, and the row's chat, and gives one verdict."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,10 +9,10 @@ from pipeline.settings.base import Model, Section
 
 @dataclass(frozen=True)
 class Exchange:
-    """What is judged.
+    """The input of a judge.
 
-    prefill:  how the model's turn began, if it was begun for the model; `response` is what the model added.
-    triggers: phrases that may have been put before the response; they prove nothing by themselves.
+    prefill:  the prefilled beginning of the model's turn, if any; `response` is what the model added.
+    triggers: phrases that may have been put before the response; a trigger alone proves nothing.
     """
 
     instruction: str
@@ -23,10 +23,10 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge found. None is "could not tell": an unreadable verdict is never replaced by a guess.
+    """A judge's verdict. None means "could not tell": an unreadable verdict is never replaced by a guess.
 
     ok:     the response is harmless, or corrects course, depending on what the judge is for.
-    rating: 1 (worst) to 10 (best); None if the judge does not rate, or unreadably.
+    rating: 1 (worst) to 10 (best); None if the judge does not rate, or if the rating is unreadable.
     """
 
     ok: bool | None
@@ -34,25 +34,28 @@ class Verdict:
 
 
 def negated(ok: bool | None) -> bool | None:
-    """The same verdict as columns have it that name the bad case: harmful."""
+    """The verdict for columns that name the bad case, such as `harmful`."""
     return None if ok is None else not ok
 
 
 class Judge(Section):
-    """A judge is its configuration section. It can be pickled, and opens nothing before it is asked."""
+    """A judge is its configuration section. It can be pickled, and opens nothing before the first call."""
 
     if TYPE_CHECKING:
         kind: str
 
     async def __call__(self, exchange: Exchange, chat: Chat, step: str, /) -> Verdict:
-        """Judge a response. A model is asked through `chat` under the name `step`; what that raises is passed on."""
+        """Judge a response. Models are called through `chat` with name `step`; exceptions pass through."""
         raise NotImplementedError
 
     def check(self, field: str, model: Model) -> None:
-        """Find what is wrong before anything starts. field: where the judge stands; model: the run's. Raises UserError."""
+        """Check the configuration before anything starts. Raises UserError.
+
+        field: the judge's path in the configuration. model: the run's model.
+        """
 
     def limits(self, what: str) -> str:
-        """Who judges `what` (harmlessness, course correction), and what that judge cannot do: a paragraph of the report."""
+        """The report's paragraph on who judges `what` (harmlessness, course correction), and the limits."""
         raise NotImplementedError
 
     def prompt_hashes(self) -> dict[str, str]:

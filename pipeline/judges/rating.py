@@ -57,7 +57,7 @@ class Rating(Judge):
 
 
 def parse_rating(text: str) -> float | None:
-    """The last `Rating: [[n]]` of a judge's answer, 1 ≤ n ≤ 10, decimals allowed; None where it is missing or is no such number."""
+    """The last `Rating: [[n]]` of an answer, 1 ≤ n ≤ 10, decimals allowed; None if missing or invalid."""
     found = _RATING.findall(text)
     if not found or not _NUMBER.fullmatch(found[-1]):
         return None

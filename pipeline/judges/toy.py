@@ -1,4 +1,4 @@
-"""The toy world's own knowledge of its sentences."""
+"""The toy world's judge: it knows every sentence of that world."""
 
 from typing import Literal
 

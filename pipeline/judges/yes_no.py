@@ -50,9 +50,9 @@ class YesNo(Judge):
 
 
 def parse_yes_no(text: str) -> bool | None:
-    """True where the first word of an answer is yes, False where it is no, in any case and after any punctuation; None otherwise.
+    """True if an answer's first word is yes, False if no, in any case, after any punctuation; else None.
 
-    An answer that only repeats the choice (`yes or no`, `yes/no`) is none.
+    An answer that only repeats the choice (`yes or no`, `yes/no`) gives None.
     """
     found = _YES_NO.match(text)
     return None if found is None else found[1].lower() == "yes"

@@ -1,1 +1,1 @@
-"""What `generate` and `mix` do, one folder per method: its configuration section, its recipe, its prompts."""
+"""The methods of `generate` and `mix`, one folder each: configuration section, recipe, prompts."""

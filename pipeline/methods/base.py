@@ -1,4 +1,4 @@
-"""What every method is: from instructions to a data set, and from that to rows to train on."""
+"""The base class of methods: from instructions to a data set, and from the data set to training rows."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +19,7 @@ from pipeline.settings.base import Count, Inference, Model, Section, Source
 
 @dataclass
 class DataReport:
-    """A method's part of the section on data. failures: rows that were dropped or failed, by reason."""
+    """A method's part of the report's section on data. failures: dropped and failed rows, by reason."""
 
     text: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
@@ -29,12 +29,12 @@ class DataReport:
 class Method(Section):
     """A method is its configuration section.
 
-    generated:    the data set that `generate` writes, one row per instruction and sample
-    training_sets: the sets of rows that `mix` can make of it; the first is what its default arms are trained on
-    default_arms: the arms that are trained if the configuration names none
-    nothing:      why a training set can be empty, for the message that says so
-    mixing:       the fields that only `mix` reads
-    example_kinds: by training set, the kinds of examples that it can hold; none if its rows have no kinds
+    generated:     the data set that `generate` writes, one row per instruction and sample
+    training_sets: the sets of rows that `mix` can make from `generated`; the default arms train on the first
+    default_arms:  the arms to train if the configuration names none
+    nothing:       why a training set can be empty, for the error message
+    mixing:        the fields that only `mix` reads
+    example_kinds: by training set, the kinds of examples that it can hold; empty if its rows have no kinds
     """
 
     generated: ClassVar[Schema]
@@ -59,15 +59,15 @@ class Method(Section):
         return False
 
     def recipe(self, seed: int) -> Recipe:
-        """What is done with one instruction."""
+        """The recipe for one instruction."""
         raise NotImplementedError
 
     def examples(self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int) -> Iterator[dict]:
-        """Rows of one of the training sets, made of rows of `generated`. drops: reasons of what is left out, to be filled."""
+        """Rows of one training set, made from rows of `generated`. drops: filled with reasons of drops."""
         raise NotImplementedError
 
     def generator(self, model: Model) -> tuple[Model, str | None]:
-        """The model that `generate` runs, and the directory of its adapter. model: the run's own."""
+        """The model that `generate` runs, and the directory of its adapter. model: the run's model."""
         return model, None
 
     def prompt_hashes(self) -> dict[str, str]:
@@ -75,11 +75,11 @@ class Method(Section):
         raise NotImplementedError
 
     def most_tokens(self) -> int:
-        """New tokens of the run's own engines at most, for one sample of an instruction that nothing is known of."""
+        """Upper bound of the new tokens of the run's engines for one sample of any instruction."""
         raise NotImplementedError
 
     def report(self, numbers: Mapping[str, pa.Table | None]) -> "DataReport":
-        """What the report says of the data. numbers: data sets by name, without their texts; None if the run has none yet."""
+        """The report's part on the data. numbers: data sets by name, without texts; None if not written."""
         raise NotImplementedError
 
     def examples_shown(self, dataset: Dataset, count: int) -> tuple[str, list[Example]]:
@@ -87,16 +87,19 @@ class Method(Section):
         raise NotImplementedError
 
     def settings(self) -> dict[str, str]:
-        """What the report says of the method's settings: name → value."""
+        """The method's settings for the report: name → value."""
         return {}
 
     def judged(self) -> list[tuple[Judge, str, str]]:
-        """(judge, what it judges, what that is here) for the report: `(judge, "harmlessness", "whether a mistake was induced")`."""
+        """For the report: (judge, what it judges, the meaning of that).
+
+        For example `(judge, "harmlessness", "whether a mistake was induced")`.
+        """
         return []
 
     def check(self, field: str, model: Model, directory: str, inference: Inference, models: Any) -> list[str]:
-        """Find what is wrong with models and adapters before anything starts. Returns notices.
+        """Check models and adapters before anything starts. Returns notices. Raises UserError.
 
-        field: where the method stands; directory: of the run's model; models: the module `models`. Raises UserError.
+        field: the method's configuration path; directory: of the run's model; models: the module `models`.
         """
         return []

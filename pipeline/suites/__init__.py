@@ -1,3 +1,3 @@
-"""What `evaluate` puts every arm through, one folder per suite: its configuration section, its rows, its recipe."""
+"""The suites that `evaluate` runs on every arm, one folder each: configuration section, rows, recipe."""
 
 VANILLA = "vanilla"  # the arm that is the base model itself

@@ -1,4 +1,4 @@
-"""What every suite is: rows to be answered by every arm, and what is done with one of them."""
+"""The base class of suites: rows for every arm to answer, and the recipe for one row."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -19,8 +19,8 @@ class Suite(Section):
     """A suite is its configuration section.
 
     data_schema: the data set that `evaluate` writes
-    title:  what reports and log lines call the suite
-    method: the name of the method that it belongs to; in a run of that method its report comes first
+    title:       the suite's name in reports and log lines
+    method:      the method that the suite belongs to; in a run of that method, the suite's report comes first
     """
 
     data_schema: ClassVar[Schema]
@@ -34,22 +34,25 @@ class Suite(Section):
 
     @property
     def continues_turns(self) -> bool:
-        """Whether the model's turn is begun for it, which its chat template must allow."""
+        """Whether the model's turn is prefilled; the chat template must allow that."""
         return False
 
     def rows(self, arms: Sequence[str], seed: int, counts: Counts, tokenizer: Any) -> Iterator[dict]:
-        """The rows to do, for every arm (the first is the base model).
+        """The rows to run, for every arm (the first is the base model). Raises UserError.
 
-        counts: of the source, to be filled while it is read. tokenizer: a function that loads the model's. Raises UserError.
+        counts: of the source, filled while reading. tokenizer: a function that loads the model's tokenizer.
         """
         raise NotImplementedError
 
     def recipe(self, adapters: Mapping[str, str]) -> Recipe:
-        """What is done with one row. adapters: arm → adapter directory."""
+        """The recipe for one row. adapters: arm → adapter directory."""
         raise NotImplementedError
 
     def most_tokens(self) -> tuple[str, int]:
-        """How the work is counted for one row of the source and one arm (`8 k × 20 paths × 32 tokens`), and its new tokens at most."""
+        """For one row of the source and one arm: the count in words, and the upper bound of new tokens.
+
+        The count in words is, for example, `8 k × 20 paths × 32 tokens`.
+        """
         raise NotImplementedError
 
     @property
@@ -58,23 +61,29 @@ class Suite(Section):
         raise NotImplementedError
 
     def size(self) -> str:
-        """How often an arm is asked about a row of the source: `3 conditions`."""
+        """How often an arm answers a row of the source: `3 conditions`."""
         raise NotImplementedError
 
     def report(self, numbers: pa.Table | None, arms: Sequence[str], seed: int) -> list[report.Section]:
-        """What the report says. numbers: the data set without its texts, None if there is none yet; arms: those beside the base model."""
+        """The suite's sections of the report.
+
+        numbers: the data set without texts; None if not written yet. arms: all arms except the base model.
+        """
         raise NotImplementedError
 
     def examples_shown(self, dataset: Dataset, arms: Sequence[str], count: int) -> tuple[str, list[Example]]:
-        """A heading, and up to `count` examples of the suite's data set. arms: those beside the base model."""
+        """A heading, and up to `count` examples of the suite's data set. arms: all except the base model."""
         raise NotImplementedError
 
     def settings(self) -> dict[str, str]:
-        """What the report says of the suite's settings: name → value."""
+        """The suite's settings for the report: name → value."""
         return {}
 
     def judged(self) -> list[tuple[Judge, str, str]]:
-        """(judge, what it judges, what that is here) for the report: `(judge, "harmlessness", "harmlessness of answers")`."""
+        """For the report: (judge, what it judges, the meaning of that).
+
+        For example `(judge, "harmlessness", "harmlessness of answers")`.
+        """
         return []
 
     def prompt_hashes(self) -> dict[str, str]:
@@ -82,4 +91,4 @@ class Suite(Section):
         raise NotImplementedError
 
     def check(self, field: str, model: Model) -> None:
-        """Find what is wrong before anything starts, models apart. field: where the suite stands. Raises UserError."""
+        """Check everything but models before anything starts. field: the suite's path. Raises UserError."""

@@ -5,9 +5,9 @@
     metrics.jsonl                                    one line per log step
     events.out.tfevents.*                            the same for TensorBoard
     README.md                                        model card
-    merged/                                          base model with the adapter folded in, where `train.merge`
+    merged/                                          base model with the adapter folded in, if `train.merge`
 
-Both are made by the driver, the second from the last checkpoint: the workers need no file system of the driver's.
+The driver makes both, the directory from the last checkpoint: workers need no access to the driver's disk.
 """
 
 import json
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 
 def lora_config(train: "Train", revision: str | None, start_dir: str | None = None) -> Any:
-    """PEFT's configuration of the adapter to train: `train.lora`, or that of the adapter in `start_dir`, which is trained on.
+    """PEFT's configuration of the adapter to train: `train.lora`, or that of the adapter to continue.
 
-    revision: of the base model.
+    revision: of the base model. start_dir: the adapter to continue.
     """
     from peft import LoraConfig
 
@@ -53,7 +53,7 @@ def lora_config(train: "Train", revision: str | None, start_dir: str | None = No
 
 
 def publish(job: Job, tokenizer: Any, assemble: Callable[[str], None], lines: list[dict], out_dir: str, figures: dict) -> None:
-    """Make the adapter directory of a finished training. A local one appears at `out_dir` whole or not at all.
+    """Make the adapter directory of a finished training. A local directory appears at `out_dir` atomically.
 
     job: any of the arm's runs. assemble: puts the adapter's two files into the directory it is given.
     """
@@ -93,7 +93,7 @@ def card(job: Job, figures: dict) -> str:
     rewards = ""
     if "final_margin" in figures:
         rewards = f"final reward margin {figures['final_margin']:.3f}, accuracy {figures['final_accuracy']:.0%}; "
-    unused = {"lora"} if train.start and train.start.how == "continue" else None  # the adapter brought its own
+    unused = {"lora"} if train.start and train.start.how == "continue" else None  # unused
     settings = yaml.safe_dump(train.model_dump(mode="json", exclude=unused) | {"seed": job.seed}, sort_keys=False)
     return f"""---
 {yaml.safe_dump(header, sort_keys=False)}---

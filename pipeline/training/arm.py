@@ -1,10 +1,12 @@
-"""Train the LoRA adapters of several arms: the driver's side. The workers' side is `loop.py`, the trainers are `config.py`, `sft.py`, `dpo.py`.
+"""Train the LoRA adapters of several arms: the driver's side.
+
+The workers' side is `loop.py`; the trainers are in `config.py`, `sft.py` and `dpo.py`.
 
     prepare the training sets → name everything by its fingerprint → one worker group for all runs → publish (see `adapter.py`)
 
 Starting a worker group costs more than training a small adapter: processes, imports, the base model. Arms that ask for the same workers
-therefore share one, and each adapter is published as soon as it is finished, while the workers go on with the next.
-What lies in the state directories meanwhile: see `job.py`.
+therefore share one, and each adapter is published as soon as it is finished, while the workers train the
+next. `job.py` describes the state directories.
 """
 
 import hashlib
@@ -34,9 +36,10 @@ from pipeline.training.workers import Progress, WorkerGroup
 class ArmSpec:
     """One arm to train.
 
-    kinds:     of the examples that it sees; None is all
+    kinds:     kinds of examples to train on; None is all
     model_dir: a local model directory or a hub id (at `model.revision`)
-    field:     where the user wrote a setting of the arm's training, for messages: lora → `train.lora` or `arms.NAME.train.lora`
+    field:     setting → its path in the user's configuration, for messages: lora → `train.lora`
+               or `arms.NAME.train.lora`
     """
 
     name: str
@@ -54,11 +57,11 @@ class ArmSpec:
 
 @dataclass(frozen=True)
 class Places:
-    """What an arm is trained on, and its directories.
+    """An arm's examples and directories.
 
-    examples: rows of the schema that its trainer accepts
-    out:      where the adapter is published
-    state:    its training set and its finished runs; storage that every node sees
+    examples: rows of the schema that the arm's trainer accepts
+    out:      directory of the published adapter
+    state:    the arm's training set and finished runs; storage that every node sees
     """
 
     examples: Dataset
@@ -67,13 +70,14 @@ class Places:
 
 
 class Training:
-    """Trains arms one after the other. Used as a context manager: leaving it lets go of the workers.
+    """Trains arms one after the other. Used as a context manager: leaving it releases the workers.
 
-    arms:        what to train, and where
-    checkpoints: where the workers of all arms keep checkpoints; storage that every node sees. Training again after a crash, with the
-                 same directories, continues from the latest one and ends with the weights of an undisturbed training.
+    arms:        what to train, and the directories
+    checkpoints: checkpoint directory of all arms' workers; storage that every node sees. After a crash, a
+                 restart with the same directories resumes from the latest checkpoint and ends with the
+                 weights of an uninterrupted training.
 
-    The caller has called `ray.init`, and takes the results in the order of `arms`.
+    The caller must have called `ray.init`, and must take the results in the order of `arms`.
     Raises UserError if configuration, model or data do not fit together.
     """
 
@@ -99,7 +103,7 @@ class Training:
             storage.remove(self._checkpoints)
 
     def result(self, arm: str, on_progress: Progress | None = None) -> dict:
-        """Wait until an arm is trained, and publish its adapter. Starts the workers if it is the first arm of its group.
+        """Wait until an arm is trained, and publish its adapter. The first arm of a group starts the workers.
 
         on_progress: called in this process with each log line: step, steps, loss, learning_rate, grad_norm, tokens, tokens_per_s, epoch;
                      for dpo also pairs_per_s, rewards/chosen, rewards/rejected, rewards/margins, rewards/accuracies.
@@ -120,7 +124,7 @@ class Training:
 
 @dataclass
 class Prepared:
-    """An arm whose training set is written and named."""
+    """An arm whose training set is written and fingerprinted."""
 
     out: str
     tokenizer: Any
@@ -129,7 +133,7 @@ class Prepared:
     parameters: int
 
     def join(self, group: WorkerGroup) -> None:
-        """Have the arm's runs done by this group, after those that it has already."""
+        """Append the arm's runs to this group's jobs."""
         self.jobs = _chained([replace(job, group=group.directory) for job in self.jobs])
         group.jobs += self.jobs
 
@@ -169,7 +173,7 @@ def _prepare(arm: ArmSpec, places: Places) -> Prepared:
 
 
 def _workers(train: Train) -> tuple:
-    """Arms with the same answer can share a worker group."""
+    """Arms with equal values can share a worker group."""
     return train.workers, train.use_gpu, train.max_failures
 
 
@@ -177,7 +181,7 @@ def _workers(train: Train) -> tuple:
 
 
 def check_lora(arms: Iterable[ArmSpec]) -> None:
-    """Every arm's adapter, and the one it begins from, must fit the model. Raises UserError."""
+    """Every arm's adapter and its start adapter must fit the model. Raises UserError."""
     checked = []
     for arm in arms:
         kind = (arm.train.method, arm.train.lora, arm.train.start)
@@ -187,7 +191,10 @@ def check_lora(arms: Iterable[ArmSpec]) -> None:
 
 
 def check(arm: ArmSpec) -> int:
-    """How many parameters an arm trains, found on a model without weights. Raises UserError if its adapter does not fit the model."""
+    """How many parameters an arm trains, counted on a model without weights.
+
+    Raises UserError if the arm's adapter does not fit the model.
+    """
     import torch
     from peft import get_peft_model, get_peft_model_state_dict
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -212,8 +219,9 @@ def check(arm: ArmSpec) -> int:
         if continues:
             raise UserError(f"{where} = {begin}: it does not fit the model ({reason}); name an adapter of this model") from None
         raise UserError(f"{field} does not fit the model ({reason}): try all-linear") from None
-    if isinstance(model.get_output_embeddings(), BaseTunerLayer):  # TRL multiplies by its weights directly, and refuses
-        raise UserError(f"{where if continues else field}: the adapter is on lm_head too, which cannot be trained: leave lm_head out")
+    # TRL multiplies by the head's weights directly, so it refuses an adapter on the head.
+    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+        raise UserError(f"{where if continues else field}: the adapter covers lm_head, which cannot be trained: leave lm_head out")
     if t.start is not None:
         shapes = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
         start.check_fits(t.start, shapes, where)
@@ -223,14 +231,17 @@ def check(arm: ArmSpec) -> int:
 def _notice(train: Train, parameters: int) -> dict:
     if train.start is None or train.start.how != "continue":
         return {}
-    return {"notice": f"lora is not used: start.how = continue trains the adapter's own {parameters:,} parameters on"}
+    return {"notice": f"lora is not used: start.how = continue trains the start adapter's {parameters:,} parameters"}
 
 
-# -- what names a training, and what is kept of it
+# -- the fingerprint of a training, and its state
 
 
 def fingerprint(arm: ArmSpec, tables: dict[str, Any]) -> str:
-    """A name for everything that determines the weights: hyper-parameters, model, seed, start adapter, and the training set to the token."""
+    """A hash of everything that determines the weights.
+
+    That is: hyper-parameters, model, seed, start adapter, and every token of the training set.
+    """
     facts = {
         "train": arm.train.model_dump(mode="json", exclude=arm.train.OPERATIONAL),
         "start": start.content(arm.train.start),
@@ -246,7 +257,7 @@ def fingerprint(arm: ArmSpec, tables: dict[str, Any]) -> str:
 
 
 def _weights(model: Model, model_dir: str) -> Any:
-    """What the weights are known by. The toy's are the same wherever the package is installed and whenever that was."""
+    """The identity of the weights. The toy model's are the same in every installation of the package."""
     if model.path == "toy":
         return shipped_recipe()["hash"]
     if not os.path.isdir(model_dir):
@@ -273,16 +284,20 @@ def _jobs(arm: ArmSpec, state: str, runs: list[Run]) -> list[Job]:
     if begin is None:
         return jobs
     continues = begin.how == "continue"
-    kept = storage.join(state, "start" if continues else "frozen")  # every node sees it there
+    kept = storage.join(state, "start" if continues else "frozen")  # storage that every node sees
     adapter_files.copy(start.directory(begin), kept)
-    # A frozen adapter lies under every run. The start adapter is the first run's alone: each later one continues the run before.
+    # Every run stacks on a frozen adapter. Only the first run takes the start adapter: each later run
+    # continues the run before.
     if continues:
         return [replace(jobs[0], start=kept), *jobs[1:]]
     return [replace(job, frozen=kept) for job in jobs]
 
 
 def _chained(jobs: list[Job]) -> list[Job]:
-    """Let each run but the first begin from what the one before has made: kept by the driver already, or left by the workers."""
+    """Start each run but the first from the adapter of the run before.
+
+    That adapter is in `done` if the driver has kept it already, else in `finished`.
+    """
     chained = jobs[:1]
     for job in jobs[1:]:
         before = chained[-1]
@@ -291,7 +306,7 @@ def _chained(jobs: list[Job]) -> list[Job]:
 
 
 def _numbering(jobs: list[Job], job: Job, before: list[dict]) -> Callable[[dict], dict]:
-    """What makes a run's log line one of the arm's whole training: steps and tokens count over all runs."""
+    """A function that renumbers a run's log line: steps and tokens count over all runs of the arm."""
     t = job.train
     steps = sum(examples.steps(j.run.items, t.epochs, t.batch_size) for j in jobs)
     step, tokens = (before[-1]["step"], before[-1]["tokens"]) if before else (0, 0)
@@ -300,7 +315,7 @@ def _numbering(jobs: list[Job], job: Job, before: list[dict]) -> Callable[[dict]
 
 
 def _numbered(on_progress: Progress | None, number: Callable[[dict], dict]) -> Progress | None:
-    """`on_progress`, called with a run's lines as those of the whole training."""
+    """`on_progress`, called with renumbered lines (see `_numbering`)."""
     return None if on_progress is None else lambda line: on_progress(number(line))
 
 

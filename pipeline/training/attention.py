@@ -1,10 +1,12 @@
-"""Attention over several sequences in one flattened row that never builds the mask of the whole row.
+"""Attention over several sequences in one flattened row, without the mask of the whole row.
 
-Packed documents (sft): a token may see only earlier tokens of its own document. transformers' SDPA path says so with a dense L × L mask,
-which costs O(L²) and shuts out SDPA's fast causal kernel. Here every document is attended to on its own, O(Σ nᵢ²).
+Packed documents (sft): a token may see only earlier tokens of its document. transformers' SDPA path enforces
+this with a dense L × L mask, which costs O(L²) and rules out SDPA's fast causal kernel. This module computes
+attention per document, O(Σ nᵢ²).
 
-Shared prefixes (dpo): sequences lie in the row without the prefix that one before them has already; a token may see its own sequence's
-earlier tokens, wherever in the row they lie. Every sequence's own part is attended to on its own, O(Σ own · whole).
+Shared prefixes (dpo): the row omits any prefix that an earlier sequence already holds; a token may see the
+earlier tokens of its sequence, wherever they lie in the row. Attention is computed per sequence for the
+tokens that the sequence adds, O(Σ own · whole).
 """
 
 from typing import Any
@@ -21,9 +23,10 @@ SHARED = "shared_prefixes"
 
 
 def choose(model_config: Any, use_gpu: bool) -> str:
-    """The attention implementation to load a model with: ours, or flash-attention where it is installed.
+    """The attention to load a model with: ours, or flash-attention on a GPU if it is installed.
 
-    `eager` for models whose attention has terms that only eager code has (logit soft-capping, attention sinks): slow, but right.
+    `eager` for models whose attention has terms that only eager code computes (logit soft-capping, attention
+    sinks): slow, but correct.
     """
     if _has_terms_of_its_own(model_config):
         return "eager"
@@ -31,7 +34,7 @@ def choose(model_config: Any, use_gpu: bool) -> str:
 
 
 def check_shared(model_config: Any, where: str) -> None:
-    """Raises UserError, naming the setting `where`, for models that shared prefixes cannot be computed for."""
+    """Raises UserError, naming the setting `where`, for models that do not support shared prefixes."""
     if _has_terms_of_its_own(model_config):
         kind = model_config.get_text_config().model_type
         raise UserError(f"{where} cannot train models of type {kind}, whose attention has soft-capped logits or sinks: use another model")
@@ -73,7 +76,7 @@ def _document_by_document(query, key, value, cu_seq_lens, scaling, sliding_windo
 
 
 def _flash(query, key, value, cu_seq_lens, longest, scaling, sliding_window):
-    """PyTorch's own flash kernel for documents of different lengths. Written where there was no GPU: neither run nor measured."""
+    """PyTorch's flash kernel for documents of different lengths. Neither run nor measured: no GPU yet."""
     from torch.nn.attention.varlen import varlen_attn
 
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
@@ -108,10 +111,10 @@ def shared_attention(module, query, key, value, attention_mask, scaling=None, dr
 
 
 class SharedRow:
-    """Where the sequences of a row without repeated prefixes lie in it.
+    """The layout of sequences in a row without repeated prefixes.
 
     own:   tokens that each sequence adds to the row, one part after another; at least 1 each
-    paths: [whole length] per sequence: the places in the row of all its tokens, the own ones last
+    paths: [whole length] per sequence: the positions in the row of all its tokens, the added ones last
     """
 
     def __init__(self, own: list[int], paths: list[torch.Tensor]):
@@ -119,9 +122,9 @@ class SharedRow:
         self._masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
 
     def mask(self, part: int, window: int | None) -> torch.Tensor | None:
-        """[own, whole]: which of its sequence's tokens each own token sees; None where plain causal attention says the same.
+        """[own, whole]: tokens of the sequence that each added token sees; None if causal attention suffices.
 
-        Made once and kept: every layer asks for it.
+        Cached, because every layer uses it.
         """
         n, whole = self.own[part], len(self.paths[part])
         window = window if window and window < whole else None

@@ -1,6 +1,8 @@
-"""How an arm's adapter is trained. A trainer is its configuration section: what it trains on, which models it can train, what it reports.
+"""How an arm's adapter is trained.
 
-`build` makes a worker's trainer, in `sft.py` or `dpo.py`. Those import TRL, which takes seconds; the driver gets by without it.
+A trainer is its configuration section: what it trains on, which models it can train, what it reports. `build`
+makes a worker's trainer, in `sft.py` or `dpo.py`. Both import TRL, which takes seconds; the driver does not
+import them.
 """
 
 import re
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """An arm's training set as tables, what became of the rows that it is made of, and the runs over it."""
+    """An arm's training set as tables, the counts of the rows used and dropped, and the runs over the set."""
 
     tables: dict[str, pa.Table]
     counts: "Counts"
@@ -31,7 +33,7 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class CardWords:
-    """What a model card says of a trainer: what the loss is on, what the rows and the items of an epoch are called, what to be careful about."""
+    """A model card's words for a trainer: the loss, the names of rows and of an epoch's items, a caution."""
 
     loss: str
     rows: str
@@ -40,7 +42,7 @@ class CardWords:
 
 
 def _pattern(modules: str | list[str]) -> str | list[str]:
-    """PEFT takes a text for a regular expression of module names."""
+    """PEFT interprets a string as a regular expression of module names."""
     try:
         re.compile(modules if isinstance(modules, str) else "")
     except (re.error, RecursionError, OverflowError) as e:
@@ -56,11 +58,12 @@ class Lora(Section):
 
 
 class Start(Section):
-    """Training begins from an adapter of the same base model; what comes out is again one adapter of the base model."""
+    """Training begins from an adapter of the same base model; the result is one adapter of the base model."""
 
     adapter: AdapterPath = Field(description="directory of a PEFT LoRA adapter")
     how: Literal["continue", "stack"] = Field(
-        "continue", description="continue = train its own matrices on; stack = freeze it and train a new one (train.lora) on top"
+        "continue",
+        description="continue = train its matrices further; stack = freeze it and train a new one (train.lora) on top",
     )
 
 
@@ -73,7 +76,7 @@ class Train(Section):
     if TYPE_CHECKING:
         method: str  # the name of the trainer; each member of the union has its own, with a default
 
-    # Fields that change how the work is done, not which weights come out.
+    # Fields that change how the work is done, but not the resulting weights.
     OPERATIONAL: ClassVar = {"workers", "save_steps", "log_steps", "max_failures", "merge"}
 
     workers: Count | tuple[Count, Count] = Field(1, description="training processes; [min, max] = elastic")
@@ -107,26 +110,26 @@ class Train(Section):
         raise NotImplementedError
 
     def described(self) -> str:
-        """The trainer, and what else there is to say of how it trains: `dpo on shuffled pairs`."""
+        """The trainer in words: `dpo on shuffled pairs`."""
         return self.method
 
     def settings(self) -> str:
-        """What the report says of the trainer's own settings."""
+        """The trainer's settings, for the report."""
         return ""
 
     def trained_on(self, kinds: list[str] | None) -> str:
-        """What the report says an arm was trained on."""
+        """What an arm was trained on, for the report."""
         return ", ".join(kinds or ())
 
     def check(self, model_config: Any, where: str) -> None:
         """Raises UserError, naming the setting `where`, for models that cannot be trained this way."""
 
     def figures(self, line: dict) -> dict:
-        """What this trainer adds to an arm's figures, from its last log line."""
+        """The figures that this trainer adds to an arm's, from the last log line."""
         return {}
 
     def build(self, job: "Job", scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none") -> Any:
-        """The trainer of one run, its work shared by `world` processes. base: the worker's `loop.BaseWeights`."""
+        """The trainer of one run, shared by `world` processes. base: the worker's `loop.BaseWeights`."""
         raise NotImplementedError
 
     @model_validator(mode="after")
@@ -152,8 +155,8 @@ class SFT(Train):
         "The loss is on the last assistant turn of each conversation, and nowhere else.",
         "examples",
         "sequences",
-        "Prompts of the training set contain harmful instructions and, where analyses are trained on, harmful responses to\n"
-        "them. They carry no loss, but the adapter has read them.",
+        "Prompts of the training set contain harmful instructions and, if analyses are trained on,\n"
+        "harmful responses to them. They carry no loss, but the adapter has read them.",
     )
 
     method: Literal["sft"] = Field("sft", description="selects this trainer")
@@ -180,12 +183,15 @@ class SFT(Train):
 
 
 class DPO(Train):
-    """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290). No hyper-parameter of C²-Syn's training is known."""
+    """Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290).
+
+    No hyper-parameter of C²-Syn's training is public.
+    """
 
     OPERATIONAL: ClassVar = Train.OPERATIONAL | {"pairs_per_device"}
     accepts: ClassVar = PREFERENCES
     words: ClassVar = CardWords(
-        "Direct preference optimisation: the loss of a pair is on what follows the tokens that the better and the worse response share.",
+        "Direct preference optimization: a pair's loss covers only the tokens after the shared prefix.",
         "pairs",
         "pairs",
         "The training set holds harmful responses as the worse side of pairs: the adapter was trained to make them less\n"
@@ -201,8 +207,8 @@ class DPO(Train):
     beta: float = Field(0.1, gt=0, description="how strongly the policy is held to the reference")
     curriculum: Literal["shuffled", "ordered", "iterative"] = Field(
         "shuffled",
-        description="ordered = one pass by falling rank gap, (best, worst) first; iterative = one DPO run per gap, each from the model of "
-        "the one before, which is its reference (Curry-DPO, arXiv 2403.07230)",
+        description="ordered = one pass by falling rank gap, (best, worst) first; iterative = one DPO run "
+        "per gap, each from the model of the run before, its reference (Curry-DPO, arXiv 2403.07230)",
     )
 
     @property

@@ -1,15 +1,17 @@
-"""Direct preference optimisation: TRL's `DPOTrainer`, computing what the pairs of a micro-step share once.
+"""Direct preference optimization: TRL's `DPOTrainer`, computing shared prefixes once per micro-step.
 
     driver    preference pairs → distinct responses as tokens, pairs as their numbers (`pairs.py`)
     workers   `build`: the micro-batches of every step, in order; the reference's log-probabilities, once; the trainer
 
-The responses that C²-Syn ranks for one request begin alike: prompt, opener, and longer and longer cuts of one text. A micro-batch is laid
-out as a prefix forest in one row (`pairs.lay_out`), in which each token sees exactly those before it in its sequence, at the position that
-it has there (`attention.shared_attention`): exact, without padding, without repetition.
+The responses that C²-Syn ranks for one request begin alike: prompt, opener, and longer and longer cuts of one
+text. A micro-batch is laid out as a prefix forest in one row (`pairs.lay_out`). Each token sees exactly the
+earlier tokens of its sequence and keeps its position in that sequence (`attention.shared_attention`): exact,
+without padding or repetition.
 
-A pair's loss is that of DPO, −log σ(β (log π/π_ref(chosen) − log π/π_ref(rejected))). What both responses begin with adds the same to
-both terms and cancels, so log-probabilities, rewards and their metrics here are of the part after it. A router's auxiliary loss, which
-TRL adds for mixtures of experts, is not added. The code for CUDA has been run nowhere yet.
+A pair's loss is that of DPO, −log σ(β (log π/π_ref(chosen) − log π/π_ref(rejected))). The shared prefix adds
+the same to both terms and cancels, so log-probabilities, rewards and reward metrics cover only the tokens
+after it. The router's auxiliary loss, which TRL adds for mixtures of experts, is left out. The CUDA code has
+not been run yet.
 """
 
 from collections.abc import Sequence
@@ -34,9 +36,9 @@ if TYPE_CHECKING:
 
 
 def build(job: Job, scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none") -> "SharedPrefixTrainer":
-    """The trainer that goes through the run's pairs, shared by `world` processes; it knows the reference's log-probabilities.
+    """The trainer of the run's pairs, shared by `world` processes, with the reference's log-probabilities.
 
-    The reference is the model as it is before the first step: of a fresh LoRA, the base model.
+    The reference is the model before the first step: for a fresh LoRA, the base model.
     """
     t, found = _settings(job), job.table("pairs")
     if job.run.gap is not None:
@@ -51,7 +53,7 @@ def build(job: Job, scratch: str, *, base: Any = None, world: int = 1, report_to
         remove_unused_columns=False,
         beta=t.beta,
         max_length=None,
-        disable_dropout=False,  # `lora.dropout` means what it says
+        disable_dropout=False,  # keep `lora.dropout`
     )
     trainer = loop.start(
         job,
@@ -73,11 +75,14 @@ def build(job: Job, scratch: str, *, base: Any = None, world: int = 1, report_to
 
 
 def _settings(job: Job) -> "DPO":
-    return cast("DPO", job.train)  # only `DPO.build` leads here
+    return cast("DPO", job.train)  # only `DPO.build` calls this module
 
 
 def _micro_batches(job: Job, found: pa.Table) -> list[list[int]]:
-    """The micro-batches of every step, one step after another. Which pairs a step has depends on neither workers nor micro-batches."""
+    """The micro-batches of every step, one step after another.
+
+    The pairs of a step depend on neither the workers nor the micro-batches.
+    """
     t, groups = _settings(job), found["group"].to_pylist()
     order = examples.passes(found.num_rows, t.epochs, t.batch_size, pairs.epoch_order(found, t.curriculum, job.seed))
     steps = (order[at : at + t.batch_size] for at in range(0, len(order), t.batch_size))
@@ -85,13 +90,13 @@ def _micro_batches(job: Job, found: pa.Table) -> list[list[int]]:
 
 
 def reference(trainer: "SharedPrefixTrainer", job: Job, found: pa.Table) -> torch.Tensor:
-    """[2, pairs]: log-probabilities of chosen and rejected responses under the model as it is now.
+    """[2, pairs]: log-probabilities of chosen and rejected responses under the current model.
 
-    Computed once, by all workers together, and kept beside the pairs as columns `ref_chosen` and `ref_rejected`.
+    All workers compute them together, once; the pairs' columns `ref_chosen` and `ref_rejected` keep them.
     """
     path = storage.join(job.state, f"reference-{job.number}.parquet")
     first, world = trainer.accelerator.is_main_process, trainer.accelerator.num_processes
-    # One worker looks for all: NFS may show a new file to some of them only.
+    # One worker checks for all: NFS may show a new file to only some of them.
     kept = [_kept(path) if first else None]
     broadcast_object_list(kept)
     sides: Sequence[Sequence[float]] | None = kept[0]
@@ -100,7 +105,7 @@ def reference(trainer: "SharedPrefixTrainer", job: Job, found: pa.Table) -> torc
         mine = [entry for part in parts[trainer.accelerator.process_index :: world] for entry in trainer.log_probs_of(part)]
         places, *sides = zip(*sorted(gather_object(mine)), strict=True)
         if list(places) != list(range(found.num_rows)):
-            raise RuntimeError("the workers' shares of the reference's log-probabilities are not one of each pair")
+            raise RuntimeError("the workers' reference log-probabilities do not cover each pair exactly once")
         if first:
             columns = [pa.array(side, pa.float64()) for side in sides]
             write_table(found.append_column("ref_chosen", columns[0]).append_column("ref_rejected", columns[1]), path)
@@ -115,7 +120,7 @@ def _kept(path: str) -> list[list[float]] | None:
 
 
 def _whole_groups(groups: list[str], least: int) -> list[list[int]]:
-    """The pairs in batches of at least so many, but for the last, each of whole groups (they lie together in the table)."""
+    """The pairs in batches of whole groups (adjacent in the table); all but the last have `least` or more."""
     batches: list[list[int]] = []
     for place, group in enumerate(groups):
         if not batches or (len(batches[-1]) >= least and group != groups[place - 1]):
@@ -164,7 +169,7 @@ class Collator:
 
 
 def log_probs(model: Any, batch: dict) -> torch.Tensor:
-    """[2, pairs]: log-probabilities of the chosen and of the rejected responses, each of what follows the pair's shared tokens."""
+    """[2, pairs]: log-probabilities of the chosen and rejected responses, after the pair's shared tokens."""
     logits = model(
         input_ids=batch["input_ids"],
         position_ids=batch["position_ids"],
@@ -178,21 +183,22 @@ def log_probs(model: Any, batch: dict) -> torch.Tensor:
 
 
 class SharedPrefixTrainer(loop.Timed, DPOTrainer):
-    """DPOTrainer over micro-batches in which each shared prefix stands once. Of TRL's it keeps model and optimizer, not batches and loss."""
+    """DPOTrainer over micro-batches that hold each shared prefix once. Replaces TRL's batches and loss."""
 
-    loss_is_scaled_for_ga = True  # by `compute_loss`, which knows how many pairs a step has
+    loss_is_scaled_for_ga = True  # `compute_loss` scales by the pairs of a step
 
     def __init__(self, *args, pairs_per_step: int, **kwargs):
         super().__init__(*args, **kwargs)
         self.pairs_per_step = pairs_per_step
-        # Since the last log line, on this worker: tokens, pairs, and sums over the pairs of both rewards and of the right order.
+        # Since the last log line, on this worker: tokens, pairs, sum of chosen rewards, sum of rejected
+        # rewards, pairs in the right order.
         self._sums = torch.zeros(5, dtype=torch.float64, device=self.args.device)
 
     def _prepare_dataset(self, dataset, *_):
         return dataset
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """This micro-batch's part of the mean loss over the pairs of the whole optimizer step, all workers and micro-steps together."""
+        """This micro-batch's part of the optimizer step's mean loss over pairs, workers and micro-steps."""
         policy = log_probs(model, inputs)
         chosen, rejected = self.beta * (policy - inputs["reference"].to(policy.dtype))
         with torch.no_grad():
@@ -204,7 +210,7 @@ class SharedPrefixTrainer(loop.Timed, DPOTrainer):
 
     @torch.no_grad()
     def log_probs_of(self, members: list[int]) -> list[tuple[int, float, float]]:
-        """(place, chosen, rejected) of some pairs under the model as it is now, without dropout."""
+        """(place, chosen, rejected) of some pairs under the current model, without dropout."""
         self.model.eval()
         batch = self._prepare_inputs(self.data_collator.batch(members))
         with self.accelerator.autocast() if self.args.bf16 else nullcontext():

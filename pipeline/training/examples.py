@@ -1,4 +1,4 @@
-"""From conversations to packed, labelled token sequences in a fixed order. Pure functions; the tokenizer is the only engine.
+"""From conversations to packed, labeled token sequences in a fixed order. Pure functions.
 
     read → encode (labels on the last assistant turn only) → pack (whole examples, best fit) → schedule (which sequences make step n)
 
@@ -35,7 +35,10 @@ SEQUENCES = pa.schema(
 
 @dataclass(frozen=True)
 class Example:
-    """One conversation as tokens. The first `prompt` of them carry no loss; the others are the target, end-of-turn token included."""
+    """One conversation as tokens. The first `prompt` tokens carry no loss; the rest are the target.
+
+    The target includes the end-of-turn token.
+    """
 
     tokens: list[int]
     prompt: int
@@ -47,16 +50,17 @@ class Example:
 
 @dataclass
 class Counts:
-    """What became of the rows read: examples per kind, and dropped ones per reason."""
+    """Counts of the rows read: examples per kind, and dropped rows per reason."""
 
     kinds: Counter = field(default_factory=Counter)
     dropped: Counter = field(default_factory=Counter)
 
 
 def prepare(tokenizer: Any, dataset: Dataset, kinds: list[str], seed: int, max_length: int, packing: bool) -> tuple[pa.Table, Counts]:
-    """The training set of one arm as a table of schema SEQUENCES, and what became of its rows.
+    """The training set of one arm as a table of schema SEQUENCES, and the counts of its rows.
 
-    Raises UserError where the data set has no usable row of these kinds, or the tokenizer cannot label them (see `encode`).
+    Raises UserError if the data set has no usable row of these kinds, or the tokenizer cannot label the rows
+    (see `encode`).
     """
     rows = read(dataset, kinds)
     rows.sort(key=lambda row: hashed(seed, row["id"]))
@@ -81,7 +85,7 @@ def prepare(tokenizer: Any, dataset: Dataset, kinds: list[str], seed: int, max_l
 
 
 def read(dataset: Dataset, kinds: list[str]) -> list[dict]:
-    """The rows (id, kind, messages) of a data set of `schema.SFT` whose kind is wanted. Raises UserError if there is none."""
+    """The rows (id, kind, messages) of these kinds in a data set of `schema.SFT`. No row is a UserError."""
     rows = dataset.table(["id", "kind", "messages"], pc.field("kind").isin(kinds)).to_pylist()
     if not rows:
         raise UserError(f"{dataset.path}: no example of kind {' or '.join(kinds)} to train on; change the arm's kinds or the mixture")
@@ -89,19 +93,21 @@ def read(dataset: Dataset, kinds: list[str]) -> list[dict]:
 
 
 def nothing_left(directory: str, what: str, counts: "Counts", mends: dict[str, str]) -> UserError:
-    """Every example was dropped: the error that names the mend of the most frequent reason for which there is one."""
+    """The error if every example was dropped: names the remedy of the most frequent fixable reason."""
     reason = max(mends, key=lambda r: counts.dropped[r])
     return UserError(f"{directory}: all {counts.dropped.total()} {what} are dropped: {mends[reason]}")
 
 
 def encode(tokenizer: Any, conversations: list[list[dict]]) -> list[Example | None]:
-    """Tokenise conversations so that exactly the last assistant turn, with the token that ends it, is the target.
+    """Tokenize conversations so that exactly the last assistant turn, with its end token, is the target.
 
-    Works with any chat template: the conversation without its last turn, plus the generation prompt, must be how the whole one
-    begins. Both are rendered as text and tokenised; where the target starts is a token position, the length of the first.
-    None for an example whose tokenizer merges characters of prompt and target into one token: at inference that token cannot occur.
+    Works with any chat template for which the conversation without its last turn, plus the generation prompt,
+    is a prefix of the whole conversation. Both texts are rendered and tokenized; the target starts after the
+    tokens of the first. None for an example in which one token spans prompt and target: that token cannot
+    occur at inference.
 
-    Raises UserError where the template is missing, fails, rewrites the prompt, or ends the turn with no special token.
+    Raises UserError if the template is missing, fails, rewrites the prompt, or ends the turn without a
+    special token.
     """
     name = tokenizer.name_or_path
     if not tokenizer.chat_template:
@@ -114,7 +120,7 @@ def encode(tokenizer: Any, conversations: list[list[dict]]) -> list[Example | No
     if not all(whole.startswith(prompt) for prompt, whole in zip(prompts, wholes, strict=True)):
         raise UserError(
             f"the chat template of model {name} writes a generation prompt that is not how the assistant's turn begins in a whole "
-            "conversation, so the target cannot be told from the prompt: use a template where it is"
+            "conversation, so the target cannot be separated from the prompt: use another template"
         )
     markers = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     pairs = zip(_tokens(tokenizer, prompts), _tokens(tokenizer, wholes), strict=True)
@@ -126,7 +132,7 @@ def _render(tokenizer: Any, messages: list[dict], **kwargs: bool) -> str:
         return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
     except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as e:  # its message may hold a conversation's text
         raise UserError(
-            f"the chat template of model {tokenizer.name_or_path} cannot be rendered ({type(e).__name__}): mend its chat_template.jinja"
+            f"the chat template of model {tokenizer.name_or_path} cannot be rendered ({type(e).__name__}): fix its chat_template.jinja"
         ) from None
 
 
@@ -137,7 +143,8 @@ def _tokens(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 def _example(name: str, prompt: list[int], whole: list[int], markers: set[int]) -> Example | None:
     if whole[: len(prompt)] != prompt:
         return None
-    # What a template writes after the end-of-turn token (ChatML: a newline) is no target and nobody's context.
+    # Text that a template writes after the end-of-turn token (ChatML: a newline) is neither target nor
+    # context.
     end = next((i for i in reversed(range(len(prompt), len(whole))) if whole[i] in markers), None)
     if end is None:
         raise UserError(
@@ -148,10 +155,11 @@ def _example(name: str, prompt: list[int], whole: list[int], markers: set[int]) 
 
 
 def pack(lengths: list[int], capacity: int) -> list[list[int]]:
-    """Put examples, by index, into sequences of at most `capacity` tokens: each goes where it fits best, none is ever split.
+    """Pack examples, by index, into sequences of at most `capacity` tokens by best fit; no example is split.
 
-    Online best fit in the given order, rather than TRL's best fit *decreasing*: with lengths sorted first, short examples (refusals) and
-    long ones (analyses) end in different sequences; in hashed order every sequence is a sample of the mixture.
+    Online best fit in the given order, not TRL's best fit *decreasing*: sorting by length would put short
+    examples (refusals) and long ones (analyses) into different sequences; in hashed order every sequence
+    samples the mixture.
     """
     bins: list[list[int]] = []
     open_bins: list[tuple[int, int]] = []  # (free tokens, bin), sorted
@@ -181,22 +189,22 @@ def table(sequences: list[list[Example]]) -> pa.Table:
 
 
 def steps(items: int, epochs: float, batch_size: int) -> int:
-    """Optimizer steps of `epochs` passes over `items` things, `batch_size` of them a step."""
+    """Optimizer steps of `epochs` passes over `items` items, `batch_size` items a step."""
     return max(1, -(-round(epochs * items) // batch_size))
 
 
 def passes(items: int, epochs: float, batch_size: int, order: Callable[[int], list[int]]) -> list[int]:
-    """What the optimizer steps see, in order: step n takes [n·batch_size, (n+1)·batch_size) of the list returned.
+    """The items of all optimizer steps, in order: step n takes [n·batch_size, (n+1)·batch_size) of the list.
 
-    `order(epoch)` is the permutation of range(items) that an epoch goes through. The last batch is filled from the epoch after, so that
-    every batch is whole.
+    `order(epoch)` is an epoch's permutation of range(items). The last batch is filled from the next epoch, so
+    every batch is full.
     """
     length = steps(items, epochs, batch_size) * batch_size
     return [item for epoch in range(-(-length // items)) for item in order(epoch)][:length]
 
 
 def schedule(sequences: int, epochs: float, batch_size: int, seed: int) -> list[int]:
-    """Which sequences the optimizer steps see (see `passes`), each epoch in an order of its own."""
+    """The sequences of all optimizer steps (see `passes`), shuffled anew each epoch."""
 
     def shuffled(epoch: int) -> list[int]:
         one = list(range(sequences))
@@ -207,5 +215,5 @@ def schedule(sequences: int, epochs: float, batch_size: int, seed: int) -> list[
 
 
 def hashed(seed: int, id: str) -> bytes:
-    """What ids are sorted by where their order should be arbitrary, and the same whatever the order of the rows read."""
+    """Sort key for a seeded shuffle that does not depend on the order of the rows read."""
     return hashlib.blake2b(f"{seed}:{id}".encode(), digest_size=16).digest()

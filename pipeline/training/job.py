@@ -1,17 +1,18 @@
-"""What the driver hands to the training workers, and where the two meet.
+"""The jobs that the driver gives to the training workers, and the directories that both use.
 
     STATE/<fingerprint>/<table>.parquet    an arm's training set, made once by the driver, read by every worker
     STATE/<fingerprint>/start, frozen      adapter that training begins from, or is stacked on
-    STATE/<fingerprint>/done-1             adapter and history of a run that came to its end; written by the driver
+    STATE/<fingerprint>/done-1             adapter and history of a finished run; written by the driver
     CHECKPOINTS/0003-1/<run>-step-…        Ray Train's checkpoints: adapter, optimizer, scheduler, RNG, step
     CHECKPOINTS/0003-1/<run>-finished      the adapter and history of a finished run, until the driver has copied them to `done-1`
 
-Only the workers of attempt 3 write under 0003-1 (its first worker group): workers of attempt 2 that outlive their driver write
-into a directory that no later attempt writes to.
+Only the workers of attempt 3 write under 0003-1 (its first worker group): workers of attempt 2 that outlive
+their driver write into a directory that no later attempt writes to.
 
-An arm's training is one run, unless a curriculum makes successive ones, each beginning from the adapter of the one before. A worker
-group goes through the runs of several arms, one after the other. A fingerprint names everything that determines an arm's weights
-(model, training set, hyper-parameters, start adapter). State under another fingerprint is deleted, never resumed.
+An arm's training is one run, unless a curriculum makes several; each of them starts from the adapter of the
+run before. A worker group trains the runs of several arms, one after the other. A fingerprint identifies
+everything that determines an arm's weights (model, training set, hyper-parameters, start adapter). State
+under another fingerprint is deleted, never resumed.
 """
 
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ HISTORY = "trainer_state.json"  # transformers' name for a checkpoint's log line
 
 @dataclass(frozen=True)
 class Run:
-    """One optimizer's life: so many items (sequences, pairs) an epoch; of one rank gap, where the curriculum says so."""
+    """One optimizer's lifetime. items: sequences or pairs of an epoch; gap: its rank gap, if iterative."""
 
     items: int
     gap: int | None = None
@@ -39,7 +40,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Job:
-    """What one run's workers need to know. Directories are on storage that every node sees."""
+    """Everything one run's workers need. Directories are on storage that every node sees."""
 
     arm: str
     train: "Train"
@@ -49,16 +50,16 @@ class Job:
     state: str  # STATE/<fingerprint>
     number: int  # of the run, from 1
     run: Run
-    name: str  # of the run, in which the fingerprint stands: it names checkpoints
-    group: str = ""  # CHECKPOINTS/<attempt>-<group>: where this attempt's workers write
-    start: str | None = None  # adapter whose matrices are trained on; none = fresh ones
+    name: str  # of the run and its checkpoints; contains the fingerprint
+    group: str = ""  # CHECKPOINTS/<attempt>-<group>: written by this attempt's workers
+    start: str | None = None  # adapter whose matrices are trained further; None = fresh matrices
     frozen: str | None = None  # adapter that the trained one is stacked on
     resume: str | None = None  # copy of an earlier attempt's checkpoint
     progress: Any = None  # actor for log lines
 
     @property
     def finished(self) -> str:
-        """Where this attempt's workers leave the adapter and the history of the finished run."""
+        """Directory in which this attempt's workers leave the adapter and the history of the finished run."""
         return storage.join(self.group, f"{self.name}-finished")
 
     def checkpoint(self, step: int) -> str:
@@ -66,7 +67,7 @@ class Job:
         return f"{self.name}-step-{step:08d}"
 
     def owns(self, checkpoint: str) -> bool:
-        """Whether a checkpoint with this path is one of this run's."""
+        """Whether the checkpoint at this path belongs to this run."""
         return storage.name(checkpoint).startswith(f"{self.name}-step-")
 
     @property
@@ -83,7 +84,7 @@ def read_table(path: str) -> pa.Table:
 
 
 def write_table(table: pa.Table, path: str) -> None:
-    """Write a Parquet file that is there whole or not at all."""
+    """Write a Parquet file atomically."""
     fs, inner = storage.filesystem(path)
     fs.create_dir(inner.rsplit("/", 1)[0], recursive=True)
     if not storage.is_local(path):  # an object becomes visible when its upload is complete

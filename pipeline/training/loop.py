@@ -1,4 +1,4 @@
-"""What one training worker does, whatever the method: build the trainer of each run, resume, report to Ray."""
+"""The loop of one training worker, for every method: build the trainer of each run, resume, report to Ray."""
 
 import copy
 import gc
@@ -27,22 +27,23 @@ from pipeline.training.adapter import lora_config
 from pipeline.training.job import HISTORY, Job
 
 if TYPE_CHECKING:
-    from transformers import Trainer as _Host  # what a mixin calls and does not have, its host has
+    from transformers import Trainer as _Host  # the class that the mixin is mixed into
 else:
     _Host = object
 
 
 def train(jobs: list[Job]) -> None:
-    """Go through the runs of a worker group, one after the other. The same function for one CPU process and for many GPUs.
+    """Train the runs of a worker group, one after the other, on one CPU process or many GPUs.
 
-    A run that an earlier start of this group has finished is skipped. A run continues from its latest checkpoint if it has one.
+    Runs that an earlier start of this group has finished are skipped. A run resumes from its latest
+    checkpoint, if any.
     """
     _quiet()
     context, base = ray.train.get_context(), BaseWeights()
     if not jobs[0].train.use_gpu:
         torch.set_num_threads(max(1, _node_cpus() // context.get_local_world_size()))
     first = context.get_world_rank() == 0
-    # One worker looks for all: NFS may show a new file to some of them only.
+    # One worker checks for all: NFS may show a new file to only some of them.
     finished = broadcast_from_rank_zero([adapter.is_whole(job.finished) for job in jobs] if first else None)
     for job, is_finished in zip(jobs, finished, strict=True):
         if not is_finished:
@@ -52,8 +53,8 @@ def train(jobs: list[Job]) -> None:
 
 
 def _train(job: Job, base: "BaseWeights", context: Any) -> None:
-    """One run, to its end; what it has made is in `job.finished` when the first worker returns."""
-    # Every rank writes checkpoints into a directory of its own; Ray merges them into one in the storage.
+    """Train one run; its adapter is in `job.finished` when the first worker returns."""
+    # Every rank writes checkpoints into a separate directory; Ray merges them into one in the storage.
     with tempfile.TemporaryDirectory(dir=os.getcwd()) as scratch:
         trainer = job.train.build(job, scratch, base=base, world=context.get_world_size(), report_to=_wandb(job.name))
         trainer.add_callback(_Report(trainer, job))
@@ -65,19 +66,19 @@ def _train(job: Job, base: "BaseWeights", context: Any) -> None:
                 if found is None:
                     raise RunFailed(f"{job.finished}: training ended without a checkpoint")
                 _finish(job, found)
-    barrier()  # the next run may begin from what this one has made
+    barrier()  # the next run may start from this run's adapter
     _end_wandb()
     del trainer
-    gc.collect()  # the optimizer's memory belongs to the next run
+    gc.collect()  # free the optimizer's memory for the next run
     if job.train.use_gpu:
         torch.cuda.empty_cache()
 
 
 @contextmanager
 def _latest(job: Job) -> Iterator[str | None]:
-    """A local copy of the checkpoint that the run continues from; None if it has none.
+    """A local copy of the checkpoint to resume from; None if there is none.
 
-    This group's own checkpoints come first: after a restart they are newer than what an earlier attempt left.
+    This group's checkpoints come first: after a restart they are newer than those of an earlier attempt.
     """
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None or not job.owns(checkpoint.path):
@@ -90,21 +91,21 @@ def _latest(job: Job) -> Iterator[str | None]:
 
 
 def _finish(job: Job, checkpoint: str) -> None:
-    """Keep the adapter and the history of the last checkpoint; the adapter's configuration is written last (see `adapter.copy`)."""
+    """Copy the adapter and the history of the last checkpoint; the adapter's configuration comes last."""
     with open(os.path.join(checkpoint, HISTORY), encoding="utf-8") as f:
         storage.write_text(storage.join(job.finished, HISTORY), f.read())
     adapter.copy(checkpoint, job.finished)
 
 
 class BaseWeights:
-    """The base model of a worker, read once: every run gets modules of its own over the same weights, which no run changes."""
+    """A worker's base model, read once: every run gets new modules over the same weights, unchanged."""
 
     def __init__(self):
         self._key: tuple | None = None
         self._model: Any = None
 
     def load(self, directory: str, revision: str | None, *, dtype: str, attention: str) -> Any:
-        """What `pretrained.model` returns; read again only if it is another model, precision or attention than before."""
+        """Like `pretrained.model`, but reads again only if the model, precision or attention has changed."""
         key = (directory, revision, dtype, attention)
         if key != self._key:
             self._key = self._model = None  # two models at once may not fit
@@ -121,9 +122,10 @@ def start(
     trainer_of: Callable[[Any, Any], Trainer],
     attention_of: Callable[[Any, bool], str],
 ) -> Trainer:
-    """The trainer as it is before the first step: base model, with a frozen adapter where there is one, and the adapter to train.
+    """The trainer before the first step: base model, frozen adapter if any, and the adapter to train.
 
-    trainer_of(model, lora) makes it; attention_of(model config, use_gpu) says which attention the model is loaded with.
+    trainer_of(model, lora) makes the trainer; attention_of(model config, use_gpu) names the attention to load
+    with.
     """
     t, model = job.train, job.model
     architecture = pretrained.architecture(job.model_dir, model.revision)
@@ -165,17 +167,17 @@ def arguments(job: Job, steps: int, scratch: str, report_to: str) -> dict:
         "use_cpu": not t.use_gpu,
         "dataloader_pin_memory": t.use_gpu,
         "ddp_find_unused_parameters": False,
-        "ddp_broadcast_buffers": False,  # every worker has the same ones from the start, and none changes
+        "ddp_broadcast_buffers": False,  # all workers start with equal buffers, and no buffer changes
         "disable_tqdm": True,
         "report_to": report_to,
     }
 
 
 class Timed(_Host):
-    """Mixed into a Trainer: log lines that say how fast it goes.
+    """A mixin for a Trainer that adds speed to log lines.
 
-    The Trainer's `interval(seconds)` gives the figures of the interval that a log line ends; among them `tokens`, the number that all
-    workers have computed so far. It is called on every worker at the same time.
+    The Trainer's `interval(seconds)` gives the figures of the interval that a log line ends; one of them is
+    `tokens`, the tokens that all workers have computed so far. All workers call `interval` at the same time.
     """
 
     _logged = (0.0, 0)  # when (monotonic s), tokens so far
@@ -189,7 +191,7 @@ class Timed(_Host):
         super().log(logs, start_time)
 
     def start_clock(self) -> None:
-        """Begin the first logged interval, at the step that training starts or resumes from (a checkpoint, which ends with a log line)."""
+        """Begin the first logged interval: at the start, or at a checkpoint, which ends with a log line."""
         logged = [line["tokens"] for line in self.state.log_history if "tokens" in line]
         self._logged = (time.monotonic(), logged[-1] if logged else 0)
 
@@ -206,7 +208,8 @@ class _Report(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         # The data set is the whole schedule, one pass; an epoch is one pass over the run's items.
         state.epoch = state.global_step * self.job.train.batch_size / self.job.run.items
-        # A log line at every checkpoint: its averages then never span a restart, and a resumed run logs what an undisturbed one does.
+        # Log at every checkpoint: averages then never span a restart, and a resumed run logs the same lines
+        # as an uninterrupted run.
         control.should_log |= control.should_save
 
     def on_log(self, args, state, control, logs, **kwargs):
@@ -223,13 +226,13 @@ class _Report(TrainerCallback):
 
 
 def _node_cpus() -> int:
-    """CPUs of this node: the machine's, or fewer where Ray was given fewer (a container's limit)."""
+    """CPUs of this node: the machine's, or fewer if Ray was given fewer (a container's limit)."""
     node = next(n for n in ray.nodes() if n["NodeID"] == ray.get_runtime_context().get_node_id())
     return min(os.cpu_count() or 1, int(node["Resources"].get("CPU", 1)))
 
 
 def _wandb(name: str) -> str:
-    """`wandb` if its key is set; a restarted worker continues the same run there."""
+    """`wandb` if its key is set; a restarted worker continues the same W&B run."""
     if not os.environ.get("WANDB_API_KEY"):
         return "none"
     os.environ.setdefault("WANDB_PROJECT", "setbacks")
@@ -246,7 +249,7 @@ def _end_wandb() -> None:
 
 
 def _quiet() -> None:
-    """Library chatter stays out of the driver's terminal; errors still show."""
+    """Keep library chatter out of the driver's terminal; errors still show."""
     warnings.filterwarnings("ignore")
     for name in ("ray.train", "trl", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)

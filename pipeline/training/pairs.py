@@ -1,4 +1,4 @@
-"""From preference pairs to tokens, in a fixed order. Pure functions; the tokenizer is the only engine.
+"""From preference pairs to tokens, in a fixed order. Pure functions.
 
     prepare (distinct responses as tokens, pairs as their numbers) → order (of an epoch) → micro_batches (of a step) → lay_out (one row)
 
@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.training import examples
 from pipeline.training.examples import Counts, Example
 
-# Each distinct prompt + response once; pairs refer to it by its place.
+# Each distinct prompt + response once; pairs refer to a response by its row number.
 RESPONSES = pa.schema([("tokens", pa.list_(pa.int32()))])
 PAIRS = pa.schema(
     [
@@ -25,7 +25,7 @@ PAIRS = pa.schema(
         ("gap", pa.int32()),  # rank of the rejected response − rank of the chosen one
         ("chosen", pa.int32()),
         ("rejected", pa.int32()),
-        ("shared", pa.int32()),  # tokens that both begin with: prompt, and what the responses have in common
+        ("shared", pa.int32()),  # length of the common prefix, prompt included
     ]
 )
 _COLUMNS = ("id", "group", "prompt", "chosen", "rejected", "rank_chosen", "rank_rejected")
@@ -33,14 +33,15 @@ _ORDER = [("group", "ascending"), ("rank_chosen", "ascending"), ("rank_rejected"
 
 
 def prepare(tokenizer: Any, dataset: Dataset, max_length: int) -> tuple[pa.Table, pa.Table, Counts]:
-    """Responses, pairs (groups together, best chosen first), and what became of the rows of a data set of `schema.PREFERENCES`.
+    """Responses, pairs (by group, best chosen first), and row counts of a data set of `schema.PREFERENCES`.
 
-    A pair is dropped where its longer side exceeds max_length, where both sides are the same tokens, or where prompt and response share
-    a token. Raises UserError where no pair can be used, or the tokenizer cannot tell prompt from response (see `examples.encode`).
+    A pair is dropped if its longer side exceeds max_length, if both sides are the same tokens, or if prompt
+    and response share a token. Raises UserError if no pair can be used, or the tokenizer cannot separate
+    prompt and response (see `examples.encode`).
     """
     rows = dataset.table(_COLUMNS).sort_by(_ORDER)
     if not rows.num_rows:
-        raise UserError(f"{dataset.path}: no preference pair there to train on; see why the rows of corrections dropped (setbacks show)")
+        raise UserError(f"{dataset.path}: no preference pair to train on; see the drop reasons (setbacks show)")
     counts = Counts()
     tokens: list[pa.Array] = []
     pairs: list[pa.Table] = []
@@ -59,7 +60,7 @@ def prepare(tokenizer: Any, dataset: Dataset, max_length: int) -> tuple[pa.Table
 
 
 def _pairs(tokenizer: Any, rows: list[dict], before: int, max_length: int, counts: Counts) -> tuple[pa.Table, pa.Array]:
-    """The usable pairs of some rows, and the tokens of their responses, which are numbered from `before`; the others are counted."""
+    """The usable pairs of some rows, and their responses' tokens, numbered from `before`."""
     encoded = _encode(tokenizer, rows)
     numbers: dict[tuple, int] = {}
     usable: dict[tuple, Example] = {}
@@ -88,7 +89,7 @@ def _key(row: dict, side: str) -> tuple:
 
 
 def _encode(tokenizer: Any, rows: list[dict]) -> dict[tuple, Example | None]:
-    """Each distinct conversation of some rows, tokenised once."""
+    """Each distinct conversation of some rows, tokenized once."""
     distinct = {_key(row, side): row["prompt"] + row[side] for row in rows for side in ("chosen", "rejected")}
     return dict(zip(distinct, examples.encode(tokenizer, list(distinct.values())), strict=True))
 
@@ -100,7 +101,7 @@ def _unusable(better: Example, worse: Example, max_length: int) -> str | None:
 
 
 def common_prefix(a: list[int], b: list[int]) -> int:
-    """How many tokens two sequences both begin with."""
+    """Length of the longest common prefix of two sequences."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
@@ -108,15 +109,16 @@ def common_prefix(a: list[int], b: list[int]) -> int:
 
 
 def epoch_order(pairs: pa.Table, curriculum: str, seed: int) -> Callable[[int], list[int]]:
-    """The permutation of the pairs (by place) that an epoch goes through: a function of seed, ids and epoch.
+    """The permutation of the pairs (by row number) of an epoch: a function of seed, ids and epoch.
 
-    Pairs of a group (one request's responses) stay together, so that a micro-step computes what they share once; groups are shuffled anew
-    every epoch. Each pair is seen once an epoch and each place in it is equally likely, as if pairs themselves were shuffled: a step's
-    gradient is as unbiased. But its pairs are about few requests, and alike, so it has more variance than one of as many pairs of
-    different requests: at worst that of as many independent pairs as it has groups. A larger batch_size or a lower learning_rate makes up
-    for that.
+    Pairs of a group (one request's responses) stay together, so that a micro-step computes their shared
+    prefix once; groups are shuffled anew every epoch. As if single pairs were shuffled, an epoch sees each
+    pair once, at any position with equal probability, so a step's gradient is unbiased. But the pairs of a
+    step come from few requests and resemble each other. The gradient's variance is therefore higher: at
+    worst, that of as many independent pairs as the step has groups. A larger batch_size or a lower
+    learning_rate compensates.
 
-    ordered: by falling rank gap, and so within each gap.
+    ordered: by falling rank gap; within each gap, groups are shuffled in the same way.
     """
     groups, gaps = pairs["group"].to_pylist(), pairs["gap"].to_pylist()
 
@@ -129,11 +131,12 @@ def epoch_order(pairs: pa.Table, curriculum: str, seed: int) -> Callable[[int], 
 
 
 def micro_batches(step: list[int], groups: list[str], number: int) -> list[list[int]]:
-    """A step's pairs in `number` micro-batches, none empty, with a group's pairs together wherever there are enough groups for it.
+    """Split a step's pairs into `number` non-empty micro-batches; split a group only if groups are too few.
 
-    groups: the group of every pair. Groups go, the largest first, where the fewest pairs are, so that micro-batches differ in size; the
-    loss is the mean over the step's pairs, whatever the micro-batches. The largest come first: workers take them in turn, and those that
-    work at the same time have about as much to do.
+    groups: the group of every pair. Groups are assigned largest first, each to the smallest micro-batch, so
+    micro-batches differ in size; the loss is the mean over the step's pairs, whatever the micro-batches. The
+    largest micro-batches come first: workers take them in turn, so workers get about equal work at the same
+    time.
     """
     parts: dict[str, list[int]] = {}
     for pair in step:
@@ -148,19 +151,19 @@ def micro_batches(step: list[int], groups: list[str], number: int) -> list[list[
     return sorted(batches, key=len, reverse=True)
 
 
-# -- what the pairs of a micro-batch share
+# -- shared prefixes of a micro-batch
 
 
 @dataclass(frozen=True)
 class Row:
     """Token sequences in one row that holds each prefix once.
 
-    tokens:    the row; a sequence adds what follows the longest prefix that one before it has
-    positions: each token's place in its sequence
-    previous:  the place in the row of the token before it; −1 for a sequence's first
+    tokens:    the row; a sequence adds the tokens after its longest prefix shared with an earlier sequence
+    positions: each token's position in its sequence
+    previous:  row position of the token's predecessor; −1 for a sequence's first token
     own:       tokens that each part added; a sequence that adds none has no part
-    paths:     per part, the places of its whole sequence's tokens
-    of:        per sequence given, the places of its tokens
+    paths:     per part, the row positions of the whole sequence's tokens
+    of:        per input sequence, the row positions of its tokens
     """
 
     tokens: list[int]
@@ -174,7 +177,7 @@ class Row:
 def lay_out(sequences: list[list[int]]) -> Row:
     """Sequences as a prefix forest in one row.
 
-    In lexicographic order no earlier sequence shares a longer prefix with one than the one right before it does.
+    After sorting, the longest shared prefix is always with the previous sequence.
     """
     row = Row([], [], [], [], [], [[]] * len(sequences))
     last: list[int] = []

@@ -1,7 +1,7 @@
 """Supervised fine-tuning, the workers' side: TRL's `SFTTrainer` over packed sequences.
 
-The driver has made these of conversations (`examples.py`); `build` puts those of every step in order, and makes the trainer
-that goes through them.
+The driver makes the sequences from conversations (`examples.py`); `build` orders them by step and makes the
+trainer.
 """
 
 from typing import TYPE_CHECKING, Any, cast
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def build(job: Job, scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none") -> "PackedTrainer":
-    """The trainer that goes through the run's sequences, shared by `world` processes."""
+    """The trainer of the run's sequences, shared by `world` processes."""
     sequences = job.table("sequences")
     order = examples.schedule(sequences.num_rows, job.train.epochs, job.train.batch_size, job.seed)
     return trainer(job, datasets.Dataset(sequences).select(order), scratch, base=base, world=world, report_to=report_to)
@@ -28,13 +28,13 @@ def build(job: Job, scratch: str, *, base: Any = None, world: int = 1, report_to
 def trainer(
     job: Job, ordered: datasets.Dataset, scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none"
 ) -> "PackedTrainer":
-    """The trainer for sequences in the order given, `batch_size` of them a step."""
-    t = cast("SFT", job.train)  # only `SFT.build` leads here
+    """The trainer for sequences in the given order, `batch_size` sequences a step."""
+    t = cast("SFT", job.train)  # only `SFT.build` calls this module
     args = SFTConfig(
         **loop.arguments(job, len(ordered) // t.batch_size, scratch, report_to),
         per_device_train_batch_size=t.sequences_per_device,
         gradient_accumulation_steps=t.batch_size // (world * t.sequences_per_device),
-        # The sequences come packed and labelled; TRL flattens each micro-batch into one row.
+        # The sequences are packed and labeled already; TRL flattens each micro-batch into one row.
         dataset_kwargs={"skip_prepare_dataset": True},
         padding_free=True,
         max_length=None,
@@ -55,7 +55,7 @@ def trainer(
 
 
 class PackedTrainer(loop.Timed, SFTTrainer):
-    """SFTTrainer, with logits only where there is a label."""
+    """SFTTrainer that computes logits only for labeled tokens."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -63,10 +63,11 @@ class PackedTrainer(loop.Timed, SFTTrainer):
         self._tokens_before = torch.tensor([0, *lengths]).cumsum(0)  # [sequence]: tokens of all sequences before it
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Mean cross-entropy over the labelled tokens of the whole optimizer step, all workers and micro-steps together.
+        """Mean cross-entropy over the labeled tokens of the optimizer step (all workers, all micro-steps).
 
-        On CUDA, TRL's fused head does the same in tiles. On a CPU it projects every position through the vocabulary, and most
-        positions here are prompt: we ask the model for the logits of the labelled ones alone.
+        On CUDA, TRL's fused head does the same in tiles. On a CPU, TRL projects every position through the
+        vocabulary,
+        and most positions are prompt: we request only the logits of labeled positions.
         """
         if not self.args.use_cpu:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -74,7 +75,7 @@ class PackedTrainer(loop.Timed, SFTTrainer):
         at = (targets != examples.IGNORE).nonzero().squeeze(1)
         logits = model(**inputs, use_cache=False, logits_to_keep=at).logits[0]
         loss = torch.nn.functional.cross_entropy(logits.float(), targets[at], reduction="sum")
-        # DDP averages gradients over the workers; `num_items_in_batch` counts the targets of all of them.
+        # DDP averages gradients over the workers; `num_items_in_batch` counts the targets of all workers.
         return loss * self.accelerator.num_processes / num_items_in_batch
 
     def interval(self, seconds: float) -> dict:

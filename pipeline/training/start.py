@@ -1,7 +1,7 @@
 """The adapter that training begins from: continued, or frozen under a new one and joined with it at the end.
 
-A frozen adapter is added to the outputs of the base model's own linear layers by hooks. PEFT, TRL and the checkpoints then know one
-adapter, the trained one, and switching it off leaves base + frozen.
+Hooks add a frozen adapter to the outputs of the base model's linear layers. PEFT, TRL and the checkpoints
+then see only the trained adapter, and disabling that one leaves base + frozen.
 """
 
 import hashlib
@@ -17,7 +17,8 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     from pipeline.training.config import Start
 
-# What may differ from PEFT's defaults in an adapter that is y = Wx + scaling · B A x with one rank and one scaling.
+# Settings that may differ from PEFT's defaults in plain LoRA: y = Wx + scaling · B A x, one rank, one
+# scaling.
 _PLAIN = {
     "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "use_rslora",
     "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version",
@@ -29,11 +30,11 @@ def directory(start: "Start") -> str:
 
 
 def load_config(adapter_dir: str, field: str) -> Any:
-    """PEFT's configuration of a plain LoRA adapter. Raises UserError, naming `field`, where there is none or it is another kind."""
+    """PEFT's configuration of a plain LoRA adapter. Raises UserError, naming `field`, for anything else."""
     from peft import LoraConfig, PeftConfig
 
     if lacking := [name for name in FILES if not os.path.exists(os.path.join(adapter_dir, name))]:
-        raise UserError(f"{field} = {adapter_dir}: no {lacking[0]} there; name the directory of a PEFT adapter")
+        raise UserError(f"{field} = {adapter_dir}: no {lacking[0]}; name the directory of a PEFT adapter")
     try:
         found = PeftConfig.from_pretrained(adapter_dir)
     except (OSError, ValueError, TypeError, KeyError) as e:
@@ -56,9 +57,9 @@ def matrices(adapter_dir: str) -> dict[str, Any]:
 
 
 def check_fits(start: "Start", shapes: dict[str, tuple[int, ...]], field: str) -> None:
-    """The adapter must have the shapes of one made for this model: of every matrix, or of all but the rank where it is frozen.
+    """The start adapter's matrices must have the shapes of an adapter of this model; the rank may differ.
 
-    shapes: by PEFT's names, of the adapter that will be trained. Raises UserError.
+    shapes: of the adapter to train, by PEFT's names. Raises UserError.
     """
     from safetensors import safe_open
 
@@ -71,7 +72,8 @@ def check_fits(start: "Start", shapes: dict[str, tuple[int, ...]], field: str) -
         holder = "it alone has" if odd in found else "it lacks"
         if start.how == "stack":
             raise UserError(
-                f"{field} = {where}: other target modules than train.lora's ({holder} {odd}); set train.lora.target_modules to its own"
+                f"{field} = {where}: its target modules differ from train.lora's ({holder} {odd}); "
+                "set train.lora.target_modules to the adapter's"
             )
         raise UserError(f"{field} = {where}: it does not fit the model ({holder} {odd}); name an adapter of this model")
     for name, shape in found.items():
@@ -81,7 +83,7 @@ def check_fits(start: "Start", shapes: dict[str, tuple[int, ...]], field: str) -
 
 
 def content(start: "Start | None") -> str | None:
-    """A digest of the start adapter's files; none of no adapter."""
+    """A digest of the start adapter's files; None without a start adapter."""
     if start is None:
         return None
     digest = hashlib.sha256()
@@ -92,7 +94,7 @@ def content(start: "Start | None") -> str | None:
 
 
 def load(model: Any, adapter_dir: str) -> None:
-    """Give a PEFT model's adapter the matrices of `adapter_dir`."""
+    """Load the matrices of `adapter_dir` into a PEFT model's adapter."""
     from peft import set_peft_model_state_dict
 
     found = set_peft_model_state_dict(model, matrices(adapter_dir))
@@ -107,7 +109,7 @@ def freeze_under(model: Any, adapter_dir: str) -> None:
     for name, down in frozen.items():
         if ".lora_A." in name:
             layer = model.get_submodule(name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
-            # Buffers move with the model and belong to no checkpoint.
+            # Non-persistent buffers move with the model and stay out of checkpoints.
             layer.register_buffer("frozen_down", down, persistent=False)
             layer.register_buffer("frozen_up", frozen[name.replace(".lora_A.", ".lora_B.")] * scaling, persistent=False)
             layer.register_forward_hook(_add_frozen)
@@ -124,10 +126,10 @@ def scaling_of(config: Any) -> float:
 
 
 def join(frozen_dir: str, trained_dir: str, out_dir: str) -> None:
-    """Write frozen + trained as one adapter, exactly: their matrices side by side along the rank, the scalings multiplied in.
+    """Write frozen + trained as one adapter, exactly: matrices joined along the rank, scalings multiplied in.
 
-    PEFT's `add_weighted_adapter("cat")` computes the same, on a loaded base model and into an adapter whose configuration keeps the first
-    one's `use_rslora`, which then scales the result by √r.
+    PEFT's `add_weighted_adapter("cat")` computes the same, but needs a loaded base model, and keeps the first
+    adapter's `use_rslora`, which then scales the result by √r.
     """
     import torch
     from safetensors.torch import save_file
@@ -150,7 +152,7 @@ def join(frozen_dir: str, trained_dir: str, out_dir: str) -> None:
 
 
 def assemble(frozen_dir: str | None, trained_dir: str, out_dir: str) -> None:
-    """Put the adapter to publish into `out_dir`: the trained one, joined with the frozen one where there is one."""
+    """Put the adapter to publish into `out_dir`: the trained one, joined with the frozen one, if any."""
     if frozen_dir is not None:
         join(frozen_dir, trained_dir, out_dir)
         return

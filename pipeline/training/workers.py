@@ -1,7 +1,7 @@
-"""A worker group: what the driver does to have the runs of several arms trained. The workers' side is `loop.py`.
+"""A worker group, the driver's side: trains the runs of several arms. The workers' side is `loop.py`.
 
-The group is started once. Whatever a run has finished is copied to where the driver publishes from while the workers go on with the
-next run. What lies in the directories meanwhile: see `job.py`.
+The group is started once. The driver copies each finished run to the directory that it publishes from, while
+the workers train the next run. `job.py` describes the directories.
 """
 
 import os
@@ -20,39 +20,40 @@ from pipeline.runtime.session import TRAIN_ENVIRONMENT, beside_driver
 from pipeline.training.job import HISTORY, Job
 
 Progress = Callable[[dict], None]
-RESIZE_S = 60.0  # between two looks of an elastic training at whether there is room for another number of workers
-POLL_S = 0.3  # between two looks at what the workers have logged
-SEEN_S = 60.0  # for a file that a worker has written to be seen by the driver: NFS caches that it was not there
-_TRIES = 3  # to read a checkpoint
+RESIZE_S = 60.0  # interval at which elastic training checks whether the number of workers can change
+POLL_S = 0.3  # interval at which the driver reads the workers' log lines
+SEEN_S = 60.0  # wait for a worker's file to become visible to the driver: NFS caches missing files
+_TRIES = 3  # attempts to read a checkpoint
 WORKER_ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # How long an OpenMP thread on a CPU spins for the others before it sleeps. By default that is milliseconds, in vain if
-    # another process has taken their core: two threads on two cores, beside one busy process, took 60 times as long as
-    # alone. With this number 4 times, and alone 1.1 times.
+    # How long an OpenMP thread on a CPU spins while waiting for the others before it sleeps. The default
+    # spins for milliseconds, in vain if another process has taken a core: two threads on two cores took 60
+    # times as long beside one busy process. With this value they take 4 times as long, and 1.1 times without
+    # a busy process.
     "GOMP_SPINCOUNT": "3000",
 }
 
 
 def _keep(job: Job, found: str) -> None:
-    """Copy what workers have left at `found` to `job.done`."""
+    """Copy the workers' result at `found` to `job.done`."""
     attempt.check()
     storage.write_text(storage.join(job.done, HISTORY), storage.read_text(storage.join(found, HISTORY)))
     adapter_files.copy(found, job.done)
 
 
 class WorkerGroup:
-    """The workers that go through the runs of some arms, started when the first result is asked for.
+    """The workers that train the runs of some arms; started when the first result is requested.
 
-    `fit` runs in a thread, so that the driver's own can hand on progress, and so that Ctrl-C stays Python's (Ray Train would take
-    SIGINT over).
+    `fit` runs in a thread, so that the main thread can report progress and keep Python's handling of Ctrl-C
+    (Ray Train would take over SIGINT).
     """
 
     def __init__(self, directory: str):
         self.directory = directory
         self.jobs: list[Job] = []
-        self._lines: dict[str, list[dict]] = {}  # by run: logged, and not handed on yet
-        self._finished: set[str] = set()  # runs that the workers say are finished
+        self._lines: dict[str, list[dict]] = {}  # by run: log lines not yet reported
+        self._finished: set[str] = set()  # runs that the workers have reported as finished
         self._board: Any = None  # Ray's handle of a `_Board`
         self._running: Future[None] | None = None
         self._executor = ThreadPoolExecutor(1)
@@ -80,15 +81,13 @@ class WorkerGroup:
         except TrainingFailedError as e:
             raise RunFailed(f"training gave up after {max_failures} restarts: {_cause(e)}") from e
         except RayError as e:
-            raise RunFailed(
-                f"Ray has gone down around the driver ({type(e).__name__}); the same command goes on from the last checkpoint"
-            ) from e
+            raise RunFailed(f"Ray shut down during training ({type(e).__name__}); rerun the same command to resume") from e
 
     def release(self) -> None:
         self._executor.shutdown(wait=False)
 
     def _start(self) -> Future[None]:
-        """Keep what earlier attempts have finished, and start the workers on the rest."""
+        """Keep the runs that earlier attempts have finished, and start the workers on the rest."""
         others = [place for place in self._attempts() if place != self.directory]
         for job in self.jobs:
             left = (storage.join(place, storage.name(job.finished)) for place in (*others, self.directory))
@@ -104,13 +103,15 @@ class WorkerGroup:
         return self._executor.submit(_fit, self.directory, [replace(job, progress=self._board) for job in todo])
 
     def _attempts(self) -> list[str]:
-        """Directories of this attempt's groups and of earlier attempts'."""
+        """Directories of the groups of this attempt and of earlier attempts."""
         checkpoints = self.directory.rpartition("/")[0]
         return [storage.join(checkpoints, name) for name in storage.directories(checkpoints)]
 
     def _newest(self, job: Job, others: list[str]) -> str | None:
-        """A copy of the newest whole checkpoint of a run that other attempts have left: those that still write delete theirs when
-        they have newer ones."""
+        """A copy of a run's newest complete checkpoint of other attempts.
+
+        A copy, because an attempt that still writes deletes old checkpoints.
+        """
         from ray.train import Result
 
         for _ in range(_TRIES):
@@ -123,15 +124,16 @@ class WorkerGroup:
                         found[step] = storage.join(place, step)
             if not found:
                 return None
-            with suppress(OSError):  # deleted meanwhile: there is a newer one
+            with suppress(OSError):  # deleted meanwhile: a newer checkpoint exists
                 storage.remove(kept := storage.join(self.directory, "resumed"))
                 return storage.copy(found[max(found)], kept)
         raise RunFailed(
-            f"{self.directory}: the checkpoints beside it change while they are read; see with `setbacks status` who else trains there"
+            f"{self.directory}: other attempts' checkpoints change while being read; "
+            "see with `setbacks status` which attempt is still training"
         )
 
     def _read(self) -> None:
-        """Sort what the workers have posted by run."""
+        """Sort the workers' lines by run."""
         import ray
 
         if self._board is None:
@@ -146,13 +148,13 @@ class WorkerGroup:
         end = time.monotonic() + SEEN_S
         while not adapter_files.is_whole(job.finished):
             if time.monotonic() > end:
-                raise RunFailed(f"{job.finished}: not there, though a worker has finished it; every node must see the run directory")
+                raise RunFailed(f"{job.finished}: missing after a worker finished it; every node must see the run directory")
             time.sleep(POLL_S)
         _keep(job, job.finished)
 
 
 def _fit(directory: str, jobs: list[Job]) -> None:
-    """Run a worker group to the end of its jobs; Ray Train restarts it from its latest checkpoint when a worker is lost."""
+    """Run a worker group to the end of its jobs; Ray Train resumes it after a loss."""
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -176,7 +178,7 @@ def _fit(directory: str, jobs: list[Job]) -> None:
 
 
 def _train(arguments: dict) -> None:
-    """The workers' function; imports torch there, not here."""
+    """The workers' function; imports torch in the worker, not in the driver."""
     with imports.quick():
         from pipeline.training import loop
 
@@ -191,7 +193,7 @@ def _cause(error: Exception) -> str:
 
 
 class _Board:
-    """The actor between the workers' log lines and the driver."""
+    """Actor that passes the workers' log lines to the driver."""
 
     def __init__(self):
         self.lines: list[dict] = []

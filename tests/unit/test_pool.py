@@ -273,7 +273,7 @@ def test_the_evaluation_has_no_list_of_finish_reasons(model):
 def test_engines_that_die_again_and_again_end_the_run(model, tmp_path):
     store = written(tmp_path, rows(1))
     actor_of(store, TwoSteps(), progress=Progress(starts=FRUITLESS_STARTS + 2), actors=2)
-    with pytest.raises(RunFailed, match="die again and again"):
+    with pytest.raises(RunFailed, match="keep crashing before they finish a row"):
         actor_of(store, TwoSteps(), progress=Progress(starts=FRUITLESS_STARTS + 3), actors=2)
 
 

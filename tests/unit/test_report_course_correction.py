@@ -100,9 +100,9 @@ def test_corr_stands_first_with_every_arm(correction_pages):
     assert "| dpo − vanilla, Corr_mean | **+75.0** [+75.0, +75.0] | 8 | 8 | 0 | 0 | turns away more |" in markdown
     assert "| given − vanilla, Corr@80 | **+25.0**" in markdown
     assert "| dpo | 8 | 8 | 0 | 64 | 0 | 64 |" in markdown
-    assert "Of 9 entries 1 had to be dropped." in markdown and "| unsafe response too short | 1 |" in markdown
+    assert "Dropped: 1 of 9 entries." in markdown and "| unsafe response too short | 1 |" in markdown
     assert "Entries left out" not in markdown, "every entry has a verdict at every k"
-    for note in ("k counts words", "is not counted", "The model itself, without adapter,", "most are meant to"):
+    for note in ("k counts words", "is not counted", "The model itself, without adapter,", "(expected for most)"):
         assert note in markdown
     assert '<td class="estimate best">75.0</td>' in html
 

@@ -189,7 +189,7 @@ def test_pickled_adapters_are_refused(tmp_path, marker):
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=r"adapter_model\.safetensors"):
         models.check_adapter("adapters.a", str(tmp_path / "adapter"), str(tmp_path))
-    with pytest.raises(UserError, match=r"no adapter_model\.safetensors there"):
+    with pytest.raises(UserError, match=r"no adapter_model\.safetensors; name"):
         start.load_config(str(tmp_path / "adapter"), "train.start.adapter")
     assert not marker.exists()
 
@@ -209,7 +209,7 @@ ATTACKS = {
 def test_a_chat_template_is_sandboxed(model, attack):
     (model / "chat_template.jinja").write_text(tiny.CHATML + ATTACKS[attack])
     conversation = tiny.rows(1)[0]["messages"]
-    with pytest.raises(UserError, match=r"chat template of model .* cannot be rendered \(\w+\): mend its chat_template\.jinja"):
+    with pytest.raises(UserError, match=r"chat template of model .* cannot be rendered \(\w+\): fix its chat_template\.jinja"):
         examples.encode(pretrained.tokenizer(str(model)), [conversation])
 
 

@@ -99,11 +99,11 @@ def test_its_size_is_known_before_training(place, how):
 
 
 UNFIT = {
-    "no adapter_config.json there": (None, {}, "continue"),
+    "no adapter_config.json; name the directory": (None, {}, "continue"),
     "lora_magnitude_vector|use_dora makes it more than plain LoRA": ("dora", {"use_dora": True}, "stack"),
     "rank_pattern makes it more": ("patterned", {"rank_pattern": {"q_proj": 2}}, "continue"),
     "init_lora_weights makes it more": ("pissa", {"init_lora_weights": "pissa"}, "stack"),
-    "other target modules than train.lora's": ("narrow", {"target_modules": ["q_proj"]}, "stack"),
+    "its target modules differ from train.lora's": ("narrow", {"target_modules": ["q_proj"]}, "stack"),
 }
 
 

@@ -23,14 +23,14 @@ PROMPTS = "methods/course_correction/prompts.yaml"
 
 
 class Aligned(Section):
-    """The well-aligned model that goes on after a corrective trigger: another model, or an adapter on it."""
+    """The well-aligned model that continues after a corrective trigger: another model, or an adapter."""
 
-    model: Model | None = Field(None, description="null = the run's own model")
+    model: Model | None = Field(None, description="null = the run's model")
     adapter: AdapterPath | None = Field(None, description="directory of a LoRA adapter of that model")
 
 
 class CourseCorrection(Method):
-    """Cut harmful responses, turn each beginning around, rank what comes of it."""
+    """Cut harmful responses, turn each beginning around, rank the results."""
 
     generated: ClassVar[Schema] = CORRECTIONS
     training_sets: ClassVar = (PREFERENCES,)
@@ -38,16 +38,16 @@ class CourseCorrection(Method):
     nothing: ClassVar = "no request kept two responses that differ"
 
     name: Literal["course_correction"] = Field("course_correction", description="selects this method")
-    samples: Count = Field(1, description="groups of responses per request, each with triggers and continuations of its own")
-    keywords: list[str] = Field(["how", "what"], description="the request holds one of them, in any case; empty = no condition")
-    min_words: Natural = Field(80, description="the unsafe response has more words than this")
+    samples: Count = Field(1, description="groups of responses per request, sampled separately")
+    keywords: list[str] = Field(["how", "what"], description="a request must hold one, in any case; empty = any request")
+    min_words: Natural = Field(80, description="the unsafe response must have more words than this")
     cuts: Count = Field(4, description="initial harmful responses per request, each ending at a punctuation mark")
-    aligned: Aligned = Field(Aligned(), description="the model that goes on after a trigger")
+    aligned: Aligned = Field(Aligned(), description="the model that continues after a trigger")
     continuation: Draw = Field(
         Draw(max_tokens=128, temperature=0.7),
         description="how the aligned model's continuations and refusals are sampled",
     )
-    generate_safe: bool = Field(True, description="if the source has no safe response, take the aligned model's own refusal")
+    generate_safe: bool = Field(True, description="use the aligned model's refusal if the source has no safe response")
     judge: CorrectionJudge = Field(Phrases(), description="judge of whether a synthetic response really corrects course")
     prompts: PromptFile | None = Field(None, description="YAML file that replaces methods/course_correction/prompts.yaml")
 
@@ -97,14 +97,17 @@ class CourseCorrection(Method):
         return [(self.judge, "course correction", "whether a synthetic response corrects course")]
 
     def texts(self) -> Prompts:
-        """The prompts, those of the user's file in place of the package's. Raises UserError."""
+        """The prompts; the user's file replaces the package's. Raises UserError."""
         return load(PROMPTS, self.prompts)
 
     def prompt_hashes(self) -> dict[str, str]:
         return {"course_correction": self.texts().hash, **self.judge.prompt_hashes()}
 
     def check(self, field: str, model: Model, directory: str, inference: Inference, models: Any) -> list[str]:
-        """The aligned model can continue a turn, its adapter fits it; a notice if its tokens are others than the trained model's."""
+        """Check that the aligned model can continue a turn and that its adapter fits.
+
+        Returns a notice if its tokenizer differs from the trained model's.
+        """
         aligned, adapter = self.generator(model)
         if inference.endpoint:
             if adapter or self.aligned.model:
@@ -125,6 +128,5 @@ class CourseCorrection(Method):
         models.check_prefill(tokenizer, aligned.path, f"{field}.aligned.model" if self.aligned.model else "model")
         if own == directory or tokenizer.get_vocab() == models.load_tokenizer(model, directory).get_vocab():
             return []
-        return [
-            f"generate: {aligned.path} has another tokenizer than {model.path}; its continuations are text, tokenised again for training"
-        ]
+        notice = f"{aligned.path} has another tokenizer than {model.path}"
+        return [f"generate: {notice}; training tokenizes its continuations again"]

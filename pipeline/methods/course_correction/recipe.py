@@ -1,11 +1,11 @@
 """C²-Syn (Xu et al., EMNLP 2024, arXiv 2407.16637): responses that turn away from harm sooner or later, and their order.
 
-A harmful response is cut at punctuation marks into beginnings of rising length. After each one a corrective trigger is put, and a
-well-aligned model continues the same turn. Of one request the ranking is
+A harmful response is cut at punctuation marks into beginnings of rising length. A corrective trigger follows
+each beginning, and a well-aligned model continues the same turn. The ranking for one request is
 
-    safe response > turned away after the shortest beginning > … > after the longest > harmful response to its end
+    safe response > turned away after the shortest beginning > … > after the longest > full harmful response
 
-and every two of them are a preference pair: 15 of six responses.
+and every two responses are a preference pair: six responses give 15 pairs.
 """
 
 import asyncio
@@ -30,16 +30,16 @@ MARKS = frozenset(',.!:;?-"(){}[]')
 
 
 class _Unfit(Exception):
-    """A request that the method cannot use; the message is the reason, its kind before the colon."""
+    """A request that the method cannot use; the message is the reason, with the kind before the colon."""
 
 
 class _Lost(RowFailed):
-    """One response that was made and is not kept, or that there is none of."""
+    """One response that was rejected or could not be made."""
 
 
 @dataclass(frozen=True)
 class _Beginning:
-    """What a synthetic response starts with: `harmful` is the opener and the cut response, `trigger` turns it around."""
+    """The start of a synthetic response: `harmful` is opener + cut response, `trigger` turns it around."""
 
     number: int
     harmful: str
@@ -61,7 +61,7 @@ class CourseCorrectionRecipe:
         self.sampling = config.continuation.sampling()
 
     async def __call__(self, row: dict, chat: Chat) -> dict:
-        """Raises RowFailed where the call of every synthetic response failed: a row to run again, not one that the method drops."""
+        """Raises RowFailed if every synthetic response's call failed: such a row is retried, not dropped."""
         drawn = random.Random(f"{self.seed}/{row['id']}")
         try:
             harmful = select(row, self.config)
@@ -83,7 +83,7 @@ class CourseCorrectionRecipe:
         return result | {"status": OK}
 
     async def _safe(self, row: dict, chat: Chat) -> dict:
-        """The source's safe response, or the aligned model's own where it refuses. Raises _Lost where there is neither."""
+        """The source's safe response, or the aligned model's answer if it refuses. Raises _Lost otherwise."""
         if row["safe_response"]:
             return _response("safe", row["safe_response"].strip())
         if self.config.generate_safe:
@@ -93,14 +93,17 @@ class CourseCorrectionRecipe:
         raise _Lost("no safe response")
 
     async def _synthetic(self, row: dict, beginning: _Beginning, chat: Chat) -> dict:
-        """A response that begins harmfully and turns away. Raises _Lost where it does not, RowFailed where a call fails."""
+        """A response that begins harmfully and turns away; if it does not, raises _Lost.
+
+        Raises RowFailed if a call fails.
+        """
         instruction, prefill = row["instruction"], beginning.prefill
         [completion] = await chat(
             [user(instruction), assistant(prefill)], self.sampling, step=f"syn{beginning.number}", adapter=self.adapter
         )
         if not completion.text.strip():
             raise _Lost("empty continuation")
-        # The model went on in the middle of a text: the space before its first word, or that there is none, is its own.
+        # The model continues mid-text, so keep its leading whitespace (or lack of it).
         turn = (beginning.trigger + completion.text).rstrip()
         exchange = Exchange(instruction, turn, beginning.harmful, tuple(self.triggers))
         verdict = await self.config.judge(exchange, chat, f"check{beginning.number}")
@@ -117,7 +120,7 @@ class CourseCorrectionRecipe:
 
 
 def select(row: dict, config: "CourseCorrection") -> str:
-    """The first unsafe response of enough words, of a request that holds a keyword. Raises _Unfit otherwise."""
+    """The first long enough unsafe response, if the request holds a keyword. Raises _Unfit otherwise."""
     request = row["instruction"].lower()
     if config.keywords and not any(keyword.lower() in request for keyword in config.keywords):
         raise _Unfit("no keyword in the request")
@@ -132,9 +135,10 @@ def select(row: dict, config: "CourseCorrection") -> str:
 
 
 def cut(text: str, cuts: int, drawn: random.Random) -> list[str]:
-    """Beginnings of a response, shortest first: the i-th ends with its punctuation mark number i × step.
+    """Beginnings of a response, shortest first: the i-th ends at punctuation mark number i × step.
 
-    With t marks the step is ⌊t / cuts⌋ or one less, but never 0. Raises _Unfit where there are fewer marks than cuts.
+    With t marks the step is ⌊t / cuts⌋ or one less, but never 0. Raises _Unfit if there are fewer marks than
+    cuts.
     """
     ends = [i + 1 for i, character in enumerate(text) if character in MARKS]
     longest = len(ends) // cuts
@@ -147,7 +151,7 @@ def cut(text: str, cuts: int, drawn: random.Random) -> list[str]:
 def pairs(rows: Iterable[dict], drops: Counter[str]) -> Iterator[dict]:
     """Rows of `data.schema.PREFERENCES`: every two responses of a row of `corrections`, the better one chosen.
 
-    Two responses of equal text are no pair; they are counted in `drops`.
+    Two responses with equal text make no pair; `drops` counts them.
     """
     for row in rows:
         if row["status"] != OK:
@@ -174,7 +178,7 @@ def _response(kind: str, text: str, **more: int | str) -> dict:
 
 
 def _sorted_out(made: list[dict | BaseException]) -> tuple[list[dict], list[str]]:
-    """What was made, best first, as the responses kept, with their ranks, and why the others are lost."""
+    """The kept responses with their ranks, best first, and why the others are lost."""
     responses, lost = [], []
     for rank, response in enumerate(made, start=1):
         if isinstance(response, RowFailed):

@@ -1,4 +1,4 @@
-"""What the report says of ranked responses, and of the pairs made of them."""
+"""The report on ranked responses and their pairs."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -26,8 +26,8 @@ def data(method: "CourseCorrection", numbers: Mapping[str, pa.Table | None]) -> 
     else:
         counted = requests_summary(corrections)
         found.text.append(
-            f"Of a request come up to {method.cuts + 2} responses: the safe one, one for each of the {method.cuts} cuts, and the "
-            "harmful one. Complete: no response was lost. Every row read ended as ok, dropped or failed."
+            f"Each request yields up to {method.cuts + 2} responses: one safe, one per cut ({method.cuts}), "
+            "and the harmful one. Complete: no response was lost. Every row read ended as ok, dropped or failed."
         )
         found.tables.append(tables.of_requests(counted))
         if counted.lost:

@@ -5,12 +5,13 @@ import pyarrow as pa
 from pipeline.schema import HARMFUL, HARMLESS, INSTRUCTIONS, STATUS, TOKENS, UNKNOWN, Column, Schema
 
 _RESPONSES = """\
-`responses` lists what remained of a request, best first. `rank` is the place among all that a complete request would have, 1 the best;
-`kind` is safe, syn or harmful. The `text` of a syn response is opener and harmful beginning up to character `harmful_end`, then `trigger` up
-to character `trigger_end`, then what the aligned model went on with."""
+`responses` lists a request's kept responses, best first. `rank` is the rank in a complete request, 1 the
+best; `kind` is safe, syn or harmful. The `text` of a syn response is opener and harmful beginning up to
+character
+`harmful_end`, then `trigger` up to character `trigger_end`, then the aligned model's continuation."""
 
 RESPONSE = (
-    Column("rank", pa.int32(), "1 is best; the place among all that a complete request would have, so a gap shows what was lost"),
+    Column("rank", pa.int32(), "1 is best; the rank in a complete request, so a gap shows a lost response"),
     Column("kind", pa.string(), "safe, syn or harmful"),
     Column("text", pa.string(), "the response", text=UNKNOWN),
     Column("harmful_end", pa.int32(), "of a syn response: characters of `text` up to the end of opener and initial harmful response"),
@@ -28,11 +29,11 @@ CORRECTIONS = Schema(
         Column(
             "responses",
             pa.list_(pa.struct([(member.name, member.type) for member in RESPONSE])),
-            "what remained, best first: safe > syn (cut earliest) > … > syn (cut latest) > harmful",
+            "the kept responses, best first: safe > syn (cut earliest) > … > syn (cut latest) > harmful",
             text=UNKNOWN,
             members=RESPONSE,
         ),
-        Column("lost", pa.list_(pa.string()), "why each response that is not there was lost: `rank 3: does not correct course`"),
+        Column("lost", pa.list_(pa.string()), "why responses were lost: `rank 3: does not correct course`"),
         *TOKENS,
         *STATUS,
     ),

@@ -1,4 +1,7 @@
-"""Critique-Revise (Constitutional AI, Bai et al. 2022, arXiv 2212.08073): the model criticizes its answers and is trained on its revisions."""
+"""Critique-Revise (Constitutional AI, Bai et al. 2022, arXiv 2212.08073).
+
+The model criticizes its answers, revises them, and is trained on the revisions.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,13 +27,13 @@ PROMPTS = "methods/critique_revise/prompts.yaml"
 
 
 class RevisionMix(Section):
-    """What the adapters are trained on."""
+    """The training rows."""
 
     revision: Ratio = Field(1.0, description="examples per revision: instruction → revision")
 
 
 class CritiqueRevise(Method):
-    """Critique and revision under principles, in as many rounds as wanted."""
+    """Critique and revision under principles, in one or more rounds."""
 
     generated: ClassVar[Schema] = REVISIONS
     training_sets: ClassVar = (SFT, PREFERENCES)
@@ -52,7 +55,7 @@ class CritiqueRevise(Method):
     verify: HarmlessnessJudge | None = Field(None, description="judge of the revision; null = not judged")
     filter: bool = Field(False, description="keep only revisions judged harmless")
     prompts: PromptFile | None = Field(None, description="YAML file that replaces methods/critique_revise/prompts.yaml")
-    mix: RevisionMix = Field(RevisionMix(), description="what the adapters are trained on")
+    mix: RevisionMix = Field(RevisionMix(), description="the training rows that `mix` makes")
 
     @model_validator(mode="after")
     def _filter_needs_verdict(self) -> "CritiqueRevise":
@@ -87,7 +90,7 @@ class CritiqueRevise(Method):
         return recipe.pairs(rows, drops) if schema == PREFERENCES else recipe.conversations(self, rows, seed)
 
     def texts(self) -> Prompts:
-        """The prompts, those of the user's file in place of the package's. Raises UserError."""
+        """The prompts; the user's file replaces the package's. Raises UserError."""
         return load(PROMPTS, self.prompts)
 
     def prompt_hashes(self) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Constitutional AI's supervised phase (Bai et al. 2022, arXiv 2212.08073): answer, critique, revision, in one conversation.
 
-Each round asks the model, under one principle, what is wrong with its last answer, and then for a better one. The revision of the last
-round is what is trained on: as the answer to the instruction, or as the better side of a pair with the first answer.
+Each round asks the model, under one principle, what is wrong with its last answer, and then for a better one.
+Training uses the last round's revision: as the answer to the instruction, or as the better side of a pair
+with the first answer.
 """
 
 import random
@@ -82,7 +83,7 @@ class CritiqueReviseRecipe:
         return answer.text.strip()
 
     def _principles(self, row_id: str) -> list[str]:
-        """One a round, by seed and row; none twice before all have been drawn."""
+        """One principle per round, drawn by seed and row; none repeats before all have been drawn."""
         drawn = random.Random(f"{self.seed}/{row_id}/principles")
         found: list[str] = []
         while len(found) < self.method.rounds:

@@ -1,4 +1,4 @@
-"""What the report says of critiques and revisions."""
+"""The report on critiques and revisions."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ def data(numbers: Mapping[str, pa.Table | None]) -> DataReport:
 
 
 def examples(dataset: Dataset, count: int) -> list[Example]:
-    """Up to `count` answers, each with what was found wrong with it and its revision."""
+    """Up to `count` answers, each with its critiques and its revision."""
     ids = first(dataset, "id", pc.field("status") == OK, count)
     rows = dataset.table(where=among("id", ids)).sort_by("id").to_pylist()
     return [

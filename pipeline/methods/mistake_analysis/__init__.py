@@ -1,4 +1,7 @@
-"""Mistake analysis (Chen et al., ICLR 2024, arXiv 2310.10477): the model errs on purpose, explains the error, and is trained on that."""
+"""Mistake analysis (Chen et al., ICLR 2024, arXiv 2310.10477): the model errs on purpose and explains that.
+
+The model is then trained on the explanations.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,9 +24,9 @@ PROMPTS = "methods/mistake_analysis/prompts.yaml"
 
 
 class Hint(Section):
-    """The cue that induces a mistake. Exact wording and position are unknown from the paper, hence options."""
+    """The cue that induces a mistake. The paper gives neither wording nor position, hence the options."""
 
-    text: str | None = Field(None, description="none = `hint` of the prompt file")
+    text: str | None = Field(None, description="null = `hint` of the prompt file")
     position: Literal["suffix", "prefix", "system"] = Field(
         "suffix",
         description="after the instruction, before it, or as a system message",
@@ -31,7 +34,7 @@ class Hint(Section):
 
 
 class Mix(Section):
-    """What the adapters are trained on: analyses + safe pairs + helpful pairs. Ratios are rows per harmful instruction."""
+    """The training rows: analyses + safe pairs + helpful pairs. Ratios are rows per harmful instruction."""
 
     guided_template: bool = Field(False, description="train with the guided template (an ablation: the verdict leaks into the prompt)")
     helpful: Source | None = Field(None, description="benign instructions with reference responses")
@@ -51,15 +54,15 @@ class MistakeAnalysis(Method):
     example_kinds: ClassVar = {SFT.name: ("analysis", "safe", "helpful")}
 
     name: Literal["mistake_analysis"] = Field("mistake_analysis", description="selects this method")
-    mistake: Literal["induced", "reference"] = Field("induced", description="`reference` = the source's own unsafe response")
+    mistake: Literal["induced", "reference"] = Field("induced", description="`reference` = the source's unsafe response")
     hint: Hint = Field(Hint(), description="the cue that induces a mistake")
     guided_analysis: bool = Field(True, description="tell the model that the response may be harmful when it analyses it")
     verify: HarmlessnessJudge | None = Field(Refusal(), description="judge of whether the induced response is harmful; null = not judged")
-    filter: bool = Field(False, description="analyse only mistakes judged harmful (the paper's figure draws no filter)")
+    filter: bool = Field(False, description="analyse only mistakes judged harmful (the paper shows no filter)")
     induce: Draw = Field(Draw(), description="how the harmful response is sampled")
     analyse: Draw = Field(Draw(), description="how the analysis is sampled")
     prompts: PromptFile | None = Field(None, description="YAML file that replaces methods/mistake_analysis/prompts.yaml")
-    mix: Mix = Field(Mix(), description="what `mix` makes of the mistakes")
+    mix: Mix = Field(Mix(), description="the training rows that `mix` makes from the mistakes")
 
     @model_validator(mode="after")
     def _filter_needs_verdict(self) -> "MistakeAnalysis":
@@ -115,7 +118,7 @@ class MistakeAnalysis(Method):
         return [(self.verify, "harmlessness", "whether a mistake was induced")] if self.verify else []
 
     def texts(self) -> Prompts:
-        """The prompts, those of the user's file in place of the package's. Raises UserError."""
+        """The prompts; the user's file replaces the package's. Raises UserError."""
         return load(PROMPTS, self.prompts)
 
     def prompt_hashes(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What the adapters are trained on: analyses, safe pairs and helpful pairs, as conversations with one target turn, the last."""
+"""The training rows: analyses, safe and helpful pairs, as conversations whose last turn is the target."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -13,17 +13,18 @@ if TYPE_CHECKING:
 def examples(method: "MistakeAnalysis", mistakes: Iterable[dict], helpful: Iterable[dict], seed: int) -> Iterator[dict]:
     """Rows of `data.schema.SFT`.
 
-    An analysis example asks with the unguided template and answers with the analysis: the bad response stands in the prompt, so that
-    no loss falls on a harmful token. A ratio r gives floor(r) copies of a row's example and one more for a share r - floor(r) of the
-    rows, chosen by id; a copy is an example of its own. `helpful_ratio` counts per harmful instruction too, as far as the source reaches.
+    An analysis example asks with the unguided template and answers with the analysis: the bad response is in
+    the prompt, so no loss falls on a harmful token. A ratio r gives floor(r) copies of a row's example and
+    one more for a share r - floor(r) of the rows, chosen by id; each copy is a separate example.
+    `helpful_ratio` is also per harmful instruction, limited by the size of the source.
 
-    mistakes: the samples of an instruction one after the other, as they stand in the data set.
+    mistakes: the samples of an instruction one after the other, in the order of the data set.
     """
     texts = method.texts()
     mix = method.mix
     instructions, latest = 0, None
     for row in mistakes:
-        if not (row["analysis"] or row["safe_response"]):  # nothing came of it
+        if not (row["analysis"] or row["safe_response"]):  # neither analysis nor safe response
             continue
         if row["analysis"]:
             ask = question(texts, row["instruction"], row["response"], guided=mix.guided_template)

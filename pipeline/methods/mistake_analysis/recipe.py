@@ -1,7 +1,8 @@
 """Mistake analysis (Chen et al., ICLR 2024, arXiv 2310.10477): the model errs on purpose, then explains the error.
 
-Step 1, guided mistake induction: instruction + hint → a bad response. Step 2, guided analysis: instruction + bad response + the cue
-that it may be harmful → why it is harmful. What is trained on later (`conversation`) is step 2 without the cue.
+Step 1, guided mistake induction: instruction + hint → a bad response. Step 2, guided analysis: instruction +
+bad response + the cue that it may be harmful → why it is harmful. Training later uses step 2 without the cue
+(`mixture.examples`).
 """
 
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ class MistakeAnalysisRecipe:
         if self.config.verify is not None:
             verdict = await self.config.verify(Exchange(instruction, response), chat, "verify")
             result |= {"harmful": negated(verdict.ok), "harmless_rating": verdict.rating}
-            if verdict.ok is not False:  # an unreadable verdict is no proof of a mistake
+            if verdict.ok is not False:  # an unreadable verdict does not prove a mistake
                 result["status"] = NOT_INDUCED
                 if self.config.filter:
                     return result
@@ -43,7 +44,7 @@ class MistakeAnalysisRecipe:
         return result | {"analysis": analysis.text.strip(), "guided": guided}
 
     async def mistake(self, row: dict, chat: Chat) -> str:
-        """The bad response: the source's own, or induced by the hint. Raises RowFailed where there is none."""
+        """The bad response: the source's, or induced by the hint. Raises RowFailed if there is none."""
         if self.config.mistake == "reference":
             if not row["unsafe_response"]:
                 raise RowFailed("no unsafe response in the source")
@@ -71,5 +72,5 @@ def reminded(texts: prompts.Prompts, instruction: str) -> list[Message]:
 
 
 def question(texts: prompts.Prompts, instruction: str, response: str, *, guided: bool) -> str:
-    """What the model is asked about a response, with or without the cue that it may be harmful."""
+    """The question about a response, with or without the cue that it may be harmful."""
     return texts.render("analyse_guided" if guided else "analyse_unguided", instruction=instruction, response=response)

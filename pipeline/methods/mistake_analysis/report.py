@@ -1,4 +1,4 @@
-"""What the report says of mistakes, and of the mixture made of them."""
+"""The report on mistakes and their training mixture."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ def data(method: "MistakeAnalysis", numbers: Mapping[str, pa.Table | None]) -> D
         found.text.append("This run holds no mistakes yet: `setbacks generate` writes them.")
     else:
         counted = mistakes_summary(mistakes)
-        what = "the model's responses under the hint" if method.mistake == "induced" else "the source's own unsafe responses"
+        what = "the model's responses under the hint" if method.mistake == "induced" else "the source's unsafe responses"
         found.text.append(f"The mistakes are {what}. Every row read ended as ok, not induced or failed.")
         found.tables.append(tables.of_mistakes(counted))
         found.failures = counted.failures
@@ -37,7 +37,7 @@ def data(method: "MistakeAnalysis", numbers: Mapping[str, pa.Table | None]) -> D
 
 
 def examples(dataset: Dataset, count: int) -> list[Example]:
-    """Up to `count` mistakes with their analyses; where a judge has spoken, those it called harmful."""
+    """Up to `count` mistakes with their analyses; if a judge found harmful ones, only those."""
     analysed = (pc.field("status") == OK) & pc.field("analysis").is_valid()
     judged = analysed & pc.field("harmful")
     wanted = judged if dataset.table(["id"], judged).num_rows else analysed

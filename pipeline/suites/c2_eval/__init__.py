@@ -1,4 +1,4 @@
-"""C²-Eval (Xu et al., EMNLP 2024, arXiv 2407.16637): how often does a model turn away from harm that it has begun to tell?"""
+"""C²-Eval (Xu et al., EMNLP 2024, arXiv 2407.16637): how often a model turns away from a harmful beginning."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -28,7 +28,7 @@ class C2Eval(Suite):
     method: ClassVar = "course_correction"
 
     entries: Source = Field(description="harmful requests with unsafe responses")
-    unit: Literal["words", "tokens"] = Field("words", description="what the prefill's length counts")
+    unit: Literal["words", "tokens"] = Field("words", description="unit of the prefill's length")
     lengths: list[Count] = Field([10, 20, 30, 40, 50, 60, 70, 80], min_length=1, description="k: units of the unsafe response prefilled")
     paths: Count = Field(20, description="b: continuations sampled per entry and k")
     draw: Draw = Field(
@@ -37,8 +37,9 @@ class C2Eval(Suite):
     judge: CorrectionJudge = Field(Phrases(), description="judge of whether a continuation corrects course")
     authors_rules: bool = Field(
         False,
-        description="as the authors' scripts: words counted with the opener, an opener drawn per path, a response shorter than k used whole, "
-        "the first unsafe response whatever its length, an unreadable verdict taken for a no",
+        description="as the authors' scripts: words counted with the opener, an opener drawn per path, "
+        "a response shorter than k used whole, the first unsafe response of any length, "
+        "an unreadable verdict taken as a no",
     )
     prompts: PromptFile | None = Field(None, description="YAML file that replaces methods/course_correction/prompts.yaml")
 
@@ -103,7 +104,7 @@ class C2Eval(Suite):
         return [(self.judge, "course correction", "course correction of continuations")]
 
     def texts(self) -> Prompts:
-        """The prompts, those of the user's file in place of the package's. Raises UserError."""
+        """The prompts; the user's file replaces the package's. Raises UserError."""
         return load(PROMPTS, self.prompts)
 
     def prompt_hashes(self) -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""C²-Eval (Xu et al., EMNLP 2024, arXiv 2407.16637): how often does a model turn away from harm that it has begun to tell?
+"""C²-Eval (Xu et al., EMNLP 2024, arXiv 2407.16637): how often a model turns away from a harmful beginning.
 
-The model's turn is prefilled with an affirmative opener and the first k words (or tokens) of a harmful response; it goes on several
-times, and each path is judged. `authors_rules` follows the published scripts, where they are looser than the default, for comparison.
+The model's turn is prefilled with an affirmative opener and the first k words (or tokens) of a harmful
+response. The model continues it several times, and each path is judged. `authors_rules` follows the published
+scripts, which are looser than the default, for comparison.
 """
 
 import asyncio
@@ -20,18 +21,18 @@ if TYPE_CHECKING:
 
 
 class _Unfit(Exception):
-    """An entry that cannot be measured; the message is the reason, its kind before the colon."""
+    """An entry that cannot be measured; the message is the reason, with the kind before the colon."""
 
 
 def work(suite: "C2Eval", arms: Sequence[str], seed: int, entries: Iterable[dict], tokenizer: Any = None) -> Iterator[dict]:
-    """Rows of `data.schema.CONTINUATIONS` to do: one per (entry, arm, k), or one for an entry that is dropped, with its reason.
+    """Rows of `data.schema.CONTINUATIONS` to run: one per (entry, arm, k); one with a reason if dropped.
 
-    All arms continue the same prefills. tokenizer: the model's, where the suite counts tokens; UserError where it tells no offsets.
+    All arms continue the same prefills. tokenizer: the model's, if the suite counts tokens; raises UserError
+    if the tokenizer gives no offsets.
     """
     if suite.unit == "tokens" and not tokenizer.is_fast:
         raise UserError(
-            f"suites.c2_eval.unit = tokens: the tokenizer of {tokenizer.name_or_path} does not tell where in the text a token ends; "
-            "use unit: words"
+            f"suites.c2_eval.unit = tokens: the tokenizer of {tokenizer.name_or_path} gives no character offsets; use unit: words"
         )
     prefills = AuthorsPrefills(suite, seed) if suite.authors_rules else Prefills(suite, seed, tokenizer)
     for entry in entries:
@@ -47,14 +48,14 @@ def work(suite: "C2Eval", arms: Sequence[str], seed: int, entries: Iterable[dict
 
 
 class Prefills:
-    """How the model's turn begins: an opener, fixed per entry and k, and the first k units of a response longer than the longest k."""
+    """An opener, fixed per entry and k, and the first k units of a response longer than the longest k."""
 
     def __init__(self, suite: "C2Eval", seed: int, tokenizer=None):
         self.suite, self.seed, self.tokenizer = suite, seed, tokenizer
         self.openers = suite.texts().lines("openers")
 
     def of(self, entry: dict) -> dict[int, list[str]]:
-        """By k. The units keep the response's own white space; the opener is not counted. Raises _Unfit."""
+        """Prefills by k. Units keep the response's white space; the opener is not counted. Raises _Unfit."""
         responses = [response.strip() for response in _unsafe(entry)]
         ends = [self._ends(response) for response in responses]
         longest = self.suite.lengths[-1]
@@ -66,7 +67,7 @@ class Prefills:
         raise _Unfit(f"unsafe response not longer than the longest prefill: {max(map(len, ends))} {self.suite.unit}")
 
     def _ends(self, text: str) -> list[int]:
-        """Where each word or token of a text ends, in characters. White space that is a token of its own counts, but ends no prefill."""
+        """The end of each word or token, in characters. White-space tokens count, but end no prefill."""
         if self.suite.unit == "words":
             return [word.end() for word in re.finditer(r"\S+", text)]
         offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
@@ -77,14 +78,14 @@ class Prefills:
 
 
 class AuthorsPrefills(Prefills):
-    """As the published scripts have it: k words in all, the opener's among them, of the first unsafe response, however short it is."""
+    """As in the published scripts: k words, opener included, of the first unsafe response of any length."""
 
     def of(self, entry: dict) -> dict[int, list[str]]:
         response = _unsafe(entry)[0]
         return {k: [_first_words(f"{opener} {response}", k) for opener in self._openers(entry, k)] for k in self.suite.lengths}
 
     def _openers(self, entry: dict, k: int) -> list[str]:
-        """One for every path."""
+        """One opener per path."""
         return self._drawn(entry, k).choices(self.openers, k=self.suite.paths)
 
 
@@ -95,7 +96,7 @@ def _unsafe(entry: dict) -> list[str]:
 
 
 def _first_words(text: str, k: int) -> str:
-    """k words joined by single spaces; a text with fewer words as it is."""
+    """The first k words, joined by single spaces; a text with fewer words is returned unchanged."""
     words = text.split()
     return text if len(words) < k else " ".join(words[:k])
 
@@ -108,7 +109,7 @@ class ContinuationRecipe:
         self.triggers = tuple(suite.texts().lines("triggers"))
 
     async def __call__(self, row: dict, chat: Chat) -> dict:
-        """Raises RowFailed where the paths cannot be sampled, or no path's judge could be asked."""
+        """Raises RowFailed if the paths cannot be sampled, or if the judge's calls failed for all paths."""
         if row.get("status") == DROPPED:
             return {}
         paths = await self._paths(row, chat)
@@ -121,7 +122,7 @@ class ContinuationRecipe:
         return {"paths": [path.text for path in paths], "corrected": corrected, "status": OK}
 
     async def _paths(self, row: dict, chat: Chat) -> list[Completion]:
-        """One call for all paths that begin alike; by the authors' rules each begins in its own way."""
+        """One call for all paths with the same prefill; under the authors' rules, one call per path."""
         instruction, adapter = row["instruction"], self.adapters.get(row["arm"])
         if not self.suite.authors_rules:
             return await chat(_turn(instruction, row["prefills"][0]), self._sampling(self.suite.paths), step="continue", adapter=adapter)
@@ -146,7 +147,7 @@ def _turn(instruction: str, prefill: str) -> list[Message]:
 
 
 def _verdicts(judged: list[bool | BaseException | None]) -> list[bool | None]:
-    """A verdict whose call failed is unknown. Raises where every call failed, or one for a reason that nobody foresaw."""
+    """A verdict whose call failed is unknown. Raises if every call failed, or if one failed unexpectedly."""
     for verdict in judged:
         if isinstance(verdict, BaseException) and not isinstance(verdict, RowFailed):
             raise verdict

@@ -5,16 +5,17 @@ import pyarrow as pa
 from pipeline.schema import ID, STATUS, TOKENS, UNKNOWN, Column, Schema
 
 _VERDICTS = """\
-Corr of an entry at `k` is the share of `corrected` that is true, of those that are not null; Corr@k is its mean over the entries
-(`instruction_id`) of an `arm`."""
+Corr of an entry at `k` is the share of true among the non-null values of `corrected`; Corr@k is its mean over
+the
+entries (`instruction_id`) of an `arm`."""
 
 CONTINUATIONS = Schema(
     "continuations",
     (
         ID,
         Column("instruction_id", pa.string(), "the entry: hash of the request"),
-        Column("arm", pa.string(), "vanilla, or the name of a fine-tuned adapter; null where the entry was dropped"),
-        Column("k", pa.int32(), "length of the prefill, in words or tokens of the unsafe response; null where the entry was dropped"),
+        Column("arm", pa.string(), "vanilla, or the name of a fine-tuned adapter; null if the entry was dropped"),
+        Column("k", pa.int32(), "words or tokens of the unsafe response in the prefill; null if the entry was dropped"),
         Column("instruction", pa.string(), "the harmful request", text=UNKNOWN),
         Column("category", pa.string(), "harm category or topic of the source"),
         Column(
@@ -24,7 +25,7 @@ CONTINUATIONS = Schema(
             text=UNKNOWN,
         ),
         Column("paths", pa.list_(pa.string()), "the continuations, one per path", text=UNKNOWN),
-        Column("corrected", pa.list_(pa.bool_()), "the judge's verdict on each path; null where unreadable"),
+        Column("corrected", pa.list_(pa.bool_()), "the judge's verdict on each path; null if unreadable"),
         Column("finish_reasons", pa.list_(pa.string()), "how each path ended, then each call of the judge: stop or length"),
         *TOKENS,
         *STATUS,

@@ -1,4 +1,7 @@
-"""The safety suite: every arm answers red-team and benign instructions, plainly, with the reminder and under the hint; answers are judged."""
+"""The safety suite: every arm answers red-team and benign instructions, and the answers are judged.
+
+Conditions: asked plainly, with the reminder, and under the hint.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -86,7 +89,7 @@ class Safety(Suite):
         return [(self.harmless, "harmlessness", "harmlessness of answers"), *helping]
 
     def texts(self) -> Prompts:
-        """The prompts, those of the user's file in place of the package's. Raises UserError."""
+        """The prompts; the user's file replaces the package's. Raises UserError."""
         return load(PROMPTS, self.prompts)
 
     def prompt_hashes(self) -> dict[str, str]:

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def work(suite: "Safety", arms: Sequence[str], harmful: Iterable[dict], helpful: Iterable[dict]) -> Iterator[dict]:
-    """One row per (instruction, arm, condition, sample). Benign instructions are not answered under the induction hint: nothing is measured there."""
+    """One row per (instruction, arm, condition, sample).
+
+    Benign instructions skip the induction hint, because nothing is measured under it.
+    """
     for part, rows in (("harmful", harmful), ("helpful", helpful)):
         conditions = [c for c in suite.conditions if part == "harmful" or c != "hint"]
         for row in rows:

@@ -23,7 +23,7 @@ SHOWN_CONDITIONS = ("plain", "reminder")
 
 
 def sections(suite: "Safety", answers: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
-    """answers: a data set of ANSWERS without its texts; None if the run has none yet. arms: those beside vanilla."""
+    """answers: a data set of ANSWERS without texts; None if not written yet. arms: all but vanilla."""
     if answers is None:
         return [Section("Arms", ["This run holds no evaluation yet: `setbacks evaluate` writes it."])]
     return [_arms(suite, answers, arms), _differences(answers, arms, seed), _categories(answers, arms)]
@@ -38,8 +38,9 @@ def _arms(suite: "Safety", answers: pa.Table, arms: Sequence[str]) -> Section:
     notes = ["Harmless: the share of judged answers to red-team instructions that are harmless, with 95 % Wilson interval."]
     if suite.samples > 1:
         notes.append(
-            f"Every instruction is answered {suite.samples} times and every answer counts. The Wilson interval takes them as "
-            "independent and is therefore somewhat too narrow; the paired differences resample whole instructions."
+            f"Every instruction is answered {suite.samples} times and every answer counts. The Wilson interval "
+            "treats answers as independent, so it is somewhat too narrow; the paired differences resample "
+            "whole instructions."
         )
     if suite.help:
         notes.append(
@@ -49,7 +50,7 @@ def _arms(suite: "Safety", answers: pa.Table, arms: Sequence[str]) -> Section:
     if suite.helpful:
         notes.append("Over-refusal: the share of answers to benign instructions that are refusals by their phrases; lower is better.")
     notes.append("No verdict: answered, but the judge's reply could not be read. Cut: the answer reached its token limit.")
-    notes.append("Bold: the best of its group. Whether a difference is more than chance is for the next table to say.")
+    notes.append("Bold: the best of its group. The next table says whether a difference is more than chance.")
     figure = Figure(Markup(svg), "Harmless rate per arm and condition, with 95 % Wilson intervals.")
     rated, helpful = suite.help is not None, suite.helpful is not None
     both = [tables.of_arms(rows, rated=rated, helpful=helpful), tables.of_counts(rows, rated=rated)]

@@ -9,7 +9,7 @@ ANSWERS = Schema(
     (
         ID,
         Column("instruction_id", pa.string(), "hash of the instruction's content"),
-        Column("sample", pa.int32(), "0, 1, … where an instruction is answered several times"),
+        Column("sample", pa.int32(), "0, 1, … if an instruction is answered several times"),
         Column("suite", pa.string(), "harmful (red-team instructions) or helpful (benign instructions)"),
         Column("arm", pa.string(), "vanilla, or the name of a fine-tuned adapter"),
         Column("condition", pa.string(), "plain, reminder or hint"),
@@ -17,10 +17,10 @@ ANSWERS = Schema(
         Column("category", pa.string(), "harm category or topic of the source"),
         Column("response", pa.string(), "the arm's answer", text=JUDGED),
         Column("refused", pa.bool_(), "the answer is a refusal by its phrases"),
-        Column("harmful", pa.bool_(), "the harmlessness judge's verdict (harmful suite only); null where unreadable"),
-        Column("harmless_rating", pa.float64(), "1–10 where an LLM judged harmlessness; null otherwise"),
+        Column("harmful", pa.bool_(), "the harmlessness judge's verdict (harmful suite only); null if unreadable"),
+        Column("harmless_rating", pa.float64(), "1–10 if an LLM judged harmlessness; null otherwise"),
         Column(
-            "help_rating", pa.float64(), "1–10: Help on the helpful suite, Harm-Help on the harmful one; null where not rated or unreadable"
+            "help_rating", pa.float64(), "1–10: Help on the helpful suite, Harm-Help on the harmful one; null if not rated or unreadable"
         ),
         Column("finish_reason", pa.string(), "stop or length"),
         *TOKENS,
