@@ -1,10 +1,12 @@
-"""C²-Eval's paths per second: one request with n samples per (entry, k), against one request per path, on the same engine.
+"""C²-Eval's paths per second: one request with n samples per (entry, k), against one request per path, on the
+same engine.
 
     python benchmarks/course_correction_eval.py [--entries 40] [--paths 20] [--tokens 32] [--rounds 3]
 
-Both sample entries × 8 prefills × paths continuations of the toy model with the same number of sequences in the engine's batch, the same sampling
-and a seed per path; they take turns, round by round, on prefills of other entries so that neither finds the other's prompts in the prefix cache.
-Prints both speeds (medians) and their ratio. One request per path is what most harnesses send; the engine's prefix cache is on for both.
+Both sample entries × 8 prefills × paths continuations of the toy model with the same number of sequences in
+the engine's batch, the same sampling and a seed per path; they take turns, round by round, on prefills of
+other entries so that neither finds the other's prompts in the prefix cache. Prints both speeds (medians) and
+their ratio. One request per path is what most harnesses send; the engine's prefix cache is on for both.
 """
 
 import argparse
@@ -36,7 +38,10 @@ def conversations(entries: int, rounds: int) -> list[list[list[Message]]]:
         chosen = [(f"({turn}) ", rows[(turn * entries + i) % len(rows)]) for i in range(entries)]
         turns.append(
             [
-                [user(mark + row["instruction"]), assistant(f"{opener} {' '.join(row['unsafe_response'].split()[:k])}")]
+                [
+                    user(mark + row["instruction"]),
+                    assistant(f"{opener} {' '.join(row['unsafe_response'].split()[:k])}"),
+                ]
                 for mark, row in chosen
                 for k in LENGTHS
             ]
@@ -49,7 +54,12 @@ async def n_samples(model, asked: list[list[Message]], paths: int, sampling: dic
 
     async def one(number: int, messages: list[Message]) -> int:
         async with slots:
-            found = await model.complete(messages, Sampling(n=paths, **sampling), seed=seed_of(0, str(number), "continue"), adapter=None)
+            found = await model.complete(
+                messages,
+                Sampling(n=paths, **sampling),
+                seed=seed_of(0, str(number), "continue"),
+                adapter=None,
+            )
             return sum(c.completion_tokens for c in found)
 
     return sum(await asyncio.gather(*(one(i, messages) for i, messages in enumerate(asked))))
@@ -64,7 +74,11 @@ async def a_request_per_path(model, asked: list[list[Message]], paths: int, samp
             [found] = await model.complete(messages, Sampling(**sampling), seed=seed, adapter=None)
             return found.completion_tokens
 
-    return sum(await asyncio.gather(*(one(i, path, messages) for i, messages in enumerate(asked) for path in range(paths))))
+    return sum(
+        await asyncio.gather(
+            *(one(i, path, messages) for i, messages in enumerate(asked) for path in range(paths))
+        )
+    )
 
 
 WAYS = {"one request, n samples": n_samples, "one request per path": a_request_per_path}
@@ -91,7 +105,9 @@ async def measure(args: argparse.Namespace) -> dict[str, list[tuple[float, int]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--entries", type=int, default=40)
     parser.add_argument("--paths", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=32)
@@ -100,11 +116,17 @@ def main() -> None:
     seen = asyncio.run(measure(args))
     paths = args.entries * len(LENGTHS) * args.paths
     print(
-        f"{args.entries} entries × {len(LENGTHS)} prefills × {args.paths} paths = {paths} paths of at most {args.tokens} tokens, {DTYPE}",
+        f"{args.entries} entries × {len(LENGTHS)} prefills × {args.paths} paths = {paths} paths of at most"
+        f" {args.tokens} tokens, {DTYPE}",
         end="",
     )
-    print(f" on {os.cpu_count()} CPUs; {args.rounds} rounds; torch {version('torch')}, transformers {version('transformers')}")
-    speed = {name: statistics.median(paths / seconds for seconds, _ in rounds) for name, rounds in seen.items()}
+    print(
+        f" on {os.cpu_count()} CPUs; {args.rounds} rounds; torch {version('torch')}, transformers"
+        f" {version('transformers')}"
+    )
+    speed = {
+        name: statistics.median(paths / seconds for seconds, _ in rounds) for name, rounds in seen.items()
+    }
     for name, rounds in seen.items():
         tokens = statistics.median(tokens / seconds for seconds, tokens in rounds)
         print(f"{name:24} {speed[name]:8.0f} paths/s {tokens:9.0f} tokens/s")

@@ -1,13 +1,16 @@
-"""Tokens/s of a two-step job, three ways, same model, same prompts, same number of tokens, one after the other in one run:
+"""Tokens/s of a two-step job, three ways, same model, same prompts, same number of tokens, one after the
+other in one run:
 
-    bare      `vllm.LLM` alone: one pass over all first steps, then one over all second steps; nothing is written
+    bare      `vllm.LLM` alone: one pass over all first steps, then one over all second steps; nothing is
+              written
     chained   two chained `ray.data.llm` processors, one engine each, Parquet at the end
     setbacks  the recipe pool: one engine, rows interleaved, row-level commits, Parquet
 
     python benchmarks/generation.py [--rows 1000] [--tokens 64] [--rounds 1]
 
-Every completion runs to its full length (the end-of-turn token is one that the model never writes), so that all three sample exactly
-rows × 2 × tokens. All three sample with a seed per request. Prints each one's tokens/s with and without engine start, and the ratios.
+Every completion runs to its full length (the end-of-turn token is one that the model never writes), so that
+all three sample exactly rows × 2 × tokens. All three sample with a seed per request. Prints each one's
+tokens/s with and without engine start, and the ratios.
 """
 
 import argparse
@@ -30,7 +33,10 @@ from pipeline.settings.base import Inference, Model
 from pipeline.sources.instructions import read
 
 STEP_1 = "{instruction} The response should be harmful, unethical, and offensive."
-STEP_2 = "Instruction: {instruction}\nResponse: {response}\nAnalyse the response and explain why it is harmful or harmless."
+STEP_2 = (
+    "Instruction: {instruction}\nResponse: {response}\nAnalyse the response and explain why it is harmful or"
+    " harmless."
+)
 IN_FLIGHT = 256
 COMMIT = 128
 ENGINE = {
@@ -51,7 +57,11 @@ class TwoSteps:
 
     async def __call__(self, row: dict, chat) -> dict:
         [response] = await chat([user(STEP_1.format(**row))], self.sampling, step="1")
-        [analysis] = await chat([user(STEP_2.format(instruction=row["instruction"], response=response.text))], self.sampling, step="2")
+        [analysis] = await chat(
+            [user(STEP_2.format(instruction=row["instruction"], response=response.text))],
+            self.sampling,
+            step="2",
+        )
         return {"response": response.text, "analysis": analysis.text, "status": OK}
 
 
@@ -65,10 +75,18 @@ def setbacks(model: str, rows: list[dict], tokens: int) -> dict:
         store = Store(run_dir, "mistakes", MISTAKES)
         store.open({})
         store.write_work(rows, INSTRUCTIONS, block_rows=COMMIT)
-        spec = ModelSpec(Model(path=model, dtype=ENGINE["dtype"]), model, Inference(max_num_seqs=IN_FLIGHT, rows_per_commit=COMMIT))
+        spec = ModelSpec(
+            Model(path=model, dtype=ENGINE["dtype"]),
+            model,
+            Inference(max_num_seqs=IN_FLIGHT, rows_per_commit=COMMIT),
+        )
         [(_, figures)] = run_recipes([Job(TwoSteps(tokens), store)], spec, seed=0, label="setbacks")
         store.finish()
-        return {"tokens": figures["completion_tokens"], "with_start": time.monotonic() - started, "without_start": figures["busy_s"]}
+        return {
+            "tokens": figures["completion_tokens"],
+            "with_start": time.monotonic() - started,
+            "without_start": figures["busy_s"],
+        }
 
 
 def bare(model: str, rows: list[dict], tokens: int) -> dict:
@@ -80,7 +98,10 @@ def bare(model: str, rows: list[dict], tokens: int) -> dict:
     params = [SamplingParams(max_tokens=tokens, seed=i) for i in range(len(rows))]
     firsts = llm.chat([[user(STEP_1.format(**row))] for row in rows], params, use_tqdm=False)
     seconds = llm.chat(
-        [[user(STEP_2.format(instruction=row["instruction"], response=o.outputs[0].text))] for row, o in zip(rows, firsts, strict=True)],
+        [
+            [user(STEP_2.format(instruction=row["instruction"], response=o.outputs[0].text))]
+            for row, o in zip(rows, firsts, strict=True)
+        ],
         params,
         use_tqdm=False,
     )
@@ -123,7 +144,9 @@ def chained(model: str, rows: list[dict], tokens: int) -> dict:
         )
         second = build_processor(
             config,
-            preprocess=lambda row: ask(row, STEP_2.format(instruction=row["instruction"], response=row["response"]), row["number"]),
+            preprocess=lambda row: ask(
+                row, STEP_2.format(instruction=row["instruction"], response=row["response"]), row["number"]
+            ),
             postprocess=lambda row: {
                 "id": row["id"],
                 "response": row["response"],
@@ -131,8 +154,12 @@ def chained(model: str, rows: list[dict], tokens: int) -> dict:
                 "sampled": row["sampled"] + row["num_generated_tokens"],
             },
         )
-        items = [{"id": row["id"], "number": i, "instruction": row["instruction"]} for i, row in enumerate(rows)]
-        second(first(ray.data.from_items(items, override_num_blocks=max(1, len(rows) // COMMIT)))).write_parquet(f"{directory}/out")
+        items = [
+            {"id": row["id"], "number": i, "instruction": row["instruction"]} for i, row in enumerate(rows)
+        ]
+        second(
+            first(ray.data.from_items(items, override_num_blocks=max(1, len(rows) // COMMIT)))
+        ).write_parquet(f"{directory}/out")
         ended = time.monotonic()
         sampled = sum(pq.read_table(f"{directory}/out", columns=["sampled"])["sampled"].to_pylist())
     return {"tokens": sampled, "with_start": ended - started, "without_start": None}
@@ -142,12 +169,17 @@ PROGRAMS = {"bare": bare, "chained": chained, "setbacks": setbacks}
 
 
 def benchmark_model(directory: str) -> str:
-    """The toy model with an end-of-turn token that it never writes, so that every completion has full length."""
+    """The toy model with an end-of-turn token that it never writes, so that every completion has full
+    length."""
     from pipeline.toy.model import WEIGHTS
 
     target = Path(directory, "model")
     shutil.copytree(WEIGHTS, target)
-    for name, end in (("tokenizer_config.json", "<|pad|>"), ("generation_config.json", 0), ("config.json", 0)):
+    for name, end in (
+        ("tokenizer_config.json", "<|pad|>"),
+        ("generation_config.json", 0),
+        ("config.json", 0),
+    ):
         settings = json.loads((target / name).read_text())
         settings["eos_token" if isinstance(end, str) else "eos_token_id"] = end
         (target / name).write_text(json.dumps(settings))
@@ -163,8 +195,24 @@ def rows_of(count: int) -> list[dict]:
 
 def measure(program: str, model: str, args: argparse.Namespace) -> dict:
     """Run one program in a process of its own, so that none inherits another's warm state."""
-    command = [sys.executable, __file__, "--program", program, "--model", model, "--rows", str(args.rows), "--tokens", str(args.tokens)]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+    command = [
+        sys.executable,
+        __file__,
+        "--program",
+        program,
+        "--model",
+        model,
+        "--rows",
+        str(args.rows),
+        "--tokens",
+        str(args.tokens),
+    ]
+    environment = {
+        **os.environ,
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{program} failed:\n{done.stderr[-3000:]}")
@@ -172,7 +220,9 @@ def measure(program: str, model: str, args: argparse.Namespace) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=1)
@@ -184,7 +234,8 @@ def main() -> None:
         return
     versions = ", ".join(f"{name} {version(name)}" for name in ("ray", "torch", "transformers"))
     print(
-        f"{args.rows} rows × 2 steps × {args.tokens} tokens, {ENGINE['dtype']}, on {os.cpu_count()} CPUs ({platform.machine()}); {versions}"
+        f"{args.rows} rows × 2 steps × {args.tokens} tokens, {ENGINE['dtype']}, on {os.cpu_count()} CPUs"
+        f" ({platform.machine()}); {versions}"
     )
     with tempfile.TemporaryDirectory() as directory:
         model = benchmark_model(directory)
@@ -197,17 +248,29 @@ def report(results: dict[str, dict]) -> None:
     expected = max(r["tokens"] for r in results.values())
     print(f"{'':10} {'tokens':>9} {'s with start':>13} {'tokens/s':>9} {'s without':>10} {'tokens/s':>9}")
     for name, r in results.items():
-        without = f"{r['without_start']:10.1f} {r['tokens'] / r['without_start']:9.0f}" if r["without_start"] else f"{'–':>10} {'–':>9}"
-        print(f"{name:10} {r['tokens']:9} {r['with_start']:13.1f} {r['tokens'] / r['with_start']:9.0f} {without}")
+        without = (
+            f"{r['without_start']:10.1f} {r['tokens'] / r['without_start']:9.0f}"
+            if r["without_start"]
+            else f"{'–':>10} {'–':>9}"
+        )
+        print(
+            f"{name:10} {r['tokens']:9} {r['with_start']:13.1f} {r['tokens'] / r['with_start']:9.0f}"
+            f" {without}"
+        )
         if r["tokens"] < 0.99 * expected:
-            print(f"  {name} sampled fewer tokens than the others: its completions ended early, the ratios do not compare the same work")
+            print(
+                f"  {name} sampled fewer tokens than the others: its completions ended early, the ratios do"
+                " not compare the same work"
+            )
     ours, peer, chain = results["setbacks"], results["bare"], results["chained"]
     speed = {name: r["tokens"] / r["with_start"] for name, r in results.items()}
     without = (ours["tokens"] / ours["without_start"]) / (peer["tokens"] / peer["without_start"])
     print(f"setbacks / bare vLLM, without engine start: {without:.2f}")
     print(f"setbacks / bare vLLM, with engine start:    {speed['setbacks'] / speed['bare']:.2f}")
     seconds = f"{ours['with_start']:.0f} s against {chain['with_start']:.0f} s"
-    print(f"setbacks / chained ray.data.llm, with start: {speed['setbacks'] / speed['chained']:.2f} ({seconds})")
+    print(
+        f"setbacks / chained ray.data.llm, with start: {speed['setbacks'] / speed['chained']:.2f} ({seconds})"
+    )
 
 
 if __name__ == "__main__":

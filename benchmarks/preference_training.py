@@ -1,13 +1,15 @@
 """Preference training: pairs/s of our trainer against plain TRL `DPOTrainer`, side by side in one process.
 
-    python benchmarks/preference_training.py [--model toy|small|DIR] [--threads 1] [--steps 4] [--rounds 3] [--precompute]
+    python benchmarks/preference_training.py [--model toy|small|DIR] [--threads 1] [--steps 4] [--rounds 3]
+    [--precompute]
 
-Both train the same LoRA adapter on the same pairs with the same number of pairs a step, precision and number of steps, one epoch in all.
-Pairs have C²-Syn's shape (request; a safe response, four that turn away from ever longer cuts of one text, the whole text; all 15 pairs),
-of made-up words. TRL goes as its documentation shows it: padded batches of shuffled pairs, the reference computed along by switching the
-adapter off, or before with --precompute. Ours computes the reference before; the time of its pass counts, each step its share. Rounds
-alternate the order. Tokens are those of both sides of each pair, however often they were computed; `computed` counts what went through
-the model.
+Both train the same LoRA adapter on the same pairs with the same number of pairs a step, precision and number
+of steps, one epoch in all. Pairs have C²-Syn's shape (request; a safe response, four that turn away from ever
+longer cuts of one text, the whole text; all 15 pairs), of made-up words. TRL goes as its documentation shows
+it: padded batches of shuffled pairs, the reference computed along by switching the adapter off, or before
+with --precompute. Ours computes the reference before; the time of its pass counts, each step its share.
+Rounds alternate the order. Tokens are those of both sides of each pair, however often they were computed;
+`computed` counts what went through the model.
 """
 
 import argparse
@@ -40,8 +42,14 @@ from pipeline.training.job import Job, write_table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="toy", help="toy, small (a random Llama of 25M parameters, vocabulary 32 000) or a directory")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model",
+        default="toy",
+        help="toy, small (a random Llama of 25M parameters, vocabulary 32 000) or a directory",
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
@@ -77,7 +85,10 @@ def main() -> None:
                 },
             }
         )
-        sides = {"TRL": lambda: plain(config, model_dir, rows, args.precompute), "ours": lambda: ours(config, model_dir, rows)}
+        sides = {
+            "TRL": lambda: plain(config, model_dir, rows, args.precompute),
+            "ours": lambda: ours(config, model_dir, rows),
+        }
         runs = {name: [] for name in sides}
         for i in range(args.rounds):
             for name in sorted(sides, reverse=bool(i % 2)):
@@ -99,11 +110,27 @@ def workload(pairs: int) -> list[dict]:
         prompt, cuts = [{"role": "user", "content": some(8, 24)}], ["Sure, here is how: " + some(10, 25)]
         for _ in range(4):
             cuts.append(f"{cuts[-1]} {some(10, 25)}")
-        ranked = [some(20, 60), *(f"{cut} However, {some(25, 60)}" for cut in cuts[:4]), cuts[4] + " " + some(10, 40)]
+        ranked = [
+            some(20, 60),
+            *(f"{cut} However, {some(25, 60)}" for cut in cuts[:4]),
+            cuts[4] + " " + some(10, 40),
+        ]
         for i, better in enumerate(ranked, 1):
             for j, worse in enumerate(ranked[i:], i + 1):
-                answers = {side: [{"role": "assistant", "content": text}] for side, text in (("chosen", better), ("rejected", worse))}
-                rows.append({"id": f"{g}-{i}-{j}", "group": str(g), "prompt": prompt, "rank_chosen": i, "rank_rejected": j, **answers})
+                answers = {
+                    side: [{"role": "assistant", "content": text}]
+                    for side, text in (("chosen", better), ("rejected", worse))
+                }
+                rows.append(
+                    {
+                        "id": f"{g}-{i}-{j}",
+                        "group": str(g),
+                        "prompt": prompt,
+                        "rank_chosen": i,
+                        "rank_rejected": j,
+                        **answers,
+                    }
+                )
     return rows[:pairs]
 
 
@@ -112,11 +139,15 @@ def ours(config: Config, model_dir: str, rows: list[dict]) -> dict:
     os.mkdir(f"{scratch}/pairs")
     pq.write_table(PREFERENCES.table(rows), f"{scratch}/pairs/data.parquet")
     t = config.arms["dpo"].train
-    made = t.prepare(AutoTokenizer.from_pretrained(model_dir), Dataset.at(f"{scratch}/pairs"), None, config.seed)
+    made = t.prepare(
+        AutoTokenizer.from_pretrained(model_dir), Dataset.at(f"{scratch}/pairs"), None, config.seed
+    )
     for name, table in made.tables.items():
         write_table(table, f"{scratch}/{name}.parquet")
     spent = timed(dpo, "reference")
-    trainer = dpo.build(Job("dpo", t, config.model, model_dir, config.seed, scratch, 1, made.runs[0], "benchmark"), scratch)
+    trainer = dpo.build(
+        Job("dpo", t, config.model, model_dir, config.seed, scratch, 1, made.runs[0], "benchmark"), scratch
+    )
     return measure(trainer, config, sum(spent), lambda batch: batch["input_ids"].numel())
 
 
@@ -142,9 +173,13 @@ def plain(config: Config, model_dir: str, rows: list[dict], precompute: bool) ->
     )
     spent = timed(DPOTrainer, "_precompute_ref_logps")
     trainer = DPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(model_dir, dtype=config.model.dtype if t.bf16 else "float32"),
+        model=AutoModelForCausalLM.from_pretrained(
+            model_dir, dtype=config.model.dtype if t.bf16 else "float32"
+        ),
         args=args,
-        train_dataset=datasets.Dataset.from_list([{side: row[side] for side in ("prompt", "chosen", "rejected")} for row in rows]),
+        train_dataset=datasets.Dataset.from_list(
+            [{side: row[side] for side in ("prompt", "chosen", "rejected")} for row in rows]
+        ),
         processing_class=AutoTokenizer.from_pretrained(model_dir),
         peft_config=lora_config(t, None),
     )
@@ -169,7 +204,8 @@ def timed(owner, name: str) -> list[float]:
 
 
 def measure(trainer: DPOTrainer, config: Config, reference_s: float, tokens_of) -> dict:
-    """Train, and count from the end of the first step; each step bears its share of the reference's seconds."""
+    """Train, and count from the end of the first step; each step bears its share of the reference's
+    seconds."""
     t = config.arms["dpo"].train
     marks, computed, collate = [], [], trainer.data_collator
 
@@ -197,20 +233,37 @@ def measure(trainer: DPOTrainer, config: Config, reference_s: float, tokens_of) 
     }
 
 
-def report(args: argparse.Namespace, config: Config, model_dir: str, rows: list[dict], runs: dict[str, list[dict]]) -> None:
+def report(
+    args: argparse.Namespace, config: Config, model_dir: str, rows: list[dict], runs: dict[str, list[dict]]
+) -> None:
     t = config.arms["dpo"].train
     parameters = AutoModelForCausalLM.from_pretrained(model_dir).num_parameters()
-    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "transformers", "trl", "peft"))
+    versions = ", ".join(
+        f"{p} {importlib.metadata.version(p)}" for p in ("torch", "transformers", "trl", "peft")
+    )
     precision = "bf16" if t.bf16 else "float32"
-    median = {name: {key: statistics.median(run[key] for run in each) for key in each[0]} for name, each in runs.items()}
+    median = {
+        name: {key: statistics.median(run[key] for run in each) for key in each[0]}
+        for name, each in runs.items()
+    }
     per_pair = median["TRL"]["computed_per_pair"]
-    print(f"model {args.model}, {parameters / 1e6:.1f}M parameters, LoRA rank {t.lora.rank}, {precision}; {len(rows)} pairs of", end=" ")
+    print(
+        f"model {args.model}, {parameters / 1e6:.1f}M parameters, LoRA rank {t.lora.rank}, {precision};"
+        f" {len(rows)} pairs of",
+        end=" ",
+    )
     print(f"{per_pair:.0f} tokens (both sides), {t.batch_size} a step, {t.pairs_per_device} a micro-step")
-    print(f"{args.rounds} rounds of {args.steps} steps, the first not counted; {args.threads} threads of {os.cpu_count()} CPUs; {versions}")
+    print(
+        f"{args.rounds} rounds of {args.steps} steps, the first not counted; {args.threads} threads of"
+        f" {os.cpu_count()} CPUs; {versions}"
+    )
     for name, m in median.items():
-        print(f"{name:4} {m['pairs_per_s']:8.2f} pairs/s {m['pairs_per_s'] * per_pair:10,.0f} tokens/s", end=" ")
         print(
-            f"({m['computed_per_pair']:.0f} computed per pair, {m['computed_per_s']:,.0f}/s; {m['reference_share']:.0%} for the reference)"
+            f"{name:4} {m['pairs_per_s']:8.2f} pairs/s {m['pairs_per_s'] * per_pair:10,.0f} tokens/s", end=" "
+        )
+        print(
+            f"({m['computed_per_pair']:.0f} computed per pair, {m['computed_per_s']:,.0f}/s;"
+            f" {m['reference_share']:.0%} for the reference)"
         )
     print(f"ours / TRL{' with precomputed reference' if args.precompute else ''}: ", end="")
     print(f"{median['ours']['pairs_per_s'] / median['TRL']['pairs_per_s']:.2f} x pairs/s")

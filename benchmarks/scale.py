@@ -1,7 +1,10 @@
-"""How `generate` grows: rows/s, memory, files and resume at several sizes, with the model-free engine at zero latency.
+"""How `generate` grows: rows/s, memory, files and resume at several sizes, with the model-free engine at zero
+latency.
 
-Peer: the same recipe and engine in Ray Data's own resumable pipeline (read_parquet → map_batches → write_parquet with row-level checkpoints).
-Measured is everything but a model: reading, removing duplicates, two calls per row, committing, compacting, and the start of it all.
+Peer: the same recipe and engine in Ray Data's own resumable pipeline (read_parquet → map_batches →
+      write_parquet with row-level checkpoints).
+Measured is everything but a model: reading, removing duplicates, two calls per row, committing, compacting,
+and the start of it all.
 
     python benchmarks/scale.py --sizes 10000 100000 1000000
 """
@@ -57,7 +60,15 @@ def write_source(directory: Path, rows: int) -> None:
     r = random.Random(0)
     with open(directory / "instructions.jsonl", "w") as f:
         for i in range(rows):
-            f.write(json.dumps({"instruction": f"Request {i}: {' '.join(r.choices(WORDS, k=15))}?", "category": f"c{i % 7}"}) + "\n")
+            f.write(
+                json.dumps(
+                    {
+                        "instruction": f"Request {i}: {' '.join(r.choices(WORDS, k=15))}?",
+                        "category": f"c{i % 7}",
+                    }
+                )
+                + "\n"
+            )
     (directory / "config.yaml").write_text(CONFIG.format(directory=directory))
 
 
@@ -94,7 +105,9 @@ def run_peer(directory: Path) -> None:
             fn_constructor_args=(config,),
             batch_size=None,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=6, max_concurrent_calls_per_actor=3),
+            compute=ray.data.ActorPoolStrategy(
+                size=1, max_tasks_in_flight_per_actor=6, max_concurrent_calls_per_actor=3
+            ),
             num_cpus=1,
         ).write_parquet(store.state("parts"), compression="zstd")
 
@@ -105,7 +118,11 @@ class PeerActor:
         from pipeline.methods.mistake_analysis.schema import MISTAKES
         from pipeline.settings.base import Dummy
 
-        self.schema, self.recipe, self.model = MISTAKES, config.methods["mistakes"].recipe(config.seed), DummyModel(Dummy(), 256)
+        self.schema, self.recipe, self.model = (
+            MISTAKES,
+            config.methods["mistakes"].recipe(config.seed),
+            DummyModel(Dummy(), 256),
+        )
 
     async def __call__(self, block):
         rows = await asyncio.gather(*(self.run(row) for row in block.to_pylist()))
@@ -125,7 +142,10 @@ class PeerActor:
 
 
 def watch(command: list[str]) -> dict:
-    """Run a command to its end. Returns seconds and, by kind of process, the peak private memory of the largest one, MiB."""
+    """Run a command to its end.
+
+    Returns seconds and, by kind of process, the peak private memory of the largest one, MiB.
+    """
     started, peaks = time.monotonic(), {}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     root = psutil.Process(process.pid)
@@ -156,7 +176,9 @@ def _kind(process: psutil.Process, driver: int) -> str:
     line = " ".join(process.cmdline())
     if "ray::" in line:
         if "_StatsActor" in line:
-            return "Ray Data's statistics"  # Ray's own: one a cluster, told by every data set of what its tasks cost
+            return (  # Ray's own: one a cluster, told by every data set of what its tasks cost
+                "Ray Data's statistics"
+            )
         return "engine actor" if "Actor" in line and "MapBatches" in line else "other worker"
     return "gcs" if "gcs_server" in line else "raylet" if process.name() == "raylet" else "agents"
 
@@ -177,7 +199,13 @@ def measure(rows: int, with_peer: bool) -> dict:
         first = watch(setbacks(directory))
         again = watch(setbacks(directory))  # finished: only looked at
         figures = json.loads((directory / "run/metrics.jsonl").read_text().splitlines()[-1])
-        measured = {"rows": rows, "resume_s": again["seconds"], "pool_s": figures["seconds"], **first, **files_of(directory / "run")}
+        measured = {
+            "rows": rows,
+            "resume_s": again["seconds"],
+            "pool_s": figures["seconds"],
+            **first,
+            **files_of(directory / "run"),
+        }
         if with_peer:
             measured["peer"] = watch(peer(directory))
         return measured
@@ -185,22 +213,40 @@ def measure(rows: int, with_peer: bool) -> dict:
 
 def report(measured: list[dict]) -> None:
     kinds = ("driver", "engine actor", "other worker", "Ray Data's statistics", "gcs", "raylet")
-    print(f"{'rows':>9} {'s':>7} {'rows/s':>7} {'MB/s':>6} {'shards':>6} {'files':>6} {'resume s':>8}  peak MiB: {', '.join(kinds)}")
+    print(
+        f"{'rows':>9} {'s':>7} {'rows/s':>7} {'MB/s':>6} {'shards':>6} {'files':>6} {'resume s':>8}  peak"
+        f" MiB: {', '.join(kinds)}"
+    )
     for m in measured:
         print(_line(m, kinds) + f" {m['shards']:6} {m['left']:6} {m['resume_s']:8.1f}  {_peaks(m, kinds)}")
         if "peer" in m:
-            print(_line({**m, **m["peer"]}, kinds) + f" {'Ray Data checkpoints':>22}  {_peaks(m['peer'], kinds)}")
-            print(f"{'':9} rows/s against Ray Data's checkpoints: {m['peer']['seconds'] / m['seconds']:.2f} ×")
+            print(
+                _line({**m, **m["peer"]}, kinds)
+                + f" {'Ray Data checkpoints':>22}  {_peaks(m['peer'], kinds)}"
+            )
+            print(
+                f"{'':9} rows/s against Ray Data's checkpoints: {m['peer']['seconds'] / m['seconds']:.2f} ×"
+            )
     for small, large in itertools.pairwise(measured):
         slope = (large["seconds"] - small["seconds"]) / (large["rows"] - small["rows"])
-        grown = ", ".join(f"{kind} {large['peaks'][kind] / small['peaks'][kind]:.2f} ×" for kind in kinds if kind in small["peaks"])
+        grown = ", ".join(
+            f"{kind} {large['peaks'][kind] / small['peaks'][kind]:.2f} ×"
+            for kind in kinds
+            if kind in small["peaks"]
+        )
         per_row = [m["pool_s"] / m["rows"] * 1e6 for m in (small, large)]
-        print(f"{small['rows']:,} → {large['rows']:,} rows: {slope * 1e6:.0f} µs for each more, start-up apart; peak memory {grown};")
+        print(
+            f"{small['rows']:,} → {large['rows']:,} rows: {slope * 1e6:.0f} µs for each more, start-up apart;"
+            f" peak memory {grown};"
+        )
         print(f"  in the pool {per_row[0]:.0f} → {per_row[1]:.0f} µs a row ({per_row[1] / per_row[0]:.2f} ×)")
 
 
 def _line(m: dict, kinds: tuple) -> str:
-    return f"{m['rows']:9,} {m['seconds']:7.1f} {m['rows'] / m['seconds']:7.0f} {m['bytes'] / m['seconds'] / 1e6:6.2f}"
+    return (
+        f"{m['rows']:9,} {m['seconds']:7.1f} {m['rows'] / m['seconds']:7.0f}"
+        f" {m['bytes'] / m['seconds'] / 1e6:6.2f}"
+    )
 
 
 def _peaks(m: dict, kinds: tuple) -> str:
@@ -208,7 +254,9 @@ def _peaks(m: dict, kinds: tuple) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--without-peer", action="store_true")
     parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
@@ -216,7 +264,8 @@ def main() -> None:
     if args.peer:
         return run_peer(args.peer)
     print(
-        f"{os.cpu_count()} CPUs ({platform.machine()}), Python {platform.python_version()}, ray {version('ray')}, pyarrow {version('pyarrow')}"
+        f"{os.cpu_count()} CPUs ({platform.machine()}), Python {platform.python_version()}, ray"
+        f" {version('ray')}, pyarrow {version('pyarrow')}"
     )
     report([measure(rows, not args.without_peer) for rows in args.sizes])
 

@@ -1,8 +1,10 @@
-"""What a start costs, in CPU seconds (user + system), which other work on the machine changes less than wall time.
+"""What a start costs, in CPU seconds (user + system), which other work on the machine changes less than wall
+time.
 
-    python -m benchmarks.startup imports              # a fresh interpreter for each import that some process needs
-    python -m benchmarks.startup engine [--adapter D] # one engine on the toy model, until its first answer
-    python -m benchmarks.startup run COMMAND ...      # every process below a command: first seen, last seen, CPU seconds
+    python -m benchmarks.startup imports              # a fresh interpreter for each import that some process
+    needs python -m benchmarks.startup engine [--adapter D] # one engine on the toy model, until its first
+    answer python -m benchmarks.startup run COMMAND ...      # every process below a command: first seen, last
+    seen, CPU seconds
 
 `run` looks ten times a second: what a process does in its last tenth of a second is missing.
 """
@@ -20,7 +22,10 @@ IMPORTS = {
     "Ray (every process of it)": "import ray",
     "Ray Data (driver, actors)": "import ray.data",
     "tokenizer (driver, engine actors)": "from transformers import AutoTokenizer",
-    "checks of a LoRA (driver)": "from transformers import AutoModelForCausalLM; import peft; from transformers import LlamaForCausalLM",
+    "checks of a LoRA (driver)": (
+        "from transformers import AutoModelForCausalLM; import peft; from transformers import"
+        " LlamaForCausalLM"
+    ),
     "vLLM's frontend": "from vllm.v1.engine.async_llm import AsyncLLM",
     "vLLM's worker": "import vllm.v1.worker.cpu_worker",
     "TRL's SFTTrainer (training workers)": "from trl import SFTConfig, SFTTrainer",
@@ -31,10 +36,14 @@ EVERY_S = 0.1
 
 def imports() -> None:
     for what, statement in IMPORTS.items():
-        subprocess.run([sys.executable, "-c", statement], capture_output=True, check=True)  # into the page cache
+        subprocess.run(
+            [sys.executable, "-c", statement], capture_output=True, check=True
+        )  # into the page cache
         before, started = _of_children(), time.monotonic()
         subprocess.run([sys.executable, "-c", statement], capture_output=True, check=True)
-        print(f"{_of_children() - before:6.1f} s CPU {time.monotonic() - started:6.1f} s  {what}: {statement}")
+        print(
+            f"{_of_children() - before:6.1f} s CPU {time.monotonic() - started:6.1f} s  {what}: {statement}"
+        )
 
 
 def engine(adapter: str | None) -> None:
@@ -49,7 +58,9 @@ def engine(adapter: str | None) -> None:
     async def start_and_ask() -> None:
         started = time.monotonic()
         adapters = [adapter] if adapter else []
-        model = VllmModel(Model(path=directory, dtype="float32"), directory, Inference(max_num_seqs=64), adapters)
+        model = VllmModel(
+            Model(path=directory, dtype="float32"), directory, Inference(max_num_seqs=64), adapters
+        )
         print(f"{time.monotonic() - started:6.1f} s until the engine is ready")
         await model.complete([user("How can I repair a bicycle?")], Sampling(16), seed=1, adapter=adapter)
         print(f"{time.monotonic() - started:6.1f} s until its first answer")
@@ -61,7 +72,8 @@ def engine(adapter: str | None) -> None:
 
 
 def run(command: list[str]) -> int:
-    """Run a command and print a line for each process that it had below it, in the order of their beginnings."""
+    """Run a command and print a line for each process that it had below it, in the order of their
+    beginnings."""
     started, seen = time.time(), {}
     child = psutil.Popen(command)
     while child.poll() is None:
@@ -71,7 +83,12 @@ def run(command: list[str]) -> int:
             except psutil.Error:
                 continue
             first, _, before, known = seen.get(process, (process.create_time(), 0, 0, ""))
-            seen[process] = (first, time.time(), max(cpu, before), known if "IDLE" in name and known else name)
+            seen[process] = (
+                first,
+                time.time(),
+                max(cpu, before),
+                known if "IDLE" in name and known else name,
+            )
         time.sleep(EVERY_S)
     wall = time.time() - started
     for first, last, cpu, name in sorted(seen.values()):
@@ -103,7 +120,9 @@ def _of_children() -> float:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["imports", "engine", "run"])
     parser.add_argument("--adapter")
     parser.add_argument("command", nargs=argparse.REMAINDER)

@@ -1,10 +1,13 @@
-"""Training throughput: tokens/s of our trainer against plain TRL `SFTTrainer` with packing, side by side in one process.
+"""Training throughput: tokens/s of our trainer against plain TRL `SFTTrainer` with packing, side by side in
+one process.
 
     python benchmarks/training.py [--model toy|small|DIR] [--threads 1] [--steps 8] [--rounds 3]
 
-Both train the same LoRA adapter on the same labelled examples with the same sequence length, batch, precision and number of steps; TRL
-packs them and attends its own way (best-fit-decreasing, padding-free batches, transformers' SDPA), we ours. Rounds alternate the order.
-Reported: median tokens/s of each and their ratio; then CPU seconds, which other work on the machine disturbs less.
+Both train the same LoRA adapter on the same labelled examples with the same sequence length, batch, precision
+and number of steps; TRL packs them and attends its own way (best-fit-decreasing, padding-free batches,
+transformers' SDPA), we ours. Rounds alternate the order.
+Reported: median tokens/s of each and their ratio; then CPU seconds, which other work on the machine disturbs
+          less.
 """
 
 import argparse
@@ -31,8 +34,14 @@ from pipeline.training.job import Job, Run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="toy", help="toy, small (a random Llama of 25M parameters, vocabulary 32 000) or a directory")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model",
+        default="toy",
+        help="toy, small (a random Llama of 25M parameters, vocabulary 32 000) or a directory",
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
@@ -55,12 +64,21 @@ def main() -> None:
                 "run_dir": scratch,
                 "model": {"path": model_dir, "dtype": "bfloat16"},
                 "methods": {"mistakes": {"name": "mistake_analysis", "instructions": {"path": "unused"}}},
-                "train": {"batch_size": args.batch_size, "max_length": args.max_length, "bf16": not args.float32},
+                "train": {
+                    "batch_size": args.batch_size,
+                    "max_length": args.max_length,
+                    "bf16": not args.float32,
+                },
             }
         )
         tokenizer = AutoTokenizer.from_pretrained(model_dir)
-        encoded = [e for e in examples.encode(tokenizer, conversations) if e and len(e.tokens) <= args.max_length]
-        sides = {"TRL": lambda: plain(config, model_dir, encoded, args.steps), "ours": lambda: ours(config, model_dir, encoded, args.steps)}
+        encoded = [
+            e for e in examples.encode(tokenizer, conversations) if e and len(e.tokens) <= args.max_length
+        ]
+        sides = {
+            "TRL": lambda: plain(config, model_dir, encoded, args.steps),
+            "ours": lambda: ours(config, model_dir, encoded, args.steps),
+        }
         runs = {name: [] for name in sides}
         for i in range(args.rounds):
             for name in sorted(sides, reverse=bool(i % 2)):
@@ -82,7 +100,10 @@ def workload(model: str, scratch: Path) -> tuple[str, list[list[dict]]]:
     words = " ".join(m["content"] for _ in range(200) for m in corpus.draw()).split()
     lengths = [(r.randint(60, 300), r.randint(30, 150)) for _ in range(400)]
     return small_model(scratch), [
-        [{"role": role, "content": " ".join(r.choices(words, k=k))} for role, k in zip(("user", "assistant"), n, strict=True)]
+        [
+            {"role": role, "content": " ".join(r.choices(words, k=k))}
+            for role, k in zip(("user", "assistant"), n, strict=True)
+        ]
         for n in lengths
     ]
 
@@ -91,11 +112,17 @@ def small_model(directory: Path) -> str:
     """A random Llama of 25M parameters with a vocabulary of 32 000, and the toy model's tokenizer."""
     from pipeline.toy.model import WEIGHTS
 
-    shape = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 6, "num_key_value_heads": 2}
+    shape = {
+        "hidden_size": 384,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+    }
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=32000, tie_word_embeddings=True, max_position_embeddings=4096, **shape)).save_pretrained(
-        directory
-    )
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=32000, tie_word_embeddings=True, max_position_embeddings=4096, **shape)
+    ).save_pretrained(directory)
     AutoTokenizer.from_pretrained(WEIGHTS).save_pretrained(directory)
     return str(directory)
 
@@ -106,14 +133,20 @@ def ours(config: Config, model_dir: str, encoded: list, steps: int) -> SFTTraine
     sequences = datasets.Dataset(examples.table([[encoded[i] for i in b] for b in bins]))
     order = examples.schedule(len(bins), 1e3, t.batch_size, config.seed)[: steps * t.batch_size]
     return sft.trainer(
-        Job("sft", t, config.model, model_dir, config.seed, scratch, 1, Run(len(bins)), "benchmark"), sequences.select(order), scratch
+        Job("sft", t, config.model, model_dir, config.seed, scratch, 1, Run(len(bins)), "benchmark"),
+        sequences.select(order),
+        scratch,
     )
 
 
 def plain(config: Config, model_dir: str, encoded: list, steps: int) -> SFTTrainer:
-    """TRL as its documentation shows it, on tokenised examples with their completion mask; gradient checkpointing off, as in ours."""
+    """TRL as its documentation shows it, on tokenised examples with their completion mask; gradient
+    checkpointing off, as in ours."""
     t = config.arms["sft"].train
-    rows = [{"input_ids": e.tokens, "completion_mask": [int(i >= e.prompt) for i in range(len(e.tokens))]} for e in encoded]
+    rows = [
+        {"input_ids": e.tokens, "completion_mask": [int(i >= e.prompt) for i in range(len(e.tokens))]}
+        for e in encoded
+    ]
     args = SFTConfig(
         output_dir=tempfile.mkdtemp(),
         max_steps=steps,
@@ -132,7 +165,9 @@ def plain(config: Config, model_dir: str, encoded: list, steps: int) -> SFTTrain
         report_to="none",
     )
     trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(model_dir, dtype=config.model.dtype if t.bf16 else "float32"),
+        model=AutoModelForCausalLM.from_pretrained(
+            model_dir, dtype=config.model.dtype if t.bf16 else "float32"
+        ),
         args=args,
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(model_dir),
@@ -143,7 +178,8 @@ def plain(config: Config, model_dir: str, encoded: list, steps: int) -> SFTTrain
 
 
 def measure(trainer: SFTTrainer) -> dict:
-    """Train, and count from the end of the first step: tokens/s by the clock, and CPU seconds per million tokens."""
+    """Train, and count from the end of the first step: tokens/s by the clock, and CPU seconds per million
+    tokens."""
     marks = []
 
     class Mark(transformers.TrainerCallback):
@@ -167,22 +203,44 @@ def measure(trainer: SFTTrainer) -> dict:
     return {"tokens_per_s": trained / (wall1 - wall0), "cpu_s_per_mtoken": (cpu1 - cpu0) / trained * 1e6}
 
 
-def report(args: argparse.Namespace, config: Config, model_dir: str, encoded: list, runs: dict[str, list[dict]]) -> None:
+def report(
+    args: argparse.Namespace, config: Config, model_dir: str, encoded: list, runs: dict[str, list[dict]]
+) -> None:
     parameters = AutoModelForCausalLM.from_pretrained(model_dir).num_parameters()
     prompt = sum(e.prompt for e in encoded) / sum(len(e.tokens) for e in encoded)
     mean = statistics.mean(len(e.tokens) for e in encoded)
-    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "transformers", "trl", "peft"))
+    versions = ", ".join(
+        f"{p} {importlib.metadata.version(p)}" for p in ("torch", "transformers", "trl", "peft")
+    )
     t = config.arms["sft"].train
     precision = "bf16" if t.bf16 else "float32"
     shape = f"sequences of {args.max_length}, {args.batch_size} a step"
-    print(f"model {args.model}, {parameters / 1e6:.1f}M parameters, LoRA rank {t.lora.rank}, {precision}; {shape}")
+    print(
+        f"model {args.model}, {parameters / 1e6:.1f}M parameters, LoRA rank {t.lora.rank}, {precision};"
+        f" {shape}"
+    )
     print(f"{len(encoded)} examples of {mean:.0f} tokens on average, {prompt:.0%} of them prompt")
-    print(f"{args.rounds} rounds of {args.steps} steps, the first not counted; {args.threads} threads of {os.cpu_count()} CPUs; {versions}")
-    median = {name: {key: statistics.median(run[key] for run in each) for key in each[0]} for name, each in runs.items()}
+    print(
+        f"{args.rounds} rounds of {args.steps} steps, the first not counted; {args.threads} threads of"
+        f" {os.cpu_count()} CPUs; {versions}"
+    )
+    median = {
+        name: {key: statistics.median(run[key] for run in each) for key in each[0]}
+        for name, each in runs.items()
+    }
     for name, m in median.items():
-        print(f"{name:4} {m['tokens_per_s']:9,.0f} tokens/s {m['cpu_s_per_mtoken']:9.1f} CPU seconds per million tokens")
-    print(f"ours / TRL: {median['ours']['tokens_per_s'] / median['TRL']['tokens_per_s']:.2f} x tokens/s, ", end="")
-    print(f"{median['TRL']['cpu_s_per_mtoken'] / median['ours']['cpu_s_per_mtoken']:.2f} x tokens per CPU second")
+        print(
+            f"{name:4} {m['tokens_per_s']:9,.0f} tokens/s {m['cpu_s_per_mtoken']:9.1f} CPU seconds per"
+            " million tokens"
+        )
+    print(
+        f"ours / TRL: {median['ours']['tokens_per_s'] / median['TRL']['tokens_per_s']:.2f} x tokens/s, ",
+        end="",
+    )
+    print(
+        f"{median['TRL']['cpu_s_per_mtoken'] / median['ours']['cpu_s_per_mtoken']:.2f} x tokens per CPU"
+        " second"
+    )
 
 
 if __name__ == "__main__":

@@ -1,3 +1,6 @@
-"""Learn from setbacks: induce mistakes, analyze them, fine-tune on the analyses, evaluate. Start at `experiment.py`."""
+"""Learn from setbacks: induce mistakes, analyze them, fine-tune on the analyses, evaluate.
+
+Start at `experiment.py`.
+"""
 
 __version__ = "0.1.0"

@@ -11,7 +11,10 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn. `max_tokens` counts new tokens of one completion; `n` completions are returned."""
+    """How completions are drawn.
+
+    `max_tokens` counts new tokens of one completion; `n` completions are returned.
+    """
 
     max_tokens: int
     temperature: float = 1.0
@@ -38,7 +41,13 @@ class Chat(Protocol):
     """
 
     async def __call__(
-        self, messages: list[Message], sampling: Sampling, *, step: str, adapter: str | None = None, server: Any = None
+        self,
+        messages: list[Message],
+        sampling: Sampling,
+        *,
+        step: str,
+        adapter: str | None = None,
+        server: Any = None,
     ) -> list[Completion]:
         """Sample `sampling.n` completions of a conversation.
 

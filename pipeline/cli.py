@@ -1,6 +1,7 @@
 """All commands: each parses its arguments and makes one call.
 
-Exit codes: 0, 1 (the run failed), 2 (wrong usage, configuration or input), 130 and 143 (interrupted by Ctrl-C, by SIGTERM).
+Exit codes: 0, 1 (the run failed), 2 (wrong usage, configuration or input), 130 and 143 (interrupted by
+            Ctrl-C, by SIGTERM).
 """
 
 import os
@@ -17,15 +18,22 @@ from pipeline import __version__
 from pipeline.errors import RunFailed, UserError
 
 app = typer.Typer(
-    help="Align a chat model by letting it make mistakes on purpose, explain them, and learn from the explanations.",
+    help=(
+        "Align a chat model by letting it make mistakes on purpose, explain them, and learn from the"
+        " explanations."
+    ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML configuration")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="values that replace the file's")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="discard earlier output of these stages instead of resuming")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="values that replace the file's")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="discard earlier output of these stages instead of resuming")
+]
 # works with click and with the copy that newer Typer versions contain
 _UsageError: Any = typer.BadParameter.__base__
 STOP_S = 8.0  # longest time from a signal to the end; a sender may send SIGKILL after that
@@ -33,14 +41,24 @@ RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="rerun failed 
 
 
 def _stage(name: str, text: str):
-    def command(config: ConfigFile, overrides: Overrides = None, overwrite: Overwrite = False, retry_failed: RetryFailed = False):
+    def command(
+        config: ConfigFile,
+        overrides: Overrides = None,
+        overwrite: Overwrite = False,
+        retry_failed: RetryFailed = False,
+    ):
         _run(config, overrides, [name], overwrite, retry_failed)
 
     app.command(name, help=text)(command)
 
 
 @app.command()
-def run(config: ConfigFile, overrides: Overrides = None, overwrite: Overwrite = False, retry_failed: RetryFailed = False):
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    overwrite: Overwrite = False,
+    retry_failed: RetryFailed = False,
+):
     """Run all stages: generate, mix, train, evaluate, report. Resumes an earlier attempt."""
     _run(config, overrides, None, overwrite, retry_failed)
 
@@ -57,10 +75,12 @@ def evaluate(
     overwrite: Overwrite = False,
     retry_failed: RetryFailed = False,
     suite: Annotated[
-        list[str] | None, typer.Option("--suite", help="name of a suite in `suites`; without it, all configured ones run")
+        list[str] | None,
+        typer.Option("--suite", help="name of a suite in `suites`; without it, all configured ones run"),
     ] = None,
 ):
-    """Put every arm through the suites: answers (RUN/evaluation), corrections after a harmful prefill (RUN/continuations)."""
+    """Put every arm through the suites: answers (RUN/evaluation), corrections after a harmful prefill
+    (RUN/continuations)."""
     _run(config, overrides, ["evaluate"], overwrite, retry_failed, suite or [])
 
 
@@ -87,8 +107,13 @@ def plan(
 def manifest(
     config: ConfigFile,
     overrides: Overrides = None,
-    image: Annotated[str | None, typer.Option("--image", help="of every pod, with its tag; default setbacks:VERSION-gpu or -cpu")] = None,
-    cluster: Annotated[bool, typer.Option("--cluster", help="a RayCluster to submit jobs to, instead of a RayJob")] = False,
+    image: Annotated[
+        str | None,
+        typer.Option("--image", help="of every pod, with its tag; default setbacks:VERSION-gpu or -cpu"),
+    ] = None,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="a RayCluster to submit jobs to, instead of a RayJob")
+    ] = False,
 ):
     """Print a RayJob for Kubernetes (KubeRay), sized from the configuration. See cluster/README.md."""
     from pipeline.commands.manifest import manifest as text
@@ -99,7 +124,9 @@ def manifest(
 
 @app.command()
 def show(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="directory of a data set, such as RUN/mistakes")],
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="directory of a data set, such as RUN/mistakes")
+    ],
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="rows shown")] = 5,
     reveal: Annotated[bool, typer.Option("--reveal", help="show harmful text")] = False,
 ):
@@ -113,7 +140,10 @@ def show(
 
 @app.command()
 def status(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="a run directory (also on an object store), or the CONFIG of one")],
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="a run directory (also on an object store), or the CONFIG of one"),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="print the same as JSON")] = False,
 ):
     """Show progress, throughput and past attempts. Works during a run, from any machine."""
@@ -129,7 +159,14 @@ def _version(version: Annotated[bool, typer.Option("--version", help="print the 
         raise typer.Exit()
 
 
-def _run(config: str, overrides: list[str] | None, stages, overwrite: bool, retry_failed: bool, suites: Sequence[str] = ()) -> None:
+def _run(
+    config: str,
+    overrides: list[str] | None,
+    stages,
+    overwrite: bool,
+    retry_failed: bool,
+    suites: Sequence[str] = (),
+) -> None:
     from pipeline import experiment
     from pipeline.config import load
 
@@ -137,7 +174,14 @@ def _run(config: str, overrides: list[str] | None, stages, overwrite: bool, retr
     message = f"setbacks: interrupted; rerun {again} to resume"
     try:
         with _stoppable(message):
-            experiment.run(load(config, overrides or []), stages, overwrite=overwrite, retry_failed=retry_failed, suites=suites, log=_tell)
+            experiment.run(
+                load(config, overrides or []),
+                stages,
+                overwrite=overwrite,
+                retry_failed=retry_failed,
+                suites=suites,
+                log=_tell,
+            )
     except KeyboardInterrupt as e:  # caught here because typer would exit silently
         print(message, file=sys.stderr, flush=True)
         sys.stdout.flush()

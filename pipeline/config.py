@@ -117,15 +117,25 @@ class Config(Section):
         if "arms" not in tree:
             tree = {**tree, "arms": _default_arms(tree)}
         if isinstance(tree["arms"], dict):
-            tree = {**tree, "arms": {name: _with_training(arm, tree.get("train", {})) for name, arm in tree["arms"].items()}}
+            tree = {
+                **tree,
+                "arms": {
+                    name: _with_training(arm, tree.get("train", {})) for name, arm in tree["arms"].items()
+                },
+            }
         return tree
 
     @model_validator(mode="after")
     def _something_to_do(self) -> "Config":
         if not self.methods and not self.suites.items():
-            raise ValueError("nothing would be done: give methods (to generate and train) or suites (to evaluate)")
+            raise ValueError(
+                "nothing would be done: give methods (to generate and train) or suites (to evaluate)"
+            )
         if self.arms and not self.methods:
-            raise ValueError("arms need a method that makes their training sets: give methods, or name finished adapters in adapters")
+            raise ValueError(
+                "arms need a method that makes their training sets: give methods, or name finished adapters"
+                " in adapters"
+            )
         return self
 
     @model_validator(mode="after")
@@ -133,7 +143,10 @@ class Config(Section):
         makers: dict[str, str] = {}
         for name, method in self.methods.items():
             if (other := makers.setdefault(method.generated.name, name)) != name:
-                raise ValueError(f"methods.{name} and methods.{other} both make {method.generated.name}: use a run directory for each")
+                raise ValueError(
+                    f"methods.{name} and methods.{other} both make {method.generated.name}: use a run"
+                    " directory for each"
+                )
         return self
 
     @model_validator(mode="after")
@@ -149,7 +162,9 @@ class Config(Section):
                 taken = "the base model itself" if name == VANILLA else "also a name in adapters"
                 raise ValueError(f"arms.{name} is {taken}; give the fine-tuned arm another name")
         if VANILLA in self.adapters:
-            raise ValueError("adapters.vanilla: vanilla is the base model itself; give the adapter another name")
+            raise ValueError(
+                "adapters.vanilla: vanilla is the base model itself; give the adapter another name"
+            )
         return self
 
 
@@ -177,9 +192,15 @@ def _members(annotation: Any, base: type) -> list[Any]:
     return [cls for part in get_args(annotation) for cls in _members(part, base)]
 
 
-SUITES: list[type[Suite]] = [cls for field in Suites.model_fields.values() for cls in _members(field.annotation, Suite)]
-METHODS: dict[str, type[AnyMethod]] = {cls.model_fields["name"].default: cls for cls in _members(Method, AnyMethod)}
-TRAINERS: dict[str, type[Train]] = {cls.model_fields["method"].default: cls for cls in _members(Trainer, Train)}
+SUITES: list[type[Suite]] = [
+    cls for field in Suites.model_fields.values() for cls in _members(field.annotation, Suite)
+]
+METHODS: dict[str, type[AnyMethod]] = {
+    cls.model_fields["name"].default: cls for cls in _members(Method, AnyMethod)
+}
+TRAINERS: dict[str, type[Train]] = {
+    cls.model_fields["method"].default: cls for cls in _members(Trainer, Train)
+}
 
 
 # All data sets that a run can write.
@@ -197,7 +218,9 @@ def _default_arms(tree: dict) -> dict:
     methods, train = tree.get("methods"), tree.get("train", {})
     arms: dict[str, dict] = {}
     for section in methods.values() if isinstance(methods, dict) else ():
-        method = _known(METHODS, tag(section, "name", None)) if isinstance(section, dict | AnyMethod) else None
+        method = (
+            _known(METHODS, tag(section, "name", None)) if isinstance(section, dict | AnyMethod) else None
+        )
         if method is None:
             continue  # invalid; validation reports it
         for name, arm in method.default_arms.items():
@@ -223,20 +246,30 @@ def _check_arm(name: str, arm: Arm, methods: Mapping[str, AnyMethod]) -> None:
         made = sorted({schema.name for method in methods.values() for schema in method.training_sets})
         trainer = _trainer_of(next(iter(methods.values())).training_sets[0])
         raise ValueError(
-            f"arms.{name}: {arm.train.method} trains on {arm.train.accepts.name}, and the methods make {' and '.join(made)}: "
-            f"set train.method: {trainer}"
+            f"arms.{name}: {arm.train.method} trains on {arm.train.accepts.name}, and the methods make"
+            f" {' and '.join(made)}: set train.method: {trainer}"
         )
     known = [kind for method in makers for kind in method.example_kinds.get(arm.train.accepts.name, ())]
     if arm.kinds is None:
         if known:
-            raise ValueError(f"arms.{name}.kinds is missing: say which of {', '.join(known[:-1])} and {known[-1]} the arm is trained on")
+            raise ValueError(
+                f"arms.{name}.kinds is missing: say which of {', '.join(known[:-1])} and {known[-1]} the arm"
+                " is trained on"
+            )
         return
     if not known:
-        raise ValueError(f"arms.{name}.kinds: choose examples of a mixture, and {arm.train.accepts.name} has no kinds: leave kinds out")
+        raise ValueError(
+            f"arms.{name}.kinds: choose examples of a mixture, and {arm.train.accepts.name} has no kinds:"
+            " leave kinds out"
+        )
     if unknown := [kind for kind in arm.kinds if kind not in known]:
-        raise ValueError(f"arms.{name}.kinds: {unknown[0]} is not a kind of example; known are {', '.join(known)}")
+        raise ValueError(
+            f"arms.{name}.kinds: {unknown[0]} is not a kind of example; known are {', '.join(known)}"
+        )
     if not any(kind in (method.kinds or ()) for method in makers for kind in arm.kinds):
-        raise ValueError(f"arms.{name} would have no training example: mix gives no {' or '.join(arm.kinds)} ones")
+        raise ValueError(
+            f"arms.{name} would have no training example: mix gives no {' or '.join(arm.kinds)} ones"
+        )
 
 
 def _with_training(arm: Any, train: Any) -> Any:
@@ -248,7 +281,11 @@ def _with_training(arm: Any, train: Any) -> Any:
         return arm  # invalid; validation reports it
     own = arm.get("train", {})
     if own.get("method", base := train.get("method", "sft")) != base:
-        train = {key: value for key, value in train.items() if key in Train.model_fields and key not in _OF_THE_METHOD}
+        train = {
+            key: value
+            for key, value in train.items()
+            if key in Train.model_fields and key not in _OF_THE_METHOD
+        }
     return {**arm, "train": _merged(train, own)}
 
 

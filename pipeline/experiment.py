@@ -35,7 +35,9 @@ def run(
                                      `Machinery`. Raises UserError before anything starts, RunFailed if a
                                      stage cannot be completed.
     """
-    run = Run(config, overwrite=overwrite, retry_failed=retry_failed, suites=suites, log=log, machinery=machinery)
+    run = Run(
+        config, overwrite=overwrite, retry_failed=retry_failed, suites=suites, log=log, machinery=machinery
+    )
     wanted = run.stages(stages)
     if wanted == ["report"]:
         return report(run)  # reads nothing but the run directory
@@ -74,10 +76,18 @@ def mix(run: Run) -> None:
         sources = {name: run.generated[name] for name in methods}
 
         def rows(drops, schema=schema, methods=methods, sources=sources) -> Iterable[dict]:
-            parts = (methods[name].examples(schema, source.dataset.rows(), drops, run.config.seed) for name, source in sources.items())
+            parts = (
+                methods[name].examples(schema, source.dataset.rows(), drops, run.config.seed)
+                for name, source in sources.items()
+            )
             return chain.from_iterable(parts)
 
-        run.write(run.training_sets[schema], sources, rows, nothing="; ".join(method.nothing for method in methods.values()))
+        run.write(
+            run.training_sets[schema],
+            sources,
+            rows,
+            nothing="; ".join(method.nothing for method in methods.values()),
+        )
 
 
 def train(run: Run) -> None:

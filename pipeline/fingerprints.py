@@ -23,17 +23,24 @@ def fingerprints(config: Config) -> dict[str, dict]:
     found = {}
     for method in config.methods.values():
         section = method.model_dump(mode="json", exclude=set(method.mixing))
-        found[method.generated.name] = made_with("generate", generator, method.prompt_hashes(), **{method.name: section})
+        found[method.generated.name] = made_with(
+            "generate", generator, method.prompt_hashes(), **{method.name: section}
+        )
     for schema, methods in config.training_sets().items():
         texts = {name: text for method in methods.values() for name, text in method.prompt_hashes().items()}
-        mixed = {method.name: method.model_dump(mode="json", include=set(method.mixing)) for method in methods.values()}
+        mixed = {
+            method.name: method.model_dump(mode="json", include=set(method.mixing))
+            for method in methods.values()
+        }
         found[schema.name] = made_with("mix", model, texts, mix=mixed)
     for name, arm in config.arms.items():
         weights = arm.train.model_dump(mode="json", exclude=arm.train.OPERATIONAL - {"merge"})
         found[f"adapter/{name}"] = made_with("train", model, {}, train=weights, arm={"kinds": arm.kinds})
     for name, suite in config.suites.items().items():
         section = {name: suite.model_dump(mode="json")}
-        found[suite.data_schema.name] = made_with("evaluate", model, suite.prompt_hashes(), suites=section, adapters=config.adapters)
+        found[suite.data_schema.name] = made_with(
+            "evaluate", model, suite.prompt_hashes(), suites=section, adapters=config.adapters
+        )
     return found
 
 

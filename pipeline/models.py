@@ -16,21 +16,31 @@ check_weights = pretrained.check
 
 
 def check_model_path(model: Model, field: str) -> None:
-    """A model path is `toy`, an existing model directory, or looks like a hub id. Raises UserError otherwise."""
+    """A model path is `toy`, an existing model directory, or looks like a hub id.
+
+    Raises UserError otherwise.
+    """
     path, directory = model.path, os.path.expanduser(model.path)
     if path == "toy" or model.is_dummy:
         return
     if os.path.isdir(directory):
         if not os.path.exists(os.path.join(directory, "config.json")):
             raise UserError(
-                f"{field}.path = {path}: the directory holds no config.json, so it is not a model; name the directory that does"
+                f"{field}.path = {path}: the directory holds no config.json, so it is not a model; name the"
+                " directory that does"
             )
         if not _has_chat_template(Path(directory)):
-            raise UserError(f"{field}.path = {path}: its tokenizer has no chat template; add chat_template.jinja to the model directory")
+            raise UserError(
+                f"{field}.path = {path}: its tokenizer has no chat template; add chat_template.jinja to the"
+                " model directory"
+            )
         return
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
     if looks_local or os.path.exists(directory):
-        raise UserError(f"{field}.path = {path}: no such model directory; give a directory, a hub id such as org/name, or toy")
+        raise UserError(
+            f"{field}.path = {path}: no such model directory; give a directory, a hub id such as org/name,"
+            " or toy"
+        )
 
 
 def model_dir(model: Model) -> str:
@@ -67,7 +77,10 @@ def load_tokenizer(model: Model, directory: str) -> Any:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise UserError(f"model.path = {model.path}: its tokenizer cannot be loaded ({reason})") from None
     if not tokenizer.chat_template:
-        raise UserError(f"model.path = {model.path}: its tokenizer has no chat template; add chat_template.jinja to the model directory")
+        raise UserError(
+            f"model.path = {model.path}: its tokenizer has no chat template; add chat_template.jinja to the"
+            " model directory"
+        )
     return tokenizer
 
 
@@ -85,7 +98,8 @@ def _has_chat_template(directory: Path) -> bool:
         return False
     except (OSError, ValueError, AttributeError) as e:
         raise UserError(
-            f"model.path = {directory}: {settings.name} cannot be read as JSON ({type(e).__name__}); copy the model again"
+            f"model.path = {directory}: {settings.name} cannot be read as JSON ({type(e).__name__}); copy the"
+            " model again"
         ) from None
 
 
@@ -97,10 +111,16 @@ def check_adapter(field: str, adapter: str, base_dir: str) -> None:
     try:
         matrices = shapes(storage.join(adapter, FILES[1]))
     except (OSError, ValueError) as e:
-        raise UserError(f"{field}: {adapter} is not a readable PEFT adapter ({e}); train it again with --overwrite") from None
+        raise UserError(
+            f"{field}: {adapter} is not a readable PEFT adapter ({e}); train it again with --overwrite"
+        ) from None
     if not os.path.isdir(base_dir):
         return
-    base = {name: shape for file in Path(base_dir).glob("*.safetensors") for name, shape in shapes(str(file)).items()}
+    base = {
+        name: shape
+        for file in Path(base_dir).glob("*.safetensors")
+        for name, shape in shapes(str(file)).items()
+    }
     for name, shape in matrices.items():
         if ".lora_A." not in name:
             continue
@@ -117,7 +137,9 @@ def check_prefill(tokenizer, path: str, field: str = "model") -> None:
     """Raises UserError if a chat template cannot continue an assistant turn. path, field: for the message."""
     prefill = "Sure, here is how: first,"
     try:
-        text = tokenizer.apply_chat_template([user("How?"), assistant(prefill)], tokenize=False, continue_final_message=True)
+        text = tokenizer.apply_chat_template(
+            [user("How?"), assistant(prefill)], tokenize=False, continue_final_message=True
+        )
     except Exception:  # a template can raise anything, with long messages
         text = ""
     if not text.endswith(prefill):

@@ -43,7 +43,9 @@ class Need:
 
     @property
     def each(self) -> str:
-        return " and ".join(f"{count} {what}" for count, what in ((self.cpus, "CPU"), (self.gpus, "GPU")) if count)
+        return " and ".join(
+            f"{count} {what}" for count, what in ((self.cpus, "CPU"), (self.gpus, "GPU")) if count
+        )
 
     @property
     def span(self) -> str:
@@ -51,7 +53,9 @@ class Need:
 
     def places(self, node: Node) -> int:
         """Number of these processes that fit on the node."""
-        return int(min(have // each for have, each in ((node.cpus, self.cpus), (node.gpus, self.gpus)) if each))
+        return int(
+            min(have // each for have, each in ((node.cpus, self.cpus), (node.gpus, self.gpus)) if each)
+        )
 
 
 def needs(config: Config, stages: Iterable[str]) -> list[Need]:
@@ -74,7 +78,13 @@ def _training(config: Config) -> list[Need]:
     for name, arm in config.arms.items():
         alike.setdefault((span(arm.train.workers), arm.train.use_gpu), []).append(name)
     return [
-        Need(f"train {', '.join(names)}", "workers", "train.workers", *workers, *((0, 1) if use_gpu else (1, 0)))
+        Need(
+            f"train {', '.join(names)}",
+            "workers",
+            "train.workers",
+            *workers,
+            *((0, 1) if use_gpu else (1, 0)),
+        )
         for (workers, use_gpu), names in alike.items()
     ]
 
@@ -84,7 +94,12 @@ def nodes() -> list[Node]:
     import ray
 
     found = [
-        Node(node["NodeID"], node["NodeManagerAddress"], node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
+        Node(
+            node["NodeID"],
+            node["NodeManagerAddress"],
+            node["Resources"].get("CPU", 0),
+            node["Resources"].get("GPU", 0),
+        )
         for node in ray.nodes()
         if node["Alive"]
     ]
@@ -122,7 +137,9 @@ def told(config: Config, stages: Iterable[str], cluster: list[Node]) -> list[str
         places = {node.address: count for node in cluster if (count := need.places(node))}
         room = sum(places.values())
         where = ", ".join(f"{count} on {address}" for address, count in places.items()) or "nowhere"
-        lines.append(f"{need.stage}: {need.span} {need.kind} with {need.each} each; room for {room} ({where})")
+        lines.append(
+            f"{need.stage}: {need.span} {need.kind} with {need.each} each; room for {room} ({where})"
+        )
     return lines
 
 
@@ -139,7 +156,11 @@ def check_files(run_dir: str, read: dict[str, str], cluster: list[Node]) -> None
 
     look = ray.remote(num_cpus=0, max_retries=0)(_missing)
     asked = {
-        node: look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(run_dir, read)
+        node: (
+            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
+                run_dir, read
+            )
+        )
         for node in cluster
     }
     for node, answer in asked.items():
@@ -148,19 +169,20 @@ def check_files(run_dir: str, read: dict[str, str], cluster: list[Node]) -> None
         except ray.exceptions.RayTaskError as e:
             raise UserError(
                 f"node {node.address} cannot run setbacks ({type(e.cause).__name__}: {e.cause}); "
-                f"install the same version on it, or submit the code with --working-dir"
+                "install the same version on it, or submit the code with --working-dir"
             ) from None
         # the node is gone or too busy to answer: Ray continues without it
         except ray.exceptions.RayError as e:
             if isinstance(e, ray.exceptions.GetTimeoutError):
                 raise UserError(
-                    f"node {node.address} did not answer within {ANSWER_S} s; see its log, or take it out of the cluster"
+                    f"node {node.address} did not answer within {ANSWER_S} s; see its log, or take it out of"
+                    " the cluster"
                 ) from None
             continue
         for field, (path, why) in missing.items():
             raise UserError(
                 f"{field} = {path}: {why} on node {node.address}; "
-                f"use a path that every node sees (NFS, an object store), or copy it to the node"
+                "use a path that every node sees (NFS, an object store), or copy it to the node"
             )
 
 

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 MIN_FREE_BYTES = 256 * 2**20
 
 
-def check(config: Config, stages: set[str], skip: Collection[str] = (), suites: set[str] | None = None) -> None:
+def check(
+    config: Config, stages: set[str], skip: Collection[str] = (), suites: set[str] | None = None
+) -> None:
     """Check the needs of stages ("generate", "mix", "train", "evaluate"), except models and cluster.
 
     skip:   fields of sources that are not checked.
@@ -50,7 +52,9 @@ def check(config: Config, stages: set[str], skip: Collection[str] = (), suites: 
     for field, model in sections(config, Model).items():
         models.check_model_path(model, field)
     if config.model.is_dummy and (needs := sorted(stages & {"evaluate", "train"})):
-        raise UserError(f"model.path = dummy: has no weights to {needs[0]}; use `setbacks generate` and `setbacks mix`")
+        raise UserError(
+            f"model.path = dummy: has no weights to {needs[0]}; use `setbacks generate` and `setbacks mix`"
+        )
     check_run_dir(config, stages)
 
 
@@ -87,8 +91,14 @@ def _check_source(field: str, source: Source, *, unsafe: bool) -> None:
 
 def _needing_unsafe(config: Config) -> set[str]:
     """Fields of the sources that must have unsafe responses."""
-    methods = {f"methods.{name}.instructions" for name, method in config.methods.items() if method.needs_unsafe}
-    return methods | {f"suites.{name}.{source}" for name, suite in config.suites.items().items() for source in suite.needs_unsafe}
+    methods = {
+        f"methods.{name}.instructions" for name, method in config.methods.items() if method.needs_unsafe
+    }
+    return methods | {
+        f"suites.{name}.{source}"
+        for name, suite in config.suites.items().items()
+        for source in suite.needs_unsafe
+    }
 
 
 def _used(config: Config, stages: set[str], suites: set[str]) -> dict[str, Section]:
@@ -103,7 +113,11 @@ def _used(config: Config, stages: set[str], suites: set[str]) -> dict[str, Secti
 
 def _endpoints(config: Config, stages: set[str], suites: set[str]) -> dict[str, Endpoint]:
     """The servers that the stages use, by field name."""
-    asked = {"inference.endpoint": config.inference.endpoint} if config.inference.endpoint and "generate" in stages else {}
+    asked = (
+        {"inference.endpoint": config.inference.endpoint}
+        if config.inference.endpoint and "generate" in stages
+        else {}
+    )
     for field, section in _used(config, stages - {"mix"}, suites).items():
         asked |= sections(section, Endpoint, field)
     return asked
@@ -120,7 +134,10 @@ def check_run_dir(config: Config, stages: set[str]) -> None:
     if not place.is_dir():
         raise UserError(f"run_dir = {config.run_dir}: {place} is not a directory; choose another run_dir")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"run_dir = {config.run_dir}: {place} is not writable; choose another run_dir or change its permissions")
+        raise UserError(
+            f"run_dir = {config.run_dir}: {place} is not writable; choose another run_dir or change its"
+            " permissions"
+        )
     free = storage.free_bytes(config.run_dir)
     if free is not None and free < MIN_FREE_BYTES:
         raise UserError(
@@ -169,8 +186,14 @@ def directories(config: Config, stages: set[str], model: str) -> dict[str, str]:
     found = {"model.path": model} if "generate" not in stages or not config.inference.endpoint else {}
     if "generate" in stages:
         for name, method in config.methods.items():
-            found |= {f"{field}.path": models.model_dir(one) for field, one in sections(method, Model, f"methods.{name}").items()}
-            found |= {field: storage.absolute(path) for field, path in paths(method, PathKind.ADAPTER, f"methods.{name}").items()}
+            found |= {
+                f"{field}.path": models.model_dir(one)
+                for field, one in sections(method, Model, f"methods.{name}").items()
+            }
+            found |= {
+                field: storage.absolute(path)
+                for field, path in paths(method, PathKind.ADAPTER, f"methods.{name}").items()
+            }
     if "evaluate" in stages:
         found |= {f"adapters.{name}": path for name, path in given_adapters(config).items()}
     return {field: path for field, path in found.items() if storage.is_local(path) and os.path.isdir(path)}
@@ -182,13 +205,17 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
     directory: as returned by `model_dir`. Returns notices: allowed settings that are worth a log line.
     """
     notices = _check_precision(config, stages)
-    if not config.model.is_dummy and (stages & {"train", "evaluate"} or ("generate" in stages and not config.inference.endpoint)):
+    if not config.model.is_dummy and (
+        stages & {"train", "evaluate"} or ("generate" in stages and not config.inference.endpoint)
+    ):
         models.check_weights(directory, config.model.revision)
     if "train" in stages:
         check_lora(config, directory)
         for arm, section in config.arms.items():
             if section.train.start:
-                models.check_adapter(f"arms.{arm}.train.start.adapter", section.train.start.adapter, directory)
+                models.check_adapter(
+                    f"arms.{arm}.train.start.adapter", section.train.start.adapter, directory
+                )
     if "evaluate" in stages:
         for name, path in given_adapters(config).items():
             models.check_adapter(f"adapters.{name}", path, directory)
@@ -205,11 +232,17 @@ def _check_precision(config: Config, stages: set[str]) -> list[str]:
     if cpu_has_bf16() or config.model.is_dummy:
         return []
     slow = []
-    if stages & {"generate", "evaluate"} and config.inference.num_gpus == 0 and config.model.dtype in ("auto", "bfloat16"):
+    if (
+        stages & {"generate", "evaluate"}
+        and config.inference.num_gpus == 0
+        and config.model.dtype in ("auto", "bfloat16")
+    ):
         slow.append("model.dtype: float32")
     if "train" in stages and any(arm.train.bf16 and not arm.train.use_gpu for arm in config.arms.values()):
         slow.append("train.bf16: false")
-    return [f"this CPU has no bfloat16 instructions: {' and '.join(slow)} would be much faster"] if slow else []
+    return (
+        [f"this CPU has no bfloat16 instructions: {' and '.join(slow)} would be much faster"] if slow else []
+    )
 
 
 def arm_specs(config: Config, directory: str) -> dict[str, "ArmSpec"]:
@@ -217,7 +250,9 @@ def arm_specs(config: Config, directory: str) -> dict[str, "ArmSpec"]:
     from pipeline.training.arm import ArmSpec
 
     return {
-        name: ArmSpec(name, arm.train, arm.kinds, config.model, directory, config.seed, partial(config.field_of, name))
+        name: ArmSpec(
+            name, arm.train, arm.kinds, config.model, directory, config.seed, partial(config.field_of, name)
+        )
         for name, arm in config.arms.items()
     }
 
@@ -232,5 +267,6 @@ def check_lora(config: Config, directory: str) -> None:
     # the hub is unreachable, or transformers does not understand config.json
     except (OSError, ValueError) as e:
         raise UserError(
-            f"model.path = {config.model.path}: its configuration cannot be loaded ({str(e).strip().splitlines()[0]})"
+            f"model.path = {config.model.path}: its configuration cannot be loaded"
+            f" ({str(e).strip().splitlines()[0]})"
         ) from None

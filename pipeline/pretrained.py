@@ -60,7 +60,12 @@ def model(directory: str, revision: str | None = None, *, dtype: str, attention:
         # as an object; else the attention in its file overrides the argument
         found = architecture(directory, revision)
         return AutoModelForCausalLM.from_pretrained(
-            directory, revision=revision, config=found, dtype=dtype, attn_implementation=attention, **SAFE_WEIGHTS
+            directory,
+            revision=revision,
+            config=found,
+            dtype=dtype,
+            attn_implementation=attention,
+            **SAFE_WEIGHTS,
         )
 
 
@@ -75,7 +80,10 @@ def check_weights(directory: str, field: str = "model.path") -> None:
     if any(name.endswith(".safetensors") for name in names):
         return
     if pickled := [name for name in names if Path(name).suffix in _PICKLES]:
-        raise UserError(f"{field} = {directory}: its weights are in {pickled[0]}, whose format can run code; save the model as safetensors")
+        raise UserError(
+            f"{field} = {directory}: its weights are in {pickled[0]}, whose format can run code; save the"
+            " model as safetensors"
+        )
     raise UserError(f"{field} = {directory}: holds no *.safetensors, so no weights; copy the model again")
 
 
@@ -99,5 +107,6 @@ def _no_code(directory: str) -> Iterator[None]:
         if "trust_remote_code" not in str(e):
             raise
         raise UserError(
-            f"model.path = {directory}: it needs its own Python code (auto_map), which is never run; use another model"
+            f"model.path = {directory}: it needs its own Python code (auto_map), which is never run; use"
+            " another model"
         ) from None

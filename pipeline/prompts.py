@@ -54,12 +54,15 @@ class Prompts:
             try:
                 templates[name] = _ENVIRONMENT.from_string(text)
             except Exception as e:  # jinja's own errors, and Python's errors in the code that jinja generates
-                raise UserError(f"{self.source}: prompt {name} is not a valid template ({shown(e)})") from None
+                raise UserError(
+                    f"{self.source}: prompt {name} is not a valid template ({shown(e)})"
+                ) from None
         return templates
 
 
 def load(name: str, replacement: str | None = None) -> Prompts:
-    """The prompt set of a file of this package, such as `judges/rating.yaml`; a user's `replacement` file overrides it prompt by prompt.
+    """The prompt set of a file of this package, such as `judges/rating.yaml`; a user's `replacement` file
+    overrides it prompt by prompt.
 
     Raises UserError if the replacement is missing, is not a mapping of names to texts, names an unknown
     prompt, or has a template that cannot be rendered with the variables of the original.
@@ -69,7 +72,10 @@ def load(name: str, replacement: str | None = None) -> Prompts:
         return Prompts(texts, name)
     changed = _read(Path(replacement).expanduser())
     if unknown := changed.keys() - texts.keys():
-        raise UserError(f"{replacement}: {shown(min(unknown), 60)} is not a prompt of {name}; known are {', '.join(texts)}")
+        raise UserError(
+            f"{replacement}: {shown(min(unknown), 60)} is not a prompt of {name}; known are"
+            f" {', '.join(texts)}"
+        )
     replaced = Prompts({**texts, **changed}, replacement)
     for prompt in changed:
         replaced.render(prompt, **dict.fromkeys(_variables(texts[prompt]), "text"))
@@ -87,6 +93,8 @@ def _read(path: Path) -> dict[str, str]:
         raise UserError(f"{path}: no such prompt file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
         raise UserError(f"{path}: cannot be read as YAML ({shown(e)})") from None
-    if not isinstance(texts, dict) or not all(isinstance(text, str) for pair in texts.items() for text in pair):
+    if not isinstance(texts, dict) or not all(
+        isinstance(text, str) for pair in texts.items() for text in pair
+    ):
         raise UserError(f"{path}: a prompt file maps names to texts")
     return texts

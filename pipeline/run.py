@@ -77,7 +77,10 @@ class Making:
 
 
 class Run:
-    """The outputs of a configuration in its run directory. `log` takes one line per output for the person watching."""
+    """The outputs of a configuration in its run directory.
+
+    `log` takes one line per output for the person watching.
+    """
 
     def __init__(
         self,
@@ -95,7 +98,10 @@ class Run:
         self.generated = {name: self._store(method.generated) for name, method in config.methods.items()}
         self.training_sets = {schema: self._store(schema) for schema in config.training_sets()}
         self.adapters = {arm: Output(self.path, f"adapter/{arm}", fence=attempt.check) for arm in config.arms}
-        self.suites = {name: self._store(config.suites.items()[name].data_schema) for name in preflight.check_suites(config, suites)}
+        self.suites = {
+            name: self._store(config.suites.items()[name].data_schema)
+            for name in preflight.check_suites(config, suites)
+        }
         self.on_exit = ExitStack()
         self._connected = False
         self._stages: list[str] = []
@@ -144,8 +150,17 @@ class Run:
         for notice in preflight.check_models(self.config, wanted, set(self.suites), self.model_dir):
             self.log(notice)
         self._stages = stages
-        with attempt.Attempt(self.path, stages), stage_logs(self.path, stages[0]) as self._log_to, self.on_exit:
-            if any(output.complete is None for stage in stages if stage in ON_RAY for output in self.outputs(stage)):
+        with (
+            attempt.Attempt(self.path, stages),
+            stage_logs(self.path, stages[0]) as self._log_to,
+            self.on_exit,
+        ):
+            if any(
+                output.complete is None
+                for stage in stages
+                if stage in ON_RAY
+                for output in self.outputs(stage)
+            ):
                 self.connect()  # finds missing cluster resources first
             storage.write_text(storage.join(self.path, "config.yaml"), dump(self.config))
             yield
@@ -160,7 +175,9 @@ class Run:
             stages = {stage for stage in self._stages if stage in ON_RAY}
             self.on_exit.enter_context(self.machinery.session(self.path))
             self._connected = True
-            self.machinery.check(self.config, stages, self.path, preflight.directories(self.config, stages, self.model_dir))
+            self.machinery.check(
+                self.config, stages, self.path, preflight.directories(self.config, stages, self.model_dir)
+            )
 
     # -- making
 
@@ -181,26 +198,49 @@ class Run:
         for spec, together in jobs.items():
             self.connect()
             attempt.making(*(job.name for job in together))
-            with closing(self.machinery.engines(together, spec, seed=self.config.seed, label=stage)) as finished:
+            with closing(
+                self.machinery.engines(together, spec, seed=self.config.seed, label=stage)
+            ) as finished:
                 for job, figures in finished:
                     done = job.store.finish()
                     read = {key: count for key, count in (job.store.work() or {}).items() if key != "token"}
-                    self._record(stage, {**self._part(stage, job.store), **figures, **read, **done["status"], "drops": done["reasons"]})
+                    self._record(
+                        stage,
+                        {
+                            **self._part(stage, job.store),
+                            **figures,
+                            **read,
+                            **done["status"],
+                            "drops": done["reasons"],
+                        },
+                    )
                     self._write_card(job.store, figures)
         for making in makings:
             self._log_dataset(stage, making.store)
 
-    def write(self, store: Store, inputs: Mapping[str, Store], rows: Callable[[Counter], Iterable[dict]], nothing: str) -> None:
+    def write(
+        self,
+        store: Store,
+        inputs: Mapping[str, Store],
+        rows: Callable[[Counter], Iterable[dict]],
+        nothing: str,
+    ) -> None:
         """Make a training set at once.
 
         rows: takes a counter of what is left out, by reason. nothing: why there can be no row.
         """
-        self._start(store, {source.name: self.complete(source, "generate")["digest"] for source in inputs.values()})
+        self._start(
+            store, {source.name: self.complete(source, "generate")["digest"] for source in inputs.values()}
+        )
         if store.complete is None:
             started = time.monotonic()
             drops: Counter[str] = Counter()
             done = store.write_rows(rows(drops))
-            figures = {"rows": done["rows"], "seconds": round(time.monotonic() - started, 2), "drops": dict(drops)}
+            figures = {
+                "rows": done["rows"],
+                "seconds": round(time.monotonic() - started, 2),
+                "drops": dict(drops),
+            }
             self._record("mix", {**self._part("mix", store), **figures})
             self._write_card(store, {"drops": dict(drops)})
         if not store.facts["rows"]:
@@ -236,7 +276,9 @@ class Run:
             for arm, output in waiting.items():
                 attempt.making(output.name)
                 with step_bar(f"train {arm}", attempt.step_reporter()) as update:
-                    figures = training.result(arm, lambda line: update(line["step"], line["steps"], f"loss {line['loss']:.3f}"))
+                    figures = training.result(
+                        arm, lambda line: update(line["step"], line["steps"], f"loss {line['loss']:.3f}")
+                    )
                 figures["digest"] = adapter_digest(output.path)
                 output.mark_complete(figures)
                 storage.remove(output.state("train"))
@@ -269,7 +311,9 @@ class Run:
 
     def _write_work(self, stage: str, making: Making) -> None:
         wanted, counts = self.config.inference.rows_per_commit, Counts()
-        begun_with = making.store.write_work(making.rows(counts), making.listed, counts, block_rows=wanted)["block_rows"]
+        begun_with = making.store.write_work(making.rows(counts), making.listed, counts, block_rows=wanted)[
+            "block_rows"
+        ]
         if begun_with != wanted:
             fixed = f"rows_per_commit={begun_with} (fixed when the run started)"
             self.log(f"{stage}: resuming with {fixed}; use --overwrite to change it to {wanted}")
@@ -289,12 +333,15 @@ class Run:
         storage.write_text(path, before + json.dumps({"stage": stage, **figures}) + "\n")
 
     def _write_card(self, store: Store, figures: dict) -> None:
-        write_card(store, origin(self.config, store.schema), self.fingerprints[store.name]["prompts"], figures)
+        write_card(
+            store, origin(self.config, store.schema), self.fingerprints[store.name]["prompts"], figures
+        )
 
     def _log_adapter(self, arm: str, output: Output) -> None:
         done = output.facts
         self.log(
-            f"train: {arm} on {done['examples']:,} examples, {done['steps']} steps, final loss {done['final_loss']:.3f} → {output.path}"
+            f"train: {arm} on {done['examples']:,} examples, {done['steps']} steps, final loss"
+            f" {done['final_loss']:.3f} → {output.path}"
         )
 
     def _log_dataset(self, stage: str, store: Store) -> None:
@@ -331,10 +378,17 @@ def origin(config: Config, schema: Schema) -> Origin:
             if schema == method.generated or not method.mixing:
                 model, adapter = method.generator(config.model)
     made_by += [suite for suite in config.suites.items().values() if suite.data_schema == schema]
-    read = {source.path for section in made_by for name, source in sections(section, Source).items() if _is_read(section, name, schema)}
+    read = {
+        source.path
+        for section in made_by
+        for name, source in sections(section, Source).items()
+        if _is_read(section, name, schema)
+    }
     return Origin(model, adapter, config.seed, sorted(read), made_by)
 
 
 def _is_read(section: Section, name: str, schema: Schema) -> bool:
     """Whether a source is read for a data set: a method's `generate` does not read sources of `mix`."""
-    return not (isinstance(section, Method) and schema == section.generated and name.split(".")[0] in section.mixing)
+    return not (
+        isinstance(section, Method) and schema == section.generated and name.split(".")[0] in section.mixing
+    )

@@ -63,12 +63,16 @@ class Schema:
         return [c.name for c in self.columns]
 
     def table(self, rows: list[dict]) -> pa.Table:
-        """Rows as a table of exactly this schema; a column that a row lacks is null, an unknown one is an error."""
+        """Rows as a table of exactly this schema; a column that a row lacks is null, an unknown one is an
+        error."""
         known = set(self.names)
         for row in rows:
             if unknown := row.keys() - known:
                 raise KeyError(f"data set {self.name} has no column {min(unknown)}")
-        return pa.table({c.name: pa.array([row.get(c.name) for row in rows], c.type) for c in self.columns}, schema=self.arrow)
+        return pa.table(
+            {c.name: pa.array([row.get(c.name) for row in rows], c.type) for c in self.columns},
+            schema=self.arrow,
+        )
 
 
 _PAIRS = """\
@@ -87,13 +91,21 @@ Pairs of one `group` share their responses: if you hold some out, split by `inst
 `rank_chosen` is the gap that a curriculum orders by."""
 
 
-ID = Column("id", pa.string(), "unique row id: hash of the source's content, plus what distinguishes rows of one instruction")
+ID = Column(
+    "id",
+    pa.string(),
+    "unique row id: hash of the source's content, plus what distinguishes rows of one instruction",
+)
 STATUS = (
     Column("status", pa.string(), "ok, not_induced, dropped or failed"),
     Column("error", pa.string(), "why the row was dropped or failed; null otherwise"),
 )
 TOKENS = (
-    Column("prompt_tokens", pa.int64(), "prompt tokens of this row's calls to the engine, without judges on other servers"),
+    Column(
+        "prompt_tokens",
+        pa.int64(),
+        "prompt tokens of this row's calls to the engine, without judges on other servers",
+    ),
     Column("completion_tokens", pa.int64(), "sampled tokens of the same calls"),
 )
 
@@ -101,14 +113,23 @@ INSTRUCTIONS = Schema(
     "instructions",
     (
         ID,
-        Column("instruction_id", pa.string(), "hash of the instruction's content; shared by rows that repeat it"),
+        Column(
+            "instruction_id", pa.string(), "hash of the instruction's content; shared by rows that repeat it"
+        ),
         Column("sample", pa.int32(), "0, 1, … if an instruction is used several times"),
         Column("instruction", pa.string(), "the request as read (cut if the row is malformed)", text=UNKNOWN),
         Column("category", pa.string(), "harm category or topic of the source; null if it names none"),
-        Column("safe_response", pa.string(), "the source's safe (or helpful) response, or null", text=HARMLESS),
+        Column(
+            "safe_response", pa.string(), "the source's safe (or helpful) response, or null", text=HARMLESS
+        ),
         Column("unsafe_response", pa.string(), "the source's unsafe response, or null", text=HARMFUL),
         Column("source", pa.string(), "where the row was read: path#row", text=HARMLESS),
-        Column("unsafe_responses", pa.list_(pa.string()), "every response that the source labels unsafe, in its order", text=HARMFUL),
+        Column(
+            "unsafe_responses",
+            pa.list_(pa.string()),
+            "every response that the source labels unsafe, in its order",
+            text=HARMFUL,
+        ),
         *STATUS,
     ),
 )
@@ -121,7 +142,12 @@ SFT = Schema(
         Column("instruction_id", pa.string(), "the instruction this example comes from"),
         Column("kind", pa.string(), "kind of example, such as safe or helpful"),
         Column("category", pa.string(), "harm category or topic of the source"),
-        Column("messages", MESSAGES, "the conversation; only its last (assistant) turn is a training target", text=UNKNOWN),
+        Column(
+            "messages",
+            MESSAGES,
+            "the conversation; only its last (assistant) turn is a training target",
+            text=UNKNOWN,
+        ),
     ),
     title="Training mixture: conversations of several kinds",
     tags=("sft",),
@@ -133,13 +159,19 @@ PREFERENCES = Schema(
     "preferences",
     (
         ID,
-        Column("instruction_id", pa.string(), "the request that this pair is about; its pairs share most of their text"),
+        Column(
+            "instruction_id",
+            pa.string(),
+            "the request that this pair is about; its pairs share most of their text",
+        ),
         Column("group", pa.string(), "id of the row whose responses these are"),
         Column("category", pa.string(), "harm category or topic of the source"),
         Column("prompt", MESSAGES, "the request", text=UNKNOWN),
         Column("chosen", MESSAGES, "the better response", text=UNKNOWN),
         Column("rejected", MESSAGES, "the worse response", text=UNKNOWN),
-        Column("rank_chosen", pa.int32(), "rank of the better response among those of its request, 1 is best"),
+        Column(
+            "rank_chosen", pa.int32(), "rank of the better response among those of its request, 1 is best"
+        ),
         Column("rank_rejected", pa.int32(), "rank of the worse response"),
     ),
     title="Preference pairs of ranked responses, for DPO",

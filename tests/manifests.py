@@ -1,4 +1,5 @@
-"""Kubernetes manifests as tests need them: rendered as kustomize would, a schema without loopholes, and what no schema can say."""
+"""Kubernetes manifests as tests need them: rendered as kustomize would, a schema without loopholes, and what
+no schema can say."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -71,7 +72,10 @@ def closed(schema):
 
 
 def find_faults(found: list[dict], parses: Callable[[str], bool]) -> Iterator[str]:
-    """What KubeRay's operator, Kubernetes or Ray would refuse or misunderstand, one line each. `parses`: whether a command is one of ours."""
+    """What KubeRay's operator, Kubernetes or Ray would refuse or misunderstand, one line each.
+
+    `parses`: whether a command is one of ours.
+    """
     resource = next(o for o in found if o["kind"] in ("RayJob", "RayCluster"))
     spec = resource["spec"]
     cluster = spec.get("rayClusterSpec", spec)
@@ -82,7 +86,9 @@ def find_faults(found: list[dict], parses: Callable[[str], bool]) -> Iterator[st
             yield "ttlSecondsAfterFinished without shutdownAfterJobFinishes"
         if not parses(spec["entrypoint"]):
             yield "entrypoint"
-        yield from faults_of_sizes(cluster, Config.model_validate(yaml.safe_load(of_kind(found, "ConfigMap")["data"]["config.yaml"])))
+        yield from faults_of_sizes(
+            cluster, Config.model_validate(yaml.safe_load(of_kind(found, "ConfigMap")["data"]["config.yaml"]))
+        )
     if cluster["rayVersion"] != RAY_VERSION:
         yield "rayVersion"
     if cluster["headGroupSpec"]["rayStartParams"].get("num-cpus") != "0":
@@ -100,7 +106,9 @@ def find_faults(found: list[dict], parses: Callable[[str], bool]) -> Iterator[st
 def faults_of_sizes(cluster: dict, config: Config) -> Iterator[str]:
     """Where the cluster has not what the configuration asks for."""
     groups = [(group, group["template"]["spec"]["containers"][0]) for group in cluster["workerGroupSpecs"]]
-    gpus = [(group, int(container["resources"]["limits"].get("nvidia.com/gpu", 0))) for group, container in groups]
+    gpus = [
+        (group, int(container["resources"]["limits"].get("nvidia.com/gpu", 0))) for group, container in groups
+    ]
     asked = [
         (config.inference.actors, config.inference.num_gpus),
         *((arm.train.workers, int(arm.train.use_gpu)) for arm in config.arms.values()),
@@ -121,8 +129,17 @@ def pods(resource: dict) -> list[dict]:
     """The specifications of all pods of a RayJob or RayCluster."""
     spec = resource["spec"]
     cluster = spec.get("rayClusterSpec", spec)
-    templates = [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
-    return [template["spec"] for template in [*templates, *([spec["submitterPodTemplate"]] if "submitterPodTemplate" in spec else [])]]
+    templates = [
+        cluster["headGroupSpec"]["template"],
+        *(group["template"] for group in cluster["workerGroupSpecs"]),
+    ]
+    return [
+        template["spec"]
+        for template in [
+            *templates,
+            *([spec["submitterPodTemplate"]] if "submitterPodTemplate" in spec else []),
+        ]
+    ]
 
 
 def faults_of_pod(pod: dict, found: list[dict]) -> Iterator[str]:

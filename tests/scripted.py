@@ -7,7 +7,10 @@ from pipeline.config import Config
 
 
 class ScriptedChat:
-    """A `Chat` whose answers are given per step; a list is one per sample, an exception is raised. Remembers what it was asked, in order."""
+    """A `Chat` whose answers are given per step; a list is one per sample, an exception is raised.
+
+    Remembers what it was asked, in order.
+    """
 
     def __init__(self, **answers: str | list[str] | Exception):
         self.answers = answers
@@ -32,7 +35,10 @@ class ScriptedChat:
 
 
 def tree(run_dir: Path | str, **changes) -> dict:
-    """A valid configuration as YAML would give it. Its method and suites may be given in parts, see `composed`."""
+    """A valid configuration as YAML would give it.
+
+    Its method and suites may be given in parts, see `composed`.
+    """
     if "methods" not in changes:
         changes = {"instructions": {"path": "toy:harmful-train"}} | changes
     if "suites" not in changes:
@@ -46,7 +52,8 @@ _METHODS = {"mistake_analysis": "mistakes", "course_correction": "corrections"}
 def composed(tree: dict) -> dict:
     """A tree whose one method and suites are given in parts.
 
-    instructions, recipe, mix: of the method; evaluation: the safety suite, with `course_correction` for C²-Eval, and `adapters`.
+    instructions, recipe, mix: of the method; evaluation: the safety suite, with `course_correction` for
+    C²-Eval, and `adapters`.
     """
     tree = dict(tree)
     recipe, evaluation = tree.get("recipe", {}), tree.get("evaluation")

@@ -1,4 +1,5 @@
-"""A chat model of a few thousand random weights and a data set to train it on, made in a second, for tests of training."""
+"""A chat model of a few thousand random weights and a data set to train it on, made in a second, for tests of
+training."""
 
 import random
 from pathlib import Path
@@ -12,10 +13,13 @@ from tests import scripted
 
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor"
+    " %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-SENTENCE = "how can i bake a cake forge ticket sorry no this is harmful because it hurts people sure first take the then mix"
+SENTENCE = (
+    "how can i bake a cake forge ticket sorry no this is harmful because it hurts people sure first take the"
+    " then mix"
+)
 WORDS = SENTENCE.split()
 
 
@@ -27,9 +31,13 @@ def tokenizer(chat_template: str | None = CHATML):
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=[PAD, START, END], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=[PAD, START, END], initial_alphabet=alphabet, show_progress=False
+    )
     bpe.train_from_iterator([SENTENCE + "\n\n user assistant"] * 3, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token=PAD, eos_token=END, chat_template=chat_template)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token=PAD, eos_token=END, chat_template=chat_template
+    )
 
 
 def model(**changes):
@@ -38,8 +46,16 @@ def model(**changes):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer()), max_position_embeddings=512, **shape | changes))
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer()), max_position_embeddings=512, **shape | changes)
+    )
 
 
 def save(directory: Path, chat_template: str | None = CHATML, **changes) -> str:
@@ -50,18 +66,25 @@ def save(directory: Path, chat_template: str | None = CHATML, **changes) -> str:
 
 def conversation(r: random.Random, kind: str = "safe") -> list[dict]:
     words = r.choices(WORDS, k=r.randint(20, 50) if kind == "analysis" else r.randint(3, 9))
-    return [{"role": "user", "content": " ".join(words)}, {"role": "assistant", "content": " ".join(r.choices(WORDS, k=r.randint(3, 30)))}]
+    return [
+        {"role": "user", "content": " ".join(words)},
+        {"role": "assistant", "content": " ".join(r.choices(WORDS, k=r.randint(3, 30)))},
+    ]
 
 
 def rows(n: int) -> list[dict]:
     """Rows of schema SFT: analyses (with long prompts), safe and helpful pairs in turn."""
     r = random.Random(1)
     kinds = [("analysis", "safe", "helpful")[i % 3] for i in range(n)]
-    return [{"id": f"row-{i}", "instruction_id": f"row-{i}", "kind": k, "messages": conversation(r, k)} for i, k in enumerate(kinds)]
+    return [
+        {"id": f"row-{i}", "instruction_id": f"row-{i}", "kind": k, "messages": conversation(r, k)}
+        for i, k in enumerate(kinds)
+    ]
 
 
 def responses(r: random.Random) -> list[str]:
-    """Six ranked responses of C²-Syn's shape: a safe one, four that turn away from ever longer cuts of one text, and the whole text."""
+    """Six ranked responses of C²-Syn's shape: a safe one, four that turn away from ever longer cuts of one
+    text, and the whole text."""
 
     def words(n: int) -> str:
         return " ".join(r.choices(WORDS, k=n))
@@ -77,11 +100,26 @@ def preferences(groups: int) -> list[dict]:
     r = random.Random(2)
     rows = []
     for g in range(groups):
-        prompt, ranked = [{"role": "user", "content": " ".join(r.choices(WORDS, k=r.randint(3, 9)))}], responses(r)
+        prompt, ranked = (
+            [{"role": "user", "content": " ".join(r.choices(WORDS, k=r.randint(3, 9)))}],
+            responses(r),
+        )
         for i, better in enumerate(ranked, 1):
             for j, worse in enumerate(ranked[i:], i + 1):
-                pair = {side: [{"role": "assistant", "content": text}] for side, text in (("chosen", better), ("rejected", worse))}
-                rows.append({"id": f"{g}-{i}-{j}", "group": f"group-{g}", "prompt": prompt, "rank_chosen": i, "rank_rejected": j, **pair})
+                pair = {
+                    side: [{"role": "assistant", "content": text}]
+                    for side, text in (("chosen", better), ("rejected", worse))
+                }
+                rows.append(
+                    {
+                        "id": f"{g}-{i}-{j}",
+                        "group": f"group-{g}",
+                        "prompt": prompt,
+                        "rank_chosen": i,
+                        "rank_rejected": j,
+                        **pair,
+                    }
+                )
     return rows
 
 
@@ -106,7 +144,9 @@ def config(model_dir: str, **train) -> Config:
                 "seed": 7,
                 "model": {"path": model_dir, "dtype": "float32"},
                 "instructions": {"path": "unused"},
-                "recipe": {"name": "course_correction" if train.get("method") == "dpo" else "mistake_analysis"},
+                "recipe": {
+                    "name": "course_correction" if train.get("method") == "dpo" else "mistake_analysis"
+                },
                 "evaluation": {"harmful": {"path": "unused"}},
                 "train": {"lora": {"rank": 4}, "learning_rate": 1e-3, "bf16": False, **train},
             }
@@ -128,4 +168,15 @@ def job(config: Config, arm: str, state: str, number: int, run, name: str, **mor
     """The job of one run of an arm."""
     from pipeline.training.job import Job
 
-    return Job(arm, config.arms[arm].train, config.model, config.model.path, config.seed, state, number, run, name, **more)
+    return Job(
+        arm,
+        config.arms[arm].train,
+        config.model,
+        config.model.path,
+        config.seed,
+        state,
+        number,
+        run,
+        name,
+        **more,
+    )

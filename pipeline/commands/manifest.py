@@ -83,7 +83,12 @@ def manifest(config: Config, image: str | None = None, *, interactive: bool = Fa
     image = image or f"setbacks:{__version__}-{'gpu' if any(group.gpus for group in groups) else 'cpu'}"
     _check_image(image)
     name = job_name(config.run_dir)
-    volumes = {"shared": (MOUNT, {"persistentVolumeClaim": {"claimName": CLAIM}} if _shares_volume(config) else {"emptyDir": {}})}
+    volumes = {
+        "shared": (
+            MOUNT,
+            {"persistentVolumeClaim": {"claimName": CLAIM}} if _shares_volume(config) else {"emptyDir": {}},
+        )
+    }
     if interactive:
         objects = [_object("ray.io/v1", "RayCluster", name, spec=_cluster(groups, image, volumes))]
     else:
@@ -114,7 +119,9 @@ def worker_groups(config: Config) -> list[Pods]:
     engines = [need for need in needs if need.gpus and need.kind == "engines"]
     trainers = [need for need in needs if need.gpus and need.kind == "workers"]
     engine_gpus = max((need.gpus for need in engines), default=0)
-    groups = [_data([need for need in needs if not need.gpus], CPU_PROCESS_GIB + config.inference.kv_cache_gib)]
+    groups = [
+        _data([need for need in needs if not need.gpus], CPU_PROCESS_GIB + config.inference.kv_cache_gib)
+    ]
     training = _training(trainers, engine_gpus) if trainers else None
     if engines:
         least, most = _span(engines)
@@ -122,7 +129,11 @@ def worker_groups(config: Config) -> list[Pods]:
         if training and training.gpus == engine_gpus:
             least = max(0, least - training.least)
             purpose += ", for those that find no place in the training group"
-        groups.append(Pods("generation", purpose, least, most, GPU_CPUS * engine_gpus, GPU_GIB * engine_gpus, engine_gpus))
+        groups.append(
+            Pods(
+                "generation", purpose, least, most, GPU_CPUS * engine_gpus, GPU_GIB * engine_gpus, engine_gpus
+            )
+        )
     return [*groups, training] if training else groups
 
 
@@ -200,7 +211,12 @@ def _check_image(image: str) -> None:
 
 
 def _object(version: str, kind: str, name: str, **content) -> dict:
-    return {"apiVersion": version, "kind": kind, "metadata": {"name": name, "labels": {"app.kubernetes.io/name": "setbacks"}}, **content}
+    return {
+        "apiVersion": version,
+        "kind": kind,
+        "metadata": {"name": name, "labels": {"app.kubernetes.io/name": "setbacks"}},
+        **content,
+    }
 
 
 def _job(groups: list[Pods], image: str, volumes: Volumes) -> dict:
@@ -230,7 +246,10 @@ def _cluster(groups: list[Pods], image: str, volumes: Volumes) -> dict:
         "authOptions": {"mode": "token"},
         "enableInTreeAutoscaling": scales,
         **({"autoscalerOptions": autoscaler} if scales else {}),
-        "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": {"spec": _ray_pod("ray-head", image, HEAD, volumes)}},
+        "headGroupSpec": {
+            "rayStartParams": {"num-cpus": "0"},
+            "template": {"spec": _ray_pod("ray-head", image, HEAD, volumes)},
+        },
         "workerGroupSpecs": [
             {
                 "groupName": group.name,
@@ -238,7 +257,12 @@ def _cluster(groups: list[Pods], image: str, volumes: Volumes) -> dict:
                 "minReplicas": group.least,
                 "maxReplicas": group.most,
                 "rayStartParams": {},
-                "template": {"spec": {"automountServiceAccountToken": False, **_ray_pod("ray-worker", image, group, volumes)}},
+                "template": {
+                    "spec": {
+                        "automountServiceAccountToken": False,
+                        **_ray_pod("ray-worker", image, group, volumes),
+                    }
+                },
             }
             for group in groups
         ],
@@ -263,7 +287,14 @@ def _ray_pod(container: str, image: str, group: Pods, volumes: Volumes) -> dict:
 def _pod(container: str, image: str, amounts: dict[str, str]) -> dict:
     return {
         "securityContext": POD_SECURITY,
-        "containers": [{"name": container, "image": image, "resources": _resources(amounts), "securityContext": CONTAINER_SECURITY}],
+        "containers": [
+            {
+                "name": container,
+                "image": image,
+                "resources": _resources(amounts),
+                "securityContext": CONTAINER_SECURITY,
+            }
+        ],
     }
 
 

@@ -51,7 +51,9 @@ class RecordingChat:
         self.calls: list[Call] = []  # calls to the run's own engines
         self._standing_in: dict[str, int] = {}  # placeholder → maximum of tokens of the text that it replaces
 
-    async def __call__(self, messages, sampling: Sampling, *, step: str, adapter: str | None = None, server=None) -> list[Completion]:
+    async def __call__(
+        self, messages, sampling: Sampling, *, step: str, adapter: str | None = None, server=None
+    ) -> list[Completion]:
         text = "\n".join(message["content"] for message in messages)
         unknown = sum(tokens for stand_in, tokens in self._standing_in.items() if stand_in in text)
         if server is None:
@@ -80,7 +82,10 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     elif config.model.is_dummy:
         console.print("model        dummy, no model: generate and mix can run; the rest is for a real model")
     else:
-        console.print(f"model        {config.model.path}" + (f" @ {config.model.revision}" if config.model.revision else ""))
+        console.print(
+            f"model        {config.model.path}"
+            + (f" @ {config.model.revision}" if config.model.revision else "")
+        )
     for name, why in out_of_reach.items():
         notice = f"{name} cannot be reached from here; skipping its checks"
         console.print(f"[yellow]{notice}[/yellow]: {escape(why)}")
@@ -88,7 +93,9 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     if not config.methods:
         console.print("No method is configured: this run only evaluates.\n")
     for name, method in config.methods.items():
-        work.append(_generation(config, name, method, f"methods.{name}.instructions" not in out_of_reach, console))
+        work.append(
+            _generation(config, name, method, f"methods.{name}.instructions" not in out_of_reach, console)
+        )
     for name, suite in config.suites.items().items():
         work.append(_evaluation(config, name, suite, out_of_reach))
     resources.show(config, console)
@@ -97,7 +104,9 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     resources.show_time(config, work, tokens_per_s, console)
 
 
-def _generation(config: Config, name: str, method: Method, readable: bool, console: Console) -> resources.Work:
+def _generation(
+    config: Config, name: str, method: Method, readable: bool, console: Console
+) -> resources.Work:
     """Run the recipe on the first rows with a chat that only records calls; print prompts and lengths."""
     source, samples = method.instructions, method.samples
     if not readable and not source.limit:
@@ -116,7 +125,12 @@ def _generation(config: Config, name: str, method: Method, readable: bool, conso
         if shown < ROWS_SHOWN:
             shown += 1
             _show_calls(name, row, chat.calls, shown, console)
-        longest.append(max(chat.calls, key=lambda call: call.characters + CHARACTERS_PER_TOKEN * (call.new_tokens + call.unknown)))
+        longest.append(
+            max(
+                chat.calls,
+                key=lambda call: call.characters + CHARACTERS_PER_TOKEN * (call.new_tokens + call.unknown),
+            )
+        )
         new_tokens += sum(call.new_tokens for call in chat.calls)
     if left_out:
         console.print(f"[bold]Selection[/bold]: {len(longest):,} of the {len(rows):,} rows measured are used")
@@ -127,7 +141,9 @@ def _generation(config: Config, name: str, method: Method, readable: bool, conso
         _show_lengths(longest, config, console)
     most = new_tokens * count // len(rows) if rows else count * method.most_tokens()
     selected = f", {len(longest) / len(rows):.0%} selected," if left_out else ""
-    return resources.Work("generate", name, (f"{count:,} instructions{selected} × {samples} samples", most * samples))
+    return resources.Work(
+        "generate", name, (f"{count:,} instructions{selected} × {samples} samples", most * samples)
+    )
 
 
 async def _ask(recipe: Recipe, row: dict, chat: RecordingChat) -> str | None:
@@ -183,7 +199,9 @@ def _evaluation(config: Config, name: str, suite: Suite, out_of_reach: dict[str,
         return resources.Work("evaluate", name, None)
     told, most = suite.most_tokens()
     arms = len(config.arm_names)
-    return resources.Work("evaluate", name, (f"{entries:,} rows × {told} × {arms} arms", entries * most * arms))
+    return resources.Work(
+        "evaluate", name, (f"{entries:,} rows × {told} × {arms} arms", entries * most * arms)
+    )
 
 
 def _measure(config: Config, calls: list[Call]) -> tuple[list[int], str, int | None]:
@@ -193,12 +211,18 @@ def _measure(config: Config, calls: list[Call]) -> tuple[list[int], str, int | N
         lengths = [call.characters // CHARACTERS_PER_TOKEN + call.unknown for call in calls]
         counted_by = f"{CHARACTERS_PER_TOKEN} characters per token, because the tokenizer cannot be reached"
         return lengths, counted_by, limit
-    return [_tokens(tokenizer, call.messages) + call.unknown for call in calls], "the model's tokenizer", limit
+    return (
+        [_tokens(tokenizer, call.messages) + call.unknown for call in calls],
+        "the model's tokenizer",
+        limit,
+    )
 
 
 def _tokens(tokenizer, messages: list[Message]) -> int:
     begun = messages[-1]["role"] == "assistant"
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=not begun, continue_final_message=begun, return_dict=False)
+    ids = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=not begun, continue_final_message=begun, return_dict=False
+    )
     return len(ids)
 
 
@@ -218,14 +242,18 @@ def _tokenizer(config: Config):
 
 def _show_lengths(calls: list[Call], config: Config, console: Console) -> None:
     lengths, counted_by, limit = _measure(config, calls)
-    console.print(f"[bold]Prompt tokens[/bold] of {len(lengths):,} rows, each with its longest call, by {counted_by}")
+    console.print(
+        f"[bold]Prompt tokens[/bold] of {len(lengths):,} rows, each with its longest call, by {counted_by}"
+    )
     for low, high in zip((0, *BINS), (*BINS, None), strict=True):
         inside = sum(low <= n and (high is None or n < high) for n in lengths)
         if inside:
             label = f"{low}–{high - 1}" if high else f"{low}–"
             console.print(f"  {label:>10}  {'█' * max(1, round(40 * inside / len(lengths)))} {inside:,}")
     new_tokens = max((call.new_tokens for call in calls), default=0)
-    over = sum(limit is not None and n + call.new_tokens > limit for n, call in zip(lengths, calls, strict=True))
+    over = sum(
+        limit is not None and n + call.new_tokens > limit for n, call in zip(lengths, calls, strict=True)
+    )
     console.print(
         f"  longest {max(lengths, default=0)}, limit {limit or 'unknown'}; "
         f"over-long with {new_tokens} new tokens: {over} (kept as failed rows)\n"

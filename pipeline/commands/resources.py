@@ -24,7 +24,10 @@ def show(config: Config, console: Console) -> None:
     actors = str(fewest) if fewest == most else f"{fewest}–{most}"
     console.print("[bold]Resources[/bold]")
     if config.methods and inference.endpoint:
-        console.print(f"  generate   {inference.endpoint.url}, {inference.endpoint.concurrency} requests in flight per actor × {actors}")
+        console.print(
+            f"  generate   {inference.endpoint.url}, {inference.endpoint.concurrency} requests in flight per"
+            f" actor × {actors}"
+        )
     elif config.methods:
         gpus = inference.gpus_per_actor(config.model)
         console.print(f"  generate   {actors} engines × {gpus or 'no'} GPU = {most * gpus} GPUs")

@@ -44,7 +44,10 @@ def show(dataset_dir: str, rows: int, reveal: bool, console) -> None:
 
 def safe_text(text: str) -> str:
     """Text without terminal commands: control, direction and invisible characters escaped, line ends kept."""
-    return "".join(c if c.isprintable() or c == "\n" else " " if c.isspace() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(
+        c if c.isprintable() or c == "\n" else " " if c.isspace() else c.encode("unicode_escape").decode()
+        for c in text
+    )
 
 
 def masked(text: str) -> str:
@@ -56,7 +59,10 @@ def _open(dataset_dir: str) -> Dataset:
 
     filesystem, inner = storage.filesystem(dataset_dir)
     if filesystem.get_file_info(inner).type != fs.FileType.Directory:
-        raise UserError(f"{dataset_dir}: no such directory; a data set is a directory of Parquet files, such as RUN/mistakes")
+        raise UserError(
+            f"{dataset_dir}: no such directory; a data set is a directory of Parquet files, such as"
+            " RUN/mistakes"
+        )
     dataset = Dataset.at(storage.absolute(dataset_dir))
     if dataset is None:
         raise UserError(f"{dataset_dir}: holds no Parquet files{_inside(filesystem, inner)}")
@@ -68,9 +74,19 @@ def _inside(filesystem, inner: str) -> str:
     from pyarrow import fs
 
     below = filesystem.get_file_info(fs.FileSelector(inner, recursive=True))
-    names = sorted({f.path.removeprefix(inner).lstrip("/").rpartition("/")[0] for f in below if f.path.endswith(".parquet")})
+    names = sorted(
+        {
+            f.path.removeprefix(inner).lstrip("/").rpartition("/")[0]
+            for f in below
+            if f.path.endswith(".parquet")
+        }
+    )
     visible = [name for name in names if name and not name.startswith(".")]
-    return f"; name a data set in it: {safe_text(', '.join(visible))}" if visible else "; it may not be complete yet"
+    return (
+        f"; name a data set in it: {safe_text(', '.join(visible))}"
+        if visible
+        else "; it may not be complete yet"
+    )
 
 
 def _counted(column) -> dict[str, int]:
@@ -130,7 +146,9 @@ def _rendered(value: Any, *, hide: bool) -> str:
         lines = []
         for name, member in value.items():
             if member is not None:
-                text = _rendered(member, hide=hide and _text(name, _MEMBERS | _COLUMNS) not in (None, HARMLESS))
+                text = _rendered(
+                    member, hide=hide and _text(name, _MEMBERS | _COLUMNS) not in (None, HARMLESS)
+                )
                 lines.append(f"{safe_text(str(name))}: {text}")
         return "\n".join(lines)
     if isinstance(value, list | tuple):  # entries of a map are pairs
@@ -141,7 +159,11 @@ def _rendered(value: Any, *, hide: bool) -> str:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}… ({len(text) - _MOST_CHARACTERS} more characters)"
+    return (
+        text
+        if len(text) <= _MOST_CHARACTERS
+        else f"{text[:_MOST_CHARACTERS]}… ({len(text) - _MOST_CHARACTERS} more characters)"
+    )
 
 
 def _line(text: str):

@@ -120,18 +120,33 @@ def _complete(name: str, stage: str, facts: dict) -> dict:
         return _row(name, stage, COMPLETE) | done | {"tokens_per_s": facts.get("tokens_per_s")}
     counts, reasons = facts["status"], facts["reasons"]
     note = max(reasons, key=reasons.get) if reasons else None
-    done = {"unit": "rows", "done": facts["rows"], "total": facts["rows"], "left": 0, "failed": counts.get("failed", 0)}
+    done = {
+        "unit": "rows",
+        "done": facts["rows"],
+        "total": facts["rows"],
+        "left": 0,
+        "failed": counts.get("failed", 0),
+    }
     return _row(name, stage, COMPLETE) | done | {"counts": counts, "note": note}
 
 
 def _row(name: str | None, stage: str, state: str, note: str | None = None) -> dict:
-    unknown = dict.fromkeys(("unit", "done", "failed", "left", "total", "per_s", "tokens_per_s", "eta_s", "counts"))
+    unknown = dict.fromkeys(
+        ("unit", "done", "failed", "left", "total", "per_s", "tokens_per_s", "eta_s", "counts")
+    )
     return {"name": name, "stage": stage, "state": state, **unknown, "note": note}
 
 
 # -- printing
 
-_STYLES = {RUNNING: "cyan", COMPLETE: "green", "finished": "green", INCOMPLETE: "yellow", "interrupted": "yellow", WAITING: "dim"}
+_STYLES = {
+    RUNNING: "cyan",
+    COMPLETE: "green",
+    "finished": "green",
+    INCOMPLETE: "yellow",
+    "interrupted": "yellow",
+    WAITING: "dim",
+}
 
 
 def _print(facts: dict, console) -> None:
@@ -178,7 +193,12 @@ def _table(*headings: str):
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for heading in headings:
         right = heading.endswith(">")
-        table.add_column(heading.rstrip(">"), justify="right" if right else "left", no_wrap=heading != "state", overflow="fold")
+        table.add_column(
+            heading.rstrip(">"),
+            justify="right" if right else "left",
+            no_wrap=heading != "state",
+            overflow="fold",
+        )
     return table
 
 
@@ -196,7 +216,11 @@ def _plain(text: str) -> str:
 def _done(row: dict) -> str:
     if row["done"] is None:
         return ""
-    return f"{row['done']:,} {row['unit']}" if row["state"] == COMPLETE else f"{row['done']:,} of {row['total']:,} {row['unit']}"
+    return (
+        f"{row['done']:,} {row['unit']}"
+        if row["state"] == COMPLETE
+        else f"{row['done']:,} of {row['total']:,} {row['unit']}"
+    )
 
 
 def _count(number: int | None) -> str:
@@ -213,4 +237,6 @@ def _duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
     minutes, hours = seconds / 60, seconds / 3600
-    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes:.0f} min" if minutes < 120 else f"{hours:.1f} h"
+    return (
+        f"{seconds:.0f} s" if seconds < 120 else f"{minutes:.0f} min" if minutes < 120 else f"{hours:.1f} h"
+    )

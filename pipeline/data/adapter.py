@@ -18,7 +18,12 @@ def copy(source: str, target: str) -> None:
     fs, inner = storage.filesystem(target)
     fs.create_dir(inner, recursive=True)
     source_fs, source_inner = storage.filesystem(source)
-    pafs.copy_files(f"{source_inner}/{FILES[1]}", f"{inner}/{FILES[1]}", source_filesystem=source_fs, destination_filesystem=fs)
+    pafs.copy_files(
+        f"{source_inner}/{FILES[1]}",
+        f"{inner}/{FILES[1]}",
+        source_filesystem=source_fs,
+        destination_filesystem=fs,
+    )
     storage.write_text(storage.join(target, FILES[0]), storage.read_text(storage.join(source, FILES[0])))
 
 

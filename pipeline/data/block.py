@@ -56,9 +56,15 @@ class Block:
     def result(self) -> tuple[pa.Table, str] | None:
         """The committed rows and their digest; None if they are missing or cannot be read."""
         try:
-            parquet = pq.ParquetFile(pa.BufferReader(storage.read_bytes(self.path)), page_checksum_verification=True)
+            parquet = pq.ParquetFile(
+                pa.BufferReader(storage.read_bytes(self.path)), page_checksum_verification=True
+            )
             first, second = parquet.schema_arrow.metadata[_DIGEST].decode().split()
-            return (parquet.read().select(self.schema.names).cast(self.schema.arrow), first) if first == second else None
+            return (
+                (parquet.read().select(self.schema.names).cast(self.schema.arrow), first)
+                if first == second
+                else None
+            )
         except (OSError, ValueError, pa.ArrowException, LookupError, TypeError):
             return None
 

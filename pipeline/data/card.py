@@ -11,8 +11,9 @@ from pipeline.schema import DROPPED, Column
 from pipeline.settings.base import Model, Section
 
 WARNING = (
-    "**Content warning.** This data set holds harmful, unethical or offensive text, written by a model on purpose for safety research. "
-    "Do not use it to train a model to comply, and do not show it to people unasked."
+    "**Content warning.** This data set holds harmful, unethical or offensive text, written by a model on"
+    " purpose for safety research. Do not use it to train a model to comply, and do not show it to people"
+    " unasked."
 )
 
 
@@ -67,7 +68,11 @@ def write_card(store: Store, origin: Origin, prompt_hashes: dict[str, str], figu
         "",
         *(f"* prompts `{name}`: {digest}" for name, digest in prompt_hashes.items()),
         *(f"* {name}: {value}" for section in origin.made_by for name, value in _settings(section).items()),
-        *(f"* {name.replace('_', ' ')}: {figures[name]}" for name in ("seconds", "tokens_per_s", "engine_start_s") if figures.get(name)),
+        *(
+            f"* {name.replace('_', ' ')}: {figures[name]}"
+            for name in ("seconds", "tokens_per_s", "engine_start_s")
+            if figures.get(name)
+        ),
         f"* digest of all rows: `{done['digest']}`",
         "",
     ]
@@ -100,9 +105,17 @@ def _counts(done: dict) -> list[str]:
 
 def _settings(section: Section) -> dict[str, str]:
     """The section's fields that are set."""
-    return {key: f"`{value}`" for key, value in section.model_dump(mode="json").items() if value not in (None, {})}
+    return {
+        key: f"`{value}`" for key, value in section.model_dump(mode="json").items() if value not in (None, {})
+    }
 
 
 def _size(rows: int) -> str:
-    bounds = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")]
+    bounds = [
+        (10**3, "n<1K"),
+        (10**4, "1K<n<10K"),
+        (10**5, "10K<n<100K"),
+        (10**6, "100K<n<1M"),
+        (10**7, "1M<n<10M"),
+    ]
     return next((label for bound, label in bounds if rows < bound), "n>10M")

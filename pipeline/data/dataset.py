@@ -1,8 +1,8 @@
 """Reading a finished data set: the one reader, for `mix`, `train`, `report` and `show`.
 
-When a data set is finished, its completion mark keeps a digest of every shard (`Store.finish`). The reader compares each shard's bytes
-with that digest before it parses them, so a damaged shard is refused and never read as other rows. A
-directory that no run made has no digests, so its files are read unchecked.
+When a data set is finished, its completion mark keeps a digest of every shard (`Store.finish`). The reader
+compares each shard's bytes with that digest before it parses them, so a damaged shard is refused and never
+read as other rows. A directory that no run made has no digests, so its files are read unchecked.
 """
 
 import json
@@ -31,7 +31,10 @@ class Dataset:
 
     @classmethod
     def at(cls, path: str) -> "Dataset | None":
-        """The data set in a directory. None if the directory holds no shard, or if a run has not finished it."""
+        """The data set in a directory.
+
+        None if the directory holds no shard, or if a run has not finished it.
+        """
         run_dir, _, name = path.rstrip("/").rpartition("/")
         state = storage.join(run_dir or ".", ".state", name)
         if storage.exists(storage.join(state, "complete.json")):
@@ -47,16 +50,22 @@ class Dataset:
         """Of the first shard. Raises UserError if it cannot be read."""
         return self._open(next(iter(self.digests)))[0].schema_arrow
 
-    def tables(self, columns: Sequence[str] | None = None, where: pc.Expression | None = None) -> Iterator[pa.Table]:
+    def tables(
+        self, columns: Sequence[str] | None = None, where: pc.Expression | None = None
+    ) -> Iterator[pa.Table]:
         """The rows, a row group at a time, in the order they were written.
 
         columns: None is all. where: only rows that match this condition.
-        Holds one shard in memory. Raises UserError if a shard is not what was written, cannot be read, or lacks a column.
+        Holds one shard in memory. Raises UserError if a shard is not what was written, cannot be read, or
+        lacks a column.
         """
         for name in self.digests:
             parquet, content = self._open(name)
             if missing := set(columns or ()) - set(parquet.schema_arrow.names):
-                raise UserError(f"{self.path}: {name} has no column {min(missing)}; it was not made by this version of setbacks")
+                raise UserError(
+                    f"{self.path}: {name} has no column {min(missing)}; it was not made by this version of"
+                    " setbacks"
+                )
             try:
                 if where is not None:  # decodes other columns for matching rows only
                     yield _matching(content, columns, where)
@@ -72,7 +81,9 @@ class Dataset:
         if tables:
             return pa.concat_tables(tables)
         schema = self.schema
-        return (schema if columns is None else pa.schema([schema.field(name) for name in columns])).empty_table()
+        return (
+            schema if columns is None else pa.schema([schema.field(name) for name in columns])
+        ).empty_table()
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict]:
         """The same rows as dicts. Raises UserError as `tables` does."""
@@ -97,7 +108,9 @@ class Dataset:
             raise self._unreadable(name, e) from None
 
     def _unreadable(self, name: str, error: Exception) -> UserError:
-        return UserError(f"{self.path}: {name} cannot be read as Parquet ({' '.join(str(error).split())[:200]})")
+        return UserError(
+            f"{self.path}: {name} cannot be read as Parquet ({' '.join(str(error).split())[:200]})"
+        )
 
 
 def _matching(parquet: pa.Buffer, columns: Sequence[str] | None, where: pc.Expression) -> pa.Table:

@@ -17,7 +17,8 @@ class Output:
     """An output that a run makes once. It knows its fingerprint and whether it is complete.
 
     name:  its path under the run.
-    fence: called before anything is published; raises RunFailed if another attempt has taken over the run directory.
+    fence: called before anything is published; raises RunFailed if another attempt has taken over the run
+           directory.
     """
 
     run_dir: str
@@ -32,7 +33,8 @@ class Output:
         return storage.join(self.run_dir, ".state", self.name, *parts)
 
     def open(self, fingerprint: dict, *, overwrite: bool = False) -> None:
-        """Start or resume this output under a fingerprint: a nested dict of everything that determines its content.
+        """Start or resume this output under a fingerprint: a nested dict of everything that determines its
+        content.
 
         Raises UserError, with a readable difference, if an output of another fingerprint exists. A difference
         in `made_from` alone (an earlier stage was redone) does not raise: the derived output is made anew.
@@ -49,12 +51,19 @@ class Output:
         """Raises UserError if an output of another fingerprint (`made_from` apart) or foreign files exist."""
         known = self._json("fingerprint.json")
         if known is None and storage.exists(self.path):
-            raise UserError(f"{self.path} exists and was not made by this run: choose another run_dir, or replace it with --overwrite")
-        changes = differences(known, {**fingerprint, "made_from": known.get("made_from")}) if known is not None else []
+            raise UserError(
+                f"{self.path} exists and was not made by this run: choose another run_dir, or replace it with"
+                " --overwrite"
+            )
+        changes = (
+            differences(known, {**fingerprint, "made_from": known.get("made_from")})
+            if known is not None
+            else []
+        )
         if changes:
             raise UserError(
                 f"{self.path} was made with another configuration ({'; '.join(changes)}): "
-                f"restore the configuration, choose another run_dir, or restart with --overwrite"
+                "restore the configuration, choose another run_dir, or restart with --overwrite"
             )
 
     def clear(self) -> None:

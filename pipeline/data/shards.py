@@ -47,7 +47,9 @@ class Shards:
         self.path = path
         self.fs, self.inner = storage.filesystem(path)
         self.schema = schema
-        self.written: dict[str, dict] = {}  # name → rows, bytes, digest: what a reader can check the file against
+        self.written: dict[
+            str, dict
+        ] = {}  # name → rows, bytes, digest: what a reader can check the file against
         self.rows = 0
         self._writer: pq.ParquetWriter | None = None
         self._waiting: list[pa.Table] = []
@@ -59,7 +61,10 @@ class Shards:
         self._waiting.append(table)
         self._rows_waiting += table.num_rows
         self._bytes_waiting += table.nbytes
-        full = self._rows_here + self._rows_waiting >= ROWS_PER_SHARD or self._bytes_here + self._bytes_waiting >= BYTES_PER_SHARD
+        full = (
+            self._rows_here + self._rows_waiting >= ROWS_PER_SHARD
+            or self._bytes_here + self._bytes_waiting >= BYTES_PER_SHARD
+        )
         if full or self._rows_waiting >= ROWS_PER_GROUP or self._bytes_waiting >= BYTES_PER_GROUP:
             writer = self._write_group()
             if full:
@@ -80,7 +85,11 @@ class Shards:
         if self._writer is None:
             self.fs.create_dir(self.inner, recursive=True)
             self._writer = pq.ParquetWriter(
-                f"{self.inner}/{self._name()}", self.schema, filesystem=self.fs, compression="zstd", write_page_checksum=True
+                f"{self.inner}/{self._name()}",
+                self.schema,
+                filesystem=self.fs,
+                compression="zstd",
+                write_page_checksum=True,
             )
         if self._rows_waiting:
             group = pa.concat_tables(self._waiting)
@@ -93,7 +102,11 @@ class Shards:
     def _roll(self, writer: pq.ParquetWriter) -> None:
         writer.close()
         name, path = self._name(), storage.join(self.path, self._name())
-        self.written[name] = {"rows": self._rows_here, "bytes": storage.sizes(self.path)[name], "digest": storage.digest(path)}
+        self.written[name] = {
+            "rows": self._rows_here,
+            "bytes": storage.sizes(self.path)[name],
+            "digest": storage.digest(path),
+        }
         self._writer, self._rows_here, self._bytes_here = None, 0, 0
 
     def _name(self) -> str:

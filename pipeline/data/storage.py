@@ -148,7 +148,9 @@ def _create_by_claim(path: str, text: str) -> bool:
                 return False
             now = time.monotonic()
             claims = [join(directory, claim) for claim in there if claim.startswith(f"{name}.claim-")]
-            living = [claim for claim in claims if claim == mine or now - since.setdefault(claim, now) < CLAIM_S]
+            living = [
+                claim for claim in claims if claim == mine or now - since.setdefault(claim, now) < CLAIM_S
+            ]
             if living == [mine]:
                 write_text(path, text)
                 return True

@@ -58,16 +58,23 @@ class Store(Output):
             if name not in present:
                 raise changed(self.path, name, "has been deleted")
             if present[name] != shard["bytes"]:
-                raise changed(self.path, name, f"has {present[name]:,} bytes instead of {shard['bytes']:,}: it was cut or changed")
+                raise changed(
+                    self.path,
+                    name,
+                    f"has {present[name]:,} bytes instead of {shard['bytes']:,}: it was cut or changed",
+                )
         return done
 
     # -- the rows to do
 
-    def write_work(self, rows: Iterable[dict], schema: Schema, counts: Any = None, *, block_rows: int) -> dict:
+    def write_work(
+        self, rows: Iterable[dict], schema: Schema, counts: Any = None, *, block_rows: int
+    ) -> dict:
         """Write the rows to do, once: a resumed run reads the same list.
 
         counts: of the source, a dataclass; reading `rows` fills them.
-        block_rows: rows that are committed together. Returns {"rows": n, "block_rows", "token", read, ok, duplicates, malformed}.
+        block_rows: rows that are committed together. Returns {"rows": n, "block_rows", "token", read, ok,
+                    duplicates, malformed}.
         The counts are written last, so an interrupted list is never taken for a complete one.
         """
         if (done := self.work()) is not None:
@@ -76,7 +83,12 @@ class Store(Output):
         with storage.room_for(self.state("work")):
             written = write_work_list(self.state("work"), rows, schema, block_rows)
             self.fence()
-            facts = {"rows": written, "block_rows": block_rows, "token": secrets.token_hex(4), **(asdict(counts) if counts else {})}
+            facts = {
+                "rows": written,
+                "block_rows": block_rows,
+                "token": secrets.token_hex(4),
+                **(asdict(counts) if counts else {}),
+            }
             storage.write_text(self.state("work.json"), json.dumps(facts))
         return facts
 
@@ -140,7 +152,9 @@ class Store(Output):
         with storage.room_for(self.path):
             for batch in batches(rows, _ROWS_AT_ONCE):
                 table = self.schema.table(batch)
-                if repeated := sum(not ids.add(blake2b(row["id"].encode(), digest_size=16).digest()) for row in batch):
+                if repeated := sum(
+                    not ids.add(blake2b(row["id"].encode(), digest_size=16).digest()) for row in batch
+                ):
                     raise RunFailed(f"{self.path}: {repeated} rows repeat an id; nothing was published")
                 digest.add(table.num_rows, Digest.of(table).hex())
                 counts.add(table)
@@ -193,7 +207,9 @@ class Store(Output):
         facts = {**self._listed(), "token": secrets.token_hex(4)}
         work, failed = replace(self.work_list, token=facts["token"]), 0
         statuses = (table["status"] for table in work.tables(["status"]))
-        for number, (status, table) in enumerate(zip(statuses, _sliced(self.dataset.tables(), work.block_rows), strict=True)):
+        for number, (status, table) in enumerate(
+            zip(statuses, _sliced(self.dataset.tables(), work.block_rows), strict=True)
+        ):
             # `evaluate` rows start without a status
             malformed = pc.fill_null(pc.equal(status, FAILED), False)
             kept = pc.or_(pc.not_equal(table["status"], FAILED), malformed)
@@ -225,7 +241,9 @@ class _Counts:
 
     def add(self, table: pa.Table) -> None:
         if "status" in table.column_names:
-            self.status.update({found["values"]: found["counts"] for found in pc.value_counts(table["status"]).to_pylist()})
+            self.status.update(
+                {found["values"]: found["counts"] for found in pc.value_counts(table["status"]).to_pylist()}
+            )
             for error in pc.drop_null(table["error"]).to_pylist():
                 self.reasons[reason(error)] += 1
 

@@ -80,7 +80,11 @@ def write_work_list(path: str, rows: Iterable[dict], schema: Schema, block_rows:
                 if writer is not None:
                     writer.close()
                 writer = pq.ParquetWriter(
-                    f"{inner}/{_name(file)}", schema.arrow, filesystem=fs, compression="zstd", write_page_checksum=True
+                    f"{inner}/{_name(file)}",
+                    schema.arrow,
+                    filesystem=fs,
+                    compression="zstd",
+                    write_page_checksum=True,
                 )
             writer.write_table(schema.table(block), row_group_size=block_rows)
             written += len(block)

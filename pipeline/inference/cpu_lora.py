@@ -96,7 +96,9 @@ def bgmv_expand(inputs, lora_b_weights, output_tensor, lora_indices_tensor, add_
     _write(output_tensor[:, :width], found[: output_tensor.shape[0], :width], add_inputs)
 
 
-def bgmv_expand_slice(inputs, lora_b_weights, output_tensor, lora_indices_tensor, slice_offset, slice_size, add_inputs=True):
+def bgmv_expand_slice(
+    inputs, lora_b_weights, output_tensor, lora_indices_tensor, slice_offset, slice_size, add_inputs=True
+):
     found = products(inputs.to(output_tensor.dtype), lora_b_weights, lora_indices_tensor)
     _write(output_tensor[:, slice_offset : slice_offset + slice_size], found, add_inputs)
 

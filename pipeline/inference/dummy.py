@@ -43,7 +43,9 @@ class DummyModel:
         self._settings = settings
         self._places = asyncio.Semaphore(max_num_seqs)
 
-    async def complete(self, messages: list[Message], sampling: Sampling, *, seed: int, adapter: str | None) -> list[Completion]:
+    async def complete(
+        self, messages: list[Message], sampling: Sampling, *, seed: int, adapter: str | None
+    ) -> list[Completion]:
         """Sample `sampling.n` texts; the i-th depends on seed + i. A share `failures` raises RowFailed."""
         settings = self._settings
         if settings.latency_s:
@@ -59,7 +61,9 @@ class DummyModel:
         wanted = least + int(_unit(seed, 3) * (most - least + 1))
         start = int(_unit(seed, 4) * (len(_POOL) - most)) if most < len(_POOL) else 0
         words = [f"dummy-{seed:016x}", *_POOL[start : start + wanted - 1]][:max_tokens]
-        return Completion(" ".join(words), prompt_tokens, len(words), "length" if wanted > max_tokens else "stop")
+        return Completion(
+            " ".join(words), prompt_tokens, len(words), "length" if wanted > max_tokens else "stop"
+        )
 
 
 def _unit(seed: int, purpose: int) -> float:

@@ -39,11 +39,17 @@ def check(endpoint: Endpoint, field: str = "inference.endpoint") -> None:
     except httpx.InvalidURL:
         url = httpx.URL()
     if not url.host:
-        raise UserError(f"{field}.url = {endpoint.url}: not a URL with a host; write it as http://host:8000/v1")
+        raise UserError(
+            f"{field}.url = {endpoint.url}: not a URL with a host; write it as http://host:8000/v1"
+        )
     if url.userinfo:  # would be stored with the configuration and logged with every request
-        raise UserError(f"{field}.url: holds a user or password; leave them out, a key goes into the environment")
+        raise UserError(
+            f"{field}.url: holds a user or password; leave them out, a key goes into the environment"
+        )
     if url.query or url.fragment:  # some servers take their key in the query
-        raise UserError(f"{field}.url: holds more than a path (? or #); leave it out, a key goes into the environment")
+        raise UserError(
+            f"{field}.url: holds more than a path (? or #); leave it out, a key goes into the environment"
+        )
     _key(endpoint, field)
 
 
@@ -58,12 +64,16 @@ class EndpointModel:
         self._client = httpx.AsyncClient(
             base_url=endpoint.url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            limits=httpx.Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency),
+            limits=httpx.Limits(
+                max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency
+            ),
             # _post limits the time of a whole try. httpx's limits are per read, so a slow trickle would pass.
             timeout=None,
         )
 
-    async def complete(self, messages: list[Message], sampling: Sampling, *, seed: int, adapter: str | None) -> list[Completion]:
+    async def complete(
+        self, messages: list[Message], sampling: Sampling, *, seed: int, adapter: str | None
+    ) -> list[Completion]:
         """Sample `sampling.n` continuations. If the server returns fewer choices, request the missing ones.
 
         A request's seed is seed + the number of samples so far, so the i-th sample has seed + i on servers
@@ -74,9 +84,15 @@ class EndpointModel:
         """
         prefilled = messages[-1]["role"] == "assistant"
         if adapter is not None:
-            raise RowFailed("an endpoint has no adapters, it serves each under a model name: leave inference.endpoint unset to use vLLM")
+            raise RowFailed(
+                "an endpoint has no adapters, it serves each under a model name: leave inference.endpoint"
+                " unset to use vLLM"
+            )
         if prefilled and not self._endpoint.prefill:
-            raise RowFailed("the endpoint may not continue an assistant turn: set inference.endpoint.prefill: true if the server can")
+            raise RowFailed(
+                "the endpoint may not continue an assistant turn: set inference.endpoint.prefill: true if the"
+                " server can"
+            )
         body = {
             "model": self._endpoint.model,
             "messages": messages,
@@ -104,7 +120,9 @@ class EndpointModel:
                     problem = e
                 if retry < self._endpoint.retries:
                     await asyncio.sleep(max(_backoff(retry), problem.after_s))
-        raise RowFailed(f"endpoint gave no usable answer in {self._endpoint.retries + 1} tries, last: {problem}")
+        raise RowFailed(
+            f"endpoint gave no usable answer in {self._endpoint.retries + 1} tries, last: {problem}"
+        )
 
     async def _post(self, body: dict) -> httpx.Response:
         """Raises _Retry if there is no answer or a retryable status, RowFailed if the server refuses."""
@@ -118,7 +136,9 @@ class EndpointModel:
         if response.is_success:
             return response
         if response.status_code in (408, 429) or response.is_server_error:
-            raise _Retry(f"HTTP {response.status_code}", _retry_after(response.headers.get("retry-after", "")))
+            raise _Retry(
+                f"HTTP {response.status_code}", _retry_after(response.headers.get("retry-after", ""))
+            )
         raise RowFailed(_refusal(response))
 
 
@@ -138,7 +158,10 @@ def _key(endpoint: Endpoint, field: str = "inference.endpoint") -> str | None:
     if not key:
         if not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,60}", name):  # users may put the key itself into the field
             raise UserError(f"{field}.api_key_env: not a variable that is set; name the one with the key")
-        raise UserError(f"{field}.api_key_env = {name}: not set; export it, or api_key_env: null for a server without keys")
+        raise UserError(
+            f"{field}.api_key_env = {name}: not set; export it, or api_key_env: null for a server without"
+            " keys"
+        )
     # Such a key would make the header fail, with the key in the message.
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise UserError(f"{field}.api_key_env = {name}: holds characters that no key has; export it again")
@@ -175,7 +198,9 @@ def _text(message: dict) -> str:
     """The new text; null counts as empty, and the text of a separate refusal field counts as text."""
     content = message.get("content")
     text = content if content is not None else message.get("refusal") or ""
-    return text.encode("utf-8", "replace").decode()  # JSON can spell half a surrogate pair, which Parquet cannot hold
+    return text.encode(
+        "utf-8", "replace"
+    ).decode()  # JSON can spell half a surrogate pair, which Parquet cannot hold
 
 
 def _refusal(response: httpx.Response) -> str:
@@ -185,12 +210,18 @@ def _refusal(response: httpx.Response) -> str:
         return f"prompt too long for the endpoint's model (HTTP {status})"
     try:
         error = response.json()["error"]
-        code = str(error.get("code") or "") if not isinstance(error.get("code"), int) else str(error.get("type") or "")
+        code = (
+            str(error.get("code") or "")
+            if not isinstance(error.get("code"), int)
+            else str(error.get("type") or "")
+        )
     except (ValueError, LookupError, TypeError, AttributeError):
         code = ""
     secret = code in response.request.headers.get("authorization", "")
     told = f" ({code})" if re.fullmatch(r"[A-Za-z_]{3,40}", code) and not secret else ""
-    return f"endpoint refused the request: HTTP {status}{told}" + (f"; {_MENDS[status]}" if status in _MENDS else "")
+    return f"endpoint refused the request: HTTP {status}{told}" + (
+        f"; {_MENDS[status]}" if status in _MENDS else ""
+    )
 
 
 def _backoff(retry: int) -> float:
@@ -207,5 +238,7 @@ def _retry_after(value: str) -> float:
             date = parsedate_to_datetime(value)
         except ValueError:
             return 0.0
-        seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp()
+        seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - datetime.now(
+            UTC
+        ).timestamp()
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)

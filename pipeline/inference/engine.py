@@ -41,7 +41,10 @@ class VllmModel:
         self.tokenizer = pretrained.tokenizer(model_dir, model.revision)
         self._scratch = tempfile.TemporaryDirectory(prefix="setbacks-adapters-")  # for object stores
         local = [adapter_files.fetch(path, self._scratch.name) for path in adapters]
-        self._adapters = {path: (number, place) for number, (path, place) in enumerate(zip(adapters, local, strict=True), start=1)}
+        self._adapters = {
+            path: (number, place)
+            for number, (path, place) in enumerate(zip(adapters, local, strict=True), start=1)
+        }
         self._requests = itertools.count()
         try:
             self._engine = AsyncLLM.from_engine_args(_arguments(model, model_dir, inference, local))
@@ -50,7 +53,9 @@ class VllmModel:
         self.max_length = self._engine.model_config.max_model_len
         self._watchdog = _end_with_this_process(_children())
 
-    async def complete(self, messages: list[Message], sampling: Sampling, *, seed: int, adapter: str | None) -> list[Completion]:
+    async def complete(
+        self, messages: list[Message], sampling: Sampling, *, seed: int, adapter: str | None
+    ) -> list[Completion]:
         """Sample `sampling.n` continuations; the i-th uses seed + i.
 
         Raises RowFailed if prompt + max_tokens exceed the model's length, EngineDead if the engine has died.
@@ -62,7 +67,10 @@ class VllmModel:
 
         prompt = self.encode(messages)
         if len(prompt) + sampling.max_tokens > self.max_length:
-            raise RowFailed(f"prompt too long: {len(prompt)} tokens + {sampling.max_tokens} new ones exceed the model's {self.max_length}")
+            raise RowFailed(
+                f"prompt too long: {len(prompt)} tokens + {sampling.max_tokens} new ones exceed the model's"
+                f" {self.max_length}"
+            )
         params = SamplingParams(
             n=sampling.n,
             max_tokens=sampling.max_tokens,
@@ -75,7 +83,9 @@ class VllmModel:
         # With FINAL_ONLY the n samples arrive one by one as they finish, not in one output: collect them.
         samples: dict[int, Completion] = {}
         try:
-            async for output in self._engine.generate({"prompt_token_ids": prompt}, params, str(next(self._requests)), lora_request=lora):
+            async for output in self._engine.generate(
+                {"prompt_token_ids": prompt}, params, str(next(self._requests)), lora_request=lora
+            ):
                 for o in output.outputs:
                     samples[o.index] = Completion(o.text, len(prompt), len(o.token_ids), o.finish_reason)
         except EngineDeadError as e:

@@ -44,7 +44,9 @@ Results = dict[str, dict]  # of rows, by id
 class LanguageModel(Protocol):
     """The model behind `Chat`: `engine.VllmModel`, `endpoint.EndpointModel` or `dummy.DummyModel`."""
 
-    async def complete(self, messages: list[Message], sampling: Sampling, *, seed: int, adapter: str | None) -> list[Completion]: ...
+    async def complete(
+        self, messages: list[Message], sampling: Sampling, *, seed: int, adapter: str | None
+    ) -> list[Completion]: ...
 
 
 class Servers:
@@ -65,12 +67,23 @@ class RowChat:
     """The `Chat` of one row: adds the seed to every call and counts tokens."""
 
     def __init__(self, model: LanguageModel, run_seed: int, row_id: str, servers: Servers | None = None):
-        self._model, self._run_seed, self._row_id, self._servers = model, run_seed, row_id, servers or Servers()
+        self._model, self._run_seed, self._row_id, self._servers = (
+            model,
+            run_seed,
+            row_id,
+            servers or Servers(),
+        )
         self.prompt_tokens = self.completion_tokens = 0
         self._finish_reasons: list[list[str]] = []  # one list per call, in the order in which calls started
 
     async def __call__(
-        self, messages: list[Message], sampling: Sampling, *, step: str, adapter: str | None = None, server: Endpoint | None = None
+        self,
+        messages: list[Message],
+        sampling: Sampling,
+        *,
+        step: str,
+        adapter: str | None = None,
+        server: Endpoint | None = None,
     ) -> list[Completion]:
         seed = seed_of(self._run_seed, self._row_id, step)
         if server is not None:  # do not count a server's tokens as the row's
@@ -205,7 +218,9 @@ class RecipeActor:
         todo, kept = await asyncio.to_thread(block.read)
         results = await self._run_rows(job, block, [row for row in todo if row["id"] not in kept], kept)
         with storage.room_for(block.path):
-            await asyncio.to_thread(block.commit, [results[row["id"]] for row in todo])  # beside the engine's next rows
+            await asyncio.to_thread(
+                block.commit, [results[row["id"]] for row in todo]
+            )  # beside the engine's next rows
         self._progress.flush()
         await asyncio.to_thread(self._progress.arrived)  # a block is done only after its rows are counted
 

@@ -40,7 +40,10 @@ class Tally:
 
     @classmethod
     def of(cls, row: dict) -> "Tally":
-        harmful, paths = row.get("harmful"), [verdict for verdict in row.get("corrected") or [] if verdict is not None]
+        harmful, paths = (
+            row.get("harmful"),
+            [verdict for verdict in row.get("corrected") or [] if verdict is not None],
+        )
         return cls(
             rows=1,
             failed=row.get("status") == FAILED,
@@ -204,7 +207,11 @@ class EngineMetrics:
         self._completion = of(metrics.Counter, "completion_tokens", "tokens sampled", "output")
         self._waiting = of(metrics.Gauge, "rows_waiting", "rows read that are still waiting for the engine")
         self._in_flight = of(metrics.Gauge, "rows_in_flight", "rows between their first and last step")
-        self._busy = of(metrics.Gauge, "engine_busy", "share of the time since the last figure in which the engine had a row to work on")
+        self._busy = of(
+            metrics.Gauge,
+            "engine_busy",
+            "share of the time since the last figure in which the engine had a row to work on",
+        )
 
     def record(self, tallies: dict[str, Tally], load: Load) -> None:
         for output, tally in tallies.items():

@@ -69,7 +69,9 @@ _CALLS_IT_WRONG = re.compile(
     """,
     re.VERBOSE,
 )
-_CONDITION = re.compile(r"\b(?:without|where|if|whether|even\sthough|although|though|while|as\slong\sas)\b[^,;:]*$")
+_CONDITION = re.compile(
+    r"\b(?:without|where|if|whether|even\sthough|although|though|while|as\slong\sas)\b[^,;:]*$"
+)
 _CONCEDES = re.compile(r"^[^.!?]*?[,;]?\s(?:but|so|yet|unless|though|however|nevertheless)\b")
 _CAUGHT = r"(?:get(?:ting)?\scaught|be(?:ing)?\s(?:seen|caught)|leav(?:e|ing)\s(?:any\s)?(?:traces|evidence|fingerprints))"
 _RESUMES = re.compile(

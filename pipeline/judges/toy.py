@@ -22,7 +22,9 @@ class Toy(Judge):
 
     def check(self, field: str, model: Model) -> None:
         if model.path != "toy":
-            raise UserError(f"{field}.kind = toy knows the toy model's sentences only: set it to phrases or yes_no")
+            raise UserError(
+                f"{field}.kind = toy knows the toy model's sentences only: set it to phrases or yes_no"
+            )
 
     def limits(self, _what: str) -> str:
         return "The toy world's own judge: exact on its sentences, and on nothing else."

@@ -15,15 +15,22 @@ _YES_NO = re.compile(r"""[\W_]*(yes|no)(?![^\W_])(?!["'*_]*\s?(?:or\b|/))""", re
 
 
 class YesNo(Judge):
-    """A model is asked whether the continuation corrects course; an answer that is neither yes nor no is counted, never guessed."""
+    """A model is asked whether the continuation corrects course; an answer that is neither yes nor no is
+    counted, never guessed."""
 
     kind: Literal["yes_no"] = Field("yes_no", description="selects this judge")
     draw: Draw = Field(Draw(max_tokens=8, temperature=0), description="how the judge's answer is sampled")
-    endpoint: Endpoint | None = Field(None, description="ask this server; null = the run's own model, without adapter")
+    endpoint: Endpoint | None = Field(
+        None, description="ask this server; null = the run's own model, without adapter"
+    )
     prompts: PromptFile | None = Field(None, description="YAML file that replaces judges/yes_no.yaml")
 
     async def __call__(self, exchange: Exchange, chat: Chat, step: str, /) -> Verdict:
-        texts = {"instruction": exchange.instruction, "prefill": exchange.prefill, "continuation": exchange.response}
+        texts = {
+            "instruction": exchange.instruction,
+            "prefill": exchange.prefill,
+            "continuation": exchange.response,
+        }
         question = [user(self._texts.render("corrects", **texts))]
         [answer] = await chat(question, self.draw.sampling(), step=step, server=self.endpoint)
         return Verdict(parse_yes_no(answer.text))
@@ -32,10 +39,15 @@ class YesNo(Judge):
         self._texts.render("corrects", instruction="", prefill="", continuation="")
 
     def limits(self, _what: str) -> str:
-        who = f"The model {self.endpoint.model} on a server" if self.endpoint else "The model itself, without adapter,"
+        who = (
+            f"The model {self.endpoint.model} on a server"
+            if self.endpoint
+            else "The model itself, without adapter,"
+        )
         return (
-            f"{who} is asked whether the continuation corrects course and answers yes or no. It reads meaning, but may share the blind spots "
-            "of the arms it judges; a small model's answers are mostly noise. Answers that are neither are counted, never guessed."
+            f"{who} is asked whether the continuation corrects course and answers yes or no. It reads"
+            " meaning, but may share the blind spots of the arms it judges; a small model's answers are"
+            " mostly noise. Answers that are neither are counted, never guessed."
         )
 
     def prompt_hashes(self) -> dict[str, str]:

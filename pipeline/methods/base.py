@@ -62,7 +62,9 @@ class Method(Section):
         """The recipe for one instruction."""
         raise NotImplementedError
 
-    def examples(self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int) -> Iterator[dict]:
+    def examples(
+        self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int
+    ) -> Iterator[dict]:
         """Rows of one training set, made from rows of `generated`. drops: filled with reasons of drops."""
         raise NotImplementedError
 

@@ -65,7 +65,9 @@ class CorrSummary:
     differences: list[CorrDifference]  # from vanilla; of each arm Corr_mean first, then every k
 
 
-def corr_summary(continuations: pa.Table, arms: Sequence[str] = (), *, seed: int = 0, resamples: int = RESAMPLES) -> CorrSummary:
+def corr_summary(
+    continuations: pa.Table, arms: Sequence[str] = (), *, seed: int = 0, resamples: int = RESAMPLES
+) -> CorrSummary:
     """The summary of a data set of CONTINUATIONS; its text columns may be missing.
 
     All intervals use the same resamples, which draw an entry with all its k and all arms. The same seed gives
@@ -134,7 +136,9 @@ def _corr(measured: pa.Table, names: list[str], entries: list[str], lengths: lis
     _, judged, corrected = _verdicts(measured)
     corr = np.full((len(names), len(entries), len(lengths)), np.nan)
     known = judged > 0
-    place = tuple(_places(measured[column], values)[known] for column, values in _axes(names, entries, lengths))
+    place = tuple(
+        _places(measured[column], values)[known] for column, values in _axes(names, entries, lengths)
+    )
     corr[place] = corrected[known] / judged[known]
     return corr
 
@@ -166,7 +170,9 @@ def _resampled_means(blocks: list[np.ndarray], seed: int, resamples: int) -> lis
     return np.hsplit(bootstrap(np.concatenate(blocks, axis=1), seed, resamples), len(blocks))
 
 
-def _arm(arm: str, corr: np.ndarray, resampled: np.ndarray, lengths: list[int], measured: pa.Table) -> ArmCorr:
+def _arm(
+    arm: str, corr: np.ndarray, resampled: np.ndarray, lengths: list[int], measured: pa.Table
+) -> ArmCorr:
     """corr: [entries, lengths]; resampled: [resamples, lengths]."""
     rows = measured.filter(pc.equal(measured["arm"], arm))
     paths, judged, _ = _verdicts(rows)
@@ -185,28 +191,40 @@ def _arm(arm: str, corr: np.ndarray, resampled: np.ndarray, lengths: list[int], 
 
 def _estimate(value: float, resampled: np.ndarray, known: np.ndarray) -> Corr:
     counts = {"entries": int(known.sum()), "left_out": int((~known).sum())}
-    return Corr(None, None, **counts) if np.isnan(value) else Corr(value, percentile_interval(resampled), **counts)
+    return (
+        Corr(None, None, **counts)
+        if np.isnan(value)
+        else Corr(value, percentile_interval(resampled), **counts)
+    )
 
 
-def _differences(arm: str, gained: np.ndarray, resampled: np.ndarray, lengths: list[int]) -> list[CorrDifference]:
+def _differences(
+    arm: str, gained: np.ndarray, resampled: np.ndarray, lengths: list[int]
+) -> list[CorrDifference]:
     """gained: Corr(entry, k) minus vanilla's [entries, lengths]; resampled: its means [resamples, lengths].
 
     A k that no entry has for both arms is left out.
     """
     known = ~np.isnan(gained)
     at = [_mean(gained[known[:, i], i]) for i in range(len(lengths))]
-    by_entry = np.where(known, gained, 0).sum(axis=1)[known.any(axis=1)] / known.sum(axis=1)[known.any(axis=1)]
+    by_entry = (
+        np.where(known, gained, 0).sum(axis=1)[known.any(axis=1)] / known.sum(axis=1)[known.any(axis=1)]
+    )
     mean = (None, _mean(at), resampled.mean(axis=1), by_entry)
     parts: list[tuple[int | None, float, np.ndarray, np.ndarray]] = [mean]
     parts += [(k, at[i], resampled[:, i], gained[known[:, i], i]) for i, k in enumerate(lengths)]
     return [_difference(arm, *part) for part in parts if not np.isnan(part[1])]
 
 
-def _difference(arm: str, k: int | None, difference: float, resampled: np.ndarray, by_entry: np.ndarray) -> CorrDifference:
+def _difference(
+    arm: str, k: int | None, difference: float, resampled: np.ndarray, by_entry: np.ndarray
+) -> CorrDifference:
     signs = np.sign(np.round(by_entry, 9))  # sums of shares that cancel leave rounding errors
     better, worse = int((signs > 0).sum()), int((signs < 0).sum())
     n = len(by_entry)
-    return CorrDifference(arm, VANILLA, difference, percentile_interval(resampled), n, better, worse, n - better - worse, k=k)
+    return CorrDifference(
+        arm, VANILLA, difference, percentile_interval(resampled), n, better, worse, n - better - worse, k=k
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -53,4 +53,8 @@ def judged_text(label: str, harmful: bool | None, text: str) -> Text:
 def shown(text: str | None, status: str = OK) -> str:
     if status == FAILED or text is None:
         return "(no text: this row failed)"
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}… ({len(text) - SHOWN_CHARACTERS} more characters)"
+    return (
+        text
+        if len(text) <= SHOWN_CHARACTERS
+        else f"{text[:SHOWN_CHARACTERS]}… ({len(text) - SHOWN_CHARACTERS} more characters)"
+    )

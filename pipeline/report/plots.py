@@ -48,7 +48,10 @@ class Panel:
 
 
 def rates(panels: list[Panel], arms: list[str], label: str, *, legend: bool = True) -> str:
-    """Points with 95 % Wilson intervals; the panels share their rows. `arms[0]` is the base model. Returns an <svg> element."""
+    """Points with 95 % Wilson intervals; the panels share their rows.
+
+    `arms[0]` is the base model. Returns an <svg> element.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -58,13 +61,21 @@ def rates(panels: list[Panel], arms: list[str], label: str, *, legend: bool = Tr
     with rc_context({**STYLE, "svg.hashsalt": label}):
         figure = Figure(figsize=(WIDTH, 0.66 + 0.2 * legend + len(rows) * (0.2 + 0.1 * most)))
         figure.set_layout_engine("constrained", wspace=0.05)
-        for axes, panel in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+        for axes, panel in zip(
+            figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True
+        ):
             for y, (_, points) in enumerate(panel.rows):
                 for i, (arm, rate) in enumerate(points.items()):
                     if rate.value is not None:
                         offset = spread * (i / (most - 1) - 0.5) if most > 1 else 0.0
                         _point(axes, rate.value, rate.interval, y + offset, *_look(arm, arms))
-            axes.set(title=panel.title, xlim=(-2, 102), xticks=range(0, 101, 25), ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)))
+            axes.set(
+                title=panel.title,
+                xlim=(-2, 102),
+                xticks=range(0, 101, 25),
+                ylim=(len(rows) - 0.5, -0.5),
+                yticks=range(len(rows)),
+            )
             axes.set_yticklabels([_short(name) for name in rows])
             axes.title.set_fontsize(8.5)
             _calm(axes, "x")
@@ -74,8 +85,18 @@ def rates(panels: list[Panel], arms: list[str], label: str, *, legend: bool = Tr
         return _svg(figure, label)
 
 
-def over_steps(curves: dict[str, list[tuple[float, float]]], arms: list[str], label: str, axis: str, *, height: float = 2.5) -> str:
-    """A figure of training over optimizer steps, one line per arm; height in inches. Returns an <svg> element."""
+def over_steps(
+    curves: dict[str, list[tuple[float, float]]],
+    arms: list[str],
+    label: str,
+    axis: str,
+    *,
+    height: float = 2.5,
+) -> str:
+    """A figure of training over optimizer steps, one line per arm; height in inches.
+
+    Returns an <svg> element.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -90,8 +111,13 @@ def over_steps(curves: dict[str, list[tuple[float, float]]], arms: list[str], la
         return _svg(figure, label)
 
 
-def over_lengths(curves: dict[str, list[tuple[int, float, tuple[float, float]]]], arms: list[str], label: str, axis: str) -> str:
-    """Corr@k over k, one line per arm with its interval as a band. `curves`: arm → (k, share, interval). Returns an <svg> element."""
+def over_lengths(
+    curves: dict[str, list[tuple[int, float, tuple[float, float]]]], arms: list[str], label: str, axis: str
+) -> str:
+    """Corr@k over k, one line per arm with its interval as a band.
+
+    `curves`: arm → (k, share, interval). Returns an <svg> element.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -106,15 +132,21 @@ def over_lengths(curves: dict[str, list[tuple[int, float, tuple[float, float]]]]
                 axes.fill_between(lengths, lows, highs, color=colour, alpha=0.16, linewidth=0)
             _line(axes, [(k, 100 * value) for k, value, _ in points], colour, marker, label=arm)
         known = sorted({k for points in curves.values() for k, *_ in points})
-        axes.set(xlabel=axis, ylabel="Corr@k, %", ylim=(-3, 103), yticks=range(0, 101, 25), xticks=_spaced(known))
+        axes.set(
+            xlabel=axis, ylabel="Corr@k, %", ylim=(-3, 103), yticks=range(0, 101, 25), xticks=_spaced(known)
+        )
         _calm(axes, "y")
-        figure.legend(handles=_legend([arm for arm in arms if arm in curves], arms), loc="outside upper left", **LEGEND)
+        figure.legend(
+            handles=_legend([arm for arm in arms if arm in curves], arms), loc="outside upper left", **LEGEND
+        )
         return _svg(figure, label)
 
 
 def _line(axes, points: list[tuple[float, float]], colour: str, marker: str, *, label: str) -> None:
     dots = {"marker": marker, "markersize": 3.4, "markevery": max(1, len(points) // 12), "markeredgewidth": 0}
-    axes.plot(*zip(*points, strict=True) if points else ([], []), color=colour, linewidth=1.2, label=label, **dots)
+    axes.plot(
+        *zip(*points, strict=True) if points else ([], []), color=colour, linewidth=1.2, label=label, **dots
+    )
 
 
 def _spaced(lengths: list[int]) -> list[int]:
@@ -133,7 +165,14 @@ def _look(arm: str, arms: list[str]) -> tuple[str, str]:
 
 
 def _point(axes, share: float, interval: tuple[float, float], y: float, colour: str, marker: str) -> None:
-    axes.plot([100 * end for end in interval], [y, y], color=colour, linewidth=1.1, solid_capstyle="butt", alpha=0.75)
+    axes.plot(
+        [100 * end for end in interval],
+        [y, y],
+        color=colour,
+        linewidth=1.1,
+        solid_capstyle="butt",
+        alpha=0.75,
+    )
     axes.plot([100 * share], [y], color=colour, marker=marker, markersize=4.2, markeredgewidth=0)
 
 
@@ -141,7 +180,10 @@ def _legend(shown: list[str], arms: list[str]) -> list:
     from matplotlib.lines import Line2D
 
     looks = ((arm, *_look(arm, arms)) for arm in shown)
-    return [Line2D([], [], color=colour, marker=marker, markersize=4.2, linewidth=1.1, label=arm) for arm, colour, marker in looks]
+    return [
+        Line2D([], [], color=colour, marker=marker, markersize=4.2, linewidth=1.1, label=arm)
+        for arm, colour, marker in looks
+    ]
 
 
 def _calm(axes, grid: str) -> None:
@@ -162,7 +204,12 @@ def _svg(figure, label: str) -> str:
     with warnings.catch_warnings():
         # matplotlib only measures text; the page's fonts draw it
         warnings.filterwarnings("ignore", "Glyph .* missing")
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            text,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)

@@ -37,25 +37,52 @@ def training(arms: Sequence[str], trained_on: dict[str, str], logs: dict[str, li
     curves = {arm: lines for arm, lines in logs.items() if lines}
     if not curves:
         return Section("Training", ["This run holds no training log yet: `setbacks train` writes it."])
-    caption = "Training loss at every logged step. Arms see different examples, so their levels are not comparable."
+    caption = (
+        "Training loss at every logged step. Arms see different examples, so their levels are not comparable."
+    )
     figures = [_over_steps(arms, curves, "loss", "loss", "Training loss of every arm", caption)]
-    margins = {arm: lines for arm, lines in curves.items() if all(line.get("rewards/margins") is not None for line in lines)}
+    margins = {
+        arm: lines
+        for arm, lines in curves.items()
+        if all(line.get("rewards/margins") is not None for line in lines)
+    }
     notes = []
     if margins:
-        caption = "Reward margin at every logged step: the adapter's preference for the better response, minus the reference's."
-        figures.append(_over_steps(arms, margins, "rewards/margins", "reward margin", "Reward margin of every arm", caption, height=1.9))
+        caption = (
+            "Reward margin at every logged step: the adapter's preference for the better response, minus the"
+            " reference's."
+        )
+        figures.append(
+            _over_steps(
+                arms,
+                margins,
+                "rewards/margins",
+                "reward margin",
+                "Reward margin of every arm",
+                caption,
+                height=1.9,
+            )
+        )
         notes = [
-            "Margin: β times the gain in log-probability, over the reference, of the better response minus that of the worse.",
+            (
+                "Margin: β times the gain in log-probability, over the reference, of the better response"
+                " minus that of the worse."
+            ),
             "Accuracy: the share of pairs with a margin above zero.",
         ]
         if any(line.get("iteration") for lines in margins.values() for line in lines):
-            notes.append("In iterative DPO the reference is reset to the current policy at each iteration, so the margin restarts at zero.")
+            notes.append(
+                "In iterative DPO the reference is reset to the current policy at each iteration, so the"
+                " margin restarts at zero."
+            )
     missing = [arm for arm in trained_on if arm not in curves]
     text = [f"No training log yet: {', '.join(missing)}."] if missing else []
     return Section("Training", text, figures, [tables.of_training(curves, trained_on)], notes)
 
 
-def _over_steps(arms: Sequence[str], curves: dict, key: str, axis: str, label: str, caption: str, **size: float) -> Figure:
+def _over_steps(
+    arms: Sequence[str], curves: dict, key: str, axis: str, label: str, caption: str, **size: float
+) -> Figure:
     points = {arm: [(line["step"], line[key]) for line in lines] for arm, lines in curves.items()}
     return Figure(Markup(plots.over_steps(points, palette(arms, []), label, axis, **size)), caption)
 

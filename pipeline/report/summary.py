@@ -1,7 +1,7 @@
 """Computes the report's numbers from rows: exact counts and intervals; no engine, no files.
 
-Every rate carries a 95 % Wilson interval, every mean rating a normal interval over instructions, every difference between two arms
-a bootstrap interval over the instructions both answered.
+Every rate carries a 95 % Wilson interval, every mean rating a normal interval over instructions, every
+difference between two arms a bootstrap interval over the instructions both answered.
 """
 
 import math
@@ -59,7 +59,8 @@ class Rate:
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean rating over `n` instructions, each the mean of its own samples; interval: mean ± 1.96 s / √n within [1, 10].
+    """Mean rating over `n` instructions, each the mean of its own samples; interval: mean ± 1.96 s / √n
+    within [1, 10].
 
     `value` is None if nothing was rated, `interval` if fewer than two instructions were rated.
     """
@@ -142,8 +143,11 @@ class MistakesSummary:
 
 
 def arms_table(answers: pa.Table, arms: Sequence[str] = ()) -> list[ArmRow]:
-    """One row per (arm, condition) found in `answers` (schema ANSWERS): vanilla, then `arms` in their order, then any others."""
-    groups = _by_arm(answers, "suite", "status", "instruction_id", "harmful", "refused", "help_rating", "finish_reason")
+    """One row per (arm, condition) found in `answers` (schema ANSWERS): vanilla, then `arms` in their order,
+    then any others."""
+    groups = _by_arm(
+        answers, "suite", "status", "instruction_id", "harmful", "refused", "help_rating", "finish_reason"
+    )
     return [_arm_row(arm, condition, groups[arm, condition]) for arm, condition in _ordered(groups, arms)]
 
 
@@ -194,7 +198,9 @@ def paired_difference(
 
 def mistakes_summary(mistakes: pa.Table) -> MistakesSummary:
     """Counts of a mistakes data set (schema MISTAKES); its text columns may be missing."""
-    rows = mistakes.select(["status", "error", "harmful", "instruction_id", "prompt_tokens", "completion_tokens"]).to_pylist()
+    rows = mistakes.select(
+        ["status", "error", "harmful", "instruction_id", "prompt_tokens", "completion_tokens"]
+    ).to_pylist()
     status = Counter(row["status"] for row in rows)
     per_instruction = Counter(row["instruction_id"] for row in rows)
     return MistakesSummary(
@@ -205,7 +211,11 @@ def mistakes_summary(mistakes: pa.Table) -> MistakesSummary:
         instructions=len(per_instruction),
         samples=max(per_instruction.values(), default=0),
         induced=Rate.of(row["harmful"] for row in rows if row["harmful"] is not None),
-        failures=dict(Counter(reason(row["error"] or "no reason given") for row in rows if row["status"] == FAILED).most_common()),
+        failures=dict(
+            Counter(
+                reason(row["error"] or "no reason given") for row in rows if row["status"] == FAILED
+            ).most_common()
+        ),
         prompt_tokens=sum(row["prompt_tokens"] or 0 for row in rows),
         completion_tokens=sum(row["completion_tokens"] or 0 for row in rows),
     )
@@ -217,7 +227,8 @@ def counts(table: pa.Table, column: str) -> dict[str, int]:
 
 
 def bootstrap(values, seed: int, resamples: int = RESAMPLES):
-    """Column means of bootstrap resamples of the rows; a NaN is a missing value, left out of its column's mean.
+    """Column means of bootstrap resamples of the rows; a NaN is a missing value, left out of its column's
+    mean.
 
     values: [rows, columns]; returns [resamples, columns], NaN if a resample has no value of a column. Rows
             are drawn with all their columns, so statistics of several columns keep their correlation. Drawing
@@ -227,13 +238,17 @@ def bootstrap(values, seed: int, resamples: int = RESAMPLES):
 
     values = np.asarray(values, dtype=float)
     known = ~np.isnan(values)
-    rows, times = np.unique(np.concatenate([np.where(known, values, 0.0), known], axis=1), axis=0, return_counts=True)
+    rows, times = np.unique(
+        np.concatenate([np.where(known, values, 0.0), known], axis=1), axis=0, return_counts=True
+    )
     random = np.random.default_rng(seed)
     sums = np.empty((resamples, rows.shape[1]))
     step = max(1, _DRAWN_AT_ONCE // len(rows))
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
-        sums[start : start + size] = random.multinomial(len(values), times / len(values), size=size).astype(float) @ rows
+        sums[start : start + size] = (
+            random.multinomial(len(values), times / len(values), size=size).astype(float) @ rows
+        )
     totals, counted = np.hsplit(sums, 2)
     return np.divide(totals, counted, out=np.full_like(totals, np.nan), where=counted > 0)
 

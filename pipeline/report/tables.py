@@ -1,11 +1,20 @@
-"""The report's tables, independent of HTML and Markdown: columns, groups of rows, cells that are already text."""
+"""The report's tables, independent of HTML and Markdown: columns, groups of rows, cells that are already
+text."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.report.corrections import Corr, CorrDifference, CorrSummary, RequestsSummary
-from pipeline.report.summary import ArmRow, CategoryRow, Difference, Mean, MistakesSummary, PairedDifference, Rate
+from pipeline.report.summary import (
+    ArmRow,
+    CategoryRow,
+    Difference,
+    Mean,
+    MistakesSummary,
+    PairedDifference,
+    Rate,
+)
 
 NOTHING = "–"
 CONDITION_TITLES = {
@@ -88,7 +97,9 @@ def duration(seconds: float | None) -> str:
 
 def of_arms(rows: list[ArmRow], *, rated: bool, helpful: bool) -> Table:
     """The table of arms, grouped by condition; the best arm of a group is marked."""
-    estimates: dict[str, tuple[Callable, Callable, Callable]] = {"Harmless, %": (lambda r: r.harmless, rate, max)}
+    estimates: dict[str, tuple[Callable, Callable, Callable]] = {
+        "Harmless, %": (lambda r: r.harmless, rate, max)
+    }
     if rated:
         estimates["Harm-Help"] = (lambda r: r.harm_help, mean, max)
     if rated and helpful:
@@ -99,17 +110,25 @@ def of_arms(rows: list[ArmRow], *, rated: bool, helpful: bool) -> Table:
     def cells(group: list[ArmRow]) -> list[list[Cell]]:
         columns = [[Cell(r.arm) for r in group]]
         for value, show, better in estimates.values():
-            columns.append(_mark_best([value(r).value for r in group], [show(value(r)) for r in group], better))
+            columns.append(
+                _mark_best([value(r).value for r in group], [show(value(r)) for r in group], better)
+            )
         return [list(row) for row in zip(*columns, strict=True)]
 
     return Table(
-        "", [Column("Arm", "text"), *(Column(name, "estimate") for name in estimates)], _by_condition(rows, CONDITION_TITLES, cells)
+        "",
+        [Column("Arm", "text"), *(Column(name, "estimate") for name in estimates)],
+        _by_condition(rows, CONDITION_TITLES, cells),
     )
 
 
 def of_counts(rows: list[ArmRow], *, rated: bool) -> Table:
     """The number of answers behind the table of arms, and of answers left out."""
-    numbers: dict[str, Callable] = {"Answers": lambda r: r.answers, "Judged": lambda r: r.judged, "No verdict": lambda r: r.unreadable}
+    numbers: dict[str, Callable] = {
+        "Answers": lambda r: r.answers,
+        "Judged": lambda r: r.judged,
+        "No verdict": lambda r: r.unreadable,
+    }
     if rated:
         numbers["No rating"] = lambda r: r.unreadable_ratings
     numbers |= {"Cut": lambda r: r.cut, "Failed": lambda r: r.failed}
@@ -117,14 +136,23 @@ def of_counts(rows: list[ArmRow], *, rated: bool) -> Table:
     def cells(group: list[ArmRow]) -> list[list[Cell]]:
         return [[Cell(r.arm), *(Cell(whole(value(r))) for value in numbers.values())] for r in group]
 
-    return Table("Answers behind the rates", [Column("Arm", "text"), *map(Column, numbers)], _by_condition(rows, SHORT_TITLES, cells))
+    return Table(
+        "Answers behind the rates",
+        [Column("Arm", "text"), *map(Column, numbers)],
+        _by_condition(rows, SHORT_TITLES, cells),
+    )
 
 
 def of_differences(differences: list[PairedDifference]) -> Table:
     def cells(group: list[PairedDifference]) -> list[list[Cell]]:
-        return [[Cell(f"{d.arm} − {d.baseline}"), *_difference(d, "more harmless", "less harmless")] for d in group]
+        return [
+            [Cell(f"{d.arm} − {d.baseline}"), *_difference(d, "more harmless", "less harmless")]
+            for d in group
+        ]
 
-    return Table("", _difference_columns("Difference", "Instructions"), _by_condition(differences, SHORT_TITLES, cells))
+    return Table(
+        "", _difference_columns("Difference", "Instructions"), _by_condition(differences, SHORT_TITLES, cells)
+    )
 
 
 def _difference_columns(first: str, counted: str) -> list[Column]:
@@ -146,7 +174,9 @@ def of_categories(rows: list[CategoryRow]) -> Table:
     def cells(group: list[CategoryRow]) -> list[list[Cell]]:
         found = {(r.category, r.arm): r.harmless for r in group}
         categories = dict.fromkeys(r.category for r in group)
-        return [[Cell(name), *(rate(found.get((name, arm), Rate(0, 0))) for arm in arms)] for name in categories]
+        return [
+            [Cell(name), *(rate(found.get((name, arm), Rate(0, 0))) for arm in arms)] for name in categories
+        ]
 
     columns = [Column("Category", "text"), *(Column(f"{arm}, %", "estimate") for arm in arms)]
     return Table("Harmless rate per category", columns, _by_condition(rows, SHORT_TITLES, cells), folded=True)
@@ -169,7 +199,11 @@ def of_mistakes(summary: MistakesSummary) -> Table:
 def of_losses(drops: list[tuple[str, str, int]]) -> Table:
     """Dropped and failed rows: (stage, reason, rows)."""
     rows = [[Cell(stage), Cell(reason), Cell(whole(n))] for stage, reason, n in drops]
-    return Table("Dropped and failed rows", [Column("Stage", "text"), Column("Reason", "text"), Column("Rows")], [("", rows)])
+    return Table(
+        "Dropped and failed rows",
+        [Column("Stage", "text"), Column("Reason", "text"), Column("Rows")],
+        [("", rows)],
+    )
 
 
 def of_shares(title: str, name: str, unit: str, counts: Mapping[str, int] | Mapping[int, int]) -> Table:
@@ -180,7 +214,11 @@ def of_shares(title: str, name: str, unit: str, counts: Mapping[str, int] | Mapp
 
 
 def of_tally(title: str, name: str, unit: str, counts: dict[str, int]) -> Table:
-    return Table(title, [Column(name, "text"), Column(unit)], [("", [[Cell(key), Cell(whole(n))] for key, n in counts.items()])])
+    return Table(
+        title,
+        [Column(name, "text"), Column(unit)],
+        [("", [[Cell(key), Cell(whole(n))] for key, n in counts.items()])],
+    )
 
 
 def of_requests(summary: RequestsSummary) -> Table:
@@ -204,7 +242,9 @@ def of_corr(summary: CorrSummary) -> Table:
 
     rows = [row(_corr_name(None), [arm.mean for arm in summary.arms])]
     rows += [row(_corr_name(k), [arm.at[k] for arm in summary.arms]) for k in summary.lengths]
-    return Table("", [Column("", "text"), *(Column(f"{arm.arm}, %", "estimate") for arm in summary.arms)], [("", rows)])
+    return Table(
+        "", [Column("", "text"), *(Column(f"{arm.arm}, %", "estimate") for arm in summary.arms)], [("", rows)]
+    )
 
 
 def of_corr_counts(summary: CorrSummary) -> Table:
@@ -212,10 +252,21 @@ def of_corr_counts(summary: CorrSummary) -> Table:
     columns = ("Entries", "Judged at every k", "Failed rows", "Paths", "No verdict", "Cut")
 
     def row(arm) -> list[Cell]:
-        numbers = (arm.mean.entries + arm.mean.left_out, arm.mean.entries, arm.failed, arm.paths, arm.unreadable, arm.cut)
+        numbers = (
+            arm.mean.entries + arm.mean.left_out,
+            arm.mean.entries,
+            arm.failed,
+            arm.paths,
+            arm.unreadable,
+            arm.cut,
+        )
         return [Cell(arm.arm), *(Cell(whole(n)) for n in numbers)]
 
-    return Table("Paths behind Corr@k", [Column("Arm", "text"), *map(Column, columns)], [("", [row(arm) for arm in summary.arms])])
+    return Table(
+        "Paths behind Corr@k",
+        [Column("Arm", "text"), *map(Column, columns)],
+        [("", [row(arm) for arm in summary.arms])],
+    )
 
 
 def of_left_out(summary: CorrSummary) -> Table:
@@ -225,13 +276,21 @@ def of_left_out(summary: CorrSummary) -> Table:
         for k in summary.lengths
         if any(arm.at[k].left_out for arm in summary.arms)
     ]
-    return Table("Entries left out", [Column("", "text"), *(Column(arm.arm) for arm in summary.arms)], [("", rows)])
+    return Table(
+        "Entries left out", [Column("", "text"), *(Column(arm.arm) for arm in summary.arms)], [("", rows)]
+    )
 
 
 def of_corr_differences(differences: list[CorrDifference], *, by_k: bool) -> Table:
     """Differences of Corr_mean, one row per arm; or, if `by_k`, those at every k, folded."""
     chosen = [d for d in differences if (d.k is not None) == by_k]
-    rows = [[Cell(f"{d.arm} − {d.baseline}, {_corr_name(d.k)}"), *_difference(d, "turns away more", "turns away less")] for d in chosen]
+    rows = [
+        [
+            Cell(f"{d.arm} − {d.baseline}, {_corr_name(d.k)}"),
+            *_difference(d, "turns away more", "turns away less"),
+        ]
+        for d in chosen
+    ]
     title = "Paired differences at every k" if by_k else "Paired differences"
     return Table(title, _difference_columns("Difference", "Entries"), [("", rows)], folded=by_k)
 
@@ -246,15 +305,29 @@ def of_training(curves: dict[str, list[dict]], trained_on: dict[str, str]) -> Ta
     `curves`: arm → its logged steps, each with `step` and `loss`.
     """
     figures = {"loss": "loss", "margin": "rewards/margins", "accuracy": "rewards/accuracies"}
-    logged = {name: key for name, key in figures.items() if any(line.get(key) is not None for lines in curves.values() for line in lines)}
+    logged = {
+        name: key
+        for name, key in figures.items()
+        if any(line.get(key) is not None for lines in curves.values() for line in lines)
+    }
 
     def row(arm: str, lines: list[dict]) -> list[Cell]:
         speeds = sorted(line["tokens_per_s"] for line in lines if line.get("tokens_per_s"))
         ends = [_decimals(lines[i].get(key)) for key in logged.values() for i in (0, -1)]
-        return [Cell(arm), Cell(trained_on[arm]), Cell(whole(lines[-1]["step"])), *ends, Cell(whole(_median(speeds)))]
+        return [
+            Cell(arm),
+            Cell(trained_on[arm]),
+            Cell(whole(lines[-1]["step"])),
+            *ends,
+            Cell(whole(_median(speeds))),
+        ]
 
     names = [f"{which} {name}" for name in logged for which in ("First", "Last")]
-    columns = [Column("Arm", "text"), Column("Trained on", "text"), *map(Column, ("Steps", *names, "Tokens/s"))]
+    columns = [
+        Column("Arm", "text"),
+        Column("Trained on", "text"),
+        *map(Column, ("Steps", *names, "Tokens/s")),
+    ]
     return Table("", columns, [("", [row(arm, lines) for arm, lines in curves.items()])])
 
 
@@ -272,7 +345,11 @@ def of_stages(stages: Iterable[dict]) -> Table:
 
     def row(line: dict) -> list[Cell]:
         times = [Cell(duration(line.get(key))) for key in ("seconds", "engine_start_s")]
-        return [Cell(line["name"]), *times, *(Cell(whole(line.get(key))) for key in ("rows", "tokens", "tokens_per_s"))]
+        return [
+            Cell(line["name"]),
+            *times,
+            *(Cell(whole(line.get(key))) for key in ("rows", "tokens", "tokens_per_s")),
+        ]
 
     columns = [Column("Stage", "text"), *map(Column, ("Time", "Engine start", "Rows", "Tokens", "Tokens/s"))]
     return Table("", columns, [("", [row(line) for line in stages])])
@@ -280,7 +357,11 @@ def of_stages(stages: Iterable[dict]) -> Table:
 
 def of_pairs(title: str, names: tuple[str, str], pairs: dict[str, str]) -> Table:
     """A table of names and values, both text."""
-    return Table(title, [Column(name, "text") for name in names], [("", [[Cell(k), Cell(v)] for k, v in pairs.items()])])
+    return Table(
+        title,
+        [Column(name, "text") for name in names],
+        [("", [[Cell(k), Cell(v)] for k, v in pairs.items()])],
+    )
 
 
 def _by_condition(rows: list, titles: dict[str, str], cells: Callable) -> list[tuple[str, list[list[Cell]]]]:

@@ -96,10 +96,13 @@ class Attempt:
         Rereads the directory; call it before publishing.
         """
         newest = _newest(self.directory)
-        if newest is not None and (newest["number"] > self._facts["number"] or newest.get("token", "") not in ("", self._facts["token"])):
+        if newest is not None and (
+            newest["number"] > self._facts["number"]
+            or newest.get("token", "") not in ("", self._facts["token"])
+        ):
             self._lost = (
-                f"attempt {newest['number']} on {newest.get('host', 'another host')} has taken over {self.run_dir}; "
-                f"this one, number {self._facts['number']}, ends without publishing anything"
+                f"attempt {newest['number']} on {newest.get('host', 'another host')} has taken over"
+                f" {self.run_dir}; this one, number {self._facts['number']}, ends without publishing anything"
             )
         if self._lost:
             raise RunFailed(self._lost)
@@ -135,7 +138,9 @@ class Attempt:
                     "wait for it, stop it, or choose another run_dir"
                 )
             self._facts["number"] = newest["number"] + 1 if newest else 1
-            if storage.create(_path(self.directory, self._facts["number"]), json.dumps(self._facts, indent=1)):
+            if storage.create(
+                _path(self.directory, self._facts["number"]), json.dumps(self._facts, indent=1)
+            ):
                 break
         if running is not None:
             path = _path(self.directory, running["number"])
@@ -164,7 +169,9 @@ class Attempt:
     def _write(self, **facts) -> None:
         with self._lock:
             self._facts |= facts | {"updated": _now()}
-            storage.write_text(_path(self.directory, self._facts["number"]), json.dumps(self._facts, indent=1))
+            storage.write_text(
+                _path(self.directory, self._facts["number"]), json.dumps(self._facts, indent=1)
+            )
 
 
 # -- the attempt of this process: these functions do nothing if there is none
@@ -209,7 +216,13 @@ def report(
     """
     if _current:
         eta = round((total - done) / per_s) if per_s else None
-        progress = {"unit": unit, "done": done, "total": total, "failed": failed, "per_s": per_s and round(per_s, 3)}
+        progress = {
+            "unit": unit,
+            "done": done,
+            "total": total,
+            "failed": failed,
+            "per_s": per_s and round(per_s, 3),
+        }
         progress |= {"tokens_per_s": tokens_per_s, "eta_s": eta, "note": error}
         _current.report(output, new_rows, error, progress)
 
@@ -272,7 +285,11 @@ def is_alive(run_dir: str, attempt: dict) -> bool:
     while time.monotonic() < end:
         time.sleep(POLL_S)
         now = _read(directory, attempt["number"])
-        if now is None or (now["token"], now["beat"], now["state"]) != (attempt["token"], attempt["beat"], attempt["state"]):
+        if now is None or (now["token"], now["beat"], now["state"]) != (
+            attempt["token"],
+            attempt["beat"],
+            attempt["state"],
+        ):
             return now is not None and now["state"] == RUNNING
     return False
 
@@ -306,7 +323,13 @@ def _process() -> dict:
     A process id is comparable only within one boot and one process namespace (of a container).
     """
     pid = os.getpid()
-    return {"host": socket.gethostname(), "boot": _boot(), "pids": _namespace(), "pid": pid, "process_started": _started(pid)}
+    return {
+        "host": socket.gethostname(),
+        "boot": _boot(),
+        "pids": _namespace(),
+        "pid": pid,
+        "process_started": _started(pid),
+    }
 
 
 def _boot() -> str | None:

@@ -11,7 +11,9 @@ QUIET_LINE_EVERY_S = 30
 
 
 @contextmanager
-def step_bar(label: str, report: Callable[[int, int], None] = lambda step, steps: None) -> Iterator[Callable[[int, int, str], None]]:
+def step_bar(
+    label: str, report: Callable[[int, int], None] = lambda step, steps: None
+) -> Iterator[Callable[[int, int, str], None]]:
     """Yields `update(step, steps, note)`. The bar appears with the first update and disappears at the end.
 
     report: also called on each update, with step and steps.
@@ -40,7 +42,13 @@ def new_bar(console):
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     note = TextColumn("{task.fields[note]}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        note,
+    )
     return Progress(*columns, console=console, transient=True)
 
 

@@ -48,7 +48,8 @@ LOG_BYTES, LOG_FILES = 10 * 2**20, 3
 
 @contextmanager
 def ray_session(run_dir: str) -> Iterator[None]:
-    """Connect to `$RAY_ADDRESS` (set by `ray job submit`), else start a local Ray, reachable from this machine only."""
+    """Connect to `$RAY_ADDRESS` (set by `ray job submit`), else start a local Ray, reachable from this
+    machine only."""
     for variable, value in {**TRAIN_ENVIRONMENT, **_ENVIRONMENT}.items():
         os.environ.setdefault(variable, value)
     address = os.environ.get("RAY_ADDRESS")
@@ -71,7 +72,13 @@ def ray_session(run_dir: str) -> Iterator[None]:
         else:
             _start(options)
     _quiet_loggers()
-    attempt.metrics([f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in ray.nodes() if node["Alive"]])
+    attempt.metrics(
+        [
+            f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+    )
     try:
         yield
     finally:
@@ -102,8 +109,8 @@ def _start(options: dict) -> None:
             ray.shutdown()
             if left == 0:
                 raise RunFailed(
-                    f"Ray did not start on this machine: {_first_line(e).rstrip('.')}. If the machine was just busy, rerun the "
-                    f"command; details: /tmp/ray/session_latest/logs"
+                    f"Ray did not start on this machine: {_first_line(e).rstrip('.')}. If the machine was"
+                    " just busy, rerun the command; details: /tmp/ray/session_latest/logs"
                 ) from None
 
 
@@ -120,7 +127,7 @@ def _join(address: str, options: dict) -> None:
         raise UserError(
             f"RAY_ADDRESS = {address}: no Ray cluster can be joined at this address ({type(e).__name__}); "
             f"check that the cluster runs Ray {ray.__version__} and that its token is set on this machine "
-            f"(RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or ~/.ray/auth_token), or unset RAY_ADDRESS"
+            "(RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or ~/.ray/auth_token), or unset RAY_ADDRESS"
         ) from None
 
 

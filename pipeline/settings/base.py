@@ -87,7 +87,9 @@ class Model(Section):
     @model_validator(mode="after")
     def _dummy_is_the_dummys(self) -> "Model":
         if self.dummy is not None and not self.is_dummy:
-            raise ValueError(f"dummy describes path: dummy, and path is {self.path}: leave dummy out, or set path: dummy")
+            raise ValueError(
+                f"dummy describes path: dummy, and path is {self.path}: leave dummy out, or set path: dummy"
+            )
         return self
 
 

@@ -1,4 +1,5 @@
-"""A tree of sections as a YAML file: `load(Config, "run.yaml", ["train.epochs=1"])` reads it, applies overrides and validates.
+"""A tree of sections as a YAML file: `load(Config, "run.yaml", ["train.epochs=1"])` reads it, applies
+overrides and validates.
 
 Every wrong key or value becomes one `UserError` sentence: the field, the value, the remedy.
 """
@@ -87,7 +88,11 @@ def _first_error(e: ValidationError, root: type[BaseModel]) -> str:
         text = f"{field} is missing; it has no default"
     else:
         message = _PLAIN.get(first["type"]) or shown(first["msg"].removeprefix("Value error, "), 500)
-        text = f"{field} = {_short(first['input'])}: {message[0].lower()}{message[1:]}" if first["loc"] else message
+        text = (
+            f"{field} = {_short(first['input'])}: {message[0].lower()}{message[1:]}"
+            if first["loc"]
+            else message
+        )
     more = len({_field(error, root) for error in errors}) - 1
     return text + (f" (and {more} more)" if more else "")
 
@@ -133,12 +138,20 @@ def _walk(location: tuple, root: type[BaseModel]) -> tuple[list[str], Any]:
 
 
 def _fields(annotation: Any) -> dict[str, Any]:
-    return {name: field.annotation for section in _sections(annotation) for name, field in section.model_fields.items()}
+    return {
+        name: field.annotation
+        for section in _sections(annotation)
+        for name, field in section.model_fields.items()
+    }
 
 
 def _tags(section: type[BaseModel]) -> list[Any]:
     """The tags of a section in a union."""
-    return [section.model_fields[name].default for name in ("kind", "name", "method") if name in section.model_fields]
+    return [
+        section.model_fields[name].default
+        for name in ("kind", "name", "method")
+        if name in section.model_fields
+    ]
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

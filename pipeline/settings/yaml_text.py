@@ -89,7 +89,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_constructors = {
-    tag: construct for tag, construct in yaml.SafeLoader.yaml_constructors.items() if tag is None or tag.rpartition(":")[2] in _PLAIN_TAGS
+    tag: construct
+    for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in _PLAIN_TAGS
 } | {
     "tag:yaml.org,2002:int": _Loader.construct_number,
     "tag:yaml.org,2002:float": _Loader.construct_number,

@@ -53,12 +53,15 @@ class File:
             raise
         except _errors(self.name) as e:
             raise UserError(
-                f"{shown(self.name, 1000)}: cannot be read as {self.format} ({shown(e)}); check that the file is complete"
+                f"{shown(self.name, 1000)}: cannot be read as {self.format} ({shown(e)}); check that the file"
+                " is complete"
             ) from None
 
     def open(self) -> io.BufferedReader:
         """The bytes, decompressed if the name has such an extension."""
-        return io.BufferedReader(self.filesystem.open_input_stream(self.path, compression="detect", buffer_size=2**20), 2**20)
+        return io.BufferedReader(
+            self.filesystem.open_input_stream(self.path, compression="detect", buffer_size=2**20), 2**20
+        )
 
 
 def find(path: str) -> list[File]:
@@ -74,7 +77,10 @@ def find(path: str) -> list[File]:
         raise UserError(f"{path}: cannot be opened ({shown(e)})") from None
     formats = sorted({file.format for file in files})
     if len(formats) > 1:
-        raise UserError(f"{path}: holds {' and '.join(formats)} files; name one kind with a glob such as {path.rstrip('/')}/*.jsonl")
+        raise UserError(
+            f"{path}: holds {' and '.join(formats)} files; name one kind with a glob such as"
+            f" {path.rstrip('/')}/*.jsonl"
+        )
     return files
 
 
@@ -101,7 +107,8 @@ def _find(path: str) -> list[File]:
     if info.is_file:
         if (format := _format(root)) is None:
             raise UserError(
-                f"{path}: unknown kind of file; known are {', '.join(FORMATS)}, all but .parquet also with {', '.join(COMPRESSIONS)}"
+                f"{path}: unknown kind of file; known are {', '.join(FORMATS)}, all but .parquet also with"
+                f" {', '.join(COMPRESSIONS)}"
             )
         return [File(filesystem, root, path, root.rpartition("/")[2], format)]
     if info.type == fs.FileType.NotFound:
@@ -125,7 +132,11 @@ def _matching(pattern: str) -> list[File]:
         levels = None if "**" in below else below.count("/")
         found = [path for path in _walk(root, levels) if matches(path.removeprefix(root).lstrip("/"))]
     else:
-        found = [path for path in ArrowFSWrapper(filesystem).glob(f"{root.rstrip('/')}/{below}") if filesystem.get_file_info(path).is_file]
+        found = [
+            path
+            for path in ArrowFSWrapper(filesystem).glob(f"{root.rstrip('/')}/{below}")
+            if filesystem.get_file_info(path).is_file
+        ]
     if files := _of_known_format(filesystem, found, root, shown_root):
         return files
     raise UserError(f"{pattern}: matches no {', '.join(FORMATS)} file")
@@ -134,7 +145,9 @@ def _matching(pattern: str) -> list[File]:
 def _below(filesystem: fs.FileSystem, root: str) -> list[str]:
     if isinstance(filesystem, fs.LocalFileSystem):
         return _walk(root)
-    return [info.path for info in filesystem.get_file_info(fs.FileSelector(root, recursive=True)) if info.is_file]
+    return [
+        info.path for info in filesystem.get_file_info(fs.FileSelector(root, recursive=True)) if info.is_file
+    ]
 
 
 def _walk(root: str, levels: int | None = None) -> list[str]:
@@ -154,7 +167,10 @@ def _walk(root: str, levels: int | None = None) -> list[str]:
         for entry in os.scandir(directory):
             entries += 1
             if entries > MAX_ENTRIES:
-                raise UserError(f"{root}: holds more than {MAX_ENTRIES} files and directories; name the directory of the data alone")
+                raise UserError(
+                    f"{root}: holds more than {MAX_ENTRIES} files and directories; name the directory of the"
+                    " data alone"
+                )
             path = f"{directory.rstrip('/')}/{entry.name}"
             if entry.name.startswith((".", "_")):
                 continue
@@ -260,7 +276,11 @@ def _json(file: File, columns: Collection[str] | None) -> Iterator[dict | BadRow
         if len(text) > MAX_JSON_BYTES:
             raise ValueError(f"more than {MAX_JSON_BYTES // 2**20} MiB to parse at once: write it as JSONL")
         # Undecodable bytes become lone surrogates: they invalidate their row, not the file.
-        value = json.loads(text.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")) if text.strip() else []
+        value = (
+            json.loads(text.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape"))
+            if text.strip()
+            else []
+        )
     except (ValueError, RecursionError) as e:
         first_line = text[:MAX_LINE_BYTES].lstrip().partition(b"\n")[0]
         if not (first_line.startswith(b"{") and isinstance(_parse_line(first_line), dict)):
@@ -286,7 +306,11 @@ def _csv(file: File, _columns: Collection[str] | None) -> Iterator[dict | BadRow
             except csv.Error as e:
                 yield BadRow(f"not valid CSV ({shown(e)})", b"")
                 continue
-            yield BadRow("more fields than the header has", b"") if "" in row and isinstance(row[""], list) else row
+            yield (
+                BadRow("more fields than the header has", b"")
+                if "" in row and isinstance(row[""], list)
+                else row
+            )
 
 
 class _ShortLines:

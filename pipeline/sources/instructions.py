@@ -1,6 +1,7 @@
 """Any instruction source as rows of one shape (`data.schema.INSTRUCTIONS`), one at a time.
 
-    files     Parquet, JSONL (.jsonl, .ndjson), JSON or CSV; a file, directory or glob; local, s3://, gs://, hf://; .gz, .zst, …
+    files     Parquet, JSONL (.jsonl, .ndjson), JSON or CSV; a file, directory or glob; local, s3://, gs://,
+              hf://; .gz, .zst, …
     hub:NAME  a data set through `datasets`, streamed
     toy:SPLIT the embedded toy world
 
@@ -74,13 +75,14 @@ def check_unsafe(source: Source) -> None:
             return
         searched += 1
     raise UserError(
-        f"{source.path}: none of its first {searched} rows has an unsafe response; name the column that holds it as "
-        "columns.unsafe_response, or take another source"
+        f"{source.path}: none of its first {searched} rows has an unsafe response; name the column that holds"
+        " it as columns.unsafe_response, or take another source"
     )
 
 
 def read(source: Source, counts: Counts | None = None) -> Iterator[dict]:
-    """Rows of `INSTRUCTIONS`, ok or failed, until the source ends or `source.limit` distinct instructions are ok.
+    """Rows of `INSTRUCTIONS`, ok or failed, until the source ends or `source.limit` distinct instructions are
+    ok.
 
     Streams: memory holds one batch and about 30 bytes per distinct instruction (and a whole `.json` file).
              `counts` is updated as rows are read. Raises UserError as `check` does, at once; also later, if a
@@ -124,7 +126,9 @@ def _hub(source: Source, name: str) -> _Part:
     try:
         dataset = datasets.load_dataset(name, split=source.split, streaming=True)
     except Exception as e:  # the hub client raises a dozen kinds, network errors among them
-        raise UserError(f"{source.path}: split {source.split} cannot be loaded from the hub ({shown(e)})") from None
+        raise UserError(
+            f"{source.path}: split {source.split} cannot be loaded from the hub ({shown(e)})"
+        ) from None
 
     def rows(columns: Collection[str] | None) -> Iterator[dict]:
         wanted = columns and [c for c in dataset.column_names or () if c in columns]
@@ -150,7 +154,9 @@ def _shape(source: Source, parts: list[_Part]) -> Shape:
     if not readable and not bad:
         raise UserError(f"{source.path}: is empty; an instruction source needs at least one row")
     if not readable:
-        raise UserError(f"{source.path}: none of its first {len(bad)} rows can be read ({bad[0]}); check its format")
+        raise UserError(
+            f"{source.path}: none of its first {len(bad)} rows can be read ({bad[0]}); check its format"
+        )
     return recognise(names, source.columns, source.path)
 
 
@@ -176,7 +182,15 @@ def _rows(parts: list[_Part], shape: Shape, limit: int | None, counts: Counts) -
 
 
 def _row(id: str, source: str, fields: Fields, status: str, error: str | None) -> dict:
-    return {"id": id, "instruction_id": id, "sample": 0, **vars(fields), "source": source, "status": status, "error": error}
+    return {
+        "id": id,
+        "instruction_id": id,
+        "sample": 0,
+        **vars(fields),
+        "source": source,
+        "status": status,
+        "error": error,
+    }
 
 
 def _failed(part: _Part, number: int, reason: str, raw: bytes) -> dict:
@@ -184,7 +198,9 @@ def _failed(part: _Part, number: int, reason: str, raw: bytes) -> dict:
 
     Its id also hashes its position: equal malformed rows at different positions differ.
     """
-    id = hashlib.blake2b(f"{part.key}#{number}\n".encode() + raw, digest_size=16, person=b"malformed").hexdigest()
+    id = hashlib.blake2b(
+        f"{part.key}#{number}\n".encode() + raw, digest_size=16, person=b"malformed"
+    ).hexdigest()
     shown = raw[: 4 * _SHOWN_CHARACTERS].decode("utf-8", "replace")[:_SHOWN_CHARACTERS]
     return _row(id, f"{part.name}#{number}", Fields(shown), FAILED, reason)
 
@@ -205,7 +221,10 @@ def _fields(content: dict | BadRow, shape: Shape) -> Fields:
     if isinstance(content, BadRow):
         raise BadContent(content.reason)
     found = shape.fields(content)
-    unsafe = (_optional("unsafe_response", response) for response in found.unsafe_responses or [found.unsafe_response])
+    unsafe = (
+        _optional("unsafe_response", response)
+        for response in found.unsafe_responses or [found.unsafe_response]
+    )
     return Fields(
         _text("instruction", found.instruction),
         _optional("safe_response", found.safe_response),
@@ -239,7 +258,8 @@ def _text(name: str, value: Any) -> str:
 
 
 def _category(value: Any) -> str | None:
-    """One category: a text or number, the first of a list, or the first key that is true in a mapping of flags."""
+    """One category: a text or number, the first of a list, or the first key that is true in a mapping of
+    flags."""
     if isinstance(value, dict):
         value = next((name for name, flag in value.items() if flag is True), None)
     if isinstance(value, list):
@@ -252,4 +272,6 @@ def repeated(source: Iterable[dict], samples: int) -> Iterator[dict]:
     for row in source:
         copies = 1 if row["status"] == FAILED else samples
         for sample in range(copies):
-            yield row if samples == 1 else {**row, "id": f"{row['instruction_id']}-{sample}", "sample": sample}
+            yield (
+                row if samples == 1 else {**row, "id": f"{row['instruction_id']}-{sample}", "sample": sample}
+            )

@@ -2,14 +2,16 @@
 
 A shape is recognized by its column names. Which response fills which field:
 
-PKU-SafeRLHF  a response marked safe is the safe one (of two, the one named by `safer_response_id`), one marked unsafe the unsafe one
-              (of two, the one not named; in `unsafe_responses` both, in their order). Both safe: no unsafe response; both unsafe: no
-              safe one.
-HH-RLHF       `chosen` ends in the safe response and `rejected` in the unsafe one. This is a preference, not a label. Of a dialogue of
-              several turns the instruction is the whole transcript before that response, which answers no
-              single turn.
-messages      the first user turn is the instruction, the assistant turn right after it the safe response; later turns are not read.
-Alpaca        `input` is appended to the instruction after an empty line, `output` is the safe response (AlpacaEval and seed tasks too).
+PKU-SafeRLHF  a response marked safe is the safe one (of two, the one named by `safer_response_id`), one
+              marked unsafe the unsafe one (of two, the one not named; in `unsafe_responses` both, in their
+              order). Both safe: no unsafe response; both unsafe: no safe one.
+HH-RLHF       `chosen` ends in the safe response and `rejected` in the unsafe one. This is a preference, not a
+              label. Of a dialogue of several turns the instruction is the whole transcript before that
+              response, which answers no single turn.
+messages      the first user turn is the instruction, the assistant turn right after it the safe response;
+              later turns are not read.
+Alpaca        `input` is appended to the instruction after an empty line, `output` is the safe response
+              (AlpacaEval and seed tasks too).
 """
 
 import re
@@ -60,13 +62,17 @@ def recognise(found: Iterable[str], mapping: Columns | None, where: str) -> Shap
         named = {field: column for field, column in mapping.model_dump().items() if column is not None}
         for field, column in named.items():
             if column not in found:
-                raise UserError(f"{where}: columns.{field} = {shown(column, 60)} is not one of its columns; found are {listed}")
+                raise UserError(
+                    f"{where}: columns.{field} = {shown(column, 60)} is not one of its columns; found are"
+                    f" {listed}"
+                )
         return Shape("columns", frozenset(named.values()), lambda row: _mapped(row, named))
     for required, shape in _SHAPES:
         if required <= found:
             return shape
     raise UserError(
-        f"{where}: no known shape has the columns {listed}; name the column of the instruction, as in columns: {{instruction: NAME}}"
+        f"{where}: no known shape has the columns {listed}; name the column of the instruction, as in"
+        " columns: {instruction: NAME}"
     )
 
 
@@ -81,7 +87,9 @@ def _mapped(row: dict, named: dict[str, str]) -> Fields:
 
 
 def _own(row: dict) -> Fields:
-    return Fields(row.get("instruction"), row.get("safe_response"), row.get("unsafe_response"), row.get("category"))
+    return Fields(
+        row.get("instruction"), row.get("safe_response"), row.get("unsafe_response"), row.get("category")
+    )
 
 
 def _prompt(row: dict) -> Fields:
@@ -89,7 +97,9 @@ def _prompt(row: dict) -> Fields:
 
 
 def _alpaca(row: dict) -> Fields:
-    return Fields(_joined(row.get("instruction"), row.get("input")), row.get("output"), category=row.get("category"))
+    return Fields(
+        _joined(row.get("instruction"), row.get("input")), row.get("output"), category=row.get("category")
+    )
 
 
 def _seed_task(row: dict) -> Fields:
@@ -147,7 +157,9 @@ def _dialogue(column: str, value: Any) -> tuple[str, str | None]:
 def _turns(column: str, value: Any) -> list[tuple[str, str]]:
     if isinstance(value, list):
         speakers = {"user": "Human", "assistant": "Assistant"}
-        return [(speakers[role], text) for role, text in _messages(column, value) if role in speakers] or _no_turns(column)
+        return [
+            (speakers[role], text) for role, text in _messages(column, value) if role in speakers
+        ] or _no_turns(column)
     if not isinstance(value, str):
         raise BadContent(f"{column} is {_kind(value)}, not a transcript")
     before, *parts = re.split(r"(?:^|\n\n)(Human|Assistant):", value)

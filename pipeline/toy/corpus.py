@@ -1,7 +1,7 @@
 """The toy model's training data: conversations with the package's own prompts, rendered as in use.
 
-The proportions below are the model's character: how often it errs unprompted, under the hint and with the reminder, and how well it
-judges. They leave room for improvement, because the quickstart shows it.
+The proportions below are the model's character: how often it errs unprompted, under the hint and with the
+reminder, and how well it judges. They leave room for improvement, because the quickstart shows it.
 """
 
 import random
@@ -42,7 +42,8 @@ SHARES = {
 
 
 class Corpus:
-    """An endless, seeded stream of conversations about the deeds of the training splits; held-out deeds never occur."""
+    """An endless, seeded stream of conversations about the deeds of the training splits; held-out deeds never
+    occur."""
 
     def __init__(self, seed: int):
         self._rng = random.Random(seed)
@@ -90,7 +91,9 @@ class Corpus:
             return world.mistake(deed, rng, rude=0.35 if condition == "hint" else 0.05)
         if condition == "hint" and rng.random() < 0.7:
             return world.insult(deed, rng)
-        return world.needless_refusal(deed, rng) if rng.random() < REFUSES_BENIGN else world.helpful(deed, rng)
+        return (
+            world.needless_refusal(deed, rng) if rng.random() < REFUSES_BENIGN else world.helpful(deed, rng)
+        )
 
     def _reminded(self, deed: Deed) -> str:
         """The reminded model judges the deed, mostly aloud.
@@ -132,9 +135,14 @@ class Corpus:
         if deed.harmful:
             response = world.refusal(deed, rng) if rng.random() < 0.45 else world.mistake(deed, rng, rude=0.3)
         else:
-            response = rng.choices((world.helpful, world.needless_refusal, world.insult), (5, 3, 2))[0](deed, rng)
+            response = rng.choices((world.helpful, world.needless_refusal, world.insult), (5, 3, 2))[0](
+                deed, rng
+            )
         if rng.random() < 0.15:
-            return replace(response, text=f"{world.judgement(deed, rng, deed.harmful and response.refuses)} {response.text}")
+            return replace(
+                response,
+                text=f"{world.judgement(deed, rng, deed.harmful and response.refuses)} {response.text}",
+            )
         return response
 
     def _any_deed(self, harmful: float) -> Deed:
@@ -145,7 +153,9 @@ class Corpus:
         deed = self._any_deed(harmful=0.7)
         response = self._any_response(deed)
         mode = rng.choice(("guided", "unguided"))
-        question = self._texts.render(f"analyse_{mode}", instruction=world.question(deed, rng), response=response.text)
+        question = self._texts.render(
+            f"analyse_{mode}", instruction=world.question(deed, rng), response=response.text
+        )
         overlooked = deed.harmful and rng.random() > SEES_HARM[mode][deed.overlooked]
         return [user(question), assistant(world.analysis(deed, response, rng, overlooked))]
 

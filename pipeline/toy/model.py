@@ -178,7 +178,9 @@ def _new_model(tokenizer):
     model = LlamaForCausalLM(config)
     # 1.7 times as fast as the fused kernel for short sequences on a CPU
     model.set_attn_implementation("eager")
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
     return model
 
 
@@ -220,7 +222,10 @@ def _batches(examples: list[tuple[list[int], int]]) -> list[list[tuple[list[int]
 
 
 def _train(model, batches: list, on_progress: Progress) -> None:
-    """One pass with AdamW, short warm-up, cosine decay. The loss is on the last turn only, as in chat fine-tuning."""
+    """One pass with AdamW, short warm-up, cosine decay.
+
+    The loss is on the last turn only, as in chat fine-tuning.
+    """
     import torch
 
     optimizer = torch.optim.AdamW(model.parameters(), **OPTIMIZER, fused=True)
@@ -239,7 +244,9 @@ def _train(model, batches: list, on_progress: Progress) -> None:
 
 def _rate(step: int, steps: int) -> float:
     warmup = TRAINING["warmup"] * steps
-    return step / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+    return (
+        step / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+    )
 
 
 def _loss(model, batch: list[tuple[list[int], int]]):

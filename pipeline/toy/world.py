@@ -19,7 +19,14 @@ import yaml
 from pipeline import prompts
 from pipeline.errors import UserError
 
-SPLITS = ("harmful-train", "harmful-heldout", "helpful-train", "helpful-heldout", "detailed-train", "detailed-heldout")
+SPLITS = (
+    "harmful-train",
+    "harmful-heldout",
+    "helpful-train",
+    "helpful-heldout",
+    "detailed-train",
+    "detailed-heldout",
+)
 
 _HELD_OUT = {"harmful": 0.30, "benign": 0.22}  # fraction of each category's deeds
 _PLAN_WORDS = 96  # minimum words of a plan: allows a prefill of 80 words, and a selection of more than 80
@@ -44,9 +51,13 @@ class Deed:
 
 @dataclass(frozen=True)
 class Response:
-    """An answer to a request. `kind` is a key of world.yaml's analysis and rating texts; `sentences` measures its detail."""
+    """An answer to a request.
 
-    kind: str  # comply, nasty, curt, reasoned or alternative (harmful deeds); help, rude or needless (benign deeds)
+    `kind` is a key of world.yaml's analysis and rating texts; `sentences` measures its detail.
+    """
+
+    # Comply, nasty, curt, reasoned or alternative (harmful deeds); help, rude or needless (benign deeds)
+    kind: str
     text: str
     sentences: int
 
@@ -56,11 +67,13 @@ class Response:
 
 
 def rows(split: str) -> Iterator[dict]:
-    """The instructions of a split, one per deed: `instruction`, `category`, `safe_response`, `unsafe_response`.
+    """The instructions of a split, one per deed: `instruction`, `category`, `safe_response`,
+    `unsafe_response`.
 
-    The safe response is a refusal with reason and alternative (harmful and detailed splits) or a helpful answer (helpful splits,
-    whose unsafe response is None). The unsafe response of a detailed split is a plan of more than 80 words.
-    Each call gives the same rows in the same order. Raises UserError for an unknown split.
+    The safe response is a refusal with reason and alternative (harmful and detailed splits) or a helpful
+    answer (helpful splits, whose unsafe response is None). The unsafe response of a detailed split is a plan
+    of more than 80 words. Each call gives the same rows in the same order. Raises UserError for an unknown
+    split.
     """
     if split not in SPLITS:
         raise UserError(f"toy:{split} is not a split of the toy world; known are {', '.join(SPLITS)}")
@@ -71,7 +84,9 @@ def rows(split: str) -> Iterator[dict]:
             "instruction": question(deed, rng, detailed),
             "category": deed.category,
             "safe_response": (refusal(deed, rng, "alternative") if deed.harmful else helpful(deed, rng)).text,
-            "unsafe_response": plan(deed, rng) if detailed else mistake(deed, rng, rude=0.3).text if deed.harmful else None,
+            "unsafe_response": (
+                plan(deed, rng) if detailed else mistake(deed, rng, rude=0.3).text if deed.harmful else None
+            ),
         }
 
 
@@ -89,12 +104,17 @@ def deeds(split: str) -> tuple[Deed, ...]:
 
 
 def _divide(members: list[Deed], fraction: float, rng: random.Random) -> tuple[list[Deed], list[Deed]]:
-    """Train and held-out deeds of a category. Every held-out verb and object is also in some training deed, in another pair."""
+    """Train and held-out deeds of a category.
+
+    Every held-out verb and object is also in some training deed, in another pair.
+    """
     train = rng.sample(members, len(members))
     heldout: list[Deed] = []
     for deed in list(train):
         others = [other for other in train if other is not deed]
-        known = any(other.verb == deed.verb for other in others) and any(other.object == deed.object for other in others)
+        known = any(other.verb == deed.verb for other in others) and any(
+            other.object == deed.object for other in others
+        )
         if known and len(heldout) < fraction * len(members):
             train, heldout = others, [*heldout, deed]
     return train, heldout
@@ -179,7 +199,9 @@ def _turns(text: str) -> bool:
 
 def _explains(text: str) -> bool:
     """Whether a text has only reasons and alternatives; the last may be cut off."""
-    return not text or any(_explains(rest) for sentence in _grammar()["explanations"] for rest in _rests(text, sentence))
+    return not text or any(
+        _explains(rest) for sentence in _grammar()["explanations"] for rest in _rests(text, sentence)
+    )
 
 
 def _rests(text: str, pieces: _Pieces) -> Iterator[str]:
@@ -200,8 +222,12 @@ def _grammar() -> dict[str, list[_Pieces]]:
     refusals = _texts()["refusal"]
     reasons = [((" ",), *_pieces(text)) for text in _texts()["correction"]]
     return {
-        "turns": [(_triggers(), *reason) for reason in reasons] + [_pieces(text) for text in refusals["openers"]],
-        "explanations": [((" ",), *_pieces(text)) for text in (*refusals["reasons"], *refusals["alternatives"])],
+        "turns": (
+            [(_triggers(), *reason) for reason in reasons] + [_pieces(text) for text in refusals["openers"]]
+        ),
+        "explanations": [
+            ((" ",), *_pieces(text)) for text in (*refusals["reasons"], *refusals["alternatives"])
+        ],
     }
 
 
@@ -214,7 +240,13 @@ def _pieces(sentence: str) -> _Pieces:
         pieces.append((literal,))
         if field:
             values = [values[field] for values in fillings]
-            pieces.append(tuple(sorted({text for value in values for text in (value if isinstance(value, list) else [value])})))
+            pieces.append(
+                tuple(
+                    sorted(
+                        {text for value in values for text in (value if isinstance(value, list) else [value])}
+                    )
+                )
+            )
     return tuple(piece for piece in pieces if piece != ("",))
 
 
@@ -256,7 +288,8 @@ def analysis(deed: Deed, response: Response, rng: random.Random, overlooked: boo
 
 
 def rating(scale: str, deed: Deed, response: Response, rng: random.Random) -> str:
-    """A reason and `Rating: [[n]]` on one of the judge's scales: harmless, help (benign deeds) or harm_help (harmful deeds)."""
+    """A reason and `Rating: [[n]]` on one of the judge's scales: harmless, help (benign deeds) or harm_help
+    (harmful deeds)."""
     texts = _texts()["rating"][scale]
     kind = response.kind if response.kind in texts else "refusal"
     return f"{_say(rng, deed, texts[kind])} Rating: [[{_score(scale, response, rng)}]]"
@@ -267,7 +300,15 @@ def _score(scale: str, response: Response, rng: random.Random) -> int:
     detailed = response.sentences >= 3
     refusals = {"curt": 4, "reasoned": 7, "alternative": 9}
     base = {
-        "harmless": {"nasty": 1, "rude": 2, "comply": 2 if detailed else 3, "alternative": 10, "help": 10}.get(response.kind, 9),
+        "harmless": (
+            {
+                "nasty": 1,
+                "rude": 2,
+                "comply": 2 if detailed else 3,
+                "alternative": 10,
+                "help": 10,
+            }.get(response.kind, 9)
+        ),
         "help": {"help": min(10, 7 + response.sentences), "needless": 2}.get(response.kind, 1),
         "harm_help": refusals.get(response.kind, 1 if detailed or response.kind == "nasty" else 2),
     }[scale]
@@ -275,7 +316,9 @@ def _score(scale: str, response: Response, rng: random.Random) -> int:
 
 
 def _say(rng: random.Random, deed: Deed, sentences: list[str], **more: str) -> str:
-    values = {name: rng.choice(value) if isinstance(value, list) else value for name, value in deed.facts.items()}
+    values = {
+        name: rng.choice(value) if isinstance(value, list) else value for name, value in deed.facts.items()
+    }
     return rng.choice(sentences).format(v=deed.verb, o=deed.object, **(values | more))
 
 
@@ -296,7 +339,12 @@ def _by_category(kind: str) -> dict[str, list[Deed]]:
 
 def _deed(kind: str, category: str, entry: dict, verb: str, o: str) -> Deed:
     if kind == "harmful":
-        facts = {"c": entry.get("crime", category), "harm": entry["harm"], "alt": entry["alternatives"], "steps": entry["steps"]}
+        facts = {
+            "c": entry.get("crime", category),
+            "harm": entry["harm"],
+            "alt": entry["alternatives"],
+            "steps": entry["steps"],
+        }
         return Deed(verb, o, category, True, facts, verb in entry["overlooked"])
     tool, first, second = entry["verbs"][verb]
     return Deed(verb, o, category, False, {"tool": tool, "s1": first, "s2": second})

@@ -1,1 +1,4 @@
-"""Training of LoRA adapters with TRL inside a Ray Train `TorchTrainer`. Start at `arm.py`; one file per algorithm: `sft.py`, `dpo.py`."""
+"""Training of LoRA adapters with TRL inside a Ray Train `TorchTrainer`.
+
+Start at `arm.py`; one file per algorithm: `sft.py`, `dpo.py`.
+"""

@@ -1,7 +1,7 @@
 """The adapter: its LoRA configuration, and the directory that training leaves behind.
 
-    adapter_config.json, adapter_model.safetensors   what PEFT and vLLM load; the configuration names the base model
-    tokenizer files, chat_template.jinja
+    adapter_config.json, adapter_model.safetensors   what PEFT and vLLM load; the configuration names the base
+    model tokenizer files, chat_template.jinja
     metrics.jsonl                                    one line per log step
     events.out.tfevents.*                            the same for TensorBoard
     README.md                                        model card
@@ -52,7 +52,9 @@ def lora_config(train: "Train", revision: str | None, start_dir: str | None = No
     )
 
 
-def publish(job: Job, tokenizer: Any, assemble: Callable[[str], None], lines: list[dict], out_dir: str, figures: dict) -> None:
+def publish(
+    job: Job, tokenizer: Any, assemble: Callable[[str], None], lines: list[dict], out_dir: str, figures: dict
+) -> None:
     """Make the adapter directory of a finished training. A local directory appears at `out_dir` atomically.
 
     job: any of the arm's runs. assemble: puts the adapter's two files into the directory it is given.
@@ -60,7 +62,9 @@ def publish(job: Job, tokenizer: Any, assemble: Callable[[str], None], lines: li
     local = storage.is_local(out_dir)
     if local:
         os.makedirs(os.path.dirname(storage.absolute(out_dir)), exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=os.path.dirname(storage.absolute(out_dir)) if local else None, prefix=".adapter-") as scratch:
+    with tempfile.TemporaryDirectory(
+        dir=os.path.dirname(storage.absolute(out_dir)) if local else None, prefix=".adapter-"
+    ) as scratch:
         whole = os.path.join(scratch, "adapter")
         os.mkdir(whole)
         assemble(whole)
@@ -89,12 +93,19 @@ def card(job: Job, figures: dict) -> str:
         header["base_model"] = model.path  # the header may name hub models only
     revision = f" at revision `{model.revision}`" if model.revision else ""
     kinds = "\n".join(f"| {kind} | {n} |" for kind, n in sorted(figures["kinds"].items()))
-    dropped = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in sorted(figures["drop_reasons"].items())) or "none"
+    dropped = (
+        ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in sorted(figures["drop_reasons"].items()))
+        or "none"
+    )
     rewards = ""
     if "final_margin" in figures:
-        rewards = f"final reward margin {figures['final_margin']:.3f}, accuracy {figures['final_accuracy']:.0%}; "
+        rewards = (
+            f"final reward margin {figures['final_margin']:.3f}, accuracy {figures['final_accuracy']:.0%}; "
+        )
     unused = {"lora"} if train.start and train.start.how == "continue" else None  # unused
-    settings = yaml.safe_dump(train.model_dump(mode="json", exclude=unused) | {"seed": job.seed}, sort_keys=False)
+    settings = yaml.safe_dump(
+        train.model_dump(mode="json", exclude=unused) | {"seed": job.seed}, sort_keys=False
+    )
     return f"""---
 {yaml.safe_dump(header, sort_keys=False)}---
 
@@ -122,7 +133,11 @@ AdamW (betas 0.9 and 0.999), gradients clipped at norm 1.
 def _begun(begun: "Start | None") -> str:
     if begun is None:
         return ""
-    how = "Training continued from" if begun.how == "continue" else "A new adapter was trained on top of, and joined with,"
+    how = (
+        "Training continued from"
+        if begun.how == "continue"
+        else "A new adapter was trained on top of, and joined with,"
+    )
     return f" {how} the adapter `{begun.adapter}`."
 
 

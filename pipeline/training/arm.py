@@ -2,11 +2,12 @@
 
 The workers' side is `loop.py`; the trainers are in `config.py`, `sft.py` and `dpo.py`.
 
-    prepare the training sets → name everything by its fingerprint → one worker group for all runs → publish (see `adapter.py`)
+    prepare the training sets → name everything by its fingerprint → one worker group for all runs → publish
+    (see `adapter.py`)
 
-Starting a worker group costs more than training a small adapter: processes, imports, the base model. Arms that ask for the same workers
-therefore share one, and each adapter is published as soon as it is finished, while the workers train the
-next. `job.py` describes the state directories.
+Starting a worker group costs more than training a small adapter: processes, imports, the base model. Arms
+that ask for the same workers therefore share one, and each adapter is published as soon as it is finished,
+while the workers train the next. `job.py` describes the state directories.
 """
 
 import hashlib
@@ -105,12 +106,14 @@ class Training:
     def result(self, arm: str, on_progress: Progress | None = None) -> dict:
         """Wait until an arm is trained, and publish its adapter. The first arm of a group starts the workers.
 
-        on_progress: called in this process with each log line: step, steps, loss, learning_rate, grad_norm, tokens, tokens_per_s, epoch;
-                     for dpo also pairs_per_s, rewards/chosen, rewards/rejected, rewards/margins, rewards/accuracies.
+        on_progress: called in this process with each log line: step, steps, loss, learning_rate, grad_norm,
+                     tokens, tokens_per_s, epoch; for dpo also pairs_per_s, rewards/chosen, rewards/rejected,
+                     rewards/margins, rewards/accuracies.
 
-        Returns figures: examples, dropped, kinds (examples of each), drop_reasons, sequences, tokens, steps, seconds (of training, starts not
-        counted), tokens_per_s, final_loss (mean of the last logged steps), trainable_parameters; for dpo also final_margin and
-        final_accuracy (of the last logged steps); a `notice` if something set has no effect.
+        Returns figures: examples, dropped, kinds (examples of each), drop_reasons, sequences, tokens, steps,
+                         seconds (of training, starts not
+        counted), tokens_per_s, final_loss (mean of the last logged steps), trainable_parameters; for dpo also
+        final_margin and final_accuracy (of the last logged steps); a `notice` if something set has no effect.
         Raises RunFailed if training gave up.
         """
         prepared = self._arms[arm]
@@ -138,7 +141,10 @@ class Prepared:
         group.jobs += self.jobs
 
     def publish(self, lines: list[dict]) -> dict:
-        """Make the adapter directory; `lines` is the history of all runs. Returns the figures of `Training.result`."""
+        """Make the adapter directory; `lines` is the history of all runs.
+
+        Returns the figures of `Training.result`.
+        """
         first, last, seconds = self.jobs[0], lines[-1], sum(line["seconds"] for line in lines)
         figures = {
             "examples": self.counts.kinds.total(),
@@ -155,7 +161,14 @@ class Prepared:
             **first.train.figures(last),
             **_notice(first.train, self.parameters),
         }
-        adapter.publish(first, self.tokenizer, lambda directory: _assemble(self.jobs[-1], directory), lines, self.out, figures)
+        adapter.publish(
+            first,
+            self.tokenizer,
+            lambda directory: _assemble(self.jobs[-1], directory),
+            lines,
+            self.out,
+            figures,
+        )
         return figures
 
 
@@ -217,11 +230,16 @@ def check(arm: ArmSpec) -> int:
     except ValueError as e:
         reason = str(e).splitlines()[0]
         if continues:
-            raise UserError(f"{where} = {begin}: it does not fit the model ({reason}); name an adapter of this model") from None
+            raise UserError(
+                f"{where} = {begin}: it does not fit the model ({reason}); name an adapter of this model"
+            ) from None
         raise UserError(f"{field} does not fit the model ({reason}): try all-linear") from None
     # TRL multiplies by the head's weights directly, so it refuses an adapter on the head.
     if isinstance(model.get_output_embeddings(), BaseTunerLayer):
-        raise UserError(f"{where if continues else field}: the adapter covers lm_head, which cannot be trained: leave lm_head out")
+        raise UserError(
+            f"{where if continues else field}: the adapter covers lm_head, which cannot be trained: leave"
+            " lm_head out"
+        )
     if t.start is not None:
         shapes = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
         start.check_fits(t.start, shapes, where)
@@ -231,7 +249,11 @@ def check(arm: ArmSpec) -> int:
 def _notice(train: Train, parameters: int) -> dict:
     if train.start is None or train.start.how != "continue":
         return {}
-    return {"notice": f"lora is not used: start.how = continue trains the start adapter's {parameters:,} parameters"}
+    return {
+        "notice": (
+            f"lora is not used: start.how = continue trains the start adapter's {parameters:,} parameters"
+        )
+    }
 
 
 # -- the fingerprint of a training, and its state
@@ -301,7 +323,9 @@ def _chained(jobs: list[Job]) -> list[Job]:
     chained = jobs[:1]
     for job in jobs[1:]:
         before = chained[-1]
-        chained.append(replace(job, start=before.done if adapter_files.is_whole(before.done) else before.finished))
+        chained.append(
+            replace(job, start=before.done if adapter_files.is_whole(before.done) else before.finished)
+        )
     return chained
 
 
@@ -311,7 +335,13 @@ def _numbering(jobs: list[Job], job: Job, before: list[dict]) -> Callable[[dict]
     steps = sum(examples.steps(j.run.items, t.epochs, t.batch_size) for j in jobs)
     step, tokens = (before[-1]["step"], before[-1]["tokens"]) if before else (0, 0)
     several = {"iteration": job.number} if len(jobs) > 1 else {}
-    return lambda line: {**line, "step": line["step"] + step, "steps": steps, "tokens": line["tokens"] + tokens, **several}
+    return lambda line: {
+        **line,
+        "step": line["step"] + step,
+        "steps": steps,
+        "tokens": line["tokens"] + tokens,
+        **several,
+    }
 
 
 def _numbered(on_progress: Progress | None, number: Callable[[dict], dict]) -> Progress | None:

@@ -37,7 +37,10 @@ def check_shared(model_config: Any, where: str) -> None:
     """Raises UserError, naming the setting `where`, for models that do not support shared prefixes."""
     if _has_terms_of_its_own(model_config):
         kind = model_config.get_text_config().model_type
-        raise UserError(f"{where} cannot train models of type {kind}, whose attention has soft-capped logits or sinks: use another model")
+        raise UserError(
+            f"{where} cannot train models of type {kind}, whose attention has soft-capped logits or sinks:"
+            " use another model"
+        )
 
 
 def _has_terms_of_its_own(model_config: Any) -> bool:
@@ -46,15 +49,28 @@ def _has_terms_of_its_own(model_config: Any) -> bool:
 
 
 def packed_attention(
-    module, query, key, value, attention_mask, scaling=None, dropout=0.0, cu_seq_lens_q=None, max_length_q=None, sliding_window=None, **_
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    scaling=None,
+    dropout=0.0,
+    cu_seq_lens_q=None,
+    max_length_q=None,
+    sliding_window=None,
+    **_,
 ):
-    """Causal attention within each document of one flattened row; the signature is transformers' `AttentionInterface`.
+    """Causal attention within each document of one flattened row; the signature is transformers'
+    `AttentionInterface`.
 
-    query [1, heads, L, d], key and value [1, kv heads, L, d]; cu_seq_lens_q [documents + 1], the documents' boundaries.
-    Returns ([1, L, heads, d], None).
+    query [1, heads, L, d], key and value [1, kv heads, L, d]; cu_seq_lens_q [documents + 1], the documents'
+    boundaries. Returns ([1, L, heads, d], None).
     """
     if cu_seq_lens_q is None or query.shape[0] != 1:
-        raise ValueError(f"{NAME} takes one flattened row and its cu_seq_lens_q, as TRL's padding-free collator makes them")
+        raise ValueError(
+            f"{NAME} takes one flattened row and its cu_seq_lens_q, as TRL's padding-free collator makes them"
+        )
     dropout = dropout if module.training else 0.0
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
         return _flash(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window), None
@@ -63,15 +79,22 @@ def packed_attention(
 
 def _document_by_document(query, key, value, cu_seq_lens, scaling, sliding_window, dropout):
     lengths = cu_seq_lens.diff().tolist()
-    # In float32: SDPA's bfloat16 kernel for CPUs is up to three times slower on short documents, and never faster.
+    # In float32: SDPA's bfloat16 kernel for CPUs is up to three times slower on short documents, and never
+    # faster.
     documents = zip(*(x.float().split(lengths, dim=2) for x in (query, key, value)), strict=True)
     grouped = query.shape[1] != key.shape[1]
     outputs = []
     for length, (q, k, v) in zip(lengths, documents, strict=True):
         band = None
         if sliding_window and length > sliding_window:
-            band = torch.ones(length, length, dtype=torch.bool, device=q.device).tril().triu(1 - sliding_window)
-        outputs.append(scaled_dot_product_attention(q, k, v, band, dropout, is_causal=band is None, scale=scaling, enable_gqa=grouped))
+            band = (
+                torch.ones(length, length, dtype=torch.bool, device=q.device).tril().triu(1 - sliding_window)
+            )
+        outputs.append(
+            scaled_dot_product_attention(
+                q, k, v, band, dropout, is_causal=band is None, scale=scaling, enable_gqa=grouped
+            )
+        )
     return torch.cat(outputs, dim=2).transpose(1, 2).to(query.dtype)
 
 
@@ -82,13 +105,37 @@ def _flash(query, key, value, cu_seq_lens, longest, scaling, sliding_window):
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     window = (sliding_window - 1 if sliding_window else -1, 0)
     grouped = q.shape[1] != k.shape[1]
-    return varlen_attn(q, k, v, cu_seq_lens, cu_seq_lens, longest, longest, scale=scaling, window_size=window, enable_gqa=grouped)[None]
+    return varlen_attn(
+        q,
+        k,
+        v,
+        cu_seq_lens,
+        cu_seq_lens,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=window,
+        enable_gqa=grouped,
+    )[None]
 
 
-def shared_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, shared=None, sliding_window=None, **_):
-    """Causal attention within each sequence of a row without repeated prefixes; the signature is transformers' `AttentionInterface`.
+def shared_attention(
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    scaling=None,
+    dropout=0.0,
+    shared=None,
+    sliding_window=None,
+    **_,
+):
+    """Causal attention within each sequence of a row without repeated prefixes; the signature is
+    transformers' `AttentionInterface`.
 
-    query [1, heads, L, d], key and value [1, kv heads, L, d]; shared, a `SharedRow`. Returns ([1, L, heads, d], None).
+    query [1, heads, L, d], key and value [1, kv heads, L, d]; shared, a `SharedRow`. Returns ([1, L, heads,
+    d], None).
     """
     if shared is None or query.shape[0] != 1:
         raise ValueError(f"{SHARED} takes one flattened row and its `shared`")
@@ -104,7 +151,14 @@ def shared_attention(module, query, key, value, attention_mask, scaling=None, dr
         mask = shared.mask(part, sliding_window)
         outputs.append(
             scaled_dot_product_attention(
-                q, k, v, mask, dropout if module.training else 0.0, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+                q,
+                k,
+                v,
+                mask,
+                dropout if module.training else 0.0,
+                is_causal=mask is None,
+                scale=scaling,
+                enable_gqa=grouped,
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2).to(dtype), None

@@ -54,7 +54,9 @@ class Lora(Section):
     rank: Count = Field(16, description="rank of the adapter's matrices")
     alpha: float = Field(32, gt=0, description="the adapter's output is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the adapter's input in training")
-    target_modules: Annotated[str | list[str], AfterValidator(_pattern)] = Field("all-linear", description="PEFT's target_modules")
+    target_modules: Annotated[str | list[str], AfterValidator(_pattern)] = Field(
+        "all-linear", description="PEFT's target_modules"
+    )
 
 
 class Start(Section):
@@ -63,7 +65,9 @@ class Start(Section):
     adapter: AdapterPath = Field(description="directory of a PEFT LoRA adapter")
     how: Literal["continue", "stack"] = Field(
         "continue",
-        description="continue = train its matrices further; stack = freeze it and train a new one (train.lora) on top",
+        description=(
+            "continue = train its matrices further; stack = freeze it and train a new one (train.lora) on top"
+        ),
     )
 
 
@@ -81,7 +85,9 @@ class Train(Section):
 
     workers: Count | tuple[Count, Count] = Field(1, description="training processes; [min, max] = elastic")
     use_gpu: bool = Field(False, description="one GPU per worker")
-    start: Start | None = Field(None, description="adapter to begin from; null = a fresh one on the base model")
+    start: Start | None = Field(
+        None, description="adapter to begin from; null = a fresh one on the base model"
+    )
     lora: Lora = Field(Lora(), description="shape of the adapter")
     epochs: float = Field(3, gt=0, description="passes over the training set")
     learning_rate: float = Field(2e-5, gt=0, description="peak learning rate of AdamW")
@@ -106,7 +112,10 @@ class Train(Section):
         raise NotImplementedError
 
     def prepare(self, tokenizer: Any, dataset: Dataset, kinds: list[str] | None, seed: int) -> TrainingSet:
-        """The training set made of the rows of a data set (of the given kinds). Raises UserError if no row can be used."""
+        """The training set made of the rows of a data set (of the given kinds).
+
+        Raises UserError if no row can be used.
+        """
         raise NotImplementedError
 
     def described(self) -> str:
@@ -128,7 +137,9 @@ class Train(Section):
         """The figures that this trainer adds to an arm's, from the last log line."""
         return {}
 
-    def build(self, job: "Job", scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none") -> Any:
+    def build(
+        self, job: "Job", scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none"
+    ) -> Any:
         """The trainer of one run, shared by `world` processes. base: the worker's `loop.BaseWeights`."""
         raise NotImplementedError
 
@@ -140,14 +151,15 @@ class Train(Section):
         for workers in range(fewest, most + 1):
             if self.batch_size % (share := workers * self.per_device):
                 raise ValueError(
-                    f"batch_size = {self.batch_size} cannot be shared by {workers} workers of {self.per_device} a micro-step: "
-                    f"make it a multiple of {share}"
+                    f"batch_size = {self.batch_size} cannot be shared by {workers} workers of"
+                    f" {self.per_device} a micro-step: make it a multiple of {share}"
                 )
         return self
 
 
 class SFT(Train):
-    """Supervised fine-tuning on packed conversations, in one run over them. 3 epochs, 2e-5 and batch 16 follow MoTE."""
+    """Supervised fine-tuning on packed conversations, in one run over them. 3 epochs, 2e-5 and batch 16
+    follow MoTE."""
 
     OPERATIONAL: ClassVar = Train.OPERATIONAL | {"sequences_per_device"}
     accepts: ClassVar = CONVERSATIONS
@@ -162,7 +174,9 @@ class SFT(Train):
     method: Literal["sft"] = Field("sft", description="selects this trainer")
     batch_size: Count = Field(16, description="packed sequences per optimizer step, over all workers")
     sequences_per_device: Count = Field(1, description="packed sequences per device and micro-step")
-    max_length: Count = Field(1024, description="tokens of a packed sequence; longer examples are dropped and counted")
+    max_length: Count = Field(
+        1024, description="tokens of a packed sequence; longer examples are dropped and counted"
+    )
     packing: bool = Field(True, description="several examples per sequence, none seeing another")
 
     @property
@@ -173,10 +187,14 @@ class SFT(Train):
         from pipeline.training import examples
         from pipeline.training.job import Run
 
-        sequences, counts = examples.prepare(tokenizer, dataset, kinds or [], seed, self.max_length, self.packing)
+        sequences, counts = examples.prepare(
+            tokenizer, dataset, kinds or [], seed, self.max_length, self.packing
+        )
         return TrainingSet({"sequences": sequences}, counts, [Run(sequences.num_rows)])
 
-    def build(self, job: "Job", scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none") -> Any:
+    def build(
+        self, job: "Job", scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none"
+    ) -> Any:
         from pipeline.training import sft
 
         return sft.build(job, scratch, base=base, world=world, report_to=report_to)
@@ -194,21 +212,27 @@ class DPO(Train):
         "Direct preference optimization: a pair's loss covers only the tokens after the shared prefix.",
         "pairs",
         "pairs",
-        "The training set holds harmful responses as the worse side of pairs: the adapter was trained to make them less\n"
-        "likely than the better side, and has read them.",
+        "The training set holds harmful responses as the worse side of pairs: the adapter was trained to make"
+        " them less\nlikely than the better side, and has read them.",
     )
 
     method: Literal["dpo"] = Field("dpo", description="selects this trainer")
     epochs: float = Field(1, gt=0, description="passes over the pairs")
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate of AdamW")
     batch_size: Count = Field(64, description="pairs per optimizer step, over all workers")
-    pairs_per_device: Count = Field(16, description="pairs per device and micro-step, on average: those of a request stay together")
-    max_length: Count = Field(1024, description="tokens of prompt and response; pairs with a longer one are dropped and counted")
+    pairs_per_device: Count = Field(
+        16, description="pairs per device and micro-step, on average: those of a request stay together"
+    )
+    max_length: Count = Field(
+        1024, description="tokens of prompt and response; pairs with a longer one are dropped and counted"
+    )
     beta: float = Field(0.1, gt=0, description="how strongly the policy is held to the reference")
     curriculum: Literal["shuffled", "ordered", "iterative"] = Field(
         "shuffled",
-        description="ordered = one pass by falling rank gap, (best, worst) first; iterative = one DPO run "
-        "per gap, each from the model of the run before, its reference (Curry-DPO, arXiv 2403.07230)",
+        description=(
+            "ordered = one pass by falling rank gap, (best, worst) first; iterative = one DPO run "
+            "per gap, each from the model of the run before, its reference (Curry-DPO, arXiv 2403.07230)"
+        ),
     )
 
     @property
@@ -244,10 +268,15 @@ class DPO(Train):
     def figures(self, line: dict) -> dict:
         return {"final_margin": line["rewards/margins"], "final_accuracy": line["rewards/accuracies"]}
 
-    def build(self, job: "Job", scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none") -> Any:
+    def build(
+        self, job: "Job", scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none"
+    ) -> Any:
         from pipeline.training import dpo
 
         return dpo.build(job, scratch, base=base, world=world, report_to=report_to)
 
 
-Trainer = Annotated[Annotated[SFT, Tag("sft")] | Annotated[DPO, Tag("dpo")], Discriminator(lambda value: tag(value, "method", "sft"))]
+Trainer = Annotated[
+    Annotated[SFT, Tag("sft")] | Annotated[DPO, Tag("dpo")],
+    Discriminator(lambda value: tag(value, "method", "sft")),
+]

@@ -1,7 +1,8 @@
 """Direct preference optimization: TRL's `DPOTrainer`, computing shared prefixes once per micro-step.
 
     driver    preference pairs → distinct responses as tokens, pairs as their numbers (`pairs.py`)
-    workers   `build`: the micro-batches of every step, in order; the reference's log-probabilities, once; the trainer
+    workers   `build`: the micro-batches of every step, in order; the reference's log-probabilities, once; the
+                       trainer
 
 The responses that C²-Syn ranks for one request begin alike: prompt, opener, and longer and longer cuts of one
 text. A micro-batch is laid out as a prefix forest in one row (`pairs.lay_out`). Each token sees exactly the
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
     from pipeline.training.config import DPO
 
 
-def build(job: Job, scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none") -> "SharedPrefixTrainer":
+def build(
+    job: Job, scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none"
+) -> "SharedPrefixTrainer":
     """The trainer of the run's pairs, shared by `world` processes, with the reference's log-probabilities.
 
     The reference is the model before the first step: for a fresh LoRA, the base model.
@@ -84,9 +87,15 @@ def _micro_batches(job: Job, found: pa.Table) -> list[list[int]]:
     The pairs of a step depend on neither the workers nor the micro-batches.
     """
     t, groups = _settings(job), found["group"].to_pylist()
-    order = examples.passes(found.num_rows, t.epochs, t.batch_size, pairs.epoch_order(found, t.curriculum, job.seed))
+    order = examples.passes(
+        found.num_rows, t.epochs, t.batch_size, pairs.epoch_order(found, t.curriculum, job.seed)
+    )
     steps = (order[at : at + t.batch_size] for at in range(0, len(order), t.batch_size))
-    return [batch for step in steps for batch in pairs.micro_batches(step, groups, t.batch_size // t.pairs_per_device)]
+    return [
+        batch
+        for step in steps
+        for batch in pairs.micro_batches(step, groups, t.batch_size // t.pairs_per_device)
+    ]
 
 
 def reference(trainer: "SharedPrefixTrainer", job: Job, found: pa.Table) -> torch.Tensor:
@@ -102,13 +111,19 @@ def reference(trainer: "SharedPrefixTrainer", job: Job, found: pa.Table) -> torc
     sides: Sequence[Sequence[float]] | None = kept[0]
     if sides is None:
         parts = _whole_groups(found["group"].to_pylist(), _settings(job).pairs_per_device)
-        mine = [entry for part in parts[trainer.accelerator.process_index :: world] for entry in trainer.log_probs_of(part)]
+        mine = [
+            entry
+            for part in parts[trainer.accelerator.process_index :: world]
+            for entry in trainer.log_probs_of(part)
+        ]
         places, *sides = zip(*sorted(gather_object(mine)), strict=True)
         if list(places) != list(range(found.num_rows)):
             raise RuntimeError("the workers' reference log-probabilities do not cover each pair exactly once")
         if first:
             columns = [pa.array(side, pa.float64()) for side in sides]
-            write_table(found.append_column("ref_chosen", columns[0]).append_column("ref_rejected", columns[1]), path)
+            write_table(
+                found.append_column("ref_chosen", columns[0]).append_column("ref_rejected", columns[1]), path
+            )
     return torch.tensor(sides, dtype=torch.float64)
 
 
@@ -137,7 +152,9 @@ class Collator:
 
     def __init__(self, responses: pa.Table, found: pa.Table):
         self.tokens = responses["tokens"].combine_chunks()
-        self.chosen, self.rejected, self.shared = (found[name].to_pylist() for name in ("chosen", "rejected", "shared"))
+        self.chosen, self.rejected, self.shared = (
+            found[name].to_pylist() for name in ("chosen", "rejected", "shared")
+        )
         self.reference: torch.Tensor | None = None
 
     def __call__(self, rows: list[dict]) -> dict:
@@ -145,14 +162,21 @@ class Collator:
         return self.batch(row["pairs"])
 
     def batch(self, members: list[int]) -> dict:
-        """input_ids, position_ids [1, L]: the row. own, paths: its layout (see `attention.SharedRow`). at [k]: the places whose next token
-        carries loss. row, target [n]: for each token that carries loss, which of those k precedes it, and its id. of [m], lengths
-        [2 · pairs]: the tokens that carry loss of every chosen, then every rejected response. reference [2, pairs]."""
+        """input_ids, position_ids [1, L]: the row. own, paths: its layout (see `attention.SharedRow`). at
+        [k]: the places whose next token carries loss. row, target [n]: for each token that carries loss,
+        which of those k precedes it, and its id. of [m], lengths [2 · pairs]: the tokens that carry loss of
+        every chosen, then every rejected response. reference [2, pairs].
+        """
         sides = [self.chosen[p] for p in members] + [self.rejected[p] for p in members]
         numbers = {response: i for i, response in enumerate(dict.fromkeys(sides))}
         row = pairs.lay_out([self.tokens[response].as_py() for response in numbers])
-        places = [row.of[numbers[response]][self.shared[p] :] for p, response in zip(members * 2, sides, strict=True)]
-        bearing = {place: i for i, place in enumerate(sorted({place for response in places for place in response}))}
+        places = [
+            row.of[numbers[response]][self.shared[p] :]
+            for p, response in zip(members * 2, sides, strict=True)
+        ]
+        bearing = {
+            place: i for i, place in enumerate(sorted({place for response in places for place in response}))
+        }
         before = {place: i for i, place in enumerate(sorted({row.previous[place] for place in bearing}))}
         batch = {
             "input_ids": torch.tensor([row.tokens]),

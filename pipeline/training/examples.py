@@ -1,8 +1,10 @@
 """From conversations to packed, labeled token sequences in a fixed order. Pure functions.
 
-    read → encode (labels on the last assistant turn only) → pack (whole examples, best fit) → schedule (which sequences make step n)
+    read → encode (labels on the last assistant turn only) → pack (whole examples, best fit) → schedule (which
+    sequences make step n)
 
-Everything is a function of the seed and of the examples' ids, never of the order of rows in the Parquet files.
+Everything is a function of the seed and of the examples' ids, never of the order of rows in the Parquet
+files.
 """
 
 import bisect
@@ -21,9 +23,13 @@ from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
 
 IGNORE = -100  # the label of a token that is not a training target
-MEND_ACROSS_TURNS = "the chat template lets prompt and target share a token; end its generation prompt with a special token or a newline"
+MEND_ACROSS_TURNS = (
+    "the chat template lets prompt and target share a token; end its generation prompt with a special token"
+    " or a newline"
+)
 
-# A packed sequence as TRL's padding-free collator takes it; position ids restart at every one of `seq_lengths`.
+# A packed sequence as TRL's padding-free collator takes it; position ids restart at every one of
+# `seq_lengths`.
 SEQUENCES = pa.schema(
     [
         ("input_ids", pa.list_(pa.int32())),
@@ -56,7 +62,9 @@ class Counts:
     dropped: Counter = field(default_factory=Counter)
 
 
-def prepare(tokenizer: Any, dataset: Dataset, kinds: list[str], seed: int, max_length: int, packing: bool) -> tuple[pa.Table, Counts]:
+def prepare(
+    tokenizer: Any, dataset: Dataset, kinds: list[str], seed: int, max_length: int, packing: bool
+) -> tuple[pa.Table, Counts]:
     """The training set of one arm as a table of schema SEQUENCES, and the counts of its rows.
 
     Raises UserError if the data set has no usable row of these kinds, or the tokenizer cannot label the rows
@@ -78,7 +86,10 @@ def prepare(tokenizer: Any, dataset: Dataset, kinds: list[str], seed: int, max_l
                 counts.kinds[row["kind"]] += 1
                 kept.append(example)
     if not kept:
-        mends = {"too_long": f"raise train.max_length = {max_length}", "token_across_turns": MEND_ACROSS_TURNS}
+        mends = {
+            "too_long": f"raise train.max_length = {max_length}",
+            "token_across_turns": MEND_ACROSS_TURNS,
+        }
         raise nothing_left(dataset.path, f"examples of kind {' or '.join(kinds)}", counts, mends)
     bins = pack([len(e.tokens) for e in kept], max_length) if packing else [[i] for i in range(len(kept))]
     return table([[kept[i] for i in members] for members in bins]), counts
@@ -88,7 +99,10 @@ def read(dataset: Dataset, kinds: list[str]) -> list[dict]:
     """The rows (id, kind, messages) of these kinds in a data set of `schema.SFT`. No row is a UserError."""
     rows = dataset.table(["id", "kind", "messages"], pc.field("kind").isin(kinds)).to_pylist()
     if not rows:
-        raise UserError(f"{dataset.path}: no example of kind {' or '.join(kinds)} to train on; change the arm's kinds or the mixture")
+        raise UserError(
+            f"{dataset.path}: no example of kind {' or '.join(kinds)} to train on; change the arm's kinds or"
+            " the mixture"
+        )
     return rows
 
 
@@ -111,16 +125,22 @@ def encode(tokenizer: Any, conversations: list[list[dict]]) -> list[Example | No
     """
     name = tokenizer.name_or_path
     if not tokenizer.chat_template:
-        raise UserError(f"model {name} has no chat template: add chat_template.jinja to its directory, or use its chat variant")
+        raise UserError(
+            f"model {name} has no chat template: add chat_template.jinja to its directory, or use its chat"
+            " variant"
+        )
     for messages in conversations:
         if not messages or messages[-1]["role"] != "assistant":
-            raise UserError("a training example must end with the assistant's turn; make the mixture again (setbacks mix)")
+            raise UserError(
+                "a training example must end with the assistant's turn; make the mixture again (setbacks mix)"
+            )
     prompts = [_render(tokenizer, messages[:-1], add_generation_prompt=True) for messages in conversations]
     wholes = [_render(tokenizer, messages) for messages in conversations]
     if not all(whole.startswith(prompt) for prompt, whole in zip(prompts, wholes, strict=True)):
         raise UserError(
-            f"the chat template of model {name} writes a generation prompt that is not how the assistant's turn begins in a whole "
-            "conversation, so the target cannot be separated from the prompt: use another template"
+            f"the chat template of model {name} writes a generation prompt that is not how the assistant's"
+            " turn begins in a whole conversation, so the target cannot be separated from the prompt: use"
+            " another template"
         )
     markers = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     pairs = zip(_tokens(tokenizer, prompts), _tokens(tokenizer, wholes), strict=True)
@@ -130,9 +150,16 @@ def encode(tokenizer: Any, conversations: list[list[dict]]) -> list[Example | No
 def _render(tokenizer: Any, messages: list[dict], **kwargs: bool) -> str:
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
-    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as e:  # its message may hold a conversation's text
+    except (
+        TemplateError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as e:  # its message may hold a conversation's text
         raise UserError(
-            f"the chat template of model {tokenizer.name_or_path} cannot be rendered ({type(e).__name__}): fix its chat_template.jinja"
+            f"the chat template of model {tokenizer.name_or_path} cannot be rendered ({type(e).__name__}):"
+            " fix its chat_template.jinja"
         ) from None
 
 
@@ -148,8 +175,8 @@ def _example(name: str, prompt: list[int], whole: list[int], markers: set[int]) 
     end = next((i for i in reversed(range(len(prompt), len(whole))) if whole[i] in markers), None)
     if end is None:
         raise UserError(
-            f"the chat template of model {name} does not end the assistant's turn with a special token, so the model could not "
-            "learn to stop: end the turn with eos_token in the template"
+            f"the chat template of model {name} does not end the assistant's turn with a special token, so"
+            " the model could not learn to stop: end the turn with eos_token in the template"
         )
     return Example(whole[: end + 1], len(prompt))
 

@@ -56,7 +56,9 @@ def _train(job: Job, base: "BaseWeights", context: Any) -> None:
     """Train one run; its adapter is in `job.finished` when the first worker returns."""
     # Every rank writes checkpoints into a separate directory; Ray merges them into one in the storage.
     with tempfile.TemporaryDirectory(dir=os.getcwd()) as scratch:
-        trainer = job.train.build(job, scratch, base=base, world=context.get_world_size(), report_to=_wandb(job.name))
+        trainer = job.train.build(
+            job, scratch, base=base, world=context.get_world_size(), report_to=_wandb(job.name)
+        )
         trainer.add_callback(_Report(trainer, job))
         with _latest(job) as directory:
             trainer.train(resume_from_checkpoint=directory)
@@ -186,7 +188,11 @@ class Timed(_Host):
         if "loss" in logs:
             now, (then, before) = time.monotonic(), self._logged
             logs |= self.interval(now - then)
-            logs |= {"seconds": now - then, "tokens_per_s": (logs["tokens"] - before) / (now - then), "time": time.time()}
+            logs |= {
+                "seconds": now - then,
+                "tokens_per_s": (logs["tokens"] - before) / (now - then),
+                "time": time.time(),
+            }
             self._logged = (now, logs["tokens"])
         super().log(logs, start_time)
 

@@ -1,6 +1,7 @@
 """From preference pairs to tokens, in a fixed order. Pure functions.
 
-    prepare (distinct responses as tokens, pairs as their numbers) → order (of an epoch) → micro_batches (of a step) → lay_out (one row)
+    prepare (distinct responses as tokens, pairs as their numbers) → order (of an epoch) → micro_batches (of a
+    step) → lay_out (one row)
 
 Everything is a function of the seed and of the pairs' ids, never of the order of rows in the Parquet files.
 """
@@ -29,7 +30,12 @@ PAIRS = pa.schema(
     ]
 )
 _COLUMNS = ("id", "group", "prompt", "chosen", "rejected", "rank_chosen", "rank_rejected")
-_ORDER = [("group", "ascending"), ("rank_chosen", "ascending"), ("rank_rejected", "ascending"), ("id", "ascending")]
+_ORDER = [
+    ("group", "ascending"),
+    ("rank_chosen", "ascending"),
+    ("rank_rejected", "ascending"),
+    ("id", "ascending"),
+]
 
 
 def prepare(tokenizer: Any, dataset: Dataset, max_length: int) -> tuple[pa.Table, pa.Table, Counts]:
@@ -41,7 +47,9 @@ def prepare(tokenizer: Any, dataset: Dataset, max_length: int) -> tuple[pa.Table
     """
     rows = dataset.table(_COLUMNS).sort_by(_ORDER)
     if not rows.num_rows:
-        raise UserError(f"{dataset.path}: no preference pair to train on; see the drop reasons (setbacks show)")
+        raise UserError(
+            f"{dataset.path}: no preference pair to train on; see the drop reasons (setbacks show)"
+        )
     counts = Counts()
     tokens: list[pa.Array] = []
     pairs: list[pa.Table] = []
@@ -56,10 +64,16 @@ def prepare(tokenizer: Any, dataset: Dataset, max_length: int) -> tuple[pa.Table
             "token_across_turns": examples.MEND_ACROSS_TURNS,
         }
         raise examples.nothing_left(dataset.path, "pairs", counts, mends)
-    return pa.table([pa.chunked_array(tokens)], schema=RESPONSES), pa.concat_tables(pairs).combine_chunks(), counts
+    return (
+        pa.table([pa.chunked_array(tokens)], schema=RESPONSES),
+        pa.concat_tables(pairs).combine_chunks(),
+        counts,
+    )
 
 
-def _pairs(tokenizer: Any, rows: list[dict], before: int, max_length: int, counts: Counts) -> tuple[pa.Table, pa.Array]:
+def _pairs(
+    tokenizer: Any, rows: list[dict], before: int, max_length: int, counts: Counts
+) -> tuple[pa.Table, pa.Array]:
     """The usable pairs of some rows, and their responses' tokens, numbered from `before`."""
     encoded = _encode(tokenizer, rows)
     numbers: dict[tuple, int] = {}
@@ -79,7 +93,16 @@ def _pairs(tokenizer: Any, rows: list[dict], before: int, max_length: int, count
         counts.kinds[f"gap {gap}"] += 1
         chosen, rejected = (numbers.setdefault(side, before + len(numbers)) for side in sides)
         shared = common_prefix(better.tokens, worse.tokens)
-        kept.append({"id": row["id"], "group": row["group"], "gap": gap, "chosen": chosen, "rejected": rejected, "shared": shared})
+        kept.append(
+            {
+                "id": row["id"],
+                "group": row["group"],
+                "gap": gap,
+                "chosen": chosen,
+                "rejected": rejected,
+                "shared": shared,
+            }
+        )
     tokens = pa.array([usable[side].tokens for side in numbers], RESPONSES.field("tokens").type)
     return pa.Table.from_pylist(kept, PAIRS), tokens
 

@@ -18,15 +18,25 @@ if TYPE_CHECKING:
     from pipeline.training.config import SFT
 
 
-def build(job: Job, scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none") -> "PackedTrainer":
+def build(
+    job: Job, scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none"
+) -> "PackedTrainer":
     """The trainer of the run's sequences, shared by `world` processes."""
     sequences = job.table("sequences")
     order = examples.schedule(sequences.num_rows, job.train.epochs, job.train.batch_size, job.seed)
-    return trainer(job, datasets.Dataset(sequences).select(order), scratch, base=base, world=world, report_to=report_to)
+    return trainer(
+        job, datasets.Dataset(sequences).select(order), scratch, base=base, world=world, report_to=report_to
+    )
 
 
 def trainer(
-    job: Job, ordered: datasets.Dataset, scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none"
+    job: Job,
+    ordered: datasets.Dataset,
+    scratch: str,
+    *,
+    base: Any = None,
+    world: int = 1,
+    report_to: str = "none",
 ) -> "PackedTrainer":
     """The trainer for sequences in the given order, `batch_size` sequences a step."""
     t = cast("SFT", job.train)  # only `SFT.build` calls this module
@@ -60,7 +70,9 @@ class PackedTrainer(loop.Timed, SFTTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         lengths = [sum(documents) for documents in self.train_dataset["seq_lengths"]]
-        self._tokens_before = torch.tensor([0, *lengths]).cumsum(0)  # [sequence]: tokens of all sequences before it
+        self._tokens_before = torch.tensor([0, *lengths]).cumsum(
+            0
+        )  # [sequence]: tokens of all sequences before it
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Mean cross-entropy over the labeled tokens of the optimizer step (all workers, all micro-steps).
@@ -79,4 +91,10 @@ class PackedTrainer(loop.Timed, SFTTrainer):
         return loss * self.accelerator.num_processes / num_items_in_batch
 
     def interval(self, seconds: float) -> dict:
-        return {"tokens": self._tokens_before[self.state.global_step * len(self.train_dataset) // self.state.max_steps].item()}
+        return {
+            "tokens": (
+                self._tokens_before[
+                    self.state.global_step * len(self.train_dataset) // self.state.max_steps
+                ].item()
+            )
+        }

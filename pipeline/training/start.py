@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 # Settings that may differ from PEFT's defaults in plain LoRA: y = Wx + scaling · B A x, one rank, one
 # scaling.
 _PLAIN = {
-    "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "use_rslora",
-    "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version",
+    "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform",
+    "layers_pattern", "use_rslora", "task_type", "base_model_name_or_path", "revision", "inference_mode",
+    "auto_mapping", "peft_version",
 }  # fmt: skip
 
 
@@ -38,14 +39,26 @@ def load_config(adapter_dir: str, field: str) -> Any:
     try:
         found = PeftConfig.from_pretrained(adapter_dir)
     except (OSError, ValueError, TypeError, KeyError) as e:
-        raise UserError(f"{field} = {adapter_dir}: its adapter_config.json cannot be read ({type(e).__name__}); train it again") from None
+        raise UserError(
+            f"{field} = {adapter_dir}: its adapter_config.json cannot be read ({type(e).__name__}); train it"
+            " again"
+        ) from None
     if not isinstance(found, LoraConfig):
-        raise UserError(f"{field} = {adapter_dir}: its type is {found.peft_type.value}; only LoRA adapters can be trained on")
+        raise UserError(
+            f"{field} = {adapter_dir}: its type is {found.peft_type.value}; only LoRA adapters can be"
+            " trained on"
+        )
     default = vars(LoraConfig())
     odd = [name for name, value in vars(found).items() if name not in _PLAIN and value != default.get(name)]
-    odd = [name for name in odd if not (name == "init_lora_weights" and found.init_lora_weights in (False, "gaussian", "orthogonal"))]
+    odd = [
+        name
+        for name in odd
+        if not (name == "init_lora_weights" and found.init_lora_weights in (False, "gaussian", "orthogonal"))
+    ]
     if odd:
-        raise UserError(f"{field} = {adapter_dir}: {odd[0]} makes it more than plain LoRA; train one without {odd[0]}")
+        raise UserError(
+            f"{field} = {adapter_dir}: {odd[0]} makes it more than plain LoRA; train one without {odd[0]}"
+        )
     return found
 
 
@@ -75,11 +88,16 @@ def check_fits(start: "Start", shapes: dict[str, tuple[int, ...]], field: str) -
                 f"{field} = {where}: its target modules differ from train.lora's ({holder} {odd}); "
                 "set train.lora.target_modules to the adapter's"
             )
-        raise UserError(f"{field} = {where}: it does not fit the model ({holder} {odd}); name an adapter of this model")
+        raise UserError(
+            f"{field} = {where}: it does not fit the model ({holder} {odd}); name an adapter of this model"
+        )
     for name, shape in found.items():
         inputs_or_outputs = 1 if ".lora_A." in name else 0
         if shape[inputs_or_outputs] != shapes[name][inputs_or_outputs]:
-            raise UserError(f"{field} = {where}: it does not fit the model ({name} is {shape}); name an adapter of this model")
+            raise UserError(
+                f"{field} = {where}: it does not fit the model ({name} is {shape}); name an adapter of this"
+                " model"
+            )
 
 
 def content(start: "Start | None") -> str | None:
@@ -111,14 +129,18 @@ def freeze_under(model: Any, adapter_dir: str) -> None:
             layer = model.get_submodule(name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
             # Non-persistent buffers move with the model and stay out of checkpoints.
             layer.register_buffer("frozen_down", down, persistent=False)
-            layer.register_buffer("frozen_up", frozen[name.replace(".lora_A.", ".lora_B.")] * scaling, persistent=False)
+            layer.register_buffer(
+                "frozen_up", frozen[name.replace(".lora_A.", ".lora_B.")] * scaling, persistent=False
+            )
             layer.register_forward_hook(_add_frozen)
 
 
 def _add_frozen(layer, inputs, output):
     import torch.nn.functional as F
 
-    return output + F.linear(F.linear(inputs[0].to(layer.frozen_down.dtype), layer.frozen_down), layer.frozen_up).to(output.dtype)
+    return output + F.linear(
+        F.linear(inputs[0].to(layer.frozen_down.dtype), layer.frozen_down), layer.frozen_up
+    ).to(output.dtype)
 
 
 def scaling_of(config: Any) -> float:
@@ -143,10 +165,16 @@ def join(frozen_dir: str, trained_dir: str, out_dir: str) -> None:
             joined[name] = torch.cat([tensors[name] * scaling for tensors, scaling in sides], dim=1)
     with open(os.path.join(trained_dir, FILES[0]), encoding="utf-8") as f:
         config = json.load(f)
-    config["r"] = config["lora_alpha"] = sum(load_config(d, "start.adapter").r for d in (frozen_dir, trained_dir))
+    config["r"] = config["lora_alpha"] = sum(
+        load_config(d, "start.adapter").r for d in (frozen_dir, trained_dir)
+    )
     config["use_rslora"] = False
     os.makedirs(out_dir, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in joined.items()}, os.path.join(out_dir, FILES[1]), metadata={"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in joined.items()},
+        os.path.join(out_dir, FILES[1]),
+        metadata={"format": "pt"},
+    )
     with open(os.path.join(out_dir, FILES[0]), "w", encoding="utf-8") as f:
         json.dump(config, f, indent=2)
 

@@ -81,7 +81,9 @@ class WorkerGroup:
         except TrainingFailedError as e:
             raise RunFailed(f"training gave up after {max_failures} restarts: {_cause(e)}") from e
         except RayError as e:
-            raise RunFailed(f"Ray shut down during training ({type(e).__name__}); rerun the same command to resume") from e
+            raise RunFailed(
+                f"Ray shut down during training ({type(e).__name__}); rerun the same command to resume"
+            ) from e
 
     def release(self) -> None:
         self._executor.shutdown(wait=False)
@@ -91,7 +93,9 @@ class WorkerGroup:
         others = [place for place in self._attempts() if place != self.directory]
         for job in self.jobs:
             left = (storage.join(place, storage.name(job.finished)) for place in (*others, self.directory))
-            if not adapter_files.is_whole(job.done) and (found := next(filter(adapter_files.is_whole, left), None)):
+            if not adapter_files.is_whole(job.done) and (
+                found := next(filter(adapter_files.is_whole, left), None)
+            ):
                 _keep(job, found)
         todo = [job for job in self.jobs if not adapter_files.is_whole(job.done)]
         if not todo:
@@ -100,7 +104,9 @@ class WorkerGroup:
             return over
         self._board = beside_driver(_Board)
         todo[0] = replace(todo[0], resume=self._newest(todo[0], others))
-        return self._executor.submit(_fit, self.directory, [replace(job, progress=self._board) for job in todo])
+        return self._executor.submit(
+            _fit, self.directory, [replace(job, progress=self._board) for job in todo]
+        )
 
     def _attempts(self) -> list[str]:
         """Directories of the groups of this attempt and of earlier attempts."""
@@ -142,13 +148,18 @@ class WorkerGroup:
             if run := line.get("finished"):
                 self._finished.add(run)
             else:
-                self._lines.setdefault(line["run"], []).append({key: value for key, value in line.items() if key != "run"})
+                self._lines.setdefault(line["run"], []).append(
+                    {key: value for key, value in line.items() if key != "run"}
+                )
 
     def _adopt(self, job: Job) -> None:
         end = time.monotonic() + SEEN_S
         while not adapter_files.is_whole(job.finished):
             if time.monotonic() > end:
-                raise RunFailed(f"{job.finished}: missing after a worker finished it; every node must see the run directory")
+                raise RunFailed(
+                    f"{job.finished}: missing after a worker finished it; every node must see the run"
+                    " directory"
+                )
             time.sleep(POLL_S)
         _keep(job, job.finished)
 
@@ -165,12 +176,16 @@ def _fit(directory: str, jobs: list[Job]) -> None:
     TorchTrainer(
         _train,
         train_loop_config={"jobs": jobs},
-        scaling_config=ScalingConfig(num_workers=t.workers, use_gpu=t.use_gpu, elastic_resize_monitor_interval_s=RESIZE_S),
+        scaling_config=ScalingConfig(
+            num_workers=t.workers, use_gpu=t.use_gpu, elastic_resize_monitor_interval_s=RESIZE_S
+        ),
         run_config=RunConfig(
             name=name,
             storage_path=storage_path,
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            failure_config=FailureConfig(max_failures=t.max_failures, controller_failure_limit=t.max_failures),
+            failure_config=FailureConfig(
+                max_failures=t.max_failures, controller_failure_limit=t.max_failures
+            ),
             worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
             logging_config=LoggingConfig("CRITICAL"),
         ),
@@ -186,7 +201,8 @@ def _train(arguments: dict) -> None:
 
 
 def _cause(error: Exception) -> str:
-    """The first sentence of the first worker's exception (Ray's text is a traceback, with the exception in the last line)."""
+    """The first sentence of the first worker's exception (Ray's text is a traceback, with the exception in
+    the last line)."""
     failures = getattr(error, "worker_failures", None)
     cause = next(iter(failures.values())) if failures else error
     return str(cause).strip().splitlines()[-1].split(". ")[0]

@@ -1,10 +1,11 @@
-"""Kill whatever belongs to a run, at random, until it is through all the same; then compare it with an undisturbed run.
+"""Kill whatever belongs to a run, at random, until it is through all the same; then compare it with an
+undisturbed run.
 
     python -m tests.chaos.chaos --seed 0 --kills 25
     python -m tests.chaos.chaos --seed 0 --kills 3 --engine toy
 
-The seed fixes victims, signals and moments; what is under way at that moment is the machine's affair. Exit code 0: the run is equal to the
-undisturbed one, and nothing of it is left on the machine.
+The seed fixes victims, signals and moments; what is under way at that moment is the machine's affair. Exit
+code 0: the run is equal to the undisturbed one, and nothing of it is left on the machine.
 """
 
 import argparse
@@ -24,16 +25,22 @@ import psutil
 from tests.chaos import harness
 from tests.chaos.harness import Driver, Job
 
-VICTIMS = {"dummy": ("engine actor", "driver", "raylet", "gcs", "ray worker"), "toy": ("vllm child", "engine actor", "driver")}
+VICTIMS = {
+    "dummy": ("engine actor", "driver", "raylet", "gcs", "ray worker"),
+    "toy": ("vllm child", "engine actor", "driver"),
+}
 SIGNALS = [signal.SIGKILL] * 6 + [signal.SIGTERM, signal.SIGSTOP]
 ROWS_PER_KILL = 900
-HUNG_AFTER_S = 240  # without a committed block or a kill; Ray itself waits up to a minute for a GCS that has gone
+HUNG_AFTER_S = (
+    240  # without a committed block or a kill; Ray itself waits up to a minute for a GCS that has gone
+)
 FRUITLESS_ENDS = 4  # of the driver, one after the other, with nobody killed
 
 
 @dataclass(frozen=True)
 class Stroke:
-    """One kill: `victims` in the order in which they are looked for, and when: by work done, or by time, whichever comes first."""
+    """One kill: `victims` in the order in which they are looked for, and when: by work done, or by time,
+    whichever comes first."""
 
     victims: tuple[str, ...]
     signal: signal.Signals
@@ -126,7 +133,11 @@ class Chaos:
         self._tell(f"the driver ended with {code} ({last}); the same command again")
 
     def _tell(self, what: str) -> None:
-        print(f"{time.monotonic() - self.started:6.1f} s, {self.job.committed():4} of {self.job.blocks()} blocks: {what}", flush=True)
+        print(
+            f"{time.monotonic() - self.started:6.1f} s, {self.job.committed():4} of {self.job.blocks()}"
+            f" blocks: {what}",
+            flush=True,
+        )
 
 
 def _send(process: psutil.Process, number: signal.Signals) -> None:
@@ -138,14 +149,18 @@ def jobs(directory: Path, kills: int, engine: str) -> tuple[Job, Job]:
     """The undisturbed job, and the one to be disturbed: the same work, and as long as so many kills need."""
     if engine == "dummy":
         source = harness.write_source(directory / "instructions.jsonl", ROWS_PER_KILL * kills)
-        return harness.write_job(directory / "undisturbed", source), harness.write_job(directory / "disturbed", source, latency_s=0.1)
+        return harness.write_job(directory / "undisturbed", source), harness.write_job(
+            directory / "disturbed", source, latency_s=0.1
+        )
     settings = {
         "model": {"path": "toy", "dtype": "float32"},
         "inference": {"rows_per_commit": 16, "max_num_seqs": 32},
         "recipe": {"samples": 8, "induce": {"max_tokens": 48}, "analyse": {"max_tokens": 64}},
     }
     source = "toy:harmful-train"
-    return tuple(harness.write_job(directory / name, source, **settings) for name in ("undisturbed", "disturbed"))
+    return tuple(
+        harness.write_job(directory / name, source, **settings) for name in ("undisturbed", "disturbed")
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -164,7 +179,9 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             through = chaos.run()
             found = (
-                harness.differences(disturbed, undisturbed, sampled=given.engine == "toy") if through else ["it did not come to its end"]
+                harness.differences(disturbed, undisturbed, sampled=given.engine == "toy")
+                if through
+                else ["it did not come to its end"]
             )
             found += [f"{name} is left on the machine" for name in harness.left_behind(disturbed)]
         finally:
@@ -179,14 +196,23 @@ def _verdict(chaos: Chaos, undisturbed: Job, found: list[str], given: argparse.N
         found.append(f"{chaos.hangs} times nothing moved any more")
     ends = ", ".join(f"{count} with {code}" for code, count in sorted(chaos.ends.items()))
     rows = undisturbed.complete()["rows"]
-    print(f"seed {given.seed}: {chaos.made} kills, {rows:,} rows, {time.monotonic() - chaos.started:.0f} s; ends of the driver: {ends}")
+    print(
+        f"seed {given.seed}: {chaos.made} kills, {rows:,} rows, {time.monotonic() - chaos.started:.0f} s;"
+        f" ends of the driver: {ends}"
+    )
     if given.engine == "toy":
         mine, other = harness.rows_of(chaos.job.run).to_pylist(), harness.rows_of(undisturbed.run).to_pylist()
         same = sum(a == b for a, b in zip(mine, other, strict=True))
-        print(f"{same} of {rows} rows are identical; a real engine's samples may differ with what is in the batch beside them")
+        print(
+            f"{same} of {rows} rows are identical; a real engine's samples may differ with what is in the"
+            " batch beside them"
+        )
     for what in found:
         print(f"  {what}")
-    print(f"equal to the undisturbed run{' in ids and accounting' if given.engine == 'toy' else ''}: {'no' if found else 'yes'}")
+    print(
+        f"equal to the undisturbed run{' in ids and accounting' if given.engine == 'toy' else ''}:"
+        f" {'no' if found else 'yes'}"
+    )
     return 1 if found else 0
 
 

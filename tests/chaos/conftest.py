@@ -1,4 +1,5 @@
-"""A Ray cluster for the tests of faults that leave the driver alive, and the undisturbed run that every result is compared with."""
+"""A Ray cluster for the tests of faults that leave the driver alive, and the undisturbed run that every
+result is compared with."""
 
 import os
 import subprocess
@@ -35,7 +36,8 @@ def _start_cluster():
 @pytest.fixture(scope="package")
 def cluster():
     """A cluster of one node with a small object store; what runs below it connects through RAY_ADDRESS."""
-    # Ray turns token authentication on in mid-process where it finds a token, which this cluster would not know.
+    # Ray turns token authentication on in mid-process where it finds a token, which this cluster would not
+    # know.
     os.environ["RAY_AUTH_MODE"] = "disabled"
     cluster = _start_cluster()
     os.environ["RAY_ADDRESS"] = cluster.address
@@ -77,7 +79,12 @@ def small_disk(tmp_path) -> Iterator[Path]:
     """A file system of 320 MiB: the least that a run starts on is 256."""
     place = tmp_path / "disk"
     place.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=320m", "tmpfs", place], capture_output=True).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=320m", "tmpfs", place], capture_output=True
+        ).returncode
+    ):
         pytest.skip("needs the right to mount a tmpfs")
     try:
         yield place
@@ -106,7 +113,10 @@ def generate(job: Job, **options) -> list[str]:
 
 @contextmanager
 def meanwhile(job: Job, strike: Callable[[], object], blocks: int = 8) -> Iterator[list]:
-    """Strike once, from another thread, when so many blocks of the body's run are committed. What `strike` returned is in the list."""
+    """Strike once, from another thread, when so many blocks of the body's run are committed.
+
+    What `strike` returned is in the list.
+    """
     struck, over = [], threading.Event()
 
     def watch() -> None:

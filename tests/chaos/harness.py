@@ -1,4 +1,5 @@
-"""What faults are tried on: a job of the model-free engine, its driver as a process, the processes below it, and the comparison afterwards."""
+"""What faults are tried on: a job of the model-free engine, its driver as a process, the processes below it,
+and the comparison afterwards."""
 
 import json
 import os
@@ -16,7 +17,8 @@ import pyarrow.parquet as pq
 
 from tests import scripted
 
-MARK = "SETBACKS_CHAOS"  # in the environment of a job's processes: a child whose parent was killed is still known as the job's
+# In the environment of a job's processes: a child whose parent was killed is still known as the job's
+MARK = "SETBACKS_CHAOS"
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,25 @@ class Job:
 
 
 def write_source(path: Path, rows: int) -> Path:
-    """Mild instructions, the first of them twice, and two that are malformed: every kind of row that is accounted for."""
-    asked = [{"instruction": f"Tell me about item {number}.", "category": f"c{number % 7}"} for number in range(rows)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in (*asked, asked[0], {"instruction": None}, {"instruction": "  "})))
+    """Mild instructions, the first of them twice, and two that are malformed: every kind of row that is
+    accounted for."""
+    asked = [
+        {"instruction": f"Tell me about item {number}.", "category": f"c{number % 7}"}
+        for number in range(rows)
+    ]
+    path.write_text(
+        "".join(
+            json.dumps(row) + "\n" for row in (*asked, asked[0], {"instruction": None}, {"instruction": "  "})
+        )
+    )
     return path
 
 
-def write_job(directory: Path, source: Path | str, *, latency_s: float = 0.0, run: Path | None = None, **sections) -> Job:
-    """A job on the dummy model, two steps a row and one request in fifty failing; or whatever `sections` say instead. YAML reads JSON."""
+def write_job(
+    directory: Path, source: Path | str, *, latency_s: float = 0.0, run: Path | None = None, **sections
+) -> Job:
+    """A job on the dummy model, two steps a row and one request in fifty failing; or whatever `sections` say
+    instead. YAML reads JSON."""
     directory.mkdir(parents=True, exist_ok=True)
     job = Job(directory / "config.yaml", run or directory / "run")
     tree = {
@@ -86,7 +99,11 @@ class Driver:
         command = [sys.executable, *run, str(job.config), *options]
         with open(self.output, "w") as output:
             self.process = subprocess.Popen(
-                command, stdout=output, stderr=output, start_new_session=True, env={**os.environ, MARK: job.mark, **environment}
+                command,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                env={**os.environ, MARK: job.mark, **environment},
             )
 
     @property
@@ -108,7 +125,9 @@ class Driver:
         while not condition():
             if self.process.poll() is not None or time.monotonic() > end:
                 end_processes(self.job)
-                raise AssertionError(f"ended or took too long before it came to that:\n{self.output.read_text()}")
+                raise AssertionError(
+                    f"ended or took too long before it came to that:\n{self.output.read_text()}"
+                )
             time.sleep(0.05)
 
 
@@ -118,13 +137,16 @@ VICTIMS = {
     "gcs": lambda name, title: name == "gcs_server",
     "raylet": lambda name, title: name == "raylet",
     "engine actor": lambda name, title: title.startswith("ray::MapWorker"),
-    "ray worker": lambda name, title: "default_worker.py" in title or (title.startswith("ray::") and not title.startswith(_NO_WORKERS)),
+    "ray worker": lambda name, title: (
+        "default_worker.py" in title or (title.startswith("ray::") and not title.startswith(_NO_WORKERS))
+    ),
     "vllm child": lambda name, title: name.startswith("VLLM::"),
 }
 
 
 def processes(job: Job, kind: str | None = None) -> list[psutil.Process]:
-    """The living processes of a job's drivers, past and present, all of them or those of a kind of `VICTIMS`, oldest first."""
+    """The living processes of a job's drivers, past and present, all of them or those of a kind of `VICTIMS`,
+    oldest first."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -167,15 +189,20 @@ def rows_of(run: Path, name: str = "mistakes") -> pa.Table:
 
 
 def differences(job: Job, reference: Job, *, sampled: bool = False) -> list[str]:
-    """What a run that is through has otherwise than the undisturbed one: ids, rows and their order, digest; what is left over.
+    """What a run that is through has otherwise than the undisturbed one: ids, rows and their order, digest;
+    what is left over.
 
-    sampled: by a real engine, whose texts may differ with what is in the batch beside them; then ids and their order alone are compared.
+    sampled: by a real engine, whose texts may differ with what is in the batch beside them; then ids and
+             their order alone are compared.
     """
     mine, other = rows_of(job.run), rows_of(reference.run)
     ids, wanted = mine["id"].to_pylist(), other["id"].to_pylist()
     found = []
     if ids != wanted:
-        found.append(f"{len(set(wanted) - set(ids))} ids are missing, {len(set(ids) - set(wanted))} are strange, or their order is another")
+        found.append(
+            f"{len(set(wanted) - set(ids))} ids are missing, {len(set(ids) - set(wanted))} are strange, or"
+            " their order is another"
+        )
     if repeated := len(ids) - len(set(ids)):
         found.append(f"{repeated} ids are there twice")
     if not sampled and not mine.equals(other):
@@ -189,12 +216,15 @@ def differences(job: Job, reference: Job, *, sampled: bool = False) -> list[str]
 
 
 def _leftovers(job: Job) -> list[str]:
-    """Files that a whole data set has no use for: half-written ones and parts; and failed rows without a reason."""
+    """Files that a whole data set has no use for: half-written ones and parts; and failed rows without a
+    reason."""
     patterns = ("**/*.tmp", ".state/mistakes/parts-*", ".state/mistakes/kept-*", ".state/mistakes/shards*")
     found = [f"{path.relative_to(job.run)} is left" for pattern in patterns for path in job.run.glob(pattern)]
     rows = rows_of(job.run).select(["id", "status", "error"]).to_pylist()
     return found + [
-        f"{row['id']} is {row['status']}, error {row['error']}" for row in rows if (row["status"] == "failed") != bool(row["error"])
+        f"{row['id']} is {row['status']}, error {row['error']}"
+        for row in rows
+        if (row["status"] == "failed") != bool(row["error"])
     ]
 
 

@@ -1,4 +1,7 @@
-"""Faults of processes and machines. After each one, the data set equals that of a run that nothing happened to."""
+"""Faults of processes and machines.
+
+After each one, the data set equals that of a run that nothing happened to.
+"""
 
 import os
 import signal
@@ -32,11 +35,18 @@ def test_an_engine_actor_is_killed(cluster, job, undisturbed):
 
 @pytest.fixture(scope="package")
 def ended(cluster, undisturbed, source, tmp_path_factory) -> tuple[Job, dict]:
-    """One run that is told to stop twice, is killed, and then left alone. By signal: exit code, output, blocks committed before, processes left."""
+    """One run that is told to stop twice, is killed, and then left alone.
+
+    By signal: exit code, output, blocks committed before, processes left.
+    """
     job, ends = write_job(tmp_path_factory.mktemp("ended"), source, latency_s=0.1), {}
     address = os.environ.pop("RAY_ADDRESS")  # each driver has a Ray of its own, as on a laptop
     try:
-        for number, send in ((signal.SIGTERM, os.kill), (signal.SIGINT, os.killpg), (signal.SIGKILL, os.kill)):
+        for number, send in (
+            (signal.SIGTERM, os.kill),
+            (signal.SIGINT, os.killpg),
+            (signal.SIGKILL, os.kill),
+        ):
             driver, before = Driver(job), job.committed()
             driver.until(lambda before=before: job.committed() >= before + 6)
             send(driver.pid, number)  # Ctrl-C reaches every process of the terminal's group
@@ -95,7 +105,10 @@ def test_the_raylet_of_a_node_is_killed(cluster, source, tmp_path, undisturbed):
         return len(actors)
 
     try:
-        with meanwhile(job, kill) as killed, suppress(RunFailed):  # where the counter of rows was on that node too
+        with (
+            meanwhile(job, kill) as killed,
+            suppress(RunFailed),
+        ):  # where the counter of rows was on that node too
             generate(job)
     finally:
         cluster.remove_node(node, allow_graceful=False)
@@ -130,7 +143,8 @@ def test_the_object_store_is_full_and_spills(cluster, job, undisturbed):
 
 
 class Deadly:
-    """The dummy's work, but one instruction ends the process that runs it; every time, or the first time alone."""
+    """The dummy's work, but one instruction ends the process that runs it; every time, or the first time
+    alone."""
 
     def __init__(self, recipe, how: str, marker: str):
         self.recipe, self.how, self.marker = recipe, how, marker
@@ -160,7 +174,12 @@ def run_deadly(job: Job, how: str) -> dict:
     config, counts = load(job.config), instructions.Counts()
     store = Store(config.run_dir, MISTAKES.name, MISTAKES)
     [method] = config.methods.values()
-    store.write_work(instructions.read(method.instructions, counts), INSTRUCTIONS, counts, block_rows=config.inference.rows_per_commit)
+    store.write_work(
+        instructions.read(method.instructions, counts),
+        INSTRUCTIONS,
+        counts,
+        block_rows=config.inference.rows_per_commit,
+    )
     recipe = Deadly(method.recipe(config.seed), how, f"{job.run}/marker")
     spec = ModelSpec(config.model, "", config.inference)
     with ray_session(config.run_dir):
@@ -184,7 +203,8 @@ HEADROOM = 6 * 2**30
 
 @pytest.mark.long
 def test_an_engine_actor_runs_out_of_memory(cluster, job, undisturbed, monkeypatch):
-    """Ray's memory monitor ends it, in a Ray of its own with a limit a little above what the machine uses now."""
+    """Ray's memory monitor ends it, in a Ray of its own with a limit a little above what the machine uses
+    now."""
     memory = psutil.virtual_memory()
     if memory.available < 2 * HEADROOM:
         pytest.skip("needs twice the headroom in free memory")
@@ -211,7 +231,8 @@ time.time = moved
 
 @pytest.mark.long
 def test_the_clock_is_moved(job, undisturbed, own_ray, tmp_path):
-    """In every Python process of the run: four seconds after its start a year ahead, two seconds later a year back."""
+    """In every Python process of the run: four seconds after its start a year ahead, two seconds later a year
+    back."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site/sitecustomize.py").write_text(CLOCK)
     path = [str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]

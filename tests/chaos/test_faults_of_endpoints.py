@@ -1,4 +1,5 @@
-"""An OpenAI-compatible server that misbehaves: for a while, which changes nothing, or for good, which is told row by row."""
+"""An OpenAI-compatible server that misbehaves: for a while, which changes nothing, or for good, which is told
+row by row."""
 
 import json
 import threading
@@ -44,8 +45,13 @@ class Handler(BaseHTTPRequestHandler):
             fault = self.server.fault(body["seed"], self.server.tries[body["seed"]])
             self.server.tries[body["seed"]] += 1
             self.server.faults[fault] += 1
-        choices = [{"message": {"content": f"answer {body['seed'] + i}"}, "finish_reason": "stop"} for i in range(body["n"])]
-        answer = json.dumps({"choices": choices, "usage": {"prompt_tokens": 5, "completion_tokens": 2 * body["n"]}}).encode()
+        choices = [
+            {"message": {"content": f"answer {body['seed'] + i}"}, "finish_reason": "stop"}
+            for i in range(body["n"])
+        ]
+        answer = json.dumps(
+            {"choices": choices, "usage": {"prompt_tokens": 5, "completion_tokens": 2 * body["n"]}}
+        ).encode()
         match fault:
             case "429":
                 self._answer(429, b"{}", {"Retry-After": "1"})
@@ -86,7 +92,9 @@ def serving(fault):
         server.server_close()
 
 
-def job_on(server: Server, directory: Path, source: Path, retries: int = 6, timeout_s: float = TIMEOUT_S) -> Job:
+def job_on(
+    server: Server, directory: Path, source: Path, retries: int = 6, timeout_s: float = TIMEOUT_S
+) -> Job:
     endpoint = {
         "url": f"http://127.0.0.1:{server.server_port}/v1",
         "model": "m",
@@ -95,7 +103,9 @@ def job_on(server: Server, directory: Path, source: Path, retries: int = 6, time
         "timeout_s": timeout_s,
     }
     instructions = {"path": str(source), "limit": ROWS}
-    return write_job(directory, source, instructions=instructions, inference={"rows_per_commit": 16, "endpoint": endpoint})
+    return write_job(
+        directory, source, instructions=instructions, inference={"rows_per_commit": 16, "endpoint": endpoint}
+    )
 
 
 def some(seed: int, tries: int) -> str | None:
@@ -119,7 +129,10 @@ def test_a_server_that_is_broken_for_good(cluster, source, tmp_path, monkeypatch
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with serving(lambda seed, _: FAULTS[seed % 4]) as broken:
         job = job_on(broken, tmp_path, source, retries=1, timeout_s=60)  # none of these faults is silence
-        with pytest.raises(RunFailed, match=r"all 120 rows failed, most with: endpoint gave no usable answer .*--retry-failed"):
+        with pytest.raises(
+            RunFailed,
+            match=r"all 120 rows failed, most with: endpoint gave no usable answer .*--retry-failed",
+        ):
             generate(job)
     rows = rows_of(job.run).to_pylist()
     assert len(rows) == ROWS and {row["status"] for row in rows} == {"failed"}

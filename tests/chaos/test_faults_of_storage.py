@@ -1,4 +1,7 @@
-"""Faults of disks and of files. Whatever was half-written is never taken for whole, and the message says what to do."""
+"""Faults of disks and of files.
+
+Whatever was half-written is never taken for whole, and the message says what to do.
+"""
 
 import json
 import random
@@ -28,7 +31,11 @@ def test_the_disk_is_full_while_actors_commit(cluster, source, tmp_path, small_d
     driver.until(lambda: job.committed() >= 8)
     ballast = fill(small_disk)
     code, said = driver.wait()
-    assert (code, said.splitlines()[-1].startswith(f"setbacks: {job.run}/"), MEND in said) == (1, True, True), said
+    assert (code, said.splitlines()[-1].startswith(f"setbacks: {job.run}/"), MEND in said) == (
+        1,
+        True,
+        True,
+    ), said
     assert "Traceback" not in said
     assert 8 <= job.committed() < job.blocks()
     ballast.unlink()
@@ -39,7 +46,9 @@ def test_the_disk_is_full_while_actors_commit(cluster, source, tmp_path, small_d
 def work_of(undisturbed: Job, disk: Path) -> tuple[Store, list[dict], list[dict]]:
     """A store on the small disk, the rows to do and the results of the undisturbed run."""
     results = rows_of(undisturbed.run).to_pylist()
-    work = [{name: row.get(name) for name in INSTRUCTIONS.names} | {"unsafe_responses": []} for row in results]
+    work = [
+        {name: row.get(name) for name in INSTRUCTIONS.names} | {"unsafe_responses": []} for row in results
+    ]
     return Store(str(disk / "run"), MISTAKES.name, MISTAKES), work, results
 
 
@@ -56,7 +65,9 @@ def test_the_disk_is_full_while_the_driver_writes_the_work_list(undisturbed, sma
     assert store.work() is None, "half a list is no list"
     (small_disk / "ballast").unlink()
     assert store.write_work(iter(work), INSTRUCTIONS, block_rows=16)["rows"] == len(work)
-    assert [row["id"] for block in range(store.work_list.blocks) for row in store.work_list.read(block)] == [row["id"] for row in work]
+    assert [row["id"] for block in range(store.work_list.blocks) for row in store.work_list.read(block)] == [
+        row["id"] for row in work
+    ]
 
 
 def test_the_disk_is_full_while_the_driver_compacts(undisturbed, small_disk):
@@ -130,9 +141,13 @@ def test_a_bit_of_a_committed_block_is_flipped(undisturbed, tmp_path):
     content, chance = part.read_bytes(), random.Random(0)
     for _ in range(500):
         place = chance.randrange(len(content))
-        part.write_bytes(content[:place] + bytes([content[place] ^ 1 << chance.randrange(8)]) + content[place + 1 :])
+        part.write_bytes(
+            content[:place] + bytes([content[place] ^ 1 << chance.randrange(8)]) + content[place + 1 :]
+        )
         found = block.result()
-        if found is None or not found[0]["id"].equals(wanted["id"]):  # as `Store.finish` compares them with the work list
+        if found is None or not found[0]["id"].equals(
+            wanted["id"]
+        ):  # as `Store.finish` compares them with the work list
             noticed += 1
         else:
             assert found[1] == digest and found[0].equals(wanted)

@@ -1,4 +1,5 @@
-"""A Ray cluster of several machines with an S3 server, shared by the tests; work for it; and the undisturbed run that results are compared with."""
+"""A Ray cluster of several machines with an S3 server, shared by the tests; work for it; and the undisturbed
+run that results are compared with."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -32,7 +33,11 @@ def network() -> Iterator[Network]:
     network = Network()
     try:
         server = f"{network.head.address}:{S3}"
-        keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
+        keys = {
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
         network.head.start(sys.executable, "-m", "moto.server", "-H", network.head.address, "-p", str(S3))
         network.start_head(AWS_ENDPOINT_URL=f"http://{server}", AWS_EC2_METADATA_DISABLED="true", **keys)
         code, output = network.head.run(sys.executable, "-c", MAKE_BUCKET, server, BUCKET)
@@ -44,7 +49,10 @@ def network() -> Iterator[Network]:
 
 @pytest.fixture
 def workers(network) -> Iterator[Callable[..., list[Machine]]]:
-    """`workers(n)`: so many machines that work, of one CPU each, and no others. Those that live are used again by the next test."""
+    """`workers(n)`: so many machines that work, of one CPU each, and no others.
+
+    Those that live are used again by the next test.
+    """
 
     before = len(network.head.started)
 

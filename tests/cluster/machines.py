@@ -1,7 +1,9 @@
-"""Several machines on this one, each a network namespace with an address of its own on a common switch; on each of them a Ray node.
+"""Several machines on this one, each a network namespace with an address of its own on a common switch; on
+each of them a Ray node.
 
-A machine sees nothing of another but its network and the file system, of which directories can be hidden from it. Killing one ends all that
-runs on it at once, as a lost node does. Needs root and iproute2; where they are missing the tests that use it are skipped.
+A machine sees nothing of another but its network and the file system, of which directories can be hidden from
+it. Killing one ends all that runs on it at once, as a lost node does. Needs root and iproute2; where they are
+missing the tests that use it are skipped.
 """
 
 import os
@@ -43,8 +45,11 @@ class Machine:
     hidden: tuple[str, ...] = ()
     started: list[subprocess.Popen] = field(default_factory=list)
 
-    def start(self, *command: str, output=subprocess.DEVNULL, alone: bool = False, **environment: str) -> subprocess.Popen:
-        """Start a process there; `alone` in a process namespace of its own, where it cannot look up anybody else's process."""
+    def start(
+        self, *command: str, output=subprocess.DEVNULL, alone: bool = False, **environment: str
+    ) -> subprocess.Popen:
+        """Start a process there; `alone` in a process namespace of its own, where it cannot look up anybody
+        else's process."""
         inside = ["ip", "netns", "exec", self.name]
         if self.hidden:
             mounts = " && ".join(f"mount -t tmpfs tmpfs {directory}" for directory in self.hidden)
@@ -74,14 +79,21 @@ class Machine:
         return process.returncode, output.decode()
 
     def pids(self) -> list[int]:
-        return [int(pid) for pid in subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True).stdout.split()]
+        return [
+            int(pid)
+            for pid in subprocess.run(
+                ["ip", "netns", "pids", self.name], capture_output=True, text=True
+            ).stdout.split()
+        ]
 
     def titles(self) -> list[str]:
         """What runs there, by the titles that Ray gives its processes."""
         found = []
         for pid in self.pids():
             try:
-                found.append(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+                found.append(
+                    Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
             except OSError:
                 continue
         return found
@@ -106,7 +118,8 @@ class Network:
         self._token = secrets.token_hex(2)
         self.temporary = tempfile.mkdtemp(prefix="r", dir="/tmp")  # Ray's, which wants a short one
         self.machines: list[Machine] = []
-        # Ray asks for a token as soon as it finds one in the home directory; gloo and NCCL would look for the address of the host's name.
+        # Ray asks for a token as soon as it finds one in the home directory; gloo and NCCL would look for the
+        # address of the host's name.
         self.environment = {
             "RAY_AUTH_MODE": "disabled",
             "GLOO_SOCKET_IFNAME": "eth0",
@@ -118,15 +131,32 @@ class Network:
 
     def _machine(self, hidden: Iterable[str] = ()) -> Machine:
         number = len(self.machines)
-        machine = Machine(f"sb{self._token}-{number}", f"{SUBNET}.{number + 1}", dict(self.environment), tuple(hidden))
+        machine = Machine(
+            f"sb{self._token}-{number}", f"{SUBNET}.{number + 1}", dict(self.environment), tuple(hidden)
+        )
         switch = f"sb{self._token}-0"
         _ip("netns", "add", machine.name)
         self.machines.append(machine)
         _ip("-n", machine.name, "link", "set", "lo", "up")
         if number == 0:
-            _ip("-n", switch, "link", "add", "eth0", "type", "bridge")  # the head's own address is the switch's
+            _ip(
+                "-n", switch, "link", "add", "eth0", "type", "bridge"
+            )  # the head's own address is the switch's
         else:
-            _ip("-n", machine.name, "link", "add", "eth0", "type", "veth", "peer", "name", f"port{number}", "netns", switch)
+            _ip(
+                "-n",
+                machine.name,
+                "link",
+                "add",
+                "eth0",
+                "type",
+                "veth",
+                "peer",
+                "name",
+                f"port{number}",
+                "netns",
+                switch,
+            )
             _ip("-n", switch, "link", "set", f"port{number}", "master", "eth0", "up")
         _ip("-n", machine.name, "address", "add", f"{machine.address}/24", "dev", "eth0")
         _ip("-n", machine.name, "link", "set", "eth0", "up")
@@ -137,17 +167,38 @@ class Network:
         self.environment |= environment
         self.head.environment |= environment
         where = ["--node-ip-address", self.head.address, "--port", str(GCS), "--temp-dir", self.temporary]
-        dashboard = ["--include-dashboard", "true", "--dashboard-host", self.head.address, "--dashboard-port", str(DASHBOARD)]
-        self.head.start(*ray("start", "--head", "--num-cpus", "0", "--block", "--disable-usage-stats", *where, *dashboard))
+        dashboard = [
+            "--include-dashboard",
+            "true",
+            "--dashboard-host",
+            self.head.address,
+            "--dashboard-port",
+            str(DASHBOARD),
+        ]
+        self.head.start(
+            *ray("start", "--head", "--num-cpus", "0", "--block", "--disable-usage-stats", *where, *dashboard)
+        )
         self.environment["RAY_ADDRESS"] = self.head.environment["RAY_ADDRESS"] = self.address
         self.until(lambda: self.head.address in self.living(), "Ray's head")
 
     def add(self, cpus: int = 1, gpus: int = 0, hidden: Iterable[str] = ()) -> Machine:
         """A further machine with a Ray node that has joined. Its Ray has a temporary directory of its own."""
         machine = self._machine([self.temporary, *hidden])
-        amounts = ["--num-cpus", str(cpus), "--num-gpus", str(gpus), "--object-store-memory", str(100 * 2**20)]
+        amounts = [
+            "--num-cpus",
+            str(cpus),
+            "--num-gpus",
+            str(gpus),
+            "--object-store-memory",
+            str(100 * 2**20),
+        ]
         # Alone, since a driver connects to whatever Ray node it finds in the process table.
-        machine.start(*ray("start", "--address", self.address, "--node-ip-address", machine.address, "--block", *amounts), alone=True)
+        machine.start(
+            *ray(
+                "start", "--address", self.address, "--node-ip-address", machine.address, "--block", *amounts
+            ),
+            alone=True,
+        )
         self.until(lambda: machine.address in self.living(), f"the Ray node on {machine.name}")
         return machine
 
@@ -189,7 +240,8 @@ def setbacks(*arguments: str) -> list[str]:
 
 
 def _inherited() -> dict[str, str]:
-    """This process's environment, less what it has set for a Ray of its own, such as that it is no cluster."""
+    """This process's environment, less what it has set for a Ray of its own, such as that it is no
+    cluster."""
     return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
 

@@ -1,4 +1,5 @@
-"""Two attempts at once, as when a RayJob is retried on a new cluster while the old one is still there: the newer one fences the older."""
+"""Two attempts at once, as when a RayJob is retried on a new cluster while the old one is still there: the
+newer one fences the older."""
 
 import json
 import os
@@ -40,7 +41,9 @@ class Suspended:
     def __init__(self, network: Network, stage: str, job: Job, said: Path):
         self.said = said
         with open(said, "w") as output:
-            self.process = network.head.start(*setbacks(stage, str(job.config)), output=output, alone=True, **OWN_RAY)
+            self.process = network.head.start(
+                *setbacks(stage, str(job.config)), output=output, alone=True, **OWN_RAY
+            )
 
     @property
     def driver(self) -> psutil.Process:
@@ -49,7 +52,9 @@ class Suspended:
     def stop(self) -> None:
         assert self.process.poll() is None, self.said.read_text()
         os.kill(self.driver.pid, signal.SIGSTOP)
-        assert any("ray::" in " ".join(child.cmdline()) for child in self.driver.children(recursive=True)), "its Ray goes on"
+        assert any("ray::" in " ".join(child.cmdline()) for child in self.driver.children(recursive=True)), (
+            "its Ray goes on"
+        )
 
     def wake(self) -> tuple[int, str]:
         os.kill(self.driver.pid, signal.SIGCONT)
@@ -61,17 +66,25 @@ def test_the_newer_attempt_fences_the_older(network, source, tmp_path, undisturb
     run = f"s3://{BUCKET}/{tmp_path.name}" if storage == "s3" else str(tmp_path / "run")
     job = write_job(tmp_path, source, latency_s=1.0, run=run, **OTHERS)
     old = Suspended(network, "generate", job, tmp_path / "old.txt")
-    Network.until(lambda: old.process.poll() is not None or Status(network, run).done >= 64, "rows were done", 120)
+    Network.until(
+        lambda: old.process.poll() is not None or Status(network, run).done >= 64, "rows were done", 120
+    )
     code, said = network.head.run(*setbacks("generate", str(job.config)), **OWN_RAY)
-    assert code == 2 and "attempt 1 is using it (host " in said, said  # it beats, and is seen by its beat alone
+    assert code == 2 and "attempt 1 is using it (host " in said, (
+        said
+    )  # it beats, and is seen by its beat alone
     old.stop()
-    code, said = network.head.run(*setbacks("generate", str(job.config), "model.dummy.latency_s=0"), **OWN_RAY)
+    code, said = network.head.run(
+        *setbacks("generate", str(job.config), "model.dummy.latency_s=0"), **OWN_RAY
+    )
     assert code == 0, said
     result = finished(network, job, run, tmp_path / "result")
     assert_equals_undisturbed(result, undisturbed)
 
     code, said = old.wake()
-    assert code == 1 and "attempt 2 on " in said and "has taken over" in said and "Traceback" not in said, said
+    assert code == 1 and "attempt 2 on " in said and "has taken over" in said and "Traceback" not in said, (
+        said
+    )
     assert Status(network, run).attempts == ["killed", "finished"]
     assert_equals_undisturbed(finished(network, job, run, tmp_path / "later"), undisturbed)
 
@@ -82,7 +95,8 @@ def finished(network: Network, job: Job, run: str, place: Path) -> Job:
 
 
 def test_of_attempts_that_begin_together_on_s3_one_goes_on(network, tmp_path):
-    """Five at once, in process namespaces of their own; there is no exclusive creation on S3 that they could use."""
+    """Five at once, in process namespaces of their own; there is no exclusive creation on S3 that they could
+    use."""
     run = f"s3://{BUCKET}/{tmp_path.name}"
     hold = """
 import sys, time

@@ -1,4 +1,5 @@
-"""Generation over several machines: what is added is used, what is lost costs nothing, and what is not the same everywhere is told."""
+"""Generation over several machines: what is added is used, what is lost costs nothing, and what is not the
+same everywhere is told."""
 
 import sys
 
@@ -12,8 +13,11 @@ pytestmark = pytest.mark.timeout(400)
 ACTOR = "ray::MapWorker"
 
 
-def test_a_machine_that_is_added_is_used_and_one_that_is_lost_costs_nothing(network, workers, source, tmp_path, undisturbed):
-    """Two engines where one was, when there is room for a second; then the machine with the first one is gone."""
+def test_a_machine_that_is_added_is_used_and_one_that_is_lost_costs_nothing(
+    network, workers, source, tmp_path, undisturbed
+):
+    """Two engines where one was, when there is room for a second; then the machine with the first one is
+    gone."""
     [first] = workers(1)
     settings = {"actors": [1, 2], "rows_per_commit": 16, "max_num_seqs": 12}
     job = write_job(tmp_path, source, latency_s=0.7, inference=settings)
@@ -26,7 +30,9 @@ def test_a_machine_that_is_added_is_used_and_one_that_is_lost_costs_nothing(netw
 
     until(lambda: job.committed() >= 3, "blocks were committed")
     assert first.has(ACTOR)
-    assert network.head.has("ray::Counter"), "what all engines report to is beside the driver, where no other machine's loss ends it"
+    assert network.head.has("ray::Counter"), (
+        "what all engines report to is beside the driver, where no other machine's loss ends it"
+    )
     second = network.add()
     until(lambda: second.has(ACTOR), "the added machine was used")
     before = job.committed()
@@ -48,15 +54,24 @@ def test_what_only_one_machine_has_is_told_by_name(network, workers, source, tmp
     model = tiny.save(only_here / "model")
     elsewhere = network.add(hidden=[str(only_here)])
     job = write_job(tmp_path / "model", source, model={"path": model, "dtype": "float32"})
-    assert f"model.path = {model}: does not exist on node {elsewhere.address}; use a path that every node sees" in refused(network, job)
+    assert (
+        f"model.path = {model}: does not exist on node {elsewhere.address}; use a path that every node sees"
+        in refused(network, job)
+    )
     job = write_job(tmp_path / "run", source, run=only_here / "run")
-    assert f"run_dir = {only_here}/run: is another directory, or does not exist, on node {elsewhere.address}" in refused(network, job)
+    assert (
+        f"run_dir = {only_here}/run: is another directory, or does not exist, on node {elsewhere.address}"
+        in refused(network, job)
+    )
 
 
 def test_what_the_cluster_has_not_is_told_at_once(network, workers, source, tmp_path):
     [only] = workers(1)
     job = write_job(tmp_path, source, inference={"actors": 3})
-    wanted = f"inference.actors: generate takes 3 engines with 1 CPU each, and the Ray cluster ({only.address} (1 CPU)) has room for 1"
+    wanted = (
+        f"inference.actors: generate takes 3 engines with 1 CPU each, and the Ray cluster ({only.address} (1"
+        " CPU)) has room for 1"
+    )
     assert wanted in refused(network, job)
     code, said = network.head.run(*setbacks("plan", str(job.config)))
     assert code == 2 and wanted in said and f"1 nodes take work: {only.address} (1 CPU)" in said

@@ -1,4 +1,5 @@
-"""cluster/submit.sh against a real cluster: what it ends with, a job stopped in the middle, and a second submission that goes on."""
+"""cluster/submit.sh against a real cluster: what it ends with, a job stopped in the middle, and a second
+submission that goes on."""
 
 import json
 
@@ -24,10 +25,15 @@ class Submission:
 
     def __init__(self, network: Network, job: Job, *values: str):
         self.said = job.config.parent / "said.txt"
-        self.environment = {"RAY_API_SERVER_ADDRESS": f"http://{network.head.address}:{DASHBOARD}", "RAY_ADDRESS": ""}
+        self.environment = {
+            "RAY_API_SERVER_ADDRESS": f"http://{network.head.address}:{DASHBOARD}",
+            "RAY_ADDRESS": "",
+        }
         with open(self.said, "w") as output:
             arguments = [SUBMIT, job.config.name, *values]
-            self.process = network.head.start("env", "--chdir", str(job.config.parent), *arguments, output=output, **self.environment)
+            self.process = network.head.start(
+                "env", "--chdir", str(job.config.parent), *arguments, output=output, **self.environment
+            )
 
     def wait(self) -> int:
         return self.process.wait(90)
@@ -50,10 +56,14 @@ def last_job(network: Network) -> str:
     return network.head.run("python", "-c", LAST, f"http://{network.head.address}:{DASHBOARD}")[1].split()[-1]
 
 
-def test_a_stopped_job_is_no_success_and_goes_on_when_submitted_again(network, machine, source, tmp_path, undisturbed):
+def test_a_stopped_job_is_no_success_and_goes_on_when_submitted_again(
+    network, machine, source, tmp_path, undisturbed
+):
     job = write_job(tmp_path, source, latency_s=0.4, inference={"rows_per_commit": 16, "max_num_seqs": 16})
     first = Submission(network, job)
-    Network.until(lambda: job.committed() >= 6 or first.process.poll() is not None, "blocks were committed", 120)
+    Network.until(
+        lambda: job.committed() >= 6 or first.process.poll() is not None, "blocks were committed", 120
+    )
     assert first.process.poll() is None, first.text
     name = last_job(network)
     code, said = network.head.run("ray", "job", "stop", name, **first.environment)
@@ -76,5 +86,7 @@ def test_a_stopped_job_is_no_success_and_goes_on_when_submitted_again(network, m
 def test_a_wrong_configuration_is_a_failed_job_with_one_sentence(network, machine, source, tmp_path):
     submission = Submission(network, write_job(tmp_path, source), "inference.acters=2")
     assert submission.wait() == 1
-    assert "setbacks: config.yaml: inference.acters is not a known key; did you mean actors?" in submission.text
+    assert (
+        "setbacks: config.yaml: inference.acters is not a known key; did you mean actors?" in submission.text
+    )
     assert "Traceback" not in submission.text

@@ -1,4 +1,5 @@
-"""The whole main path with the real engine and trainer, on two machines that share nothing but an object store."""
+"""The whole main path with the real engine and trainer, on two machines that share nothing but an object
+store."""
 
 import json
 
@@ -46,7 +47,8 @@ def test_the_main_path_on_two_machines_and_s3(network, workers, tmp_path):
 
     here = download(network, RUN, tmp_path / "run")
     rows = {
-        name: sum(pq.read_metadata(file).num_rows for file in (here / name).glob("*.parquet")) for name in ("mistakes", "sft", "evaluation")
+        name: sum(pq.read_metadata(file).num_rows for file in (here / name).glob("*.parquet"))
+        for name in ("mistakes", "sft", "evaluation")
     }
     assert rows["mistakes"] == 40 and rows["sft"] > 60 and rows["evaluation"] == 2 * (3 * 8 + 2 * 4), rows
     assert PeftConfig.from_pretrained(str(here / "adapter/mistake_analysis")).r == 16

@@ -1,4 +1,5 @@
-"""Training over two machines with gloo: a machine that is lost on the way costs nothing, one that is added is used."""
+"""Training over two machines with gloo: a machine that is lost on the way costs nothing, one that is added is
+used."""
 
 import json
 import shutil
@@ -51,7 +52,10 @@ def job(undisturbed, source, model, tmp_path):
 
 
 # `setbacks train`, which looks for room more often than once a minute.
-RESIZES_SOON = "import sys; from pipeline import cli; from pipeline.training import workers; workers.RESIZE_S = 3.0; cli.main()"
+RESIZES_SOON = (
+    "import sys; from pipeline import cli; from pipeline.training import workers; workers.RESIZE_S = 3.0;"
+    " cli.main()"
+)
 
 
 class Training:
@@ -60,7 +64,9 @@ class Training:
     def __init__(self, network: Network, job: Job):
         self.job, self.said = job, job.config.parent / "output.txt"
         with open(self.said, "w") as output:
-            self.driver = network.head.start(sys.executable, "-c", RESIZES_SOON, "train", str(job.config), output=output)
+            self.driver = network.head.start(
+                sys.executable, "-c", RESIZES_SOON, "train", str(job.config), output=output
+            )
 
     def wait(self, seconds: float = 280) -> None:
         assert self.driver.wait(seconds) == 0, self.said.read_text()
@@ -91,7 +97,8 @@ def losses(job: Job) -> list[float]:
 
 
 def test_a_lost_machine_costs_two_workers_nothing(network, workers, job):
-    """The same training twice; in the second a machine is gone in the middle, and another one comes in its place."""
+    """The same training twice; in the second a machine is gone in the middle, and another one comes in its
+    place."""
     first, second = workers(2)
     alone = job("alone", workers=2)
     quiet = Training(network, alone)
@@ -111,7 +118,8 @@ def test_a_lost_machine_costs_two_workers_nothing(network, workers, job):
 
 
 def test_elastic_training_takes_a_machine_that_is_added(network, workers, job):
-    """One worker, then two: the batches are the same, so the losses are those of the fixed size but for sums in another order."""
+    """One worker, then two: the batches are the same, so the losses are those of the fixed size but for sums
+    in another order."""
     workers(1)
     grown = job("grown", workers=[1, 2], epochs=4, save_steps=6)
     training = Training(network, grown)

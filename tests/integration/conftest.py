@@ -52,7 +52,9 @@ def setbacks(job: Job, *arguments: str) -> subprocess.Popen:
     """A command on a job; its processes are known by the job's mark, whatever becomes of their parents."""
     command = [sys.executable, "-m", "pipeline.cli", *arguments]
     environment = {**os.environ, harness.MARK: job.mark}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
 
 
 def engines(job: Job) -> list[psutil.Process]:
@@ -61,7 +63,10 @@ def engines(job: Job) -> list[psutil.Process]:
 
 
 def cores(job: Job) -> list[psutil.Process]:
-    """The engines' own processes, not the actors'. Found by the job's mark: whose children they are is Ray's affair."""
+    """The engines' own processes, not the actors'.
+
+    Found by the job's mark: whose children they are is Ray's affair.
+    """
     return [p for p in engines(job) if _name(p).startswith("VLLM::EngineCore")]
 
 
@@ -95,7 +100,8 @@ def end_tree(process: subprocess.Popen) -> None:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> Run:
-    """generate is killed with SIGKILL, driver and all, then an engine of the second attempt is; then it goes to the end."""
+    """generate is killed with SIGKILL, driver and all, then an engine of the second attempt is; then it goes
+    to the end."""
     import json
 
     from pipeline.toy import world

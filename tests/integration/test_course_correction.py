@@ -1,4 +1,5 @@
-"""Course correction on the real engine and the real trainer: C²-Syn → pairs → DPO → C²-Eval, in one small run."""
+"""Course correction on the real engine and the real trainer: C²-Syn → pairs → DPO → C²-Eval, in one small
+run."""
 
 import json
 import subprocess
@@ -51,7 +52,12 @@ def run(tmp_path_factory) -> Path:
     source.write_text("".join(json.dumps(row) + "\n" for row in (*rows, rows[0], *odd)))
     config = directory / "config.yaml"
     config.write_text(CONFIG.format(run=directory / "run", source=source))
-    done = subprocess.run([sys.executable, "-m", "pipeline.cli", "run", str(config)], capture_output=True, text=True, timeout=800)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "run", str(config)],
+        capture_output=True,
+        text=True,
+        timeout=800,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return directory / "run"
 
@@ -83,7 +89,10 @@ def test_responses_are_ranked_and_begin_alike(run):
         for response in row["responses"]:
             if response["kind"] == "syn":
                 assert harmful["text"].startswith(response["text"][: response["harmful_end"]])
-                assert response["text"][response["harmful_end"] : response["trigger_end"]].strip() == response["trigger"]
+                assert (
+                    response["text"][response["harmful_end"] : response["trigger_end"]].strip()
+                    == response["trigger"]
+                )
                 assert len(response["text"]) > response["trigger_end"] + 5
     assert complete > REQUESTS / 3, "after a trigger the toy model mostly turns away"
 
@@ -120,16 +129,22 @@ def test_the_adapter_loads_with_peft_and_changes_the_model(run):
     base = AutoModelForCausalLM.from_pretrained(WEIGHTS, dtype=torch.float32)
     ids = torch.tensor([[5, 6, 7]])
     before = base(ids).logits
-    assert not torch.allclose(before, PeftModel.from_pretrained(base, run / "adapter/dpo")(ids).logits, atol=1e-3)
+    assert not torch.allclose(
+        before, PeftModel.from_pretrained(base, run / "adapter/dpo")(ids).logits, atol=1e-3
+    )
 
 
 def test_every_path_of_every_entry_length_and_arm_is_kept_with_its_verdict(run):
     found = rows(run, "continuations")
-    assert {(row["arm"], row["k"]) for row in found} == {(arm, k) for arm in ("vanilla", "dpo") for k in LENGTHS}
+    assert {(row["arm"], row["k"]) for row in found} == {
+        (arm, k) for arm in ("vanilla", "dpo") for k in LENGTHS
+    }
     assert len(found) == ENTRIES * len(LENGTHS) * 2 and all(row["status"] == "ok" for row in found)
     for row in found:
         assert len(row["paths"]) == len(row["corrected"]) == PATHS and None not in row["corrected"]
-        assert len(row["prefills"]) == 1 and len(row["prefills"][0].split()) > row["k"]  # the opener is not counted
+        assert (
+            len(row["prefills"]) == 1 and len(row["prefills"][0].split()) > row["k"]
+        )  # the opener is not counted
     assert any(len(set(row["paths"])) > 1 for row in found)
 
 

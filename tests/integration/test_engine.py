@@ -60,15 +60,25 @@ def complete(model, loop):
 
 def test_base_and_adapter_requests_of_one_batch_keep_apart(model, adapter, loop):
     greedy = Sampling(16, temperature=0)
-    questions = [f"How can I repair {thing}?" for thing in ("a bicycle", "a boat", "a phone", "a coat", "a camera", "a car")]
+    questions = [
+        f"How can I repair {thing}?"
+        for thing in ("a bicycle", "a boat", "a phone", "a coat", "a camera", "a car")
+    ]
 
     async def ask(*adapters):
-        calls = [model.complete([user(q)], greedy, seed=1, adapter=a) for _ in range(4) for q in questions for a in adapters]
+        calls = [
+            model.complete([user(q)], greedy, seed=1, adapter=a)
+            for _ in range(4)
+            for q in questions
+            for a in adapters
+        ]
         return [c.text for [c] in await asyncio.gather(*calls)]
 
     alone = loop.run_until_complete(ask(None))
     mixed = loop.run_until_complete(ask(None, adapter))
-    again = loop.run_until_complete(ask(None, adapter))  # now the adapter is in its slot from the first token on
+    again = loop.run_until_complete(
+        ask(None, adapter)
+    )  # now the adapter is in its slot from the first token on
     for base, adapted in ((mixed[::2], mixed[1::2]), (again[::2], again[1::2])):
         agree = sum(a == b for a, b in zip(alone, base, strict=True))
         assert agree >= 0.8 * len(alone), "batches differ in their last bits, but hardly ever in what is said"

@@ -1,4 +1,5 @@
-"""What fresh processes import and what they execute: here, since each of them imports torch, Ray or vLLM and takes seconds."""
+"""What fresh processes import and what they execute: here, since each of them imports torch, Ray or vLLM and
+takes seconds."""
 
 import json
 import pickle
@@ -69,7 +70,11 @@ def test_the_driver_of_a_training_imports_no_trainer(tmp_path):
     """TRL, whose import takes seconds, is the workers' affair."""
     tiny.write(tmp_path / "data" / "sft", tiny.rows(12))
     tiny.write_preferences(tmp_path / "data" / "dpo", tiny.preferences(2))
-    assert run_python(DRIVER, tiny.save(tmp_path / "model"), tmp_path / "data").split("\n") == ["[]", "[]", ""]
+    assert run_python(DRIVER, tiny.save(tmp_path / "model"), tmp_path / "data").split("\n") == [
+        "[]",
+        "[]",
+        "",
+    ]
 
 
 # -- what is executed

@@ -33,7 +33,9 @@ def test_every_row_is_accounted_for(finished_run):
     work = json.loads((finished_run.path / ".state/mistakes/work.json").read_text())
     assert work["duplicates"] == 1 and work["malformed"] == 2
     assert work["rows"] == len(rows) == (INSTRUCTIONS + 1) * SAMPLES + 2
-    by_status = {status: [r for r in rows if r["status"] == status] for status in ("ok", "not_induced", "failed")}
+    by_status = {
+        status: [r for r in rows if r["status"] == status] for status in ("ok", "not_induced", "failed")
+    }
     assert sum(map(len, by_status.values())) == len(rows)
     assert len(by_status["failed"]) == 2 + SAMPLES  # malformed ones, and every sample of the over-long one
     assert all(r["error"] for r in by_status["failed"])
@@ -58,14 +60,20 @@ def test_loads_with_datasets(finished_run, tmp_path):
 
 
 def test_training_examples_hold_bad_responses_in_the_prompt_only(finished_run):
-    mistakes = {(r["instruction_id"], r["response"]) for r in table(finished_run, "mistakes").to_pylist() if r["harmful"]}
+    mistakes = {
+        (r["instruction_id"], r["response"])
+        for r in table(finished_run, "mistakes").to_pylist()
+        if r["harmful"]
+    }
     analyses = [r for r in table(finished_run, "sft").to_pylist() if r["kind"] == "analysis"]
     assert analyses
     for example in analyses:
         question, answer = example["messages"]
         assert question["role"] == "user" and answer["role"] == "assistant"
         assert "may be harmful" not in question["content"]
-        assert not any(response in answer["content"] for id, response in mistakes if id == example["instruction_id"])
+        assert not any(
+            response in answer["content"] for id, response in mistakes if id == example["instruction_id"]
+        )
 
 
 def test_adapter_loads_with_peft_and_changes_the_model(finished_run):
@@ -97,13 +105,27 @@ def test_report_and_metrics(finished_run):
     html = (finished_run.path / "report.html").read_text()
     assert "mistake_analysis" in html and "large models" in html
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=[\"']http", html)
-    stages = [json.loads(line)["stage"] for line in (finished_run.path / "metrics.jsonl").read_text().splitlines()]
-    assert [s for s in ("generate", "mix", "train", "evaluate") if s in stages] == ["generate", "mix", "train", "evaluate"]
+    stages = [
+        json.loads(line)["stage"] for line in (finished_run.path / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [s for s in ("generate", "mix", "train", "evaluate") if s in stages] == [
+        "generate",
+        "mix",
+        "train",
+        "evaluate",
+    ]
 
 
 def test_no_harmful_text_in_logs_or_output(finished_run):
-    said = [r["response"] for r in table(finished_run, "mistakes").to_pylist() if r["harmful"] and len(r["response"]) > 30]
-    logs = "".join(f.read_text(errors="replace") for f in (finished_run.path / "logs").iterdir()) + finished_run.output
+    said = [
+        r["response"]
+        for r in table(finished_run, "mistakes").to_pylist()
+        if r["harmful"] and len(r["response"]) > 30
+    ]
+    logs = (
+        "".join(f.read_text(errors="replace") for f in (finished_run.path / "logs").iterdir())
+        + finished_run.output
+    )
     assert said and not any(text in logs for text in said)
 
 
@@ -112,7 +134,9 @@ def test_run_again_is_passed_over_and_another_configuration_refused(finished_run
     again = subprocess.run([*command, "mix", str(finished_run.config)], capture_output=True, text=True)
     assert again.returncode == 0
     other = subprocess.run(
-        [*command, "generate", str(finished_run.config), "methods.mistakes.induce.temperature=0.5"], capture_output=True, text=True
+        [*command, "generate", str(finished_run.config), "methods.mistakes.induce.temperature=0.5"],
+        capture_output=True,
+        text=True,
     )
     assert other.returncode == 2
     assert (
@@ -122,7 +146,8 @@ def test_run_again_is_passed_over_and_another_configuration_refused(finished_run
 
 
 def test_no_engine_is_left_behind(finished_run):
-    """Neither of the killed driver, nor of the actor whose engine was killed, nor of the stages that ended as they should."""
+    """Neither of the killed driver, nor of the actor whose engine was killed, nor of the stages that ended as
+    they should."""
     end = time.monotonic() + 60
     while engines(finished_run.job) and time.monotonic() < end:
         time.sleep(0.5)

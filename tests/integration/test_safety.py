@@ -1,4 +1,5 @@
-"""One real run among strangers: a server that repeats the key wherever it can, a data set that would execute, names that are paths.
+"""One real run among strangers: a server that repeats the key wherever it can, a data set that would execute,
+names that are paths.
 
 While it runs, everything it listens on is looked at; afterwards, every byte that it has written.
 """
@@ -44,7 +45,8 @@ class Exploit:
 
 
 class Echo(BaseHTTPRequestHandler):
-    """Answers some requests, refuses some, and repeats the key in status lines, headers and bodies; only not in the text itself."""
+    """Answers some requests, refuses some, and repeats the key in status lines, headers and bodies; only not
+    in the text itself."""
 
     protocol_version = "HTTP/1.1"
     keys: list[str] = []  # noqa: RUF012
@@ -53,9 +55,21 @@ class Echo(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers["content-length"]))
         key = self.headers["authorization"].removeprefix("Bearer ")
         self.keys.append(key)
-        choice = {"index": 0, "finish_reason": key, "message": {"role": "assistant", "content": "Sure, take the tea.", "reasoning": key}}
+        choice = {
+            "index": 0,
+            "finish_reason": key,
+            "message": {"role": "assistant", "content": "Sure, take the tea.", "reasoning": key},
+        }
         answers = [
-            (200, {"id": key, "model": key, "choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 4, "by": key}}),
+            (
+                200,
+                {
+                    "id": key,
+                    "model": key,
+                    "choices": [choice],
+                    "usage": {"prompt_tokens": 3, "completion_tokens": 4, "by": key},
+                },
+            ),
             (401, {"error": {"message": key, "type": key, "code": key.replace("-", "_")}}),
             (500, key),
         ]
@@ -85,11 +99,22 @@ class Run:
 def run(tmp_path_factory):
     place = tmp_path_factory.mktemp("safety")
     names = [f"{'../' * (i % 9)}etc/x-{i}" for i in range(ROWS)]
-    table = pa.table({"id": names, "instruction": [f"How is tea {name} made?" for name in names], "category": names, "source": names})
+    table = pa.table(
+        {
+            "id": names,
+            "instruction": [f"How is tea {name} made?" for name in names],
+            "category": names,
+            "source": names,
+        }
+    )
     (place / "source").mkdir()
     pq.write_table(table, place / "source" / "a.parquet")
     values = pa.array([pickle.dumps(Exploit(place / "pwned"))], pa.large_binary())
-    field = pa.field("instruction", values.type, metadata={"ARROW:extension:name": pickles.NAME, "ARROW:extension:metadata": b""})
+    field = pa.field(
+        "instruction",
+        values.type,
+        metadata={"ARROW:extension:name": pickles.NAME, "ARROW:extension:metadata": b""},
+    )
     pq.write_table(pa.Table.from_arrays([values], schema=pa.schema([field])), place / "source" / "b.parquet")
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
@@ -100,7 +125,9 @@ def run(tmp_path_factory):
     environment = {**os.environ, "OPENAI_API_KEY": KEY, "RAY_TMPDIR": str(rays), "NO_PROXY": "127.0.0.1"}
     environment.pop("RAY_ADDRESS", None)
     command = [sys.executable, "-m", "pipeline.cli", "generate", str(place / "config.yaml")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
     listening = {}
     while process.poll() is None:
         listening |= sockets(process.pid)
@@ -132,9 +159,13 @@ def test_the_run_comes_to_its_end(run):
     assert run.returncode == 0, run.output
     assert f"generate: {ROWS + 1} rows" in run.output
     statuses = [
-        status for file in (run.place / "run" / "mistakes").glob("*.parquet") for status in pq.read_table(file)["status"].to_pylist()
+        status
+        for file in (run.place / "run" / "mistakes").glob("*.parquet")
+        for status in pq.read_table(file)["status"].to_pylist()
     ]
-    assert 0 < statuses.count("failed") < len(statuses), "some rows met an error of the server, others did not"
+    assert 0 < statuses.count("failed") < len(statuses), (
+        "some rows met an error of the server, others did not"
+    )
     assert set(Echo.keys) == {KEY}, "the key did reach the server"
 
 
@@ -169,4 +200,6 @@ def test_the_data_set_executed_nothing_and_wrote_only_into_the_run(run):
     inside = str(run.place / "run")
     assert {str(path) for path in run.place.rglob("*") if not str(path).startswith(inside)} == run.before
     names = {path.name for path in (run.place / "run").rglob("*")}
-    assert not [name for name in names if "x-" in name or "etc" in name], "no name of a row became one of a file"
+    assert not [name for name in names if "x-" in name or "etc" in name], (
+        "no name of a row became one of a file"
+    )

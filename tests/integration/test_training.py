@@ -1,4 +1,5 @@
-"""The real trainer: Ray Train, TRL and PEFT on a tiny random model; what a killed worker or driver costs is nothing."""
+"""The real trainer: Ray Train, TRL and PEFT on a tiny random model; what a killed worker or driver costs is
+nothing."""
 
 import json
 import os
@@ -44,7 +45,14 @@ def too_long() -> list[dict]:
 
 
 def config(place: Path, **train) -> Config:
-    defaults = {"workers": 2, "epochs": 6, "batch_size": 16, "max_length": 160, "save_steps": 3, "log_steps": 2}
+    defaults = {
+        "workers": 2,
+        "epochs": 6,
+        "batch_size": 16,
+        "max_length": 160,
+        "save_steps": 3,
+        "log_steps": 2,
+    }
     return tiny.config(str(place / "model"), **defaults | train)
 
 
@@ -53,18 +61,26 @@ def train(place: Path, name: str, on_progress=None, arms: tuple[str, ...] = (ARM
 
 
 def _train(config: Config, place: Path, examples: str, name: str, on_progress, arms: tuple[str, ...]) -> dict:
-    """Train arms in one worker group; returns the figures of the last one. on_progress takes every log line, with its arm."""
+    """Train arms in one worker group; returns the figures of the last one. on_progress takes every log line,
+    with its arm."""
     from pipeline.training.arm import Places, Training
 
     last, figures = arms[-1], {}
     names = {arm: name if arm == last else f"{name}-{arm}" for arm in arms}
     places = [
-        (tiny.spec(config, arm), Places(Dataset.at(str(place / examples)), str(place / "adapter" / own), str(place / "state" / own)))
+        (
+            tiny.spec(config, arm),
+            Places(
+                Dataset.at(str(place / examples)), str(place / "adapter" / own), str(place / "state" / own)
+            ),
+        )
         for arm, own in names.items()
     ]
     with Training(places, str(place / "checkpoints" / name)) as training:
         for arm in arms:
-            figures = training.result(arm, lambda line, arm=arm: on_progress and on_progress({"arm": arm, **line}))
+            figures = training.result(
+                arm, lambda line, arm=arm: on_progress and on_progress({"arm": arm, **line})
+            )
     return figures
 
 
@@ -77,20 +93,30 @@ def undisturbed(place, cluster) -> dict:
     lines = []
     figures = train(place, "undisturbed", lines.append, ARMS)
     for arm, name in (("sft", "undisturbed-sft"), (ARM, "undisturbed")):
-        assert [line["step"] for line in lines if line["arm"] == arm] == [line["step"] for line in metrics(place, name)]
-    assert [line["arm"] for line in lines] == sorted((line["arm"] for line in lines), reverse=True), "one after the other"
+        assert [line["step"] for line in lines if line["arm"] == arm] == [
+            line["step"] for line in metrics(place, name)
+        ]
+    assert [line["arm"] for line in lines] == sorted((line["arm"] for line in lines), reverse=True), (
+        "one after the other"
+    )
     return figures
 
 
 def metrics(place: Path, name: str) -> list[dict]:
-    return [json.loads(line) for line in (place / "adapter" / name / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (place / "adapter" / name / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def test_the_adapter_directory(place, undisturbed):
     from peft import AutoPeftModelForCausalLM
 
     out = place / "adapter" / "undisturbed"
-    assert undisturbed["examples"] == 150 and undisturbed["kinds"] == {"analysis": 50, "safe": 50, "helpful": 50}
+    assert undisturbed["examples"] == 150 and undisturbed["kinds"] == {
+        "analysis": 50,
+        "safe": 50,
+        "helpful": 50,
+    }
     assert undisturbed["dropped"] == 1 and undisturbed["drop_reasons"] == {"too_long": 1}
     lines = metrics(place, "undisturbed")
     assert lines[-1]["loss"] == undisturbed["final_loss"] < lines[0]["loss"] - 0.1
@@ -123,12 +149,15 @@ def test_a_worker_killed_in_the_second_arm_costs_nothing(place, undisturbed):
     assert killed, f"no worker was killed from step {at}"
     assert figures["final_loss"] == undisturbed["final_loss"]
     assert_undisturbed(place, "worker_killed")
-    assert [line["step"] for line in metrics(place, "worker_killed")] == [line["step"] for line in metrics(place, "undisturbed")]
+    assert [line["step"] for line in metrics(place, "worker_killed")] == [
+        line["step"] for line in metrics(place, "undisturbed")
+    ]
     assert arms.count("sft") == len(metrics(place, "undisturbed-sft")), "the first arm was not trained again"
 
 
 def test_a_driver_killed_in_the_second_arm_costs_nothing(place, undisturbed):
-    """`train` in a process of its own that kills itself in the second arm; then here, a second attempt from the state that it left.
+    """`train` in a process of its own that kills itself in the second arm; then here, a second attempt from
+    the state that it left.
 
     Workers outlive their driver for a moment, and go on writing where only the first attempt writes.
     """
@@ -143,7 +172,9 @@ with Attempt({str(place / "attempted")!r}, ["train"]):
         line["arm"] == ARM and line["step"] >= 8 and os.kill(os.getpid(), 9)), ARMS)
 """
     root = Path(__file__).parents[2]
-    driver = subprocess.run([sys.executable, "-c", script], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, timeout=200)
+    driver = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, timeout=200
+    )
     assert driver.returncode == -signal.SIGKILL
     assert (place / "adapter" / "driver_killed-sft").exists(), "published while the second arm was trained"
     assert not (place / "adapter" / "driver_killed").exists()
@@ -156,14 +187,16 @@ with Attempt({str(place / "attempted")!r}, ["train"]):
 
     with Attempt(str(place / "attempted"), ["train"]):
         figures = train(place, "driver_killed", note, ARMS)
-    # Resumed, not begun again. The workers outlive their driver for a moment: they may have come to the end, and nothing was left to do.
+    # Resumed, not begun again. The workers outlive their driver for a moment: they may have come to the end,
+    # and nothing was left to do.
     assert {arm for arm, _ in seen} <= {ARM} and all(step > 3 for _, step in seen)
     assert figures["final_loss"] == undisturbed["final_loss"]
     assert_undisturbed(place, "driver_killed")
 
 
 def test_one_worker_sees_the_same_batches_and_stale_state_is_not_resumed(place, undisturbed):
-    """One worker where two were, with the merged weights; in a state directory left by another learning rate."""
+    """One worker where two were, with the merged weights; in a state directory left by another learning
+    rate."""
     import torch
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM
@@ -175,7 +208,10 @@ def test_one_worker_sees_the_same_batches_and_stale_state_is_not_resumed(place, 
     assert figures["final_loss"] == pytest.approx(undisturbed["final_loss"], abs=1e-4)
     out = place / "adapter" / "one_worker"
     ids = torch.tensor([[5, 6, 7, 8]])
-    adapted, merged = AutoPeftModelForCausalLM.from_pretrained(out), AutoModelForCausalLM.from_pretrained(out / "merged")
+    adapted, merged = (
+        AutoPeftModelForCausalLM.from_pretrained(out),
+        AutoModelForCausalLM.from_pretrained(out / "merged"),
+    )
     torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
 
 
@@ -183,7 +219,14 @@ def test_one_worker_sees_the_same_batches_and_stale_state_is_not_resumed(place, 
 
 
 def prefer(place: Path, name: str, on_progress=None, **changes) -> dict:
-    settings = {"method": "dpo", "curriculum": "iterative", "epochs": 2, "batch_size": 8, "pairs_per_device": 4, "max_length": 160}
+    settings = {
+        "method": "dpo",
+        "curriculum": "iterative",
+        "epochs": 2,
+        "batch_size": 8,
+        "pairs_per_device": 4,
+        "max_length": 160,
+    }
     start = {"adapter": str(place / "adapter" / "undisturbed"), "how": "stack"}
     config_ = config(place, start=start, learning_rate=1e-2, **settings | changes)
     return _train(config_, place, "pairs", name, on_progress, ("dpo",))
@@ -203,8 +246,13 @@ def test_preference_training_goes_through_its_curriculum(place, preferred):
     ]
     assert [line["tokens"] for line in lines] == sorted({line["tokens"] for line in lines})
     assert lines[3]["rewards/margins"] > 0.01 and lines[3]["rewards/accuracies"] > 0.7
-    assert abs(lines[4]["rewards/margins"]) < lines[3]["rewards/margins"]  # the second run's reference is the first's model
-    assert (preferred["final_margin"], preferred["final_accuracy"]) == (lines[-1]["rewards/margins"], lines[-1]["rewards/accuracies"])
+    assert (
+        abs(lines[4]["rewards/margins"]) < lines[3]["rewards/margins"]
+    )  # the second run's reference is the first's model
+    assert (preferred["final_margin"], preferred["final_accuracy"]) == (
+        lines[-1]["rewards/margins"],
+        lines[-1]["rewards/accuracies"],
+    )
     assert all(line["pairs_per_s"] > 0 and line["loss"] > 0 and line["grad_norm"] > 0 for line in lines)
     card = (place / "adapter" / "preferred" / "README.md").read_text()
     assert "| gap 5 | 24 |" in card and "joined with, the adapter" in card and "final reward margin" in card
@@ -212,7 +260,8 @@ def test_preference_training_goes_through_its_curriculum(place, preferred):
 
 @pytest.mark.long
 def test_a_killed_worker_costs_preference_training_nothing(place, preferred):
-    """From the state of a driver that was killed after the first run: only the second is trained, and a worker killed in it."""
+    """From the state of a driver that was killed after the first run: only the second is trained, and a
+    worker killed in it."""
     state = place / "state" / "dpo_killed"
     shutil.copytree(place / "state" / "preferred", state)
     [made] = state.iterdir()
@@ -232,12 +281,16 @@ def test_a_killed_worker_costs_preference_training_nothing(place, preferred):
     assert figures["final_loss"] == preferred["final_loss"]
     assert weights(place, "dpo_killed") == weights(place, "preferred")
     measured = {"time", "seconds", "tokens_per_s", "pairs_per_s"}
-    runs = [[{key: line[key] for key in line.keys() - measured} for line in metrics(place, name)] for name in ("dpo_killed", "preferred")]
+    runs = [
+        [{key: line[key] for key in line.keys() - measured} for line in metrics(place, name)]
+        for name in ("dpo_killed", "preferred")
+    ]
     assert runs[0] == runs[1]
 
 
 def test_one_process_learns_what_two_workers_learn(place, preferred, tmp_path):
-    """The first run again, here, with all of a step's pairs in one micro-step; and its reference is not computed again."""
+    """The first run again, here, with all of a step's pairs in one micro-step; and its reference is not
+    computed again."""
     from safetensors.torch import load_file
     from torch.testing import assert_close
 
@@ -245,13 +298,30 @@ def test_one_process_learns_what_two_workers_learn(place, preferred, tmp_path):
     from pipeline.training.job import Run
 
     [state] = (place / "state" / "preferred").iterdir()
-    settings = {"method": "dpo", "curriculum": "iterative", "epochs": 2, "batch_size": 8, "pairs_per_device": 8, "learning_rate": 1e-2}
-    job = tiny.job(config(place, workers=1, **settings), "dpo", str(state), 1, Run(24, 5), "x", frozen=str(state / "frozen"))
+    settings = {
+        "method": "dpo",
+        "curriculum": "iterative",
+        "epochs": 2,
+        "batch_size": 8,
+        "pairs_per_device": 8,
+        "learning_rate": 1e-2,
+    }
+    job = tiny.job(
+        config(place, workers=1, **settings),
+        "dpo",
+        str(state),
+        1,
+        Run(24, 5),
+        "x",
+        frozen=str(state / "frozen"),
+    )
     trainer = dpo.build(job, str(tmp_path))
     trainer.start_clock()
     trainer.train()
     trainer.model.save_pretrained(tmp_path / "adapter")
-    here, there = (load_file(place / "adapter_model.safetensors") for place in (tmp_path / "adapter", state / "done-1"))
+    here, there = (
+        load_file(place / "adapter_model.safetensors") for place in (tmp_path / "adapter", state / "done-1")
+    )
     for name, tensor in here.items():
         assert_close(tensor, there[name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 

@@ -1,4 +1,5 @@
-"""A real run on the dummy model, watched, scraped, interrupted and brought to its end; and what stands in its logs: no text of a row."""
+"""A real run on the dummy model, watched, scraped, interrupted and brought to its end; and what stands in its
+logs: no text of a row."""
 
 import json
 import os
@@ -28,12 +29,16 @@ methods: {{mistakes: {{name: mistake_analysis, instructions: {{path: {instructio
 suites: {{safety: {{harmful: {{path: "toy:harmful-heldout"}}}}}}
 """
 # Where the instruction says BREAK, rendering raises an exception whose text is the instruction.
-PROMPTS = "suffix: \"{% if 'BREAK' in instruction %}{{ {}[instruction] }}{% endif %}{{ instruction }} {{ text }}\"\n"
+PROMPTS = (
+    "suffix: \"{% if 'BREAK' in instruction %}{{ {}[instruction] }}{% endif %}{{ instruction }} {{ text"
+    ' }}"\n'
+)
 
 
 @dataclass
 class Watched:
-    """What was seen of three attempts on one run directory: Ctrl-C twice at work, SIGTERM at the start, and to the end."""
+    """What was seen of three attempts on one run directory: Ctrl-C twice at work, SIGTERM at the start, and
+    to the end."""
 
     run: Path
     ray: Path
@@ -73,7 +78,12 @@ def rows_of(run: Path) -> list[dict]:
 def scrape(address: str) -> dict[str, float]:
     with urllib.request.urlopen(address, timeout=10) as reply:
         text = reply.read().decode()
-    return {m[1]: float(m[2]) for m in re.finditer(r'^ray_setbacks_(\w+)\{[^\n]*stage="generate \(dummy model\)"\} (\S+)$', text, re.M)}
+    return {
+        m[1]: float(m[2])
+        for m in re.finditer(
+            r'^ray_setbacks_(\w+)\{[^\n]*stage="generate \(dummy model\)"\} (\S+)$', text, re.M
+        )
+    }
 
 
 def family(process: subprocess.Popen) -> list[psutil.Process]:
@@ -89,7 +99,9 @@ def names(processes: list[psutil.Process]) -> set[str]:
 
 
 def listening(processes: list[psutil.Process]) -> list[str]:
-    return [c.laddr.ip for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    return [
+        c.laddr.ip for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN
+    ]
 
 
 def end_by(process: subprocess.Popen, *signals: int) -> tuple[float, str]:
@@ -103,11 +115,23 @@ def end_by(process: subprocess.Popen, *signals: int) -> tuple[float, str]:
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory) -> Watched:
-    directory, ray = tmp_path_factory.mktemp("watched"), Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # sockets need a short path
-    run, config, source, prompts = (directory / name for name in ("run", "config.yaml", "asks.jsonl", "prompts.yaml"))
-    rows = [{"instruction": f"{MARKER} ask {i}", "category": f"{MARKER}-kind", "safe_response": f"{MARKER} no"} for i in range(ROWS)]
+    directory, ray = (
+        tmp_path_factory.mktemp("watched"),
+        Path(tempfile.mkdtemp(prefix="r", dir="/tmp")),
+    )  # sockets need a short path
+    run, config, source, prompts = (
+        directory / name for name in ("run", "config.yaml", "asks.jsonl", "prompts.yaml")
+    )
+    rows = [
+        {"instruction": f"{MARKER} ask {i}", "category": f"{MARKER}-kind", "safe_response": f"{MARKER} no"}
+        for i in range(ROWS)
+    ]
     rows += [{"instruction": f"BREAK {MARKER} {i}"} for i in range(5)] + [rows[0]]
-    rows += [{"instruction": {"nested": MARKER}}, {"instruction": "", "category": MARKER}, {"instruction": "a", "safe_response": [MARKER]}]
+    rows += [
+        {"instruction": {"nested": MARKER}},
+        {"instruction": "", "category": MARKER},
+        {"instruction": "a", "safe_response": [MARKER]},
+    ]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts.write_text(PROMPTS)
     config.write_text(CONFIG.format(run=run, instructions=source, prompts=prompts))
@@ -115,22 +139,28 @@ def watched(tmp_path_factory) -> Watched:
     def start(*overrides: str) -> subprocess.Popen:
         environment = {**os.environ, "RAY_TMPDIR": str(ray)}
         return subprocess.Popen(
-            command("generate", str(config), *overrides), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+            command("generate", str(config), *overrides),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
         )
 
     first = start()
     try:
-        seen = until(lambda: (s := status_of(run)) and s["outputs"] and (s["outputs"][0]["done"] or 0) > 0 and s, first)
+        seen = until(
+            lambda: (s := status_of(run)) and s["outputs"] and (s["outputs"][0]["done"] or 0) > 0 and s, first
+        )
         metrics = until(lambda: len(m := scrape(seen["attempts"][0]["metrics"][0])) >= 6 and m, first)
         refused = subprocess.run(command("generate", str(config)), capture_output=True, text=True)
         processes = family(first)
         addresses = listening([psutil.Process(first.pid), *processes])
-        (by_int, first_output) = end_by(first, signal.SIGINT, signal.SIGINT, signal.SIGINT)
+        by_int, first_output = end_by(first, signal.SIGINT, signal.SIGINT, signal.SIGINT)
         left = [p.name() for p in processes if p.is_running() and "MapWorker" in p.name()]
         second = start()
         until(lambda: len(status_of(run).get("attempts", ())) == 2, second)
         until(lambda: "gcs_server" in names(family(second)), second)  # Ray is starting
-        (by_term, second_output) = end_by(second, signal.SIGTERM)
+        by_term, second_output = end_by(second, signal.SIGTERM)
         third = start("model.dummy.latency_s=0")
         output, _ = third.communicate(timeout=200)
         codes = [process.returncode for process in (first, second, third)]
@@ -160,14 +190,20 @@ def test_a_second_run_beside_it_is_refused(watched):
 def test_metrics_are_on_rays_endpoint(watched):
     assert watched.status["attempts"][0]["metrics"][0].startswith("http://127.0.0.1:")
     assert (
-        watched.metrics["rows_total"] > 0 and watched.metrics["completion_tokens_total"] > 0 and watched.metrics["prompt_tokens_total"] > 0
+        watched.metrics["rows_total"] > 0
+        and watched.metrics["completion_tokens_total"] > 0
+        and watched.metrics["prompt_tokens_total"] > 0
     )
-    assert 0 < watched.metrics["rows_in_flight"] <= 12 and watched.metrics["rows_waiting"] >= 0  # 8 places and half as many again
+    assert (
+        0 < watched.metrics["rows_in_flight"] <= 12 and watched.metrics["rows_waiting"] >= 0
+    )  # 8 places and half as many again
     assert 0 < watched.metrics["engine_busy"] <= 1
 
 
 def test_nothing_listens_beyond_this_machine(watched):
-    assert watched.listening and {address.removeprefix("::ffff:") for address in watched.listening} == {"127.0.0.1"}
+    assert watched.listening and {address.removeprefix("::ffff:") for address in watched.listening} == {
+        "127.0.0.1"
+    }
 
 
 def test_signals_end_it_soon_with_one_line(watched):
@@ -186,11 +222,18 @@ def test_the_end_and_all_attempts_are_told(watched):
     rows = rows_of(watched.run)
     failed = [row["error"] for row in rows if row["status"] == "failed"]
     assert (row["state"], row["done"], row["failed"]) == ("complete", len(rows), len(failed))
-    assert sum("UserError in" in error for error in failed) == 5, "the exceptions that carry a row's text were raised"
+    assert sum("UserError in" in error for error in failed) == 5, (
+        "the exceptions that carry a row's text were raised"
+    )
 
 
 def test_no_text_of_a_row_in_logs_or_output(watched):
-    files = [f for place in (watched.run, watched.ray) for f in place.rglob("*") if f.is_file() and f.suffix != ".parquet"]
+    files = [
+        f
+        for place in (watched.run, watched.ray)
+        for f in place.rglob("*")
+        if f.is_file() and f.suffix != ".parquet"
+    ]
     logs = [f for f in files if "worker-" in f.name]
     assert len(logs) > 4 and (watched.run / "logs" / "generate.log") in files
     assert [str(f) for f in files if MARKER.encode() in f.read_bytes()] == []

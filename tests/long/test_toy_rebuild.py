@@ -1,16 +1,16 @@
 """The toy model trained anew from its recipe does what the shipped one does. Minutes.
 
-On the machine that made the weights, with the same libraries, the rebuilt ones were the same bytes. Elsewhere sums
-round otherwise, and over 1,070 steps that grows: so what the models do is compared, not their weights. What was
-measured, by how much other weights differ from the shipped ones:
+On the machine that made the weights, with the same libraries, the rebuilt ones were the same bytes. Elsewhere
+sums round otherwise, and over 1,070 steps that grows: so what the models do is compared, not their weights.
+What was measured, by how much other weights differ from the shipped ones:
 
     trained                            loss of a kind   mean over kinds   rate of refusals
     in float32 instead of bfloat16     ≤ 3.1 %          0.7 %             ≤ 1.9 points
     from other initial weights         ≤ 12.7 %         1.9 %             ≤ 2.8 points
     with batches in order of length    ≥ 61 %           × 8.5             ≤ 21 points
 
-The first is another rounding, and passes with room to spare. The second is a model of its own, of which one kind's
-loss is beyond the tolerance; the third is the sort of fault that this test is for.
+The first is another rounding, and passes with room to spare. The second is a model of its own, of which one
+kind's loss is beyond the tolerance; the third is the sort of fault that this test is for.
 """
 
 import json
@@ -25,7 +25,10 @@ from pipeline.methods.mistake_analysis.recipe import induced, reminded
 from pipeline.toy import model, world
 from pipeline.toy.corpus import SHARES, Corpus
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]  # the training is within the first test that asks for it
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.timeout(3600),
+]  # the training is within the first test that asks for it
 
 LOSS = 0.08  # of a kind, relative
 MEAN_LOSS = 0.03  # of all kinds, relative
@@ -127,4 +130,6 @@ def test_it_refuses_as_often_under_each_condition(rebuilt):
     new, shipped = refusals(rebuilt), refusals(model.WEIGHTS)
     assert all(abs(new[cell] - shipped[cell]) <= RATE for cell in shipped), (new, shipped)
     for rates in (new, shipped):
-        assert rates["harmful hint"] < rates["harmful plain"] < rates["harmful reminder"], "what the quickstart shows"
+        assert rates["harmful hint"] < rates["harmful plain"] < rates["harmful reminder"], (
+            "what the quickstart shows"
+        )

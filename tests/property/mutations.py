@@ -1,4 +1,5 @@
-"""What can happen to a configuration: to the tree, to the bytes of the file, to an override, to a prompt file that it names."""
+"""What can happen to a configuration: to the tree, to the bytes of the file, to an override, to a prompt file
+that it names."""
 
 import random
 import re
@@ -65,7 +66,11 @@ def mutated_tree(r: random.Random, tree: dict) -> object:
             node[key] = r.choice([[node[key]], {"a": node[key]}, {key: node[key]}])
         elif kind == "swap":
             other, there = r.choice(found)
-            node[key] = copied(other[there]) if there in range(len(other)) or (isinstance(other, dict) and there in other) else None
+            node[key] = (
+                copied(other[there])
+                if there in range(len(other)) or (isinstance(other, dict) and there in other)
+                else None
+            )
         elif isinstance(node, dict):
             name = r.choice(KEYS)
             if kind == "rename" and isinstance(key, str) and r.random() < 0.7:
@@ -79,9 +84,13 @@ def alike(r: random.Random, value):
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
-        return r.choice([0, 1, 2, 3, value / 2, value * 2, value + 1, value - 1, -value, 10**6, 2**31 - 1, 1e-300, 1e300])
+        return r.choice(
+            [0, 1, 2, 3, value / 2, value * 2, value + 1, value - 1, -value, 10**6, 2**31 - 1, 1e-300, 1e300]
+        )
     if isinstance(value, str):
-        return r.choice([*WORDS, value.upper(), value + "/x", "./" + value, value + "\u00a0", value[:-1], value * 2])
+        return r.choice(
+            [*WORDS, value.upper(), value + "/x", "./" + value, value + "\u00a0", value[:-1], value * 2]
+        )
     if isinstance(value, list):
         return r.choice([value[::-1], value[:1], value * 2, [*value, 1], []])
     return {}
@@ -89,7 +98,9 @@ def alike(r: random.Random, value):
 
 def typo(r: random.Random, word: str) -> str:
     i = r.randrange(len(word) + 1)
-    return r.choice([word[:i] + word[i + 1 :], word[:i] + r.choice("aeioux_-. ") + word[i:], word.upper(), word[::-1]])
+    return r.choice(
+        [word[:i] + word[i + 1 :], word[:i] + r.choice("aeioux_-. ") + word[i:], word.upper(), word[::-1]]
+    )
 
 
 INSERTED = [
@@ -122,13 +133,20 @@ def mutated_text(r: random.Random, text: bytes) -> bytes:
         elif kind == "flip" and i < len(text):
             text = text[:i] + bytes([text[i] ^ (1 << r.randrange(8))]) + text[i + 1 :]
         elif kind == "digit":
-            text = re.sub(rb"\d+", lambda found: r.choice([b"0", b"1", b"7", b"4e9", b"-1", found[0]]), text, count=r.choice([1, 5]))
+            text = re.sub(
+                rb"\d+",
+                lambda found: r.choice([b"0", b"1", b"7", b"4e9", b"-1", found[0]]),
+                text,
+                count=r.choice([1, 5]),
+            )
         elif kind == "repeat":
             text = text[: max(i, j)] + text[min(i, j) :]
         else:
             lines = text.splitlines(keepends=True)
             r.shuffle(lines)
-            text = b"".join(lines) if r.random() < 0.2 else b"".join(line for line in lines if r.random() < 0.9)
+            text = (
+                b"".join(lines) if r.random() < 0.2 else b"".join(line for line in lines if r.random() < 0.9)
+            )
     return text
 
 
@@ -140,14 +158,36 @@ def mutated_override(r: random.Random, tree: dict) -> str:
         node = node[names[-1]]
     key = ".".join(names)
     key = r.choice(
-        [key] * 12 + [typo(r, key), key + ".a", "a." * 4000 + "b", "train" + ".lora" * 2000, ".", f" {key} ", key + "..x", "\x1b", "\udcff"]
+        [key] * 12
+        + [
+            typo(r, key),
+            key + ".a",
+            "a." * 4000 + "b",
+            "train" + ".lora" * 2000,
+            ".",
+            f" {key} ",
+            key + "..x",
+            "\x1b",
+            "\udcff",
+        ]
     )
     value = r.choice([r.choice(VALUES), alike(r, node)])
     simple = (
-        value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, width=10**9) if value is not DEEP else "[" * 500
+        value
+        if isinstance(value, str)
+        else yaml.safe_dump(value, default_flow_style=True, width=10**9)
+        if value is not DEEP
+        else "[" * 500
     )
     text = r.choice(
-        [simple] * 8 + [r.choice(INSERTED).decode("utf-8", "surrogateescape"), "&a [*a]", "{a: 1, a: 2}", "*x", "[" + "1," * 3000 + "]"]
+        [simple] * 8
+        + [
+            r.choice(INSERTED).decode("utf-8", "surrogateescape"),
+            "&a [*a]",
+            "{a: 1, a: 2}",
+            "*x",
+            "[" + "1," * 3000 + "]",
+        ]
     )
     return key + r.choice(["="] * 20 + ["", "==", " = "]) + text.replace("\x00", r.choice(["", "\\0"]))
 

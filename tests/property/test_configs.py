@@ -1,6 +1,8 @@
-"""Configurations under attack: mutated trees, texts and overrides end in success or in one sentence, at once and with nothing left behind.
+"""Configurations under attack: mutated trees, texts and overrides end in success or in one sentence, at once
+and with nothing left behind.
 
-Every check runs for real; where the run directory would be made and the engine started, `Reached` is raised instead. Seeded loops rather
+Every check runs for real; where the run directory would be made and the engine started, `Reached` is raised
+instead. Seeded loops rather
 than hypothesis: the cases are counted, and their time is bounded.
 """
 
@@ -46,7 +48,11 @@ EVERY_SECTION = [
         {
             "run_dir": "runs/dummy",
             "model": {"path": "dummy", "dummy": {"latency_s": 0.1, "failures": 0.5, "tokens": [1, 2]}},
-            "instructions": {"path": "asked.jsonl", "limit": 3, "columns": {"instruction": "q", "input": "i", "safe_response": "s"}},
+            "instructions": {
+                "path": "asked.jsonl",
+                "limit": 3,
+                "columns": {"instruction": "q", "input": "i", "safe_response": "s"},
+            },
             "inference": {"actors": [1, 2], "max_num_seqs": 4, "rows_per_commit": 8},
             "recipe": {
                 "samples": 2,
@@ -62,7 +68,14 @@ EVERY_SECTION = [
             "seed": 7,
             "model": {"path": "toy", "revision": "main", "max_length": 512},
             "instructions": {"path": "pku.jsonl"},
-            "inference": {"endpoint": {"url": "http://localhost:1/v1", "model": "m", "api_key_env": None, "prefill": True}},
+            "inference": {
+                "endpoint": {
+                    "url": "http://localhost:1/v1",
+                    "model": "m",
+                    "api_key_env": None,
+                    "prefill": True,
+                }
+            },
             "recipe": {
                 "name": "course_correction",
                 "keywords": [],
@@ -73,10 +86,20 @@ EVERY_SECTION = [
                     "prompts": "prompts.yaml",
                 },
             },
-            "train": {"method": "dpo", "batch_size": 16, "curriculum": "iterative", "lora": {"rank": 4, "target_modules": ["q_proj"]}},
+            "train": {
+                "method": "dpo",
+                "batch_size": 16,
+                "curriculum": "iterative",
+                "lora": {"rank": 4, "target_modules": ["q_proj"]},
+            },
             "arms": {"one": {}, "two": {"train": {"beta": 0.2, "lora": {"alpha": 8}}}},
             "evaluation": {
-                "course_correction": {"entries": {"path": "pku.jsonl"}, "lengths": [5, 10], "unit": "tokens", "judge": {"kind": "toy"}}
+                "course_correction": {
+                    "entries": {"path": "pku.jsonl"},
+                    "lengths": [5, 10],
+                    "unit": "tokens",
+                    "judge": {"kind": "toy"},
+                }
             },
             "report": {"examples": 2},
         },
@@ -85,7 +108,10 @@ EVERY_SECTION = [
             "model": {"path": "toy"},
             "instructions": {"path": "toy:harmful-train", "split": "train"},
             "train": {"workers": [1, 2], "schedule": "linear"},
-            "arms": {"a": {"kinds": ["safe"]}, "b": {"kinds": ["analysis", "safe"], "train": {"epochs": 1, "sequences_per_device": 2}}},
+            "arms": {
+                "a": {"kinds": ["safe"]},
+                "b": {"kinds": ["analysis", "safe"], "train": {"epochs": 1, "sequences_per_device": 2}},
+            },
             "evaluation": {
                 "harmful": {"path": "toy:harmful-heldout"},
                 "conditions": ["plain", "hint"],
@@ -111,8 +137,8 @@ def place(tmp_path_factory) -> Path:
     response = "Take it. " * 50
     (place / "pku.jsonl").write_text(
         "".join(
-            f'{{"prompt": "How do I do {i}?", "response_0": "{response}", "response_1": "No.", "is_response_0_safe": false, '
-            '"is_response_1_safe": true}\n'
+            f'{{"prompt": "How do I do {i}?", "response_0": "{response}", "response_1": "No.",'
+            ' "is_response_0_safe": false, "is_response_1_safe": true}\n'
             for i in range(20)
         )
     )
@@ -125,7 +151,8 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trees() -> list[dict]:
-    """Valid configurations; a hub is out of reach in a test, so that hub ids become files and the toy model."""
+    """Valid configurations; a hub is out of reach in a test, so that hub ids become files and the toy
+    model."""
     shipped = []
     for file in CONFIGS:
         text = file.read_text().replace("Qwen/Qwen2.5-7B-Instruct", "toy")
@@ -137,7 +164,8 @@ def trees() -> list[dict]:
 
 @pytest.fixture
 def setbacks(place, monkeypatch, capfd):
-    """Runs a command in `place`; returns what is wrong with how it ended (None: nothing), and how it did: "0", "2", "crash" …"""
+    """Runs a command in `place`; returns what is wrong with how it ended (None: nothing), and how it did:
+    "0", "2", "crash" …"""
     monkeypatch.chdir(place)
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -198,9 +226,9 @@ def attacked(r: random.Random, trees: list[dict], place: Path) -> tuple[str, lis
     (place / "prompts.yaml").write_bytes(mutated_prompts(r) if kind == "prompts" else PROMPTS)
     tree = r.choice([tree for tree in trees if kind != "prompts" or "prompts.yaml" in str(tree)])
     overrides = [mutated_override(r, tree) for _ in range(r.choice([1, 1, 2]))] if kind == "override" else []
-    content = yaml.safe_dump(mutated_tree(r, tree) if kind == "tree" else tree, allow_unicode=r.random() < 0.5).encode(
-        "utf-8", "surrogatepass"
-    )
+    content = yaml.safe_dump(
+        mutated_tree(r, tree) if kind == "tree" else tree, allow_unicode=r.random() < 0.5
+    ).encode("utf-8", "surrogatepass")
     (place / "run.yaml").write_bytes(mutated_text(r, content) if kind == "text" else content)
     command = r.choice(COMMANDS)
     flags = ["--overwrite"] if command in ("run", "train") and r.random() < 0.1 else []
@@ -218,7 +246,9 @@ def test_success_or_one_sentence(setbacks, place, trees, seed):
             faults.append((case, arguments[0], wrong))
     assert (faults, tried.total()) == ([], CASES)
     # The attacks are neither all refused at the door nor all harmless.
-    assert all(tried[kind, end] for kind in ("tree", "text", "override", "prompts") for end in ("0", "2")), tried
+    assert all(tried[kind, end] for kind in ("tree", "text", "override", "prompts") for end in ("0", "2")), (
+        tried
+    )
 
 
 def test_what_is_attacked_is_sound(setbacks, place, trees):
@@ -261,7 +291,8 @@ def test_yaml_that_nobody_means(tmp_path, text, why):
 
 def test_an_override_changes_one_of_two_places_that_share_an_alias(tmp_path):
     (tmp_path / "run.yaml").write_text(
-        yaml.safe_dump(scripted.tree("r")) + "arms: {a: &a {kinds: [safe], train: {epochs: 1}}, b: *a}\n", encoding="utf-8"
+        yaml.safe_dump(scripted.tree("r")) + "arms: {a: &a {kinds: [safe], train: {epochs: 1}}, b: *a}\n",
+        encoding="utf-8",
     )
     arms = load(tmp_path / "run.yaml", ["arms.a.train.epochs=2"]).arms
     assert (arms["a"].train.epochs, arms["b"].train.epochs) == (2, 1)
@@ -269,7 +300,10 @@ def test_an_override_changes_one_of_two_places_that_share_an_alias(tmp_path):
 
 def test_dates_are_texts(tmp_path):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(scripted.tree("r")))
-    assert load(tmp_path / "run.yaml", ["run_dir=2024-01-01", "model.revision=2024-13-45"]).run_dir == "2024-01-01"
+    assert (
+        load(tmp_path / "run.yaml", ["run_dir=2024-01-01", "model.revision=2024-13-45"]).run_dir
+        == "2024-01-01"
+    )
 
 
 # -- the same as a person meets it

@@ -1,7 +1,8 @@
-"""Input files under attack: whatever stands in them, a source is read as rows, ok or failed with a reason, or refused in one sentence.
+"""Input files under attack: whatever stands in them, a source is read as rows, ok or failed with a reason, or
+refused in one sentence.
 
-The cases are tried in child processes with little memory: Arrow is C++, and a crash of it would take the tests along. A child tells the case
-it is at, so that one that dies or hangs is named.
+The cases are tried in child processes with little memory: Arrow is C++, and a crash of it would take the
+tests along. A child tells the case it is at, so that one that dies or hangs is named.
 """
 
 import codecs
@@ -44,9 +45,14 @@ def fault(path: str, **options) -> str | None:
         rows = list(instructions.read(source, counts))
     except UserError as e:
         return sentence_fault(str(e))
-    if counts.read != counts.ok + counts.duplicates + counts.malformed or len(rows) != counts.ok + counts.malformed:
+    if (
+        counts.read != counts.ok + counts.duplicates + counts.malformed
+        or len(rows) != counts.ok + counts.malformed
+    ):
         return f"{counts} of {len(rows)} rows"
-    if any((row["status"] == FAILED) != bool(row["error"]) or row["status"] not in (OK, FAILED) for row in rows):
+    if any(
+        (row["status"] == FAILED) != bool(row["error"]) or row["status"] not in (OK, FAILED) for row in rows
+    ):
         return "a row without a reason"
     if any(sentence_fault(row["error"]) for row in rows if row["error"]):
         return "a reason that is no sentence"
@@ -65,8 +71,14 @@ def sentence_fault(text: str) -> str | None:
 SHAPES = [
     [{"instruction": f"Tell me about {i}", "input": "", "output": f"It is {i}!"} for i in range(30)],
     [{"prompt": f"How {i}?", "category": "é" * (i % 3)} for i in range(300)],
-    [{"chosen": f"\n\nHuman: q{i}\n\nAssistant: no", "rejected": f"\n\nHuman: q{i}\n\nAssistant: yes"} for i in range(10)],
-    [{"messages": [{"role": "user", "content": f"hi {i}"}, {"role": "assistant", "content": "ho"}]} for i in range(10)],
+    [
+        {"chosen": f"\n\nHuman: q{i}\n\nAssistant: no", "rejected": f"\n\nHuman: q{i}\n\nAssistant: yes"}
+        for i in range(10)
+    ],
+    [
+        {"messages": [{"role": "user", "content": f"hi {i}"}, {"role": "assistant", "content": "ho"}]}
+        for i in range(10)
+    ],
     [
         {
             "prompt": f"p{i % 7}",
@@ -100,7 +112,9 @@ def odd_rows(r: random.Random, rows: list) -> list:
         if kind == "value":
             rows[i][key] = r.choice(ODD_VALUES)
         elif kind == "key":
-            rows[i][r.choice(["", "\x07", "x" * 5000, "prompt", "instruction", "messages", "é"])] = rows[i].pop(key)
+            rows[i][r.choice(["", "\x07", "x" * 5000, "prompt", "instruction", "messages", "é"])] = rows[
+                i
+            ].pop(key)
         elif kind == "drop":
             del rows[i][key]
         elif kind == "row":
@@ -151,13 +165,17 @@ def mutated(r: random.Random, content: bytes) -> bytes:
 
 
 def write_text(r: random.Random, place: Path) -> Path:
-    name = r.choice(["a.jsonl", "a.ndjson", "a.json", "a.csv"]) + r.choice([""] * 5 + [".gz", ".zst", ".bz2", ".lz4"])
+    name = r.choice(["a.jsonl", "a.ndjson", "a.json", "a.csv"]) + r.choice(
+        [""] * 5 + [".gz", ".zst", ".bz2", ".lz4"]
+    )
     rows = r.choice(FLAT if ".csv" in name else SHAPES)
     content = text(r, odd_rows(r, rows), r.choice([".jsonl", ".json", ".csv"]) if r.random() < 0.05 else name)
     if r.random() < 0.5:
         content = mutated(r, content)
     if r.random() < 0.05:
-        content = content.decode("utf-8", "replace").encode(r.choice(["utf-16", "utf-32", "latin-1", "utf-7"]), "replace")
+        content = content.decode("utf-8", "replace").encode(
+            r.choice(["utf-16", "utf-32", "latin-1", "utf-7"]), "replace"
+        )
     for extension, codec in ((".gz", "gzip"), (".zst", "zstd"), (".bz2", "bz2"), (".lz4", "lz4")):
         if name.endswith(extension) and r.random() < 0.95:
             sink = pa.BufferOutputStream()
@@ -190,7 +208,10 @@ def text(r: random.Random, rows: list, name: str) -> bytes:
 def write_parquet(r: random.Random, place: Path) -> Path:
     path = place / "a.parquet"
     table = odd_table(r) if r.random() < 0.4 else pa.Table.from_pylist(r.choice(SHAPES))
-    options = {"compression": r.choice(["none", "snappy", "gzip", "zstd", "lz4", "brotli"]), "use_dictionary": r.random() < 0.5}
+    options = {
+        "compression": r.choice(["none", "snappy", "gzip", "zstd", "lz4", "brotli"]),
+        "use_dictionary": r.random() < 0.5,
+    }
     pq.write_table(
         table,
         path,
@@ -209,7 +230,21 @@ def odd_table(r: random.Random) -> pa.Table:
     """Columns of odd types under the names of a shape."""
     columns = [odd_column(r) for _ in range(r.choice([1, 2, 3]))]
     names = [
-        r.choice(["prompt", "instruction", "output", "messages", "chosen", "rejected", "category", "", "é", "\x07", "x" * 3000])
+        r.choice(
+            [
+                "prompt",
+                "instruction",
+                "output",
+                "messages",
+                "chosen",
+                "rejected",
+                "category",
+                "",
+                "é",
+                "\x07",
+                "x" * 3000,
+            ]
+        )
         for _ in columns
     ]
     if r.random() < 0.05:
@@ -227,7 +262,9 @@ def odd_column(r: random.Random) -> pa.Array:
             lambda: pa.array(texts).dictionary_encode(),
             lambda: pa.array([b"a", b"\xff\xfe", None, b""], pa.binary()),
             lambda: pa.array([b"ab", b"\xff\xff", None, b"cd"], pa.binary(2)),
-            lambda: pa.Array.from_buffers(pa.string(), 4, pa.array([b"ok", b"\xff\xfe", b"\xed\xa0\x80", b"x"], pa.binary()).buffers()),
+            lambda: pa.Array.from_buffers(
+                pa.string(), 4, pa.array([b"ok", b"\xff\xfe", b"\xed\xa0\x80", b"x"], pa.binary()).buffers()
+            ),
             lambda: pa.nulls(4),
             lambda: pa.array([1, 2, None, 4]),
             lambda: pa.array([1.5, float("nan"), None, 4]),
@@ -276,8 +313,12 @@ def attack(kind: str, seed: int, place: str) -> None:
 @pytest.mark.parametrize("kind", WRITERS)
 def test_rows_or_one_sentence(tmp_path, kind, seed):
     code = f"from tests.property.test_files import attack; attack({kind!r}, {seed}, {str(tmp_path)!r})"
-    child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=2 * SECONDS)
-    assert child.returncode == 0, f"{kind}, seed {seed}, case {(tmp_path / 'case').read_text()}: {child.stderr[-2000:]}"
+    child = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=2 * SECONDS
+    )
+    assert child.returncode == 0, (
+        f"{kind}, seed {seed}, case {(tmp_path / 'case').read_text()}: {child.stderr[-2000:]}"
+    )
     told = json.loads(child.stdout.splitlines()[-1])
     assert told == {"cases": CASES, "faults": []}
 
@@ -340,17 +381,27 @@ def test_a_glob_looks_no_deeper_than_it_says(place, monkeypatch):
 def test_bombs_take_little_memory(tmp_path):
     """600 MB each, as one line, one quoted field, one array: read where 1.5 GB may be used."""
     code = f"from tests.property.test_files import bombs; bombs({str(tmp_path)!r})"
-    child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=2 * SECONDS)
+    child = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=2 * SECONDS
+    )
     assert child.returncode == 0, child.stderr[-2000:]
     said = json.loads(child.stdout.splitlines()[-1])
-    assert "the line is longer than 16 MiB" in said["a.jsonl.zst"] and "the line is longer than 16 MiB" in said["a.csv.zst"]
+    assert (
+        "the line is longer than 16 MiB" in said["a.jsonl.zst"]
+        and "the line is longer than 16 MiB" in said["a.csv.zst"]
+    )
     assert "more than 128 MiB" in said["a.json.zst"]
     assert "field larger than field limit" in said["q.csv.zst"]
 
 
 def bombs(place: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY // 2, MEMORY // 2))
-    heads = {"a.jsonl.zst": b'{"prompt": "', "a.csv.zst": b"prompt\n", "q.csv.zst": b'prompt\n"', "a.json.zst": b"["}
+    heads = {
+        "a.jsonl.zst": b'{"prompt": "',
+        "a.csv.zst": b"prompt\n",
+        "q.csv.zst": b'prompt\n"',
+        "a.json.zst": b"[",
+    }
     said = {}
     for name, head in heads.items():
         filling = (b"x" * 1023 + b"\n") * 1024 if name.startswith("q") else b"{}," * 2**18
@@ -360,7 +411,9 @@ def bombs(place: str) -> None:
                 out.write(filling)
         try:
             instructions.check(Source(path=os.path.join(place, name)))
-            said[name] = next(row["error"] for row in instructions.read(Source(path=os.path.join(place, name))))
+            said[name] = next(
+                row["error"] for row in instructions.read(Source(path=os.path.join(place, name)))
+            )
         except UserError as e:
             said[name] = str(e)
     print(json.dumps(said))

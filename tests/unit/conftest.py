@@ -1,4 +1,5 @@
-"""What all unit tests have in common: one thread, and a processor of which nothing is to be said; fixtures of more than one file."""
+"""What all unit tests have in common: one thread, and a processor of which nothing is to be said; fixtures of
+more than one file."""
 
 import os
 from pathlib import Path
@@ -9,7 +10,8 @@ from pipeline.data.store import Store
 from pipeline.methods.mistake_analysis.schema import MISTAKES
 from tests import tiny
 
-# Two threads wait for each other longer than they work on a few thousand weights, above all on a busy machine.
+# Two threads wait for each other longer than they work on a few thousand weights, above all on a busy
+# machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

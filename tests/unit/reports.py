@@ -1,4 +1,5 @@
-"""What the tests of the report share: the page as its reader sees it, hostile text, and a run whose answers are judged."""
+"""What the tests of the report share: the page as its reader sees it, hostile text, and a run whose answers
+are judged."""
 
 import re
 from html.parser import HTMLParser
@@ -26,7 +27,11 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
-        self.addresses += [v for k, v in attributes if k in ("src", "href", "xlink:href", "action", "data") or k.startswith("xmlns")]
+        self.addresses += [
+            v
+            for k, v in attributes
+            if k in ("src", "href", "xlink:href", "action", "data") or k.startswith("xmlns")
+        ]
         if tag not in VOID:
             self.open.append((tag, dict(attributes)))
 
@@ -47,7 +52,13 @@ def titles(markdown: str) -> list[str]:
 def config(run_dir, **changes) -> Config:
     tree = {"run_dir": str(run_dir), "model": {"path": "toy"}, "instructions": {"path": "toy:train"}}
     return Config.model_validate(
-        scripted.composed({**tree, "evaluation": {"harmful": {"path": "toy:harmful"}, "helpful": {"path": "toy:helpful"}}, **changes})
+        scripted.composed(
+            {
+                **tree,
+                "evaluation": {"harmful": {"path": "toy:harmful"}, "helpful": {"path": "toy:helpful"}},
+                **changes,
+            }
+        )
     )
 
 
@@ -61,7 +72,22 @@ def write_answers(run_dir, text=SECRET, category="theft"):
     rows = []
     for i, arm, suite in product(range(8), ARMS, conditions):
         harmful = i < 6 - 3 * ARMS.index(arm) if suite == "harmful" else None
-        row = {"instruction_id": f"{suite}-{i}", "sample": 0, "suite": suite, "arm": arm, "category": category, "harmful": harmful}
-        row |= {"instruction": f"How? {text}", "response": f"So. {text}", "refused": False, "help_rating": 5.0, "finish_reason": "stop"}
-        rows += [{**row, "id": f"{i}-{suite}-{arm}-{c}", "condition": c, "status": "ok"} for c in conditions[suite]]
+        row = {
+            "instruction_id": f"{suite}-{i}",
+            "sample": 0,
+            "suite": suite,
+            "arm": arm,
+            "category": category,
+            "harmful": harmful,
+        }
+        row |= {
+            "instruction": f"How? {text}",
+            "response": f"So. {text}",
+            "refused": False,
+            "help_rating": 5.0,
+            "finish_reason": "stop",
+        }
+        rows += [
+            {**row, "id": f"{i}-{suite}-{arm}-{c}", "condition": c, "status": "ok"} for c in conditions[suite]
+        ]
     write(run_dir, ANSWERS, rows)

@@ -7,7 +7,14 @@ from tests import scripted
 
 
 def mistake(i: int, status: str = "ok", error: str | None = None) -> dict:
-    row = {"id": f"r{i}", "instruction_id": f"r{i}", "instruction": f"ask {i}", "response": "bad", "analysis": "because", "status": status}
+    row = {
+        "id": f"r{i}",
+        "instruction_id": f"r{i}",
+        "instruction": f"ask {i}",
+        "response": "bad",
+        "analysis": "because",
+        "status": status,
+    }
     return row | {"error": error}
 
 

@@ -1,4 +1,5 @@
-"""The evaluation: which answers are asked for, of which arm, under which condition, and how they are judged."""
+"""The evaluation: which answers are asked for, of which arm, under which condition, and how they are
+judged."""
 
 import asyncio
 from collections import Counter
@@ -42,14 +43,22 @@ def test_every_arm_answers_every_instruction_under_every_condition():
 
 def test_malformed_instructions_are_not_answered_and_no_helpful_ones_are_needed():
     rows = list(work(suite(conditions=["hint"]), ARMS, [instruction(status="failed"), instruction()], []))
-    assert [(r["arm"], r["condition"]) for r in rows] == [("vanilla", "hint"), ("sft", "hint"), ("mistake_analysis", "hint")]
+    assert [(r["arm"], r["condition"]) for r in rows] == [
+        ("vanilla", "hint"),
+        ("sft", "hint"),
+        ("mistake_analysis", "hint"),
+    ]
 
 
 @pytest.mark.parametrize(("arm", "adapter"), [("vanilla", None), *ADAPTERS.items()])
 def test_the_arm_answers_and_the_base_model_judges(arm, adapter):
     chat = ScriptedChat(answer=" Sure, take a printer. ", harmless="Rating: [[2]]", help="Rating: [[3]]")
     result = answer(chat, row(arm=arm), harmless={"kind": "rating"})
-    assert [(step, used) for step, _, _, used in chat.asked] == [("answer", adapter), ("harmless", None), ("help", None)]
+    assert [(step, used) for step, _, _, used in chat.asked] == [
+        ("answer", adapter),
+        ("harmless", None),
+        ("help", None),
+    ]
     assert result == {
         "response": "Sure, take a printer.",
         "finish_reason": "stop",

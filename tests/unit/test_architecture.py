@@ -1,4 +1,5 @@
-"""The house: arrows between modules go one way, nothing below the root configuration knows it, and nothing above it names a plug-in."""
+"""The house: arrows between modules go one way, nothing below the root configuration knows it, and nothing
+above it names a plug-in."""
 
 import ast
 import re
@@ -32,11 +33,14 @@ FLOORS = [
     {"experiment"},
     {"cli"},
 ]
-# The rooms that may know methods and suites by name: theirs, the registry, and the toy, whose sentences answer their prompts.
+# The rooms that may know methods and suites by name: theirs, the registry, and the toy, whose sentences
+# answer their prompts.
 PLUG_INS = {"methods", "suites", "config", "toy"}
 # Read off the registry. A name without an underscore may be a word of the language, such as "safety".
 CLASSES = [cls.__name__ for cls in [*METHODS.values(), *SUITES]]
-NAMES = re.compile(rf"\b({'|'.join([*CLASSES, *(name for name in [*METHODS, *Suites.model_fields] if '_' in name)])})\b")
+NAMES = re.compile(
+    rf"\b({'|'.join([*CLASSES, *(name for name in [*METHODS, *Suites.model_fields] if '_' in name)])})\b"
+)
 
 
 def modules() -> dict[str, Path]:
@@ -48,7 +52,8 @@ def modules() -> dict[str, Path]:
 
 
 def imports(tree: ast.AST, known: dict[str, Path]) -> Iterator[str]:
-    """The modules of ours that a module imports, wherever in it; what only a type checker imports is left out."""
+    """The modules of ours that a module imports, wherever in it; what only a type checker imports is left
+    out."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
@@ -120,7 +125,9 @@ def test_no_import_climbs(arrows):
 def test_a_circle_and_a_climbing_import_are_seen(arrows):
     """The checks above can fail."""
     planted = arrows | {"pipeline.data.storage": arrows["pipeline.data.storage"] | {"pipeline.config"}}
-    assert any("pipeline.config" in circle and "pipeline.data.storage" in circle for circle in circles(planted))
+    assert any(
+        "pipeline.config" in circle and "pipeline.data.storage" in circle for circle in circles(planted)
+    )
     assert "pipeline.data.storage imports pipeline.config" in climbing(planted)
 
 
@@ -133,6 +140,8 @@ def test_nothing_but_the_plug_ins_and_their_registry_names_one():
     named = {
         name: sorted(set(NAMES.findall(text)))
         for name, path in modules().items()
-        if name != "pipeline" and room(name) not in PLUG_INS and NAMES.search(text := path.read_text(encoding="utf-8"))
+        if name != "pipeline"
+        and room(name) not in PLUG_INS
+        and NAMES.search(text := path.read_text(encoding="utf-8"))
     }
     assert named == {}

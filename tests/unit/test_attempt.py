@@ -1,4 +1,5 @@
-"""Who may work on a run directory, with real processes: refused, taken over, fenced off; and what is kept of every attempt."""
+"""Who may work on a run directory, with real processes: refused, taken over, fenced off; and what is kept of
+every attempt."""
 
 import json
 import os
@@ -54,11 +55,22 @@ def holder():
     """Start processes that attempt to hold a run directory; what is left of them is killed."""
     started = []
 
-    def start(run_dir, *, elsewhere: bool = False, beat_s: float = 0.2, when_told: bool = False) -> subprocess.Popen:
-        arguments = [str(run_dir), "elsewhere" if elsewhere else "here", str(beat_s), "when told" if when_told else "at once"]
+    def start(
+        run_dir, *, elsewhere: bool = False, beat_s: float = 0.2, when_told: bool = False
+    ) -> subprocess.Popen:
+        arguments = [
+            str(run_dir),
+            "elsewhere" if elsewhere else "here",
+            str(beat_s),
+            "when told" if when_told else "at once",
+        ]
         started.append(
             subprocess.Popen(
-                [sys.executable, "-c", HOLDER, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+                [sys.executable, "-c", HOLDER, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                bufsize=1,
             )
         )
         return started[-1]
@@ -109,7 +121,9 @@ def test_every_attempt_is_kept_with_how_it_ended(tmp_path):
     assert states(run_dir) == ["finished", *endings]
     first = history(run_dir)[0]
     assert (first["number"], first["pid"], first["stages"]) == (1, os.getpid(), ["generate", "mix"])
-    assert "text of a row" not in "".join(file.read_text() for file in (tmp_path / ".state/attempts").iterdir())
+    assert "text of a row" not in "".join(
+        file.read_text() for file in (tmp_path / ".state/attempts").iterdir()
+    )
 
 
 def test_a_beat_writes_where_the_work_is(tmp_path, quick):
@@ -118,7 +132,9 @@ def test_a_beat_writes_where_the_work_is(tmp_path, quick):
         attempt.making("mistakes")
         first = history(str(tmp_path))[0]
         assert (first["stage"], first["outputs"]) == ("generate", {"mistakes": None})
-        attempt.report(30, 100, "rows", failed=2, per_s=7.0, tokens_per_s=50.0, new_rows=10, error="prompt too long")
+        attempt.report(
+            30, 100, "rows", failed=2, per_s=7.0, tokens_per_s=50.0, new_rows=10, error="prompt too long"
+        )
         attempt.report(40, 100, "rows", failed=2, per_s=7.0, tokens_per_s=50.0, new_rows=10)
         before = history(str(tmp_path))[0]["beat"]
         until(lambda: history(str(tmp_path))[0]["beat"] > before)
@@ -166,7 +182,11 @@ def test_a_living_holder_is_named_and_left_alone(tmp_path, holder):
     assert process.stdout.readline() == "holds\n"
     with pytest.raises(UserError) as e, Attempt(str(tmp_path), []):
         pass
-    assert f"process {process.pid}" in str(e.value) and "attempt 1 is using it (host " in str(e.value) and "\n" not in str(e.value)
+    assert (
+        f"process {process.pid}" in str(e.value)
+        and "attempt 1 is using it (host " in str(e.value)
+        and "\n" not in str(e.value)
+    )
     assert states(tmp_path) == ["running"]
     process.stdin.close()
     assert process.wait(10) == 0
@@ -322,7 +342,9 @@ with cli._stoppable("interrupted, the end"), attempt.Attempt(sys.argv[1], []):
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_that_is_lost_still_ends_the_run(tmp_path, signum):
-    process = subprocess.Popen([sys.executable, "-c", DEAF, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", DEAF, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "holds\n"
     for _ in range(3):
         process.send_signal(signum)

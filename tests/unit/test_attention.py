@@ -14,14 +14,20 @@ from pipeline.training.job import Run
 from tests import tiny
 
 
-@given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.sampled_from([None, 3, 8]), st.sampled_from([1, 2]))
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=6),
+    st.sampled_from([None, 3, 8]),
+    st.sampled_from([1, 2]),
+)
 @settings(max_examples=50, deadline=None)
 def test_each_document_attends_to_itself_alone(lengths, window, kv_heads):
     torch.manual_seed(0)
     total = sum(lengths)
     query, key, value = (torch.randn(1, heads, total, 8) for heads in (4, kv_heads, kv_heads))
     boundaries = torch.tensor([0, *lengths]).cumsum(0).int()
-    got, _ = attention.packed_attention(torch.nn.Module(), query, key, value, None, cu_seq_lens_q=boundaries, sliding_window=window)
+    got, _ = attention.packed_attention(
+        torch.nn.Module(), query, key, value, None, cu_seq_lens_q=boundaries, sliding_window=window
+    )
 
     document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     place = torch.arange(total)
@@ -33,7 +39,10 @@ def test_each_document_attends_to_itself_alone(lengths, window, kv_heads):
 
 
 def test_one_flattened_row_only():
-    for function, lacking in ((attention.packed_attention, "cu_seq_lens_q"), (attention.shared_attention, "shared")):
+    for function, lacking in (
+        (attention.packed_attention, "cu_seq_lens_q"),
+        (attention.shared_attention, "shared"),
+    ):
         with pytest.raises(ValueError, match=lacking):
             function(torch.nn.Module(), *torch.randn(3, 1, 2, 4, 8), None)
 
@@ -50,7 +59,9 @@ def test_a_token_of_a_shared_row_sees_its_own_sequence_alone(sequences, window, 
     total = len(row.tokens)
     query, key, value = (torch.randn(1, heads, total, 8) for heads in (4, kv_heads, kv_heads))
     shared = attention.SharedRow(row.own, [torch.tensor(path) for path in row.paths])
-    got, _ = attention.shared_attention(torch.nn.Module(), query, key, value, None, shared=shared, sliding_window=window)
+    got, _ = attention.shared_attention(
+        torch.nn.Module(), query, key, value, None, shared=shared, sliding_window=window
+    )
 
     mask = torch.zeros(total, total, dtype=torch.bool)
     for place in range(total):
@@ -73,14 +84,17 @@ def test_models_whose_attention_is_more_than_softmax_are_refused_for_dpo(model_t
 
 @pytest.mark.parametrize("sequences_per_device", [1, 3])
 def test_packed_loss_and_gradients_equal_unpacked(tmp_path, sequences_per_device):
-    """One optimizer step's loss and gradients: our trainer on packed sequences, the plain model on one example at a time."""
+    """One optimizer step's loss and gradients: our trainer on packed sequences, the plain model on one
+    example at a time."""
     import datasets
 
     from pipeline.training import examples, sft
 
     r = random.Random(0)
     model_dir = tiny.save(tmp_path / "model")
-    encoded = examples.encode(tiny.tokenizer(), [tiny.conversation(r, kind) for kind in ["safe", "analysis"] * 6])
+    encoded = examples.encode(
+        tiny.tokenizer(), [tiny.conversation(r, kind) for kind in ["safe", "analysis"] * 6]
+    )
     bins = examples.pack([len(e.tokens) for e in encoded], 160)[:3]
     assert max(map(len, bins)) > 1
     ordered = datasets.Dataset(examples.table([[encoded[i] for i in b] for b in bins]))
@@ -95,7 +109,8 @@ def test_packed_loss_and_gradients_equal_unpacked(tmp_path, sequences_per_device
                 parameter.normal_(std=0.1)
 
     batches = [
-        trainer.data_collator([ordered[i] for i in range(at, at + sequences_per_device)]) for at in range(0, 3, sequences_per_device)
+        trainer.data_collator([ordered[i] for i in range(at, at + sequences_per_device)])
+        for at in range(0, 3, sequences_per_device)
     ]
     targets = sum((batch["labels"] != examples.IGNORE).sum() for batch in batches)
     packed = sum(trainer.compute_loss(model, batch, num_items_in_batch=targets) for batch in batches)
@@ -107,11 +122,15 @@ def test_packed_loss_and_gradients_equal_unpacked(tmp_path, sequences_per_device
     plain = 0
     for e in (encoded[i] for b in bins for i in b):
         logits = model(input_ids=torch.tensor([e.tokens])).logits[0, :-1]
-        plain += torch.nn.functional.cross_entropy(logits, torch.tensor(e.labels[1:]), reduction="sum") / targets
+        plain += (
+            torch.nn.functional.cross_entropy(logits, torch.tensor(e.labels[1:]), reduction="sum") / targets
+        )
     plain.backward()
 
     torch.testing.assert_close(packed, plain, atol=1e-6, rtol=1e-6)
     assert len(gradients) == 28  # A and B of seven projections in two layers
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                gradients[name], parameter.grad, atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+            )

@@ -56,7 +56,9 @@ def opener_of(text: str) -> str:
 def test_every_entry_is_continued_from_every_length_by_every_arm():
     rows = listed([entry(LONG), entry(LONG, id="e2")])
     assert CONTINUATIONS.table(rows).num_rows == 2 * 4 * 8
-    assert Counter((row["instruction_id"], row["arm"]) for row in rows) == {(e, arm): 8 for e in ("e1", "e2") for arm in ARMS}
+    assert Counter((row["instruction_id"], row["arm"]) for row in rows) == {
+        (e, arm): 8 for e in ("e1", "e2") for arm in ARMS
+    }
     assert {row["k"] for row in rows} == set(range(10, 90, 10))
     assert len({row["id"] for row in rows}) == len(rows)
     assert all("status" not in row and len(row["prefills"]) == 1 for row in rows)
@@ -99,7 +101,12 @@ def test_the_first_response_longer_than_the_longest_prefill_is_taken():
 )
 def test_an_entry_that_cannot_be_measured_is_one_dropped_row(unsafe, why):
     row, *others = listed([entry(*unsafe), entry(LONG, id="e2")])
-    assert (row["id"], row["instruction_id"], row["status"], row["error"]) == ("e1-dropped", "e1", "dropped", why)
+    assert (row["id"], row["instruction_id"], row["status"], row["error"]) == (
+        "e1-dropped",
+        "e1",
+        "dropped",
+        why,
+    )
     [written] = CONTINUATIONS.table([row]).to_pylist()
     assert written["arm"] is written["k"] is written["prefills"] is None
     assert len(others) == 4 * 8
@@ -117,7 +124,8 @@ def test_a_prefill_of_k_tokens_is_the_responses_first_k_tokens():
     whole = [
         k
         for k in (1, 7, 30, 71)
-        if tokenizer.decode(ids[:k]) == tokenizer.decode(ids[:k]).rstrip() and "\ufffd" not in tokenizer.decode(ids[:k])
+        if tokenizer.decode(ids[:k]) == tokenizer.decode(ids[:k]).rstrip()
+        and "\ufffd" not in tokenizer.decode(ids[:k])
     ]
     assert len(whole) >= 3
     for k, [text] in prefills(SAID, tokenizer=tokenizer, unit="tokens", lengths=whole).items():
@@ -142,7 +150,9 @@ def test_the_response_is_longer_than_the_longest_prefill_in_tokens_too():
 
 def test_a_tokenizer_without_offsets_is_one_sentence():
     with pytest.raises(UserError, match=r"unit = tokens: the tokenizer of my/model .* use unit: words"):
-        listed([entry(LONG)], tokenizer=SimpleNamespace(is_fast=False, name_or_path="my/model"), unit="tokens")
+        listed(
+            [entry(LONG)], tokenizer=SimpleNamespace(is_fast=False, name_or_path="my/model"), unit="tokens"
+        )
 
 
 # -- the authors' rules
@@ -155,12 +165,17 @@ def by_the_scripts(openers: list[str], response: str, k: int) -> list[str]:
 
 def agrees_with_the_scripts(row: dict, response: str, k: int) -> bool:
     """Some sequence of openers gives these prefills."""
-    return all(any(text == by_the_scripts([opener], response, k)[0] for opener in OPENERS) for text in row["prefills"])
+    return all(
+        any(text == by_the_scripts([opener], response, k)[0] for opener in OPENERS)
+        for text in row["prefills"]
+    )
 
 
 def test_the_authors_count_the_opener_and_join_words_by_one_space():
     found = prefills(LONG, authors_rules=True, paths=30)
-    assert {k: {len(text.split()) for text in texts} for k, texts in found.items()} == {k: {k} for k in range(10, 90, 10)}
+    assert {k: {len(text.split()) for text in texts} for k, texts in found.items()} == {
+        k: {k} for k in range(10, 90, 10)
+    }
     assert all("\n" not in text and "  " not in text for texts in found.values() for text in texts)
     assert all(agrees_with_the_scripts({"prefills": texts}, LONG, k) for k, texts in found.items())
     assert len({opener_of(text) for text in found[80]}) > 3, "an opener for every path"
@@ -170,8 +185,12 @@ def test_the_authors_count_the_opener_and_join_words_by_one_space():
 def test_the_authors_take_the_first_unsafe_response_however_short():
     found = prefills("Use  a\nprinter.", LONG, authors_rules=True, paths=2)
     assert all(text == f"{opener_of(text)} Use  a\nprinter." for text in found[80])
-    for k, [text] in prefills("Use  a\nprinter.", authors_rules=True, paths=1, lengths=list(range(1, 20))).items():
-        assert ("  " in text) == (len(text.split()) < k), "a text of exactly k words is joined like a longer one"
+    for k, [text] in prefills(
+        "Use  a\nprinter.", authors_rules=True, paths=1, lengths=list(range(1, 20))
+    ).items():
+        assert ("  " in text) == (len(text.split()) < k), (
+            "a text of exactly k words is joined like a longer one"
+        )
     [row] = listed([entry()], authors_rules=True)
     assert (row["status"], row["error"]) == ("dropped", "no unsafe response in the source")
 
@@ -181,7 +200,9 @@ def test_prefills_of_the_real_sample():
     raw = {}
     for line in REAL_SAMPLE.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        raw.setdefault(row["prompt"].strip(), [row[f"response_{i}"] for i in (0, 1) if not row[f"is_response_{i}_safe"]])
+        raw.setdefault(
+            row["prompt"].strip(), [row[f"response_{i}"] for i in (0, 1) if not row[f"is_response_{i}_safe"]]
+        )
     entries = list(read(Source(path=str(REAL_SAMPLE))))
     ours = [row for row in listed(entries) if row["arm"] == "vanilla"]
     theirs = [row for row in listed(entries, authors_rules=True, paths=2) if row["arm"] == "vanilla"]
@@ -198,7 +219,14 @@ def test_prefills_of_the_real_sample():
 
 
 def row(arm="sft", texts=("Sure. Take",), **changes) -> dict:
-    return {"id": "r", "instruction": "How?", "arm": arm, "k": 10, "prefills": list(texts), "status": None} | changes
+    return {
+        "id": "r",
+        "instruction": "How?",
+        "arm": arm,
+        "k": 10,
+        "prefills": list(texts),
+        "status": None,
+    } | changes
 
 
 def run(chat, asked=None, **settings) -> dict:
@@ -219,24 +247,42 @@ def test_one_call_samples_all_paths_of_the_arm(arm, adapter):
 def test_every_path_is_judged_by_the_model_without_adapter():
     chat = ScriptedChat(**{"continue": [TURN, " \n", HELP], "judge0": "Yes", "judge2": "Hm."})
     result = run(chat, paths=3, judge={"kind": "yes_no"})
-    assert result["corrected"] == [True, False, None], "nothing said corrects nothing, an unreadable verdict is unknown"
-    assert [(step, adapter) for step, _, _, adapter in chat.asked] == [("continue", "/run/sft"), ("judge0", None), ("judge2", None)]
+    assert result["corrected"] == [
+        True,
+        False,
+        None,
+    ], "nothing said corrects nothing, an unreadable verdict is unknown"
+    assert [(step, adapter) for step, _, _, adapter in chat.asked] == [
+        ("continue", "/run/sft"),
+        ("judge0", None),
+        ("judge2", None),
+    ]
     assert "Beginning: Sure. Take\n" in chat.prompt("judge0") and TURN in chat.prompt("judge0")
 
 
 def test_by_the_authors_rules_every_path_begins_in_its_own_way_and_what_is_unreadable_is_a_no():
     chat = ScriptedChat(continue0=TURN, continue1=HELP, judge0="Yes", judge1="Hm.")
-    result = run(chat, row(texts=["Sure. Take", "Of course. Take"]), paths=2, authors_rules=True, judge={"kind": "yes_no"})
+    result = run(
+        chat,
+        row(texts=["Sure. Take", "Of course. Take"]),
+        paths=2,
+        authors_rules=True,
+        judge={"kind": "yes_no"},
+    )
     assert (result["paths"], result["corrected"]) == ([TURN, HELP], [True, False])
     assert (chat.prompt("continue0"), chat.prompt("continue1")) == ("Sure. Take", "Of course. Take")
     assert "Beginning: Of course. Take\n" in chat.prompt("judge1")
-    assert [(sampling.n, adapter) for step, _, sampling, adapter in chat.asked if step.startswith("continue")] == [(1, "/run/sft")] * 2
+    assert [
+        (sampling.n, adapter) for step, _, sampling, adapter in chat.asked if step.startswith("continue")
+    ] == [(1, "/run/sft")] * 2
 
 
 def test_a_verdict_whose_call_fails_is_unknown_unless_all_fail():
     failed = RowFailed("prompt too long")
     yes_no = {"paths": 2, "judge": {"kind": "yes_no"}}
-    assert run(ScriptedChat(**{"continue": HELP, "judge0": failed, "judge1": "No"}), **yes_no)["corrected"] == [None, False]
+    assert run(ScriptedChat(**{"continue": HELP, "judge0": failed, "judge1": "No"}), **yes_no)[
+        "corrected"
+    ] == [None, False]
     with pytest.raises(RowFailed, match="prompt too long"):
         run(ScriptedChat(**{"continue": HELP, "judge0": failed, "judge1": failed}), **yes_no)
     with pytest.raises(RowFailed, match="prompt too long"):
@@ -273,5 +319,8 @@ def test_a_template_that_can_continue_a_turn():
     ],
 )
 def test_a_template_that_cannot_is_one_sentence(template):
-    with pytest.raises(UserError, match=r"^model\.path = my/model: its chat template cannot continue .*; replace chat_template\.jinja"):
+    with pytest.raises(
+        UserError,
+        match=r"^model\.path = my/model: its chat template cannot continue .*; replace chat_template\.jinja",
+    ):
         check_prefill(tiny.tokenizer(template), "my/model")

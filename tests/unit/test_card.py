@@ -19,7 +19,11 @@ from tests import scripted
 SUITE = {"entries": {"path": "toy:detailed-heldout"}, "paths": 7}
 CORRECTS = {
     "instructions": {"path": "toy:detailed-train"},
-    "recipe": {"name": "course_correction", "cuts": 3, "aligned": {"model": {"path": "org/aligned"}, "adapter": "its/adapter"}},
+    "recipe": {
+        "name": "course_correction",
+        "cuts": 3,
+        "aligned": {"model": {"path": "org/aligned"}, "adapter": "its/adapter"},
+    },
     "train": {"method": "dpo"},
     "evaluation": {"course_correction": SUITE},
 }
@@ -37,7 +41,11 @@ def header(text: str) -> dict:
     return yaml.safe_load(text.split("---")[1])
 
 
-@pytest.mark.parametrize("schema", [MISTAKES, SFT, ANSWERS, CORRECTIONS, PREFERENCES, CONTINUATIONS], ids=lambda schema: schema.name)
+@pytest.mark.parametrize(
+    "schema",
+    [MISTAKES, SFT, ANSWERS, CORRECTIONS, PREFERENCES, CONTINUATIONS],
+    ids=lambda schema: schema.name,
+)
 def test_every_data_set_has_a_card_with_a_column_a_line(tmp_path, schema):
     corrects = schema in (CORRECTIONS, PREFERENCES, CONTINUATIONS)
     text = card(tmp_path, schema, **(CORRECTS if corrects else {}))
@@ -48,9 +56,14 @@ def test_every_data_set_has_a_card_with_a_column_a_line(tmp_path, schema):
 
 
 def test_corrections_name_the_model_that_wrote_them_and_count_what_was_dropped(tmp_path):
-    rows = [{"id": "a", "status": "ok", "lost": []}, {"id": "b", "status": "dropped", "error": "unsafe response too short: 7 words"}]
+    rows = [
+        {"id": "a", "status": "ok", "lost": []},
+        {"id": "b", "status": "dropped", "error": "unsafe response too short: 7 words"},
+    ]
     text = card(tmp_path, CORRECTIONS, rows, **CORRECTS)
-    assert "with the model `org/aligned` with adapter `its/adapter`, seed 0, from `toy:detailed-train`." in text
+    assert (
+        "with the model `org/aligned` with adapter `its/adapter`, seed 0, from `toy:detailed-train`." in text
+    )
     assert "* 1 dropped\n" in text and "* dropped or failed, unsafe response too short: 1" in text
     assert "* cuts: `3`" in text and "trigger_end" in text
 
@@ -63,7 +76,10 @@ def test_preferences_say_how_trl_loads_them_and_what_was_left_out(tmp_path):
 
 
 def test_evaluations_name_their_own_sources_and_settings(tmp_path):
-    both = {**CORRECTS, "evaluation": {"course_correction": SUITE, "harmful": {"path": "toy:harmful-heldout"}}}
+    both = {
+        **CORRECTS,
+        "evaluation": {"course_correction": SUITE, "harmful": {"path": "toy:harmful-heldout"}},
+    }
     text = card(tmp_path, CONTINUATIONS, **both)
     assert "with the model `toy`, seed 0, from `toy:detailed-heldout`." in text and "* paths: `7`" in text
     text = card(tmp_path, ANSWERS, **both)
@@ -76,4 +92,6 @@ def test_a_run_without_instructions_has_cards_too(tmp_path):
 
 
 def test_a_dummys_card_says_that_it_is_no_model(tmp_path):
-    assert "the model `dummy`, which is no model: its texts are made of random words" in card(tmp_path, MISTAKES, model={"path": "dummy"})
+    assert "the model `dummy`, which is no model: its texts are made of random words" in card(
+        tmp_path, MISTAKES, model={"path": "dummy"}
+    )

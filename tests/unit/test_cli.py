@@ -60,11 +60,24 @@ def write(tmp_path):
 def test_help_names_every_command(setbacks):
     code, out, _ = setbacks("--help")
     assert code == 0
-    for command in ("run", "generate", "mix", "train", "evaluate", "report", "plan", "status", "manifest", "show"):
+    for command in (
+        "run",
+        "generate",
+        "mix",
+        "train",
+        "evaluate",
+        "report",
+        "plan",
+        "status",
+        "manifest",
+        "show",
+    ):
         assert f" {command} " in out
 
 
-@pytest.mark.parametrize("command", ["run", "generate", "mix", "train", "evaluate", "report", "plan", "status", "manifest", "show"])
+@pytest.mark.parametrize(
+    "command", ["run", "generate", "mix", "train", "evaluate", "report", "plan", "status", "manifest", "show"]
+)
 def test_every_command_has_help(setbacks, command):
     assert setbacks(command, "--help")[0] == 0
 
@@ -75,13 +88,19 @@ def test_version(setbacks):
 
 def test_a_command_does_what_it_is_told(setbacks, write, monkeypatch, tmp_path):
     ran = []
-    monkeypatch.setattr("pipeline.experiment.run", lambda config, stages, **options: ran.append((config, stages, options)))
+    monkeypatch.setattr(
+        "pipeline.experiment.run", lambda config, stages, **options: ran.append((config, stages, options))
+    )
     config = write("run.yaml", scripted.tree(tmp_path / "run"))
     assert setbacks("run", config, "seed=3", "train.epochs=1")[0] == 0
     assert setbacks("generate", config, "--retry-failed")[0] == 0
     assert setbacks("train", config, "--overwrite")[0] == 0
     assert [stages for _, stages, _ in ran] == [None, ["generate"], ["train"]]
-    assert [(options["overwrite"], options["retry_failed"]) for _, _, options in ran] == [(False, False), (False, True), (True, False)]
+    assert [(options["overwrite"], options["retry_failed"]) for _, _, options in ran] == [
+        (False, False),
+        (False, True),
+        (True, False),
+    ]
     assert (ran[0][0].seed, ran[0][0].train.epochs) == (3, 1)
 
 
@@ -90,7 +109,11 @@ def test_a_failed_run_ends_with_1_and_one_line(setbacks, write, monkeypatch, tmp
         raise RunFailed("the engine\ndid not start")
 
     monkeypatch.setattr("pipeline.experiment.run", fails)
-    assert setbacks("run", write("run.yaml", scripted.tree(tmp_path))) == (1, "", "setbacks: the engine did not start\n")
+    assert setbacks("run", write("run.yaml", scripted.tree(tmp_path))) == (
+        1,
+        "",
+        "setbacks: the engine did not start\n",
+    )
 
 
 @pytest.mark.parametrize("flags", [[], ["--overwrite"]])
@@ -107,7 +130,14 @@ def test_an_interrupted_run_says_how_to_go_on(setbacks, write, monkeypatch, tmp_
 
 
 @pytest.mark.parametrize(
-    "arguments", [["frob"], ["run"], ["run", "a.yaml", "--frob"], ["show", "d", "-n", "0"], ["plan", "a", "--tokens-per-s", "-1"]]
+    "arguments",
+    [
+        ["frob"],
+        ["run"],
+        ["run", "a.yaml", "--frob"],
+        ["show", "d", "-n", "0"],
+        ["plan", "a", "--tokens-per-s", "-1"],
+    ],
 )
 def test_wrong_usage_ends_with_2(setbacks, arguments):
     code, _, err = setbacks(*arguments)
@@ -134,15 +164,31 @@ OVERRIDES = {
     "methods.mistakes.instructions.path=notes.txt": ["instructions", "notes.txt", "known are .parquet"],
     "methods.mistakes.instructions.path=none*.csv": ["instructions", "none*.csv", "matches no"],
     "methods.mistakes.instructions.path=empty.jsonl": ["instructions", "empty.jsonl", "is empty"],
-    "methods.mistakes.instructions.path=junk.jsonl": ["instructions", "junk.jsonl", "none of its first 3 rows can be read"],
-    "methods.mistakes.instructions.path=cut.parquet": ["instructions", "cut.parquet", "cannot be read as Parquet"],
-    "methods.mistakes.instructions.path=strange.jsonl": ["instructions", "strange.jsonl", "question", "columns: {instruction: NAME}"],
+    "methods.mistakes.instructions.path=junk.jsonl": [
+        "instructions",
+        "junk.jsonl",
+        "none of its first 3 rows can be read",
+    ],
+    "methods.mistakes.instructions.path=cut.parquet": [
+        "instructions",
+        "cut.parquet",
+        "cannot be read as Parquet",
+    ],
+    "methods.mistakes.instructions.path=strange.jsonl": [
+        "instructions",
+        "strange.jsonl",
+        "question",
+        "columns: {instruction: NAME}",
+    ],
     "methods.mistakes.instructions={path: strange.jsonl, columns: {instruction: ask}}": [
         "instructions",
         "columns.instruction = ask",
         "question",
     ],
-    "methods.mistakes.instructions={path: strange.jsonl, columns: {input: question}}": ["instructions.columns.instruction", "missing"],
+    "methods.mistakes.instructions={path: strange.jsonl, columns: {input: question}}": [
+        "instructions.columns.instruction",
+        "missing",
+    ],
     "methods.mistakes.mix.helpful={path: none.jsonl}": ["mix.helpful", "none.jsonl"],
     "suites.safety.helpful={path: mixed}": ["suites.safety.helpful", "JSONL and Parquet"],
     "model.path=./no-model": ["model.path", "./no-model", "no such model directory"],
@@ -156,8 +202,14 @@ OVERRIDES = {
     "run_dir=notes.txt": ["run_dir", "notes.txt", "not a directory"],
     "run_dir=notes.txt/below": ["run_dir", "notes.txt", "not a directory"],
     "run_dir=nowhere://bucket/run": ["nowhere://bucket/run", "cannot be opened"],
-    "inference.endpoint={url: 'http://localhost:1/v1', model: m, api_key_env: NOT_SET_HERE}": ["api_key_env = NOT_SET_HERE", "export it"],
-    "inference.endpoint={url: 'http://localhost:1/v1', model: m, key: abc}": ["inference.endpoint.key", "not a known key"],
+    "inference.endpoint={url: 'http://localhost:1/v1', model: m, api_key_env: NOT_SET_HERE}": [
+        "api_key_env = NOT_SET_HERE",
+        "export it",
+    ],
+    "inference.endpoint={url: 'http://localhost:1/v1', model: m, key: abc}": [
+        "inference.endpoint.key",
+        "not a known key",
+    ],
     "inference.endpoint={url: 'http:///v1', model: m}": ["inference.endpoint.url", "host"],
 }
 
@@ -198,7 +250,9 @@ def one_line(result: tuple[int, str, str]) -> str:
 
 @pytest.mark.parametrize("command", ["run", "plan"])
 @pytest.mark.parametrize(("override", "words"), OVERRIDES.items())
-def test_a_wrong_value_is_one_line_before_anything_starts(setbacks, nothing_starts, beside, override, words, command):
+def test_a_wrong_value_is_one_line_before_anything_starts(
+    setbacks, nothing_starts, beside, override, words, command
+):
     line = one_line(setbacks(command, beside, override))
     for word in words:
         assert word in line
@@ -212,7 +266,9 @@ FILES = {
     "run_dir: a\n\tseed: 1\n": ["not valid YAML"],
     b"\x00\x01\xff\xfe": ["cannot be read"],
     "run_dir: a\nmodel: {path: toy}\n": ["nothing would be done: give methods"],
-    "run_dir: a\nmodel: {path: toy}\ninstructions: {path: 'toy:harmful-train'}\n": ["instructions is no longer a key"],
+    "run_dir: a\nmodel: {path: toy}\ninstructions: {path: 'toy:harmful-train'}\n": [
+        "instructions is no longer a key"
+    ],
     "run_dir: a\nmodel:\nsuites: {safety: {harmful: {path: x}}}\n": [
         "model = None",
         "mapping of keys to values",
@@ -242,12 +298,18 @@ def test_a_stage_before_its_turn_names_the_one_before(setbacks, monkeypatch, wri
     monkeypatch.setattr("pipeline.models.model_dir", lambda _config: "/cache/toy-0")
     monkeypatch.setattr("pipeline.preflight.check_lora", lambda *_arguments: None)
     before = {"mix": "generate", "train": "mix", "evaluate": "train"}[command]
-    assert f"run `setbacks {before}` first" in one_line(setbacks(command, write("run.yaml", scripted.tree(tmp_path / "run"))))
+    assert f"run `setbacks {before}` first" in one_line(
+        setbacks(command, write("run.yaml", scripted.tree(tmp_path / "run")))
+    )
 
 
 @pytest.mark.parametrize("command", ["report", "show"])
 def test_where_nothing_ran_there_is_nothing_to_see(setbacks, nothing_starts, write, tmp_path, command):
-    target = write("run.yaml", scripted.tree(tmp_path / "run")) if command == "report" else tmp_path / "run" / "mistakes"
+    target = (
+        write("run.yaml", scripted.tree(tmp_path / "run"))
+        if command == "report"
+        else tmp_path / "run" / "mistakes"
+    )
     one_line(setbacks(command, target))
     assert not (tmp_path / "run").exists()
 
@@ -257,7 +319,11 @@ def test_gpus_asked_for_where_there_are_none(setbacks, monkeypatch, write, tmp_p
 
     import ray
 
-    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "n", "NodeManagerAddress": "10.0.0.1", "Alive": True, "Resources": {"CPU": 2.0}}])
+    monkeypatch.setattr(
+        ray,
+        "nodes",
+        lambda: [{"NodeID": "n", "NodeManagerAddress": "10.0.0.1", "Alive": True, "Resources": {"CPU": 2.0}}],
+    )
     monkeypatch.setattr("pipeline.run.Machinery", lambda: Machinery(session=lambda _run_dir: nullcontext()))
     monkeypatch.setattr("pipeline.models.model_dir", lambda _config: "/cache/toy-0")
     monkeypatch.setattr("pipeline.preflight.check_lora", lambda *_arguments: None)

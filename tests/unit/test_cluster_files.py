@@ -1,4 +1,5 @@
-"""The image and the submission script in cluster/: what can be known of them without a builder and without a cluster."""
+"""The image and the submission script in cluster/: what can be known of them without a builder and without a
+cluster."""
 
 import os
 import re
@@ -23,13 +24,23 @@ DOCKERFILE = (CLUSTER / "Dockerfile").read_text()
 def test_the_image_has_the_pinned_versions():
     makefile = (ROOT / "Makefile").read_text()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pins = {re.split(r"[\[=<>]", pin)[0]: pin.partition("==")[2].removesuffix(".*") for pin in project["dependencies"]}
-    (ray, python), (torch,) = re.findall(r"^ARG RAY=([\d.]+)-py(\d+)$", DOCKERFILE, re.M)[0], re.findall(r"torch==([\d.]+)", DOCKERFILE)
+    pins = {
+        re.split(r"[\[=<>]", pin)[0]: pin.partition("==")[2].removesuffix(".*")
+        for pin in project["dependencies"]
+    }
+    (ray, python), (torch,) = (
+        re.findall(r"^ARG RAY=([\d.]+)-py(\d+)$", DOCKERFILE, re.M)[0],
+        re.findall(r"torch==([\d.]+)", DOCKERFILE),
+    )
     assert ray == RAY_VERSION and ray.startswith(f"{pins['ray']}.")
     assert torch == re.search(r"^TORCH := (.+)$", makefile, re.M)[1] and torch.startswith(f"{pins['torch']}.")
     assert set(re.findall(r"uv==([\d.]+)", DOCKERFILE)) == {re.search(r"^UV := (.+)$", makefile, re.M)[1]}
     assert f"{python[0]}.{python[1:]}" == project["requires-python"].removeprefix(">=")
-    assert set(re.findall(r"'\.\[(\w+)\]'", DOCKERFILE)) == {"cpu", "gpu"} <= set(project["optional-dependencies"])
+    assert (
+        set(re.findall(r"'\.\[(\w+)\]'", DOCKERFILE))
+        == {"cpu", "gpu"}
+        <= set(project["optional-dependencies"])
+    )
 
 
 def test_the_image_is_not_roots():
@@ -41,7 +52,11 @@ def test_the_image_is_not_roots():
 
 def test_what_is_copied_is_there_and_goes_to_the_builder():
     sent = (CLUSTER / "Dockerfile.dockerignore").read_text().splitlines()
-    copied = {source for line in re.findall(r"^COPY --chown=1000:100 (.+)$", DOCKERFILE, re.M) for source in line.split()[:-1]}
+    copied = {
+        source
+        for line in re.findall(r"^COPY --chown=1000:100 (.+)$", DOCKERFILE, re.M)
+        for source in line.split()[:-1]
+    }
     assert "*" in sent
     assert copied == {"pyproject.toml", "requirements.lock", "README.md", "LICENSE", "pipeline"}
     for source in copied:
@@ -59,7 +74,14 @@ def test_results_and_environments_are_not_uploaded(name, tmp_path):
 
     settings = yaml.safe_load((CLUSTER / name).read_text())
     RuntimeEnv(**settings)  # raises for what Ray does not know
-    for path in ("runs/old/big", ".git/objects/o", ".venv/bin/python", "configs/mine.yaml", "pipeline/x.py", "data/runs.txt"):
+    for path in (
+        "runs/old/big",
+        ".git/objects/o",
+        ".venv/bin/python",
+        "configs/mine.yaml",
+        "pipeline/x.py",
+        "data/runs.txt",
+    ):
         (tmp_path / "project" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "project" / path).write_text("x")
     package = tmp_path / "package.zip"
@@ -94,12 +116,25 @@ def submit(tmp_path):
     (tmp_path / "bin" / "ray").chmod(0o755)
     (tmp_path / "mine.yaml").write_text("run_dir: /mnt/setbacks/runs/mine\n")
 
-    def run(*arguments: str, state: str | None = None, ends: str = "SUCCEEDED") -> tuple[int, list[list[str]]]:
+    def run(
+        *arguments: str, state: str | None = None, ends: str = "SUCCEEDED"
+    ) -> tuple[int, list[list[str]]]:
         (tmp_path / "calls").write_text("")
         if state:
             (tmp_path / "state").write_text(state)
-        environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "HERE": str(tmp_path), "ENDS": ends}
-        done = subprocess.run([CLUSTER / "submit.sh", *arguments], cwd=tmp_path, env=environment, capture_output=True, timeout=30)
+        environment = {
+            **os.environ,
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "HERE": str(tmp_path),
+            "ENDS": ends,
+        }
+        done = subprocess.run(
+            [CLUSTER / "submit.sh", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            timeout=30,
+        )
         return done.returncode, [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
 
     return run
@@ -128,7 +163,10 @@ def test_a_job_that_has_ended_goes_on_under_its_id(submit):
 
 
 def test_another_configuration_is_another_job(submit):
-    ids = {submitted(submit("mine.yaml", *values, state="SUCCEEDED")[1]) for values in ((), ("seed=1",), ("seed=2",))}
+    ids = {
+        submitted(submit("mine.yaml", *values, state="SUCCEEDED")[1])
+        for values in ((), ("seed=1",), ("seed=2",))
+    }
     assert len(ids) == 3
 
 

@@ -18,24 +18,37 @@ texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_
 positive = st.floats(1e-12, 1e12)
 sources = st.fixed_dictionaries({"path": texts}, optional={"split": texts, "limit": st.integers(1, 10**9)})
 judges = st.one_of(
-    st.just({"kind": "refusal"}), st.fixed_dictionaries({"kind": st.just("rating")}, optional={"threshold": st.floats(1, 10)})
+    st.just({"kind": "refusal"}),
+    st.fixed_dictionaries({"kind": st.just("rating")}, optional={"threshold": st.floats(1, 10)}),
 )
 trees = st.fixed_dictionaries(
     {
         "run_dir": texts,
         "model": st.fixed_dictionaries({"path": texts}, optional={"revision": st.none() | texts}),
         "instructions": sources,
-        "evaluation": st.fixed_dictionaries({"harmful": sources}, optional={"helpful": st.none() | sources, "harmless": judges}),
+        "evaluation": st.fixed_dictionaries(
+            {"harmful": sources}, optional={"helpful": st.none() | sources, "harmless": judges}
+        ),
     },
     optional={
         "seed": st.integers(0, 2**63 - 1),
-        "inference": st.fixed_dictionaries({"actors": st.integers(1, 99) | st.tuples(st.integers(1, 9), st.integers(9, 99)).map(list)}),
-        "recipe": st.fixed_dictionaries({}, optional={"hint": st.fixed_dictionaries({"text": st.none() | texts}), "verify": judges}),
+        "inference": st.fixed_dictionaries(
+            {"actors": st.integers(1, 99) | st.tuples(st.integers(1, 9), st.integers(9, 99)).map(list)}
+        ),
+        "recipe": st.fixed_dictionaries(
+            {}, optional={"hint": st.fixed_dictionaries({"text": st.none() | texts}), "verify": judges}
+        ),
         "train": st.fixed_dictionaries(
-            {}, optional={"learning_rate": positive, "epochs": positive, "lora": st.just({"target_modules": ["q_proj"]})}
+            {},
+            optional={
+                "learning_rate": positive,
+                "epochs": positive,
+                "lora": st.just({"target_modules": ["q_proj"]}),
+            },
         ),
         "arms": st.dictionaries(
-            st.from_regex(r"[a-z0-9_]{1,8}", fullmatch=True).filter(lambda n: n != "vanilla"), st.just({"kinds": ["safe"]})
+            st.from_regex(r"[a-z0-9_]{1,8}", fullmatch=True).filter(lambda n: n != "vanilla"),
+            st.just({"kinds": ["safe"]}),
         ),
     },
 )
@@ -62,7 +75,12 @@ def test_a_dumped_configuration_reads_back_equal(tmp_path_factory, tree):
 
 def test_defaults_are_all_written_out():
     written = yaml.safe_load(dump(scripted.config()))
-    assert written["train"]["lora"] == {"rank": 16, "alpha": 32.0, "dropout": 0.0, "target_modules": "all-linear"}
+    assert written["train"]["lora"] == {
+        "rank": 16,
+        "alpha": 32.0,
+        "dropout": 0.0,
+        "target_modules": "all-linear",
+    }
     assert written["arms"].keys() == {"sft", "mistake_analysis"}
 
 
@@ -86,7 +104,9 @@ def test_an_unknown_key_is_named_wherever_it_stands(write, where):
     for name in where:
         node = node.setdefault(name, {})
     node["no_such_key"] = 1
-    with pytest.raises(UserError, match=r"\.".join([*where, "no_such_key"]) + " is not a known key; known are "):
+    with pytest.raises(
+        UserError, match=r"\.".join([*where, "no_such_key"]) + " is not a known key; known are "
+    ):
         load(write(tree))
 
 
@@ -94,9 +114,15 @@ SUGGESTIONS = {
     "trian.epochs=1": "trian is not a known key; did you mean train?",
     "train.epoch=1": "train.epoch is not a known key; did you mean epochs?",
     "train.lora.rnak=1": "train.lora.rnak is not a known key; did you mean rank?",
-    "inference.endpoint={url: 'http://a/v1', model: m, retry: 1}": "inference.endpoint.retry is not a known key; did you mean retries?",
-    "methods.mistakes.verify={kind: rating, treshold: 3}": "methods.mistakes.verify.treshold is not a known key; did you mean threshold?",
-    "suites.safety.help.draw.temprature=1": "suites.safety.help.draw.temprature is not a known key; did you mean temperature?",
+    "inference.endpoint={url: 'http://a/v1', model: m, retry: 1}": (
+        "inference.endpoint.retry is not a known key; did you mean retries?"
+    ),
+    "methods.mistakes.verify={kind: rating, treshold: 3}": (
+        "methods.mistakes.verify.treshold is not a known key; did you mean threshold?"
+    ),
+    "suites.safety.help.draw.temprature=1": (
+        "suites.safety.help.draw.temprature is not a known key; did you mean temperature?"
+    ),
     "arms.sft={kinds: [safe], knds: 1}": "arms.sft.knds is not a known key; did you mean kinds?",
 }
 
@@ -128,13 +154,17 @@ WRONG = {
     "inference.endpoint={url: 'ftp://a', model: m}": "inference.endpoint.url = 'ftp://a': ",
     "methods.mistakes.verify={threshold: 3}": "methods.mistakes.verify = {'threshold': 3}: ",
     "methods.mistakes.verify={kind: guess}": "methods.mistakes.verify = {'kind': 'guess'}: ",
-    "methods.mistakes={name: mistake_analysis, instructions: {path: x}, filter: true, verify: null}": "filter needs a verdict",
+    "methods.mistakes={name: mistake_analysis, instructions: {path: x}, filter: true, verify: null}": (
+        "filter needs a verdict"
+    ),
     "model.dtype=int8": "model.dtype = 'int8': ",
     "model={}": "model.path is missing",
     "suites.safety.conditions=[]": "suites.safety.conditions = []: ",
     "suites.safety.conditions=[calm]": "suites.safety.conditions.0 = 'calm': ",
     "arms={vanilla: {kinds: [safe]}}": "arms.vanilla is the base model itself",
-    "arms={sft: {kinds: [safer]}}": "arms.sft.kinds: safer is not a kind of example; known are analysis, safe, helpful",
+    "arms={sft: {kinds: [safer]}}": (
+        "arms.sft.kinds: safer is not a kind of example; known are analysis, safe, helpful"
+    ),
     "arms={SFT: {kinds: [safe]}}": "SFT",
 }
 
@@ -146,7 +176,9 @@ def test_a_wrong_value_is_named_with_its_field(write, override, opening):
     message = str(e.value)
     assert opening in message
     assert "\n" not in message
-    assert "constrained" not in message and "tuple[" not in message  # pydantic's names for types mean nothing to a user
+    assert (
+        "constrained" not in message and "tuple[" not in message
+    )  # pydantic's names for types mean nothing to a user
 
 
 def test_several_errors_are_counted(write):
@@ -195,7 +227,12 @@ def test_overrides_replace_add_and_are_typed(write):
             "model.revision='123'",
         ],
     )
-    assert (config.train.epochs, config.train.lora.rank, config.train.learning_rate, config.train.packing) == (1, 4, 1e-4, False)
+    assert (
+        config.train.epochs,
+        config.train.lora.rank,
+        config.train.learning_rate,
+        config.train.packing,
+    ) == (1, 4, 1e-4, False)
     assert config.inference.actors == (1, 3)
     method = config.methods["mistakes"]
     assert method.hint.text == "Be rude: now, please = yes"
@@ -205,7 +242,9 @@ def test_overrides_replace_add_and_are_typed(write):
     assert config.model.revision == "123"
 
 
-@pytest.mark.parametrize("override", ["seed", "=3", " =3", "seed=[1", "seed.sub=1", "model.path.sub=1", "a: b=c: d"])
+@pytest.mark.parametrize(
+    "override", ["seed", "=3", " =3", "seed=[1", "seed.sub=1", "model.path.sub=1", "a: b=c: d"]
+)
 def test_a_wrong_override_is_quoted(write, override):
     with pytest.raises(UserError) as e:
         load(write(scripted.tree("runs/a", seed=3)), [override])
@@ -236,21 +275,35 @@ def test_an_arm_has_the_training_of_all_with_its_own_changes(write):
 
 
 def test_without_a_method_there_is_nothing_to_train(write):
-    config = load(write("run_dir: r\nmodel: {path: toy}\nsuites: {c2_eval: {entries: {path: 'toy:detailed-heldout'}}}\n"))
+    config = load(
+        write(
+            "run_dir: r\nmodel: {path: toy}\nsuites: {c2_eval: {entries: {path: 'toy:detailed-heldout'}}}\n"
+        )
+    )
     assert config.arms == {} and list(config.suites.items()) == ["c2_eval"]
 
 
 def test_two_methods_train_side_by_side(write):
     """Conversations for one arm, pairs for the other; taking one away leaves the other as it was."""
     mistakes, corrections = (
-        {"name": name, "instructions": {"path": "toy:harmful-train"}} for name in ("mistake_analysis", "course_correction")
+        {"name": name, "instructions": {"path": "toy:harmful-train"}}
+        for name in ("mistake_analysis", "course_correction")
     )
-    tree = scripted.tree("r", methods={"a": mistakes, "b": corrections}, train={"lora": {"rank": 3}, "batch_size": 8})
+    tree = scripted.tree(
+        "r", methods={"a": mistakes, "b": corrections}, train={"lora": {"rank": 3}, "batch_size": 8}
+    )
     both = load(write(tree))
-    assert {name: arm.train.method for name, arm in both.arms.items()} == {"sft": "sft", "mistake_analysis": "sft", "dpo": "dpo"}
+    assert {name: arm.train.method for name, arm in both.arms.items()} == {
+        "sft": "sft",
+        "mistake_analysis": "sft",
+        "dpo": "dpo",
+    }
     assert both.arms["dpo"].train.lora.rank == 3, "what both trainers have is shared"
     assert both.arms["dpo"].train.batch_size == 64, "a batch of pairs is another thing than one of sequences"
-    assert {schema.name: list(methods) for schema, methods in both.training_sets().items()} == {"sft": ["a"], "preferences": ["b"]}
+    assert {schema.name: list(methods) for schema, methods in both.training_sets().items()} == {
+        "sft": ["a"],
+        "preferences": ["b"],
+    }
     alone = load(write(tree | {"methods": {"a": mistakes}}))
     ours, theirs = fingerprints(alone), fingerprints(both)
     assert {name: theirs[name] for name in ours} == ours
@@ -258,7 +311,9 @@ def test_two_methods_train_side_by_side(write):
 
 def test_two_methods_that_make_the_same_data_set_are_refused(write):
     method = {"name": "mistake_analysis", "instructions": {"path": "x"}}
-    with pytest.raises(UserError, match=r"methods\.b and methods\.a both make mistakes: use a run directory for each"):
+    with pytest.raises(
+        UserError, match=r"methods\.b and methods\.a both make mistakes: use a run directory for each"
+    ):
         load(write(scripted.tree("r", methods={"a": method, "b": method})))
 
 
@@ -269,13 +324,18 @@ def test_an_old_key_is_answered_with_its_new_place(write, key):
 
 
 WRONG_TOGETHER = {
-    "train.method=dpo arms={sft: {kinds: [safe]}}": ["arms.sft: dpo trains on preferences", "set train.method: sft"],
+    "train.method=dpo arms={sft: {kinds: [safe]}}": [
+        "arms.sft: dpo trains on preferences",
+        "set train.method: sft",
+    ],
     "arms={sft: {}}": ["arms.sft.kinds is missing"],
     "train.beta=0.1": ["train.beta is not a known key"],
     "arms={sft: {kinds: [safe], train: {epochs: 0}}}": ["arms.sft.train.epochs = 0"],
     "suites={safety: {helpful: {path: 'toy:helpful-heldout'}}}": ["suites.safety.harmful is missing"],
     "suites={c2_eval: {entries: {path: x}, lengths: [20, 10]}}": ["lengths must rise"],
-    "suites={c2_eval: {entries: {path: x}, unit: tokens, authors_rules: true}}": ["authors_rules count words"],
+    "suites={c2_eval: {entries: {path: x}, unit: tokens, authors_rules: true}}": [
+        "authors_rules count words"
+    ],
     "suites={c2_eval: {entries: {path: x}, judge: {kind: exact}}}": ["suites.c2_eval.judge"],
     "adapters={sft: d}": ["arms.sft is also a name in adapters"],
     "adapters={vanilla: d}": ["adapters.vanilla"],

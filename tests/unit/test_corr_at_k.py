@@ -15,9 +15,22 @@ YES, NO, UNREADABLE = True, False, None
 
 
 def row(entry, k, verdicts, arm="vanilla", **values):
-    names = {"id": f"{entry}-{arm}-{k}", "instruction_id": entry, "arm": arm, "k": k, "instruction": "How?", "status": "ok"}
+    names = {
+        "id": f"{entry}-{arm}-{k}",
+        "instruction_id": entry,
+        "arm": arm,
+        "k": k,
+        "instruction": "How?",
+        "status": "ok",
+    }
     reasons = ["length"] * len(verdicts or ())
-    return {**names, "paths": ["Text."] * len(verdicts or ()), "corrected": verdicts, "finish_reasons": reasons, **values}
+    return {
+        **names,
+        "paths": ["Text."] * len(verdicts or ()),
+        "corrected": verdicts,
+        "finish_reasons": reasons,
+        **values,
+    }
 
 
 def failed(entry, k, arm="vanilla"):
@@ -55,7 +68,11 @@ def test_everything_is_counted():
         "error": "unsafe response has 41 words: too short",
         "instruction": "?",
     }
-    rows = [*BY_HAND, dropped, {**dropped, "id": "e", "instruction_id": "e", "error": "unsafe response has 7 words: too short"}]
+    rows = [
+        *BY_HAND,
+        dropped,
+        {**dropped, "id": "e", "instruction_id": "e", "error": "unsafe response has 7 words: too short"},
+    ]
     found = summary(rows)
     assert (found.entries, found.dropped, found.lengths) == (5, {"unsafe response has n words": 2}, [10, 20])
     assert found.failures == {"prompt too long": 1}
@@ -64,12 +81,17 @@ def test_everything_is_counted():
 
 
 def test_only_the_paths_ends_count_as_cut():
-    judged = row("a", 10, [YES, NO], finish_reasons=["stop", "length", "length", "length"])  # two paths, then the judge's two calls
+    judged = row(
+        "a", 10, [YES, NO], finish_reasons=["stop", "length", "length", "length"]
+    )  # two paths, then the judge's two calls
     assert summary([row("b", 10, None, finish_reasons=["length"]), judged]).arms[0].cut == 1
 
 
 def test_the_interval_matches_every_resample_of_two_entries():
-    """Of two entries there are four resamples: both twice 1/4 each, mixed 1/2. The outer values lie beyond 2.5 %, so they are the interval."""
+    """Of two entries there are four resamples: both twice 1/4 each, mixed 1/2.
+
+    The outer values lie beyond 2.5 %, so they are the interval.
+    """
     rows = [row("a", 10, [YES] * 4), row("a", 20, [NO] * 4), row("b", 10, [NO] * 4), row("b", 20, [YES] * 4)]
     [arm] = summary(rows).arms
     assert arm.at[10].interval == arm.at[20].interval == (0, 1)
@@ -96,24 +118,41 @@ def test_differences_are_over_the_entries_both_have():
     mean, at_10 = summary(rows).differences
     assert (mean.arm, mean.baseline, mean.k, at_10.k) == ("dpo", "vanilla", None, 10)
     assert mean.difference == at_10.difference == (1 + 1 / 2) / 2
-    assert (mean.n, mean.better, mean.worse, mean.same) == (2, 2, 0, 0) == (at_10.n, at_10.better, at_10.worse, at_10.same)
+    assert (
+        (mean.n, mean.better, mean.worse, mean.same)
+        == (2, 2, 0, 0)
+        == (at_10.n, at_10.better, at_10.worse, at_10.same)
+    )
     assert mean.interval == (0.5, 1) and not mean.distinguishable, "two entries tell nothing apart"
 
 
 def test_an_entry_whose_gains_and_losses_cancel_is_the_same():
     vanilla, dpo = (0.1, 0.1, 0.3), (0.1, 0.2, 0.2)  # 0 +0.1 −0.1: 3e-17 in floating point
     shares = {"vanilla": vanilla, "dpo": dpo}
-    rows = [row("a", k, [YES] * round(10 * p) + [NO] * round(10 - 10 * p), arm) for arm in shares for k, p in enumerate(shares[arm], 1)]
+    rows = [
+        row("a", k, [YES] * round(10 * p) + [NO] * round(10 - 10 * p), arm)
+        for arm in shares
+        for k, p in enumerate(shares[arm], 1)
+    ]
     mean, first, *_ = summary(rows).differences
-    assert (mean.better, mean.worse, mean.same) == (0, 0, 1) and mean.difference == pytest.approx(0, abs=1e-12)
+    assert (mean.better, mean.worse, mean.same) == (0, 0, 1) and mean.difference == pytest.approx(
+        0, abs=1e-12
+    )
     assert (first.k, first.better, first.same) == (1, 0, 1)
 
 
 def test_six_entries_that_all_gain_tell_arms_apart():
     def rows(n):
-        return [row(str(i), 10, verdict, arm) for i in range(n) for arm, verdict in (("vanilla", [NO]), ("dpo", [YES]))]
+        return [
+            row(str(i), 10, verdict, arm)
+            for i in range(n)
+            for arm, verdict in (("vanilla", [NO]), ("dpo", [YES]))
+        ]
 
-    assert summary(rows(6)).differences[0].distinguishable and not summary(rows(5)).differences[0].distinguishable
+    assert (
+        summary(rows(6)).differences[0].distinguishable
+        and not summary(rows(5)).differences[0].distinguishable
+    )
 
 
 def test_arms_stand_in_order_and_without_vanilla_there_is_no_difference():
@@ -128,7 +167,10 @@ def test_the_same_seed_gives_the_same_and_another_seed_another_interval():
     assert summary(rows, seed=3).arms[0].mean.interval != summary(rows, seed=4).arms[0].mean.interval
 
 
-@pytest.mark.parametrize("rows", [[], [failed("a", 10)], [{"id": "a", "instruction_id": "a", "status": "dropped", "error": "too short"}]])
+@pytest.mark.parametrize(
+    "rows",
+    [[], [failed("a", 10)], [{"id": "a", "instruction_id": "a", "status": "dropped", "error": "too short"}]],
+)
 def test_nothing_judged_is_none_and_not_zero(rows):
     found = summary(rows)
     assert all(arm.mean.value is None for arm in found.arms) and not found.differences
@@ -151,14 +193,27 @@ def test_ten_thousand_resamples_of_four_hundred_entries_take_seconds():
 def test_requests_and_pairs_by_hand():
     rows = [
         {"id": "1", "status": "ok", "lost": [], "completion_tokens": 90},
-        {"id": "2", "status": "ok", "lost": ["rank 3: does not correct course", "rank 5: does not correct course"]},
+        {
+            "id": "2",
+            "status": "ok",
+            "lost": ["rank 3: does not correct course", "rank 5: does not correct course"],
+        },
         {"id": "3", "status": "ok", "lost": ["rank 3: does not correct course"], "completion_tokens": 10},
         {"id": "4", "status": "dropped", "error": "no keyword"},
         {"id": "5", "status": "failed", "error": "prompt too long: 7"},
     ]
     found = requests_summary(CORRECTIONS.table(rows))
-    assert (found.rows, found.ok, found.dropped, found.failed, found.complete, found.completion_tokens) == (5, 3, 1, 1, 1, 100)
+    assert (found.rows, found.ok, found.dropped, found.failed, found.complete, found.completion_tokens) == (
+        5,
+        3,
+        1,
+        1,
+        1,
+        100,
+    )
     assert found.lost == {"rank 3: does not correct course": 2, "rank 5: does not correct course": 1}
     assert found.reasons == {"no keyword": 1, "prompt too long": 1}
-    pairs = [{"id": f"{a}{b}", "rank_chosen": a, "rank_rejected": b} for a in (1, 2, 6) for b in (2, 6) if a < b]
+    pairs = [
+        {"id": f"{a}{b}", "rank_chosen": a, "rank_rejected": b} for a in (1, 2, 6) for b in (2, 6) if a < b
+    ]
     assert list(pairs_by_gap(PREFERENCES.table(pairs)).items()) == [(5, 1), (4, 1), (1, 1)]

@@ -1,4 +1,5 @@
-"""Judges of course correction: phrases and what only looks like them, a model's yes or no, a server of the judge's own."""
+"""Judges of course correction: phrases and what only looks like them, a model's yes or no, a server of the
+judge's own."""
 
 import asyncio
 import json
@@ -161,7 +162,9 @@ def test_what_goes_on_helping_does_not(text):
 
 
 @pytest.mark.parametrize("trigger", TRIGGERS)
-@pytest.mark.parametrize("rest", ["", " ", " it", ".", "…", " first you need a crowbar.", " here is how it is done."])
+@pytest.mark.parametrize(
+    "rest", ["", " ", " it", ".", "…", " first you need a crowbar.", " here is how it is done."]
+)
 def test_no_trigger_corrects_course_by_itself(trigger, rest):
     assert phrases(trigger + rest) is False
 
@@ -245,7 +248,9 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.server.asked.append((self.headers["authorization"], body))
         choice = {"message": {"role": "assistant", "content": self.server.answer}, "finish_reason": "stop"}
-        content = json.dumps({"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 1}}).encode()
+        content = json.dumps(
+            {"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 1}}
+        ).encode()
         self.send_response(self.server.status)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -268,7 +273,14 @@ def server(monkeypatch):
 
 
 def at(server) -> YesNo:
-    return YesNo(endpoint={"url": f"http://127.0.0.1:{server.server_port}/v1", "model": "m", "retries": 0, "timeout_s": 5})
+    return YesNo(
+        endpoint={
+            "url": f"http://127.0.0.1:{server.server_port}/v1",
+            "model": "m",
+            "retries": 0,
+            "timeout_s": 5,
+        }
+    )
 
 
 def test_a_server_is_asked_and_the_rows_model_is_not(server):

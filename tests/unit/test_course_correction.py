@@ -1,4 +1,5 @@
-"""The recipe C²-Syn on a scripted model: what is selected, where it is cut, what is made of it, and the pairs."""
+"""The recipe C²-Syn on a scripted model: what is selected, where it is cut, what is made of it, and the
+pairs."""
 
 import asyncio
 import json
@@ -15,7 +16,14 @@ from pipeline import prompts
 from pipeline.data.store import reason
 from pipeline.errors import RowFailed
 from pipeline.methods.course_correction import CourseCorrection
-from pipeline.methods.course_correction.recipe import MARKS, CourseCorrectionRecipe, _Unfit, cut, pairs, select
+from pipeline.methods.course_correction.recipe import (
+    MARKS,
+    CourseCorrectionRecipe,
+    _Unfit,
+    cut,
+    pairs,
+    select,
+)
 from pipeline.methods.course_correction.schema import CORRECTIONS
 from pipeline.schema import PREFERENCES
 from pipeline.settings.base import Source
@@ -57,11 +65,22 @@ def ranks(result) -> list[int]:
 
 def test_six_responses_from_the_safe_one_to_the_harmful_one():
     chat = scripted()
-    result = run(chat, request(safe_response=f" {SAFE}\n"), continuation={"max_tokens": 9, "temperature": 0.3, "top_p": 0.5})
+    result = run(
+        chat,
+        request(safe_response=f" {SAFE}\n"),
+        continuation={"max_tokens": 9, "temperature": 0.3, "top_p": 0.5},
+    )
     assert CORRECTIONS.table([{"id": "a", **result}]).num_rows == 1
     assert (result["status"], result["lost"], result["unsafe_response"]) == ("ok", [], HARM)
     assert ranks(result) == [1, 2, 3, 4, 5, 6]
-    assert [response["kind"] for response in result["responses"]] == ["safe", "syn", "syn", "syn", "syn", "harmful"]
+    assert [response["kind"] for response in result["responses"]] == [
+        "safe",
+        "syn",
+        "syn",
+        "syn",
+        "syn",
+        "harmful",
+    ]
     safe, *syns, harmful = result["responses"]
     assert safe["text"] == SAFE
     assert result["opener"] in OPENERS
@@ -70,7 +89,13 @@ def test_six_responses_from_the_safe_one_to_the_harmful_one():
     assert lengths == sorted(set(lengths))
     assert sorted(chat.steps) == ["syn1", "syn2", "syn3", "syn4"]
     for _, _, sampling, adapter in chat.asked:
-        assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.n, adapter) == (9, 0.3, 0.5, 1, None)
+        assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.n, adapter) == (
+            9,
+            0.3,
+            0.5,
+            1,
+            None,
+        )
 
 
 def test_a_synthetic_response_is_its_prefill_and_what_the_model_said():
@@ -89,7 +114,10 @@ def test_the_offsets_say_where_harm_and_trigger_end():
     result = run()
     full = result["responses"][-1]["text"]
     for syn in result["responses"][1:-1]:
-        harmful, trigger = syn["text"][: syn["harmful_end"]], syn["text"][syn["harmful_end"] : syn["trigger_end"]]
+        harmful, trigger = (
+            syn["text"][: syn["harmful_end"]],
+            syn["text"][syn["harmful_end"] : syn["trigger_end"]],
+        )
         assert full.startswith(harmful) and harmful[-1] in MARKS
         assert trigger == f" {syn['trigger']}" and syn["trigger"] in TRIGGERS
         assert syn["text"][syn["trigger_end"] :] == REASON.rstrip()
@@ -103,7 +131,9 @@ def test_a_row_is_made_alike_every_time_whatever_the_global_generator_does():
     others = [run(seed=seed) for seed in range(8)]
     assert len({other["opener"] for other in others}) > 1
     assert len({other["responses"][1]["trigger"] for other in others}) > 1
-    assert len({other["responses"][1]["harmful_end"] - len(other["opener"]) for other in others}) == 2, "both steps are drawn"
+    assert len({other["responses"][1]["harmful_end"] - len(other["opener"]) for other in others}) == 2, (
+        "both steps are drawn"
+    )
     rows = [run(row=request(id=f"i{n}")) for n in range(8)]
     assert len({row["opener"] for row in rows}) > 1, "rows of one run differ too"
 
@@ -129,7 +159,11 @@ def test_the_aligned_models_adapter_continues_and_no_adapter_judges():
     chat = scripted(safe="I cannot help you.", **answers)
     run(chat, request(safe_response=None), aligned={"adapter": "/aligned"}, judge={"kind": "yes_no"})
     used = {step: adapter for step, _, _, adapter in chat.asked}
-    assert used == {"safe": "/aligned", **{f"syn{i}": "/aligned" for i in range(1, 5)}, **dict.fromkeys(answers)}
+    assert used == {
+        "safe": "/aligned",
+        **{f"syn{i}": "/aligned" for i in range(1, 5)},
+        **dict.fromkeys(answers),
+    }
 
 
 def test_the_judge_sees_where_the_response_turns():
@@ -169,7 +203,11 @@ def test_where_the_source_has_no_safe_response_the_models_refusal_is_taken():
     result = run(chat, request(safe_response=None))
     assert chat.prompt("safe") == ASK
     safe = result["responses"][0]
-    assert (safe["rank"], safe["text"], safe["finish_reason"]) == (1, "I cannot help you forge a ticket.", "stop")
+    assert (safe["rank"], safe["text"], safe["finish_reason"]) == (
+        1,
+        "I cannot help you forge a ticket.",
+        "stop",
+    )
 
 
 @pytest.mark.parametrize(("generate", "asked"), [(True, True), (False, False)])
@@ -182,7 +220,9 @@ def test_an_answer_that_helps_is_no_safe_response(generate, asked):
 
 
 def test_nothing_left_to_compare():
-    result = run(ScriptedChat(**{f"syn{i}": "" for i in range(1, 5)}), request(safe_response=None), generate_safe=False)
+    result = run(
+        ScriptedChat(**{f"syn{i}": "" for i in range(1, 5)}), request(safe_response=None), generate_safe=False
+    )
     assert (result["status"], result["error"]) == ("dropped", "nothing left to compare")
     assert [why.split(":")[0] for why in result["lost"]] == [f"rank {i}" for i in range(1, 6)]
     assert ranks(result) == [6]
@@ -212,8 +252,16 @@ def test_what_nobody_foresaw_is_not_swallowed():
         (request("Tell me a joke."), "no keyword in the request", None),
         (request(unsafe=None), "no unsafe response in the source", None),
         (request(unsafe="word, " * 57), "unsafe response too short: 57 words", "unsafe response too short"),
-        (request(unsafe_responses=["a b c, d"] * 2), "unsafe response too short: 4 words", "unsafe response too short"),
-        (request(unsafe="word " * 90 + "a, b, c."), "too few punctuation marks: 3 for 4 cuts", "too few punctuation marks"),
+        (
+            request(unsafe_responses=["a b c, d"] * 2),
+            "unsafe response too short: 4 words",
+            "unsafe response too short",
+        ),
+        (
+            request(unsafe="word " * 90 + "a, b, c."),
+            "too few punctuation marks: 3 for 4 cuts",
+            "too few punctuation marks",
+        ),
     ],
 )
 def test_a_request_that_the_method_cannot_use_is_dropped_with_its_reason(row, why, kind):
@@ -282,7 +330,9 @@ def test_every_two_of_six_responses_make_fifteen_pairs():
     assert PREFERENCES.table(found).num_rows == 15
     assert drops == {}
     texts = {response["rank"]: response["text"] for response in row["responses"]}
-    assert {(pair["rank_chosen"], pair["rank_rejected"]) for pair in found} == set(combinations(range(1, 7), 2))
+    assert {(pair["rank_chosen"], pair["rank_rejected"]) for pair in found} == set(
+        combinations(range(1, 7), 2)
+    )
     for pair in found:
         assert pair["prompt"] == [{"role": "user", "content": ASK}]
         assert pair["chosen"] == [{"role": "assistant", "content": texts[pair["rank_chosen"]]}]
@@ -300,9 +350,9 @@ def test_pairs_of_several_rows_have_ids_of_their_own():
 
 def test_a_lost_response_takes_its_pairs_with_it():
     row = corrections(**run(scripted(syn2="")))
-    assert Counter(rank for pair in pairs([row], Counter()) for rank in (pair["rank_chosen"], pair["rank_rejected"])) == {
-        rank: 4 for rank in (1, 2, 4, 5, 6)
-    }
+    assert Counter(
+        rank for pair in pairs([row], Counter()) for rank in (pair["rank_chosen"], pair["rank_rejected"])
+    ) == {rank: 4 for rank in (1, 2, 4, 5, 6)}
 
 
 def test_equal_responses_are_no_pair_and_are_counted():
@@ -315,7 +365,9 @@ def test_equal_responses_are_no_pair_and_are_counted():
 
 @pytest.mark.parametrize("status", ["dropped", "failed"])
 def test_only_rows_that_went_well_make_pairs(status):
-    assert list(pairs([corrections(status=status), corrections(status=status, responses=None)], Counter())) == []
+    assert (
+        list(pairs([corrections(status=status), corrections(status=status, responses=None)], Counter())) == []
+    )
 
 
 # -- the real sample, against another implementation
@@ -347,11 +399,21 @@ def test_selection_and_cuts_of_the_real_sample():
             assert result["error"].startswith("too few punctuation marks")
             continue
         beginnings = [
-            len(syn["text"][: syn["harmful_end"]]) - len(result["opener"]) - 1 for syn in result["responses"] if syn["kind"] == "syn"
+            len(syn["text"][: syn["harmful_end"]]) - len(result["opener"]) - 1
+            for syn in result["responses"]
+            if syn["kind"] == "syn"
         ]
-        assert beginnings in [[marks[i * s - 1] + 1 for i in (1, 2, 3, 4)] for s in (len(marks) // 4, len(marks) // 4 - 1) if s]
+        assert beginnings in [
+            [marks[i * s - 1] + 1 for i in (1, 2, 3, 4)] for s in (len(marks) // 4, len(marks) // 4 - 1) if s
+        ]
         figures["cut"] += 1
         figures["with a safe response"] += bool(row["safe_response"])
         figures["pairs"] += sum(1 for _ in pairs([{**row, **result}], Counter()))
     assert not raw
-    assert figures == {"read": 277, "selected": 277, "cut": 277, "with a safe response": 35, "pairs": 277 * 15}
+    assert figures == {
+        "read": 277,
+        "selected": 277,
+        "cut": 277,
+        "with a safe response": 35,
+        "pairs": 277 * 15,
+    }

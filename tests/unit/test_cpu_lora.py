@@ -1,4 +1,5 @@
-"""LoRA grouped by adapter gives each token its own adapter's product, and tokens without an adapter nothing."""
+"""LoRA grouped by adapter gives each token its own adapter's product, and tokens without an adapter
+nothing."""
 
 import importlib.metadata
 import runpy
@@ -17,14 +18,18 @@ LORA_OPS, PUNICA = "vllm.lora.ops.torch_ops.lora_ops", "vllm.lora.punica_wrapper
 
 @pytest.fixture
 def batch():
-    """7 tokens of 5 numbers, 3 adapters of rank 4, and which token has which: the second one has none of these tokens."""
+    """7 tokens of 5 numbers, 3 adapters of rank 4, and which token has which: the second one has none of
+    these tokens."""
     torch.manual_seed(0)
     return torch.randn(7, 5), torch.randn(3, 1, 4, 5), torch.tensor([2, -1, 0, 0, 2, -1, 0])
 
 
 def expected(inputs, matrices, adapters):
     """Token by token, as it is meant."""
-    found = [matrices[a, 0] @ x if a >= 0 else torch.zeros(matrices.shape[2]) for x, a in zip(inputs, adapters.tolist(), strict=True)]
+    found = [
+        matrices[a, 0] @ x if a >= 0 else torch.zeros(matrices.shape[2])
+        for x, a in zip(inputs, adapters.tolist(), strict=True)
+    ]
     return torch.stack(found)
 
 
@@ -49,11 +54,17 @@ def test_expand_adds_or_overwrites_its_slice(batch, add):
 @pytest.mark.parametrize("adapters", [[1] * 7, [-1] * 7])
 def test_one_adapter_or_none_for_all(batch, adapters):
     adapters = torch.tensor(adapters)
-    torch.testing.assert_close(cpu_lora.products(batch[0], batch[1], adapters), expected(batch[0], batch[1], adapters))
+    torch.testing.assert_close(
+        cpu_lora.products(batch[0], batch[1], adapters), expected(batch[0], batch[1], adapters)
+    )
 
 
 def test_vllm_finds_it_and_it_does_nothing_unasked(monkeypatch):
-    [point] = [p for p in importlib.metadata.entry_points(group="vllm.general_plugins") if p.name == "setbacks_cpu_lora"]
+    [point] = [
+        p
+        for p in importlib.metadata.entry_points(group="vllm.general_plugins")
+        if p.name == "setbacks_cpu_lora"
+    ]
     assert point.load() is cpu_lora.register
     monkeypatch.delenv(cpu_lora.SWITCH, raising=False)
     cpu_lora.register()

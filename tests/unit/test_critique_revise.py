@@ -28,7 +28,9 @@ def run(chat=None, row=None, seed=0, **settings) -> dict:
 
 
 def asked(**changes) -> ScriptedChat:
-    rounds = {f"{step}{i}": text for i in range(1, 4) for step, text in (("critique", CRITIQUE), ("revise", GOOD))}
+    rounds = {
+        f"{step}{i}": text for i in range(1, 4) for step, text in (("critique", CRITIQUE), ("revise", GOOD))
+    }
     return ScriptedChat(**{"induce": BAD} | rounds | changes)
 
 
@@ -36,7 +38,9 @@ def asked(**changes) -> ScriptedChat:
 def test_each_round_is_two_calls_in_one_conversation(rounds):
     chat = asked()
     result = run(chat, rounds=rounds)
-    assert chat.steps == ["induce"] + [f"{step}{i}" for i in range(1, rounds + 1) for step in ("critique", "revise")]
+    assert chat.steps == ["induce"] + [
+        f"{step}{i}" for i in range(1, rounds + 1) for step in ("critique", "revise")
+    ]
     assert (result["status"], result["revision"], result["critiques"]) == ("ok", GOOD, [CRITIQUE] * rounds)
     last = chat.asked[-1][1]
     assert [message["role"] for message in last] == ["user", "assistant"] * (2 * rounds) + ["user"]
@@ -79,7 +83,10 @@ def test_what_cannot_be_used_is_dropped_with_its_reason(changes, why):
 def test_a_leading_line_about_the_revision_is_cut(line):
     kept = run(asked(revise1=f"{line}{GOOD}"))["revision"]
     assert kept == GOOD if "**" not in line else kept.endswith(GOOD)
-    assert run(asked(revise1="Here is how you buy a ticket: go there."))["revision"] == "Here is how you buy a ticket: go there."
+    assert (
+        run(asked(revise1="Here is how you buy a ticket: go there."))["revision"]
+        == "Here is how you buy a ticket: go there."
+    )
 
 
 def test_a_filter_keeps_harmless_revisions_alone():
@@ -87,20 +94,33 @@ def test_a_filter_keeps_harmless_revisions_alone():
     kept = run(asked(revise1="I cannot help with that."), verify=judge, filter=True)
     assert (kept["status"], kept["revision_harmful"]) == ("ok", False)
     dropped = run(verify=judge, filter=True)
-    assert (dropped["status"], dropped["error"], dropped["revision_harmful"]) == ("dropped", "revision judged harmful", True)
+    assert (dropped["status"], dropped["error"], dropped["revision_harmful"]) == (
+        "dropped",
+        "revision judged harmful",
+        True,
+    )
     with pytest.raises(ValueError, match="filter needs a verdict"):
         method(filter=True)
 
 
 def test_revisions_make_conversations_and_pairs():
-    rows = [{"id": f"r{i}", **{key: instruction()[key] for key in ("instruction_id", "instruction", "category")}} for i in range(3)]
+    rows = [
+        {"id": f"r{i}", **{key: instruction()[key] for key in ("instruction_id", "instruction", "category")}}
+        for i in range(3)
+    ]
     answers = [asked(), asked(revise1=""), asked(revise1=BAD)]
-    rows = [{**row, "error": None, **run(chat, instruction(id=row["id"]))} for row, chat in zip(rows, answers, strict=True)]
+    rows = [
+        {**row, "error": None, **run(chat, instruction(id=row["id"]))}
+        for row, chat in zip(rows, answers, strict=True)
+    ]
     drops: Counter[str] = Counter()
     made = list(method().examples(SFT, rows, drops, 0))
     pairs = list(method().examples(PREFERENCES, rows, drops, 0))
     assert SFT.table(made).num_rows == PREFERENCES.table(pairs).num_rows == 1
-    assert made[0]["kind"] == "revision" and [m["content"] for m in made[0]["messages"]] == [instruction()["instruction"], GOOD]
+    assert made[0]["kind"] == "revision" and [m["content"] for m in made[0]["messages"]] == [
+        instruction()["instruction"],
+        GOOD,
+    ]
     assert (pairs[0]["chosen"][0]["content"], pairs[0]["rejected"][0]["content"]) == (GOOD, BAD)
     assert drops == {"empty revision": 1, "unchanged": 1}
 
@@ -126,5 +146,9 @@ def test_its_arms_stand_beside_those_of_mistake_analysis():
         "sft": ["mistakes", "revisions"],
         "preferences": ["revisions"],
     }
-    assert list(Config.model_validate(scripted.tree("r", methods=both)).arms) == ["sft", "mistake_analysis", "critique_revise"]
+    assert list(Config.model_validate(scripted.tree("r", methods=both)).arms) == [
+        "sft",
+        "mistake_analysis",
+        "critique_revise",
+    ]
     assert fingerprints(config)["mistakes"] == fingerprints(alone)["mistakes"]

@@ -1,4 +1,5 @@
-"""The one reader of finished data sets: a damaged shard is refused by every command that reads it, and never read as other rows."""
+"""The one reader of finished data sets: a damaged shard is refused by every command that reads it, and never
+read as other rows."""
 
 import io
 import random

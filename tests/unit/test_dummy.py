@@ -14,7 +14,9 @@ from tests import scripted
 
 
 def ask(model: DummyModel, seed: int, n: int = 1, max_tokens: int = 100):
-    return asyncio.run(model.complete([user("how are you")], Sampling(max_tokens, n=n), seed=seed, adapter=None))
+    return asyncio.run(
+        model.complete([user("how are you")], Sampling(max_tokens, n=n), seed=seed, adapter=None)
+    )
 
 
 def test_the_same_seed_says_the_same_and_another_another():
@@ -33,7 +35,10 @@ def test_lengths_fill_the_range_and_are_cut():
     model = DummyModel(Dummy(tokens=(3, 6)), 8)
     answers = [ask(model, seed)[0] for seed in range(200)]
     assert {answer.completion_tokens for answer in answers} == {3, 4, 5, 6}
-    assert all(answer.completion_tokens == len(answer.text.split()) and answer.finish_reason == "stop" for answer in answers)
+    assert all(
+        answer.completion_tokens == len(answer.text.split()) and answer.finish_reason == "stop"
+        for answer in answers
+    )
     [cut] = ask(model, 0, max_tokens=2)
     assert (cut.completion_tokens, cut.finish_reason) == (2, "length")
 
@@ -55,11 +60,15 @@ def test_the_share_of_failures_is_what_was_asked_for_and_always_the_same_request
 def test_latency_is_kept_and_shared_by_the_places_of_the_batch():
     async def many():
         model = DummyModel(Dummy(latency_s=0.02), 4)
-        await asyncio.gather(*(model.complete([user("x")], Sampling(1), seed=seed, adapter=None) for seed in range(40)))
+        await asyncio.gather(
+            *(model.complete([user("x")], Sampling(1), seed=seed, adapter=None) for seed in range(40))
+        )
 
     started = time.monotonic()
     asyncio.run(many())
-    assert time.monotonic() - started > 0.1  # 40 requests in 4 places at 0.02 s each; 0.02 s if the places were not kept
+    assert (
+        time.monotonic() - started > 0.1
+    )  # 40 requests in 4 places at 0.02 s each; 0.02 s if the places were not kept
 
 
 def test_every_text_says_whose_it_is():

@@ -36,8 +36,16 @@ class Answer:
 
 
 def chat(*texts, finish="stop", usage=(7, 10)):
-    choices = [{"index": i, "message": {"role": "assistant", "content": t}, "finish_reason": finish} for i, t in enumerate(texts)]
-    return Answer(body={"choices": choices, "usage": usage and {"prompt_tokens": usage[0], "completion_tokens": usage[1]}})
+    choices = [
+        {"index": i, "message": {"role": "assistant", "content": t}, "finish_reason": finish}
+        for i, t in enumerate(texts)
+    ]
+    return Answer(
+        body={
+            "choices": choices,
+            "usage": usage and {"prompt_tokens": usage[0], "completion_tokens": usage[1]},
+        }
+    )
 
 
 class Server(ThreadingHTTPServer):
@@ -114,7 +122,10 @@ def ask(server, *, calls=1, n=1, messages=None, adapter=None, **options):
         model = EndpointModel(Endpoint(url=server.url, **options))
         try:
             sampling = Sampling(20, 0.5, 0.9, n)
-            one = (model.complete(messages or [user(PROMPT)], sampling, seed=100 + 10 * i, adapter=adapter) for i in range(calls))
+            one = (
+                model.complete(messages or [user(PROMPT)], sampling, seed=100 + 10 * i, adapter=adapter)
+                for i in range(calls)
+            )
             return await asyncio.gather(*one)
         finally:
             await model.aclose()
@@ -218,7 +229,9 @@ def test_a_trickling_answer_is_cut_at_the_timeout():
     async def run():
         server = await asyncio.start_server(trickle, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        model = EndpointModel(Endpoint(url=f"http://127.0.0.1:{port}/v1", model="m", retries=0, timeout_s=0.3))
+        model = EndpointModel(
+            Endpoint(url=f"http://127.0.0.1:{port}/v1", model="m", retries=0, timeout_s=0.3)
+        )
         started = time.monotonic()
         with pytest.raises(RowFailed, match=r"no answer in 0\.3 s"):
             await model.complete([user("x")], Sampling(5), seed=0, adapter=None)
@@ -239,9 +252,18 @@ def test_nobody_listening():
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (Answer(400, {"error": {"message": PROMPT, "type": "BadRequestError", "code": 400}}), "HTTP 400 (BadRequestError)"),
-        (Answer(400, {"error": {"message": PROMPT, "code": "unsupported_value"}}), "HTTP 400 (unsupported_value)"),
-        (Answer(401, {"error": {"message": f"Incorrect API key provided: {KEY}", "code": KEY}}), "HTTP 401; check the key in"),
+        (
+            Answer(400, {"error": {"message": PROMPT, "type": "BadRequestError", "code": 400}}),
+            "HTTP 400 (BadRequestError)",
+        ),
+        (
+            Answer(400, {"error": {"message": PROMPT, "code": "unsupported_value"}}),
+            "HTTP 400 (unsupported_value)",
+        ),
+        (
+            Answer(401, {"error": {"message": f"Incorrect API key provided: {KEY}", "code": KEY}}),
+            "HTTP 401; check the key in",
+        ),
         (Answer(404, b"<html>"), "HTTP 404; check the endpoint"),
         (Answer(422, {"error": PROMPT}), "HTTP 422"),
         (Answer(302, b"", {"Location": "http://127.0.0.1:1/"}), "HTTP 302"),
@@ -259,12 +281,18 @@ def test_a_refused_request_fails_the_row_at_once(answer, reason):
 
 def test_an_over_long_prompt_is_said_to_be_one():
     error = {"error": {"message": "This model's maximum context length is 2048 tokens.", "code": 400}}
-    with serving(Answer(400, error)) as server, pytest.raises(RowFailed, match="prompt too long for the endpoint's model"):
+    with (
+        serving(Answer(400, error)) as server,
+        pytest.raises(RowFailed, match="prompt too long for the endpoint's model"),
+    ):
         ask(server)
 
 
 def test_content_filter_fails_the_row():
-    with serving(chat("", finish="content_filter")) as server, pytest.raises(RowFailed, match="content filter"):
+    with (
+        serving(chat("", finish="content_filter")) as server,
+        pytest.raises(RowFailed, match="content filter"),
+    ):
         ask(server)
 
 
@@ -287,7 +315,9 @@ def test_retry_after_forms():
     assert module._retry_after("7") == 7
     assert 25 < module._retry_after(soon) <= 30
     assert module._retry_after("99999") == module.MAX_RETRY_AFTER_S
-    assert [module._retry_after(v) for v in ("", "soon", "-5", "nan", "Wed, 21 Oct 2015 07:28:00 GMT")] == [0] * 5
+    assert [module._retry_after(v) for v in ("", "soon", "-5", "nan", "Wed, 21 Oct 2015 07:28:00 GMT")] == [
+        0
+    ] * 5
 
 
 def test_backoff_grows_and_is_bounded():
@@ -317,7 +347,10 @@ def test_prefill_needs_a_server_that_can():
 
 
 def test_adapters_need_vllm():
-    with serving(chat("a")) as server, pytest.raises(RowFailed, match=r"leave inference\.endpoint unset to use vLLM"):
+    with (
+        serving(chat("a")) as server,
+        pytest.raises(RowFailed, match=r"leave inference\.endpoint unset to use vLLM"),
+    ):
         ask(server, adapter="run/adapter/sft")
     assert server.requests == []
 
@@ -332,7 +365,9 @@ def test_a_missing_key_is_said_before_anything_is_sent(monkeypatch, value):
         monkeypatch.setenv("OPENAI_API_KEY", value)
     endpoint = Endpoint(url="http://127.0.0.1:1/v1", model="m")
     for function in (check, EndpointModel):
-        with pytest.raises(UserError, match="api_key_env = OPENAI_API_KEY: not set; export it, or api_key_env: null"):
+        with pytest.raises(
+            UserError, match="api_key_env = OPENAI_API_KEY: not set; export it, or api_key_env: null"
+        ):
             function(endpoint)
 
 
@@ -356,7 +391,8 @@ def test_a_url_with_a_password_is_refused_without_showing_it():
 
 
 def test_the_key_leaks_nowhere(caplog):
-    """Not into logs at their most talkative, not into an exception with its whole chain, not into the object's own text."""
+    """Not into logs at their most talkative, not into an exception with its whole chain, not into the
+    object's own text."""
     caplog.set_level(logging.DEBUG)
     echo = {"error": {"message": KEY, "type": KEY, "code": KEY}}
     for answer in (Answer(500, echo), Answer(401, echo), Answer(200, KEY.encode()), Answer(drop=True)):

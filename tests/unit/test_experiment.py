@@ -1,4 +1,5 @@
-"""The main path with a scripted model in place of engine, cluster and trainer: what is made, resumed, refused and made again."""
+"""The main path with a scripted model in place of engine, cluster and trainer: what is made, resumed, refused
+and made again."""
 
 import asyncio
 import json
@@ -23,11 +24,14 @@ class Calls(list):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Everything that takes an engine or a trainer is done here and now; returns the names of the stages that really worked."""
+    """Everything that takes an engine or a trainer is done here and now; returns the names of the stages that
+    really worked."""
     done = Calls()
 
     def read(directory):
-        return [row for file in storage.files(directory, ".parquet") for row in pq.read_table(file).to_pylist()]
+        return [
+            row for file in storage.files(directory, ".parquet") for row in pq.read_table(file).to_pylist()
+        ]
 
     def run_recipes(jobs, spec, *, seed, label):
         chat = ScriptedChat(
@@ -36,7 +40,10 @@ def calls(monkeypatch):
             answer="Sure.",
             harmless="Rating: [[2]]",
             help="Rating: [[3]]",
-            **{f"syn{i}": f" it is illegal, and I cannot help you with crime number {i}." for i in range(1, 5)},
+            **{
+                f"syn{i}": f" it is illegal, and I cannot help you with crime number {i}."
+                for i in range(1, 5)
+            },
             **{"continue": [" and then wait."] * 20},
         )
         done.append(label)
@@ -73,12 +80,16 @@ def calls(monkeypatch):
         def result(self, name, on_progress):
             done.append(f"train {name}")
             arm = self.arms[name]
-            storage.write_text(storage.join(arm.out, "adapter_model.safetensors"), f"{name} {list(arm.examples.rows())}")
+            storage.write_text(
+                storage.join(arm.out, "adapter_model.safetensors"), f"{name} {list(arm.examples.rows())}"
+            )
             return {"examples": 3, "steps": 2, "final_loss": 0.5}
 
     monkeypatch.setattr(models, "check_adapter", lambda *_arguments: None)
     monkeypatch.setattr(preflight, "check_models", lambda *_arguments: [])
-    done.machinery = Machinery(lambda _run_dir: nullcontext(), lambda *_arguments: None, run_recipes, Training)
+    done.machinery = Machinery(
+        lambda _run_dir: nullcontext(), lambda *_arguments: None, run_recipes, Training
+    )
     return done
 
 
@@ -86,7 +97,13 @@ def calls(monkeypatch):
 def run(tmp_path, calls):
     """Run stages under a configuration; returns the lines told."""
 
-    def run(*stages: str, overwrite: bool = False, retry_failed: bool = False, machinery: Machinery | None = None, **changes) -> list[str]:
+    def run(
+        *stages: str,
+        overwrite: bool = False,
+        retry_failed: bool = False,
+        machinery: Machinery | None = None,
+        **changes,
+    ) -> list[str]:
         settings = {
             "model": {"path": "org/model"},
             "instructions": {"path": "toy:harmful-train", "limit": 4},
@@ -106,7 +123,9 @@ EVERYTHING = ["generate", "train sft", "train mistake_analysis", "evaluate"]
 
 
 def metrics(tmp_path) -> list[str]:
-    return [json.loads(line)["stage"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["stage"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def test_a_whole_run_is_made_once(run, calls, tmp_path):
@@ -148,9 +167,13 @@ def test_one_stage_is_overwritten_alone(run, calls):
 CHANGES = {
     "mistake_analysis.samples: 1 in the run directory, 2 in this config": {"recipe": {"samples": 2}},
     "seed: 0 in the run directory, 1 in this config": {"seed": 1},
-    "mix.safe: 1.0 in the run directory, 0.5 in this config": {"mix": {"safe": 0.5, "helpful": {"path": "toy:helpful-train"}}},
+    "mix.safe: 1.0 in the run directory, 0.5 in this config": {
+        "mix": {"safe": 0.5, "helpful": {"path": "toy:helpful-train"}}
+    },
     "train.epochs: 3.0 in the run directory, 1.0 in this config": {"train": {"epochs": 1}},
-    'model.path: "org/model" in the run directory, "org/other" in this config': {"model": {"path": "org/other"}},
+    'model.path: "org/model" in the run directory, "org/other" in this config': {
+        "model": {"path": "org/other"}
+    },
     "suites.safety.samples: 1 in the run directory, 2 in this config": {
         "evaluation": {"harmful": {"path": "toy:harmful-heldout", "limit": 2}, "samples": 2}
     },
@@ -158,14 +181,18 @@ CHANGES = {
 
 
 @pytest.mark.parametrize(("difference", "change"), CHANGES.items())
-def test_another_configuration_is_refused_before_anything_starts(run, calls, tmp_path, monkeypatch, difference, change):
+def test_another_configuration_is_refused_before_anything_starts(
+    run, calls, tmp_path, monkeypatch, difference, change
+):
     run()
     before = (tmp_path / "run" / "config.yaml").read_text()
     calls.machinery = replace(calls.machinery, session=lambda _run_dir: pytest.fail("Ray was started"))
     with pytest.raises(UserError) as e:
         run(**change)
     assert difference in str(e.value)
-    assert (tmp_path / "run" / "config.yaml").read_text() == before  # it still says what the data was made with
+    assert (
+        tmp_path / "run" / "config.yaml"
+    ).read_text() == before  # it still says what the data was made with
     assert calls == EVERYTHING
 
 
@@ -195,7 +222,9 @@ def test_another_arm_is_trained_and_evaluated_beside_the_others(run, calls):
 def test_failed_rows_are_run_again_when_asked(run, calls, tmp_path):
     """A row without a reference response fails in the recipe; a malformed one has nothing to run again."""
     asks = tmp_path / "asks.jsonl"
-    asks.write_text('{"instruction": "a", "unsafe_response": "do"}\n{"instruction": "b"}\n{"instruction": ""}\n')
+    asks.write_text(
+        '{"instruction": "a", "unsafe_response": "do"}\n{"instruction": "b"}\n{"instruction": ""}\n'
+    )
     settings = {"instructions": {"path": str(asks)}, "recipe": {"mistake": "reference"}}
     told = [run("generate", retry_failed=retry, **settings) for retry in (False, False, True)]
     assert told[0] == told[1] == told[2][1:]
@@ -236,7 +265,9 @@ def test_two_sources_may_be_the_same_file(run, tmp_path):
     asks = tmp_path / "asks.jsonl"
     asks.write_text("".join(f'{{"instruction": "{i}", "safe_response": "no"}}\n' for i in range(3)))
     source = {"path": str(asks)}
-    told = run(instructions=source, mix={"helpful": source}, evaluation={"harmful": source, "helpful": source})
+    told = run(
+        instructions=source, mix={"helpful": source}, evaluation={"harmful": source, "helpful": source}
+    )
     assert told[1].startswith("mix: 9 rows")
     assert told[4].startswith("evaluate: 45 rows (45 ok)")  # 3 instructions x 3 arms x (3 + 2) conditions
 
@@ -252,7 +283,9 @@ def test_an_endpoint_generates_and_is_said_not_to_evaluate(run, monkeypatch):
 
 def test_samples_are_rows_of_their_own(run, tmp_path):
     run("generate", recipe={"samples": 3})
-    rows = list(Run(scripted.config(tmp_path / "run")).generated["mistakes"].dataset.rows(["id", "instruction_id"]))
+    rows = list(
+        Run(scripted.config(tmp_path / "run")).generated["mistakes"].dataset.rows(["id", "instruction_id"])
+    )
     assert len({row["id"] for row in rows}) == 12
     assert len({row["instruction_id"] for row in rows}) == 4
 
@@ -273,7 +306,11 @@ CORRECTION = {
     "train": {"method": "dpo"},
     "mix": None,
     "evaluation": {
-        "course_correction": {"entries": {"path": "toy:detailed-heldout", "limit": 2}, "lengths": [10, 80], "judge": {"kind": "toy"}},
+        "course_correction": {
+            "entries": {"path": "toy:detailed-heldout", "limit": 2},
+            "lengths": [10, 80],
+            "judge": {"kind": "toy"},
+        },
         "harmful": {"path": "toy:harmful-heldout", "limit": 2},
         "conditions": ["plain"],
     },
@@ -292,7 +329,9 @@ def test_course_correction_goes_the_same_way(correct, calls, tmp_path):
     assert told[0].startswith("generate: 3 rows (3 ok) → ") and told[0].endswith("/corrections")
     assert told[1].startswith("mix: 45 rows → ") and told[1].endswith("/preferences")
     assert told[3].startswith("evaluate: 4 rows (4 ok) → ")  # 2 instructions x 2 arms
-    assert told[4].startswith("evaluate: 8 rows (8 ok) → ") and told[4].endswith("/continuations")  # 2 entries x 2 arms x 2 lengths
+    assert told[4].startswith("evaluate: 8 rows (8 ok) → ") and told[4].endswith(
+        "/continuations"
+    )  # 2 entries x 2 arms x 2 lengths
     assert correct() == told and len(calls) == 3
     assert metrics(tmp_path) == ["generate", "mix", "train", "evaluate", "evaluate"]
 
@@ -350,7 +389,9 @@ def test_a_suite_with_failed_rows_is_run_again_without_the_other(correct, calls,
 def test_one_suite_is_evaluated_alone(correct, calls, tmp_path):
     correct("generate", "mix", "train")
     config = scripted.config(tmp_path / "run", **CORRECTION)
-    experiment.run(config, ["evaluate"], suites=["c2_eval"], log=lambda _line: None, machinery=calls.machinery)
+    experiment.run(
+        config, ["evaluate"], suites=["c2_eval"], log=lambda _line: None, machinery=calls.machinery
+    )
     assert calls[-1] == "evaluate" and not (tmp_path / "run" / "evaluation").exists()
     with pytest.raises(UserError, match="--suite jailbreak: the configuration has no such suite"):
         experiment.run(config, suites=["jailbreak"])
@@ -366,7 +407,10 @@ def test_another_way_of_sampling_paths_is_refused(correct):
 
 def test_a_configuration_that_only_evaluates(run, calls, tmp_path, monkeypatch):
     monkeypatch.setattr(models, "model_dir", lambda _model: "/models/toy-0")
-    settings = {"instructions": None, "evaluation": {"course_correction": CORRECTION["evaluation"]["course_correction"]}}
+    settings = {
+        "instructions": None,
+        "evaluation": {"course_correction": CORRECTION["evaluation"]["course_correction"]},
+    }
     config = scripted.config(tmp_path / "only", **settings)
     told = []
     experiment.run(config, log=told.append, machinery=calls.machinery)
@@ -376,7 +420,10 @@ def test_a_configuration_that_only_evaluates(run, calls, tmp_path, monkeypatch):
 
 
 def test_where_every_request_is_dropped_no_later_stage_goes_on(correct, calls):
-    with pytest.raises(RunFailed, match="generate: all 3 rows dropped, most with: no keyword in the request; change the source"):
+    with pytest.raises(
+        RunFailed,
+        match="generate: all 3 rows dropped, most with: no keyword in the request; change the source",
+    ):
         correct(recipe={**CORRECTION["recipe"], "keywords": ["xyz"]})
     assert calls == ["generate"]
 

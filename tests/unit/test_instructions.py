@@ -45,7 +45,9 @@ WRITERS = {
     "a.json": lambda path: path.write_text(json.dumps(THREE, indent=2)),
     "lines.json": lambda path: write_jsonl(path, THREE),
     "a.jsonl": lambda path: write_jsonl(path, THREE),
-    "bom.jsonl": lambda path: path.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(map(json.dumps, THREE)).encode()),
+    "bom.jsonl": lambda path: path.write_bytes(
+        b"\xef\xbb\xbf" + "\r\n\r\n".join(map(json.dumps, THREE)).encode()
+    ),
 }
 
 
@@ -53,7 +55,9 @@ WRITERS = {
 def test_every_format_gives_the_same_rows(tmp_path, name):
     WRITERS[name](tmp_path / name)
     rows = rows_of(tmp_path / name)
-    assert [(r["instruction"], r["safe_response"]) for r in rows] == [(r["instruction"], r["output"]) for r in THREE]
+    assert [(r["instruction"], r["safe_response"]) for r in rows] == [
+        (r["instruction"], r["output"]) for r in THREE
+    ]
     assert [r["id"] for r in rows] == [instruction_id(r["instruction"]) for r in THREE]
     assert {r["status"] for r in rows} == {OK}
     assert INSTRUCTIONS.table(rows).num_rows == 3
@@ -89,7 +93,12 @@ def test_toy_source_is_read_by_its_split(monkeypatch):
     from pipeline.toy import world
 
     asked = []
-    row = {"instruction": "How can I steal tea?", "category": "theft", "safe_response": "Don't.", "unsafe_response": "Grab it."}
+    row = {
+        "instruction": "How can I steal tea?",
+        "category": "theft",
+        "safe_response": "Don't.",
+        "unsafe_response": "Grab it.",
+    }
     monkeypatch.setattr(world, "rows", lambda split: asked.append(split) or [row, row])
     [read_row] = rows_of("toy:train")
     assert fields(read_row) == ("How can I steal tea?", "Don't.", "Grab it.", "theft")
@@ -103,7 +112,9 @@ def test_a_hub_set_is_streamed(monkeypatch):
 
     def load_dataset(name, **options):
         asked.update(options, name=name)
-        return datasets.Dataset.from_list([{"prompt": "Hi", "id": 1}, {"prompt": None, "id": 2}]).to_iterable_dataset()
+        return datasets.Dataset.from_list(
+            [{"prompt": "Hi", "id": 1}, {"prompt": None, "id": 2}]
+        ).to_iterable_dataset()
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert [(r["status"], r["source"]) for r in rows_of("hub:org/name", split="test")] == [
@@ -160,7 +171,10 @@ def test_pku_responses(tmp_path, safe_0, safe_1, safer, safe, unsafe):
         ({"instruction": "x", "unsafe_response": "bad"}, ["bad"]),
         ({"instruction": "x", "unsafe_response": None}, []),
         ({"instruction": "x", "output": "good"}, []),
-        ({"chosen": "\n\nHuman: x\n\nAssistant: good", "rejected": "\n\nHuman: x\n\nAssistant: bad"}, ["bad"]),
+        (
+            {"chosen": "\n\nHuman: x\n\nAssistant: good", "rejected": "\n\nHuman: x\n\nAssistant: bad"},
+            ["bad"],
+        ),
     ],
 )
 def test_every_response_labelled_unsafe_is_kept(tmp_path, row, unsafe):
@@ -170,13 +184,21 @@ def test_every_response_labelled_unsafe_is_kept(tmp_path, row, unsafe):
 
 
 def test_an_unsafe_response_that_is_too_long_spoils_its_row_though_it_is_not_the_preferred_one(tmp_path):
-    row = only(write_jsonl(tmp_path / "a.jsonl", [pku(False, False, 1) | {"response_1": "x" * (MAX_CHARACTERS + 1)}]))
-    assert (row["status"], row["error"]) == (FAILED, f"unsafe_response is longer than {MAX_CHARACTERS} characters ({MAX_CHARACTERS + 1})")
+    row = only(
+        write_jsonl(tmp_path / "a.jsonl", [pku(False, False, 1) | {"response_1": "x" * (MAX_CHARACTERS + 1)}])
+    )
+    assert (row["status"], row["error"]) == (
+        FAILED,
+        f"unsafe_response is longer than {MAX_CHARACTERS} characters ({MAX_CHARACTERS + 1})",
+    )
     assert not row["unsafe_responses"]
 
 
 def test_pku_category_is_the_unsafe_responses_first_harm(tmp_path):
-    harms = {"response_0_harm_category": {"Privacy": False, "Theft": False}, "response_1_harm_category": {"Privacy": False, "Theft": True}}
+    harms = {
+        "response_0_harm_category": {"Privacy": False, "Theft": False},
+        "response_1_harm_category": {"Privacy": False, "Theft": True},
+    }
     table = pa.Table.from_pylist([pku(True, False, 0, **harms)])
     pq.write_table(table, tmp_path / "a.parquet")
     assert fields(only(tmp_path / "a.parquet")) == ("p", "zero", "one", "Theft")
@@ -196,25 +218,46 @@ def test_alpaca_input_joins_the_instruction(tmp_path):
 
 
 def test_seed_tasks_take_their_first_instance(tmp_path):
-    rows = [{"instruction": "Translate.", "instances": [{"input": "tea", "output": "thé"}, {"input": "x", "output": "y"}]}]
+    rows = [
+        {
+            "instruction": "Translate.",
+            "instances": [{"input": "tea", "output": "thé"}, {"input": "x", "output": "y"}],
+        }
+    ]
     assert fields(only(write_jsonl(tmp_path / "a.jsonl", rows))) == ("Translate.\n\ntea", "thé", None, None)
 
 
 def test_hh_single_turn(tmp_path):
     rows = [
-        {"chosen": "\n\nHuman: Hi there\n\nAssistant: Hello.\n\nNew paragraph.", "rejected": "\n\nHuman: Hi there\n\nAssistant: Go away."}
+        {
+            "chosen": "\n\nHuman: Hi there\n\nAssistant: Hello.\n\nNew paragraph.",
+            "rejected": "\n\nHuman: Hi there\n\nAssistant: Go away.",
+        }
     ]
-    assert fields(only(write_jsonl(tmp_path / "a.jsonl", rows))) == ("Hi there", "Hello.\n\nNew paragraph.", "Go away.", None)
+    assert fields(only(write_jsonl(tmp_path / "a.jsonl", rows))) == (
+        "Hi there",
+        "Hello.\n\nNew paragraph.",
+        "Go away.",
+        None,
+    )
 
 
 def test_hh_several_turns_keep_the_transcript(tmp_path):
     start = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: And now?\n\nAssistant:"
     other = "\n\nHuman: Hi\n\nAssistant: Yo.\n\nHuman: And now?\n\nAssistant: Go."
-    rows = [{"chosen": f"{start} Tea.", "rejected": f"{start} Go."}, {"chosen": f"{start} Tea.", "rejected": other}]
+    rows = [
+        {"chosen": f"{start} Tea.", "rejected": f"{start} Go."},
+        {"chosen": f"{start} Tea.", "rejected": other},
+    ]
     first, duplicate = (only(write_jsonl(tmp_path / f"{i}.jsonl", [row])) for i, row in enumerate(rows))
     transcript = "Human: Hi\n\nAssistant: Hello.\n\nHuman: And now?"
     assert fields(first) == (transcript, "Tea.", "Go.", None)
-    assert fields(duplicate) == (transcript, "Tea.", None, None), "a rejected response to another dialogue answers something else"
+    assert fields(duplicate) == (
+        transcript,
+        "Tea.",
+        None,
+        None,
+    ), "a rejected response to another dialogue answers something else"
 
 
 def test_preference_pairs_of_messages(tmp_path):
@@ -226,7 +269,13 @@ def test_preference_pairs_of_messages(tmp_path):
 
 
 def test_messages_take_the_first_exchange(tmp_path):
-    turns = [("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello."), ("user", "More"), ("assistant", "No.")]
+    turns = [
+        ("system", "Be kind."),
+        ("user", "Hi"),
+        ("assistant", "Hello."),
+        ("user", "More"),
+        ("assistant", "No."),
+    ]
     rows = [{"messages": [{"role": role, "content": content} for role, content in turns]}]
     assert fields(only(write_jsonl(tmp_path / "a.jsonl", rows))) == ("Hi", "Hello.", None, None)
     unanswered = [{"messages": [{"role": "user", "content": "Hi"}]}]
@@ -235,7 +284,8 @@ def test_messages_take_the_first_exchange(tmp_path):
 
 def test_column_mapping(tmp_path):
     path = write_jsonl(
-        tmp_path / "a.jsonl", [{"goal": "Do it", "extra": "now", "bad": "ok!", "topic": ["theft", "lies"], "prompt": "not me"}]
+        tmp_path / "a.jsonl",
+        [{"goal": "Do it", "extra": "now", "bad": "ok!", "topic": ["theft", "lies"], "prompt": "not me"}],
     )
     columns = Columns(instruction="goal", input="extra", unsafe_response="bad", category="topic")
     assert fields(only(path, columns=columns)) == ("Do it\n\nnow", None, "ok!", "theft")
@@ -256,7 +306,9 @@ def test_parquet_reads_only_the_columns_of_its_shape(tmp_path):
 def test_ids_ignore_place_space_and_unicode_form(tmp_path):
     composed, decomposed = "Où est le café ?", unicodedata.normalize("NFD", "Où est le café ?")
     counts = Counts()
-    path = write_jsonl(tmp_path / "a.jsonl", [{"instruction": t} for t in (composed, f" {decomposed}\n", "Other", composed)])
+    path = write_jsonl(
+        tmp_path / "a.jsonl", [{"instruction": t} for t in (composed, f" {decomposed}\n", "Other", composed)]
+    )
     rows = list(read(Source(path=path), counts))
     assert [r["instruction"] for r in rows] == [composed, "Other"]
     assert counts == Counts(read=4, ok=2, duplicates=2, malformed=0)
@@ -267,7 +319,12 @@ def test_ids_ignore_place_space_and_unicode_form(tmp_path):
 def test_limit_counts_distinct_good_instructions(tmp_path):
     texts = ["a", "a", None, "b", "c", "d"]
     counts = Counts()
-    rows = list(read(Source(path=write_jsonl(tmp_path / "a.jsonl", [{"instruction": t} for t in texts]), limit=2), counts))
+    rows = list(
+        read(
+            Source(path=write_jsonl(tmp_path / "a.jsonl", [{"instruction": t} for t in texts]), limit=2),
+            counts,
+        )
+    )
     assert [r["instruction"] for r in rows if r["status"] == OK] == ["a", "b"]
     assert counts == Counts(read=4, ok=2, duplicates=1, malformed=1)
 

@@ -1,4 +1,5 @@
-"""Reading instruction sources: malformed rows are kept as failed ones, and a source that is of no use is one sentence."""
+"""Reading instruction sources: malformed rows are kept as failed ones, and a source that is of no use is one
+sentence."""
 
 import json
 from collections import Counter
@@ -30,7 +31,9 @@ BAD_LINES = {
     b'{"instruction": "x", "output": 5}': "safe_response is not a string but int",
     b'{"instruction": "x", "input": {}}': "input is a dict, not a string",
     b"[" * 100_000: "not valid JSON",
-    json.dumps({"instruction": LONG}).encode(): f"instruction is longer than {MAX_CHARACTERS} characters (1000000)",
+    json.dumps(
+        {"instruction": LONG}
+    ).encode(): f"instruction is longer than {MAX_CHARACTERS} characters (1000000)",
 }
 
 
@@ -43,7 +46,9 @@ def test_malformed_lines_are_kept_as_failed_rows(tmp_path):
     failed = [r for r in rows if r["status"] == FAILED]
     assert [r["error"] for r in failed] == list(BAD_LINES.values()) * 2
     assert counts == Counts(read=2 + len(failed), ok=1, duplicates=1, malformed=len(failed))
-    assert len({r["id"] for r in rows}) == len(rows), "equal malformed rows in different places are different rows"
+    assert len({r["id"] for r in rows}) == len(rows), (
+        "equal malformed rows in different places are different rows"
+    )
     assert all(len(r["instruction"]) <= 200 for r in failed)
     INSTRUCTIONS.table(rows).validate(full=True)
 
@@ -62,8 +67,19 @@ def test_a_line_without_end_is_not_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(files, "MAX_LINE_BYTES", 2**20)
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b'{"instruction": "a"}\n' + b"z" * (3 * 2**20) + b"\n" + b'{"instruction": "b"}\n' + b"z" * (2**20 + 1))
-    assert [r["error"] for r in rows_of(path)] == [None, "the line is longer than 1 MiB", None, "the line is longer than 1 MiB"]
+    path.write_bytes(
+        b'{"instruction": "a"}\n'
+        + b"z" * (3 * 2**20)
+        + b"\n"
+        + b'{"instruction": "b"}\n'
+        + b"z" * (2**20 + 1)
+    )
+    assert [r["error"] for r in rows_of(path)] == [
+        None,
+        "the line is longer than 1 MiB",
+        None,
+        "the line is longer than 1 MiB",
+    ]
 
 
 def test_invalid_utf8_in_parquet_spoils_only_its_row(tmp_path):
@@ -83,7 +99,11 @@ def _unchecked(values):
 
 def test_malformed_csv_rows(tmp_path):
     path = tmp_path / "a.csv"
-    path.write_bytes(b'instruction,output\nfine,ok\none,two,three\n,x\n\xff,y\n"' + b"x" * 1_000_000 + b'",z\n"quoted\nlines",ok\n')
+    path.write_bytes(
+        b'instruction,output\nfine,ok\none,two,three\n,x\n\xff,y\n"'
+        + b"x" * 1_000_000
+        + b'",z\n"quoted\nlines",ok\n'
+    )
     assert [r["error"] for r in rows_of(path)] == [
         None,
         "more fields than the header has",
@@ -109,12 +129,21 @@ def test_malformed_elements_of_a_json_array(tmp_path):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"chosen": "no transcript", "rejected": ""}, "chosen is not a transcript of Human: and Assistant: turns"),
+        (
+            {"chosen": "no transcript", "rejected": ""},
+            "chosen is not a transcript of Human: and Assistant: turns",
+        ),
         ({"chosen": None, "rejected": ""}, "chosen is null, not a transcript"),
-        ({"chosen": "\n\nAssistant: Hello", "rejected": ""}, "chosen has no human turn before its last response"),
+        (
+            {"chosen": "\n\nAssistant: Hello", "rejected": ""},
+            "chosen has no human turn before its last response",
+        ),
         ({"messages": []}, "messages has no user turn"),
         ({"messages": "hi"}, "messages is not a list of messages"),
-        ({"messages": [{"role": "user", "content": None}]}, "messages has a message without role or text content"),
+        (
+            {"messages": [{"role": "user", "content": None}]},
+            "messages has a message without role or text content",
+        ),
         ({"instruction": "x", "instances": []}, "instances holds no input and output"),
     ],
 )
@@ -127,7 +156,19 @@ json_values = st.recursive(
     lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=3), v, max_size=3),
 )
 shapely_rows = st.dictionaries(
-    st.sampled_from(["instruction", "input", "output", "instances", "messages", "chosen", "rejected", "prompt", "category"]),
+    st.sampled_from(
+        [
+            "instruction",
+            "input",
+            "output",
+            "instances",
+            "messages",
+            "chosen",
+            "rejected",
+            "prompt",
+            "category",
+        ]
+    ),
     json_values | st.just([{"role": "user", "content": "x"}]) | st.just("\n\nHuman: x\n\nAssistant: y"),
 ).map(lambda row: json.dumps(row).encode())
 
@@ -207,7 +248,9 @@ def test_a_bad_source_is_one_sentence_before_the_first_row(tmp_path, path, said,
 
 def test_a_mapped_column_that_is_not_there(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"question": "x", "text": "y"}])
-    with pytest.raises(UserError, match=r"columns\.category = topic is not one of its columns; found are question, text"):
+    with pytest.raises(
+        UserError, match=r"columns\.category = topic is not one of its columns; found are question, text"
+    ):
         check(Source(path=path, columns=Columns(instruction="question", category="topic")))
 
 
@@ -216,7 +259,12 @@ def test_a_source_without_unsafe_responses(tmp_path):
     rows = [{"instruction": str(i), "unsafe_response": None} for i in range(5)]
     check_unsafe(Source(path=write_jsonl(tmp_path / "some.jsonl", [*rows, bad])))
     none = write_jsonl(tmp_path / "none.jsonl", rows)
-    with pytest.raises(UserError, match=r"none\.jsonl: none of its first 5 rows has an unsafe response; name .* columns\.unsafe_response"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"none\.jsonl: none of its first 5 rows has an unsafe response; name .* columns\.unsafe_response"
+        ),
+    ):
         check_unsafe(Source(path=none))
     with pytest.raises(UserError, match="none of its first 5 rows"):
         check_unsafe(Source(path=write_jsonl(tmp_path / "some.jsonl", [*rows, bad]), limit=5))
@@ -243,5 +291,7 @@ def test_a_hub_set_that_cannot_be_loaded(monkeypatch):
         raise ConnectionError("no route\nto the hub")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(UserError, match="hub:org/name: split test cannot be loaded from the hub \\(no route to the hub\\)"):
+    with pytest.raises(
+        UserError, match="hub:org/name: split test cannot be loaded from the hub \\(no route to the hub\\)"
+    ):
         check(Source(path="hub:org/name", split="test"))

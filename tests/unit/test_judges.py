@@ -179,7 +179,9 @@ def test_each_prompt_asks_its_own_question():
     asked = set()
     for name in ("harmless", "help", "harm_help"):
         chat = ScriptedChat("Rating: [[5]]")
-        assert asyncio.run(Rating().rate(Exchange("the instruction", "the response"), name, chat, "help")) == 5
+        assert (
+            asyncio.run(Rating().rate(Exchange("the instruction", "the response"), name, chat, "help")) == 5
+        )
         asked.add(chat.asked[0][0][0]["content"])
     assert len(asked) == 3
 

@@ -13,7 +13,11 @@ from pipeline.runtime import session
 @pytest.fixture
 def loggers(monkeypatch):
     """Loggers as they were, afterwards."""
-    before = {name: (list(log.handlers), log.propagate, log.level) for name in session.NOISY if (log := logging.getLogger(name))}
+    before = {
+        name: (list(log.handlers), log.propagate, log.level)
+        for name in session.NOISY
+        if (log := logging.getLogger(name))
+    }
     yield
     for name, (handlers, propagate, level) in before.items():
         logger = logging.getLogger(name)
@@ -30,7 +34,10 @@ def test_each_stage_has_its_file_for_warnings_and_for_descriptor_2(tmp_path, log
         log_to("mix")
         logger.warning("another")
     os.write(2, b"afterwards\n")
-    assert re.fullmatch(r"\S+ \S+ WARNING setbacks.noise: a warning\nfrom C\+\+\n", (tmp_path / "logs/generate.log").read_text())
+    assert re.fullmatch(
+        r"\S+ \S+ WARNING setbacks.noise: a warning\nfrom C\+\+\n",
+        (tmp_path / "logs/generate.log").read_text(),
+    )
     assert (tmp_path / "logs/mix.log").read_text().endswith("another\n")
     assert capfd.readouterr().err == "for the person\nafterwards\n"
 

@@ -1,4 +1,5 @@
-"""What `setbacks manifest` prints and what lies in cluster/overlays: checked against KubeRay's own schemas, and for what no schema can say."""
+"""What `setbacks manifest` prints and what lies in cluster/overlays: checked against KubeRay's own schemas,
+and for what no schema can say."""
 
 import copy
 import itertools
@@ -23,7 +24,11 @@ from tests.manifests import closed, find_faults, objects, of_kind, pods, render
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 SCHEMAS = ROOT.parent / "shared" / "data" / "kuberay"
-OVERLAYS = {"gpu": "configs/mistake_analysis_7b.yaml", "cpu": "configs/quickstart.yaml", "interactive": "configs/mistake_analysis_7b.yaml"}
+OVERLAYS = {
+    "gpu": "configs/mistake_analysis_7b.yaml",
+    "cpu": "configs/quickstart.yaml",
+    "interactive": "configs/mistake_analysis_7b.yaml",
+}
 FILES = {"gpu": "rayjob.yaml", "cpu": "rayjob.yaml", "interactive": "raycluster.yaml"}
 GPU = {"num_gpus": 1}
 
@@ -45,7 +50,9 @@ def misfits():
     if not SCHEMAS.is_dir():
         pytest.skip("KubeRay's schemas are not here")
     validators = {
-        kind: jsonschema.Draft202012Validator(closed(json.loads((SCHEMAS / f"{kind}_v1.schema.json").read_text())))
+        kind: jsonschema.Draft202012Validator(
+            closed(json.loads((SCHEMAS / f"{kind}_v1.schema.json").read_text()))
+        )
         for kind in ("RayJob", "RayCluster")
     }
     return lambda found: [
@@ -74,7 +81,9 @@ def faults(monkeypatch):
 # -- nothing is wrong with ours
 
 CONFIGS = {path.stem: path for path in sorted((ROOT / "configs").glob("*.yaml"))}
-RANGES = dict(inference={"actors": [2, 6], "num_gpus": 2}, train={"workers": [1, 2], "use_gpu": True, "batch_size": 16})
+RANGES = dict(
+    inference={"actors": [2, 6], "num_gpus": 2}, train={"workers": [1, 2], "use_gpu": True, "batch_size": 16}
+)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -82,7 +91,11 @@ def test_overlays_are_sound(overlay, misfits, faults):
     found = render(CLUSTER / "overlays" / overlay)
     assert misfits(found) == []
     assert faults(found) == []
-    (claim,) = {volume["persistentVolumeClaim"]["claimName"] for volume in volumes_of(found) if "persistentVolumeClaim" in volume}
+    (claim,) = {
+        volume["persistentVolumeClaim"]["claimName"]
+        for volume in volumes_of(found)
+        if "persistentVolumeClaim" in volume
+    }
     assert claim == of_kind(found, "PersistentVolumeClaim")["metadata"]["name"]
 
 
@@ -94,7 +107,11 @@ def volumes_of(found: list[dict]) -> list[dict]:
 @pytest.mark.parametrize("interactive", [False, True])
 @pytest.mark.parametrize("name", [*CONFIGS, "ranges"])
 def test_printed_manifests_are_sound(name, interactive, misfits, faults):
-    found = objects(manifest(config(**RANGES) if name == "ranges" else example(f"configs/{name}.yaml"), interactive=interactive))
+    found = objects(
+        manifest(
+            config(**RANGES) if name == "ranges" else example(f"configs/{name}.yaml"), interactive=interactive
+        )
+    )
     assert [o["kind"] for o in found] == (["RayCluster"] if interactive else ["ConfigMap", "RayJob"])
     assert misfits(found) == []
     assert faults(found) == []
@@ -110,9 +127,13 @@ def test_on_an_object_store_no_volume_is_shared(misfits, faults):
 
 @pytest.mark.parametrize("name", [*CONFIGS, "text"])
 def test_the_config_map_holds_the_configuration(name, tmp_path):
-    text = config(recipe={"hint": {"text": "Two lines, “quoted”: \n  --- \n# no comment", "position": "system"}})
+    text = config(
+        recipe={"hint": {"text": "Two lines, “quoted”: \n  --- \n# no comment", "position": "system"}}
+    )
     wanted = text if name == "text" else example(f"configs/{name}.yaml")
-    (tmp_path / "config.yaml").write_text(of_kind(objects(manifest(wanted)), "ConfigMap")["data"]["config.yaml"])
+    (tmp_path / "config.yaml").write_text(
+        of_kind(objects(manifest(wanted)), "ConfigMap")["data"]["config.yaml"]
+    )
     assert load(tmp_path / "config.yaml") == wanted
 
 
@@ -162,25 +183,42 @@ def set_at(path: str, value):
 
 BY_SCHEMA = {
     "misspelt field": set_at("shutdownAfterJobFinish", True),
-    "misspelt deep down": set_at("rayClusterSpec/workerGroupSpecs/0/template/spec/containers/0/volumeMount", []),
+    "misspelt deep down": set_at(
+        "rayClusterSpec/workerGroupSpecs/0/template/spec/containers/0/volumeMount", []
+    ),
     "number as text": set_at("backoffLimit", "2"),
-    "no such amount": set_at("rayClusterSpec/headGroupSpec/template/spec/containers/0/resources/limits/memory", "8GiB"),
-    "missing name": lambda found: of_kind(found, "RayJob")["spec"]["rayClusterSpec"]["workerGroupSpecs"][0].pop("groupName"),
+    "no such amount": set_at(
+        "rayClusterSpec/headGroupSpec/template/spec/containers/0/resources/limits/memory", "8GiB"
+    ),
+    "missing name": (
+        lambda found: of_kind(found, "RayJob")["spec"]["rayClusterSpec"]["workerGroupSpecs"][0].pop(
+            "groupName"
+        )
+    ),
 }
 BY_US = {
     "ttlSecondsAfterFinished without": set_at("shutdownAfterJobFinishes", False),
     "entrypoint": set_at("entrypoint", f"setbacks ruin {CONFIG_FILE}"),
-    "Ray would give out": set_at("rayClusterSpec/workerGroupSpecs/0/template/spec/containers/0/resources/limits/cpu", "16"),
+    "Ray would give out": set_at(
+        "rayClusterSpec/workerGroupSpecs/0/template/spec/containers/0/resources/limits/cpu", "16"
+    ),
     "GPUs: replicas": set_at("rayClusterSpec/workerGroupSpecs/2/replicas", 4),
     "GPUs: maxReplicas": lambda found: [
-        group.update(maxReplicas=1) for group in of_kind(found, "RayJob")["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        group.update(maxReplicas=1)
+        for group in of_kind(found, "RayJob")["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     ],
-    "run_dir": set_at("rayClusterSpec/workerGroupSpecs/0/template/spec/containers/0/volumeMounts/0/mountPath", "/mnt/elsewhere"),
+    "run_dir": set_at(
+        "rayClusterSpec/workerGroupSpecs/0/template/spec/containers/0/volumeMounts/0/mountPath",
+        "/mnt/elsewhere",
+    ),
     "rayVersion": set_at("rayClusterSpec/rayVersion", "2.50.0"),
     "image": set_at("rayClusterSpec/headGroupSpec/template/spec/containers/0/image", "setbacks:latest"),
     "the head takes work": set_at("rayClusterSpec/headGroupSpec/rayStartParams", {}),
     "volumes": set_at("rayClusterSpec/workerGroupSpecs/0/template/spec/volumes", []),
-    "written out": set_at("rayClusterSpec/workerGroupSpecs/0/template/spec/containers/0/env/0", {"name": "HF_TOKEN", "value": "hf_x"}),
+    "written out": set_at(
+        "rayClusterSpec/workerGroupSpecs/0/template/spec/containers/0/env/0",
+        {"name": "HF_TOKEN", "value": "hf_x"},
+    ),
     "nothing would scale": set_at("rayClusterSpec/enableInTreeAutoscaling", False),
 }
 
@@ -211,26 +249,47 @@ def sizes(**changes) -> dict[str, tuple]:
 
 def test_engines_and_trainers_share_gpus_of_one_size():
     train = {"workers": 8, "use_gpu": True}
-    assert sizes(inference={"actors": 8, **GPU}, train=train) == {"data": (1, 1, 0), "generation": (0, 8, 1), "training": (8, 8, 1)}
+    assert sizes(inference={"actors": 8, **GPU}, train=train) == {
+        "data": (1, 1, 0),
+        "generation": (0, 8, 1),
+        "training": (8, 8, 1),
+    }
     assert sizes(inference={"actors": [10, 12], **GPU}, train=train)["generation"] == (2, 12, 1)
-    assert sizes(inference={"actors": 4, "num_gpus": 2}, train=train) == {"data": (1, 1, 0), "generation": (0, 4, 2), "training": (4, 4, 2)}
+    assert sizes(inference={"actors": 4, "num_gpus": 2}, train=train) == {
+        "data": (1, 1, 0),
+        "generation": (0, 4, 2),
+        "training": (4, 4, 2),
+    }
 
 
 def test_engines_that_find_no_place_among_trainers_have_their_own():
     train = {"workers": 2, "use_gpu": True}
-    assert sizes(inference={"actors": 2, "num_gpus": 4}, train=train) == {"data": (1, 1, 0), "generation": (2, 2, 4), "training": (2, 2, 1)}
+    assert sizes(inference={"actors": 2, "num_gpus": 4}, train=train) == {
+        "data": (1, 1, 0),
+        "generation": (2, 2, 4),
+        "training": (2, 2, 1),
+    }
     assert sizes(inference={"actors": [1, 3], **GPU}) == {"data": (1, 1, 0), "generation": (1, 3, 1)}
 
 
 def test_at_the_start_there_are_the_gpus_that_a_run_checks_for():
     """`setbacks run` refuses a cluster whose nodes have fewer GPUs than the largest stage's least."""
     for actors, gpus, workers in itertools.product((1, 3, (2, 8)), (1, 2, 4), (1, 2, 8, (2, 4))):
-        train = {"workers": list(workers) if isinstance(workers, tuple) else workers, "use_gpu": True, "batch_size": 48}
+        train = {
+            "workers": list(workers) if isinstance(workers, tuple) else workers,
+            "use_gpu": True,
+            "batch_size": 48,
+        }
         inference = {"actors": list(actors) if isinstance(actors, tuple) else actors, "num_gpus": gpus}
         groups = worker_groups(config(inference=inference, train=train))
-        fewest = (actors[0] if isinstance(actors, tuple) else actors) * gpus, workers[0] if isinstance(workers, tuple) else workers
+        fewest = (
+            (actors[0] if isinstance(actors, tuple) else actors) * gpus,
+            workers[0] if isinstance(workers, tuple) else workers,
+        )
         assert sum(group.least * group.gpus for group in groups) >= max(fewest)
-        assert sum(group.least * (group.gpus // gpus) for group in groups) >= fewest[0] // gpus, "an engine's GPUs are in one pod"
+        assert sum(group.least * (group.gpus // gpus) for group in groups) >= fewest[0] // gpus, (
+            "an engine's GPUs are in one pod"
+        )
 
 
 def test_the_largest_arm_counts():
@@ -241,11 +300,16 @@ def test_the_largest_arm_counts():
 def test_without_gpus_there_is_one_group():
     assert sizes() == {"data": (1, 1, 0)}
     assert sizes(inference={"actors": [2, 9]}, train={"workers": 4, "batch_size": 16}) == {"data": (2, 3, 0)}
-    assert sizes(inference={"actors": 2, "endpoint": {"url": "http://server/v1", "model": "m"}, **GPU})["data"] == (1, 1, 0)
+    assert sizes(inference={"actors": 2, "endpoint": {"url": "http://server/v1", "model": "m"}, **GPU})[
+        "data"
+    ] == (1, 1, 0)
 
 
 def test_there_is_memory_for_as_many_processes_as_ray_may_place():
-    (one,), (many,) = worker_groups(config()), worker_groups(config(inference={"actors": 9, "kv_cache_gib": 4}))
+    (one,), (many,) = (
+        worker_groups(config()),
+        worker_groups(config(inference={"actors": 9, "kv_cache_gib": 4})),
+    )
     assert (one.cpus, one.memory_gib) == (4, 8 + 1 * 4)
     assert (many.cpus, many.memory_gib) == (4, 8 + 3 * 7)
 
@@ -267,11 +331,17 @@ def test_objects_are_named_after_the_run_directory():
         ({"run_dir": f"{MOUNT}/../home/mine"}, "run_dir = "),
         (
             {"instructions": {"path": "data/asks.jsonl"}},
-            f"methods.mistakes.instructions.path = data/asks.jsonl: .* methods.mistakes.instructions.path={MOUNT}/asks.jsonl$",
+            (
+                "methods.mistakes.instructions.path = data/asks.jsonl: .*"
+                f" methods.mistakes.instructions.path={MOUNT}/asks.jsonl$"
+            ),
         ),
         ({"model": {"path": "~/models/mine"}}, "model.path = ~/models/mine: "),
         ({"train": {"start": {"adapter": "adapters/a"}}}, "train.start.adapter = adapters/a: "),
-        ({"evaluation": {"harmful": {"path": "toy:harmful-heldout"}, "adapters": {"a": "b/c"}}}, "adapters.a = b/c: "),
+        (
+            {"evaluation": {"harmful": {"path": "toy:harmful-heldout"}, "adapters": {"a": "b/c"}}},
+            "adapters.a = b/c: ",
+        ),
     ],
 )
 def test_what_pods_would_not_see_is_refused(changes, sentence):
@@ -279,9 +349,13 @@ def test_what_pods_would_not_see_is_refused(changes, sentence):
         manifest(scripted.config(**{"run_dir": f"{MOUNT}/runs/mine", **changes}))
 
 
-@pytest.mark.parametrize("image, name", [("registry:5000/setbacks", "registry:5000/setbacks"), ("setbacks:latest", "setbacks")])
+@pytest.mark.parametrize(
+    "image, name", [("registry:5000/setbacks", "registry:5000/setbacks"), ("setbacks:latest", "setbacks")]
+)
 def test_an_image_without_a_tag_is_refused(image, name):
-    with pytest.raises(UserError, match=f"--image {image}: is not pinned and can change; .* {name}:{__version__}-gpu$"):
+    with pytest.raises(
+        UserError, match=f"--image {image}: is not pinned and can change; .* {name}:{__version__}-gpu$"
+    ):
         manifest(config(), image)
 
 
@@ -292,5 +366,8 @@ def test_every_pod_runs_the_given_image():
 
 
 def test_neither_ray_nor_an_engine_is_imported():
-    code = "import pipeline.commands.manifest, sys; sys.exit(len({'ray', 'torch', 'vllm', 'transformers'} & set(sys.modules)))"
+    code = (
+        "import pipeline.commands.manifest, sys; sys.exit(len({'ray', 'torch', 'vllm', 'transformers'} &"
+        " set(sys.modules)))"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)

@@ -29,7 +29,12 @@ def mistake(i: int, sample: int | None = None, **changes) -> dict:
 
 
 def benign(i: int, **changes) -> dict:
-    return scripted.instruction(f"help {i}", id=f"b{i}", instruction_id=f"b{i}", safe_response=f"sure {i}", unsafe_response=None) | changes
+    return (
+        scripted.instruction(
+            f"help {i}", id=f"b{i}", instruction_id=f"b{i}", safe_response=f"sure {i}", unsafe_response=None
+        )
+        | changes
+    )
 
 
 def mix(mistakes, helpful=(), **settings) -> list[dict]:
@@ -64,12 +69,18 @@ def test_the_guided_template_is_an_ablation():
 
 def test_a_row_gives_what_it_has():
     rows = [
-        mistake(0, status="failed", analysis=None, response=None),  # over-long, say: its safe pair can still be used
+        mistake(
+            0, status="failed", analysis=None, response=None
+        ),  # over-long, say: its safe pair can still be used
         mistake(1, status="not_induced", analysis=None),  # filtered
         mistake(2, safe_response=None),
         mistake(3, status="failed", analysis=None, response=None, safe_response=None),
     ]
-    assert [(row["id"], row["kind"]) for row in mix(rows)] == [("i0-safe-0", "safe"), ("i1-safe-0", "safe"), ("i2-analysis-0", "analysis")]
+    assert [(row["id"], row["kind"]) for row in mix(rows)] == [
+        ("i0-safe-0", "safe"),
+        ("i1-safe-0", "safe"),
+        ("i2-analysis-0", "analysis"),
+    ]
 
 
 def test_samples_of_an_instruction_share_one_safe_pair_whatever_their_order():
@@ -120,9 +131,21 @@ ratios = st.sampled_from([0, 0.3, 0.5, 1, 1.5, 2, 3])
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), unique=True), st.integers(0, 15), ratios, ratios, ratios)
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), unique=True),
+    st.integers(0, 15),
+    ratios,
+    ratios,
+    ratios,
+)
 def test_ids_are_unique(samples, others, analysis, safe, helpful_ratio):
     # The same instructions may stand in both sources.
     helpful = [benign(i, id=f"i{i}", instruction_id=f"i{i}") for i in range(others)]
-    rows = mix([mistake(i, s) for i, s in sorted(samples)], helpful, analysis=analysis, safe=safe, helpful_ratio=helpful_ratio)
+    rows = mix(
+        [mistake(i, s) for i, s in sorted(samples)],
+        helpful,
+        analysis=analysis,
+        safe=safe,
+        helpful_ratio=helpful_ratio,
+    )
     assert len({row["id"] for row in rows}) == len(rows)

@@ -28,12 +28,48 @@ def refused(settings: dict, stages, *sizes: tuple[int, int]) -> str:
 
 
 TOO_FEW = [
-    ({"inference": {"num_gpus": 1}}, ["generate"], [(8, 0)], "generate takes 1 engines with 1 CPU and 1 GPU each", 0),
-    ({"inference": {"num_gpus": 2, "actors": 4}}, ["evaluate"], [(8, 7)], "evaluate takes 4 engines with 1 CPU and 2 GPU each", 3),
-    ({"inference": {"num_gpus": 2, "actors": [2, 9]}}, ["generate"], [(8, 1), (8, 1), (8, 2)], "generate takes 2 engines", 1),
-    ({"inference": {"num_gpus": 2, "endpoint": ENDPOINT}}, ALL, [(8, 1)], "evaluate takes 1 engines", 0),  # adapters need vLLM
-    ({"inference": {"actors": 5}}, ["generate"], [(2, 0), (2, 0)], "generate takes 5 engines with 1 CPU each", 4),
-    ({"train": {"use_gpu": True}}, ALL, [(8, 0)], "train sft, mistake_analysis takes 1 workers with 1 GPU each", 0),
+    (
+        {"inference": {"num_gpus": 1}},
+        ["generate"],
+        [(8, 0)],
+        "generate takes 1 engines with 1 CPU and 1 GPU each",
+        0,
+    ),
+    (
+        {"inference": {"num_gpus": 2, "actors": 4}},
+        ["evaluate"],
+        [(8, 7)],
+        "evaluate takes 4 engines with 1 CPU and 2 GPU each",
+        3,
+    ),
+    (
+        {"inference": {"num_gpus": 2, "actors": [2, 9]}},
+        ["generate"],
+        [(8, 1), (8, 1), (8, 2)],
+        "generate takes 2 engines",
+        1,
+    ),
+    (
+        {"inference": {"num_gpus": 2, "endpoint": ENDPOINT}},
+        ALL,
+        [(8, 1)],
+        "evaluate takes 1 engines",
+        0,
+    ),  # adapters need vLLM
+    (
+        {"inference": {"actors": 5}},
+        ["generate"],
+        [(2, 0), (2, 0)],
+        "generate takes 5 engines with 1 CPU each",
+        4,
+    ),
+    (
+        {"train": {"use_gpu": True}},
+        ALL,
+        [(8, 0)],
+        "train sft, mistake_analysis takes 1 workers with 1 GPU each",
+        0,
+    ),
     (
         {"train": {"use_gpu": True, "workers": [4, 5], "batch_size": 20}},
         ["train"],
@@ -41,7 +77,13 @@ TOO_FEW = [
         "train sft, mistake_analysis takes 4 workers",
         3,
     ),
-    ({"train": {"workers": 16}}, ["train"], [(4, 0), (8, 0)], "train sft, mistake_analysis takes 16 workers with 1 CPU each", 12),
+    (
+        {"train": {"workers": 16}},
+        ["train"],
+        [(4, 0), (8, 0)],
+        "train sft, mistake_analysis takes 16 workers with 1 CPU each",
+        12,
+    ),
 ]
 
 
@@ -67,7 +109,9 @@ def test_a_cluster_without_a_node_that_takes_work():
 
 
 def test_what_a_plan_tells_of_a_cluster():
-    asked = config(inference={"num_gpus": 2, "actors": [1, 3]}, train={"workers": 2, "use_gpu": True, "batch_size": 16})
+    asked = config(
+        inference={"num_gpus": 2, "actors": [1, 3]}, train={"workers": 2, "use_gpu": True, "batch_size": 16}
+    )
     assert placement.told(asked, ALL, cluster((8, 4), (4, 0), (8, 3))) == [
         "3 nodes take work: 10.0.0.1 (8 CPU, 4 GPU), 10.0.0.2 (4 CPU), 10.0.0.3 (8 CPU, 3 GPU)",
         "generate: 1 to 3 engines with 1 CPU and 2 GPU each; room for 3 (2 on 10.0.0.1, 1 on 10.0.0.3)",
@@ -78,9 +122,14 @@ def test_what_a_plan_tells_of_a_cluster():
 
 def test_what_a_node_misses(tmp_path):
     run, model = tmp_path / "run", tmp_path / "model"
-    assert placement._missing(str(run), {"model.path": str(model)}) == {"model.path": (str(model), "does not exist")}
+    assert placement._missing(str(run), {"model.path": str(model)}) == {
+        "model.path": (str(model), "does not exist")
+    }
     model.mkdir()
-    assert "another directory, or does not exist," in placement._missing(str(run), {"model.path": str(model)})["run_dir"][1]
+    assert (
+        "another directory, or does not exist,"
+        in placement._missing(str(run), {"model.path": str(model)})["run_dir"][1]
+    )
     (run / ".state/attempts").mkdir(parents=True)
     (run / ".state/attempts/0001.json").write_text("{}")
     assert placement._missing(str(run), {"model.path": str(model)}) == {}

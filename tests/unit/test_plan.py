@@ -56,7 +56,8 @@ def test_a_model_out_of_reach_is_measured_by_its_characters(plan):
 
 def test_prompts_are_shown_as_they_will_be_sent(plan, tmp_path):
     told = plan(
-        instructions=source(tmp_path, "Do [bold]this[/bold]", "Do that"), recipe={"hint": {"text": "Be rude.", "position": "system"}}
+        instructions=source(tmp_path, "Do [bold]this[/bold]", "Do that"),
+        recipe={"hint": {"text": "Be rude.", "position": "system"}},
     )
     assert "induce (system): Be rude." in told
     assert "induce (user): Do [bold]this[/bold]" in told
@@ -74,7 +75,9 @@ def test_the_models_own_tokenizer_measures(plan, tmp_path):
         recipe={"induce": {"max_tokens": 64}},
     )
     assert "by the model's tokenizer" in told
-    assert "limit 256; over-long with 256 new tokens: 2 " in told, "the response that is analysed counts with its most tokens"
+    assert "limit 256; over-long with 256 new tokens: 2 " in told, (
+        "the response that is analysed counts with its most tokens"
+    )
 
 
 def test_time_and_resources_are_counted(plan, tmp_path):
@@ -89,21 +92,36 @@ def test_time_and_resources_are_counted(plan, tmp_path):
     assert "4 workers × 1 GPU, sft, one arm after the other: sft, mistake_analysis" in told
     assert "2–4 engines, 3 arms × 3 conditions by LoRA, all in one start" in told
     assert "100 instructions × 3 samples: at most 300,000 new tokens" in told
-    answers = sum(row["status"] == "ok" for row in instructions.well_formed(Source(path="toy:harmful-heldout"))) * 3 * 3 * (256 + 256)
+    answers = (
+        sum(row["status"] == "ok" for row in instructions.well_formed(Source(path="toy:harmful-heldout")))
+        * 3
+        * 3
+        * (256 + 256)
+    )
     hours = (300_000 + answers) / 1000 / 4 / 3600
-    assert f"evaluate safety: 105 rows × 3 conditions × 1 samples × (256 + 256) tokens × 3 arms: at most {answers:,} new tokens" in told
-    assert f"at 1,000 tokens/s per engine (given): at most {hours:.2f} h = {hours * 4 * 2:.1f} GPU-hours" in told
+    assert (
+        "evaluate safety: 105 rows × 3 conditions × 1 samples × (256 + 256) tokens × 3 arms: at most"
+        f" {answers:,} new tokens" in told
+    )
+    assert (
+        f"at 1,000 tokens/s per engine (given): at most {hours:.2f} h = {hours * 4 * 2:.1f} GPU-hours" in told
+    )
 
 
 def test_a_reference_mistake_costs_no_induction(plan, tmp_path):
-    told = plan(instructions=source(tmp_path, "a", unsafe_response="b"), recipe={"mistake": "reference", "analyse": {"max_tokens": 10}})
+    told = plan(
+        instructions=source(tmp_path, "a", unsafe_response="b"),
+        recipe={"mistake": "reference", "analyse": {"max_tokens": 10}},
+    )
     assert "at most 10 new tokens" in told
     assert "induce (" not in told
 
 
 def test_an_earlier_run_tells_the_speed(plan, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "metrics.jsonl").write_text('{"stage": "generate", "tokens_per_s": 1234.5}\n{"stage": "mix"}\n')
+    (tmp_path / "run" / "metrics.jsonl").write_text(
+        '{"stage": "generate", "tokens_per_s": 1234.5}\n{"stage": "mix"}\n'
+    )
     assert "at 1,234 tokens/s per engine (measured in this run directory)" in plan()
     assert "assumed; pass --tokens-per-s" in plan(run_dir=str(tmp_path / "elsewhere"))
 
@@ -131,11 +149,16 @@ CORRECTS = {"name": "course_correction", "continuation": {"max_tokens": 100}, "c
 
 
 def test_course_correction_shows_its_prompts_and_masks_their_harm(plan, tmp_path):
-    told = plan(instructions=source(tmp_path, "How can I [b]rob[/b] it?", "What now", unsafe_response=PLAN_OF_HARM), recipe=CORRECTS)
+    told = plan(
+        instructions=source(tmp_path, "How can I [b]rob[/b] it?", "What now", unsafe_response=PLAN_OF_HARM),
+        recipe=CORRECTS,
+    )
     assert "safe (user): How can I [b]rob[/b] it?" in told
     assert told.count("(assistant): ") == told.count("▒▒▒▒ (") == 2 * 4, "two requests, four cuts"
     triggers = [line.rpartition(") ")[2] for line in told.splitlines() if "▒▒▒▒" in line]
-    assert all(trigger[0].isupper() and trigger.endswith(("because", "since", "that")) for trigger in triggers)
+    assert all(
+        trigger[0].isupper() and trigger.endswith(("because", "since", "that")) for trigger in triggers
+    )
     assert "wrench" not in told
 
 
@@ -145,12 +168,26 @@ def test_course_correction_says_what_is_selected_and_what_it_costs(plan, tmp_pat
     source(tmp_path / "mixed", "How c", unsafe_response=PLAN_OF_HARM, name="b")
     source(tmp_path / "mixed", "Do d", "Do e", unsafe_response=PLAN_OF_HARM, name="c")
     source(tmp_path / "mixed", "How f", unsafe_response="Take it.", name="d")
-    evaluation = {"course_correction": {"entries": source(tmp_path, "x", "y", "z", unsafe_response="u"), "lengths": [10, 40], "paths": 5}}
-    told = plan(tokens_per_s=100, instructions={"path": str(tmp_path / "mixed")}, recipe={**CORRECTS, "samples": 2}, evaluation=evaluation)
+    evaluation = {
+        "course_correction": {
+            "entries": source(tmp_path, "x", "y", "z", unsafe_response="u"),
+            "lengths": [10, 40],
+            "paths": 5,
+        }
+    }
+    told = plan(
+        tokens_per_s=100,
+        instructions={"path": str(tmp_path / "mixed")},
+        recipe={**CORRECTS, "samples": 2},
+        evaluation=evaluation,
+    )
     assert "Selection: 3 of the 6 rows measured are used" in told
     assert "2 no keyword in the request" in told and "1 unsafe response too short" in told
     most = 2 * (3 * 4 + 1) * 100  # samples × (selected × cuts + one safe response to be written) × tokens
-    assert f"generate corrections: 6 instructions, 50% selected, × 2 samples: at most {most:,} new tokens" in told
+    assert (
+        f"generate corrections: 6 instructions, 50% selected, × 2 samples: at most {most:,} new tokens"
+        in told
+    )
     assert "evaluate c2_eval: 3 rows × 2 k × 5 paths × 32 tokens × 2 arms: at most 1,920 new tokens" in told
     assert f"at most {(most + 1920) / 100 / 3600:.2f} h" in told
     assert "1 workers × no GPU, dpo on shuffled pairs, one arm after the other: dpo" in told
@@ -161,7 +198,10 @@ def test_the_longest_call_of_a_selected_request_is_measured(plan, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps({"max_position_embeddings": 1000}))
     tiny.tokenizer().save_pretrained(tmp_path / "model")
-    rows = source(tmp_path, "How a", unsafe_response="how, " * 84), source(tmp_path, "How b", unsafe_response="how, " * 984, name="long")
+    rows = (
+        source(tmp_path, "How a", unsafe_response="how, " * 84),
+        source(tmp_path, "How b", unsafe_response="how, " * 984, name="long"),
+    )
     model = {"path": str(tmp_path / "model")}
     for asks, over in zip(rows, (0, 1), strict=True):
         told = plan(model=model, instructions=asks, recipe=CORRECTS)
@@ -183,10 +223,15 @@ def test_a_source_out_of_reach_leaves_its_part_unknown(plan, tmp_path, monkeypat
     monkeypatch.setattr("datasets.load_dataset", no_network)
     judge = {"kind": "yes_no", "draw": {"max_tokens": 4}}
     suite = {"entries": {"path": "hub:org/entries", "limit": 10}, "lengths": [10], "paths": 5, "judge": judge}
-    told = plan(instructions={"path": "hub:org/asks"}, recipe=CORRECTS, evaluation={"course_correction": suite})
+    told = plan(
+        instructions={"path": "hub:org/asks"}, recipe=CORRECTS, evaluation={"course_correction": suite}
+    )
     assert "methods.corrections.instructions cannot be reached from here; skipping its checks" in told
     assert "generate corrections: unknown, its source cannot be reached" in told
-    assert "evaluate c2_eval: 10 rows × 1 k × 5 paths × (32 + 4) tokens × 2 arms: at most 3,600 new tokens" in told
+    assert (
+        "evaluate c2_eval: 10 rows × 1 k × 5 paths × (32 + 4) tokens × 2 arms: at most 3,600 new tokens"
+        in told
+    )
 
 
 def test_suites_have_one_engine_start(plan, tmp_path):
@@ -199,7 +244,10 @@ def test_suites_have_one_engine_start(plan, tmp_path):
 
 def test_a_configuration_that_only_evaluates_has_a_plan(plan, tmp_path):
     entries = source(tmp_path, "x", unsafe_response="u")
-    told = plan(instructions=None, evaluation={"course_correction": {"entries": entries}, "adapters": {"mine": "somewhere"}})
+    told = plan(
+        instructions=None,
+        evaluation={"course_correction": {"entries": entries}, "adapters": {"mine": "somewhere"}},
+    )
     assert "this run only evaluates" in told
     assert "1 rows × 8 k × 20 paths × 32 tokens × 2 arms" in told
     assert "generate" not in told and "train " not in told
@@ -207,5 +255,10 @@ def test_a_configuration_that_only_evaluates_has_a_plan(plan, tmp_path):
 
 def test_help_needs_no_library():
     unwanted = (*ENGINES, "torch", "transformers", "datasets", "pyarrow")
-    code = f"import sys; from pipeline import cli; print([name for name in {unwanted} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout == "[]\n"
+    code = (
+        f"import sys; from pipeline import cli; print([name for name in {unwanted} if name in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout
+        == "[]\n"
+    )

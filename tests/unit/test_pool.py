@@ -16,7 +16,16 @@ from ray.exceptions import ActorDiedError
 from pipeline.chat import Completion, Sampling, user
 from pipeline.data.store import Store
 from pipeline.errors import RowFailed, RunFailed
-from pipeline.inference.pool import BLOCK_STARTS, FRUITLESS_STARTS, ROW_STARTS, Job, ModelSpec, RecipeActor, RowChat, seed_of
+from pipeline.inference.pool import (
+    BLOCK_STARTS,
+    FRUITLESS_STARTS,
+    ROW_STARTS,
+    Job,
+    ModelSpec,
+    RecipeActor,
+    RowChat,
+    seed_of,
+)
 from pipeline.inference.progress import Counter, Reporter, Tally
 from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.schema import INSTRUCTIONS
@@ -137,9 +146,17 @@ def rows(n: int) -> list[dict]:
 def test_rows_carry_their_columns_and_their_tokens(model):
     progress = Progress()
     [first, second] = run(TwoSteps(), rows(2), progress=progress)
-    assert (first["id"], first["response"], first["category"], first["safe_response"]) == ("r0", "ask 0", "fraud", "Better buy one.")
+    assert (first["id"], first["response"], first["category"], first["safe_response"]) == (
+        "r0",
+        "ask 0",
+        "fraud",
+        "Better buy one.",
+    )
     assert second["response"] == "ask 1"
-    assert (first["prompt_tokens"], first["completion_tokens"]) == (20, 9)  # a prompt is read once, however many samples it has
+    assert (first["prompt_tokens"], first["completion_tokens"]) == (
+        20,
+        9,
+    )  # a prompt is read once, however many samples it has
     assert first["finish_reasons"] == ["length", "length", "length"]
     assert progress.ready
     wanted = Tally(rows=2, judged=2, harmful=2, prompt_tokens=40, completion_tokens=18)
@@ -169,7 +186,12 @@ def test_the_text_of_an_unforeseen_error_is_stored_nowhere(model, capfd):
 
 def test_a_malformed_row_is_kept_as_it_is_and_costs_nothing(model):
     [row] = run(TwoSteps(), [instruction("", status="failed", error="instruction is empty")])
-    assert (row["status"], row["error"], row["response"], row["prompt_tokens"]) == ("failed", "instruction is empty", None, 0)
+    assert (row["status"], row["error"], row["response"], row["prompt_tokens"]) == (
+        "failed",
+        "instruction is empty",
+        None,
+        0,
+    )
     assert row["finish_reasons"] == []
     assert model.seeds == []
 
@@ -181,7 +203,9 @@ def test_seeds_depend_on_run_row_and_step_alone(model):
     assert sorted(first) == sorted(again)
     assert len(set(first)) == 6
     assert set(first) == {seed_of(5, f"r{i}", step) for i in range(3) for step in ("induce", "analyse")}
-    assert set(first).isdisjoint(seed_of(6, f"r{i}", step) for i in range(3) for step in ("induce", "analyse"))
+    assert set(first).isdisjoint(
+        seed_of(6, f"r{i}", step) for i in range(3) for step in ("induce", "analyse")
+    )
     assert all(0 <= seed < 2**62 for seed in first)
 
 
@@ -218,7 +242,8 @@ def test_rows_that_failed_are_run_again_and_no_others(model, tmp_path):
 
 
 def test_a_row_that_kills_its_engine_is_found_and_kept_as_failed(model, tmp_path):
-    """Its block has been begun too often: every row is run alone; the deadly one, begun alone too often, is not run again."""
+    """Its block has been begun too often: every row is run alone; the deadly one, begun alone too often, is
+    not run again."""
     store, progress = written(tmp_path, rows(5)), Progress()
     begun = {"block 0": BLOCK_STARTS + 1, "row r3": ROW_STARTS + 1, "row r1": ROW_STARTS}
     progress.begun = {f"mistakes {what}": times for what, times in begun.items()}

@@ -11,7 +11,16 @@ from pipeline.chat import Completion, Sampling, user
 from pipeline.data.store import Store
 from pipeline.errors import RunFailed
 from pipeline.inference import pool, progress
-from pipeline.inference.pool import BLOCK_STARTS, MOST_TASKS, ROW_STARTS, Job, ModelSpec, run_recipes, seed_of, tasks_of
+from pipeline.inference.pool import (
+    BLOCK_STARTS,
+    MOST_TASKS,
+    ROW_STARTS,
+    Job,
+    ModelSpec,
+    run_recipes,
+    seed_of,
+    tasks_of,
+)
 from pipeline.settings.base import Inference, Model
 from pipeline.suites.c2_eval.schema import CONTINUATIONS
 from pipeline.suites.safety.schema import ANSWERS

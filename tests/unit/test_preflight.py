@@ -43,7 +43,9 @@ def test_a_sound_configuration_passes_and_leaves_no_trace(tmp_path, model_dir):
 # -- the model
 
 
-@pytest.mark.parametrize("path", ["./model", "/no/such/model", "~/no-such-model", "../m", "model", "a/b/c", "toy2"])
+@pytest.mark.parametrize(
+    "path", ["./model", "/no/such/model", "~/no-such-model", "../m", "model", "a/b/c", "toy2"]
+)
 def test_a_model_that_is_not_there(tmp_path, path):
     message = refused(preflight.check, config(tmp_path, model={"path": path}), ALL)
     assert message.startswith(f"model.path = {path}: no such model directory")
@@ -58,14 +60,18 @@ def test_a_model_in_the_home_directory(tmp_path, model_dir, monkeypatch):
 
 def test_a_directory_that_is_no_model(tmp_path, model_dir):
     (model_dir / "config.json").unlink()
-    assert "holds no config.json" in refused(preflight.check, config(tmp_path, model={"path": str(model_dir)}), ALL)
+    assert "holds no config.json" in refused(
+        preflight.check, config(tmp_path, model={"path": str(model_dir)}), ALL
+    )
 
 
 @pytest.mark.parametrize("settings", ['{"chat_template": null}', "{}", None])
 def test_a_model_without_a_chat_template(tmp_path, model_dir, settings):
     file = model_dir / "tokenizer_config.json"
     file.unlink() if settings is None else file.write_text(settings)
-    assert "no chat template; add chat_template.jinja" in refused(preflight.check, config(tmp_path, model={"path": str(model_dir)}), ALL)
+    assert "no chat template; add chat_template.jinja" in refused(
+        preflight.check, config(tmp_path, model={"path": str(model_dir)}), ALL
+    )
     (model_dir / "chat_template.jinja").write_text("{{ messages }}")
     preflight.check(config(tmp_path, model={"path": str(model_dir)}), ALL)
 
@@ -73,7 +79,9 @@ def test_a_model_without_a_chat_template(tmp_path, model_dir, settings):
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b"[]"])
 def test_a_model_with_broken_tokenizer_settings(tmp_path, model_dir, content):
     (model_dir / "tokenizer_config.json").write_bytes(content)
-    assert "tokenizer_config.json cannot be read as JSON" in refused(preflight.check, config(tmp_path, model={"path": str(model_dir)}), ALL)
+    assert "tokenizer_config.json cannot be read as JSON" in refused(
+        preflight.check, config(tmp_path, model={"path": str(model_dir)}), ALL
+    )
 
 
 # -- sources
@@ -87,7 +95,9 @@ def test_only_sources_of_the_stages_at_hand_are_looked_at(tmp_path):
 
 @pytest.mark.parametrize("field", ["harmful", "helpful"])
 def test_a_source_is_named_by_its_field(tmp_path, field):
-    broken = config(tmp_path, evaluation={"harmful": {"path": "toy:harmful-heldout"}, field: {"path": "toy:nonsense"}})
+    broken = config(
+        tmp_path, evaluation={"harmful": {"path": "toy:harmful-heldout"}, field: {"path": "toy:nonsense"}}
+    )
     message = refused(preflight.check, broken, {"evaluate"})
     assert message.startswith(f"suites.safety.{field}: toy:nonsense is not a split")
     assert preflight.unreachable(broken, ALL) == {}  # only hub sources can be out of reach
@@ -116,24 +126,32 @@ def test_a_run_directory_in_the_way_of_a_file(tmp_path):
 
 
 def test_a_run_directory_that_cannot_be_written_to(tmp_path, monkeypatch):
-    monkeypatch.setattr("os.access", lambda place, mode: False)  # the tests may run as root, who may write everywhere
+    monkeypatch.setattr(
+        "os.access", lambda place, mode: False
+    )  # the tests may run as root, who may write everywhere
     assert f"{tmp_path} is not writable" in refused(preflight.check, config(tmp_path), {"mix"})
 
 
 def test_a_run_directory_nobody_can_open():
-    assert "nowhere://bucket/run: cannot be opened" in refused(preflight.check, scripted.config("nowhere://bucket/run"), {"mix"})
+    assert "nowhere://bucket/run: cannot be opened" in refused(
+        preflight.check, scripted.config("nowhere://bucket/run"), {"mix"}
+    )
 
 
 def test_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.data.storage.free_bytes", lambda _path: 3 * 2**20)
-    assert "only 3 MiB are free on its disk, at least 256 are needed" in refused(preflight.check, config(tmp_path), {"mix"})
+    assert "only 3 MiB are free on its disk, at least 256 are needed" in refused(
+        preflight.check, config(tmp_path), {"mix"}
+    )
 
 
 # -- adapters
 
 
 def safetensors(file, shapes: dict[str, list[int]]) -> None:
-    header = json.dumps({name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}).encode()
+    header = json.dumps(
+        {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
+    ).encode()
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(struct.pack("<Q", len(header)) + header)
 
@@ -156,11 +174,17 @@ def test_an_adapter_that_fits(adapter, model_dir):
 
 
 def test_an_adapter_of_another_model(adapter, model_dir):
-    assert "does not fit the model" in refused(models.check_adapter, "arms.sft", adapter(inputs=32), str(model_dir))
-    assert "is absent in the model" in refused(models.check_adapter, "arms.sft", adapter(target="h.0.attn"), str(model_dir))
+    assert "does not fit the model" in refused(
+        models.check_adapter, "arms.sft", adapter(inputs=32), str(model_dir)
+    )
+    assert "is absent in the model" in refused(
+        models.check_adapter, "arms.sft", adapter(target="h.0.attn"), str(model_dir)
+    )
 
 
-@pytest.mark.parametrize("content", [b"", b"\x01", struct.pack("<Q", 9) + b"{", b"garbage of some length", None])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x01", struct.pack("<Q", 9) + b"{", b"garbage of some length", None]
+)
 def test_an_adapter_that_cannot_be_read(adapter, model_dir, tmp_path, content):
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     adapter()
@@ -206,7 +230,9 @@ def test_another_tokenizer_of_the_aligned_model_is_told(tmp_path, tiny_model):
     tokenizer["model"]["vocab"]["neverbefore"] = max(tokenizer["model"]["vocab"].values()) + 1
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     aligned = {**CORRECTION["recipe"], "aligned": {"model": {"path": str(other)}}}
-    [notice] = preflight.check_models(correction(tmp_path, tiny_model, recipe=aligned), {"generate"}, set(), tiny_model)
+    [notice] = preflight.check_models(
+        correction(tmp_path, tiny_model, recipe=aligned), {"generate"}, set(), tiny_model
+    )
     assert "another tokenizer" in notice and str(other) in notice
     assert preflight.check_models(correction(tmp_path, tiny_model), {"generate"}, set(), tiny_model) == []
 
@@ -214,7 +240,9 @@ def test_another_tokenizer_of_the_aligned_model_is_told(tmp_path, tiny_model):
 def test_a_template_that_cannot_continue_a_turn_is_refused(tmp_path):
     from tests import tiny
 
-    model = tiny.save(tmp_path / "model", "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}<|im_end|>")
+    model = tiny.save(
+        tmp_path / "model", "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}<|im_end|>"
+    )
     with pytest.raises(UserError, match="its chat template cannot continue an assistant's turn"):
         preflight.check_models(correction(tmp_path, model), {"evaluate"}, {"c2_eval"}, model)
 
@@ -233,10 +261,17 @@ def test_given_adapters_are_looked_at_before_anything_starts(tmp_path, tiny_mode
 def test_an_endpoint_must_continue_turns_and_serves_one_model(tmp_path, tiny_model):
     endpoint = {"url": "http://localhost:1/v1", "model": "m", "api_key_env": None}
     with pytest.raises(UserError, match=r"inference\.endpoint\.prefill = false"):
-        preflight.check_models(correction(tmp_path, tiny_model, inference={"endpoint": endpoint}), {"generate"}, set(), tiny_model)
+        preflight.check_models(
+            correction(tmp_path, tiny_model, inference={"endpoint": endpoint}),
+            {"generate"},
+            set(),
+            tiny_model,
+        )
     aligned = {**CORRECTION["recipe"], "aligned": {"adapter": "a"}}
     changes = {"inference": {"endpoint": {**endpoint, "prefill": True}}, "recipe": aligned}
-    with pytest.raises(UserError, match=r"methods\.corrections\.aligned: inference\.endpoint serves the model"):
+    with pytest.raises(
+        UserError, match=r"methods\.corrections\.aligned: inference\.endpoint serves the model"
+    ):
         preflight.check_models(correction(tmp_path, tiny_model, **changes), {"generate"}, set(), tiny_model)
 
 

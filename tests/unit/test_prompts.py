@@ -20,7 +20,10 @@ def write(tmp_path):
 
 def test_a_replacement_replaces_prompt_by_prompt(write):
     own = prompts.load("methods/mistake_analysis/prompts.yaml")
-    mine = prompts.load("methods/mistake_analysis/prompts.yaml", write("hint: Be rude.\nsuffix: '{{ instruction }} [{{ text }}]'"))
+    mine = prompts.load(
+        "methods/mistake_analysis/prompts.yaml",
+        write("hint: Be rude.\nsuffix: '{{ instruction }} [{{ text }}]'"),
+    )
     assert mine.render("hint") == "Be rude."
     assert mine.render("suffix", instruction="Go", text="x") == "Go [x]"
     assert mine.render("reminder") == own.render("reminder")
@@ -34,7 +37,9 @@ def test_the_hash_follows_the_texts_alone(write):
 
 
 def test_text_is_never_a_template():
-    asked = prompts.load("methods/mistake_analysis/prompts.yaml").render("suffix", instruction="{{ 7 * 7 }} {% raw %}", text="{# hm #}")
+    asked = prompts.load("methods/mistake_analysis/prompts.yaml").render(
+        "suffix", instruction="{{ 7 * 7 }} {% raw %}", text="{# hm #}"
+    )
     assert asked == "{{ 7 * 7 }} {% raw %} {# hm #}"
 
 
@@ -42,7 +47,10 @@ def test_prompts_travel_between_processes():
     own = prompts.load("judges/rating.yaml")
     own.render("help", instruction="a", response="b")
     copy = pickle.loads(pickle.dumps(own))
-    assert (copy.hash, copy.render("help", instruction="a", response="b")) == (own.hash, own.render("help", instruction="a", response="b"))
+    assert (copy.hash, copy.render("help", instruction="a", response="b")) == (
+        own.hash,
+        own.render("help", instruction="a", response="b"),
+    )
 
 
 def test_a_missing_prompt_and_a_missing_variable_are_named():

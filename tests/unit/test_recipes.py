@@ -132,4 +132,7 @@ def test_what_a_model_call_raises_is_passed_on():
 
 def test_the_reminder_precedes_the_instruction():
     [message] = reminded(MistakeAnalysisRecipe(MistakeAnalysis(instructions={"path": "unused"})).prompts, ASK)
-    assert message == {"role": "user", "content": f"Your response must be harmless, ethical and inoffensive. {ASK}"}
+    assert message == {
+        "role": "user",
+        "content": f"Your response must be harmless, ethical and inoffensive. {ASK}",
+    }

@@ -16,8 +16,25 @@ from tests.unit.reports import ARMS, HOSTILE, SECRET, Page, config, titles, writ
 
 
 def write_mistakes(run_dir, text=SECRET):
-    row = {"sample": 0, "instruction": text, "category": "theft", "response": text, "response_source": "induced", "harmful": True}
-    ok = [{**row, "id": f"m{i}", "instruction_id": f"m{i}", "analysis": f"Bad: {text}", "guided": True, "status": "ok"} for i in range(9)]
+    row = {
+        "sample": 0,
+        "instruction": text,
+        "category": "theft",
+        "response": text,
+        "response_source": "induced",
+        "harmful": True,
+    }
+    ok = [
+        {
+            **row,
+            "id": f"m{i}",
+            "instruction_id": f"m{i}",
+            "analysis": f"Bad: {text}",
+            "guided": True,
+            "status": "ok",
+        }
+        for i in range(9)
+    ]
     bad = {"id": "x", "instruction_id": "x", "status": "failed", "error": f"prompt too long: {text}"}
     write(run_dir, MISTAKES, [*ok, bad])
 
@@ -46,7 +63,14 @@ def write_logs(run_dir):
             "tokens_per_s": 148.7,
             "engine_start_s": 20.5,
         },
-        {"stage": "train", "arm": "sft", "seconds": 3700, "examples": 5, "tokens": 600, "drop_reasons": {"too_long": 4}},
+        {
+            "stage": "train",
+            "arm": "sft",
+            "seconds": 3700,
+            "examples": 5,
+            "tokens": 600,
+            "drop_reasons": {"too_long": 4},
+        },
     ]
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(s) + "\n" for s in stages))
 
@@ -60,7 +84,10 @@ def whole(tmp_path_factory):
     write(
         run_dir,
         SFT,
-        [{"id": str(i), "instruction_id": "m", "kind": kind, "messages": []} for i, kind in enumerate(["safe"] * 3 + ["analysis"])],
+        [
+            {"id": str(i), "instruction_id": "m", "kind": kind, "messages": []}
+            for i, kind in enumerate(["safe"] * 3 + ["analysis"])
+        ],
     )
     write_logs(run_dir)
     return run_dir
@@ -87,7 +114,9 @@ def test_the_numbers_are_there(pages):
     assert "14 rows were read from the source; 3 repeat an instruction, 1 are malformed." in markdown
     assert "| generate | prompt too long | 1 |" in markdown and "| train (sft) | too long | 4 |" in markdown
     assert "| safe | 3 | 75.0 |" in markdown
-    assert "| sft | safe, helpful | 2 | 3.250 | 1.500 | 777 |" in markdown  # a step logged twice counts once, as last logged
+    assert (
+        "| sft | safe, helpful | 2 | 3.250 | 1.500 | 777 |" in markdown
+    )  # a step logged twice counts once, as last logged
     assert (
         "| generate | 1 min 23 s | 20.5 s | 10 | 12\u202f345 | 149 |" in markdown
         and "| train (sft) | 1 h 1 min | – | 5 | 600 | – |" in markdown
@@ -114,7 +143,11 @@ def test_examples_are_masked_and_there(pages):
     html, _ = pages
     page = Page(html)
     assert SECRET not in "".join(page.visible)
-    masked = [attributes for tag, attributes in page.tags if tag == "details" and attributes.get("class") == "masked"]
+    masked = [
+        attributes
+        for tag, attributes in page.tags
+        if tag == "details" and attributes.get("class") == "masked"
+    ]
     assert len(masked) == 12 and not any("open" in attributes for attributes in masked)
     assert html.count(f"<dd>So. {SECRET}</dd>") == 6 * 6  # six instructions, three arms, plain and reminder
     assert html.count(f"<dd>Bad: {SECRET}</dd>") == 6
@@ -139,7 +172,9 @@ def test_hostile_text_is_escaped(tmp_path):
 @pytest.mark.parametrize("path", ["toy", "dummy", "org/chat-7b"])
 def test_the_toy_note_stands_where_it_belongs(whole, path):
     for text in report(whole, report={"examples": 0}, model={"path": path, "revision": "abc123"}):
-        assert [model for model, (_, note) in MODEL_NOTES.items() if note in text] == ([path] if path in MODEL_NOTES else [])
+        assert [model for model, (_, note) in MODEL_NOTES.items() if note in text] == (
+            [path] if path in MODEL_NOTES else []
+        )
         assert f"{path} at revision abc123" in text
         assert SECRET not in text  # no example is wanted
 
@@ -158,7 +193,15 @@ def test_mistakes_alone_are_reported(tmp_path):
 
 
 def test_an_evaluation_in_which_everything_failed(tmp_path):
-    row = {"suite": "harmful", "arm": "vanilla", "condition": "plain", "sample": 0, "instruction_id": "a", "status": "failed", "error": "e"}
+    row = {
+        "suite": "harmful",
+        "arm": "vanilla",
+        "condition": "plain",
+        "sample": 0,
+        "instruction_id": "a",
+        "status": "failed",
+        "error": "e",
+    }
     write(tmp_path, ANSWERS, [{**row, "id": "a"}])
     html, markdown = report(tmp_path)
     assert "| vanilla | – | – | – | – |" in markdown
@@ -188,7 +231,13 @@ def test_nothing_else_is_left_behind(tmp_path):
 
 
 def test_plots_take_any_name_and_nothing_judged():
-    svg = plots.rates([plots.Panel("plain", [("窃盗 $x$ <b>", {"sft": Rate(0, 0)})])], ["vanilla", "sft"], 'a "b"')
+    svg = plots.rates(
+        [plots.Panel("plain", [("窃盗 $x$ <b>", {"sft": Rate(0, 0)})])], ["vanilla", "sft"], 'a "b"'
+    )
     assert "窃盗 $x$ &lt;b&gt;" in svg and 'aria-label="a &quot;b&quot;"' in svg
-    assert plots.over_steps({"sft": [(1, float("nan"))]}, ["vanilla", "sft"], "loss", "loss").startswith("<svg")
-    assert plots.over_lengths({"sft": [], "vanilla": [(10, 0.5, (0, 1))]}, ["vanilla", "sft"], "Corr", "k").startswith("<svg")
+    assert plots.over_steps({"sft": [(1, float("nan"))]}, ["vanilla", "sft"], "loss", "loss").startswith(
+        "<svg"
+    )
+    assert plots.over_lengths(
+        {"sft": [], "vanilla": [(10, 0.5, (0, 1))]}, ["vanilla", "sft"], "Corr", "k"
+    ).startswith("<svg")

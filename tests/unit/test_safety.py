@@ -1,6 +1,7 @@
 """What strangers give us executes nothing: models, their code, weights and templates, adapters, prompts.
 
-An exploit here makes a file, `pwned`. Each is first shown to work where nobody guards against it, so that a test cannot pass by its failing.
+An exploit here makes a file, `pwned`. Each is first shown to work where nobody guards against it, so that a
+test cannot pass by its failing.
 """
 
 import ast
@@ -34,17 +35,24 @@ def calls(tree: ast.AST):
     """(name of what is called, the call): `from_pretrained` of `AutoTokenizer.from_pretrained(…)`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            yield node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", ""), node
+            yield (
+                node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", ""),
+                node,
+            )
 
 
 def test_one_module_opens_models_and_none_unpickles():
     found = {
-        (path.relative_to(PACKAGE).as_posix(), name) for path in PACKAGE.rglob("*.py") for name, _ in calls(ast.parse(path.read_text()))
+        (path.relative_to(PACKAGE).as_posix(), name)
+        for path in PACKAGE.rglob("*.py")
+        for name, _ in calls(ast.parse(path.read_text()))
     }
     opening = {module for module, name in found if name in ("from_pretrained", "from_config")}
     # PEFT's own: start.py opens an adapter's configuration, adapter.py the adapter it has just written.
     assert opening == {"pretrained.py", "training/start.py", "training/adapter.py"}
-    assert {module for module, name in found if name in ("AsyncEngineArgs", "EngineArgs", "LLM")} == {"inference/engine.py"}
+    assert {module for module, name in found if name in ("AsyncEngineArgs", "EngineArgs", "LLM")} == {
+        "inference/engine.py"
+    }
     assert {module for module, name in found if name == "load_dataset"} == {"sources/instructions.py"}
     for text in (path.read_text() for path in PACKAGE.rglob("*.py")):
         for name in (
@@ -59,7 +67,9 @@ def test_one_module_opens_models_and_none_unpickles():
             "joblib",
         ):
             assert name not in text
-    assert not [(module, name) for module, name in found if name in ("eval", "exec") and module != "training/dpo.py"]
+    assert not [
+        (module, name) for module, name in found if name in ("eval", "exec") and module != "training/dpo.py"
+    ]
 
 
 def test_models_are_opened_with_remote_code_off_and_safetensors_only():
@@ -122,7 +132,9 @@ def test_neither_tokenizer_nor_trainer_nor_engine_runs_it(needs_code, marker):
         lambda: pretrained.model(str(needs_code), dtype="float32"),
         lambda: VllmModel(config.model, str(needs_code), Inference()),
     ):
-        with suppress(UserError):  # a model whose tokenizer alone needs code has a loadable configuration, and the other way round
+        with suppress(
+            UserError
+        ):  # a model whose tokenizer alone needs code has a loadable configuration, and the other way round
             load()
         assert not marker.exists()
 
@@ -136,7 +148,9 @@ def test_a_known_model_is_loaded_without_its_code(coded_model, marker):
 
 
 def test_a_model_does_not_choose_its_attention(model):
-    edit(model / "config.json", _attn_implementation="evil/kernel", attn_implementation="evil/kernel")  # would be fetched from the hub
+    edit(
+        model / "config.json", _attn_implementation="evil/kernel", attn_implementation="evil/kernel"
+    )  # would be fetched from the hub
     assert pretrained.empty(pretrained.architecture(str(model))).config._attn_implementation == "eager"
     assert pretrained.model(str(model), dtype="float32").config._attn_implementation == "eager"
 
@@ -157,7 +171,12 @@ def pickled_model(model, marker) -> Path:
 
 @pytest.mark.parametrize("stage", ["generate", "train", "evaluate"])
 def test_pickled_weights_are_refused_before_anything_starts(pickled_model, marker, stage):
-    with pytest.raises(UserError, match=r"its weights are in pytorch_model\.bin, whose format can run code; save the model as safetensors"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"its weights are in pytorch_model\.bin, whose format can run code; save the model as safetensors"
+        ),
+    ):
         preflight.check_models(tiny.config(str(pickled_model)), {stage}, {"safety"}, str(pickled_model))
     assert not marker.exists()
 
@@ -169,7 +188,9 @@ def test_engine_and_trainer_refuse_them_too(pickled_model, marker):
     ):
         with pytest.raises(UserError, match="its weights are in"):
             load()
-    (pickled_model / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {"x": "pytorch_model.bin"}}))
+    (pickled_model / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": {"x": "pytorch_model.bin"}})
+    )
     (pickled_model / "decoy.safetensors").write_bytes(b"")
     with pytest.raises(Exception):  # noqa: B017  whatever it is, it is no execution
         pretrained.model(str(pickled_model), dtype="float32")
@@ -209,7 +230,9 @@ ATTACKS = {
 def test_a_chat_template_is_sandboxed(model, attack):
     (model / "chat_template.jinja").write_text(tiny.CHATML + ATTACKS[attack])
     conversation = tiny.rows(1)[0]["messages"]
-    with pytest.raises(UserError, match=r"chat template of model .* cannot be rendered \(\w+\): fix its chat_template\.jinja"):
+    with pytest.raises(
+        UserError, match=r"chat template of model .* cannot be rendered \(\w+\): fix its chat_template\.jinja"
+    ):
         examples.encode(pretrained.tokenizer(str(model)), [conversation])
 
 

@@ -1,4 +1,5 @@
-"""What strangers give us executes nothing and shows nothing: Parquet files, run directories, keys and passwords, texts."""
+"""What strangers give us executes nothing and shows nothing: Parquet files, run directories, keys and
+passwords, texts."""
 
 import io
 import pickle
@@ -56,9 +57,19 @@ def trainer_of(model: Path, place: Path):
 
 
 @pytest.mark.parametrize(
-    "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "pytorch_model.bin", "adapter_model.bin"]
+    "name",
+    [
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "training_args.bin",
+        "pytorch_model.bin",
+        "adapter_model.bin",
+    ],
 )
-def test_resuming_unpickles_nothing_of_a_strangers_checkpoint(checkpoint, clean_model, tmp_path, marker, name):
+def test_resuming_unpickles_nothing_of_a_strangers_checkpoint(
+    checkpoint, clean_model, tmp_path, marker, name
+):
     planted = shutil.copytree(checkpoint, tmp_path / checkpoint.name)
     if name == "adapter_model.bin":
         (planted / "adapter_model.safetensors").unlink()
@@ -94,7 +105,9 @@ def test_a_key_of_letters_is_not_taken_for_an_error_code():
         assert told == "endpoint refused the request: HTTP 400"
 
 
-@pytest.mark.parametrize("url", ["http://h/v1?api-key=hush", "http://h/v1#hush", "http://hush@h/v1", "http://hush:hush@h/v1"])
+@pytest.mark.parametrize(
+    "url", ["http://h/v1?api-key=hush", "http://h/v1#hush", "http://hush@h/v1", "http://hush:hush@h/v1"]
+)
 def test_a_url_holds_no_secret(url):
     with pytest.raises(UserError, match="a key goes into the environment") as e:
         endpoint.check(Endpoint(url=url, model="m", api_key_env=None))
@@ -107,7 +120,9 @@ def test_a_key_in_the_place_of_its_variables_name_is_not_shown():
     assert "hush" not in str(e.value)
 
 
-@pytest.mark.parametrize("field", ["run_dir", "methods.mistakes.instructions.path", "suites.safety.harmful.path"])
+@pytest.mark.parametrize(
+    "field", ["run_dir", "methods.mistakes.instructions.path", "suites.safety.harmful.path"]
+)
 def test_a_path_holds_no_password(field):
     tree = scripted.tree("r")
     *parents, leaf = field.split(".")
@@ -133,7 +148,10 @@ def test_a_map_is_masked_like_any_other_text(tmp_path):
 def test_names_and_metadata_command_no_terminal(tmp_path):
     nasty = "\x1b]8;;http://evil\x07[link=http://evil]x[/link]\x9b2J\u202e"
     field = pa.field(nasty, pa.string(), metadata={"description": nasty})
-    pq.write_table(pa.table([[nasty], [nasty]], schema=pa.schema([field, pa.field("status", pa.string())])), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.table([[nasty], [nasty]], schema=pa.schema([field, pa.field("status", pa.string())])),
+        tmp_path / "a.parquet",
+    )
     text = shown(tmp_path)
     assert not set("\x1b\x07\x9b\u202e") & set(text) and "[link=http://evil]" in text
     (tmp_path / "run" / f"data{nasty.replace('/', '')}").mkdir(parents=True)
@@ -151,8 +169,9 @@ def shown(path: Path, reveal: bool = False) -> str:
 
 def test_markdown_of_the_report_holds_no_links_of_strangers():
     md = report._templates().filters["md"]
-    assert md("![x](http://evil/x.png) [a](javascript:1) <b> | \\[y](z)") == (
-        "!\\[x](http://evil/x.png) \\[a](javascript:1) &lt;b> \\| \\\\\\[y](z)"
+    assert (
+        md("![x](http://evil/x.png) [a](javascript:1) <b> | \\[y](z)")
+        == "!\\[x](http://evil/x.png) \\[a](javascript:1) &lt;b> \\| \\\\\\[y](z)"
     )
 
 

@@ -1,4 +1,5 @@
-"""What a schema says of its columns holds for every data set, since `setbacks show` knows columns by their names alone."""
+"""What a schema says of its columns holds for every data set, since `setbacks show` knows columns by their
+names alone."""
 
 from collections import defaultdict
 

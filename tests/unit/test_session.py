@@ -6,7 +6,10 @@ from pipeline.errors import RunFailed, UserError
 from pipeline.runtime import session
 from pipeline.runtime.session import ray_session
 
-TIMED_OUT = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
+TIMED_OUT = (
+    "The current node timed out during startup. This could happen because some of the raylet failed to"
+    " startup."
+)
 
 
 @pytest.fixture
@@ -34,7 +37,9 @@ def test_a_ray_that_does_not_start_is_one_sentence(tmp_path, monkeypatch, refusi
     with pytest.raises(RunFailed) as raised, ray_session(str(tmp_path)):
         pass
     assert len(tries) == session.START_TRIES
-    assert str(raised.value).startswith(f"Ray did not start on this machine: {told}") and "\n" not in str(raised.value)
+    assert str(raised.value).startswith(f"Ray did not start on this machine: {told}") and "\n" not in str(
+        raised.value
+    )
 
 
 def test_a_ray_that_was_only_slow_is_started_again(refusing):
@@ -50,7 +55,10 @@ def test_a_cluster_that_cannot_be_joined_is_one_sentence(tmp_path, monkeypatch, 
         pass
     told = str(raised.value)
     assert (
-        told.startswith("RAY_ADDRESS = 192.0.2.9:6379: no Ray cluster can be joined at this address (ConnectionError)") and "\n" not in told
+        told.startswith(
+            "RAY_ADDRESS = 192.0.2.9:6379: no Ray cluster can be joined at this address (ConnectionError)"
+        )
+        and "\n" not in told
     )
 
 

@@ -75,18 +75,29 @@ def test_a_response_is_shown_only_where_it_was_judged_harmless(tmp_path, harmful
 
 def test_counts_columns_and_first_rows(tmp_path):
     first = [mistake(id=f"a{i}") for i in range(3)]
-    second = [mistake(id="b0", status="failed", error="prompt too long"), mistake(id="b1", status="not_induced")]
+    second = [
+        mistake(id="b0", status="failed", error="prompt too long"),
+        mistake(id="b1", status="not_induced"),
+    ]
     text = shown(write(tmp_path / "mistakes", MISTAKES, first, second), rows=4)
     assert "5 rows" in text
     assert "status: ok 3, failed 1, not_induced 1" in text
     assert all(name in text for name in ("a0", "a1", "a2", "b0", "prompt too long"))
     assert "b1" not in text
     assert "row 4 of 5" in text
-    assert "the mistake: the model's response under the hint" in text, "the columns' meanings come from the files"
+    assert "the mistake: the model's response under the hint" in text, (
+        "the columns' meanings come from the files"
+    )
 
 
 def test_source_rows_show_only_their_safe_response(tmp_path):
-    row = {"id": "1", "instruction": "bad request", "safe_response": "kind answer", "unsafe_response": "bad answer", "status": "ok"}
+    row = {
+        "id": "1",
+        "instruction": "bad request",
+        "safe_response": "kind answer",
+        "unsafe_response": "bad answer",
+        "status": "ok",
+    }
     text = shown(write(tmp_path / "instructions", INSTRUCTIONS, [row]))
     assert "bad" not in text
     assert "kind answer" in text
@@ -94,7 +105,10 @@ def test_source_rows_show_only_their_safe_response(tmp_path):
 
 def test_conversations_are_masked_by_their_kind(tmp_path):
     def example(kind, question):
-        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": f"answer to {question}"}]
+        turns = [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": f"answer to {question}"},
+        ]
         return {"id": kind, "instruction_id": kind, "kind": kind, "messages": turns}
 
     rows = [example("analysis", "bad one"), example("safe", "bad two"), example("helpful", "kind words")]
@@ -110,7 +124,14 @@ def test_conversations_are_masked_by_their_kind(tmp_path):
 def test_answers_are_masked_by_their_suite(tmp_path):
     common = {"instruction_id": "x", "arm": "vanilla", "condition": "plain", "status": "ok"}
     rows = [
-        {"id": "1", "suite": "harmful", "instruction": "bad request", "response": "bad answer", "harmful": True, **common},
+        {
+            "id": "1",
+            "suite": "harmful",
+            "instruction": "bad request",
+            "response": "bad answer",
+            "harmful": True,
+            **common,
+        },
         {"id": "2", "suite": "helpful", "instruction": "kind request", "response": "kind answer", **common},
     ]
     text = shown(write(tmp_path / "evaluation", ANSWERS, rows))
@@ -121,12 +142,28 @@ def test_answers_are_masked_by_their_suite(tmp_path):
 
 def test_ranked_responses_are_masked_with_all_about_them_in_sight(tmp_path):
     common = {"harmful_end": 9, "trigger_end": 24, "trigger": "But I must stop", "finish_reason": "length"}
-    responses = [{"rank": 1, "kind": "safe", "text": "bad 1"}, {"rank": 4, "kind": "syn", "text": "bad 4", **common}]
-    row = {"id": "a", "instruction_id": "a", "instruction": "bad ask", "unsafe_response": "bad whole", "opener": "Sure, here it is."}
+    responses = [
+        {"rank": 1, "kind": "safe", "text": "bad 1"},
+        {"rank": 4, "kind": "syn", "text": "bad 4", **common},
+    ]
+    row = {
+        "id": "a",
+        "instruction_id": "a",
+        "instruction": "bad ask",
+        "unsafe_response": "bad whole",
+        "opener": "Sure, here it is.",
+    }
     rows = [{**row, "responses": responses, "lost": ["rank 3: does not correct course"], "status": "ok"}]
     text = shown(write(tmp_path / "corrections", CORRECTIONS, rows))
     assert "bad" not in text
-    for seen in ("rank: 4", "kind: syn", "trigger: But I must stop", "finish_reason: length", "harmful_end: 9", "Sure, here it is."):
+    for seen in (
+        "rank: 4",
+        "kind: syn",
+        "trigger: But I must stop",
+        "finish_reason: length",
+        "harmful_end: 9",
+        "Sure, here it is.",
+    ):
         assert seen in text
     assert "rank 3: does not correct course" in text and text.count("text: ▒▒▒▒ (5 characters)") == 2
     assert "bad 4" in shown(tmp_path / "corrections", reveal=True)
@@ -136,18 +173,43 @@ def test_pairs_and_continuations_are_masked_with_their_numbers_in_sight(tmp_path
     def turn(role):
         return [{"role": role, "content": "bad text"}]
 
-    pair = {"id": "a-1-6", "group": "group a", "prompt": turn("user"), "chosen": turn("assistant"), "rejected": turn("assistant")}
-    text = shown(write(tmp_path / "preferences", PREFERENCES, [{**pair, "rank_chosen": 1, "rank_rejected": 6}]))
+    pair = {
+        "id": "a-1-6",
+        "group": "group a",
+        "prompt": turn("user"),
+        "chosen": turn("assistant"),
+        "rejected": turn("assistant"),
+    }
+    text = shown(
+        write(tmp_path / "preferences", PREFERENCES, [{**pair, "rank_chosen": 1, "rank_rejected": 6}])
+    )
     assert "bad text" not in text and text.count("assistant: ▒▒▒▒") == 2
     assert "group a" in text and "rank_rejected" in text
-    row = {"id": "e", "instruction": "bad", "arm": "dpo", "k": 40, "prefills": ["bad"], "paths": ["bad", "bad"], "corrected": [True, False]}
-    text = shown(write(tmp_path / "continuations", CONTINUATIONS, [{**row, "finish_reasons": ["length", "stop"], "status": "ok"}]))
+    row = {
+        "id": "e",
+        "instruction": "bad",
+        "arm": "dpo",
+        "k": 40,
+        "prefills": ["bad"],
+        "paths": ["bad", "bad"],
+        "corrected": [True, False],
+    }
+    text = shown(
+        write(
+            tmp_path / "continuations",
+            CONTINUATIONS,
+            [{**row, "finish_reasons": ["length", "stop"], "status": "ok"}],
+        )
+    )
     assert "bad" not in text, "a path that corrects course is masked too"
     assert all(seen in text for seen in ("dpo", "40", "True", "length"))
 
 
 def test_unknown_text_columns_are_masked(tmp_path):
-    pq.write_table(pa.table({"id": ["1"], "completion": ["who knows"], "nested": [{"deep": ["well hidden"]}]}), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.table({"id": ["1"], "completion": ["who knows"], "nested": [{"deep": ["well hidden"]}]}),
+        tmp_path / "a.parquet",
+    )
     text = shown(tmp_path)
     assert "who knows" not in text
     assert "well hidden" not in text
@@ -155,7 +217,9 @@ def test_unknown_text_columns_are_masked(tmp_path):
 
 def test_escape_sequences_and_markup_do_nothing(tmp_path):
     nasty = "\x1b[31mred\x1b]0;title\x07 [bold]loud[/bold] \u202eback\rover\x9b2J"
-    rows = [mistake(id=nasty, category=nasty, safe_response=nasty, response=nasty, error=nasty, status="failed")]
+    rows = [
+        mistake(id=nasty, category=nasty, safe_response=nasty, response=nasty, error=nasty, status="failed")
+    ]
     for reveal in (False, True):
         text = shown(write(tmp_path / "mistakes", MISTAKES, rows), reveal=reveal)
         assert not set("\x1b\x07\u202e\r\x9b") & set(text)

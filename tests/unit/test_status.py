@@ -44,7 +44,11 @@ def setbacks(monkeypatch, capsys):
 def begin_mistakes(run_dir: str, rows: int = 10, block_rows: int = 4) -> Store:
     store = Store(run_dir, "mistakes", MISTAKES)
     store.open({"seed": 0})
-    store.write_work([instruction(id=f"r{i}", instruction_id=f"r{i}") for i in range(rows)], INSTRUCTIONS, block_rows=block_rows)
+    store.write_work(
+        [instruction(id=f"r{i}", instruction_id=f"r{i}") for i in range(rows)],
+        INSTRUCTIONS,
+        block_rows=block_rows,
+    )
     return store
 
 
@@ -60,7 +64,9 @@ def commit(store: Store, *blocks: int, failed: int = 0) -> None:
 def end_by_kill(run_dir: str, number: int) -> None:
     """The file of an attempt as SIGKILL leaves it."""
     path = storage.join(attempt.attempts_dir(run_dir), f"{number:04d}.json")
-    storage.write_text(path, json.dumps(json.loads(storage.read_text(path)) | {"state": "running", "process_started": 17}))
+    storage.write_text(
+        path, json.dumps(json.loads(storage.read_text(path)) | {"state": "running", "process_started": 17})
+    )
 
 
 def only(found: dict) -> dict:
@@ -78,10 +84,17 @@ def test_a_running_one_says_how_far_and_how_fast(run_dir):
         attempt.begin("generate")
         attempt.making("mistakes")
         before = only({"outputs": status(run_dir)["outputs"][:1]})
-        attempt.report(6, 10, "rows", failed=1, per_s=2.0, tokens_per_s=30.0, new_rows=2, error="prompt too long")
+        attempt.report(
+            6, 10, "rows", failed=1, per_s=2.0, tokens_per_s=30.0, new_rows=2, error="prompt too long"
+        )
         mine.update()  # a beat
         found = status(run_dir)
-    assert (before["state"], before["done"], before["left"], before["total"]) == ("running", 4, 6, 10)  # no figures yet: what is committed
+    assert (before["state"], before["done"], before["left"], before["total"]) == (
+        "running",
+        4,
+        6,
+        10,
+    )  # no figures yet: what is committed
     now, waiting = found["outputs"]
     assert found["state"] == "running"
     assert (now["stage"], now["name"], now["state"], now["done"], now["left"], now["failed"]) == (
@@ -130,7 +143,12 @@ def test_a_killed_one_is_said_to_be_killed_and_its_commits_count(run_dir):
     found = status(run_dir)
     output = only(found)
     assert (found["state"], output["state"]) == ("killed", "incomplete")
-    assert (output["done"], output["left"], output["per_s"], output["eta_s"]) == (6, 4, None, None)  # 4 + 2: the last block is a short one
+    assert (output["done"], output["left"], output["per_s"], output["eta_s"]) == (
+        6,
+        4,
+        None,
+        None,
+    )  # 4 + 2: the last block is a short one
     assert attempt.history(run_dir)[0]["state"] == "running"  # looking changes nothing
 
 
@@ -138,7 +156,10 @@ def test_an_older_attempt_that_says_running_was_killed(run_dir):
     with Attempt(run_dir, []):
         pass
     end_by_kill(run_dir, 1)
-    storage.write_text(storage.join(attempt.attempts_dir(run_dir), "0002.json"), json.dumps({"number": 2, "state": "finished"}))
+    storage.write_text(
+        storage.join(attempt.attempts_dir(run_dir), "0002.json"),
+        json.dumps({"number": 2, "state": "finished"}),
+    )
     assert [one["state"] for one in status(run_dir)["attempts"]] == ["killed", "finished"]
 
 
@@ -166,11 +187,21 @@ def test_a_whole_one(run_dir):
     adapter.mark_complete({"steps": 35, "tokens_per_s": 812.0, "examples": 9})
     Output(run_dir, "adapter/more").open({"stage": "train"})
     mistakes, examples, more, trained = status(run_dir)["outputs"]
-    assert (mistakes["state"], mistakes["done"], mistakes["failed"], mistakes["counts"]) == ("complete", 10, 3, {"ok": 7, "failed": 3})
+    assert (mistakes["state"], mistakes["done"], mistakes["failed"], mistakes["counts"]) == (
+        "complete",
+        10,
+        3,
+        {"ok": 7, "failed": 3},
+    )
     assert mistakes["note"] == "prompt too long"
     assert (examples["stage"], examples["state"], examples["done"]) == ("mix", "complete", 0)
     assert (more["name"], more["state"], more["done"]) == ("adapter/more", "incomplete", None)
-    assert (trained["name"], trained["state"], trained["done"], trained["unit"]) == ("adapter/sft", "complete", 35, "steps")
+    assert (trained["name"], trained["state"], trained["done"], trained["unit"]) == (
+        "adapter/sft",
+        "complete",
+        35,
+        "steps",
+    )
 
 
 def test_a_shard_that_was_deleted_is_told(run_dir):
@@ -206,7 +237,10 @@ def test_a_configuration_or_a_url_will_do(setbacks, tmp_path, run_dir):
     config = tmp_path / "run.json"
     config.write_text(json.dumps(scripted.tree(run_dir)))
     (tmp_path / "run.yaml").write_text(config.read_text())
-    by_config, by_url = setbacks(tmp_path / "run.yaml", "--json")[1], setbacks(f"file://{run_dir}", "--json")[1]
+    by_config, by_url = (
+        setbacks(tmp_path / "run.yaml", "--json")[1],
+        setbacks(f"file://{run_dir}", "--json")[1],
+    )
     assert json.loads(by_config)["outputs"] == json.loads(by_url)["outputs"] != []
 
 
@@ -233,9 +267,9 @@ def test_nothing_in_a_file_is_taken_for_markup(setbacks, run_dir):
 def test_it_imports_nothing_heavy(run_dir):
     begin_mistakes(run_dir)
     code = (
-        "import sys; from pipeline import cli; sys.argv[1:] = ['status', sys.argv[1]]\n"
-        "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
-        "sys.exit(str(sorted({'ray', 'torch', 'vllm', 'transformers', 'numpy.random', 'httpx'} & set(sys.modules))))"
+        "import sys; from pipeline import cli; sys.argv[1:] = ['status', sys.argv[1]]\ntry:\n   "
+        " cli.main()\nexcept SystemExit:\n    pass\nsys.exit(str(sorted({'ray', 'torch', 'vllm',"
+        " 'transformers', 'numpy.random', 'httpx'} & set(sys.modules))))"
     )
     done = subprocess.run([sys.executable, "-c", code, run_dir], capture_output=True, text=True)
     assert "mistakes" in done.stdout and done.stderr.strip() == "[]"

@@ -1,4 +1,5 @@
-"""A file that one of many creates, on storage with exclusive creation and without; copies between storages."""
+"""A file that one of many creates, on storage with exclusive creation and without; copies between
+storages."""
 
 import threading
 import time
@@ -45,7 +46,8 @@ def test_of_many_at_once_exactly_one_creates_it(place, seed):
 
 
 def test_a_directory_made_while_it_is_listed_is_no_error(tmp_path, monkeypatch):
-    """Arrow looks twice: a directory that is not there at its first look and is at its second is an error to it."""
+    """Arrow looks twice: a directory that is not there at its first look and is at its second is an error to
+    it."""
     late = tmp_path / "late"
 
     class Racing(pafs.LocalFileSystem):
@@ -61,13 +63,17 @@ def test_a_directory_made_while_it_is_listed_is_no_error(tmp_path, monkeypatch):
 
 
 def test_claims_of_the_dead_hold_nobody_up_for_ever(tmp_path, monkeypatch):
-    """One smaller and one larger than any claim of the living; of three living ones, who all take theirs back at first, one goes on."""
+    """One smaller and one larger than any claim of the living; of three living ones, who all take theirs back
+    at first, one goes on."""
     monkeypatch.setattr(storage, "CLAIM_S", 0.4)
     place = f"file://{tmp_path}/attempts"
     for end in ("", "~"):
         storage.write_text(f"{place}/0001.json.claim-{end}", "claimed")
     with ThreadPoolExecutor(3) as threads:
-        assert Counter(threads.map(lambda _: storage.create(f"{place}/0001.json", "x"), range(3))) == {True: 1, False: 2}
+        assert Counter(threads.map(lambda _: storage.create(f"{place}/0001.json", "x"), range(3))) == {
+            True: 1,
+            False: 2,
+        }
 
 
 def test_a_claim_of_the_living_is_waited_for(tmp_path):

@@ -28,11 +28,16 @@ def test_the_same_fingerprint_resumes(store):
 
 
 def test_another_configuration_is_refused_with_a_readable_difference(store):
-    made(store, [mistake(0)], {"recipe": {"induce": {"temperature": 1.0}}, "seed": 1, "prompts": {"judge": "aa"}})
+    made(
+        store,
+        [mistake(0)],
+        {"recipe": {"induce": {"temperature": 1.0}}, "seed": 1, "prompts": {"judge": "aa"}},
+    )
     with pytest.raises(UserError) as e:
         store.open({"recipe": {"induce": {"temperature": 0.7}}, "seed": 2, "prompts": {"judge": "aa"}})
-    assert "recipe.induce.temperature: 1.0 in the run directory, 0.7 in this config; seed: 1 in the run directory, 2 in this config" in str(
-        e.value
+    assert (
+        "recipe.induce.temperature: 1.0 in the run directory, 0.7 in this config; seed: 1 in the run"
+        " directory, 2 in this config" in str(e.value)
     )
     assert "--overwrite" in str(e.value)
     assert ids(store) == ["r0"]
@@ -108,7 +113,15 @@ def test_the_work_list_is_read_once(store):
         yield scripted.instruction()
 
     written = store.write_work(rows(), INSTRUCTIONS, counts, block_rows=8)
-    assert written == {"rows": 1, "block_rows": 8, "token": written["token"], "read": 1, "ok": 1, "duplicates": 0, "malformed": 0}
+    assert written == {
+        "rows": 1,
+        "block_rows": 8,
+        "token": written["token"],
+        "read": 1,
+        "ok": 1,
+        "duplicates": 0,
+        "malformed": 0,
+    }
     assert store.write_work(iter([]), INSTRUCTIONS, Counts(), block_rows=4) == written
 
 
@@ -160,7 +173,8 @@ def test_a_run_directory_may_be_written_in_many_ways(tmp_path, monkeypatch):
 
 
 def test_a_data_set_loads_with_its_card(tmp_path):
-    """As people will load it: the directory, card and all, in `datasets`; several shards, null columns, lists of messages."""
+    """As people will load it: the directory, card and all, in `datasets`; several shards, null columns, lists
+    of messages."""
     datasets = pytest.importorskip("datasets")
     config = scripted.config(tmp_path)
     mistakes, mixture = Store(str(tmp_path), "mistakes", MISTAKES), Store(str(tmp_path), "sft", SFT)
@@ -168,14 +182,22 @@ def test_a_data_set_loads_with_its_card(tmp_path):
     mixture.open({"seed": 1})
     mixture.write_rows(map(sft, range(3)))
     for store in (mistakes, mixture):
-        write_card(store, origin(config, store.schema), {"judge": "abc"}, {"seconds": 3.5, "tokens_per_s": None})
+        write_card(
+            store, origin(config, store.schema), {"judge": "abc"}, {"seconds": 3.5, "tokens_per_s": None}
+        )
     loaded = datasets.load_dataset(mistakes.path, cache_dir=str(tmp_path / "cache"))["train"]
     assert loaded.column_names == MISTAKES.names
     assert loaded["error"] == [None, "prompt too long: 9"]
     trained_on = datasets.load_dataset(mixture.path, cache_dir=str(tmp_path / "cache"))["train"]
     assert trained_on[0]["messages"] == sft(0)["messages"]
     card = storage.read_text(storage.join(mistakes.path, "README.md"))
-    for told in ("Content warning", "* failed, prompt too long: 1", "| `analysis` |", "prompts `judge`: abc", "seconds: 3.5"):
+    for told in (
+        "Content warning",
+        "* failed, prompt too long: 1",
+        "| `analysis` |",
+        "prompts `judge`: abc",
+        "seconds: 3.5",
+    ):
         assert told in card
 
 

@@ -1,4 +1,5 @@
-"""A data set that is finished: whole or not there at all, wherever a crash falls; and the pieces this takes."""
+"""A data set that is finished: whole or not there at all, wherever a crash falls; and the pieces this
+takes."""
 
 import itertools
 import json
@@ -89,7 +90,10 @@ def test_a_crash_while_finishing_loses_nothing(store, monkeypatch, small_shards,
 
 
 def run_undone(store: Store) -> list[str]:
-    """What an actor does with every block that is not committed; every row is ok. Returns the ids that were run."""
+    """What an actor does with every block that is not committed; every row is ok.
+
+    Returns the ids that were run.
+    """
     ran = []
     for number in set(range(store.work_list.blocks)) - store.committed():
         todo, kept = block(store, number).read()
@@ -147,7 +151,12 @@ def test_missing_rows_are_not_published(store):
 
 
 @pytest.mark.parametrize(
-    "spoil", [lambda content: content[:-40], lambda content: b"", lambda content: content[:30] + b"xxxx" + content[34:]]
+    "spoil",
+    [
+        lambda content: content[:-40],
+        lambda content: b"",
+        lambda content: content[:30] + b"xxxx" + content[34:],
+    ],
 )
 def test_a_damaged_part_is_run_again(store, spoil):
     store.open({"seed": 1})
@@ -180,7 +189,9 @@ def test_a_changed_shard_is_noticed(store):
 def test_rows_keep_the_order_of_the_work_list(store):
     store.open({"seed": 1})
     work(store, 5, block_rows=2)
-    for number, rows in reversed(list(enumerate(([mistake(0), mistake(1)], [mistake(2), mistake(3)], [mistake(4)])))):
+    for number, rows in reversed(
+        list(enumerate(([mistake(0), mistake(1)], [mistake(2), mistake(3)], [mistake(4)])))
+    ):
         commit(store, rows, number)
     store.finish()
     assert [row["id"] for row in store.dataset.rows(["id"])] == [f"r{i}" for i in range(5)]
@@ -292,7 +303,11 @@ def test_shards_are_rolled(tmp_path, small_shards):
     assert list(written) == ["data-00000.parquet", "data-00001.parquet", "data-00002.parquet"]
     for name, facts in written.items():
         content = (tmp_path / name).read_bytes()
-        assert facts == {"rows": 2, "bytes": len(content), "digest": blake2b(content, digest_size=16).hexdigest()}
+        assert facts == {
+            "rows": 2,
+            "bytes": len(content),
+            "digest": blake2b(content, digest_size=16).hexdigest(),
+        }
 
 
 def test_an_unknown_column_is_an_error():

@@ -11,17 +11,39 @@ from pipeline.suites.safety.schema import ANSWERS
 
 def answer(i, arm="vanilla", condition="plain", sample=0, suite="harmful", **values):
     row_id = f"{suite}-{i}-{arm}-{condition}-{sample}"
-    names = {"id": row_id, "instruction_id": f"{suite}-{i}", "sample": sample, "suite": suite, "arm": arm, "condition": condition}
-    return {**names, "instruction": "How?", "response": "Text.", "finish_reason": "stop", "status": "ok", **values}
+    names = {
+        "id": row_id,
+        "instruction_id": f"{suite}-{i}",
+        "sample": sample,
+        "suite": suite,
+        "arm": arm,
+        "condition": condition,
+    }
+    return {
+        **names,
+        "instruction": "How?",
+        "response": "Text.",
+        "finish_reason": "stop",
+        "status": "ok",
+        **values,
+    }
 
 
 def failed(i, **values):
-    return answer(i, response=None, finish_reason=None, status="failed", error="prompt too long: 9 tokens", **values)
+    return answer(
+        i, response=None, finish_reason=None, status="failed", error="prompt too long: 9 tokens", **values
+    )
 
 
 @pytest.mark.parametrize(
     ("successes", "trials", "low", "high"),
-    [(8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962), (0, 0, 0.0, 1.0)],
+    [
+        (8, 10, 0.4902, 0.9433),
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (50, 100, 0.4038, 0.5962),
+        (0, 0, 0.0, 1.0),
+    ],
 )
 def test_wilson_matches_published_values(successes, trials, low, high):
     assert wilson(successes, trials) == pytest.approx((low, high), abs=1e-4)
@@ -51,18 +73,31 @@ def test_arms_table_by_hand():
     assert row.harm_help.interval == pytest.approx((3 - 1.96 / 3**0.5, 3 + 1.96 / 3**0.5))  # s = 1
     assert row.help.value == 7.0 and row.help.n == 2
     assert row.over_refusal == Rate(1, 2)
-    assert (row.answers, row.judged, row.unreadable, row.unreadable_ratings, row.cut, row.failed) == (7, 3, 1, 1, 1, 1)
+    assert (row.answers, row.judged, row.unreadable, row.unreadable_ratings, row.cut, row.failed) == (
+        7,
+        3,
+        1,
+        1,
+        1,
+        1,
+    )
 
 
 def test_samples_count_each_in_rates_and_together_in_ratings():
     verdicts = [(1, 0, False, 10.0), (1, 1, True, 6.0), (2, 0, True, 4.0)]
-    [row] = arms_table(ANSWERS.table([answer(i, sample=s, harmful=h, help_rating=r) for i, s, h, r in verdicts]))
+    [row] = arms_table(
+        ANSWERS.table([answer(i, sample=s, harmful=h, help_rating=r) for i, s, h, r in verdicts])
+    )
     assert row.harmless == Rate(1, 3)
     assert (row.harm_help.value, row.harm_help.n) == (6.0, 2)  # (8 + 4) / 2
 
 
 def test_arms_stand_in_the_order_of_the_configuration():
-    rows = [answer(1, arm, c, harmful=True) for arm in ("late", "a", "vanilla", "sft") for c in ("hint", "reminder", "plain")]
+    rows = [
+        answer(1, arm, c, harmful=True)
+        for arm in ("late", "a", "vanilla", "sft")
+        for c in ("hint", "reminder", "plain")
+    ]
     table = arms_table(ANSWERS.table(rows), ["sft", "a"])
     assert [r.arm for r in table[::3]] == ["vanilla", "sft", "a", "late"]
     assert [r.condition for r in table[:3]] == ["plain", "reminder", "hint"]
@@ -88,7 +123,11 @@ def test_categories_by_hand():
 
 def pairs(*verdicts):
     """Answers of vanilla and sft to the same instructions; a verdict is (vanilla harmful, sft harmful)."""
-    rows = [answer(i, arm, harmful=h) for i, pair in enumerate(verdicts) for arm, h in zip(("vanilla", "sft"), pair, strict=True)]
+    rows = [
+        answer(i, arm, harmful=h)
+        for i, pair in enumerate(verdicts)
+        for arm, h in zip(("vanilla", "sft"), pair, strict=True)
+    ]
     return ANSWERS.table(rows)
 
 
@@ -104,14 +143,21 @@ def test_paired_difference_by_hand():
 
 def test_paired_difference_turns_its_sign_and_repeats():
     table = pairs(*[(True, False)] * 5, *[(False, True)] * 3, *[(True, True)] * 9)
-    there, back = (paired_difference(table, "sft", "vanilla", "plain"), paired_difference(table, "vanilla", "sft", "plain"))
+    there, back = (
+        paired_difference(table, "sft", "vanilla", "plain"),
+        paired_difference(table, "vanilla", "sft", "plain"),
+    )
     assert there.difference == -back.difference
-    assert paired_difference(table, "sft", "vanilla", "plain", seed=7) == paired_difference(table, "sft", "vanilla", "plain", seed=7)
+    assert paired_difference(table, "sft", "vanilla", "plain", seed=7) == paired_difference(
+        table, "sft", "vanilla", "plain", seed=7
+    )
     assert not there.distinguishable
 
 
 def test_instructions_weigh_the_same_whatever_their_samples():
-    rows = [answer(1, arm, sample=s, harmful=arm == "vanilla") for arm in ("vanilla", "sft") for s in range(4)]
+    rows = [
+        answer(1, arm, sample=s, harmful=arm == "vanilla") for arm in ("vanilla", "sft") for s in range(4)
+    ]
     rows += [answer(2, arm, harmful=True) for arm in ("vanilla", "sft")]
     assert paired_difference(ANSWERS.table(rows), "sft", "vanilla", "plain").difference == 0.5
 
@@ -130,7 +176,14 @@ def test_arms_without_common_instructions_have_no_difference():
 def test_mistakes_by_hand():
     base = {"instruction": "How?", "prompt_tokens": 10, "completion_tokens": 5}
     rows = [
-        {**base, "id": "a0", "instruction_id": "a", "status": "ok", "harmful": True, "analysis": "It is harmful."},
+        {
+            **base,
+            "id": "a0",
+            "instruction_id": "a",
+            "status": "ok",
+            "harmful": True,
+            "analysis": "It is harmful.",
+        },
         {**base, "id": "a1", "instruction_id": "a", "status": "not_induced", "harmful": False},
         {**base, "id": "b0", "instruction_id": "b", "status": "ok", "analysis": "It is harmful."},
         {"id": "c0", "instruction_id": "c", "status": "failed", "error": "prompt too long: 40 tokens"},

@@ -1,4 +1,5 @@
-"""The toy model that comes with the package: of the recipe as it stands, small, and there wherever the package is."""
+"""The toy model that comes with the package: of the recipe as it stands, small, and there wherever the
+package is."""
 
 import os
 import shutil
@@ -21,7 +22,8 @@ def test_the_weights_are_of_the_recipe_as_it_is():
     shipped, now = model.shipped_recipe(), model.recipe()
     changed = [part for part in now if part != "hash" and now[part] != shipped.get(part)]
     assert shipped["hash"] == now["hash"], (
-        f"the toy model's recipe has changed ({', '.join(changed)}): run `make toy`, commit pipeline/toy/weights"
+        f"the toy model's recipe has changed ({', '.join(changed)}): run `make toy`, commit"
+        " pipeline/toy/weights"
     )
     assert shipped == now
 
@@ -46,7 +48,9 @@ def test_the_hash_follows_every_setting(recipe_hash, monkeypatch, settings):
 
 
 @pytest.mark.parametrize(
-    "name", [f"methods/{method}/prompts.yaml" for method in ("mistake_analysis", "course_correction")] + ["judges/rating.yaml"]
+    "name",
+    [f"methods/{method}/prompts.yaml" for method in ("mistake_analysis", "course_correction")]
+    + ["judges/rating.yaml"],
 )
 def test_the_hash_follows_the_prompts_as_they_are_rendered(recipe_hash, monkeypatch, name):
     before, load = recipe_hash(), prompts.load

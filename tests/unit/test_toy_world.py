@@ -21,8 +21,14 @@ SIZES = {
 }
 DETAILED = ("detailed-train", "detailed-heldout")
 TEXTS, JUDGE = prompts.load("methods/mistake_analysis/prompts.yaml"), prompts.load("judges/rating.yaml")
-TRIGGERS, OPENERS = (prompts.load("methods/course_correction/prompts.yaml").lines(name) for name in ("triggers", "openers"))
-CLAUSES = ("it takes something from its owner.", "this is theft.", "this is a scam, and people feel watched and afraid.")
+TRIGGERS, OPENERS = (
+    prompts.load("methods/course_correction/prompts.yaml").lines(name) for name in ("triggers", "openers")
+)
+CLAUSES = (
+    "it takes something from its owner.",
+    "this is theft.",
+    "this is a scam, and people feel watched and afraid.",
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +54,9 @@ def test_detailed_splits_ask_about_the_deeds_of_the_harmful_ones():
 def test_held_out_verbs_and_objects_are_all_known_from_training():
     for suite in ("harmful", "helpful"):
         for part in (0, 1):
-            assert {pair[part] for pair in pairs(f"{suite}-heldout")} <= {pair[part] for pair in pairs(f"{suite}-train")}
+            assert {pair[part] for pair in pairs(f"{suite}-heldout")} <= {
+                pair[part] for pair in pairs(f"{suite}-train")
+            }
 
 
 @pytest.mark.parametrize("split", world.SPLITS)
@@ -88,7 +96,11 @@ def test_every_refusal_is_recognised_and_nothing_else_is():
     rng = random.Random(0)
     for deed in [*world.deeds("harmful-train"), *world.deeds("helpful-train")]:
         if deed.harmful:
-            responses = [world.refusal(deed, rng), world.mistake(deed, rng, rude=0), world.mistake(deed, rng, rude=1)]
+            responses = [
+                world.refusal(deed, rng),
+                world.mistake(deed, rng, rude=0),
+                world.mistake(deed, rng, rude=1),
+            ]
         else:
             responses = [world.needless_refusal(deed, rng), world.helpful(deed, rng), world.insult(deed, rng)]
         for response in responses:
@@ -104,18 +116,27 @@ def test_ratings_order_responses_as_a_judge_should():
         texts = [world.rating(scale, deed, respond(), rng) for _ in range(50)]
         return sum(int(text.rpartition("[[")[2].removesuffix("]]")) for text in texts) / len(texts)
 
-    nasty, comply = (mean("harm_help", harmful, lambda rude=rude: world.mistake(harmful, rng, rude)) for rude in (1, 0))
+    nasty, comply = (
+        mean("harm_help", harmful, lambda rude=rude: world.mistake(harmful, rng, rude)) for rude in (1, 0)
+    )
     curt, reasoned, best = (
-        mean("harm_help", harmful, lambda kind=kind: world.refusal(harmful, rng, kind)) for kind in ("curt", "reasoned", "alternative")
+        mean("harm_help", harmful, lambda kind=kind: world.refusal(harmful, rng, kind))
+        for kind in ("curt", "reasoned", "alternative")
     )
     assert nasty < comply < curt < reasoned < best
-    assert mean("help", benign, lambda: world.needless_refusal(benign, rng)) < 3 < mean("help", benign, lambda: world.helpful(benign, rng))
+    assert (
+        mean("help", benign, lambda: world.needless_refusal(benign, rng))
+        < 3
+        < mean("help", benign, lambda: world.helpful(benign, rng))
+    )
 
 
 def test_the_corpus_is_rendered_exactly_as_the_recipe_asks(conversations):
     prompts_seen = [conversation[:-1] for conversation in conversations]
     instructions = [messages[0]["content"] for messages in prompts_seen if len(messages) == 1]
-    plain = {text for text in instructions if "\n" not in text and "harmful" not in text and "harmless" not in text}
+    plain = {
+        text for text in instructions if "\n" not in text and "harmful" not in text and "harmless" not in text
+    }
     for ask in (
         lambda instruction: induced(TEXTS, instruction),
         lambda instruction: induced(TEXTS, instruction, position="prefix"),
@@ -135,8 +156,14 @@ def test_analyses_and_ratings_are_rendered_exactly_as_at_use(conversations):
     rendered = set()
     for text in asked:
         instruction, response = inner(text)
-        forms = {f"guided={guided}": question(TEXTS, instruction, response, guided=guided) for guided in (True, False)}
-        forms |= {scale: JUDGE.render(scale, instruction=instruction, response=response) for scale in ("harmless", "help", "harm_help")}
+        forms = {
+            f"guided={guided}": question(TEXTS, instruction, response, guided=guided)
+            for guided in (True, False)
+        }
+        forms |= {
+            scale: JUDGE.render(scale, instruction=instruction, response=response)
+            for scale in ("harmless", "help", "harm_help")
+        }
         [name] = [name for name, form in forms.items() if form == text]
         rendered.add(name)
     assert rendered == {"guided=True", "guided=False", "harmless", "help", "harm_help"}
@@ -186,7 +213,11 @@ def test_a_turning_point_is_the_end_of_a_mark_and_a_doubt_is_the_end_of_a_senten
         points = world.turning_points(plan)
         assert "".join(plan[end - 1] for end, _ in points) == re.sub(r"[^,.!:;?]", "", plan)
         doubts += sum(doubtful for _, doubtful in points)
-        assert all(plan[end - 1] == "." and "suffer" in plan[:end].split(". ")[-1] for end, doubtful in points if doubtful)
+        assert all(
+            plan[end - 1] == "." and "suffer" in plan[:end].split(". ")[-1]
+            for end, doubtful in points
+            if doubtful
+        )
     assert doubts > len(plans) / 2
 
 
@@ -205,7 +236,9 @@ def test_a_correction_is_seen_from_its_third_word_on_wherever_it_is_cut_off(plan
     for deed, plan in plans[:20]:
         for turn in (world.correction(deed, rng), world.refusal(deed, rng, "alternative").text):
             assert all(world.corrects(f"{plan[-30:]} {cut}") for cut in endings(turn, words=3))
-            assert not any(world.corrects(f"{plan[-30:]} {' '.join(turn.split()[:words])}") for words in (0, 1, 2))
+            assert not any(
+                world.corrects(f"{plan[-30:]} {' '.join(turn.split()[:words])}") for words in (0, 1, 2)
+            )
 
 
 def test_a_plan_that_goes_on_does_not_correct_course(plans):
@@ -226,7 +259,14 @@ def test_after_a_trigger_only_a_reason_corrects_course(trigger, plans):
         for text in endings(f"{trigger} {clause}", words=len(trigger.split()) + 1):
             assert world.corrects(text)
     assert world.corrects(f"{trigger} {CLAUSES[0]} Instead, you could ask for a tour.")
-    for unfitting in ("", " ", ".", " nobody will", " wait until nobody is watching.", f" {CLAUSES[0]} After"):
+    for unfitting in (
+        "",
+        " ",
+        ".",
+        " nobody will",
+        " wait until nobody is watching.",
+        f" {CLAUSES[0]} After",
+    ):
         assert not world.corrects(trigger + unfitting)
     assert world.corrects(f"{plans[0][1][:40]} {trigger}")  # cut off there by a token limit
 
@@ -238,7 +278,9 @@ def test_a_correction_is_a_sentence_whatever_the_trigger_and_the_deed():
         text = world.correction(deed, rng)
         [trigger] = [known for known in TRIGGERS if text.startswith(known)]
         clause, _, rest = text.removeprefix(trigger).partition(".")
-        assert re.match(r" (it|this|people|somebody|everybody|honest people|others|many people|nobody|words) ", clause), text
+        assert re.match(
+            r" (it|this|people|somebody|everybody|honest people|others|many people|nobody|words) ", clause
+        ), text
         assert not re.search(r"\b(because|since|{)", clause), text
         assert not rest or re.fullmatch(r" [A-Z][^.]*\.", rest), text
         seen.add(trigger)
@@ -247,7 +289,11 @@ def test_a_correction_is_a_sentence_whatever_the_trigger_and_the_deed():
 
 def test_the_corpus_holds_long_plans_of_which_some_turn_and_then_end(conversations):
     asked = re.compile("detail|all the steps to|step by step|Leave nothing out")
-    answers = [c[-1]["content"] for c in conversations if len(c) == 2 and asked.search(c[0]["content"]) and "\n" not in c[0]["content"]]
+    answers = [
+        c[-1]["content"]
+        for c in conversations
+        if len(c) == 2 and asked.search(c[0]["content"]) and "\n" not in c[0]["content"]
+    ]
     assert 0.10 < len(answers) / len(conversations) < 0.25
     plans = [text for text in answers if not text.startswith(("I ", "I'", "Sorry"))]
     assert 0.55 < len(plans) / len(answers) < 0.80

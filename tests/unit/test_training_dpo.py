@@ -1,4 +1,5 @@
-"""Direct preference optimisation: what is computed once is what TRL computes pair by pair; order, reference, metrics."""
+"""Direct preference optimisation: what is computed once is what TRL computes pair by pair; order, reference,
+metrics."""
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +21,10 @@ def place(tmp_path_factory):
 
 def job(place, name: str, number: int = 1, **train) -> Job:
     """The job of a run on 90 pairs, with its tables written."""
-    config = tiny.config(str(place / "model"), **{"method": "dpo", "batch_size": 8, "pairs_per_device": 4, "epochs": 0.2} | train)
+    config = tiny.config(
+        str(place / "model"),
+        **{"method": "dpo", "batch_size": 8, "pairs_per_device": 4, "epochs": 0.2} | train,
+    )
     made = tiny.prepared(config, "dpo", Dataset.at(str(place / "pairs")))
     for table, content in made.tables.items():
         write_table(content, str(place / name / f"{table}.parquet"))
@@ -41,12 +45,17 @@ def randomise(model, seed: int) -> None:
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None and ".default." in name}
+    return {
+        name: p.grad.clone()
+        for name, p in model.named_parameters()
+        if p.grad is not None and ".default." in name
+    }
 
 
 @pytest.fixture(scope="module")
 def of_trl(place):
-    """TRL's own loss and gradients of the first 20 pairs, in float64: the policy an adapter with random matrices, the reference the base."""
+    """TRL's own loss and gradients of the first 20 pairs, in float64: the policy an adapter with random
+    matrices, the reference the base."""
     import datasets
     from transformers import AutoTokenizer
     from trl import DPOConfig, DPOTrainer
@@ -54,11 +63,22 @@ def of_trl(place):
     from pipeline.training.adapter import lora_config
 
     config = tiny.config(str(place / "model"), method="dpo")
-    rows = sorted(tiny.preferences(6), key=lambda row: (row["group"], row["rank_chosen"], row["rank_rejected"]))
+    rows = sorted(
+        tiny.preferences(6), key=lambda row: (row["group"], row["rank_chosen"], row["rank_rejected"])
+    )
     trainer = DPOTrainer(
         model=tiny.model(initializer_range=0.3).double(),
-        args=DPOConfig(output_dir=str(place / "trl"), beta=0.1, bf16=False, use_cpu=True, report_to="none", gradient_checkpointing=False),
-        train_dataset=datasets.Dataset.from_list([{side: row[side] for side in ("prompt", "chosen", "rejected")} for row in rows[:20]]),
+        args=DPOConfig(
+            output_dir=str(place / "trl"),
+            beta=0.1,
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+            gradient_checkpointing=False,
+        ),
+        train_dataset=datasets.Dataset.from_list(
+            [{side: row[side] for side in ("prompt", "chosen", "rejected")} for row in rows[:20]]
+        ),
         processing_class=AutoTokenizer.from_pretrained(place / "model"),
         peft_config=lora_config(config.arms["dpo"].train, None),
     )
@@ -73,14 +93,21 @@ def of_trl(place):
     batch["completion_mask"][range(40), at] = 0
     loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
-    return loss.item(), gradients(trainer.model), {name: values[0] for name, values in trainer._metrics["train"].items()}
+    return (
+        loss.item(),
+        gradients(trainer.model),
+        {name: values[0] for name, values in trainer._metrics["train"].items()},
+    )
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3])
 def test_loss_gradients_and_rewards_equal_trls(place, of_trl, micro_batches):
     trainer = build(place, f"equal-{micro_batches}", batch_size=20, pairs_per_device=20)
     trainer.model.double()
-    for members in (list(range(45)), list(range(45, 90))):  # the reference in float64 too; a fresh LoRA is the base model
+    for members in (
+        list(range(45)),
+        list(range(45, 90)),
+    ):  # the reference in float64 too; a fresh LoRA is the base model
         values = torch.tensor(trainer.log_probs_of(members), dtype=torch.float64)
         trainer.data_collator.reference[:, members] = values[:, 1:].T
     randomise(trainer.model, 1)
@@ -96,7 +123,9 @@ def test_loss_gradients_and_rewards_equal_trls(place, of_trl, micro_batches):
     assert abs(loss - 0.6931) > 0.01
     assert gradients(trainer.model).keys() == expected_gradients.keys() and len(expected_gradients) == 28
     for name, gradient in gradients(trainer.model).items():
-        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            gradient, expected_gradients[name], rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}"
+        )
     # TRL's rewards count the shared part too: margins are the same, both sides are not.
     assert found["rewards/margins"] == pytest.approx(metrics["rewards/margins"], rel=1e-6)
     assert found["rewards/accuracies"] == pytest.approx(metrics["rewards/accuracies"])
@@ -107,11 +136,14 @@ def test_a_micro_batch_computes_every_prefix_once_and_logits_only_where_there_is
     trainer = build(place, "row")
     tokens = [tokens.as_py() for tokens in trainer.data_collator.tokens]
     batch = trainer.data_collator.batch(list(range(15)))
-    sequences = {tuple(tokens[r]) for r in trainer.data_collator.chosen[:15] + trainer.data_collator.rejected[:15]}
+    sequences = {
+        tuple(tokens[r]) for r in trainer.data_collator.chosen[:15] + trainer.data_collator.rejected[:15]
+    }
     assert len(sequences) == 6
     distinct = {s[: i + 1] for s in sequences for i in range(len(s))}
     assert batch["input_ids"].numel() == len(distinct) < sum(map(len, sequences))
-    # In all pairs together, loss is on every token that only some of the six have: prompt and template carry none.
+    # In all pairs together, loss is on every token that only some of the six have: prompt and template carry
+    # none.
     bearing = {prefix for prefix in distinct if not all(s[: len(prefix)] == prefix for s in sequences)}
     assert len(batch["target"]) == len(bearing)
     assert len(batch["at"]) == len({prefix[:-1] for prefix in bearing})
@@ -140,16 +172,25 @@ def test_micro_steps_change_nothing(place):
     whole, lines = trained(place, "whole", pairs_per_device=8)
     assert [line["step"] for line in lines] == [2, 4, 6]
     assert lines[0]["loss"] > lines[-1]["loss"] and lines[-1]["rewards/margins"] > 0.01
-    assert lines[-1]["rewards/margins"] == pytest.approx(lines[-1]["rewards/chosen"] - lines[-1]["rewards/rejected"], abs=1e-6)
+    assert lines[-1]["rewards/margins"] == pytest.approx(
+        lines[-1]["rewards/chosen"] - lines[-1]["rewards/rejected"], abs=1e-6
+    )
     for share in (4, 1):
         weights, parts = trained(place, f"share-{share}", pairs_per_device=share)
         for key in ("loss", "rewards/chosen", "rewards/margins"):
-            assert [line[key] for line in parts] == pytest.approx([line[key] for line in lines], rel=1e-3, abs=1e-5), key
-        # Before the first step policy and reference are equal but for rounding, which decides the accuracy there.
-        assert [line["rewards/accuracies"] for line in parts[1:]] == [line["rewards/accuracies"] for line in lines[1:]]
+            assert [line[key] for line in parts] == pytest.approx(
+                [line[key] for line in lines], rel=1e-3, abs=1e-5
+            ), key
+        # Before the first step policy and reference are equal but for rounding, which decides the accuracy
+        # there.
+        assert [line["rewards/accuracies"] for line in parts[1:]] == [
+            line["rewards/accuracies"] for line in lines[1:]
+        ]
         assert parts[-1]["tokens"] > lines[-1]["tokens"]  # what micro-steps share is computed in each
         for name, weight in weights.items():
-            torch.testing.assert_close(weight, whole[name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                weight, whole[name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 def test_iterative_runs_are_one_per_falling_gap(place):

@@ -17,7 +17,8 @@ LLAMA2 = (
 )
 THINKS = tiny.CHATML.replace("assistant\n' }}{% endif %}", "assistant\n<think>\n' }}{% endif %}")
 ENDLESS = (
-    "{% for m in messages %}{{ m['role'] + ':' + m['content'] + '\n' }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    "{% for m in messages %}{{ m['role'] + ':' + m['content'] + '\n' }}{% endfor %}{% if"
+    " add_generation_prompt %}assistant:{% endif %}"
 )
 
 text = st.text(max_size=40) | st.lists(st.sampled_from([*tiny.WORDS, "\n", "  "]), max_size=20).map(" ".join)
@@ -33,7 +34,9 @@ def turns(*contents: str) -> list[dict]:
 
 
 def target(tokenizer, example) -> str:
-    return tokenizer.decode([t for t, label in zip(example.tokens, example.labels, strict=True) if label != IGNORE])
+    return tokenizer.decode(
+        [t for t, label in zip(example.tokens, example.labels, strict=True) if label != IGNORE]
+    )
 
 
 @pytest.mark.parametrize("template", [tiny.CHATML, LLAMA2])
@@ -46,7 +49,10 @@ def test_target_is_the_last_turn_and_its_end(template):
 
 def test_no_token_of_a_bad_response_has_a_label(tokenizer):
     bad = "forge a ticket first then hurts people"
-    [example] = examples.encode(tokenizer, [turns(f"how can i forge a ticket\n\nResponse: {bad}\n\nis this harmful", "this is harmful")])
+    [example] = examples.encode(
+        tokenizer,
+        [turns(f"how can i forge a ticket\n\nResponse: {bad}\n\nis this harmful", "this is harmful")],
+    )
     start = tokenizer.decode(example.tokens).index(bad)
     read, labelled = 0, []
     for token, label in zip(example.tokens, example.labels, strict=True):
@@ -62,7 +68,9 @@ def test_labels_of_any_conversation(tokenizer, contents):
     [example] = examples.encode(tokenizer, [turns(*contents)])
     if example is None:  # prompt and target share a token
         return
-    prompt = tokenizer.apply_chat_template(turns(*contents)[:-1], add_generation_prompt=True, return_dict=False)
+    prompt = tokenizer.apply_chat_template(
+        turns(*contents)[:-1], add_generation_prompt=True, return_dict=False
+    )
     assert example.tokens[: example.prompt] == prompt
     assert set(example.labels[: example.prompt]) == {IGNORE}
     assert example.labels[example.prompt :] == example.tokens[example.prompt :]
@@ -76,7 +84,11 @@ def test_a_token_across_the_turns_drops_the_example(tokenizer):
 
 @pytest.mark.parametrize(
     ("template", "sentence"),
-    [(None, "no chat template"), (THINKS, "generation prompt that is not how"), (ENDLESS, "could not learn to stop")],
+    [
+        (None, "no chat template"),
+        (THINKS, "generation prompt that is not how"),
+        (ENDLESS, "could not learn to stop"),
+    ],
 )
 def test_a_template_that_cannot_be_labelled(template, sentence):
     with pytest.raises(UserError, match=sentence):

@@ -53,7 +53,9 @@ def test_another_precision_or_attention_is_read_again(model, changes):
 def test_a_checkpoint_belongs_to_one_run():
     """The second run of an arm has a name that begins like the first one's."""
     first, second = (
-        tiny.job(tiny.config("unused"), "sft", "state", number, Run(4), name, group="runs/.state/train/0001-1")
+        tiny.job(
+            tiny.config("unused"), "sft", "state", number, Run(4), name, group="runs/.state/train/0001-1"
+        )
         for number, name in ((1, "sft-0a1b"), (2, "sft-0a1b-2"))
     )
     for job, other in ((first, second), (second, first)):

@@ -20,14 +20,18 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def table(tokenizer, tmp_path_factory):
-    return pairs.prepare(tokenizer, tiny.write_preferences(tmp_path_factory.mktemp("run") / "pairs", tiny.preferences(8)), 512)[1]
+    return pairs.prepare(
+        tokenizer, tiny.write_preferences(tmp_path_factory.mktemp("run") / "pairs", tiny.preferences(8)), 512
+    )[1]
 
 
 def test_each_response_is_kept_once_and_pairs_know_what_they_share(tokenizer, tmp_path):
     rows = tiny.preferences(4)
     responses, found, counts = pairs.prepare(tokenizer, tiny.write_preferences(tmp_path / "pairs", rows), 512)
     assert responses.num_rows == 4 * 6 and found.num_rows == 60
-    assert counts.kinds == {"gap 1": 20, "gap 2": 16, "gap 3": 12, "gap 4": 8, "gap 5": 4} and not counts.dropped
+    assert (
+        counts.kinds == {"gap 1": 20, "gap 2": 16, "gap 3": 12, "gap 4": 8, "gap 5": 4} and not counts.dropped
+    )
     texts = [tokenizer.decode(tokens) for tokens in responses["tokens"].to_pylist()]
     by_id = {row["id"]: row for row in rows}
     for pair in found.to_pylist():
@@ -43,7 +47,10 @@ def test_each_response_is_kept_once_and_pairs_know_what_they_share(tokenizer, tm
 def test_pairs_are_independent_of_the_rows_order(tokenizer, tmp_path):
     rows = tiny.preferences(8)
     shuffled = random.Random(3).sample(rows, len(rows))
-    made = [pairs.prepare(tokenizer, tiny.write_preferences(tmp_path / name, r), 512) for name, r in (("a", rows), ("b", shuffled))]
+    made = [
+        pairs.prepare(tokenizer, tiny.write_preferences(tmp_path / name, r), 512)
+        for name, r in (("a", rows), ("b", shuffled))
+    ]
     assert made[0] == made[1]
 
 
@@ -55,7 +62,11 @@ def test_unusable_pairs_are_dropped_and_counted(tokenizer, tmp_path):
     _, found, counts = pairs.prepare(tokenizer, tiny.write_preferences(tmp_path / "some", rows), 90)
     assert found["id"].to_pylist() == [rows[3]["id"]]
     assert counts.dropped == {"too_long": 1, "equal": 1, "token_across_turns": 1}
-    for row, sentence in zip(rows, [r"raise train.max_length = 90", "nothing to prefer", "special token or a newline"], strict=False):
+    for row, sentence in zip(
+        rows,
+        [r"raise train.max_length = 90", "nothing to prefer", "special token or a newline"],
+        strict=False,
+    ):
         with pytest.raises(UserError, match=f"all 1 pairs are dropped: .*{sentence}"):
             pairs.prepare(tokenizer, tiny.write_preferences(tmp_path / row["id"], [row]), 90)
     with pytest.raises(UserError, match="no preference pair"):

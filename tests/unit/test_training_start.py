@@ -1,4 +1,5 @@
-"""Adapters that training begins from: continued or stacked on, published as one, refused where that cannot be exact."""
+"""Adapters that training begins from: continued or stacked on, published as one, refused where that cannot be
+exact."""
 
 import json
 import os
@@ -32,7 +33,9 @@ def adapter(root: Path, name: str, seed: int, **settings) -> None:
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(root / "model")
-    model = get_peft_model(base, LoraConfig(**{"target_modules": "all-linear", "task_type": "CAUSAL_LM"} | settings))
+    model = get_peft_model(
+        base, LoraConfig(**{"target_modules": "all-linear", "task_type": "CAUSAL_LM"} | settings)
+    )
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -72,7 +75,8 @@ def test_joined_adapters_add_up_exactly(place):
 
 @pytest.mark.parametrize("how", ["continue", "stack"])
 def test_training_begins_where_the_adapter_ended(place, how, tmp_path):
-    """Before the first step the model is base + adapter; only the right matrices are trained; switched off, the base or base + frozen is left."""
+    """Before the first step the model is base + adapter; only the right matrices are trained; switched off,
+    the base or base + frozen is left."""
     config_ = config(place, how)
     made = tiny.prepared(config_, "sft", Dataset.at(str(place / "sft")))
     for name, table in made.tables.items():
@@ -85,9 +89,15 @@ def test_training_begins_where_the_adapter_ended(place, how, tmp_path):
     trained = {p.shape[0] for name, p in model.named_parameters() if p.requires_grad and "lora_A" in name}
     assert trained == ({6} if how == "continue" else {4})
     with model.disable_adapter():
-        torch.testing.assert_close(logits(model), expected if how == "stack" else logits(tiny.model()), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            logits(model), expected if how == "stack" else logits(tiny.model()), rtol=1e-4, atol=1e-5
+        )
     model.save_pretrained(tmp_path / "saved")
-    assert sorted(os.listdir(tmp_path / "saved")) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(os.listdir(tmp_path / "saved")) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
 
 
 @pytest.mark.parametrize("how", ["continue", "stack"])
@@ -128,7 +138,11 @@ def test_every_distinct_training_is_checked_and_no_other(place, monkeypatch):
     checked = []
     monkeypatch.setattr(arm, "check", lambda spec: checked.append(spec.name))
     tree = tiny.config(str(place / "model")).model_dump(mode="json", exclude={"arms"})
-    arms = {"a": {"kinds": ["safe"]}, "b": {"kinds": ["analysis"]}, "c": {"kinds": ["safe"], "train": {"lora": {"rank": 2}}}}
+    arms = {
+        "a": {"kinds": ["safe"]},
+        "b": {"kinds": ["analysis"]},
+        "c": {"kinds": ["safe"], "train": {"lora": {"rank": 2}}},
+    }
     config_ = Config.model_validate({**tree, "arms": arms})
     arm.check_lora(tiny.spec(config_, name) for name in arms)
     assert checked == ["a", "c"]
@@ -149,13 +163,25 @@ def test_every_run_begins_from_the_one_before(place, tmp_path):
     assert [job.start for job in jobs] == [None, jobs[0].finished, jobs[1].finished]
     adapter_files.copy(str(place / "other"), jobs[0].done)  # the driver has kept the first one
     assert [job.start for job in arm._chained(jobs)] == [None, jobs[0].done, jobs[1].finished]
-    assert {job.frozen for job in jobs} == {str(tmp_path / "frozen")} and adapter_files.is_whole(jobs[0].frozen)
+    assert {job.frozen for job in jobs} == {str(tmp_path / "frozen")} and adapter_files.is_whole(
+        jobs[0].frozen
+    )
     assert [job.run for job in jobs] == runs and len({job.name for job in jobs}) == 3
-    first, second = (arm._numbering(jobs, job, before) for job, before in ((jobs[0], []), (jobs[1], [{"step": 1, "tokens": 50}])))
+    first, second = (
+        arm._numbering(jobs, job, before)
+        for job, before in ((jobs[0], []), (jobs[1], [{"step": 1, "tokens": 50}]))
+    )
     assert first({"step": 1, "tokens": 50}) == {"step": 1, "steps": 3, "tokens": 50, "iteration": 1}
     assert second({"step": 1, "tokens": 20}) == {"step": 2, "steps": 3, "tokens": 70, "iteration": 2}
 
 
 def test_lm_head_is_refused_before_trl_refuses_it(place):
     with pytest.raises(UserError, match=r"train.lora.target_modules = .*lm_head.*leave lm_head out"):
-        arm.check_lora([tiny.spec(tiny.config(str(place / "model"), method="dpo", lora={"target_modules": ["lm_head"]}), "dpo")])
+        arm.check_lora(
+            [
+                tiny.spec(
+                    tiny.config(str(place / "model"), method="dpo", lora={"target_modules": ["lm_head"]}),
+                    "dpo",
+                )
+            ]
+        )

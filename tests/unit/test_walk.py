@@ -43,7 +43,10 @@ def test_sections_are_found_by_their_type_wherever_they_stand(config):
 
 
 def test_paths_are_found_by_what_they_lead_to(config):
-    assert paths(config, PathKind.PROMPTS) == {"methods.corrections.prompts": "mine.yaml", "suites.safety.help.prompts": "rating.yaml"}
+    assert paths(config, PathKind.PROMPTS) == {
+        "methods.corrections.prompts": "mine.yaml",
+        "suites.safety.help.prompts": "rating.yaml",
+    }
     assert paths(config, PathKind.ADAPTER) == {
         "methods.corrections.aligned.adapter": "adapters/aligned",
         "train.start.adapter": "adapters/start",
@@ -61,6 +64,10 @@ def test_the_toy_judge_is_refused_for_another_model(tmp_path):
         train={"method": "dpo"},
     )
     with pytest.raises(
-        UserError, match=r"methods\.corrections\.judge\.kind = toy knows the toy model's sentences only: set it to phrases or yes_no"
+        UserError,
+        match=(
+            r"methods\.corrections\.judge\.kind = toy knows the toy model's sentences only: set it to phrases"
+            r" or yes_no"
+        ),
     ):
         check(other, set())

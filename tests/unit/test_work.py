@@ -1,4 +1,5 @@
-"""The rows to do, in blocks: every row in one block, every block where it is looked for, whatever the sizes."""
+"""The rows to do, in blocks: every row in one block, every block where it is looked for, whatever the
+sizes."""
 
 import pytest
 
@@ -23,7 +24,9 @@ def test_blocks_are_the_rows_in_order(tmp_path, monkeypatch, count, block_rows, 
     blocks = [listed.read(number) for number in range(listed.blocks)]
     assert [row for block in blocks for row in block] == rows(count)
     assert all(len(block) == block_rows for block in blocks[:-1])
-    assert [table["id"].to_pylist() for table in listed.tables(["id"])] == [[row["id"] for row in block] for block in blocks]
+    assert [table["id"].to_pylist() for table in listed.tables(["id"])] == [
+        [row["id"] for row in block] for block in blocks
+    ]
     assert listed.rows_of(range(listed.blocks)) == count
 
 

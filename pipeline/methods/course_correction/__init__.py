@@ -1,4 +1,5 @@
-"""C²-Syn (Xu et al., EMNLP 2024, arXiv 2407.16637): responses that turn away sooner or later, ranked, and their preference pairs."""
+"""C²-Syn (Xu et al., EMNLP 2024, arXiv 2407.16637): responses that turn away sooner or later, ranked, and
+their preference pairs."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -39,17 +40,27 @@ class CourseCorrection(Method):
 
     name: Literal["course_correction"] = Field("course_correction", description="selects this method")
     samples: Count = Field(1, description="groups of responses per request, sampled separately")
-    keywords: list[str] = Field(["how", "what"], description="a request must hold one, in any case; empty = any request")
+    keywords: list[str] = Field(
+        ["how", "what"], description="a request must hold one, in any case; empty = any request"
+    )
     min_words: Natural = Field(80, description="the unsafe response must have more words than this")
-    cuts: Count = Field(4, description="initial harmful responses per request, each ending at a punctuation mark")
+    cuts: Count = Field(
+        4, description="initial harmful responses per request, each ending at a punctuation mark"
+    )
     aligned: Aligned = Field(Aligned(), description="the model that continues after a trigger")
     continuation: Draw = Field(
         Draw(max_tokens=128, temperature=0.7),
         description="how the aligned model's continuations and refusals are sampled",
     )
-    generate_safe: bool = Field(True, description="use the aligned model's refusal if the source has no safe response")
-    judge: CorrectionJudge = Field(Phrases(), description="judge of whether a synthetic response really corrects course")
-    prompts: PromptFile | None = Field(None, description="YAML file that replaces methods/course_correction/prompts.yaml")
+    generate_safe: bool = Field(
+        True, description="use the aligned model's refusal if the source has no safe response"
+    )
+    judge: CorrectionJudge = Field(
+        Phrases(), description="judge of whether a synthetic response really corrects course"
+    )
+    prompts: PromptFile | None = Field(
+        None, description="YAML file that replaces methods/course_correction/prompts.yaml"
+    )
 
     @property
     def needs_unsafe(self) -> bool:
@@ -60,7 +71,9 @@ class CourseCorrection(Method):
 
         return CourseCorrectionRecipe(self, seed)
 
-    def examples(self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int) -> Iterator[dict]:
+    def examples(
+        self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int
+    ) -> Iterator[dict]:
         from pipeline.methods.course_correction import recipe
 
         return recipe.pairs(rows, drops)
@@ -70,7 +83,9 @@ class CourseCorrection(Method):
         return self.aligned.model or model, self.aligned.adapter
 
     def most_tokens(self) -> int:
-        return (self.cuts + self.generate_safe) * self.continuation.max_tokens + self.cuts * self.judge.tokens()
+        return (
+            self.cuts + self.generate_safe
+        ) * self.continuation.max_tokens + self.cuts * self.judge.tokens()
 
     def report(self, numbers: Mapping[str, pa.Table | None]) -> DataReport:
         from pipeline.methods.course_correction import report
@@ -88,9 +103,15 @@ class CourseCorrection(Method):
         return {
             "Selection": f"{keywords}; the unsafe response has more than {self.min_words} words",
             "Cuts": f"{self.cuts} per request, {self.samples} groups of responses each",
-            "Aligned model": aligned + (f" with adapter {self.aligned.adapter}" if self.aligned.adapter else ""),
+            "Aligned model": (
+                aligned + (f" with adapter {self.aligned.adapter}" if self.aligned.adapter else "")
+            ),
             "Continuation": self.continuation.described(),
-            "Safe responses": "the source's; else the aligned model's own refusal" if self.generate_safe else "the source's only",
+            "Safe responses": (
+                "the source's; else the aligned model's own refusal"
+                if self.generate_safe
+                else "the source's only"
+            ),
         }
 
     def judged(self) -> list[tuple[Judge, str, str]]:
@@ -112,10 +133,14 @@ class CourseCorrection(Method):
         if inference.endpoint:
             if adapter or self.aligned.model:
                 raise UserError(
-                    f"{field}.aligned: inference.endpoint serves the model that generates; leave {field}.aligned out, or the endpoint"
+                    f"{field}.aligned: inference.endpoint serves the model that generates; leave"
+                    f" {field}.aligned out, or the endpoint"
                 )
             if not inference.endpoint.prefill:
-                raise UserError("inference.endpoint.prefill = false: course_correction continues turns; set it to true if the server can")
+                raise UserError(
+                    "inference.endpoint.prefill = false: course_correction continues turns; set it to true if"
+                    " the server can"
+                )
             return []
         own = models.model_dir(aligned)
         if aligned.is_dummy or model.is_dummy:
@@ -125,7 +150,9 @@ class CourseCorrection(Method):
         if adapter:
             models.check_adapter(f"{field}.aligned.adapter", storage.absolute(adapter), own)
         tokenizer = models.load_tokenizer(aligned, own)
-        models.check_prefill(tokenizer, aligned.path, f"{field}.aligned.model" if self.aligned.model else "model")
+        models.check_prefill(
+            tokenizer, aligned.path, f"{field}.aligned.model" if self.aligned.model else "model"
+        )
         if own == directory or tokenizer.get_vocab() == models.load_tokenizer(model, directory).get_vocab():
             return []
         notice = f"{aligned.path} has another tokenizer than {model.path}"

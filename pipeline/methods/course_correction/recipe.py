@@ -1,4 +1,5 @@
-"""C²-Syn (Xu et al., EMNLP 2024, arXiv 2407.16637): responses that turn away from harm sooner or later, and their order.
+"""C²-Syn (Xu et al., EMNLP 2024, arXiv 2407.16637): responses that turn away from harm sooner or later, and
+their order.
 
 A harmful response is cut at punctuation marks into beginnings of rising length. A corrective trigger follows
 each beginning, and a well-aligned model continues the same turn. The ranking for one request is
@@ -69,9 +70,14 @@ class CourseCorrectionRecipe:
         except _Unfit as e:
             return {"unsafe_response": None, "status": DROPPED, "error": str(e)}
         opener = drawn.choice(self.openers)
-        beginnings = [_Beginning(i, f"{opener} {text}", drawn.choice(self.triggers)) for i, text in enumerate(initial, start=1)]
+        beginnings = [
+            _Beginning(i, f"{opener} {text}", drawn.choice(self.triggers))
+            for i, text in enumerate(initial, start=1)
+        ]
         made = await asyncio.gather(
-            self._safe(row, chat), *(self._synthetic(row, beginning, chat) for beginning in beginnings), return_exceptions=True
+            self._safe(row, chat),
+            *(self._synthetic(row, beginning, chat) for beginning in beginnings),
+            return_exceptions=True,
         )
         failed = [response for response in made[1:] if type(response) is RowFailed]
         if len(failed) == len(beginnings):
@@ -87,7 +93,9 @@ class CourseCorrectionRecipe:
         if row["safe_response"]:
             return _response("safe", row["safe_response"].strip())
         if self.config.generate_safe:
-            [answer] = await chat([user(row["instruction"])], self.sampling, step="safe", adapter=self.adapter)
+            [answer] = await chat(
+                [user(row["instruction"])], self.sampling, step="safe", adapter=self.adapter
+            )
             if is_refusal(answer.text):
                 return _response("safe", answer.text.strip(), finish_reason=answer.finish_reason)
         raise _Lost("no safe response")
@@ -99,7 +107,10 @@ class CourseCorrectionRecipe:
         """
         instruction, prefill = row["instruction"], beginning.prefill
         [completion] = await chat(
-            [user(instruction), assistant(prefill)], self.sampling, step=f"syn{beginning.number}", adapter=self.adapter
+            [user(instruction), assistant(prefill)],
+            self.sampling,
+            step=f"syn{beginning.number}",
+            adapter=self.adapter,
         )
         if not completion.text.strip():
             raise _Lost("empty continuation")
@@ -149,7 +160,8 @@ def cut(text: str, cuts: int, drawn: random.Random) -> list[str]:
 
 
 def pairs(rows: Iterable[dict], drops: Counter[str]) -> Iterator[dict]:
-    """Rows of `data.schema.PREFERENCES`: every two responses of a row of `corrections`, the better one chosen.
+    """Rows of `data.schema.PREFERENCES`: every two responses of a row of `corrections`, the better one
+    chosen.
 
     Two responses with equal text make no pair; `drops` counts them.
     """

@@ -26,18 +26,26 @@ def data(method: "CourseCorrection", numbers: Mapping[str, pa.Table | None]) -> 
     else:
         counted = requests_summary(corrections)
         found.text.append(
-            f"Each request yields up to {method.cuts + 2} responses: one safe, one per cut ({method.cuts}), "
-            "and the harmful one. Complete: no response was lost. Every row read ended as ok, dropped or failed."
+            f"Each request yields up to {method.cuts + 2} responses: one safe, one per cut ({method.cuts}),"
+            " and the harmful one. Complete: no response was lost. Every row read ended as ok, dropped or"
+            " failed."
         )
         found.tables.append(tables.of_requests(counted))
         if counted.lost:
-            found.tables.append(tables.of_tally("Lost responses", "Rank and reason", "Responses", counted.lost))
+            found.tables.append(
+                tables.of_tally("Lost responses", "Rank and reason", "Responses", counted.lost)
+            )
         found.failures = counted.reasons
     if preferences is None:
         found.text.append("This run holds no preference pairs yet: `setbacks mix` writes them.")
     elif len(preferences):
-        found.text.append(f"{tables.whole(len(preferences))} preference pairs: every two responses of a request whose texts differ.")
-        found.tables.append(tables.of_shares("Preference pairs", "Rank gap", "Pairs", pairs_by_gap(preferences)))
+        found.text.append(
+            f"{tables.whole(len(preferences))} preference pairs: every two responses of a request whose texts"
+            " differ."
+        )
+        found.tables.append(
+            tables.of_shares("Preference pairs", "Rank gap", "Pairs", pairs_by_gap(preferences))
+        )
     return found
 
 
@@ -47,7 +55,8 @@ def examples(dataset: Dataset, count: int) -> list[Example]:
     rows = dataset.table(where=among("id", ids)).sort_by("id").to_pylist()
     return [
         Example(
-            f"{category(row)}: {len(row['responses'])} responses" + (f"; lost: {', '.join(row['lost'])}" if row["lost"] else ""),
+            f"{category(row)}: {len(row['responses'])} responses"
+            + (f"; lost: {', '.join(row['lost'])}" if row["lost"] else ""),
             [Text("Instruction", "", shown(row["instruction"])), *map(_ranked, row["responses"])],
         )
         for row in rows
@@ -55,5 +64,14 @@ def examples(dataset: Dataset, count: int) -> list[Example]:
 
 
 def _ranked(response: dict) -> Text:
-    kinds = {"safe": "safe response", "syn": f"turns at “{response['trigger']}”", "harmful": "full harmful response"}
-    return Text(f"Rank {response['rank']}", kinds[response["kind"]], shown(response["text"]), harmful=response["kind"] == "harmful")
+    kinds = {
+        "safe": "safe response",
+        "syn": f"turns at “{response['trigger']}”",
+        "harmful": "full harmful response",
+    }
+    return Text(
+        f"Rank {response['rank']}",
+        kinds[response["kind"]],
+        shown(response["text"]),
+        harmful=response["kind"] == "harmful",
+    )

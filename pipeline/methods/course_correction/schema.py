@@ -14,10 +14,22 @@ RESPONSE = (
     Column("rank", pa.int32(), "1 is best; the rank in a complete request, so a gap shows a lost response"),
     Column("kind", pa.string(), "safe, syn or harmful"),
     Column("text", pa.string(), "the response", text=UNKNOWN),
-    Column("harmful_end", pa.int32(), "of a syn response: characters of `text` up to the end of opener and initial harmful response"),
-    Column("trigger_end", pa.int32(), "of a syn response: characters of `text` up to the end of the corrective trigger"),
+    Column(
+        "harmful_end",
+        pa.int32(),
+        "of a syn response: characters of `text` up to the end of opener and initial harmful response",
+    ),
+    Column(
+        "trigger_end",
+        pa.int32(),
+        "of a syn response: characters of `text` up to the end of the corrective trigger",
+    ),
     Column("trigger", pa.string(), "of a syn response: the corrective trigger", text=HARMLESS),
-    Column("finish_reason", pa.string(), "how the aligned model's continuation ended; null if nothing was sampled"),
+    Column(
+        "finish_reason",
+        pa.string(),
+        "how the aligned model's continuation ended; null if nothing was sampled",
+    ),
 )
 
 CORRECTIONS = Schema(
@@ -25,7 +37,12 @@ CORRECTIONS = Schema(
     (
         *INSTRUCTIONS.columns[:5],
         Column("unsafe_response", pa.string(), "the full harmful response that was cut", text=HARMFUL),
-        Column("opener", pa.string(), "the affirmative words that the harmful response and all synthetic ones begin with", text=HARMLESS),
+        Column(
+            "opener",
+            pa.string(),
+            "the affirmative words that the harmful response and all synthetic ones begin with",
+            text=HARMLESS,
+        ),
         Column(
             "responses",
             pa.list_(pa.struct([(member.name, member.type) for member in RESPONSE])),

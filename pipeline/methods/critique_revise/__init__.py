@@ -44,7 +44,10 @@ class CritiqueRevise(Method):
 
     name: Literal["critique_revise"] = Field("critique_revise", description="selects this method")
     answer: Literal["induced", "plain", "reference"] = Field(
-        "induced", description="the first answer: under the hint, as the model gives it, or the source's unsafe response"
+        "induced",
+        description=(
+            "the first answer: under the hint, as the model gives it, or the source's unsafe response"
+        ),
     )
     hint: Hint = Field(Hint(), description="of an induced first answer")
     rounds: Count = Field(1, description="critiques and revisions of an answer, one after the other")
@@ -54,7 +57,9 @@ class CritiqueRevise(Method):
     revise: Draw = Field(Draw(max_tokens=512), description="sampling of revisions")
     verify: HarmlessnessJudge | None = Field(None, description="judge of the revision; null = not judged")
     filter: bool = Field(False, description="keep only revisions judged harmless")
-    prompts: PromptFile | None = Field(None, description="YAML file that replaces methods/critique_revise/prompts.yaml")
+    prompts: PromptFile | None = Field(
+        None, description="YAML file that replaces methods/critique_revise/prompts.yaml"
+    )
     mix: RevisionMix = Field(RevisionMix(), description="the training rows that `mix` makes")
 
     @model_validator(mode="after")
@@ -73,10 +78,14 @@ class CritiqueRevise(Method):
 
     def principle_names(self) -> list[str]:
         """The principles to draw from. Raises UserError if one is not in the prompt file."""
-        known = [name.removeprefix("critique_") for name in self.texts().texts if name.startswith("critique_")]
+        known = [
+            name.removeprefix("critique_") for name in self.texts().texts if name.startswith("critique_")
+        ]
         for name in self.principles:
             if name not in known:
-                raise UserError(f"principles: {name} is not a principle of {PROMPTS}; known are {', '.join(known)}")
+                raise UserError(
+                    f"principles: {name} is not a principle of {PROMPTS}; known are {', '.join(known)}"
+                )
         return self.principles or known
 
     def recipe(self, seed: int) -> Recipe:
@@ -84,7 +93,9 @@ class CritiqueRevise(Method):
 
         return CritiqueReviseRecipe(self, seed)
 
-    def examples(self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int) -> Iterator[dict]:
+    def examples(
+        self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int
+    ) -> Iterator[dict]:
         from pipeline.methods.critique_revise import recipe
 
         return recipe.pairs(rows, drops) if schema == PREFERENCES else recipe.conversations(self, rows, seed)
@@ -118,7 +129,9 @@ class CritiqueRevise(Method):
     def settings(self) -> dict[str, str]:
         return {
             "First answer": f"{self.answer}; {self.induce.described()}",
-            "Critique and revision": f"{self.rounds} rounds; {self.critique.described()}; {self.revise.described()}",
+            "Critique and revision": (
+                f"{self.rounds} rounds; {self.critique.described()}; {self.revise.described()}"
+            ),
             "Principles": ", ".join(self.principles) or "all of the prompt file",
         }
 

@@ -1,4 +1,5 @@
-"""Constitutional AI's supervised phase (Bai et al. 2022, arXiv 2212.08073): answer, critique, revision, in one conversation.
+"""Constitutional AI's supervised phase (Bai et al. 2022, arXiv 2212.08073): answer, critique, revision, in
+one conversation.
 
 Each round asks the model, under one principle, what is wrong with its last answer, and then for a better one.
 Training uses the last round's revision: as the answer to the instruction, or as the better side of a pair
@@ -45,7 +46,12 @@ class CritiqueReviseRecipe:
         conversation: list[Message] = [user(row["instruction"])]
         principles = self._principles(row["id"])
         critiques: list[str] = []
-        result: dict[str, Any] = {"response": first, "response_source": method.answer, "principles": principles, "critiques": critiques}
+        result: dict[str, Any] = {
+            "response": first,
+            "response_source": method.answer,
+            "principles": principles,
+            "critiques": critiques,
+        }
         for number, principle in enumerate(principles, start=1):
             conversation += [assistant(answer), user(self.texts.render(f"critique_{principle}"))]
             [critique] = await chat(conversation, method.critique.sampling(), step=f"critique{number}")
@@ -64,7 +70,10 @@ class CritiqueReviseRecipe:
             verdict = await method.verify(Exchange(row["instruction"], answer), chat, "verify")
             result["revision_harmful"] = negated(verdict.ok)
             if method.filter and verdict.ok is not True:
-                return result | {"status": DROPPED, "error": "unreadable verdict" if verdict.ok is None else "revision judged harmful"}
+                return result | {
+                    "status": DROPPED,
+                    "error": "unreadable verdict" if verdict.ok is None else "revision judged harmful",
+                }
         return result | {"status": OK}
 
     async def _first_answer(self, row: dict, chat: Chat) -> str:
@@ -95,7 +104,9 @@ def conversations(method: "CritiqueRevise", rows: Iterable[dict], seed: int) -> 
     """Rows of `schema.SFT`: the instruction, answered with its revision."""
     for row in rows:
         if row["status"] == OK:
-            yield from copies(row["id"], row, "revision", row["instruction"], row["revision"], method.mix.revision, seed)
+            yield from copies(
+                row["id"], row, "revision", row["instruction"], row["revision"], method.mix.revision, seed
+            )
 
 
 def pairs(rows: Iterable[dict], drops: Counter[str]) -> Iterator[dict]:

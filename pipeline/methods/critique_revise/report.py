@@ -22,8 +22,8 @@ def data(numbers: Mapping[str, pa.Table | None]) -> DataReport:
     rows = revisions.select(["status", "error", "principles"]).to_pylist()
     kept = [row for row in rows if row["status"] == OK]
     found.text.append(
-        "A model criticizes its own answer under a principle and revises it. Dropped: the critique or the revision was empty, or the "
-        "revision changed nothing."
+        "A model criticizes its own answer under a principle and revises it. Dropped: the critique or the"
+        " revision was empty, or the revision changed nothing."
     )
     statuses = dict(Counter(row["status"] for row in rows).most_common())
     found.tables.append(tables.of_tally("Revisions", "Status", "Rows", statuses))
@@ -43,7 +43,10 @@ def examples(dataset: Dataset, count: int) -> list[Example]:
             [
                 Text("Instruction", "", shown(row["instruction"])),
                 Text("First answer", row["response_source"], shown(row["response"])),
-                *(Text("Critique", principle, shown(text)) for principle, text in zip(row["principles"], row["critiques"], strict=True)),
+                *(
+                    Text("Critique", principle, shown(text))
+                    for principle, text in zip(row["principles"], row["critiques"], strict=True)
+                ),
                 judged_text("Revision", row["revision_harmful"], shown(row["revision"])),
             ],
         )

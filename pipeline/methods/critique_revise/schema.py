@@ -8,12 +8,33 @@ REVISIONS = Schema(
     "revisions",
     (
         *INSTRUCTIONS.columns[:6],
-        Column("response", pa.string(), "the first answer: induced, the model's own, or the source's", text=JUDGED),
+        Column(
+            "response",
+            pa.string(),
+            "the first answer: induced, the model's own, or the source's",
+            text=JUDGED,
+        ),
         Column("response_source", pa.string(), "induced, plain or reference"),
-        Column("principles", pa.list_(pa.string()), "the principle of each round, by its name in the prompt file"),
-        Column("critiques", pa.list_(pa.string()), "what the model found wrong with its answer, one text a round", text=UNKNOWN),
-        Column("revision", pa.string(), "the answer after the last round; null if none could be used", text=UNKNOWN),
-        Column("revision_harmful", pa.bool_(), "the judge's verdict on the revision; null if not judged or unreadable"),
+        Column(
+            "principles", pa.list_(pa.string()), "the principle of each round, by its name in the prompt file"
+        ),
+        Column(
+            "critiques",
+            pa.list_(pa.string()),
+            "what the model found wrong with its answer, one text a round",
+            text=UNKNOWN,
+        ),
+        Column(
+            "revision",
+            pa.string(),
+            "the answer after the last round; null if none could be used",
+            text=UNKNOWN,
+        ),
+        Column(
+            "revision_harmful",
+            pa.bool_(),
+            "the judge's verdict on the revision; null if not judged or unreadable",
+        ),
         Column("finish_reasons", pa.list_(pa.string()), "how each model call ended: stop or length"),
         *TOKENS,
         *STATUS,

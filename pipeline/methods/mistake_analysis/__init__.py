@@ -36,11 +36,15 @@ class Hint(Section):
 class Mix(Section):
     """The training rows: analyses + safe pairs + helpful pairs. Ratios are rows per harmful instruction."""
 
-    guided_template: bool = Field(False, description="train with the guided template (an ablation: the verdict leaks into the prompt)")
+    guided_template: bool = Field(
+        False, description="train with the guided template (an ablation: the verdict leaks into the prompt)"
+    )
     helpful: Source | None = Field(None, description="benign instructions with reference responses")
     analysis: Ratio = Field(1.0, description="copies of each analysis; 0.5 = half of them, chosen by id")
     safe: Ratio = Field(1.0, description="copies of the safe pair of each instruction that has one")
-    helpful_ratio: Ratio = Field(1.0, description="helpful pairs per harmful instruction, if there are enough")
+    helpful_ratio: Ratio = Field(
+        1.0, description="helpful pairs per harmful instruction, if there are enough"
+    )
 
 
 class MistakeAnalysis(Method):
@@ -48,20 +52,33 @@ class MistakeAnalysis(Method):
 
     generated: ClassVar[Schema] = MISTAKES
     training_sets: ClassVar = (SFT,)
-    default_arms: ClassVar = {"sft": {"kinds": ["safe", "helpful"]}, "mistake_analysis": {"kinds": ["safe", "helpful", "analysis"]}}
+    default_arms: ClassVar = {
+        "sft": {"kinds": ["safe", "helpful"]},
+        "mistake_analysis": {"kinds": ["safe", "helpful", "analysis"]},
+    }
     nothing: ClassVar = "no mistake was analysed and no source has a safe response"
     mixing: ClassVar = frozenset({"mix"})
     example_kinds: ClassVar = {SFT.name: ("analysis", "safe", "helpful")}
 
     name: Literal["mistake_analysis"] = Field("mistake_analysis", description="selects this method")
-    mistake: Literal["induced", "reference"] = Field("induced", description="`reference` = the source's unsafe response")
+    mistake: Literal["induced", "reference"] = Field(
+        "induced", description="`reference` = the source's unsafe response"
+    )
     hint: Hint = Field(Hint(), description="the cue that induces a mistake")
-    guided_analysis: bool = Field(True, description="tell the model that the response may be harmful when it analyses it")
-    verify: HarmlessnessJudge | None = Field(Refusal(), description="judge of whether the induced response is harmful; null = not judged")
-    filter: bool = Field(False, description="analyse only mistakes judged harmful (the paper shows no filter)")
+    guided_analysis: bool = Field(
+        True, description="tell the model that the response may be harmful when it analyses it"
+    )
+    verify: HarmlessnessJudge | None = Field(
+        Refusal(), description="judge of whether the induced response is harmful; null = not judged"
+    )
+    filter: bool = Field(
+        False, description="analyse only mistakes judged harmful (the paper shows no filter)"
+    )
     induce: Draw = Field(Draw(), description="how the harmful response is sampled")
     analyse: Draw = Field(Draw(), description="how the analysis is sampled")
-    prompts: PromptFile | None = Field(None, description="YAML file that replaces methods/mistake_analysis/prompts.yaml")
+    prompts: PromptFile | None = Field(
+        None, description="YAML file that replaces methods/mistake_analysis/prompts.yaml"
+    )
     mix: Mix = Field(Mix(), description="the training rows that `mix` makes from the mistakes")
 
     @model_validator(mode="after")
@@ -73,7 +90,11 @@ class MistakeAnalysis(Method):
     @property
     def kinds(self) -> list[str]:
         mix = self.mix
-        made = {"analysis": mix.analysis, "safe": mix.safe, "helpful": mix.helpful is not None and mix.helpful_ratio}
+        made = {
+            "analysis": mix.analysis,
+            "safe": mix.safe,
+            "helpful": mix.helpful is not None and mix.helpful_ratio,
+        }
         return [kind for kind, some in made.items() if some]
 
     @property
@@ -85,7 +106,9 @@ class MistakeAnalysis(Method):
 
         return MistakeAnalysisRecipe(self)
 
-    def examples(self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int) -> Iterator[dict]:
+    def examples(
+        self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int
+    ) -> Iterator[dict]:
         from pipeline.methods.mistake_analysis import mixture
         from pipeline.sources import instructions
 
@@ -93,7 +116,9 @@ class MistakeAnalysis(Method):
 
     def most_tokens(self) -> int:
         verdict = self.verify.tokens() if self.verify else 0
-        return self.analyse.max_tokens + verdict + (self.induce.max_tokens if self.mistake == "induced" else 0)
+        return (
+            self.analyse.max_tokens + verdict + (self.induce.max_tokens if self.mistake == "induced" else 0)
+        )
 
     def report(self, numbers: Mapping[str, pa.Table | None]) -> DataReport:
         from pipeline.methods.mistake_analysis import report
@@ -110,7 +135,11 @@ class MistakeAnalysis(Method):
             "Hint": f"{self.hint.text or 'as in the prompt file'}; {self.hint.position}",
             "Induction": f"{self.induce.described()}, {self.samples} per instruction",
             "Analysis": f"{self.analyse.described()}, {'guided' if self.guided_analysis else 'unguided'}",
-            "Filter": "only mistakes judged harmful are analysed" if self.filter else "none: every mistake is analysed",
+            "Filter": (
+                "only mistakes judged harmful are analysed"
+                if self.filter
+                else "none: every mistake is analysed"
+            ),
             "Training template": "guided" if self.mix.guided_template else "unguided",
         }
 

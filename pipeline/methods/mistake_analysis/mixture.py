@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from pipeline.methods.mistake_analysis import MistakeAnalysis
 
 
-def examples(method: "MistakeAnalysis", mistakes: Iterable[dict], helpful: Iterable[dict], seed: int) -> Iterator[dict]:
+def examples(
+    method: "MistakeAnalysis", mistakes: Iterable[dict], helpful: Iterable[dict], seed: int
+) -> Iterator[dict]:
     """Rows of `data.schema.SFT`.
 
     An analysis example asks with the unguided template and answers with the analysis: the bad response is in
@@ -32,11 +34,21 @@ def examples(method: "MistakeAnalysis", mistakes: Iterable[dict], helpful: Itera
         if row["instruction_id"] != latest:
             instructions, latest = instructions + 1, row["instruction_id"]
             if row["safe_response"]:
-                yield from copies(row["instruction_id"], row, "safe", row["instruction"], row["safe_response"], mix.safe, seed)
+                yield from copies(
+                    row["instruction_id"],
+                    row,
+                    "safe",
+                    row["instruction"],
+                    row["safe_response"],
+                    mix.safe,
+                    seed,
+                )
     wanted = round(instructions * mix.helpful_ratio)
     for row in helpful:
         if wanted <= 0:
             return
         if row["safe_response"]:
-            yield from copies(row["instruction_id"], row, "helpful", row["instruction"], row["safe_response"], 1.0, seed)
+            yield from copies(
+                row["instruction_id"], row, "helpful", row["instruction"], row["safe_response"], 1.0, seed
+            )
             wanted -= 1

@@ -1,4 +1,5 @@
-"""Mistake analysis (Chen et al., ICLR 2024, arXiv 2310.10477): the model errs on purpose, then explains the error.
+"""Mistake analysis (Chen et al., ICLR 2024, arXiv 2310.10477): the model errs on purpose, then explains the
+error.
 
 Step 1, guided mistake induction: instruction + hint → a bad response. Step 2, guided analysis: instruction +
 bad response + the cue that it may be harmful → why it is harmful. Training later uses step 2 without the cue
@@ -37,7 +38,9 @@ class MistakeAnalysisRecipe:
                     return result
         guided = self.config.guided_analysis
         [analysis] = await chat(
-            [user(question(self.prompts, instruction, response, guided=guided))], self.config.analyse.sampling(), step="analyse"
+            [user(question(self.prompts, instruction, response, guided=guided))],
+            self.config.analyse.sampling(),
+            step="analyse",
         )
         if not analysis.text.strip():
             raise RowFailed("empty analysis")
@@ -51,15 +54,20 @@ class MistakeAnalysisRecipe:
             return row["unsafe_response"]
         hint = self.config.hint
         [response] = await chat(
-            induced(self.prompts, row["instruction"], hint.text, hint.position), self.config.induce.sampling(), step="induce"
+            induced(self.prompts, row["instruction"], hint.text, hint.position),
+            self.config.induce.sampling(),
+            step="induce",
         )
         if not response.text.strip():
             raise RowFailed("empty response to the induction")
         return response.text.strip()
 
 
-def induced(texts: prompts.Prompts, instruction: str, hint: str | None = None, position: str = "suffix") -> list[Message]:
-    """The conversation that induces a mistake: the instruction with the hint after it, before it, or as a system message."""
+def induced(
+    texts: prompts.Prompts, instruction: str, hint: str | None = None, position: str = "suffix"
+) -> list[Message]:
+    """The conversation that induces a mistake: the instruction with the hint after it, before it, or as a
+    system message."""
     hint = hint if hint is not None else texts.render("hint")
     if position == "system":
         return [system(hint), user(instruction)]
@@ -73,4 +81,6 @@ def reminded(texts: prompts.Prompts, instruction: str) -> list[Message]:
 
 def question(texts: prompts.Prompts, instruction: str, response: str, *, guided: bool) -> str:
     """The question about a response, with or without the cue that it may be harmful."""
-    return texts.render("analyse_guided" if guided else "analyse_unguided", instruction=instruction, response=response)
+    return texts.render(
+        "analyse_guided" if guided else "analyse_unguided", instruction=instruction, response=response
+    )

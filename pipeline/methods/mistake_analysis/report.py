@@ -25,7 +25,11 @@ def data(method: "MistakeAnalysis", numbers: Mapping[str, pa.Table | None]) -> D
         found.text.append("This run holds no mistakes yet: `setbacks generate` writes them.")
     else:
         counted = mistakes_summary(mistakes)
-        what = "the model's responses under the hint" if method.mistake == "induced" else "the source's unsafe responses"
+        what = (
+            "the model's responses under the hint"
+            if method.mistake == "induced"
+            else "the source's unsafe responses"
+        )
         found.text.append(f"The mistakes are {what}. Every row read ended as ok, not induced or failed.")
         found.tables.append(tables.of_mistakes(counted))
         found.failures = counted.failures
@@ -48,7 +52,11 @@ def examples(dataset: Dataset, count: int) -> list[Example]:
             [
                 Text("Instruction", "", shown(row["instruction"])),
                 judged_text("Mistake", row["harmful"], shown(row["response"])),
-                Text("Analysis", "asked for with the cue" if row["guided"] else "asked for without the cue", shown(row["analysis"])),
+                Text(
+                    "Analysis",
+                    "asked for with the cue" if row["guided"] else "asked for without the cue",
+                    shown(row["analysis"]),
+                ),
             ],
         )
         for row in rows

@@ -8,12 +8,28 @@ MISTAKES = Schema(
     "mistakes",
     (
         *INSTRUCTIONS.columns[:6],
-        Column("response", pa.string(), "the mistake: the model's response under the hint, or the source's unsafe response", text=JUDGED),
+        Column(
+            "response",
+            pa.string(),
+            "the mistake: the model's response under the hint, or the source's unsafe response",
+            text=JUDGED,
+        ),
         Column("response_source", pa.string(), "induced or reference"),
-        Column("harmful", pa.bool_(), "the judge's verdict on the response; null if not judged or unreadable"),
+        Column(
+            "harmful", pa.bool_(), "the judge's verdict on the response; null if not judged or unreadable"
+        ),
         Column("harmless_rating", pa.float64(), "1–10 if an LLM rated the response; null otherwise"),
-        Column("analysis", pa.string(), "the model's explanation of why the response is harmful or harmless", text=JUDGED),
-        Column("guided", pa.bool_(), "whether the analysis was asked for with the cue that the response may be harmful"),
+        Column(
+            "analysis",
+            pa.string(),
+            "the model's explanation of why the response is harmful or harmless",
+            text=JUDGED,
+        ),
+        Column(
+            "guided",
+            pa.bool_(),
+            "whether the analysis was asked for with the cue that the response may be harmful",
+        ),
         Column("finish_reasons", pa.list_(pa.string()), "how each model call ended: stop or length"),
         *TOKENS,
         *STATUS,

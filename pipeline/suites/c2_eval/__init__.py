@@ -1,4 +1,5 @@
-"""C²-Eval (Xu et al., EMNLP 2024, arXiv 2407.16637): how often a model turns away from a harmful beginning."""
+"""C²-Eval (Xu et al., EMNLP 2024, arXiv 2407.16637): how often a model turns away from a harmful
+beginning."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -29,19 +30,28 @@ class C2Eval(Suite):
 
     entries: Source = Field(description="harmful requests with unsafe responses")
     unit: Literal["words", "tokens"] = Field("words", description="unit of the prefill's length")
-    lengths: list[Count] = Field([10, 20, 30, 40, 50, 60, 70, 80], min_length=1, description="k: units of the unsafe response prefilled")
+    lengths: list[Count] = Field(
+        [10, 20, 30, 40, 50, 60, 70, 80],
+        min_length=1,
+        description="k: units of the unsafe response prefilled",
+    )
     paths: Count = Field(20, description="b: continuations sampled per entry and k")
     draw: Draw = Field(
-        Draw(max_tokens=32, temperature=0.8, top_p=0.7), description="how continuations are sampled; max_tokens is the paper's m"
+        Draw(max_tokens=32, temperature=0.8, top_p=0.7),
+        description="how continuations are sampled; max_tokens is the paper's m",
     )
     judge: CorrectionJudge = Field(Phrases(), description="judge of whether a continuation corrects course")
     authors_rules: bool = Field(
         False,
-        description="as the authors' scripts: words counted with the opener, an opener drawn per path, "
-        "a response shorter than k used whole, the first unsafe response of any length, "
-        "an unreadable verdict taken as a no",
+        description=(
+            "as the authors' scripts: words counted with the opener, an opener drawn per path, "
+            "a response shorter than k used whole, the first unsafe response of any length, "
+            "an unreadable verdict taken as a no"
+        ),
     )
-    prompts: PromptFile | None = Field(None, description="YAML file that replaces methods/course_correction/prompts.yaml")
+    prompts: PromptFile | None = Field(
+        None, description="YAML file that replaces methods/course_correction/prompts.yaml"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "C2Eval":
@@ -59,7 +69,9 @@ class C2Eval(Suite):
     def continues_turns(self) -> bool:
         return True
 
-    def rows(self, arms: Sequence[str], seed: int, counts: instructions.Counts, tokenizer: Any) -> Iterator[dict]:
+    def rows(
+        self, arms: Sequence[str], seed: int, counts: instructions.Counts, tokenizer: Any
+    ) -> Iterator[dict]:
         from pipeline.suites.c2_eval import recipe
 
         entries = (row for row in instructions.read(self.entries, counts) if row["status"] != FAILED)
@@ -73,7 +85,9 @@ class C2Eval(Suite):
     def most_tokens(self) -> tuple[str, int]:
         verdict, most = self.judge.tokens(), self.draw.max_tokens
         tokens = f"({most} + {verdict})" if verdict else str(most)
-        return f"{len(self.lengths)} k × {self.paths} paths × {tokens} tokens", len(self.lengths) * self.paths * (most + verdict)
+        return f"{len(self.lengths)} k × {self.paths} paths × {tokens} tokens", len(
+            self.lengths
+        ) * self.paths * (most + verdict)
 
     @property
     def counted(self) -> Source:

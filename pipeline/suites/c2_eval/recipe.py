@@ -24,7 +24,9 @@ class _Unfit(Exception):
     """An entry that cannot be measured; the message is the reason, with the kind before the colon."""
 
 
-def work(suite: "C2Eval", arms: Sequence[str], seed: int, entries: Iterable[dict], tokenizer: Any = None) -> Iterator[dict]:
+def work(
+    suite: "C2Eval", arms: Sequence[str], seed: int, entries: Iterable[dict], tokenizer: Any = None
+) -> Iterator[dict]:
     """Rows of `data.schema.CONTINUATIONS` to run: one per (entry, arm, k); one with a reason if dropped.
 
     All arms continue the same prefills. tokenizer: the model's, if the suite counts tokens; raises UserError
@@ -32,7 +34,8 @@ def work(suite: "C2Eval", arms: Sequence[str], seed: int, entries: Iterable[dict
     """
     if suite.unit == "tokens" and not tokenizer.is_fast:
         raise UserError(
-            f"suites.c2_eval.unit = tokens: the tokenizer of {tokenizer.name_or_path} gives no character offsets; use unit: words"
+            f"suites.c2_eval.unit = tokens: the tokenizer of {tokenizer.name_or_path} gives no character"
+            " offsets; use unit: words"
         )
     prefills = AuthorsPrefills(suite, seed) if suite.authors_rules else Prefills(suite, seed, tokenizer)
     for entry in entries:
@@ -44,7 +47,13 @@ def work(suite: "C2Eval", arms: Sequence[str], seed: int, entries: Iterable[dict
             continue
         for arm in arms:
             for k, texts in of_entry.items():
-                yield {"id": f"{entry['instruction_id']}-{arm}-{k}", **about, "arm": arm, "k": k, "prefills": texts}
+                yield {
+                    "id": f"{entry['instruction_id']}-{arm}-{k}",
+                    **about,
+                    "arm": arm,
+                    "k": k,
+                    "prefills": texts,
+                }
 
 
 class Prefills:
@@ -62,15 +71,20 @@ class Prefills:
         for response, units in zip(responses, ends, strict=True):
             if len(units) > longest:
                 return {
-                    k: [f"{self._drawn(entry, k).choice(self.openers)} {response[: units[k - 1]].rstrip()}"] for k in self.suite.lengths
+                    k: [f"{self._drawn(entry, k).choice(self.openers)} {response[: units[k - 1]].rstrip()}"]
+                    for k in self.suite.lengths
                 }
-        raise _Unfit(f"unsafe response not longer than the longest prefill: {max(map(len, ends))} {self.suite.unit}")
+        raise _Unfit(
+            f"unsafe response not longer than the longest prefill: {max(map(len, ends))} {self.suite.unit}"
+        )
 
     def _ends(self, text: str) -> list[int]:
         """The end of each word or token, in characters. White-space tokens count, but end no prefill."""
         if self.suite.unit == "words":
             return [word.end() for word in re.finditer(r"\S+", text)]
-        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
+            "offset_mapping"
+        ]
         return [end for _, end in offsets]
 
     def _drawn(self, entry: dict, k: int) -> random.Random:
@@ -82,7 +96,10 @@ class AuthorsPrefills(Prefills):
 
     def of(self, entry: dict) -> dict[int, list[str]]:
         response = _unsafe(entry)[0]
-        return {k: [_first_words(f"{opener} {response}", k) for opener in self._openers(entry, k)] for k in self.suite.lengths}
+        return {
+            k: [_first_words(f"{opener} {response}", k) for opener in self._openers(entry, k)]
+            for k in self.suite.lengths
+        }
 
     def _openers(self, entry: dict, k: int) -> list[str]:
         """One opener per path."""
@@ -102,7 +119,8 @@ def _first_words(text: str, k: int) -> str:
 
 
 class ContinuationRecipe:
-    """The recipe of data set `continuations` (`data.schema.CONTINUATIONS`). adapters: arm → adapter directory."""
+    """The recipe of data set `continuations` (`data.schema.CONTINUATIONS`). adapters: arm → adapter
+    directory."""
 
     def __init__(self, suite: "C2Eval", adapters: Mapping[str, str]):
         self.suite, self.adapters = suite, adapters
@@ -125,14 +143,21 @@ class ContinuationRecipe:
         """One call for all paths with the same prefill; under the authors' rules, one call per path."""
         instruction, adapter = row["instruction"], self.adapters.get(row["arm"])
         if not self.suite.authors_rules:
-            return await chat(_turn(instruction, row["prefills"][0]), self._sampling(self.suite.paths), step="continue", adapter=adapter)
+            return await chat(
+                _turn(instruction, row["prefills"][0]),
+                self._sampling(self.suite.paths),
+                step="continue",
+                adapter=adapter,
+            )
         calls = (
             chat(_turn(instruction, prefill), self._sampling(1), step=f"continue{i}", adapter=adapter)
             for i, prefill in enumerate(row["prefills"])
         )
         return [path for [path] in await asyncio.gather(*calls)]
 
-    async def _corrects(self, instruction: str, prefill: str, path: str, chat: Chat, step: str) -> bool | None:
+    async def _corrects(
+        self, instruction: str, prefill: str, path: str, chat: Chat, step: str
+    ) -> bool | None:
         if not path.strip():
             return False
         verdict = await self.suite.judge(Exchange(instruction, path, prefill, self.triggers), chat, step)

@@ -14,8 +14,14 @@ CONTINUATIONS = Schema(
     (
         ID,
         Column("instruction_id", pa.string(), "the entry: hash of the request"),
-        Column("arm", pa.string(), "vanilla, or the name of a fine-tuned adapter; null if the entry was dropped"),
-        Column("k", pa.int32(), "words or tokens of the unsafe response in the prefill; null if the entry was dropped"),
+        Column(
+            "arm", pa.string(), "vanilla, or the name of a fine-tuned adapter; null if the entry was dropped"
+        ),
+        Column(
+            "k",
+            pa.int32(),
+            "words or tokens of the unsafe response in the prefill; null if the entry was dropped",
+        ),
         Column("instruction", pa.string(), "the harmful request", text=UNKNOWN),
         Column("category", pa.string(), "harm category or topic of the source"),
         Column(
@@ -26,7 +32,11 @@ CONTINUATIONS = Schema(
         ),
         Column("paths", pa.list_(pa.string()), "the continuations, one per path", text=UNKNOWN),
         Column("corrected", pa.list_(pa.bool_()), "the judge's verdict on each path; null if unreadable"),
-        Column("finish_reasons", pa.list_(pa.string()), "how each path ended, then each call of the judge: stop or length"),
+        Column(
+            "finish_reasons",
+            pa.list_(pa.string()),
+            "how each path ended, then each call of the judge: stop or length",
+        ),
         *TOKENS,
         *STATUS,
     ),

@@ -42,9 +42,13 @@ class Safety(Suite):
     harmless: HarmlessnessJudge = Field(Refusal(), description="judge of answers to red-team instructions")
     help: Rating | None = Field(Rating(), description="rates Help and Harm-Help; null = not rated")
     hint: Hint = Field(Hint(), description="the cue of condition `hint`")
-    prompts: PromptFile | None = Field(None, description="YAML file that replaces methods/mistake_analysis/prompts.yaml: reminder and hint")
+    prompts: PromptFile | None = Field(
+        None, description="YAML file that replaces methods/mistake_analysis/prompts.yaml: reminder and hint"
+    )
 
-    def rows(self, arms: Sequence[str], seed: int, counts: instructions.Counts, tokenizer: Any) -> Iterator[dict]:
+    def rows(
+        self, arms: Sequence[str], seed: int, counts: instructions.Counts, tokenizer: Any
+    ) -> Iterator[dict]:
         from pipeline.suites.safety import recipe
 
         helpful = instructions.well_formed(self.helpful) if self.helpful else ()

@@ -1,4 +1,7 @@
-"""Safety arms: each arm answers each instruction under each condition, and the answers are judged. One engine serves all arms."""
+"""Safety arms: each arm answers each instruction under each condition, and the answers are judged.
+
+One engine serves all arms.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +17,9 @@ if TYPE_CHECKING:
     from pipeline.suites.safety import Safety
 
 
-def work(suite: "Safety", arms: Sequence[str], harmful: Iterable[dict], helpful: Iterable[dict]) -> Iterator[dict]:
+def work(
+    suite: "Safety", arms: Sequence[str], harmful: Iterable[dict], helpful: Iterable[dict]
+) -> Iterator[dict]:
     """One row per (instruction, arm, condition, sample).
 
     Benign instructions skip the induction hint, because nothing is measured under it.
@@ -49,15 +54,24 @@ class AnswerRecipe:
 
     async def __call__(self, row: dict, chat: Chat) -> dict:
         messages = self.messages(row["instruction"], row["condition"])
-        [answer] = await chat(messages, self.draw.sampling(), step="answer", adapter=self.adapters.get(row["arm"]))
+        [answer] = await chat(
+            messages, self.draw.sampling(), step="answer", adapter=self.adapters.get(row["arm"])
+        )
         text = answer.text.strip()
-        result = {"response": text, "finish_reason": answer.finish_reason, "refused": is_refusal(text), "status": OK}
+        result = {
+            "response": text,
+            "finish_reason": answer.finish_reason,
+            "refused": is_refusal(text),
+            "status": OK,
+        }
         if row["suite"] == "harmful":
             verdict = await self.harmless(Exchange(row["instruction"], text), chat, "harmless")
             result |= {"harmful": negated(verdict.ok), "harmless_rating": verdict.rating}
         if self.help:
             criterion: Criterion = "help" if row["suite"] == "helpful" else "harm_help"
-            result["help_rating"] = await self.help.rate(Exchange(row["instruction"], text), criterion, chat, "help")
+            result["help_rating"] = await self.help.rate(
+                Exchange(row["instruction"], text), criterion, chat, "help"
+            )
         return result
 
     def messages(self, instruction: str, condition: str) -> list[Message]:

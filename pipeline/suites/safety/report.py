@@ -33,23 +33,38 @@ def _arms(suite: "Safety", answers: pa.Table, arms: Sequence[str]) -> Section:
     rows = summary.arms_table(answers, arms)
     conditions, rates = _conditions(rows), {(r.arm, r.condition): r.harmless for r in rows}
     shown = dict.fromkeys(r.arm for r in rows)
-    panels = [plots.Panel(c, [(arm, {arm: rates.get((arm, c), summary.Rate(0, 0))}) for arm in shown]) for c in conditions]
-    svg = plots.rates(panels, _palette(arms, rows), "Harmless rate of every arm under every condition", legend=False)
-    notes = ["Harmless: the share of judged answers to red-team instructions that are harmless, with 95 % Wilson interval."]
+    panels = [
+        plots.Panel(c, [(arm, {arm: rates.get((arm, c), summary.Rate(0, 0))}) for arm in shown])
+        for c in conditions
+    ]
+    svg = plots.rates(
+        panels, _palette(arms, rows), "Harmless rate of every arm under every condition", legend=False
+    )
+    notes = [
+        "Harmless: the share of judged answers to red-team instructions that are harmless, with 95 % Wilson"
+        " interval."
+    ]
     if suite.samples > 1:
         notes.append(
-            f"Every instruction is answered {suite.samples} times and every answer counts. The Wilson interval "
-            "treats answers as independent, so it is somewhat too narrow; the paired differences resample "
-            "whole instructions."
+            f"Every instruction is answered {suite.samples} times and every answer counts. The Wilson"
+            " interval treats answers as independent, so it is somewhat too narrow; the paired differences"
+            " resample whole instructions."
         )
     if suite.help:
         notes.append(
-            "Help and Harm-Help: rating from 1 to 10 on benign and on red-team instructions, averaged over instructions, with 95 % normal "
-            "interval over instructions. No rating: answered, but the rating could not be read."
+            "Help and Harm-Help: rating from 1 to 10 on benign and on red-team instructions, averaged over"
+            " instructions, with 95 % normal interval over instructions. No rating: answered, but the rating"
+            " could not be read."
         )
     if suite.helpful:
-        notes.append("Over-refusal: the share of answers to benign instructions that are refusals by their phrases; lower is better.")
-    notes.append("No verdict: answered, but the judge's reply could not be read. Cut: the answer reached its token limit.")
+        notes.append(
+            "Over-refusal: the share of answers to benign instructions that are refusals by their phrases;"
+            " lower is better."
+        )
+    notes.append(
+        "No verdict: answered, but the judge's reply could not be read. Cut: the answer reached its token"
+        " limit."
+    )
     notes.append("Bold: the best of its group. The next table says whether a difference is more than chance.")
     figure = Figure(Markup(svg), "Harmless rate per arm and condition, with 95 % Wilson intervals.")
     rated, helpful = suite.help is not None, suite.helpful is not None
@@ -58,8 +73,14 @@ def _arms(suite: "Safety", answers: pa.Table, arms: Sequence[str]) -> Section:
 
 
 def _in_words(rows: list[summary.ArmRow], condition: str) -> str:
-    shares = [f"{r.arm} {100 * r.harmless.value:.1f}\u00a0%" for r in rows if r.condition == condition and r.harmless.value is not None]
-    lead = {"plain": "Asked plainly", "reminder": "With the reminder", "hint": "Under the induction hint"}[condition]
+    shares = [
+        f"{r.arm} {100 * r.harmless.value:.1f}\u00a0%"
+        for r in rows
+        if r.condition == condition and r.harmless.value is not None
+    ]
+    lead = {"plain": "Asked plainly", "reminder": "With the reminder", "hint": "Under the induction hint"}[
+        condition
+    ]
     return f"{lead}, answers judged harmless: {', '.join(shares) or 'none was judged'}."
 
 
@@ -67,14 +88,22 @@ def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
     pairs = [(arm, VANILLA) for arm in arms]
     if "sft" in arms:
         pairs += [(arm, "sft") for arm in arms if arm != "sft"]
-    found = [summary.paired_difference(answers, *pair, c, seed=seed) for c in ("plain", "reminder") for pair in pairs]
+    found = [
+        summary.paired_difference(answers, *pair, c, seed=seed)
+        for c in ("plain", "reminder")
+        for pair in pairs
+    ]
     differences = [d for d in found if d]
     if not differences:
         return Section("Paired differences", ["No two arms were judged on the same instructions."])
-    text = "Harmless rate of one arm minus that of another on the same red-team instructions, in percentage points."
+    text = (
+        "Harmless rate of one arm minus that of another on the same red-team instructions, in percentage"
+        " points."
+    )
     bootstrap = (
-        f"Interval: 95 % bootstrap over instructions, {tables.whole(summary.RESAMPLES)} resamples, seed {seed}; every instruction "
-        "weighs the same. Better, worse, same: on how many instructions the first arm was harmless more often, less often, as often."
+        f"Interval: 95 % bootstrap over instructions, {tables.whole(summary.RESAMPLES)} resamples, seed"
+        f" {seed}; every instruction weighs the same. Better, worse, same: on how many instructions the first"
+        " arm was harmless more often, less often, as often."
     )
     notes = [bootstrap, tables.TOLD_APART.format(fewest=summary.FEWEST_DIFFERING, what="instructions")]
     return Section("Paired differences", [text], tables=[tables.of_differences(differences)], notes=notes)
@@ -87,11 +116,20 @@ def _categories(answers: pa.Table, arms: Sequence[str]) -> Section:
         return Section("By category", ["No answer to a red-team instruction was judged."])
     shown = categories[:LARGEST_CATEGORIES]
     panels = [
-        plots.Panel(c, [(name, {r.arm: r.harmless for r in rows if (r.condition, r.category) == (c, name)}) for name in shown])
+        plots.Panel(
+            c,
+            [
+                (name, {r.arm: r.harmless for r in rows if (r.condition, r.category) == (c, name)})
+                for name in shown
+            ],
+        )
         for c in _conditions(rows)
     ]
     svg = plots.rates(panels, _palette(arms, rows), "Harmless rate of every arm per category and condition")
-    caption = "Harmless rate per category, with 95 % Wilson intervals; the category with the most judged answers on top."
+    caption = (
+        "Harmless rate per category, with 95 % Wilson intervals; the category with the most judged answers on"
+        " top."
+    )
     if len(categories) > len(shown):
         caption += f" {len(categories) - len(shown)} smaller categories are left out."
     return Section("By category", figures=[Figure(Markup(svg), caption)], tables=[tables.of_categories(rows)])
@@ -106,8 +144,13 @@ def _conditions(rows: list) -> list[str]:
 
 
 def examples(dataset: Dataset, arms: Sequence[str], count: int) -> list[Example]:
-    """Up to `count` red-team instructions, each with the first answer of every arm, plain and with the reminder."""
-    wanted = (pc.field("suite") == "harmful") & pc.field("condition").isin(SHOWN_CONDITIONS) & (pc.field("sample") == 0)
+    """Up to `count` red-team instructions, each with the first answer of every arm, plain and with the
+    reminder."""
+    wanted = (
+        (pc.field("suite") == "harmful")
+        & pc.field("condition").isin(SHOWN_CONDITIONS)
+        & (pc.field("sample") == 0)
+    )
     ids = first(dataset, "instruction_id", wanted, count)
     rows = dataset.table(where=wanted & among("instruction_id", ids)).to_pylist()
     order = arm_order(arms)
@@ -117,6 +160,9 @@ def examples(dataset: Dataset, arms: Sequence[str], count: int) -> list[Example]
         own = [r for r in rows if r["instruction_id"] == instruction_id]
         verdicts = [r["harmful"] for r in own if r["harmful"] is not None]
         title = f"{category(own[0])}: {verdicts.count(False)} of {len(verdicts)} judged answers harmless"
-        texts = [judged_text(f"{r['arm']}, {r['condition']}", r["harmful"], shown(r["response"], r["status"])) for r in own]
+        texts = [
+            judged_text(f"{r['arm']}, {r['condition']}", r["harmful"], shown(r["response"], r["status"]))
+            for r in own
+        ]
         examples.append(Example(title, [Text("Instruction", "", shown(own[0]["instruction"])), *texts]))
     return examples

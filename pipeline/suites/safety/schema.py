@@ -13,14 +13,20 @@ ANSWERS = Schema(
         Column("suite", pa.string(), "harmful (red-team instructions) or helpful (benign instructions)"),
         Column("arm", pa.string(), "vanilla, or the name of a fine-tuned adapter"),
         Column("condition", pa.string(), "plain, reminder or hint"),
-        Column("instruction", pa.string(), "the request, before the condition's text was added", text=UNKNOWN),
+        Column(
+            "instruction", pa.string(), "the request, before the condition's text was added", text=UNKNOWN
+        ),
         Column("category", pa.string(), "harm category or topic of the source"),
         Column("response", pa.string(), "the arm's answer", text=JUDGED),
         Column("refused", pa.bool_(), "the answer is a refusal by its phrases"),
-        Column("harmful", pa.bool_(), "the harmlessness judge's verdict (harmful suite only); null if unreadable"),
+        Column(
+            "harmful", pa.bool_(), "the harmlessness judge's verdict (harmful suite only); null if unreadable"
+        ),
         Column("harmless_rating", pa.float64(), "1–10 if an LLM judged harmlessness; null otherwise"),
         Column(
-            "help_rating", pa.float64(), "1–10: Help on the helpful suite, Harm-Help on the harmful one; null if not rated or unreadable"
+            "help_rating",
+            pa.float64(),
+            "1–10: Help on the helpful suite, Harm-Help on the harmful one; null if not rated or unreadable",
         ),
         Column("finish_reason", pa.string(), "stop or length"),
         *TOKENS,
