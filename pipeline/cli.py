@@ -63,7 +63,10 @@ def run(
     _run(config, overrides, None, overwrite, retry_failed)
 
 
-_stage("generate", "Make and analyze mistakes (RUN/mistakes), or write ranked corrections (RUN/corrections).")
+_stage(
+    "generate",
+    "Induce and analyze mistakes (RUN/mistakes), or write ranked corrections (RUN/corrections).",
+)
 _stage("mix", "Make the training set: conversations (RUN/sft) or preference pairs (RUN/preferences).")
 _stage("train", "Fine-tune one LoRA adapter per arm: RUN/adapter.")
 

@@ -64,7 +64,7 @@ class WorkList:
         except (OSError, pa.ArrowException) as e:
             reason = " ".join(str(e).split())[:200]
             why = f"the rows to do cannot be read ({reason})"
-            raise RunFailed(f"{path}: {why}; restart with --overwrite") from e
+            raise RunFailed(f"{path}: {why}; if the file is corrupt, restart with --overwrite") from e
 
 
 def write_work_list(path: str, rows: Iterable[dict], schema: Schema, block_rows: int) -> int:

@@ -222,7 +222,7 @@ def test_a_holder_elsewhere_is_judged_by_its_beat_alone(tmp_path, holder, quick,
     process = holder(tmp_path, elsewhere=True)
     process.stdout.readline()
     monkeypatch.setattr(attempt, "_now", lambda: clock)
-    with pytest.raises(UserError, match="attempt 1 is at work"), Attempt(str(tmp_path), []):
+    with pytest.raises(UserError, match="attempt 1 is using it"), Attempt(str(tmp_path), []):
         pass
     process.kill()
     process.wait()

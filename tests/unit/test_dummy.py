@@ -79,7 +79,7 @@ def test_every_text_says_whose_it_is():
     ("model", "told"),
     [
         ({"path": "toy", "dummy": {}}, "model"),
-        ({"path": "dummy", "dummy": {"tokens": [5, 2]}}, "least <= most"),
+        ({"path": "dummy", "dummy": {"tokens": [5, 2]}}, "min <= max"),
         ({"path": "dummy", "dummy": {"failures": 1.5}}, "model.dummy.failures"),
     ],
 )

@@ -213,7 +213,7 @@ def test_the_data_and_training_of_course_correction(correction_pages):
     assert "2 min 0 s in all stages" in markdown and "evaluated together shared their engines" in markdown
     assert "| dpo | pairs, shuffled | 3 | 0.600 | 0.400 | −0.500 | 1.500 | 0.250 | 0.750 | – |" in markdown
     assert "DPO, β 0.1, shuffled pairs; LoRA rank 16" in markdown and "Hint" not in markdown
-    assert "starts again from a margin of zero" in markdown, "the log tells of iterations"
+    assert "the margin restarts at zero" in markdown, "the log tells of iterations"
 
 
 def test_the_html_of_course_correction_is_masked_and_well_formed(correction_pages):
