@@ -1,7 +1,7 @@
 """All commands: each parses its arguments and makes one call.
 
 Exit codes: 0, 1 (the run failed), 2 (wrong usage, configuration or input), 130 and 143 (interrupted by
-            Ctrl-C, by SIGTERM).
+Ctrl-C, by SIGTERM).
 """
 
 import os

@@ -31,9 +31,8 @@ def run(
 ) -> None:
     """Run stages in order; by default all stages that have work in this configuration.
 
-    overwrite, retry_failed, suites: as on the command line. log: gets one line per output. machinery: see
-                                     `Machinery`. Raises UserError before anything starts, RunFailed if a
-                                     stage cannot be completed.
+    overwrite, retry_failed, suites: as on the command line. log: gets one line per output. machinery: what
+    the stages run on. Raises UserError before anything starts, RunFailed if a stage cannot be completed.
     """
     run = Run(
         config, overwrite=overwrite, retry_failed=retry_failed, suites=suites, log=log, machinery=machinery

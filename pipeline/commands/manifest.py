@@ -4,7 +4,7 @@ See cluster/README.md for its use.
 
 The configuration determines the number of pods; the constants below determine their size. The constants are
 assumptions: read and edit a manifest before you apply it. The manifest does not depend on this machine, so
-             the same configuration gives the same manifest everywhere. Imports neither Ray nor an engine.
+the same configuration gives the same manifest everywhere. Imports neither Ray nor an engine.
 """
 
 import hashlib

@@ -111,9 +111,9 @@ class Training:
                      rewards/margins, rewards/accuracies.
 
         Returns figures: examples, dropped, kinds (examples of each), drop_reasons, sequences, tokens, steps,
-                         seconds (of training, starts not
-        counted), tokens_per_s, final_loss (mean of the last logged steps), trainable_parameters; for dpo also
-        final_margin and final_accuracy (of the last logged steps); a `notice` if something set has no effect.
+        seconds (of training, starts not counted), tokens_per_s, final_loss (mean of the last logged steps),
+        trainable_parameters; for dpo also final_margin and final_accuracy (of the last logged steps); a
+        `notice` if something set has no effect.
         Raises RunFailed if training gave up.
         """
         prepared = self._arms[arm]

@@ -1,8 +1,8 @@
 """Direct preference optimization: TRL's `DPOTrainer`, computing shared prefixes once per micro-step.
 
     driver    preference pairs → distinct responses as tokens, pairs as their numbers (`pairs.py`)
-    workers   `build`: the micro-batches of every step, in order; the reference's log-probabilities, once; the
-                       trainer
+    workers   `build`: the micro-batches of every step, in order; the reference's log-probabilities, once;
+              the trainer
 
 The responses that C²-Syn ranks for one request begin alike: prompt, opener, and longer and longer cuts of one
 text. A micro-batch is laid out as a prefix forest in one row (`pairs.lay_out`). Each token sees exactly the
