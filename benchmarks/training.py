@@ -3,7 +3,7 @@ one process.
 
     python benchmarks/training.py [--model toy|small|DIR] [--threads 1] [--steps 8] [--rounds 3]
 
-Both train the same LoRA adapter on the same labelled examples with the same sequence length, batch, precision
+Both train the same LoRA adapter on the same labeled examples with the same sequence length, batch, precision
 and number of steps; TRL packs them and attends its own way (best-fit-decreasing, padding-free batches,
 transformers' SDPA), we ours. Rounds alternate the order.
 Reported: median tokens/s of each and their ratio; then CPU seconds, which other work on the machine disturbs

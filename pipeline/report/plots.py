@@ -14,8 +14,8 @@ from pipeline.report.summary import Rate
 
 # Okabe and Ito's colors, distinct for color-blind readers; the base model is gray. Markers repeat the
 # distinction.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-BASE_COLOUR = "#8A8A8A"
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+BASE_COLOR = "#8A8A8A"
 MARKERS = ("s", "D", "^", "v", "P", "X")
 BASE_MARKER = "o"
 
@@ -125,12 +125,12 @@ def over_lengths(
         figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
         axes = figure.subplots()
         for arm, points in curves.items():
-            colour, marker = _look(arm, arms)
+            color, marker = _look(arm, arms)
             ends = [(k, 100 * low, 100 * high) for k, _, (low, high) in points]
             if ends:
                 lengths, lows, highs = zip(*ends, strict=True)
-                axes.fill_between(lengths, lows, highs, color=colour, alpha=0.16, linewidth=0)
-            _line(axes, [(k, 100 * value) for k, value, _ in points], colour, marker, label=arm)
+                axes.fill_between(lengths, lows, highs, color=color, alpha=0.16, linewidth=0)
+            _line(axes, [(k, 100 * value) for k, value, _ in points], color, marker, label=arm)
         known = sorted({k for points in curves.values() for k, *_ in points})
         axes.set(
             xlabel=axis, ylabel="Corr@k, %", ylim=(-3, 103), yticks=range(0, 101, 25), xticks=_spaced(known)
@@ -142,10 +142,10 @@ def over_lengths(
         return _svg(figure, label)
 
 
-def _line(axes, points: list[tuple[float, float]], colour: str, marker: str, *, label: str) -> None:
+def _line(axes, points: list[tuple[float, float]], color: str, marker: str, *, label: str) -> None:
     dots = {"marker": marker, "markersize": 3.4, "markevery": max(1, len(points) // 12), "markeredgewidth": 0}
     axes.plot(
-        *zip(*points, strict=True) if points else ([], []), color=colour, linewidth=1.2, label=label, **dots
+        *zip(*points, strict=True) if points else ([], []), color=color, linewidth=1.2, label=label, **dots
     )
 
 
@@ -161,19 +161,19 @@ def _spaced(lengths: list[int]) -> list[int]:
 
 def _look(arm: str, arms: list[str]) -> tuple[str, str]:
     i = arms.index(arm) - 1
-    return (BASE_COLOUR, BASE_MARKER) if i < 0 else (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
+    return (BASE_COLOR, BASE_MARKER) if i < 0 else (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)])
 
 
-def _point(axes, share: float, interval: tuple[float, float], y: float, colour: str, marker: str) -> None:
+def _point(axes, share: float, interval: tuple[float, float], y: float, color: str, marker: str) -> None:
     axes.plot(
         [100 * end for end in interval],
         [y, y],
-        color=colour,
+        color=color,
         linewidth=1.1,
         solid_capstyle="butt",
         alpha=0.75,
     )
-    axes.plot([100 * share], [y], color=colour, marker=marker, markersize=4.2, markeredgewidth=0)
+    axes.plot([100 * share], [y], color=color, marker=marker, markersize=4.2, markeredgewidth=0)
 
 
 def _legend(shown: list[str], arms: list[str]) -> list:
@@ -181,8 +181,8 @@ def _legend(shown: list[str], arms: list[str]) -> list:
 
     looks = ((arm, *_look(arm, arms)) for arm in shown)
     return [
-        Line2D([], [], color=colour, marker=marker, markersize=4.2, linewidth=1.1, label=arm)
-        for arm, colour, marker in looks
+        Line2D([], [], color=color, marker=marker, markersize=4.2, linewidth=1.1, label=arm)
+        for arm, color, marker in looks
     ]
 
 

@@ -24,7 +24,7 @@ from pipeline.settings.base import Source
 from pipeline.settings.shown import shown
 from pipeline.sources import files
 from pipeline.sources.files import BadRow
-from pipeline.sources.shapes import BadContent, Fields, Shape, recognise
+from pipeline.sources.shapes import BadContent, Fields, Shape, recognize
 
 MAX_CHARACTERS = 100_000  # of any text of a row
 _SHOWN_CHARACTERS = 200  # kept of a malformed instruction
@@ -157,7 +157,7 @@ def _shape(source: Source, parts: list[_Part]) -> Shape:
         raise UserError(
             f"{source.path}: none of its first {len(bad)} rows can be read ({bad[0]}); check its format"
         )
-    return recognise(names, source.columns, source.path)
+    return recognize(names, source.columns, source.path)
 
 
 def _rows(parts: list[_Part], shape: Shape, limit: int | None, counts: Counts) -> Iterator[dict]:

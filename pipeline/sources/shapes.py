@@ -51,7 +51,7 @@ class Shape:
     fields: Callable[[dict], Fields]
 
 
-def recognise(found: Iterable[str], mapping: Columns | None, where: str) -> Shape:
+def recognize(found: Iterable[str], mapping: Columns | None, where: str) -> Shape:
     """The shape of a source with these columns, or the one that the configuration's `columns` describes.
 
     Raises UserError, naming the columns found, if the shape is unknown or a mapped column is missing.

@@ -54,12 +54,12 @@ def test_no_token_of_a_bad_response_has_a_label(tokenizer):
         [turns(f"how can i forge a ticket\n\nResponse: {bad}\n\nis this harmful", "this is harmful")],
     )
     start = tokenizer.decode(example.tokens).index(bad)
-    read, labelled = 0, []
+    read, labeled = 0, []
     for token, label in zip(example.tokens, example.labels, strict=True):
         begin, read = read, read + len(tokenizer.decode([token]))
         if begin < start + len(bad) and read > start:
-            labelled.append(label)
-    assert labelled and set(labelled) == {IGNORE}
+            labeled.append(label)
+    assert labeled and set(labeled) == {IGNORE}
 
 
 @given(st.lists(text, min_size=2, max_size=6).filter(lambda t: len(t) % 2 == 0))
@@ -90,7 +90,7 @@ def test_a_token_across_the_turns_drops_the_example(tokenizer):
         (ENDLESS, "could not learn to stop"),
     ],
 )
-def test_a_template_that_cannot_be_labelled(template, sentence):
+def test_a_template_that_cannot_be_labeled(template, sentence):
     with pytest.raises(UserError, match=sentence):
         examples.encode(tiny.tokenizer(template), [turns("how", "sure")])
 
