@@ -22,7 +22,7 @@ from tests.chaos.conftest import LATENCY_S, fill, generate
 from tests.chaos.harness import Driver, Job, assert_equals_undisturbed, rows_of, write_job
 
 pytestmark = pytest.mark.timeout(300)
-MEND = "make room"
+REMEDY = "free some space"
 
 
 def test_the_disk_is_full_while_actors_commit(cluster, source, tmp_path, small_disk, undisturbed):
@@ -31,7 +31,7 @@ def test_the_disk_is_full_while_actors_commit(cluster, source, tmp_path, small_d
     driver.until(lambda: job.committed() >= 8)
     ballast = fill(small_disk)
     code, said = driver.wait()
-    assert (code, said.splitlines()[-1].startswith(f"setbacks: {job.run}/"), MEND in said) == (
+    assert (code, said.splitlines()[-1].startswith(f"setbacks: {job.run}/"), REMEDY in said) == (
         1,
         True,
         True,
@@ -60,7 +60,7 @@ def test_the_disk_is_full_while_the_driver_writes_the_work_list(undisturbed, sma
         fill(small_disk)
         yield from work[100:]
 
-    with pytest.raises(RunFailed, match=MEND):
+    with pytest.raises(RunFailed, match=REMEDY):
         store.write_work(rows(), INSTRUCTIONS, block_rows=16)
     assert store.work() is None, "half a list is no list"
     (small_disk / "ballast").unlink()
@@ -76,7 +76,7 @@ def test_the_disk_is_full_while_the_driver_compacts(undisturbed, small_disk):
     for number in range(store.work_list.blocks):
         store.block(store.work_list, number).commit(results[16 * number : 16 * (number + 1)])
     ballast = fill(small_disk)
-    with pytest.raises(RunFailed, match=MEND):
+    with pytest.raises(RunFailed, match=REMEDY):
         store.finish()
     assert store.complete is None and not (small_disk / "run/mistakes").exists(), "nothing is published"
     ballast.unlink()
