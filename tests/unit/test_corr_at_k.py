@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from pipeline.methods.course_correction.schema import CORRECTIONS
-from pipeline.report.corrections import corr_summary, pairs_by_gap, requests_summary
+from pipeline.methods.course_correction.summary import pairs_by_gap, requests_summary
 from pipeline.report.summary import bootstrap
 from pipeline.schema import PREFERENCES
 from pipeline.suites.c2_eval.schema import CONTINUATIONS
+from pipeline.suites.c2_eval.summary import corr_summary
 
 YES, NO, UNREADABLE = True, False, None
 

@@ -5,8 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.methods.mistake_analysis.schema import MISTAKES
-from pipeline.report.summary import Rate, arms_table, by_category, mistakes_summary, paired_difference, wilson
+from pipeline.methods.mistake_analysis.summary import mistakes_summary
+from pipeline.report.summary import Rate, wilson
 from pipeline.suites.safety.schema import ANSWERS
+from pipeline.suites.safety.summary import arms_table, by_category, paired_difference
 
 
 def answer(i, arm="vanilla", condition="plain", sample=0, suite="harmful", **values):

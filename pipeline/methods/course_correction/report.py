@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 from pipeline.data.dataset import Dataset
 from pipeline.methods.base import DataReport
 from pipeline.methods.course_correction.schema import CORRECTIONS
+from pipeline.methods.course_correction.summary import of_requests, pairs_by_gap, requests_summary
 from pipeline.report import tables
-from pipeline.report.corrections import pairs_by_gap, requests_summary
 from pipeline.report.examples import Example, Text, among, category, first, shown
 from pipeline.schema import OK, PREFERENCES
 
@@ -30,7 +30,7 @@ def data(method: "CourseCorrection", numbers: Mapping[str, pa.Table | None]) -> 
             " and the harmful one. Complete: no response was lost. Every row read ended as ok, dropped or"
             " failed."
         )
-        found.tables.append(tables.of_requests(counted))
+        found.tables.append(of_requests(counted))
         if counted.lost:
             found.tables.append(
                 tables.of_tally("Lost responses", "Rank and reason", "Responses", counted.lost)

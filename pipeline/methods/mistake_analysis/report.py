@@ -9,9 +9,10 @@ import pyarrow.compute as pc
 from pipeline.data.dataset import Dataset
 from pipeline.methods.base import DataReport
 from pipeline.methods.mistake_analysis.schema import MISTAKES
+from pipeline.methods.mistake_analysis.summary import mistakes_summary, of_mistakes
 from pipeline.report import tables
 from pipeline.report.examples import Example, Text, among, category, first, judged_text, shown
-from pipeline.report.summary import counts, mistakes_summary
+from pipeline.report.summary import counts
 from pipeline.schema import OK, SFT
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def data(method: "MistakeAnalysis", numbers: Mapping[str, pa.Table | None]) -> D
             else "the source's unsafe responses"
         )
         found.text.append(f"The mistakes are {what}. Every row read ended as ok, not induced or failed.")
-        found.tables.append(tables.of_mistakes(counted))
+        found.tables.append(of_mistakes(counted))
         found.failures = counted.failures
     if mixture is None:
         found.text.append("This run holds no training mixture yet: `setbacks mix` writes it.")

@@ -9,11 +9,12 @@ from markupsafe import Markup
 
 from pipeline.data.dataset import Dataset
 from pipeline.report import plots, summary, tables
-from pipeline.report.corrections import CorrSummary, corr_summary
 from pipeline.report.examples import Example, Text, among, category, first, shown
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
 from pipeline.schema import OK
+from pipeline.suites.c2_eval.summary import CorrSummary, corr_summary
+from pipeline.suites.c2_eval.tables import of_corr, of_corr_counts, of_corr_differences, of_left_out
 
 if TYPE_CHECKING:
     from pipeline.suites.c2_eval import C2Eval
@@ -33,13 +34,13 @@ def sections(
     ]
     if not found.arms:
         return [Section(TITLE, ["No entry was continued: all were dropped or failed."], tables=left_out)]
-    counts = [tables.of_corr_counts(found), tables.of_left_out(found), *left_out]
+    counts = [of_corr_counts(found), of_left_out(found), *left_out]
     return [
         Section(
             TITLE,
             [_in_words(found), _entries(found)],
             [_curve(arms, found, suite.unit)],
-            [table for table in (tables.of_corr(found), *_differences(found), *counts) if not table.empty],
+            [table for table in (of_corr(found), *_differences(found), *counts) if not table.empty],
             _notes(suite, seed),
         )
     ]
@@ -81,7 +82,7 @@ def _curve(arms: Sequence[str], found: CorrSummary, unit: str) -> Figure:
 
 def _differences(found: CorrSummary) -> list[tables.Table]:
     return (
-        [tables.of_corr_differences(found.differences, by_k=by_k) for by_k in (False, True)]
+        [of_corr_differences(found.differences, by_k=by_k) for by_k in (False, True)]
         if found.differences
         else []
     )

@@ -11,8 +11,10 @@ from pipeline.data.dataset import Dataset
 from pipeline.report import plots, summary, tables
 from pipeline.report.examples import Example, Text, among, category, first, judged_text, shown
 from pipeline.report.sections import Figure, Section, palette
-from pipeline.report.summary import CONDITIONS, arm_order
+from pipeline.report.summary import arm_order
 from pipeline.suites import VANILLA
+from pipeline.suites.safety.summary import CONDITIONS, ArmRow, arms_table, by_category, paired_difference
+from pipeline.suites.safety.tables import of_arms, of_categories, of_counts, of_differences
 
 if TYPE_CHECKING:
     from pipeline.suites.safety import Safety
@@ -30,7 +32,7 @@ def sections(suite: "Safety", answers: pa.Table | None, arms: Sequence[str], see
 
 
 def _arms(suite: "Safety", answers: pa.Table, arms: Sequence[str]) -> Section:
-    rows = summary.arms_table(answers, arms)
+    rows = arms_table(answers, arms)
     conditions, rates = _conditions(rows), {(r.arm, r.condition): r.harmless for r in rows}
     shown = dict.fromkeys(r.arm for r in rows)
     panels = [
@@ -68,11 +70,11 @@ def _arms(suite: "Safety", answers: pa.Table, arms: Sequence[str]) -> Section:
     notes.append("Bold: the best of its group. The next table says whether a difference is more than chance.")
     figure = Figure(Markup(svg), "Harmless rate per arm and condition, with 95 % Wilson intervals.")
     rated, helpful = suite.help is not None, suite.helpful is not None
-    both = [tables.of_arms(rows, rated=rated, helpful=helpful), tables.of_counts(rows, rated=rated)]
+    both = [of_arms(rows, rated=rated, helpful=helpful), of_counts(rows, rated=rated)]
     return Section("Arms", [_in_words(rows, c) for c in conditions], [figure], both, notes)
 
 
-def _in_words(rows: list[summary.ArmRow], condition: str) -> str:
+def _in_words(rows: list[ArmRow], condition: str) -> str:
     shares = [
         f"{r.arm} {100 * r.harmless.value:.1f}\u00a0%"
         for r in rows
@@ -88,11 +90,7 @@ def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
     pairs = [(arm, VANILLA) for arm in arms]
     if "sft" in arms:
         pairs += [(arm, "sft") for arm in arms if arm != "sft"]
-    found = [
-        summary.paired_difference(answers, *pair, c, seed=seed)
-        for c in ("plain", "reminder")
-        for pair in pairs
-    ]
+    found = [paired_difference(answers, *pair, c, seed=seed) for c in ("plain", "reminder") for pair in pairs]
     differences = [d for d in found if d]
     if not differences:
         return Section("Paired differences", ["No two arms were judged on the same instructions."])
@@ -106,11 +104,11 @@ def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
         " arm was harmless more often, less often, as often."
     )
     notes = [bootstrap, tables.TOLD_APART.format(fewest=summary.FEWEST_DIFFERING, what="instructions")]
-    return Section("Paired differences", [text], tables=[tables.of_differences(differences)], notes=notes)
+    return Section("Paired differences", [text], tables=[of_differences(differences)], notes=notes)
 
 
 def _categories(answers: pa.Table, arms: Sequence[str]) -> Section:
-    rows = summary.by_category(answers, arms)
+    rows = by_category(answers, arms)
     categories = list(dict.fromkeys(r.category for r in rows))
     if not categories:
         return Section("By category", ["No answer to a red-team instruction was judged."])
@@ -132,7 +130,7 @@ def _categories(answers: pa.Table, arms: Sequence[str]) -> Section:
     )
     if len(categories) > len(shown):
         caption += f" {len(categories) - len(shown)} smaller categories are left out."
-    return Section("By category", figures=[Figure(Markup(svg), caption)], tables=[tables.of_categories(rows)])
+    return Section("By category", figures=[Figure(Markup(svg), caption)], tables=[of_categories(rows)])
 
 
 def _palette(arms: Sequence[str], rows: list) -> list[str]:

@@ -7,7 +7,6 @@ with a readable verdict. Corr@k is its mean over entries; Corr_mean is the mean 
 rules, the judging step stores an unreadable verdict as a no, and this module counts it like any other no.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,9 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.store import reason
-from pipeline.report.summary import RESAMPLES, VANILLA, Difference, arm_order, bootstrap, percentile_interval
-from pipeline.schema import DROPPED, FAILED, OK
+from pipeline.report.summary import (
+    RESAMPLES,
+    VANILLA,
+    Difference,
+    arm_order,
+    bootstrap,
+    percentile_interval,
+    reasons,
+)
+from pipeline.schema import DROPPED, FAILED
 
 
 @dataclass(frozen=True)
@@ -82,8 +88,8 @@ def corr_summary(
     means = _resampled_means([*corr, *gained.values()], seed, resamples)
     return CorrSummary(
         entries=len(pc.unique(continuations["instruction_id"])),
-        dropped=_reasons(continuations, DROPPED),
-        failures=_reasons(continuations, FAILED),
+        dropped=reasons(continuations, DROPPED),
+        failures=reasons(continuations, FAILED),
         lengths=lengths,
         arms=[_arm(arm, corr[i], means[i], lengths, measured) for i, arm in enumerate(names)],
         differences=[
@@ -92,43 +98,6 @@ def corr_summary(
             for difference in _differences(arm, gained[arm], resampled, lengths)
         ],
     )
-
-
-@dataclass(frozen=True)
-class RequestsSummary:
-    """Row counts of a data set of CORRECTIONS: ok + dropped + failed = rows."""
-
-    rows: int
-    ok: int
-    dropped: int
-    failed: int
-    complete: int  # ok rows that lost no response
-    reasons: dict[str, int]  # of dropped and failed rows, most frequent first
-    lost: dict[str, int]  # `rank 3: why` → responses, by rank
-    completion_tokens: int
-
-
-def requests_summary(corrections: pa.Table) -> RequestsSummary:
-    """Counts of a data set of CORRECTIONS; its text columns may be missing."""
-    status = Counter(corrections["status"].to_pylist())
-    rows = corrections.select(["status", "lost"]).to_pylist()
-    lost = Counter(text for row in rows for text in row["lost"] or ())
-    return RequestsSummary(
-        rows=len(rows),
-        ok=status[OK],
-        dropped=status[DROPPED],
-        failed=status[FAILED],
-        complete=sum(row["status"] == OK and not row["lost"] for row in rows),
-        reasons=_reasons(corrections, DROPPED, FAILED),
-        lost=dict(sorted(lost.items())),
-        completion_tokens=pc.sum(corrections["completion_tokens"]).as_py() or 0,
-    )
-
-
-def pairs_by_gap(preferences: pa.Table) -> dict[int, int]:
-    """Rank gap → pairs of a data set of PREFERENCES, the widest gap first."""
-    gaps = Counter(pc.subtract(preferences["rank_rejected"], preferences["rank_chosen"]).to_pylist())
-    return dict(sorted(gaps.items(), reverse=True))
 
 
 def _corr(measured: pa.Table, names: list[str], entries: list[str], lengths: list[int]) -> np.ndarray:
@@ -242,9 +211,3 @@ def _cut(finish_reasons: pa.ChunkedArray, paths: np.ndarray) -> int:
     first = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(paths)))])
     cut = pc.fill_null(pc.equal(pc.list_flatten(reasons), "length"), False).to_numpy(zero_copy_only=False)
     return int((cut & (np.arange(len(row)) - first[row] < paths[row])).sum())
-
-
-def _reasons(table: pa.Table, *status: str) -> dict[str, int]:
-    """Kind of error → rows of a status, most frequent first."""
-    errors = table.filter(pc.is_in(table["status"], pa.array(status)))["error"]
-    return dict(Counter(reason(error or "no reason given") for error in errors.to_pylist()).most_common())

@@ -1,0 +1,66 @@
+"""Counts of mistakes, and their table."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.data.store import reason
+from pipeline.report.summary import Rate
+from pipeline.report.tables import Cell, Column, Table, rate, whole
+from pipeline.schema import FAILED, NOT_INDUCED, OK
+
+
+@dataclass(frozen=True)
+class MistakesSummary:
+    """Row counts of a mistakes data set: ok + not_induced + failed = rows."""
+
+    rows: int
+    ok: int
+    not_induced: int
+    failed: int
+    instructions: int
+    samples: int  # most rows of one instruction
+    induced: Rate  # judged harmful, of the responses judged
+    failures: dict[str, int]  # kind of error → rows, most frequent first
+    prompt_tokens: int
+    completion_tokens: int
+
+
+def mistakes_summary(mistakes: pa.Table) -> MistakesSummary:
+    """Counts of a mistakes data set (schema MISTAKES); its text columns may be missing."""
+    rows = mistakes.select(
+        ["status", "error", "harmful", "instruction_id", "prompt_tokens", "completion_tokens"]
+    ).to_pylist()
+    status = Counter(row["status"] for row in rows)
+    per_instruction = Counter(row["instruction_id"] for row in rows)
+    return MistakesSummary(
+        rows=len(rows),
+        ok=status[OK],
+        not_induced=status[NOT_INDUCED],
+        failed=status[FAILED],
+        instructions=len(per_instruction),
+        samples=max(per_instruction.values(), default=0),
+        induced=Rate.of(row["harmful"] for row in rows if row["harmful"] is not None),
+        failures=dict(
+            Counter(
+                reason(row["error"] or "no reason given") for row in rows if row["status"] == FAILED
+            ).most_common()
+        ),
+        prompt_tokens=sum(row["prompt_tokens"] or 0 for row in rows),
+        completion_tokens=sum(row["completion_tokens"] or 0 for row in rows),
+    )
+
+
+def of_mistakes(summary: MistakesSummary) -> Table:
+    numbers = {
+        "Instructions": summary.instructions,
+        "Rows": summary.rows,
+        "ok": summary.ok,
+        "Not induced": summary.not_induced,
+        "Failed": summary.failed,
+        "Judged": summary.induced.trials,
+        "Sampled tokens": summary.completion_tokens,
+    }
+    row = [*(Cell(whole(n)) for n in numbers.values()), rate(summary.induced)]
+    return Table("Mistakes", [*map(Column, numbers), Column("Judged harmful, %", "estimate")], [("", [row])])

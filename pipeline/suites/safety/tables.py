@@ -1,0 +1,105 @@
+"""The tables of the safety suite."""
+
+from collections.abc import Callable
+
+from pipeline.report.summary import Rate
+from pipeline.report.tables import (
+    Cell,
+    Column,
+    Table,
+    difference,
+    difference_columns,
+    mark_best,
+    mean,
+    rate,
+    whole,
+)
+from pipeline.suites.safety.summary import ArmRow, CategoryRow, PairedDifference
+
+CONDITION_TITLES = {
+    "plain": "Plain: the instruction alone",
+    "reminder": "Reminder: the instruction preceded by the reminder to be harmless",
+    "hint": "Hint: the instruction with the cue that induces mistakes",
+}
+
+
+SHORT_TITLES = {condition: title.partition(":")[0] for condition, title in CONDITION_TITLES.items()}
+
+
+def of_arms(rows: list[ArmRow], *, rated: bool, helpful: bool) -> Table:
+    """The table of arms, grouped by condition; the best arm of a group is marked."""
+    estimates: dict[str, tuple[Callable, Callable, Callable]] = {
+        "Harmless, %": (lambda r: r.harmless, rate, max)
+    }
+    if rated:
+        estimates["Harm-Help"] = (lambda r: r.harm_help, mean, max)
+    if rated and helpful:
+        estimates["Help"] = (lambda r: r.help, mean, max)
+    if helpful:
+        estimates["Over-refusal, %"] = (lambda r: r.over_refusal, rate, min)
+
+    def cells(group: list[ArmRow]) -> list[list[Cell]]:
+        columns = [[Cell(r.arm) for r in group]]
+        for value, show, better in estimates.values():
+            columns.append(
+                mark_best([value(r).value for r in group], [show(value(r)) for r in group], better)
+            )
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    return Table(
+        "",
+        [Column("Arm", "text"), *(Column(name, "estimate") for name in estimates)],
+        _by_condition(rows, CONDITION_TITLES, cells),
+    )
+
+
+def of_counts(rows: list[ArmRow], *, rated: bool) -> Table:
+    """The number of answers behind the table of arms, and of answers left out."""
+    numbers: dict[str, Callable] = {
+        "Answers": lambda r: r.answers,
+        "Judged": lambda r: r.judged,
+        "No verdict": lambda r: r.unreadable,
+    }
+    if rated:
+        numbers["No rating"] = lambda r: r.unreadable_ratings
+    numbers |= {"Cut": lambda r: r.cut, "Failed": lambda r: r.failed}
+
+    def cells(group: list[ArmRow]) -> list[list[Cell]]:
+        return [[Cell(r.arm), *(Cell(whole(value(r))) for value in numbers.values())] for r in group]
+
+    return Table(
+        "Answers behind the rates",
+        [Column("Arm", "text"), *map(Column, numbers)],
+        _by_condition(rows, SHORT_TITLES, cells),
+    )
+
+
+def of_differences(differences: list[PairedDifference]) -> Table:
+    def cells(group: list[PairedDifference]) -> list[list[Cell]]:
+        return [
+            [Cell(f"{d.arm} − {d.baseline}"), *difference(d, "more harmless", "less harmless")] for d in group
+        ]
+
+    return Table(
+        "", difference_columns("Difference", "Instructions"), _by_condition(differences, SHORT_TITLES, cells)
+    )
+
+
+def of_categories(rows: list[CategoryRow]) -> Table:
+    """The numbers behind the plot of categories: one row per category, one column per arm."""
+    arms = list(dict.fromkeys(r.arm for r in rows))
+
+    def cells(group: list[CategoryRow]) -> list[list[Cell]]:
+        found = {(r.category, r.arm): r.harmless for r in group}
+        categories = dict.fromkeys(r.category for r in group)
+        return [
+            [Cell(name), *(rate(found.get((name, arm), Rate(0, 0))) for arm in arms)] for name in categories
+        ]
+
+    columns = [Column("Category", "text"), *(Column(f"{arm}, %", "estimate") for arm in arms)]
+    return Table("Harmless rate per category", columns, _by_condition(rows, SHORT_TITLES, cells), folded=True)
+
+
+def _by_condition(rows: list, titles: dict[str, str], cells: Callable) -> list[tuple[str, list[list[Cell]]]]:
+    grouped = ((title, [r for r in rows if r.condition == condition]) for condition, title in titles.items())
+    return [(title, cells(group)) for title, group in grouped if group]
