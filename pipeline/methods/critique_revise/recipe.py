@@ -63,6 +63,8 @@ class CritiqueReviseRecipe:
             answer = _META.sub("", revision.text.strip()).strip()
             if not answer:
                 return result | {"status": DROPPED, "error": "empty revision"}
+            if answer.split() == critiques[-1].split():
+                return result | {"status": DROPPED, "error": "revision repeats the critique"}
         if answer.split() == first.split():
             return result | {"status": DROPPED, "error": "unchanged"}
         result["revision"] = answer
