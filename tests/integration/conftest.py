@@ -124,8 +124,11 @@ def finished_run(tmp_path_factory) -> Run:
     at_kill = committed(run)
 
     second = setbacks(job, "run", str(config))
-    wait_until(lambda: committed(run) > at_kill and cores(job), second)
+    # The engine is found while it starts: looking through all processes is slow on a busy machine, and the
+    # rows take seconds.
+    wait_until(lambda: cores(job), second)
     victims = cores(job)
+    wait_until(lambda: committed(run) > at_kill, second)
     for victim in victims:
         victim.kill()
     output, _ = second.communicate(timeout=900)
