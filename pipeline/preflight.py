@@ -35,7 +35,9 @@ def check(
     if not config.methods and (needs := sorted(stages & {"generate", "mix", "train"})):
         raise UserError(f"methods is missing: {needs[0]} needs one; without methods, only evaluate can run")
     if not suites and "evaluate" in stages:
-        raise UserError("suites is missing: evaluate needs one, such as suites.safety.harmful")
+        raise UserError(
+            f"suites is missing: evaluate needs one of {', '.join(type(config.suites).model_fields)}"
+        )
     for part in (*config.methods.values(), *config.suites.items().values()):
         part.prompt_hashes()  # finds a wrong prompt file
     for field, judge in sections(config, Judge).items():

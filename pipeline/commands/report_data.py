@@ -30,16 +30,16 @@ def data(methods: Iterable[Method], numbers: Mapping[str, pa.Table | None], stag
 
 
 def _read(stages: list[dict]) -> list[str]:
-    """How the source was read; nothing if the run did not record it."""
-    line = next(
-        (line for line in stages if line["stage"] == "generate" and line.get("read") is not None), None
-    )
-    if line is None:
-        return []
-    read, duplicates, malformed = (
-        tables.whole(line.get(key, 0)) for key in ("read", "duplicates", "malformed")
-    )
-    return [
-        f"{read} rows were read from the source; {duplicates} repeat an instruction, {malformed} are"
-        " malformed."
-    ]
+    """How each method's source was read; nothing for a method whose reading the run did not record."""
+    said = []
+    lines = [line for line in stages if line["stage"] == "generate" and line.get("read") is not None]
+    for line in lines:
+        read, duplicates, malformed = (
+            tables.whole(line.get(key, 0)) for key in ("read", "duplicates", "malformed")
+        )
+        source = "the source" if len(lines) == 1 else f"the source of {line['name']}"
+        said.append(
+            f"{read} rows were read from {source}; {duplicates} repeat an instruction, {malformed} are"
+            " malformed."
+        )
+    return said

@@ -35,7 +35,7 @@ def test_an_engine_actor_is_killed(cluster, job, undisturbed):
 
 @pytest.fixture(scope="package")
 def ended(cluster, undisturbed, source, tmp_path_factory) -> tuple[Job, dict]:
-    """One run that is told to stop twice, is killed, and then left alone.
+    """One run that gets two signals to stop, is killed, and then left alone.
 
     By signal: exit code, output, blocks committed before, processes left.
     """
@@ -108,7 +108,7 @@ def test_the_raylet_of_a_node_is_killed(cluster, source, tmp_path, undisturbed):
         with (
             meanwhile(job, kill) as killed,
             suppress(RunFailed),
-        ):  # where the counter of rows was on that node too
+        ):  # if the counter of rows was on that node too
             generate(job)
     finally:
         cluster.remove_node(node, allow_graceful=False)

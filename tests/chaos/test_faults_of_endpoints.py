@@ -1,5 +1,5 @@
-"""An OpenAI-compatible server that misbehaves: for a while, which changes nothing, or for good, which is told
-row by row."""
+"""An OpenAI-compatible server that misbehaves: for a while, which changes no row, or for good, which each row
+reports."""
 
 import json
 import threading

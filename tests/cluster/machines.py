@@ -48,8 +48,7 @@ class Machine:
     def start(
         self, *command: str, output=subprocess.DEVNULL, alone: bool = False, **environment: str
     ) -> subprocess.Popen:
-        """Start a process there; `alone` in a process namespace of its own, where it cannot look up anybody
-        else's process."""
+        """Start a process on the machine. `alone`: in its own process namespace, so it sees no other process."""
         inside = ["ip", "netns", "exec", self.name]
         if self.hidden:
             mounts = " && ".join(f"mount -t tmpfs tmpfs {directory}" for directory in self.hidden)
