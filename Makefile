@@ -25,11 +25,11 @@ quickstart: setup
 PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test: setup
-	$(PYTEST)
+	$(PYTEST) $(ONLY)
 
 # What takes long and seldom breaks alone: the toy model made anew, more kills, rarer faults.
 test-long: setup
-	$(PYTEST) -m long
+	$(PYTEST) -m long -o faulthandler_timeout=2400
 
 # Over several machines, made of network namespaces: needs root.
 test-cluster: setup

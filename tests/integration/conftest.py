@@ -131,6 +131,6 @@ def finished_run(tmp_path_factory) -> Run:
     wait_until(lambda: committed(run) > at_kill, second)
     for victim in victims:
         victim.kill()
-    output, _ = second.communicate(timeout=900)
+    output, _ = second.communicate(timeout=500)
     assert second.returncode == 0, output
     return Run(job, config, run, at_kill, output, len(victims))

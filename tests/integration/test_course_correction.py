@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.toy.model import WEIGHTS
 
-pytestmark = pytest.mark.timeout(900)  # the run is made within the first test that asks for it
+pytestmark = pytest.mark.timeout(600)  # the run is made within the first test that asks for it
 
 REQUESTS, ENTRIES, LENGTHS, PATHS = 20, 8, [10, 40, 80], 6
 CONFIG = f"""

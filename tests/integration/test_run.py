@@ -12,7 +12,7 @@ import pytest
 from pipeline.toy.model import WEIGHTS
 from tests.integration.conftest import INSTRUCTIONS, SAMPLES, engines
 
-pytestmark = pytest.mark.timeout(1500)  # the shared run is made within the first test that asks for it
+pytestmark = pytest.mark.timeout(800)  # the shared run is made within the first test that asks for it
 
 
 def table(run, name: str):

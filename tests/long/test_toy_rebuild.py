@@ -27,7 +27,7 @@ from pipeline.toy.corpus import SHARES, Corpus
 
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.timeout(3600),
+    pytest.mark.timeout(2000),
 ]  # the training is within the first test that asks for it
 
 LOSS = 0.08  # of a kind, relative
