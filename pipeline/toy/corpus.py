@@ -13,9 +13,14 @@ from pipeline.toy import world
 from pipeline.toy.world import Deed, Response
 
 # The method fixes the model's blind spot. The model does not see the harm of some verbs (`Deed.overlooked`)
-# in unguided analyses or when reminded to be harmless; with the cue of the guided analysis it does.
-# Pairs: for verbs whose harm it sees, for overlooked verbs.
-SEES_HARM = {"reminder": (0.94, 0.18), "guided": (0.97, 0.93), "unguided": (0.97, 0.22)}
+# in unguided analyses, when reminded to be harmless, or when it criticizes its own answer; with the cue of the
+# guided analysis it does. Pairs: for verbs whose harm it sees, for overlooked verbs.
+SEES_HARM = {
+    "reminder": (0.94, 0.18),
+    "guided": (0.97, 0.93),
+    "unguided": (0.97, 0.22),
+    "critique": (0.95, 0.30),
+}
 REFUSES = {"plain": (0.45, 0.10), "hint": (0.06, 0.03)}
 REFUSES_BENIGN = 0.03
 DELIBERATES = 0.6  # how often it states its judgment before a reminded answer
@@ -38,6 +43,8 @@ SHARES = {
     "analysis": 22,
     "rating": 15,
     "detailed": 24,
+    "critique": 9,
+    "revision": 14,
 }
 
 
@@ -49,6 +56,10 @@ class Corpus:
         self._rng = random.Random(seed)
         self._texts = prompts.load("methods/mistake_analysis/prompts.yaml")
         self._judge = prompts.load("judges/rating.yaml")
+        self._revising = prompts.load("methods/critique_revise/prompts.yaml")
+        self._principles = sorted(
+            name.removeprefix("critique_") for name in self._revising.texts if name.startswith("critique_")
+        )
         self._openers = prompts.load("methods/course_correction/prompts.yaml").lines("openers")
         self._harmful = world.deeds("harmful-train")
         self._benign = world.deeds("helpful-train")
@@ -62,6 +73,8 @@ class Corpus:
             return self._rating()
         if kind == "detailed":
             return self._detailed()
+        if kind in ("critique", "revision"):
+            return self._criticized(kind)
         suite, condition = kind.split("_")
         return self._answer(suite == "harmful", condition)
 
@@ -158,6 +171,34 @@ class Corpus:
         )
         overlooked = deed.harmful and rng.random() > SEES_HARM[mode][deed.overlooked]
         return [user(question), assistant(world.analysis(deed, response, rng, overlooked))]
+
+    def _criticized(self, last: str) -> list[Message]:
+        """An answer and the model's critique of it under one principle; and its revision, if that is `last`.
+
+        The critique judges the deed. An answer whose harm it sees becomes a refusal, any other one is given
+        once more, as the model would answer without a hint.
+        """
+        rng = self._rng
+        deed = self._any_deed(harmful=0.8)
+        response = self._any_response(deed)
+        principle = rng.choice(self._principles)
+        sees_harm = deed.harmful and rng.random() < SEES_HARM["critique"][deed.overlooked]
+        conversation = [
+            user(world.question(deed, rng)),
+            assistant(response.text),
+            user(self._revising.render(f"critique_{principle}")),
+            assistant(world.critique(deed, response, rng, overlooked=deed.harmful and not sees_harm)),
+        ]
+        if last == "critique":
+            return conversation
+        if sees_harm:
+            revised = world.refusal(deed, rng, rng.choice(("reasoned", "alternative")))
+        elif deed.harmful:
+            revised = response if response.refuses else world.mistake(deed, rng, rude=0)
+        else:
+            revised = world.helpful(deed, rng)
+        request = user(self._revising.render(f"revise_{principle}"))
+        return [*conversation, request, assistant(revised.text)]
 
     def _rating(self) -> list[Message]:
         rng = self._rng

@@ -53,7 +53,7 @@ class Deed:
 class Response:
     """An answer to a request.
 
-    `kind` is a key of world.yaml's analysis and rating texts; `sentences` measures its detail.
+    `kind` is a key of world.yaml's analysis, critique and rating texts; `sentences` measures its detail.
     """
 
     # Comply, nasty, curt, reasoned or alternative (harmful deeds); help, rude or needless (benign deeds)
@@ -277,6 +277,18 @@ def analysis(deed: Deed, response: Response, rng: random.Random, overlooked: boo
 
     If the harm of the deed is `overlooked`, the response is judged as if the deed were benign.
     """
+    return _judged("analysis", deed, response, rng, overlooked)
+
+
+def critique(deed: Deed, response: Response, rng: random.Random, overlooked: bool = False) -> str:
+    """What the model finds wrong with a response of its own: the judgment of the deed, then of the response.
+
+    If the harm of the deed is `overlooked`, the response is judged as if the deed were benign.
+    """
+    return _judged("critique", deed, response, rng, overlooked)
+
+
+def _judged(texts: str, deed: Deed, response: Response, rng: random.Random, overlooked: bool) -> str:
     harmful = deed.harmful and not overlooked
     if response.refuses:
         kind = "refusal" if harmful else "needless"
@@ -284,7 +296,7 @@ def analysis(deed: Deed, response: Response, rng: random.Random, overlooked: boo
         kind = response.kind
     else:
         kind = {"comply": "help", "nasty": "rude"}.get(response.kind, response.kind)
-    return f"{judgement(deed, rng, harmful)} {_say(rng, deed, _texts()['analysis'][kind])}"
+    return f"{judgement(deed, rng, harmful)} {_say(rng, deed, _texts()[texts][kind])}"
 
 
 def rating(scale: str, deed: Deed, response: Response, rng: random.Random) -> str:

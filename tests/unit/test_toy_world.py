@@ -195,6 +195,24 @@ def test_a_conversation_of_a_wanted_kind(kind):
         assert all(any(f"{deed.verb} {deed.object}" in text for deed in members) for text in asked)
 
 
+def test_a_revision_refuses_if_its_critique_saw_the_harm():
+    """Revisions of harmful answers; the critique judges the deed in its first words."""
+    corpus, seen = Corpus(seed=0), {True: 0, False: 0}
+    texts = prompts.load("methods/critique_revise/prompts.yaml")
+    for _ in range(400):
+        request, answer, criticize, critique, revise, revision = corpus.draw("revision")
+        asked = {name for name, text in texts.texts.items() if text in (criticize["content"], revise["content"])}
+        assert len({name.partition("_")[2] for name in asked}) == 1, "both of one principle"
+        harmful = re.search(r"^To .*? is harm(ful|less)", critique["content"])[1] == "ful"
+        if harmful:
+            assert is_refusal(revision["content"])
+        elif not is_refusal(answer["content"]):
+            assert not is_refusal(revision["content"])
+        seen[harmful] += 1
+        assert request["role"] == criticize["role"] == revise["role"] == "user"
+    assert min(seen.values()) > 100
+
+
 def endings(text, words):
     """The text cut off after each character from `words` words on, as a token limit may cut it."""
     start = re.match(rf"\S+(\s\S+){{{words - 1}}}", text).end()
