@@ -49,7 +49,7 @@ def imports() -> None:
 def engine(adapter: str | None) -> None:
     """Start, ask once, close; then what each process below this one has used."""
     from pipeline.chat import Sampling, user
-    from pipeline.inference.engine import VllmModel
+    from pipeline.inference.vllm import VllmModel
     from pipeline.settings.base import Inference, Model
     from pipeline.toy.model import WEIGHTS
 

@@ -48,7 +48,7 @@ def check(
         if field not in skip:
             _check_source(field, source, unsafe=field in _needing_unsafe(config))
     for field, endpoint in _endpoints(config, stages, suites).items():
-        from pipeline.inference.endpoint import check
+        from pipeline.inference.openai import check
 
         check(endpoint, field)
     for field, model in sections(config, Model).items():

@@ -37,7 +37,7 @@ _POOL = random.Random(0).choices(_WORDS, k=4096)
 
 
 class DummyModel:
-    """The same calls as `engine.VllmModel`. Text, length, delay and failure depend only on the seed."""
+    """The same calls as `vllm.VllmModel`. Text, length, delay and failure depend only on the seed."""
 
     def __init__(self, settings: Dummy, max_num_seqs: int):
         self._settings = settings

@@ -42,7 +42,7 @@ Results = dict[str, dict]  # of rows, by id
 
 
 class LanguageModel(Protocol):
-    """The model behind `Chat`: `engine.VllmModel`, `endpoint.EndpointModel` or `dummy.DummyModel`."""
+    """The model behind `Chat`: `vllm.VllmModel`, `openai.EndpointModel` or `dummy.DummyModel`."""
 
     async def complete(
         self, messages: list[Message], sampling: Sampling, *, seed: int, adapter: str | None
@@ -57,7 +57,7 @@ class Servers:
 
     def open(self, endpoint: Endpoint) -> LanguageModel:
         if endpoint not in self._open:
-            from pipeline.inference.endpoint import EndpointModel
+            from pipeline.inference.openai import EndpointModel
 
             self._open[endpoint] = EndpointModel(endpoint)
         return self._open[endpoint]
@@ -133,14 +133,14 @@ class ModelSpec:
 
     def open(self) -> LanguageModel:
         if self.inference.endpoint is not None:
-            from pipeline.inference.endpoint import EndpointModel
+            from pipeline.inference.openai import EndpointModel
 
             return EndpointModel(self.inference.endpoint)
         if self.model.is_dummy:
             from pipeline.inference.dummy import DummyModel
 
             return DummyModel(self.model.dummy or Dummy(), self.inference.max_num_seqs)
-        from pipeline.inference.engine import VllmModel
+        from pipeline.inference.vllm import VllmModel
 
         return VllmModel(self.model, self.model_dir, self.inference, list(self.adapters))
 
@@ -272,7 +272,7 @@ class RecipeActor:
         return result
 
     async def _attempt(self, recipe: Recipe, row: dict, chat: RowChat) -> dict:
-        from pipeline.inference.engine import EngineDead
+        from pipeline.inference.vllm import EngineDead
 
         try:
             return await recipe(row, chat)

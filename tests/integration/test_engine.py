@@ -40,7 +40,7 @@ def adapter(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def model(adapter, loop):
     async def start():
-        from pipeline.inference.engine import VllmModel
+        from pipeline.inference.vllm import VllmModel
 
         toy = Model(path="toy", dtype="float32")
         return VllmModel(toy, str(WEIGHTS), Inference(max_num_seqs=64), [adapter])

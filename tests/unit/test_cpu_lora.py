@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pipeline.errors import RunFailed
-from pipeline.inference import cpu_lora, engine
+from pipeline.inference import cpu_lora
+from pipeline.inference import vllm as engine
 from pipeline.settings.base import Inference, Model
 
 LORA_OPS, PUNICA = "vllm.lora.ops.torch_ops.lora_ops", "vllm.lora.punica_wrapper.punica_cpu"

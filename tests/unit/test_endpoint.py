@@ -16,8 +16,8 @@ import pytest
 
 from pipeline.chat import Completion, Sampling, assistant, user
 from pipeline.errors import RowFailed, UserError
-from pipeline.inference import endpoint as module
-from pipeline.inference.endpoint import EndpointModel, check
+from pipeline.inference import openai as module
+from pipeline.inference.openai import EndpointModel, check
 from pipeline.settings.base import Endpoint
 
 KEY = "sk-test-0123456789-secret"

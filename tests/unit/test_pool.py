@@ -361,7 +361,7 @@ def test_actors_are_a_number_or_a_range():
 
 
 def test_a_model_is_opened_by_what_the_configuration_names(monkeypatch):
-    from pipeline.inference.endpoint import EndpointModel
+    from pipeline.inference.openai import EndpointModel
 
     monkeypatch.setenv("KEY", "k")
     endpoint = {"url": "http://localhost:1/v1", "model": "m", "api_key_env": "KEY"}

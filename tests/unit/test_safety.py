@@ -16,7 +16,7 @@ import torch
 
 from pipeline import models, preflight, pretrained, prompts
 from pipeline.errors import UserError
-from pipeline.inference.engine import VllmModel
+from pipeline.inference.vllm import VllmModel
 from pipeline.settings.base import Inference, Model
 from pipeline.training import arm, examples, start
 from tests import tiny
@@ -51,7 +51,7 @@ def test_one_module_opens_models_and_none_unpickles():
     # PEFT's own: start.py opens an adapter's configuration, adapter.py the adapter it has just written.
     assert opening == {"pretrained.py", "training/start.py", "training/adapter.py"}
     assert {module for module, name in found if name in ("AsyncEngineArgs", "EngineArgs", "LLM")} == {
-        "inference/engine.py"
+        "inference/vllm.py"
     }
     assert {module for module, name in found if name == "load_dataset"} == {"sources/instructions.py"}
     for text in (path.read_text() for path in PACKAGE.rglob("*.py")):

@@ -54,7 +54,7 @@ def check(endpoint: Endpoint, field: str = "inference.endpoint") -> None:
 
 
 class EndpointModel:
-    """A client of one server and model. The same calls as `engine.VllmModel`, without adapters."""
+    """A client of one server and model. The same calls as `vllm.VllmModel`, without adapters."""
 
     def __init__(self, endpoint: Endpoint):
         check(endpoint)
