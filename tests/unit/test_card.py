@@ -93,5 +93,5 @@ def test_a_run_without_instructions_has_cards_too(tmp_path):
 
 def test_a_dummys_card_says_that_it_is_no_model(tmp_path):
     assert "the model `dummy`, which is no model: its texts are made of random words" in card(
-        tmp_path, MISTAKES, model={"path": "dummy"}
+        tmp_path, MISTAKES, engine={"kind": "dummy"}
     )

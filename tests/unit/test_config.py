@@ -32,7 +32,7 @@ trees = st.fixed_dictionaries(
     },
     optional={
         "seed": st.integers(0, 2**63 - 1),
-        "inference": st.fixed_dictionaries(
+        "engine": st.fixed_dictionaries(
             {"actors": st.integers(1, 99) | st.tuples(st.integers(1, 9), st.integers(9, 99)).map(list)}
         ),
         "recipe": st.fixed_dictionaries(
@@ -114,8 +114,8 @@ SUGGESTIONS = {
     "trian.epochs=1": "trian is not a known key; did you mean train?",
     "train.epoch=1": "train.epoch is not a known key; did you mean epochs?",
     "train.lora.rnak=1": "train.lora.rnak is not a known key; did you mean rank?",
-    "inference.endpoint={url: 'http://a/v1', model: m, retry: 1}": (
-        "inference.endpoint.retry is not a known key; did you mean retries?"
+    "engine={kind: openai, url: 'http://a/v1', model: m, retry: 1}": (
+        "engine.retry is not a known key; did you mean retries?"
     ),
     "methods.mistakes.verify={kind: rating, treshold: 3}": (
         "methods.mistakes.verify.treshold is not a known key; did you mean threshold?"
@@ -124,6 +124,16 @@ SUGGESTIONS = {
         "suites.safety.help.draw.temprature is not a known key; did you mean temperature?"
     ),
     "arms.sft={kinds: [safe], knds: 1}": "arms.sft.knds is not a known key; did you mean kinds?",
+    "engine={url: 'http://a/v1'}": "engine.url is not a known key; it is a key of kind: openai",
+    "engine.latency_s=2": "engine.latency_s is not a known key; it is a key of kind: dummy",
+    "methods.mistakes.engine.num_gpu=2": (
+        "methods.mistakes.engine.num_gpu is not a known key; did you mean num_gpus?"
+    ),
+    "train.beta=1": "train.beta is not a known key; it is a key of method: dpo",
+    "methods.mistakes.cuts=1": (
+        "methods.mistakes.cuts is not a known key; it is a key of name: course_correction"
+    ),
+    "methods.mistakes.mix.induce=1": "methods.mistakes.mix.induce is not a known key; known are ",
 }
 
 
@@ -148,12 +158,21 @@ WRONG = {
     "train.warmup=1.5": "train.warmup = 1.5: ",
     "train={batch_size: 3, workers: 2}": "batch_size = 3 cannot be shared by 2 workers",
     "train.workers=[4,2]": "workers must be [min, max]",
-    "inference.actors=x": "inference.actors = 'x': ",
-    "inference.actors=0": "inference.actors = 0: ",
-    "inference.actors=[3,1]": "actors must be [min, max] with min <= max, not [3, 1]",
-    "inference.endpoint={url: 'ftp://a', model: m}": "inference.endpoint.url = 'ftp://a': ",
-    "methods.mistakes.verify={threshold: 3}": "methods.mistakes.verify = {'threshold': 3}: ",
-    "methods.mistakes.verify={kind: guess}": "methods.mistakes.verify = {'kind': 'guess'}: ",
+    "engine.actors=x": "engine.actors = 'x': ",
+    "engine.actors=0": "engine.actors = 0: ",
+    "engine.actors=[3,1]": "actors must be [min, max] with min <= max, not [3, 1]",
+    "engine={kind: openai, url: 'ftp://a', model: m}": "engine.url = 'ftp://a': ",
+    "engine={kind: sglang}": "engine.kind = 'sglang': known are vllm, openai, dummy",
+    "engine={kind: null}": "engine.kind is missing; known are vllm, openai, dummy",
+    "engine={kind: [vllm]}": "engine.kind = ['vllm']: known are vllm, openai, dummy",
+    "engine=null": "engine = None: should be a mapping",
+    "engine=vllm": "engine = 'vllm': should be a mapping",
+    "methods.mistakes.engine={kind: sglang}": "methods.mistakes.engine.kind = 'sglang': known are vllm,",
+    "methods.mistakes.engine.actors=x": "methods.mistakes.engine.actors = 'x': ",
+    "train.method=ppo": "train.method = 'ppo': known are sft, dpo",
+    "train.method=null": "train.method is missing; known are sft, dpo",
+    "methods.mistakes.verify={threshold: 3}": "methods.mistakes.verify.kind is missing; known are refusal,",
+    "methods.mistakes.verify={kind: guess}": "methods.mistakes.verify.kind = 'guess': known are refusal,",
     "methods.mistakes={name: mistake_analysis, instructions: {path: x}, filter: true, verify: null}": (
         "filter needs a verdict"
     ),
@@ -219,7 +238,7 @@ def test_overrides_replace_add_and_are_typed(write):
             "train.lora.rank=4",
             "train.learning_rate=1e-4",
             "train.packing=false",
-            "inference.actors=[1, 3]",
+            "engine.actors=[1, 3]",
             "methods.mistakes.hint.text='Be rude: now, please = yes'",
             "methods.mistakes.mix.helpful={path: 'a b.jsonl'}",
             "run_dir=runs/with space",
@@ -233,7 +252,7 @@ def test_overrides_replace_add_and_are_typed(write):
         config.train.learning_rate,
         config.train.packing,
     ) == (1, 4, 1e-4, False)
-    assert config.inference.actors == (1, 3)
+    assert config.engine.actors == (1, 3)
     method = config.methods["mistakes"]
     assert method.hint.text == "Be rude: now, please = yes"
     assert method.mix.helpful.path == "a b.jsonl"

@@ -84,7 +84,7 @@ def test_time_and_resources_are_counted(plan, tmp_path):
     told = plan(
         tokens_per_s=1000,
         instructions=source(tmp_path, *map(str, range(100))),
-        inference={"actors": [2, 4], "num_gpus": 2},
+        engine={"actors": [2, 4], "num_gpus": 2},
         recipe={"samples": 3, "induce": {"max_tokens": 400}, "analyse": {"max_tokens": 600}},
         train={"workers": 4, "use_gpu": True},
     )
