@@ -74,7 +74,7 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     stages = set(config.stages)
     out_of_reach = preflight.unreachable(config, stages)
     preflight.check(config, stages, skip=set(out_of_reach))
-    if config.model.path == "toy":
+    if config.model.path == "toy" and "model" in config.models():
         console.print("model        toy, the embedded demonstration model")
     else:
         console.print(

@@ -1,6 +1,8 @@
 """Configuration: what is written is read back, and everything wrong is one sentence that names the field."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -385,3 +387,71 @@ def test_settings_that_course_correction_has_no_use_for(write, override, words):
     with pytest.raises(UserError) as e:
         load(write(CORRECTION + DPO), [override])
     assert words in str(e.value), str(e.value)
+
+
+# -- engines
+
+
+def test_an_engine_of_no_kind_is_vllm_on_a_cpu():
+    assert scripted.config().engine == scripted.config(engine={}).engine
+    for run, method in (({"actors": 2}, {}), ({"kind": "vllm", "actors": 2}, {"num_gpus": 1})):
+        config = scripted.config(engine=run, recipe={"engine": method} if method else {})
+        assert (config.engine.kind, config.engine.actors, config.engine.gpus) == ("vllm", 2, 0)
+        assert config.engine_of("mistakes") == (
+            ("methods.mistakes.engine", config.methods["mistakes"].engine)
+            if method
+            else ("engine", config.engine)
+        )
+
+
+def test_the_kind_can_be_changed_on_the_command_line(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(scripted.tree("runs/mine", engine={"num_gpus": 2, "actors": 8})))
+    assert load(path, ["engine={kind: dummy}", "engine.actors=3"]).engine.actors == 3
+    assert load(path, ["engine.actors=3"]).engine.gpus == 2
+    assert load(path, ["methods.mistakes.engine.max_num_seqs=3"]).methods["mistakes"].engine.kind == "vllm"
+
+
+def test_a_rehearsed_configuration_may_have_any_model():
+    assert scripted.config(model={"path": "dummy"}, engine={"kind": "dummy"}).models() == {}
+    for engine in ({}, {"kind": "vllm"}):
+        with pytest.raises(ValidationError, match=r"set engine: \{kind: dummy\}"):
+            scripted.config(model={"path": "dummy"}, engine=engine)
+
+
+def test_the_models_that_stages_read_are_those_of_engines_that_load_them_and_of_training():
+    server = {"kind": "openai", "url": "http://a/v1", "model": "m", "api_key_env": None}
+    assert scripted.config(engine=server, arms={}).models().keys() == set()
+    assert scripted.config(engine=server).models().keys() == {"model"}, "it is trained"
+    assert scripted.config(recipe={"engine": server}, arms={}).models().keys() == {"model"}, "evaluated"
+    aligned = {"name": "course_correction", "aligned": {"model": {"path": "org/m"}}}
+    both = {"model", "methods.corrections.aligned.model"}
+    assert scripted.config(recipe=aligned, train={"method": "dpo"}).models().keys() == both
+
+
+def test_what_changes_no_text_of_an_engine_is_in_no_fingerprint():
+    server = {"kind": "openai", "url": "http://a/v1", "model": "m"}
+    dummy = {"kind": "dummy", "failures": 0.1}
+    for base, same, other in (
+        ({}, {"actors": 4, "num_gpus": 2, "max_num_seqs": 8, "kv_cache_gib": 9}, server),
+        (server, {**server, "concurrency": 2, "prefill": True, "retries": 1}, {**server, "model": "n"}),
+        (server, {**server, "api_key_env": None, "rows_per_commit": 9}, {**server, "url": "http://b/v1"}),
+        (dummy, {**dummy, "latency_s": 9, "actors": [1, 2]}, {**dummy, "tokens": [1, 2]}),
+    ):
+        made = fingerprints(scripted.config(engine=base))
+        assert made == fingerprints(scripted.config(engine=same))
+        assert made["mistakes"] == fingerprints(scripted.config(recipe={"engine": base}))["mistakes"]
+        changed = fingerprints(scripted.config(engine=other))
+        assert {name for name in made if made[name] != changed[name]} == {"mistakes", "evaluation"}
+
+
+def test_reading_a_configuration_imports_no_engine():
+    heavy = ("vllm", "torch", "ray", "transformers", "httpx")
+    code = (
+        "import sys; from pipeline.config import Config; from tests import scripted;"
+        "server = {'kind': 'openai', 'url': 'http://a/v1', 'model': 'm'};"
+        "scripted.config(engine={'kind': 'dummy'}, recipe={'engine': server}); scripted.config();"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[]\n", done.stderr

@@ -338,6 +338,8 @@ def test_a_rehearsal_generates_mixes_and_reports_without_the_model(run, calls):
     aligned = {"model": {"path": "/on/another/machine"}, "adapter": "/none"}
     source = {"path": "toy:detailed-train", "limit": 3}
     run(
+        "generate",
+        "mix",
         instructions=None,
         model={"path": "/models/of/another/machine"},
         engine={"kind": "dummy", "actors": 2},
