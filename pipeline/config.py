@@ -111,8 +111,10 @@ class Config(Section):
 
     def models(self) -> dict[str, Model]:
         """The models whose files a stage reads, by field."""
-        engines = self.engines(self.stages).values()
-        reads = "train" in self.stages or any(engine.reads_model for engine in engines)
+        stages = self.stages
+        reads = "train" in stages or any(engine.reads_model for engine in self.engines(stages).values())
+        if "evaluate" in stages:
+            reads = reads or any(suite.reads_tokenizer for suite in self.suites.items().values())
         found = {"model": self.model} if reads else {}
         for name, method in self.methods.items():
             if self.engine_of(name)[1].reads_model:

@@ -74,7 +74,7 @@ def _check_engines(config: Config, stages: set[str], suites: set[str]) -> None:
         if fine_tuned and not engine.takes_adapters:
             raise UserError(
                 f"engine.kind = {engine.kind}: takes no adapters, and evaluate has {', '.join(fine_tuned)};"
-                " set it as methods.NAME.engine, so that it only generates, and leave engine to the default"
+                " set it as methods.NAME.engine, where it only generates, and leave engine to the default"
             )
         for name, suite in config.suites.items().items():
             if name in suites and suite.continues_turns:
@@ -266,8 +266,10 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
     if "evaluate" in stages:
         for name, path in given_adapters(config).items():
             models.check_adapter(f"adapters.{name}", path, directory)
-        continues = (suite.continues_turns for name, suite in config.suites.items().items() if name in suites)
-        if config.engine.reads_model and any(continues):
+        wanted = [suite for name, suite in config.suites.items().items() if name in suites]
+        if any(suite.reads_tokenizer for suite in wanted):
+            models.load_tokenizer(config.model, directory)
+        if config.engine.reads_model and any(suite.continues_turns for suite in wanted):
             models.check_prefill(models.load_tokenizer(config.model, directory), config.model.path)
     if "generate" in stages:
         for name, method in config.methods.items():

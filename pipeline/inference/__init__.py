@@ -14,6 +14,9 @@ from pipeline.inference.openai import check as check_server
 from pipeline.inference.vllm import VLLM
 from pipeline.settings.base import tag
 
+# EndpointModel and check_server: the client of judges' servers
+__all__ = ["DEFAULT", "ENGINES", "EndpointModel", "Engine", "check_server"]
+
 Engine = Annotated[
     Annotated[VLLM, Tag("vllm")] | Annotated[OpenAI, Tag("openai")] | Annotated[Dummy, Tag("dummy")],
     Discriminator(lambda value: tag(value, "kind", "vllm")),
@@ -22,6 +25,3 @@ DEFAULT = VLLM()
 ENGINES: dict[str, type[AnyEngine]] = {
     cls.model_fields["kind"].default: cls for cls, _ in map(get_args, get_args(get_args(Engine)[0]))
 }
-
-open_server = EndpointModel  # a client of a judge's server
-check_server = check_server

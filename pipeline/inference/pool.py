@@ -26,7 +26,7 @@ from pipeline.data.block import Block
 from pipeline.data.store import Store
 from pipeline.data.work import WorkList
 from pipeline.errors import RowFailed, RunFailed, UserError
-from pipeline.inference import open_server
+from pipeline.inference import EndpointModel
 from pipeline.inference.base import Engine, EngineDead, LanguageModel
 from pipeline.inference.progress import Progress, Reporter, Tally
 from pipeline.schema import FAILED
@@ -50,7 +50,7 @@ class Servers:
 
     def open(self, endpoint: Endpoint) -> LanguageModel:
         if endpoint not in self._open:
-            self._open[endpoint] = open_server(endpoint)
+            self._open[endpoint] = EndpointModel(endpoint)
         return self._open[endpoint]
 
 

@@ -424,6 +424,10 @@ def test_the_models_that_stages_read_are_those_of_engines_that_load_them_and_of_
     assert scripted.config(engine=server, arms={}).models().keys() == set()
     assert scripted.config(engine=server).models().keys() == {"model"}, "it is trained"
     assert scripted.config(recipe={"engine": server}, arms={}).models().keys() == {"model"}, "evaluated"
+    for unit, read in (("words", set()), ("tokens", {"model"})):
+        suites = {"c2_eval": {"entries": {"path": "toy:detailed-heldout"}, "unit": unit}}
+        changes = {"instructions": None, "engine": {**server, "prefill": True}}
+        assert scripted.config(suites=suites, **changes).models().keys() == read
     aligned = {"name": "course_correction", "aligned": {"model": {"path": "org/m"}}}
     both = {"model", "methods.corrections.aligned.model"}
     assert scripted.config(recipe=aligned, train={"method": "dpo"}).models().keys() == both
