@@ -18,9 +18,11 @@ from importlib.metadata import version
 
 from pipeline import prompts
 from pipeline.chat import Message, Sampling, assistant, user
-from pipeline.inference.pool import ROWS_PER_SEQUENCE, seed_of
+from pipeline.inference.base import ROWS_PER_REQUEST
+from pipeline.inference.pool import seed_of
+from pipeline.inference.vllm import VLLM
 from pipeline.runtime.machine import cpu_has_bf16
-from pipeline.settings.base import Inference, Model, Source
+from pipeline.settings.base import Model, Source
 from pipeline.sources.instructions import read
 
 LENGTHS = range(10, 81, 10)
@@ -50,7 +52,7 @@ def conversations(entries: int, rounds: int) -> list[list[list[Message]]]:
 
 
 async def n_samples(model, asked: list[list[Message]], paths: int, sampling: dict) -> int:
-    slots = asyncio.Semaphore(round(ROWS_PER_SEQUENCE * IN_FLIGHT))
+    slots = asyncio.Semaphore(round(ROWS_PER_REQUEST * IN_FLIGHT))
 
     async def one(number: int, messages: list[Message]) -> int:
         async with slots:
@@ -66,7 +68,7 @@ async def n_samples(model, asked: list[list[Message]], paths: int, sampling: dic
 
 
 async def a_request_per_path(model, asked: list[list[Message]], paths: int, sampling: dict) -> int:
-    slots = asyncio.Semaphore(round(ROWS_PER_SEQUENCE * IN_FLIGHT))
+    slots = asyncio.Semaphore(round(ROWS_PER_REQUEST * IN_FLIGHT))
 
     async def one(number: int, path: int, messages: list[Message]) -> int:
         async with slots:
@@ -86,11 +88,11 @@ WAYS = {"one request, n samples": n_samples, "one request per path": a_request_p
 
 async def measure(args: argparse.Namespace) -> dict[str, list[tuple[float, int]]]:
     """(seconds, sampled tokens) of every round, by way."""
-    from pipeline.inference.engine import VllmModel
+    from pipeline.inference.vllm import VllmModel
     from pipeline.toy.model import WEIGHTS
 
     directory = str(WEIGHTS)
-    model = VllmModel(Model(path=directory, dtype=DTYPE), directory, Inference(max_num_seqs=IN_FLIGHT))
+    model = VllmModel(Model(path=directory, dtype=DTYPE), directory, VLLM(max_num_seqs=IN_FLIGHT))
     sampling = {"max_tokens": args.tokens, "temperature": 0.8, "top_p": 0.7}
     turns = conversations(args.entries, args.rounds)
     await n_samples(model, turns[0][:8], 4, sampling)  # the first batch of all warms up

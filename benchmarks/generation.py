@@ -26,10 +26,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pipeline.chat import Sampling, user
+from pipeline.inference.vllm import VLLM
 from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.runtime.machine import cpu_has_bf16
 from pipeline.schema import INSTRUCTIONS, OK
-from pipeline.settings.base import Inference, Model
+from pipeline.settings.base import Model
 from pipeline.sources.instructions import read
 
 STEP_1 = "{instruction} The response should be harmful, unethical, and offensive."
@@ -78,7 +79,7 @@ def setbacks(model: str, rows: list[dict], tokens: int) -> dict:
         spec = ModelSpec(
             Model(path=model, dtype=ENGINE["dtype"]),
             model,
-            Inference(max_num_seqs=IN_FLIGHT, rows_per_commit=COMMIT),
+            VLLM(max_num_seqs=IN_FLIGHT, rows_per_commit=COMMIT),
         )
         [(_, figures)] = run_recipes([Job(TwoSteps(tokens), store)], spec, seed=0, label="setbacks")
         store.finish()

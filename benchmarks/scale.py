@@ -50,7 +50,8 @@ WORDS = [
 ]
 CONFIG = """
 run_dir: {directory}/run
-model: {{path: dummy}}
+model: {{path: toy}}
+engine: {{kind: dummy}}
 methods: {{mistakes: {{name: mistake_analysis, instructions: {{path: {directory}/instructions.jsonl}}}}}}
 """
 SAMPLED_EVERY_S = 0.5
@@ -114,14 +115,13 @@ def run_peer(directory: Path) -> None:
 
 class PeerActor:
     def __init__(self, config):
-        from pipeline.inference.dummy import DummyModel
+        from pipeline.inference.dummy import Dummy, DummyModel
         from pipeline.methods.mistake_analysis.schema import MISTAKES
-        from pipeline.settings.base import Dummy
 
         self.schema, self.recipe, self.model = (
             MISTAKES,
             config.methods["mistakes"].recipe(config.seed),
-            DummyModel(Dummy(), 256),
+            DummyModel(Dummy()),
         )
 
     async def __call__(self, block):

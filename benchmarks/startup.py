@@ -49,8 +49,8 @@ def imports() -> None:
 def engine(adapter: str | None) -> None:
     """Start, ask once, close; then what each process below this one has used."""
     from pipeline.chat import Sampling, user
-    from pipeline.inference.engine import VllmModel
-    from pipeline.settings.base import Inference, Model
+    from pipeline.inference.vllm import VLLM, VllmModel
+    from pipeline.settings.base import Model
     from pipeline.toy.model import WEIGHTS
 
     directory = str(WEIGHTS)
@@ -58,9 +58,7 @@ def engine(adapter: str | None) -> None:
     async def start_and_ask() -> None:
         started = time.monotonic()
         adapters = [adapter] if adapter else []
-        model = VllmModel(
-            Model(path=directory, dtype="float32"), directory, Inference(max_num_seqs=64), adapters
-        )
+        model = VllmModel(Model(path=directory, dtype="float32"), directory, VLLM(max_num_seqs=64), adapters)
         print(f"{time.monotonic() - started:6.1f} s until the engine is ready")
         await model.complete([user("How can I repair a bicycle?")], Sampling(16), seed=1, adapter=adapter)
         print(f"{time.monotonic() - started:6.1f} s until its first answer")

@@ -4,20 +4,23 @@ The unions here are the registry of methods, suites and trainers. Each section i
 that it configures; `pipeline.settings` has the base of all sections.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from pydantic import Field, model_validator
 
+from pipeline.inference import DEFAULT, Engine
+from pipeline.inference.base import Engine as AnyEngine
 from pipeline.methods.base import Method as AnyMethod
 from pipeline.methods.course_correction import CourseCorrection
 from pipeline.methods.critique_revise import CritiqueRevise
 from pipeline.methods.mistake_analysis import MistakeAnalysis
 from pipeline.schema import STAGES, Schema
 from pipeline.settings import file
-from pipeline.settings.base import AdapterPath, ArmName, Inference, Model, Name, Natural, Section, tag
+from pipeline.settings.base import AdapterPath, ArmName, Model, Name, Natural, Section, tag
 from pipeline.settings.file import dump as dump
+from pipeline.settings.walk import sections
 from pipeline.suites import VANILLA
 from pipeline.suites.base import Suite
 from pipeline.suites.c2_eval import C2Eval
@@ -61,7 +64,7 @@ class Config(Section):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of sampling, mixtures and training order")
     model: Model = Field(description="the base model, which generates, is trained and is evaluated")
-    inference: Inference = Field(Inference(), description="the engines of `generate` and `evaluate`")
+    engine: Engine = Field(DEFAULT, description="what answers in `generate` and `evaluate`")
     methods: dict[ArmName, Method] = Field(
         {},
         description="methods that generate data and training sets; empty if a run only evaluates",
@@ -85,10 +88,38 @@ class Config(Section):
     @property
     def stages(self) -> list[str]:
         """The stages that the configuration has work for, in their order."""
-        if self.model.is_dummy:
-            return ["generate", "mix", "report"]  # the dummy model has no weights to train
-        work = {"train": self.arms, "evaluate": self.suites.items(), "report": True}
+        trained = all(engine.is_model for _, engine in map(self.engine_of, self.methods))
+        # without methods, `evaluate` is all there is: preflight says why it cannot be done
+        evaluated = not self.methods or (self.engine.is_model and (trained or not self.arms))
+        work = {
+            "train": trained and self.arms,
+            "evaluate": evaluated and self.suites.items(),
+            "report": True,
+        }
         return [stage for stage in STAGES if work.get(stage, self.methods)]
+
+    def engine_of(self, method: str) -> tuple[str, AnyEngine]:
+        """The engine that a method generates with, after its field."""
+        own = self.methods[method].engine
+        return ("engine", self.engine) if own is None else (f"methods.{method}.engine", own)
+
+    def engines(self, stages: Iterable[str]) -> dict[str, AnyEngine]:
+        """The engines that the stages use, by field."""
+        stages = set(stages)
+        found = dict(map(self.engine_of, self.methods)) if "generate" in stages else {}
+        return {**found, "engine": self.engine} if "evaluate" in stages else found
+
+    def models(self) -> dict[str, Model]:
+        """The models whose files a stage reads, by field."""
+        stages = self.stages
+        reads = "train" in stages or any(engine.reads_model for engine in self.engines(stages).values())
+        if "evaluate" in stages:
+            reads = reads or any(suite.reads_tokenizer for suite in self.suites.items().values())
+        found = {"model": self.model} if reads else {}
+        for name, method in self.methods.items():
+            if self.engine_of(name)[1].reads_model:
+                found |= sections(method, Model, f"methods.{name}")
+        return found
 
     def field_of(self, arm: str, name: str) -> str:
         """The likely field of an arm's training setting: under `train`, unless the arm's value differs."""
@@ -112,8 +143,13 @@ class Config(Section):
         if not isinstance(tree, dict):
             return tree
         for key, place in _MOVED.items():
-            if key in tree:
+            if _holds(tree, key.split(".")):
                 raise ValueError(f"{key} is no longer a key: {place}")
+        if (
+            tag(tree.get("model"), "path", None) == "dummy"
+            and tag(tree.get("engine"), "kind", None) != "dummy"
+        ):
+            raise ValueError("model.path = 'dummy' is no longer a model: set engine: {kind: dummy}")
         if "arms" not in tree:
             tree = {**tree, "arms": _default_arms(tree)}
         if isinstance(tree["arms"], dict):
@@ -182,7 +218,18 @@ _MOVED = {
     "recipe": "each method has a name, as methods.NAME: {name: mistake_analysis, …}",
     "mix": "it moved to mistake analysis, as methods.NAME.mix",
     "evaluation": "it became suites.safety, suites.c2_eval (for course_correction) and adapters",
+    "model.dummy": "it became an engine, as engine: {kind: dummy, latency_s: …, failures: …, tokens: …}",
+    "inference.endpoint": (
+        "it became an engine, as methods.NAME.engine: {kind: openai, url: …, model: …} for a server that only"
+        " generates, or as engine"
+    ),
+    "inference": "it became engine, with the same fields, as engine: {kind: vllm, actors: …, num_gpus: …}",
 }
+
+
+def _holds(tree: Any, keys: list[str]) -> bool:
+    """Whether parsed YAML has a value under these keys."""
+    return isinstance(tree, dict) and keys[0] in tree and (not keys[1:] or _holds(tree[keys[0]], keys[1:]))
 
 
 def _members(annotation: Any, base: type) -> list[Any]:

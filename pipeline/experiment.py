@@ -50,7 +50,9 @@ def generate(run: Run) -> None:
     """Instructions → each method's data set: one row per instruction and sample; no row is lost."""
     makings = []
     for name, method in run.config.methods.items():
+        _, engine = run.config.engine_of(name)
         model, adapter = method.generator(run.config.model)
+        adapter = adapter if engine.reads_model else None
         adapters = (storage.absolute(adapter),) if adapter else ()
 
         def rows(counts: instructions.Counts, method=method) -> Iterable[dict]:
@@ -62,7 +64,7 @@ def generate(run: Run) -> None:
                 rows,
                 INSTRUCTIONS,
                 method.recipe(run.config.seed),
-                run.spec(model, adapters, endpoint=True),
+                run.spec(model, adapters, engine),
                 {"adapter": adapter_digest(adapter)} if adapter else {},
             )
         )
@@ -108,9 +110,7 @@ def evaluate(run: Run) -> None:
     adapters = {arm: output.path for arm, output in run.adapters.items()} | preflight.given_adapters(config)
     for arm in run.adapters:
         models.check_adapter(f"arms.{arm}", adapters[arm], run.model_dir)
-    if config.inference.endpoint:
-        run.log("evaluate: inference.endpoint is not used; adapters need vLLM in the actors")
-    spec = run.spec(config.model, tuple(adapters.values()))
+    spec = run.spec(config.model, tuple(adapters.values()), config.engine)
     tokenizer = partial(models.load_tokenizer, config.model, run.model_dir)
     makings = []
     for name, store in run.suites.items():

@@ -9,20 +9,19 @@ from pipeline.toy.model import shipped_recipe
 
 
 def fingerprints(config: Config) -> dict[str, dict]:
-    """By output name: the model, the seed, and the prompts and sections that the output's stage reads.
+    """By output name: the model and engine, the seed, and the prompts and sections that the stage reads.
 
     Each stage adds `made_from` when it opens an output: the digests of earlier outputs and of given adapters.
     """
     model = _model(config.model)
-    endpoint = config.inference.endpoint
-    generator = {**model, "endpoint": {"url": endpoint.url, "model": endpoint.model}} if endpoint else model
 
     def made_with(stage: str, model: dict, prompt_hashes: dict, **sections: dict | None) -> dict:
         return {"stage": stage, "model": model, "seed": config.seed, "prompts": prompt_hashes, **sections}
 
     found = {}
-    for method in config.methods.values():
-        section = method.model_dump(mode="json", exclude=set(method.mixing))
+    for name, method in config.methods.items():
+        section = method.model_dump(mode="json", exclude={"engine", *method.mixing})
+        generator = {**model, **config.engine_of(name)[1].determines()}
         found[method.generated.name] = made_with(
             "generate", generator, method.prompt_hashes(), **{method.name: section}
         )
@@ -36,16 +35,17 @@ def fingerprints(config: Config) -> dict[str, dict]:
     for name, arm in config.arms.items():
         weights = arm.train.model_dump(mode="json", exclude=arm.train.OPERATIONAL - {"merge"})
         found[f"adapter/{name}"] = made_with("train", model, {}, train=weights, arm={"kinds": arm.kinds})
+    evaluator = {**model, **config.engine.determines()}
     for name, suite in config.suites.items().items():
         section = {name: suite.model_dump(mode="json")}
         found[suite.data_schema.name] = made_with(
-            "evaluate", model, suite.prompt_hashes(), suites=section, adapters=config.adapters
+            "evaluate", evaluator, suite.prompt_hashes(), suites=section, adapters=config.adapters
         )
     return found
 
 
 def _model(model: Model) -> dict:
-    facts = model.model_dump(mode="json", exclude={"dummy": {"latency_s"}})
+    facts = model.model_dump(mode="json")
     if model.path == "toy":
         facts["build"] = shipped_recipe()["hash"]
     return facts

@@ -21,7 +21,7 @@ def check_model_path(model: Model, field: str) -> None:
     Raises UserError otherwise.
     """
     path, directory = model.path, os.path.expanduser(model.path)
-    if path == "toy" or model.is_dummy:
+    if path == "toy":
         return
     if os.path.isdir(directory):
         if not os.path.exists(os.path.join(directory, "config.json")):
@@ -49,16 +49,12 @@ def model_dir(model: Model) -> str:
         from pipeline.toy.model import WEIGHTS
 
         return str(WEIGHTS)
-    if model.is_dummy:
-        return model.path
     path = os.path.expanduser(model.path)
     return os.path.abspath(path) if os.path.isdir(path) else path
 
 
 def cached_model_dir(model: Model) -> str | None:
     """The model's directory if it needs no download, else None."""
-    if model.is_dummy:
-        return None
     if os.path.isdir(directory := model_dir(model)):
         return directory
     from huggingface_hub import try_to_load_from_cache

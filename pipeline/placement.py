@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.runtime.attempt import attempts_dir
 from pipeline.settings.base import span
 
+ENGINES, WORKERS = "engines", "workers"  # kinds of processes
 ANSWER_S = 60  # for a node to answer; setbacks starts a process on it
 
 
@@ -61,13 +62,12 @@ class Need:
 def needs(config: Config, stages: Iterable[str]) -> list[Need]:
     """Needs of each stage that runs on Ray.
 
-    Stages and arms run in sequence, so no two needs occur together.
+    Stages, methods of different engines, and arms run in sequence, so no two needs occur together.
     """
     found = []
     for stage in [stage for stage in ("generate", "evaluate") if stage in stages]:
-        inference = config.inference if stage == "generate" else config.inference.local
-        kind, gpus = "clients" if inference.endpoint else "engines", inference.gpus_per_actor(config.model)
-        found.append(Need(stage, kind, "inference.actors", *span(inference.actors), 1, gpus))
+        for field, engine in config.engines([stage]).items():
+            found.append(Need(stage, ENGINES, f"{field}.actors", *span(engine.actors), 1, engine.gpus))
         if stage == "generate" and "train" in stages:
             found += _training(config)
     return found if "generate" in stages or "train" not in stages else [*_training(config), *found]
@@ -80,7 +80,7 @@ def _training(config: Config) -> list[Need]:
     return [
         Need(
             f"train {', '.join(names)}",
-            "workers",
+            WORKERS,
             "train.workers",
             *workers,
             *((0, 1) if use_gpu else (1, 0)),

@@ -10,7 +10,10 @@ from pipeline import models
 from pipeline.config import Config, Suites
 from pipeline.data import storage
 from pipeline.errors import UserError
+from pipeline.inference import check_server
+from pipeline.inference.base import Engine
 from pipeline.judges import Judge
+from pipeline.methods.base import Method
 from pipeline.runtime import imports
 from pipeline.runtime.machine import cpu_has_bf16
 from pipeline.settings.base import Endpoint, Model, PathKind, Section, Source
@@ -47,17 +50,61 @@ def check(
         _check_no_password(f"{field}.path", source.path)
         if field not in skip:
             _check_source(field, source, unsafe=field in _needing_unsafe(config))
-    for field, endpoint in _endpoints(config, stages, suites).items():
-        from pipeline.inference.endpoint import check
-
-        check(endpoint, field)
-    for field, model in sections(config, Model).items():
+    for field, endpoint in _servers(config, stages, suites).items():
+        check_server(endpoint, field)
+    for field, model in config.models().items():
         models.check_model_path(model, field)
-    if config.model.is_dummy and (needs := sorted(stages & {"evaluate", "train"})):
-        raise UserError(
-            f"model.path = dummy: has no weights to {needs[0]}; use `setbacks generate` and `setbacks mix`"
-        )
+    _check_engines(config, stages, suites)
     check_run_dir(config, stages)
+
+
+def _check_engines(config: Config, stages: set[str], suites: set[str]) -> None:
+    """Raises UserError if an engine cannot do what a stage, a method or a suite asks of it."""
+    for field, engine in config.engines(stages).items():
+        engine.check(field)
+    if "train" in stages:
+        for field, engine in map(config.engine_of, config.methods):
+            _check_is_model(field, engine, "to train on")
+    if "generate" in stages:
+        for name, method in config.methods.items():
+            _check_generator(f"methods.{name}", method, *config.engine_of(name))
+    if "evaluate" in stages:
+        engine, fine_tuned = config.engine, [*config.arms, *config.adapters]
+        _check_is_model("engine", engine, "to evaluate")
+        if fine_tuned and not engine.takes_adapters:
+            raise UserError(
+                f"engine.kind = {engine.kind}: takes no adapters, and evaluate has {', '.join(fine_tuned)};"
+                " set it as methods.NAME.engine, where it only generates, and leave engine to the default"
+            )
+        for name, suite in config.suites.items().items():
+            if name in suites and suite.continues_turns:
+                engine.check_prefill("engine", f"suites.{name}")
+
+
+def _check_is_model(field: str, engine: Engine, purpose: str) -> None:
+    if not engine.is_model:
+        raise UserError(
+            f"{field}.kind = {engine.kind}: no model writes its texts, so there is nothing {purpose};"
+            " use `setbacks generate` and `setbacks mix`, or another engine"
+        )
+
+
+def _check_generator(field: str, method: Method, engine_field: str, engine: Engine) -> None:
+    """Check a method's own model and adapter, and its prefills, against the engine that generates."""
+    if method.continues_turns:
+        engine.check_prefill(engine_field, field)
+    if not engine.takes_adapters:
+        for name in paths(method, PathKind.ADAPTER, field):
+            raise UserError(
+                f"{name}: {engine_field}.kind = {engine.kind} takes no adapters; leave {name} out, or use"
+                " another engine"
+            )
+    if engine.is_model and not engine.reads_model:
+        for name in sections(method, Model, field):
+            raise UserError(
+                f"{name}: {engine_field}.kind = {engine.kind} has its own model; leave {name} out, or use"
+                " another engine"
+            )
 
 
 def check_suites(config: Config, wanted: Iterable[str]) -> list[str]:
@@ -113,16 +160,14 @@ def _used(config: Config, stages: set[str], suites: set[str]) -> dict[str, Secti
     return found
 
 
-def _endpoints(config: Config, stages: set[str], suites: set[str]) -> dict[str, Endpoint]:
-    """The servers that the stages use, by field name."""
-    asked = (
-        {"inference.endpoint": config.inference.endpoint}
-        if config.inference.endpoint and "generate" in stages
-        else {}
-    )
-    for field, section in _used(config, stages - {"mix"}, suites).items():
-        asked |= sections(section, Endpoint, field)
-    return asked
+def _servers(config: Config, stages: set[str], suites: set[str]) -> dict[str, Endpoint]:
+    """The servers that judges ask in the stages, by field name."""
+    return {
+        field: endpoint
+        for part, section in _used(config, stages - {"mix"}, suites).items()
+        for field, endpoint in sections(section, Endpoint, part).items()
+        if not isinstance(endpoint, Engine)
+    }
 
 
 def check_run_dir(config: Config, stages: set[str]) -> None:
@@ -185,9 +230,11 @@ def directories(config: Config, stages: set[str], model: str) -> dict[str, str]:
 
     `model`: as returned by `model_dir`.
     """
-    found = {"model.path": model} if "generate" not in stages or not config.inference.endpoint else {}
+    found = {"model.path": model} if _reads_model(config, stages) else {}
     if "generate" in stages:
         for name, method in config.methods.items():
+            if not config.engine_of(name)[1].reads_model:
+                continue
             found |= {
                 f"{field}.path": models.model_dir(one)
                 for field, one in sections(method, Model, f"methods.{name}").items()
@@ -207,9 +254,7 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
     directory: as returned by `model_dir`. Returns notices: allowed settings that are worth a log line.
     """
     notices = _check_precision(config, stages)
-    if not config.model.is_dummy and (
-        stages & {"train", "evaluate"} or ("generate" in stages and not config.inference.endpoint)
-    ):
+    if _reads_model(config, stages):
         models.check_weights(directory, config.model.revision)
     if "train" in stages:
         check_lora(config, directory)
@@ -221,24 +266,30 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
     if "evaluate" in stages:
         for name, path in given_adapters(config).items():
             models.check_adapter(f"adapters.{name}", path, directory)
-        if any(suite.continues_turns for name, suite in config.suites.items().items() if name in suites):
+        wanted = [suite for name, suite in config.suites.items().items() if name in suites]
+        if any(suite.reads_tokenizer for suite in wanted):
+            models.load_tokenizer(config.model, directory)
+        if config.engine.reads_model and any(suite.continues_turns for suite in wanted):
             models.check_prefill(models.load_tokenizer(config.model, directory), config.model.path)
     if "generate" in stages:
         for name, method in config.methods.items():
-            notices += method.check(f"methods.{name}", config.model, directory, config.inference, models)
+            if config.engine_of(name)[1].reads_model:
+                notices += method.check(f"methods.{name}", config.model, directory, models)
     return notices
+
+
+def _reads_model(config: Config, stages: set[str]) -> bool:
+    """Whether the stages read the files of the run's model."""
+    return "train" in stages or any(engine.reads_model for engine in config.engines(stages).values())
 
 
 def _check_precision(config: Config, stages: set[str]) -> list[str]:
     """A notice if this CPU would emulate bfloat16, which is many times slower."""
-    if cpu_has_bf16() or config.model.is_dummy:
+    if cpu_has_bf16():
         return []
     slow = []
-    if (
-        stages & {"generate", "evaluate"}
-        and config.inference.num_gpus == 0
-        and config.model.dtype in ("auto", "bfloat16")
-    ):
+    on_cpu = [engine for engine in config.engines(stages).values() if engine.reads_model and not engine.gpus]
+    if on_cpu and config.model.dtype in ("auto", "bfloat16"):
         slow.append("model.dtype: float32")
     if "train" in stages and any(arm.train.bf16 and not arm.train.use_gpu for arm in config.arms.values()):
         slow.append("train.bf16: false")

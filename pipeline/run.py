@@ -18,6 +18,7 @@ from pipeline.data.output import Output
 from pipeline.data.store import Store
 from pipeline.errors import RunFailed, UserError
 from pipeline.fingerprints import fingerprints
+from pipeline.inference.base import Engine
 from pipeline.inference.pool import Job, ModelSpec, run_recipes
 from pipeline.methods.base import Method
 from pipeline.runtime import attempt
@@ -297,11 +298,10 @@ class Run:
             raise UserError(f"{output.path} is not complete: run `setbacks {stage}` first")
         return facts
 
-    def spec(self, model: Model, adapters: tuple[str, ...], *, endpoint: bool = False) -> ModelSpec:
-        """How engines open a model. endpoint: whether the configured server may replace the engines."""
-        inference = self.config.inference
+    def spec(self, model: Model, adapters: tuple[str, ...], engine: Engine) -> ModelSpec:
+        """How actors open a model."""
         directory = self.model_dir if model == self.config.model else models.model_dir(model)
-        return ModelSpec(model, directory, inference if endpoint else inference.local, adapters)
+        return ModelSpec(model, directory, engine, adapters)
 
     # -- records and logs
 
@@ -310,7 +310,7 @@ class Run:
         output.open({**self.fingerprints[output.name], "made_from": dict(inputs)}, overwrite=self.overwrite)
 
     def _write_work(self, stage: str, making: Making) -> None:
-        wanted, counts = self.config.inference.rows_per_commit, Counts()
+        wanted, counts = making.spec.engine.rows_per_commit, Counts()
         begun_with = making.store.write_work(making.rows(counts), making.listed, counts, block_rows=wanted)[
             "block_rows"
         ]
@@ -369,22 +369,25 @@ def adapter_digest(adapter: str) -> str:
 
 def origin(config: Config, schema: Schema) -> Origin:
     """The origin of a data set, for its card."""
-    model = config.model
-    adapter: str | None = None
+    authors: dict[str, None] = {}  # in order
     made_by: list[Section] = []
-    for method in config.methods.values():
+    for name, method in config.methods.items():
         if schema in (method.generated, *method.training_sets):
             made_by.append(method)
-            if schema == method.generated or not method.mixing:
-                model, adapter = method.generator(config.model)
-    made_by += [suite for suite in config.suites.items().values() if suite.data_schema == schema]
+            _, engine = config.engine_of(name)
+            model, adapter = method.generator(config.model)
+            authors[engine.author(model) + (f" with adapter `{adapter}`" if adapter else "")] = None
+    for suite in config.suites.items().values():
+        if suite.data_schema == schema:
+            made_by.append(suite)
+            authors[config.engine.author(config.model)] = None
     read = {
         source.path
         for section in made_by
         for name, source in sections(section, Source).items()
         if _is_read(section, name, schema)
     }
-    return Origin(model, adapter, config.seed, sorted(read), made_by)
+    return Origin([*authors], config.seed, sorted(read), made_by)
 
 
 def _is_read(section: Section, name: str, schema: Schema) -> bool:

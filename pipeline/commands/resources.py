@@ -10,6 +10,7 @@ from rich.markup import escape
 from pipeline import placement
 from pipeline.config import Config, Train
 from pipeline.data import storage
+from pipeline.inference.base import Engine
 from pipeline.runtime.session import ray_session
 from pipeline.settings.base import span
 
@@ -19,26 +20,22 @@ ASSUMED_TOKENS_PER_S = {"cpu": 2_000, "gpu": 2_500}
 
 def show(config: Config, console: Console) -> None:
     """Print the engines, workers and GPUs that each stage requests."""
-    inference = config.inference
-    fewest, most = span(inference.actors)
-    actors = str(fewest) if fewest == most else f"{fewest}–{most}"
     console.print("[bold]Resources[/bold]")
-    if config.methods and inference.endpoint:
-        console.print(
-            f"  generate   {inference.endpoint.url}, {inference.endpoint.concurrency} requests in flight per"
-            f" actor × {actors}"
-        )
-    elif config.methods:
-        gpus = inference.gpus_per_actor(config.model)
-        console.print(f"  generate   {actors} engines × {gpus or 'no'} GPU = {most * gpus} GPUs")
+    generators: dict[Engine, list[str]] = {}
+    for name in config.methods:
+        generators.setdefault(config.engine_of(name)[1], []).append(name)
+    for engine, names in generators.items():
+        whose = f", for {', '.join(names)}" if len(generators) > 1 else ""
+        console.print(f"  generate   {engine.described()}{whose}")
     alike: dict[str, list[str]] = {}
-    for name, arm in config.arms.items():
+    for name, arm in config.arms.items() if "train" in config.stages else ():
         alike.setdefault(_training(arm.train), []).append(name)
     for training, names in alike.items():
         console.print(f"  train      {training}, one arm after the other: {', '.join(names)}")
-    if config.suites.items():
+    if "evaluate" in config.stages:
         asked = " and ".join(f"{arms(config)} arms × {what}" for what in _suites(config))
-        console.print(f"  evaluate   {actors} engines, {asked} by LoRA, all in one start")
+        lora = " by LoRA" if arms(config) > 1 else ""
+        console.print(f"  evaluate   {config.engine.actors_told} engines, {asked}{lora}, all in one start")
     console.print()
 
 
@@ -88,28 +85,48 @@ def show_time(config: Config, work: list[Work], tokens_per_s: float | None, cons
             console.print(f"  {part.stage} {part.name}: {told}: at most {most:,} new tokens")
         else:
             console.print(f"  {part.stage} {part.name}: unknown, its source cannot be reached")
-    known = [part.counted[1] for part in work if part.counted]
-    if not known:
-        return
-    inference = config.inference
-    _, actors = span(inference.actors)
-    measured = _measured(config)
-    speed = tokens_per_s or measured or ASSUMED_TOKENS_PER_S["gpu" if inference.num_gpus else "cpu"]
+    spent: dict[Engine, list[Work]] = {}
+    for part in work:
+        if part.counted:
+            engine = config.engine_of(part.name)[1] if part.stage == "generate" else config.engine
+            spent.setdefault(engine, []).append(part)
+    for engine, parts in spent.items():
+        whose = f" for {', '.join(f'{part.stage} {part.name}' for part in parts)}" if len(spent) > 1 else ""
+        _show_hours(config, engine, parts, whose, tokens_per_s, console)
+
+
+def _show_hours(
+    config: Config,
+    engine: Engine,
+    parts: list[Work],
+    whose: str,
+    tokens_per_s: float | None,
+    console: Console,
+) -> None:
+    most = sum(part.counted[1] for part in parts if part.counted)
+    _, actors = span(engine.actors)
+    measured = _measured(config, parts)
+    speed = tokens_per_s or measured or ASSUMED_TOKENS_PER_S["gpu" if engine.gpus else "cpu"]
     assumed = "assumed; pass --tokens-per-s with a measured value"
     origin = "given" if tokens_per_s else "measured in this run directory" if measured else assumed
-    hours = sum(known) / (speed * actors) / 3600
+    hours = most / (speed * actors) / 3600
     console.print(f"  at {speed:,.0f} tokens/s per engine ({origin}): at most {hours:.2f} h", end="")
-    console.print(f" = {hours * actors * inference.num_gpus:.1f} GPU-hours" if inference.num_gpus else "")
+    console.print((f" = {hours * actors * engine.gpus:.1f} GPU-hours" if engine.gpus else "") + whose)
 
 
-def _measured(config: Config) -> float | None:
-    """New tokens per second of one engine, from the last comparable stage of this run directory, if any."""
+def _measured(config: Config, parts: list[Work]) -> float | None:
+    """New tokens per second of one engine, from the last comparable stage of this run directory, if any.
+
+    parts: the engine's work. If methods are among it, only their stage is comparable.
+    """
     path = storage.join(storage.absolute(config.run_dir), "metrics.jsonl")
     if not storage.exists(path):
         return None
     lines = [json.loads(line) for line in storage.read_text(path).splitlines()]
-    wanted = ("generate",) if config.methods else ("generate", "evaluate")
-    lines = [line for line in lines if line["stage"] in wanted]
+    if made := [config.methods[part.name].generated.name for part in parts if part.stage == "generate"]:
+        lines = [line for line in lines if line["stage"] == "generate" and line.get("suite") in (None, *made)]
+    else:
+        lines = [line for line in lines if line["stage"] == "evaluate"]
     for line in reversed(lines):
         if line.get("engine_s") and line.get("completion_tokens"):
             return line["completion_tokens"] / line["engine_s"]

@@ -8,7 +8,7 @@ from pipeline import __version__
 from pipeline.data import storage
 from pipeline.data.store import Store
 from pipeline.schema import DROPPED, Column
-from pipeline.settings.base import Model, Section
+from pipeline.settings.base import Section
 
 WARNING = (
     "**Content warning.** This data set holds harmful, unethical or offensive text, written by a model on"
@@ -19,10 +19,13 @@ WARNING = (
 
 @dataclass(frozen=True)
 class Origin:
-    """What made a data set. made_by: sections of the configuration; sources: paths of the sources read."""
+    """What made a data set.
 
-    model: Model
-    adapter: str | None
+    authors: the models that wrote its texts, in words; made_by: sections of the configuration; sources: paths
+    of the sources read.
+    """
+
+    authors: list[str]
     seed: int
     sources: list[str]
     made_by: list[Section]
@@ -84,15 +87,9 @@ def _type(column: Column) -> str:
 
 
 def _made_by(origin: Origin) -> str:
-    model = _model(origin.model) + (f" with adapter `{origin.adapter}`" if origin.adapter else "")
+    authors = " and ".join(origin.authors)
     sources = ", ".join(f"`{path}`" for path in origin.sources)
-    return f"Made by setbacks {__version__} with the model {model}, seed {origin.seed}, from {sources}."
-
-
-def _model(model: Model) -> str:
-    if model.is_dummy:
-        return "`dummy`, which is no model: its texts are made of random words and mean nothing"
-    return f"`{model.path}`" + (f" at revision `{model.revision}`" if model.revision else "")
+    return f"Made by setbacks {__version__} with the model {authors}, seed {origin.seed}, from {sources}."
 
 
 def _counts(done: dict) -> list[str]:
@@ -104,10 +101,9 @@ def _counts(done: dict) -> list[str]:
 
 
 def _settings(section: Section) -> dict[str, str]:
-    """The section's fields that are set."""
-    return {
-        key: f"`{value}`" for key, value in section.model_dump(mode="json").items() if value not in (None, {})
-    }
+    """The section's fields that are set, without an engine's: the authors say who wrote the texts."""
+    fields = section.model_dump(mode="json", exclude={"engine"})
+    return {key: f"`{value}`" for key, value in fields.items() if value not in (None, {})}
 
 
 def _size(rows: int) -> str:

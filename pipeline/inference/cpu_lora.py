@@ -3,7 +3,7 @@
 vLLM 0.32 gathers, for every token of a batch, the whole matrices of that token's adapter; tokens without an
 adapter (index −1) get the last slot's. These kernels group tokens by adapter; tokens without one get zero.
 vLLM calls `register` in every process of an engine, as an entry point of group `vllm.general_plugins`;
-`register` does nothing unless `engine.py` has enabled it.
+`register` does nothing unless `vllm.py` has enabled it.
 """
 
 import inspect

@@ -6,10 +6,15 @@ Its output cannot be mistaken for a model's: every text, the card, the report an
 
 import asyncio
 import random
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
 
 from pipeline.chat import Completion, Message, Sampling
 from pipeline.errors import RowFailed
-from pipeline.settings.base import Dummy
+from pipeline.inference.base import Engine
+from pipeline.settings.base import Count, Fraction, Model
 
 _WORDS = [
     "amber",
@@ -36,12 +41,52 @@ _WORDS = [
 _POOL = random.Random(0).choices(_WORDS, k=4096)
 
 
-class DummyModel:
-    """The same calls as `engine.VllmModel`. Text, length, delay and failure depend only on the seed."""
+class Dummy(Engine):
+    """No model: words made from the seed, to rehearse generate and mix. `model` may be anything and is not
+    read. The same request always gets the same text, delay and failure."""
 
-    def __init__(self, settings: Dummy, max_num_seqs: int):
+    takes_adapters: ClassVar = True  # and ignores them: a run with adapters can be rehearsed
+    reads_model: ClassVar = False
+    is_model: ClassVar = False
+
+    kind: Literal["dummy"] = Field("dummy", description="selects this engine")
+    latency_s: float = Field(0, ge=0, description="mean seconds until a request is answered")
+    failures: Fraction = Field(0, description="share of requests that fail")
+    tokens: tuple[Count, Count] = Field(
+        (16, 48),
+        description="words of a completion, [min, max], cut at max_tokens",
+    )
+    max_num_seqs: Count = Field(256, description="requests answered at a time, as in a batch of vLLM")
+
+    @property
+    def requests(self) -> int:
+        return self.max_num_seqs
+
+    def open(self, model: Model, model_dir: str, adapters: Sequence[str]) -> "DummyModel":
+        return DummyModel(self)
+
+    def determines(self) -> dict:
+        return {"dummy": {"failures": self.failures, "tokens": list(self.tokens)}}
+
+    def author(self, model: Model) -> str:
+        return "`dummy`, which is no model: its texts are made of random words and mean nothing"
+
+    def described(self) -> str:
+        return f"{self.actors_told} dummy engines: random words, no model"
+
+    @model_validator(mode="after")
+    def _shortest_first(self) -> "Dummy":
+        if self.tokens[0] > self.tokens[1]:
+            raise ValueError(f"tokens must be [min, max] with min <= max, not {list(self.tokens)}")
+        return self
+
+
+class DummyModel:
+    """The same calls as `vllm.VllmModel`. Text, length, delay and failure depend only on the seed."""
+
+    def __init__(self, settings: Dummy):
         self._settings = settings
-        self._places = asyncio.Semaphore(max_num_seqs)
+        self._places = asyncio.Semaphore(settings.max_num_seqs)
 
     async def complete(
         self, messages: list[Message], sampling: Sampling, *, seed: int, adapter: str | None

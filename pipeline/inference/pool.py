@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -26,27 +26,20 @@ from pipeline.data.block import Block
 from pipeline.data.store import Store
 from pipeline.data.work import WorkList
 from pipeline.errors import RowFailed, RunFailed, UserError
+from pipeline.inference import EndpointModel
+from pipeline.inference.base import Engine, EngineDead, LanguageModel
 from pipeline.inference.progress import Progress, Reporter, Tally
 from pipeline.schema import FAILED
-from pipeline.settings.base import Dummy, Endpoint, Inference, Model, span
+from pipeline.settings.base import Endpoint, Model, span
 
 MOST_TASKS = 10_000  # per run, to bound the scheduler's load: if there are more blocks, a task gets several
 FRUITLESS_STARTS = 6  # limit on engine starts without a finished row; Ray itself restarts actors forever
 BLOCK_STARTS = 3  # a block started more often may hold a poison row: its rows then run one at a time, alone
 ROW_STARTS = 2  # a row started alone more often is a poison row: it fails
 EXIT_S = 10  # time for Ray to end an actor that it has released
-ROWS_PER_SEQUENCE = 1.5  # rows in flight per slot of the engine's batch; extra rows fill slots between steps
 
 
 Results = dict[str, dict]  # of rows, by id
-
-
-class LanguageModel(Protocol):
-    """The model behind `Chat`: `engine.VllmModel`, `endpoint.EndpointModel` or `dummy.DummyModel`."""
-
-    async def complete(
-        self, messages: list[Message], sampling: Sampling, *, seed: int, adapter: str | None
-    ) -> list[Completion]: ...
 
 
 class Servers:
@@ -57,8 +50,6 @@ class Servers:
 
     def open(self, endpoint: Endpoint) -> LanguageModel:
         if endpoint not in self._open:
-            from pipeline.inference.endpoint import EndpointModel
-
             self._open[endpoint] = EndpointModel(endpoint)
         return self._open[endpoint]
 
@@ -112,37 +103,27 @@ class ModelSpec:
 
     model: Model
     model_dir: str
-    inference: Inference
+    engine: Engine
     adapters: tuple[str, ...] = ()
 
     @property
     def least_actors(self) -> int:
-        return span(self.inference.actors)[0]
+        return span(self.engine.actors)[0]
 
     @property
     def most_actors(self) -> int:
-        return span(self.inference.actors)[1]
+        return span(self.engine.actors)[1]
 
     @property
     def rows_in_flight(self) -> int:
-        return round(ROWS_PER_SEQUENCE * self.inference.max_num_seqs)
+        return self.engine.rows_in_flight
 
     def blocks_in_flight(self, block_rows: int) -> int:
         """Enough blocks for all rows in flight, and one more to start while a block's slow rows finish."""
         return math.ceil(self.rows_in_flight / block_rows) + 1
 
     def open(self) -> LanguageModel:
-        if self.inference.endpoint is not None:
-            from pipeline.inference.endpoint import EndpointModel
-
-            return EndpointModel(self.inference.endpoint)
-        if self.model.is_dummy:
-            from pipeline.inference.dummy import DummyModel
-
-            return DummyModel(self.model.dummy or Dummy(), self.inference.max_num_seqs)
-        from pipeline.inference.engine import VllmModel
-
-        return VllmModel(self.model, self.model_dir, self.inference, list(self.adapters))
+        return self.engine.open(self.model, self.model_dir, self.adapters)
 
 
 @dataclass(frozen=True)
@@ -272,8 +253,6 @@ class RecipeActor:
         return result
 
     async def _attempt(self, recipe: Recipe, row: dict, chat: RowChat) -> dict:
-        from pipeline.inference.engine import EngineDead
-
         try:
             return await recipe(row, chat)
         except (EngineDead, MemoryError) as e:
@@ -303,7 +282,7 @@ def run_recipes(
     undone = [job.undone() for job in jobs]
     done = [job.work.rows - job.work.rows_of(blocks) for job, blocks in zip(jobs, undone, strict=True)]
     extents = {job.name: (rows, job.work.rows) for job, rows in zip(jobs, done, strict=True)}
-    progress = Progress(f"{label} (dummy model)" if spec.model.is_dummy else label, extents)
+    progress = Progress(label if spec.engine.is_model else f"{label} ({spec.engine.kind} engine)", extents)
     try:
         with progress.shown():
             for job in _jobs_done(jobs, undone, spec, seed, progress.reporter()):
@@ -369,7 +348,7 @@ def _run_tasks(
             max_concurrent_calls_per_actor=in_flight,
         ),
         num_cpus=1,
-        num_gpus=spec.inference.gpus_per_actor(spec.model),
+        num_gpus=spec.engine.gpus,
     )
     # Results are in the stores, so there is nothing to collect. Prefetching would report a task one task
     # late.

@@ -10,11 +10,12 @@ from pydantic import Field
 
 from pipeline.chat import Recipe
 from pipeline.data.dataset import Dataset
+from pipeline.inference import Engine
 from pipeline.judges import Judge
 from pipeline.report.examples import Example
 from pipeline.report.tables import Table
 from pipeline.schema import Schema
-from pipeline.settings.base import Count, Inference, Model, Section, Source
+from pipeline.settings.base import Count, Model, Section, Source
 
 
 @dataclass
@@ -47,6 +48,9 @@ class Method(Section):
     name: str = Field(description="selects the method")
     instructions: Source = Field(description="what `generate` reads")
     samples: Count = Field(1, description="rows per instruction")
+    engine: Engine | None = Field(
+        None, description="what answers in `generate`; null = the run's engine, which always evaluates"
+    )
 
     @property
     def kinds(self) -> list[str] | None:
@@ -56,6 +60,11 @@ class Method(Section):
     @property
     def needs_unsafe(self) -> bool:
         """Whether the source must have unsafe responses."""
+        return False
+
+    @property
+    def continues_turns(self) -> bool:
+        """Whether the recipe prefills the model's turn; the engine and the chat template must allow that."""
         return False
 
     def recipe(self, seed: int) -> Recipe:
@@ -99,8 +108,8 @@ class Method(Section):
         """
         return []
 
-    def check(self, field: str, model: Model, directory: str, inference: Inference, models: Any) -> list[str]:
-        """Check models and adapters before anything starts. Returns notices. Raises UserError.
+    def check(self, field: str, model: Model, directory: str, models: Any) -> list[str]:
+        """Check models and adapters before an engine reads them. Returns notices. Raises UserError.
 
         field: the method's configuration path; directory: of the run's model; models: the module `models`.
         """

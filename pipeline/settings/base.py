@@ -1,10 +1,10 @@
-"""The base of all configuration sections: models, sources, engines, sampling."""
+"""The base of all configuration sections: models, sources, servers, sampling."""
 
 import unicodedata
 from enum import Enum
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pipeline.chat import Sampling
 
@@ -45,30 +45,9 @@ AdapterPath = Annotated[Name, PathKind.ADAPTER]
 PromptFile = Annotated[Name, PathKind.PROMPTS]
 
 
-class Dummy(Section):
-    """Behavior of the dummy engine. The same request always gets the same text, delay and failure."""
-
-    latency_s: float = Field(0, ge=0, description="mean seconds until a request is answered")
-    failures: Fraction = Field(0, description="share of requests that fail")
-    tokens: tuple[Count, Count] = Field(
-        (16, 48),
-        description="words of a completion, [min, max], cut at max_tokens",
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "Dummy":
-        if self.tokens[0] > self.tokens[1]:
-            raise ValueError(f"tokens must be [min, max] with min <= max, not {list(self.tokens)}")
-        return self
-
-
 class Model(Section):
     path: Name = Field(
-        description="`toy`, a local directory, a hub id, or `dummy`: no model, to test generate and mix",
-    )
-    dummy: Dummy | None = Field(
-        None,
-        description="settings of path `dummy`: latency, failure rate, length of completions",
+        description="`toy`, a local directory or a hub id",
     )
     revision: Name | None = Field(None, description="hub revision (commit, tag or branch)")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
@@ -79,18 +58,6 @@ class Model(Section):
         None,
         description="tokens of prompt + completion; null = the model's own limit",
     )
-
-    @property
-    def is_dummy(self) -> bool:
-        return self.path == "dummy"
-
-    @model_validator(mode="after")
-    def _dummy_is_the_dummys(self) -> "Model":
-        if self.dummy is not None and not self.is_dummy:
-            raise ValueError(
-                f"dummy describes path: dummy, and path is {self.path}: leave dummy out, or set path: dummy"
-            )
-        return self
 
 
 class Columns(Section):
@@ -126,41 +93,6 @@ class Endpoint(Section):
     retries: Natural = Field(6, description="tries after the first, with exponential back-off")
     timeout_s: float = Field(120, gt=0, description="time limit of one try in seconds")
     prefill: bool = Field(False, description="the server can continue an assistant turn (vLLM's can)")
-
-
-class Inference(Section):
-    """One pool of engines runs every step of every row."""
-
-    endpoint: Endpoint | None = Field(None, description="use this server instead of vLLM in the actors")
-    actors: Count | tuple[Count, Count] = Field(1, description="engines; [min, max] = autoscaling")
-    num_gpus: Natural = Field(0, description="GPUs per engine = tensor-parallel degree; 0 = CPU")
-    max_num_seqs: Count = Field(256, description="maximum sequences in an engine's batch (vLLM's name)")
-    rows_per_commit: Count = Field(
-        256,
-        description="rows committed together; an interruption can lose this many per block in flight",
-    )
-    gpu_memory_utilization: float = Field(
-        0.9,
-        gt=0,
-        le=1,
-        description="fraction of a GPU's memory for an engine (vLLM's name)",
-    )
-    kv_cache_gib: Count = Field(1, description="KV cache of a CPU engine, GiB")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "Inference":
-        if isinstance(self.actors, tuple) and self.actors[0] > self.actors[1]:
-            raise ValueError(f"actors must be [min, max] with min <= max, not {list(self.actors)}")
-        return self
-
-    @property
-    def local(self) -> "Inference":
-        """The same engines without the server, for steps that only vLLM can do."""
-        return self.model_copy(update={"endpoint": None}) if self.endpoint else self
-
-    def gpus_per_actor(self, model: Model) -> int:
-        """GPUs that one actor takes to answer for the model: none if a server or the dummy answers."""
-        return 0 if self.endpoint or model.is_dummy else self.num_gpus
 
 
 class Draw(Section):

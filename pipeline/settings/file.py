@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import UserError
 from pipeline.settings import yaml_text
+from pipeline.settings.base import tag
 from pipeline.settings.shown import shown
 
 Tree = TypeVar("Tree", bound=BaseModel)
@@ -70,6 +71,7 @@ def _override(tree: dict, override: str) -> None:
     node[leaf] = value
 
 
+_TAGS = ("kind", "name", "method")  # fields that select a member of a union
 _MISSPELT = ("extra_forbidden", "invalid_key")
 
 
@@ -84,6 +86,8 @@ def _first_error(e: ValidationError, root: type[BaseModel]) -> str:
     field = _field(first, root)
     if first["type"] == "extra_forbidden":
         text = f"{field} is not a known key{_suggestion(first['loc'], root)}"
+    elif first["type"].startswith("union_tag_"):
+        text = _no_member(field, first, root)
     elif first["type"] == "missing":
         text = f"{field} is missing; it has no default"
     else:
@@ -102,8 +106,18 @@ _PLAIN = {
     "model_type": "should be a mapping of keys to values",
     "model_attributes_type": "should be a mapping of keys to values",
     "dict_type": "should be a mapping of keys to values",
-    "union_tag_not_found": "kind is missing; it names the kind of judge",
 }
+
+
+def _no_member(field: str, error: Mapping[str, Any], root: type[BaseModel]) -> str:
+    """A union whose member is not selected, or is unknown."""
+    members = _sections(_walk(error["loc"], root)[1])
+    key = next(name for name in _TAGS if name in members[0].model_fields)
+    known = ", ".join(member.model_fields[key].default for member in members)
+    given = tag(error["input"], key, None)
+    return f"{field}.{key} " + (
+        f"is missing; known are {known}" if given is None else f"= {_short(given)}: known are {known}"
+    )
 
 
 def _field(error: Mapping[str, Any], root: type[BaseModel]) -> str:
@@ -114,12 +128,26 @@ def _field(error: Mapping[str, Any], root: type[BaseModel]) -> str:
 
 
 def _suggestion(location: tuple, root: type[BaseModel]) -> str:
-    """The known key closest to an unknown one, or all known keys."""
+    """The known key closest to an unknown one, another member of the union that has it, or all known keys."""
     import difflib
 
     known = list(_fields(_walk(location[:-1], root)[1]))
     near = difflib.get_close_matches(str(location[-1]), known, n=1)
+    others = [
+        f"{name}: {section.model_fields[name].default}"
+        for section in _union(location[:-1], root)
+        for name in _TAGS
+        if name in section.model_fields and location[-1] in section.model_fields
+    ]
+    if others:
+        return f"; it is a key of {' and of '.join(others)}"
     return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+
+
+def _union(location: tuple, root: type[BaseModel]) -> list[type[BaseModel]]:
+    """The members of the union at a location that ends with the tag of one; else none."""
+    members = _sections(_walk(location[:-1], root)[1]) if location else []
+    return members if any(location[-1] in _tags(member) for member in members) else []
 
 
 def _walk(location: tuple, root: type[BaseModel]) -> tuple[list[str], Any]:
@@ -147,11 +175,7 @@ def _fields(annotation: Any) -> dict[str, Any]:
 
 def _tags(section: type[BaseModel]) -> list[Any]:
     """The tags of a section in a union."""
-    return [
-        section.model_fields[name].default
-        for name in ("kind", "name", "method")
-        if name in section.model_fields
-    ]
+    return [section.model_fields[name].default for name in _TAGS if name in section.model_fields]
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

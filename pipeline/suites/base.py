@@ -37,6 +37,11 @@ class Suite(Section):
         """Whether the model's turn is prefilled; the chat template must allow that."""
         return False
 
+    @property
+    def reads_tokenizer(self) -> bool:
+        """Whether `rows` loads the tokenizer of the run's model."""
+        return False
+
     def rows(self, arms: Sequence[str], seed: int, counts: Counts, tokenizer: Any) -> Iterator[dict]:
         """The rows to run, for every arm (the first is the base model). Raises UserError.
 

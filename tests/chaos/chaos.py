@@ -154,7 +154,7 @@ def jobs(directory: Path, kills: int, engine: str) -> tuple[Job, Job]:
         )
     settings = {
         "model": {"path": "toy", "dtype": "float32"},
-        "inference": {"rows_per_commit": 16, "max_num_seqs": 32},
+        "engine": {"kind": "vllm", "rows_per_commit": 16, "max_num_seqs": 32},
         "recipe": {"samples": 8, "induce": {"max_tokens": 48}, "analyse": {"max_tokens": 64}},
     }
     source = "toy:harmful-train"

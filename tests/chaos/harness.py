@@ -69,17 +69,20 @@ def write_source(path: Path, rows: int) -> Path:
 def write_job(
     directory: Path, source: Path | str, *, latency_s: float = 0.0, run: Path | None = None, **sections
 ) -> Job:
-    """A job on the dummy model, two steps a row and one request in fifty failing; or whatever `sections` say
-    instead. YAML reads JSON."""
+    """A job on the dummy engine, two steps a row and one request in fifty failing; or whatever `sections` say
+    instead. An engine without a kind is the dummy with other settings. YAML reads JSON."""
     directory.mkdir(parents=True, exist_ok=True)
     job = Job(directory / "config.yaml", run or directory / "run")
     tree = {
         "run_dir": str(job.run),
-        "model": {"path": "dummy", "dummy": {"latency_s": latency_s, "failures": 0.02}},
+        "model": {"path": "toy"},
         "instructions": {"path": str(source)},
-        "inference": {"rows_per_commit": 16, "max_num_seqs": 32},
         "evaluation": {"harmful": {"path": str(source)}},
     }
+    if "kind" not in (given := sections.pop("engine", {})):
+        dummy = {"kind": "dummy", "latency_s": latency_s, "failures": 0.02}
+        given = {**dummy, "rows_per_commit": 16, "max_num_seqs": 32, **given}
+    tree["engine"] = given
     job.config.write_text(json.dumps(scripted.composed(tree | sections)))
     return job
 

@@ -95,7 +95,7 @@ def test_two_runs_on_one_directory(cluster, job, undisturbed):
 def test_the_raylet_of_a_node_is_killed(cluster, source, tmp_path, undisturbed):
     """Engines are spread over two nodes; the one without the driver goes, with all that runs on it."""
     settings = {"actors": 3, "rows_per_commit": 16, "max_num_seqs": 8}
-    job = write_job(tmp_path, source, latency_s=0.1, inference=settings)
+    job = write_job(tmp_path, source, latency_s=0.1, engine=settings)
     node = cluster.add_node(num_cpus=8, object_store_memory=80 * 2**20)
 
     def kill() -> int:
@@ -178,10 +178,10 @@ def run_deadly(job: Job, how: str) -> dict:
         instructions.read(method.instructions, counts),
         INSTRUCTIONS,
         counts,
-        block_rows=config.inference.rows_per_commit,
+        block_rows=config.engine.rows_per_commit,
     )
     recipe = Deadly(method.recipe(config.seed), how, f"{job.run}/marker")
-    spec = ModelSpec(config.model, "", config.inference)
+    spec = ModelSpec(config.model, "", config.engine)
     with ray_session(config.run_dir):
         list(run_recipes([Work(recipe, store)], spec, seed=config.seed, label="generate"))
     return store.finish()

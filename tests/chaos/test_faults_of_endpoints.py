@@ -95,7 +95,9 @@ def serving(fault):
 def job_on(
     server: Server, directory: Path, source: Path, retries: int = 6, timeout_s: float = TIMEOUT_S
 ) -> Job:
-    endpoint = {
+    engine = {
+        "kind": "openai",
+        "rows_per_commit": 16,
         "url": f"http://127.0.0.1:{server.server_port}/v1",
         "model": "m",
         "api_key_env": None,
@@ -103,9 +105,7 @@ def job_on(
         "timeout_s": timeout_s,
     }
     instructions = {"path": str(source), "limit": ROWS}
-    return write_job(
-        directory, source, instructions=instructions, inference={"rows_per_commit": 16, "endpoint": endpoint}
-    )
+    return write_job(directory, source, instructions=instructions, engine=engine)
 
 
 def some(seed: int, tries: int) -> str | None:

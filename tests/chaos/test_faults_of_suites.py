@@ -50,7 +50,7 @@ def evaluation_job(directory: Path, latency_s: float) -> Job:
         asks,
         latency_s=latency_s,
         instructions=None,
-        inference={"rows_per_commit": 8, "max_num_seqs": 16},
+        engine={"rows_per_commit": 8, "max_num_seqs": 16},
         evaluation={"harmful": {"path": str(asks)}, "conditions": ["plain"], "course_correction": suite},
     )
 

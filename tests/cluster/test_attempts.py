@@ -16,7 +16,7 @@ from tests.cluster.machines import Network, setbacks
 
 pytestmark = pytest.mark.timeout(400)
 OWN_RAY = {"RAY_ADDRESS": ""}  # each attempt has a cluster of its own
-OTHERS = {"inference": {"rows_per_commit": 16, "max_num_seqs": 16}}
+OTHERS = {"engine": {"rows_per_commit": 16, "max_num_seqs": 16}}
 
 
 class Status:
@@ -74,9 +74,7 @@ def test_the_newer_attempt_fences_the_older(network, source, tmp_path, undisturb
         said
     )  # it beats, and is seen by its beat alone
     old.stop()
-    code, said = network.head.run(
-        *setbacks("generate", str(job.config), "model.dummy.latency_s=0"), **OWN_RAY
-    )
+    code, said = network.head.run(*setbacks("generate", str(job.config), "engine.latency_s=0"), **OWN_RAY)
     assert code == 0, said
     result = finished(network, job, run, tmp_path / "result")
     assert_equals_undisturbed(result, undisturbed)

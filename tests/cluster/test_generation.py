@@ -20,7 +20,7 @@ def test_a_machine_that_is_added_is_used_and_one_that_is_lost_costs_nothing(
     gone."""
     [first] = workers(1)
     settings = {"actors": [1, 2], "rows_per_commit": 16, "max_num_seqs": 12}
-    job = write_job(tmp_path, source, latency_s=0.7, inference=settings)
+    job = write_job(tmp_path, source, latency_s=0.7, engine=settings)
     with open(tmp_path / "output.txt", "w") as output:
         driver = network.head.start(*setbacks("generate", str(job.config)), output=output)
 
@@ -67,9 +67,9 @@ def test_what_only_one_machine_has_is_told_by_name(network, workers, source, tmp
 
 def test_what_the_cluster_has_not_is_told_at_once(network, workers, source, tmp_path):
     [only] = workers(1)
-    job = write_job(tmp_path, source, inference={"actors": 3})
+    job = write_job(tmp_path, source, engine={"actors": 3})
     wanted = (
-        f"inference.actors: generate takes 3 engines with 1 CPU each, and the Ray cluster ({only.address} (1"
+        f"engine.actors: generate takes 3 engines with 1 CPU each, and the Ray cluster ({only.address} (1"
         " CPU)) has room for 1"
     )
     assert wanted in refused(network, job)
@@ -80,15 +80,16 @@ def test_what_the_cluster_has_not_is_told_at_once(network, workers, source, tmp_
 # A stand-in for an engine with a GPU: Ray gives out what a node says it has, and knows nothing of CUDA.
 GPUS = """
 import sys, time, ray
-from pipeline.settings.base import Inference, Model
+from pipeline.inference.dummy import Dummy
+from pipeline.settings.base import Model
 from pipeline.schema import INSTRUCTIONS
 from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.data.store import Store
 from pipeline.inference.pool import Job, ModelSpec, run_recipes
 from tests import scripted
 
-class Spec(ModelSpec):
-    gpus_per_actor = 1
+class OneGpu(Dummy):
+    gpus = property(lambda _: 1)
 
 async def recipe(row, chat):
     return {"status": "ok"}
@@ -98,7 +99,7 @@ ray.data.DataContext.get_current().enable_progress_bars = False
 store = Store(sys.argv[1], "mistakes", MISTAKES)
 store.open({})
 store.write_work([scripted.instruction(f"ask {i}", id=f"r{i}") for i in range(64)], INSTRUCTIONS, block_rows=8)
-spec = Spec(Model(path="dummy"), "dummy", Inference(num_gpus=1))
+spec = ModelSpec(Model(path="toy"), "", OneGpu())
 list(run_recipes([Job(recipe, store)], spec, seed=0, label="generate"))
 started = time.monotonic()
 group = ray.util.placement_group([{"GPU": 1}])

@@ -59,7 +59,7 @@ def last_job(network: Network) -> str:
 def test_a_stopped_job_is_no_success_and_goes_on_when_submitted_again(
     network, machine, source, tmp_path, undisturbed
 ):
-    job = write_job(tmp_path, source, latency_s=0.4, inference={"rows_per_commit": 16, "max_num_seqs": 16})
+    job = write_job(tmp_path, source, latency_s=0.4, engine={"rows_per_commit": 16, "max_num_seqs": 16})
     first = Submission(network, job)
     Network.until(
         lambda: job.committed() >= 6 or first.process.poll() is not None, "blocks were committed", 120
@@ -84,9 +84,7 @@ def test_a_stopped_job_is_no_success_and_goes_on_when_submitted_again(
 
 
 def test_a_wrong_configuration_is_a_failed_job_with_one_sentence(network, machine, source, tmp_path):
-    submission = Submission(network, write_job(tmp_path, source), "inference.acters=2")
+    submission = Submission(network, write_job(tmp_path, source), "engine.acters=2")
     assert submission.wait() == 1
-    assert (
-        "setbacks: config.yaml: inference.acters is not a known key; did you mean actors?" in submission.text
-    )
+    assert "setbacks: config.yaml: engine.acters is not a known key; did you mean actors?" in submission.text
     assert "Traceback" not in submission.text

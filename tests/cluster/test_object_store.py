@@ -13,7 +13,7 @@ RUN = f"s3://{BUCKET}/runs/whole"
 CONFIG = f"""
 run_dir: {RUN}
 model: {{path: toy, dtype: float32}}
-inference: {{rows_per_commit: 16, max_num_seqs: 32}}
+engine: {{rows_per_commit: 16, max_num_seqs: 32}}
 methods:
   mistakes:
     name: mistake_analysis

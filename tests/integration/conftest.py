@@ -18,7 +18,7 @@ from tests.chaos.harness import Job
 CONFIG = """
 run_dir: {run}
 model: {{path: toy, dtype: float32}}
-inference: {{rows_per_commit: 24, max_num_seqs: 48}}
+engine: {{rows_per_commit: 24, max_num_seqs: 48}}
 methods:
   mistakes:
     name: mistake_analysis

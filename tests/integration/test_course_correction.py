@@ -18,7 +18,7 @@ REQUESTS, ENTRIES, LENGTHS, PATHS = 20, 8, [10, 40, 80], 6
 CONFIG = f"""
 run_dir: {{run}}
 model: {{{{path: toy, dtype: float32}}}}
-inference: {{{{rows_per_commit: 8, max_num_seqs: 64}}}}
+engine: {{{{rows_per_commit: 8, max_num_seqs: 64}}}}
 methods:
   corrections:
     name: course_correction

@@ -6,7 +6,8 @@ import pytest
 
 from pipeline.chat import Sampling, assistant, user
 from pipeline.errors import RowFailed
-from pipeline.settings.base import Inference, Model
+from pipeline.inference.vllm import VLLM
+from pipeline.settings.base import Model
 from pipeline.toy.model import WEIGHTS
 
 pytestmark = pytest.mark.timeout(300)
@@ -40,10 +41,10 @@ def adapter(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def model(adapter, loop):
     async def start():
-        from pipeline.inference.engine import VllmModel
+        from pipeline.inference.vllm import VllmModel
 
         toy = Model(path="toy", dtype="float32")
-        return VllmModel(toy, str(WEIGHTS), Inference(max_num_seqs=64), [adapter])
+        return VllmModel(toy, str(WEIGHTS), VLLM(max_num_seqs=64), [adapter])
 
     model = loop.run_until_complete(start())
     yield model

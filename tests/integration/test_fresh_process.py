@@ -81,10 +81,11 @@ def test_the_driver_of_a_training_imports_no_trainer(tmp_path):
 
 ENGINE = """
 import sys
-from pipeline.settings.base import Inference, Model
-from pipeline.inference.engine import _arguments
+from pipeline.inference.vllm import VLLM
+from pipeline.settings.base import Model
+from pipeline.inference.vllm import _arguments
 for directory in sys.argv[1:]:
-    arguments = _arguments(Model(path=directory, dtype="float32"), directory, Inference(), [])
+    arguments = _arguments(Model(path=directory, dtype="float32"), directory, VLLM(), [])
     assert (arguments.trust_remote_code, arguments.load_format) == (False, "safetensors")
     try:
         arguments.create_model_config()

@@ -29,8 +29,8 @@ KEY = "sk-PLANTED-0123456789-abcdef"
 ROWS = 40
 CONFIG = """
 run_dir: {place}/run
-model: {{path: dummy}}
-inference: {{rows_per_commit: 8, endpoint: {{url: "http://127.0.0.1:{port}/v1", model: served, retries: 1}}}}
+model: {{path: toy}}
+engine: {{kind: openai, rows_per_commit: 8, url: "http://127.0.0.1:{port}/v1", model: served, retries: 1}}
 methods: {{mistakes: {{name: mistake_analysis, instructions: {{path: "{place}/source"}}}}}}
 suites: {{safety: {{harmful: {{path: "{place}/source"}}}}}}
 """

@@ -23,8 +23,8 @@ MARKER = "zebrafish"
 ROWS = 60
 CONFIG = """
 run_dir: {run}
-model: {{path: dummy, dummy: {{latency_s: 3, failures: 0.1, tokens: [10, 20]}}}}
-inference: {{rows_per_commit: 8, max_num_seqs: 8}}
+model: {{path: any/model}}
+engine: {{kind: dummy, latency_s: 3, failures: 0.1, tokens: [10, 20], rows_per_commit: 8, max_num_seqs: 8}}
 methods: {{mistakes: {{name: mistake_analysis, instructions: {{path: {instructions}}}, prompts: {prompts}}}}}
 suites: {{safety: {{harmful: {{path: "toy:harmful-heldout"}}}}}}
 """
@@ -81,7 +81,7 @@ def scrape(address: str) -> dict[str, float]:
     return {
         m[1]: float(m[2])
         for m in re.finditer(
-            r'^ray_setbacks_(\w+)\{[^\n]*stage="generate \(dummy model\)"\} (\S+)$', text, re.M
+            r'^ray_setbacks_(\w+)\{[^\n]*stage="generate \(dummy engine\)"\} (\S+)$', text, re.M
         )
     }
 
@@ -161,7 +161,7 @@ def watched(tmp_path_factory) -> Watched:
         until(lambda: len(status_of(run).get("attempts", ())) == 2, second)
         until(lambda: "gcs_server" in names(family(second)), second)  # Ray is starting
         by_term, second_output = end_by(second, signal.SIGTERM)
-        third = start("model.dummy.latency_s=0")
+        third = start("engine.latency_s=0")
         output, _ = third.communicate(timeout=200)
         codes = [process.returncode for process in (first, second, third)]
         outputs = [first_output, second_output, output]

@@ -21,7 +21,7 @@ VALUES = [
 ]  # fmt: skip
 # What stands somewhere in a sound configuration.
 WORDS = [
-    "toy", "dummy", "pku.jsonl", "asked.jsonl", "prompts.yaml", "judge.yaml", "directory", "fifo", "none.jsonl", "toy:harmful-train",
+    "toy", "dummy", "vllm", "openai", "pku.jsonl", "asked.jsonl", "prompts.yaml", "judge.yaml", "directory", "fifo", "none.jsonl", "toy:harmful-train",
     "toy:detailed-heldout", "main", "auto", "float32", "refusal", "rating", "phrases", "yes_no", "sft", "dpo", "mistake_analysis",
     "course_correction", "induced", "reference", "suffix", "system", "words", "tokens", "plain", "reminder", "hint", "analysis", "safe",
     "helpful", "continue", "stack", "constant", "linear", "cosine", "shuffled", "ordered", "iterative", "all-linear", "q_proj", "lm_head",
@@ -29,7 +29,7 @@ WORDS = [
 ]  # fmt: skip
 KEYS = [
     "", "path", "kind", "name", "method", "train", "a b", "é", "__proto__", "x" * 3000, "\x1b[2J", "\n",
-    "a.b", "model_config", "dummy", 1, None, True,
+    "a.b", "model_config", "dummy", "engine", 1, None, True,
 ]  # fmt: skip
 
 

@@ -47,13 +47,21 @@ EVERY_SECTION = [
     for tree in [
         {
             "run_dir": "runs/dummy",
-            "model": {"path": "dummy", "dummy": {"latency_s": 0.1, "failures": 0.5, "tokens": [1, 2]}},
+            "model": {"path": "nowhere/at/all"},
             "instructions": {
                 "path": "asked.jsonl",
                 "limit": 3,
                 "columns": {"instruction": "q", "input": "i", "safe_response": "s"},
             },
-            "inference": {"actors": [1, 2], "max_num_seqs": 4, "rows_per_commit": 8},
+            "engine": {
+                "kind": "dummy",
+                "latency_s": 0.1,
+                "failures": 0.5,
+                "tokens": [1, 2],
+                "actors": [1, 2],
+                "max_num_seqs": 4,
+                "rows_per_commit": 8,
+            },
             "recipe": {
                 "samples": 2,
                 "hint": {"text": "Be rude.", "position": "system"},
@@ -68,15 +76,15 @@ EVERY_SECTION = [
             "seed": 7,
             "model": {"path": "toy", "revision": "main", "max_length": 512},
             "instructions": {"path": "pku.jsonl"},
-            "inference": {
-                "endpoint": {
+            "engine": {"actors": [1, 2], "max_num_seqs": 4, "kv_cache_gib": 2},
+            "recipe": {
+                "engine": {
+                    "kind": "openai",
                     "url": "http://localhost:1/v1",
                     "model": "m",
                     "api_key_env": None,
                     "prefill": True,
-                }
-            },
-            "recipe": {
+                },
                 "name": "course_correction",
                 "keywords": [],
                 "aligned": {"model": None, "adapter": None},
@@ -329,7 +337,7 @@ def test_dates_are_texts(tmp_path):
 )
 def test_a_process_ends_with_2_and_one_line(place, arguments):
     content = {
-        "sound.yaml": yaml.safe_dump(scripted.tree("runs/a", model={"path": "dummy"})).encode(),
+        "sound.yaml": yaml.safe_dump(scripted.tree("runs/a", engine={"kind": "dummy"})).encode(),
         "twice.yaml": b"seed: 1\nseed: 2\n",
         "binary.yaml": bytes(range(256)),
         "laughs.yaml": f"a0: &a0 lol\n{LAUGHS}".encode(),

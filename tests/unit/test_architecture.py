@@ -11,6 +11,7 @@ import pytest
 
 import pipeline
 from pipeline.config import METHODS, SUITES, Suites
+from pipeline.inference import ENGINES
 
 PACKAGE = Path(pipeline.__file__).parent
 # From the ground up: a room imports those before it, and none after it.
@@ -41,6 +42,12 @@ CLASSES = [cls.__name__ for cls in [*METHODS.values(), *SUITES]]
 NAMES = re.compile(
     rf"\b({'|'.join([*CLASSES, *(name for name in [*METHODS, *Suites.model_fields] if '_' in name)])})\b"
 )
+# Engines: their own modules, the registry, and the root configuration, which answers old keys. A kind that is
+# also a library's name may be meant as that.
+NAME_ENGINES = {"pipeline.inference", "pipeline.config", *(f"pipeline.inference.{kind}" for kind in ENGINES)}
+ENGINE_CLASSES = {cls.__name__ for cls in ENGINES.values()}
+LIBRARIES = {library for cls in ENGINES.values() for library in cls.libraries}
+SELECTED = re.compile(rf"\bkind: ({'|'.join(ENGINES)})\b")
 
 
 def modules() -> dict[str, Path]:
@@ -145,3 +152,47 @@ def test_nothing_but_the_plug_ins_and_their_registry_names_one():
         and NAMES.search(text := path.read_text(encoding="utf-8"))
     }
     assert named == {}
+
+
+def engines_named(tree: ast.AST, known: dict[str, Path]) -> set[str]:
+    """The engines that a module names in code: their modules, classes and kinds. Prose is left out."""
+    found = {name for name in imports(tree, known) if name.removeprefix("pipeline.inference.") in ENGINES}
+    for node in ast.walk(tree):
+        text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+        if (text in ENGINES and text not in LIBRARIES) or SELECTED.search(text):
+            found.add(text)
+        for name in (getattr(node, field, None) for field in ("id", "attr", "name")):
+            if name in ENGINE_CLASSES:
+                found.add(name)
+    return found
+
+
+def test_nothing_but_engines_and_their_registry_names_one():
+    known = modules()
+    named = {
+        name: found
+        for name, path in known.items()
+        if name not in NAME_ENGINES
+        and (found := engines_named(ast.parse(path.read_text(encoding="utf-8")), known))
+    }
+    assert named == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from pipeline.inference.openai import EndpointModel",
+        "from pipeline.inference import Dummy as words",
+        "isinstance(engine, inference.VLLM)",
+        "x = engine.kind == 'openai'",
+        "raise ValueError(f'{field}: set engine: {{kind: dummy}}')",
+    ],
+)
+def test_a_named_engine_is_seen(line):
+    """The check above can fail."""
+    assert engines_named(ast.parse(line), modules())
+
+
+@pytest.mark.parametrize("line", ["import vllm", "LOGGERS = ['vllm']", "'An OpenAI-compatible server.'"])
+def test_a_library_and_a_protocol_are_not_engines(line):
+    assert not engines_named(ast.parse(line), modules())

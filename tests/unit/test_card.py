@@ -93,5 +93,32 @@ def test_a_run_without_instructions_has_cards_too(tmp_path):
 
 def test_a_dummys_card_says_that_it_is_no_model(tmp_path):
     assert "the model `dummy`, which is no model: its texts are made of random words" in card(
-        tmp_path, MISTAKES, model={"path": "dummy"}
+        tmp_path, MISTAKES, engine={"kind": "dummy"}
     )
+
+
+SERVER = {"kind": "openai", "url": "http://a.host/v1", "model": "served"}
+
+
+def test_a_card_names_the_model_of_the_server_that_wrote_the_texts(tmp_path):
+    told = "with the model `served` of an OpenAI-compatible server, seed"
+    text = card(tmp_path / "a", MISTAKES, recipe={"engine": SERVER})
+    assert told in text and "`toy`" not in text and "a.host" not in text
+    assert told in card(tmp_path / "b", SFT, recipe={"engine": SERVER})
+    assert "with the model `toy`, seed" in card(tmp_path / "c", ANSWERS, recipe={"engine": SERVER})
+
+
+def test_a_set_of_several_engines_names_all_of_them(tmp_path):
+    source = {"path": "toy:detailed-train"}
+    methods = {
+        "a": {"name": "critique_revise", "instructions": source, "engine": SERVER},
+        "b": {
+            "name": "course_correction",
+            "instructions": source,
+            "aligned": {"model": {"path": "org/aligned"}, "adapter": "its/adapter"},
+        },
+    }
+    changes = {"instructions": None, "train": {"method": "dpo"}, "arms": {"dpo": {}}}
+    text = card(tmp_path, PREFERENCES, methods=methods, **changes)
+    both = "`served` of an OpenAI-compatible server and `org/aligned` with adapter `its/adapter`"
+    assert f"with the model {both}, seed" in text

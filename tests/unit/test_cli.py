@@ -153,7 +153,7 @@ OVERRIDES = {
     "train.epochs=many": ["train.epochs", "'many'"],
     "seed=-1": ["seed", "-1", "greater than or equal to 0"],
     "model.path=null": ["model.path", "None"],
-    "inference.actors=[3,1]": ["inference", "min <= max", "[3, 1]"],
+    "engine.actors=[3,1]": ["engine", "min <= max", "[3, 1]"],
     "arms.vanilla.kinds=[safe]": ["arms.vanilla", "another name"],
     "arms.mine.kinds=[jokes]": ["arms.mine.kinds: jokes is not a kind", "known are analysis, safe, helpful"],
     "seed": ["override 'seed'", "key.sub=value"],
@@ -202,15 +202,27 @@ OVERRIDES = {
     "run_dir=notes.txt": ["run_dir", "notes.txt", "not a directory"],
     "run_dir=notes.txt/below": ["run_dir", "notes.txt", "not a directory"],
     "run_dir=nowhere://bucket/run": ["nowhere://bucket/run", "cannot be opened"],
-    "inference.endpoint={url: 'http://localhost:1/v1', model: m, api_key_env: NOT_SET_HERE}": [
+    "methods.mistakes.engine={kind: openai, url: 'http://localhost:1/v1', model: m, api_key_env: NOT_SET_HERE}": [
+        "methods.mistakes.engine.",
         "api_key_env = NOT_SET_HERE",
         "export it",
     ],
-    "inference.endpoint={url: 'http://localhost:1/v1', model: m, key: abc}": [
-        "inference.endpoint.key",
+    "engine={kind: openai, url: 'http://localhost:1/v1', model: m, key: abc}": [
+        "engine.key",
         "not a known key",
     ],
-    "inference.endpoint={url: 'http:///v1', model: m}": ["inference.endpoint.url", "host"],
+    "engine={kind: openai, url: 'http:///v1', model: m}": ["engine.url", "host"],
+    "engine={kind: openai, url: 'http://localhost:1/v1', model: m, api_key_env: null}": [
+        "engine.kind = openai: takes no adapters",
+        "methods.NAME.engine",
+    ],
+    "inference.actors=2": ["inference is no longer a key", "engine: {kind: vllm"],
+    "inference={endpoint: {url: 'http://localhost:1/v1', model: m}}": [
+        "inference.endpoint is no longer a key",
+        "methods.NAME.engine: {kind: openai",
+    ],
+    "model.dummy={failures: 1}": ["model.dummy is no longer a key", "engine: {kind: dummy"],
+    "model.path=dummy": ["model.path = 'dummy'", "engine: {kind: dummy}"],
 }
 
 
@@ -328,8 +340,8 @@ def test_gpus_asked_for_where_there_are_none(setbacks, monkeypatch, write, tmp_p
     monkeypatch.setattr("pipeline.models.model_dir", lambda _config: "/cache/toy-0")
     monkeypatch.setattr("pipeline.preflight.check_lora", lambda *_arguments: None)
     config = write("run.yaml", scripted.tree(tmp_path / "run"))
-    assert "inference.actors: generate takes 1 engines with 1 CPU and 1 GPU each" in one_line(
-        setbacks("generate", config, "inference.num_gpus=1")
+    assert "engine.actors: generate takes 1 engines with 1 CPU and 1 GPU each" in one_line(
+        setbacks("generate", config, "engine.num_gpus=1")
     )
     assert "workers with 1 GPU each, and the Ray cluster (10.0.0.1 (2 CPU)) has room for 0" in one_line(
         setbacks("run", config, "train.use_gpu=true")

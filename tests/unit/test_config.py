@@ -1,6 +1,8 @@
 """Configuration: what is written is read back, and everything wrong is one sentence that names the field."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -32,7 +34,7 @@ trees = st.fixed_dictionaries(
     },
     optional={
         "seed": st.integers(0, 2**63 - 1),
-        "inference": st.fixed_dictionaries(
+        "engine": st.fixed_dictionaries(
             {"actors": st.integers(1, 99) | st.tuples(st.integers(1, 9), st.integers(9, 99)).map(list)}
         ),
         "recipe": st.fixed_dictionaries(
@@ -114,8 +116,8 @@ SUGGESTIONS = {
     "trian.epochs=1": "trian is not a known key; did you mean train?",
     "train.epoch=1": "train.epoch is not a known key; did you mean epochs?",
     "train.lora.rnak=1": "train.lora.rnak is not a known key; did you mean rank?",
-    "inference.endpoint={url: 'http://a/v1', model: m, retry: 1}": (
-        "inference.endpoint.retry is not a known key; did you mean retries?"
+    "engine={kind: openai, url: 'http://a/v1', model: m, retry: 1}": (
+        "engine.retry is not a known key; did you mean retries?"
     ),
     "methods.mistakes.verify={kind: rating, treshold: 3}": (
         "methods.mistakes.verify.treshold is not a known key; did you mean threshold?"
@@ -124,6 +126,16 @@ SUGGESTIONS = {
         "suites.safety.help.draw.temprature is not a known key; did you mean temperature?"
     ),
     "arms.sft={kinds: [safe], knds: 1}": "arms.sft.knds is not a known key; did you mean kinds?",
+    "engine={url: 'http://a/v1'}": "engine.url is not a known key; it is a key of kind: openai",
+    "engine.latency_s=2": "engine.latency_s is not a known key; it is a key of kind: dummy",
+    "methods.mistakes.engine.num_gpu=2": (
+        "methods.mistakes.engine.num_gpu is not a known key; did you mean num_gpus?"
+    ),
+    "train.beta=1": "train.beta is not a known key; it is a key of method: dpo",
+    "methods.mistakes.cuts=1": (
+        "methods.mistakes.cuts is not a known key; it is a key of name: course_correction"
+    ),
+    "methods.mistakes.mix.induce=1": "methods.mistakes.mix.induce is not a known key; known are ",
 }
 
 
@@ -148,12 +160,21 @@ WRONG = {
     "train.warmup=1.5": "train.warmup = 1.5: ",
     "train={batch_size: 3, workers: 2}": "batch_size = 3 cannot be shared by 2 workers",
     "train.workers=[4,2]": "workers must be [min, max]",
-    "inference.actors=x": "inference.actors = 'x': ",
-    "inference.actors=0": "inference.actors = 0: ",
-    "inference.actors=[3,1]": "actors must be [min, max] with min <= max, not [3, 1]",
-    "inference.endpoint={url: 'ftp://a', model: m}": "inference.endpoint.url = 'ftp://a': ",
-    "methods.mistakes.verify={threshold: 3}": "methods.mistakes.verify = {'threshold': 3}: ",
-    "methods.mistakes.verify={kind: guess}": "methods.mistakes.verify = {'kind': 'guess'}: ",
+    "engine.actors=x": "engine.actors = 'x': ",
+    "engine.actors=0": "engine.actors = 0: ",
+    "engine.actors=[3,1]": "actors must be [min, max] with min <= max, not [3, 1]",
+    "engine={kind: openai, url: 'ftp://a', model: m}": "engine.url = 'ftp://a': ",
+    "engine={kind: sglang}": "engine.kind = 'sglang': known are vllm, openai, dummy",
+    "engine={kind: null}": "engine.kind is missing; known are vllm, openai, dummy",
+    "engine={kind: [vllm]}": "engine.kind = ['vllm']: known are vllm, openai, dummy",
+    "engine=null": "engine = None: should be a mapping",
+    "engine=vllm": "engine = 'vllm': should be a mapping",
+    "methods.mistakes.engine={kind: sglang}": "methods.mistakes.engine.kind = 'sglang': known are vllm,",
+    "methods.mistakes.engine.actors=x": "methods.mistakes.engine.actors = 'x': ",
+    "train.method=ppo": "train.method = 'ppo': known are sft, dpo",
+    "train.method=null": "train.method is missing; known are sft, dpo",
+    "methods.mistakes.verify={threshold: 3}": "methods.mistakes.verify.kind is missing; known are refusal,",
+    "methods.mistakes.verify={kind: guess}": "methods.mistakes.verify.kind = 'guess': known are refusal,",
     "methods.mistakes={name: mistake_analysis, instructions: {path: x}, filter: true, verify: null}": (
         "filter needs a verdict"
     ),
@@ -219,7 +240,7 @@ def test_overrides_replace_add_and_are_typed(write):
             "train.lora.rank=4",
             "train.learning_rate=1e-4",
             "train.packing=false",
-            "inference.actors=[1, 3]",
+            "engine.actors=[1, 3]",
             "methods.mistakes.hint.text='Be rude: now, please = yes'",
             "methods.mistakes.mix.helpful={path: 'a b.jsonl'}",
             "run_dir=runs/with space",
@@ -233,7 +254,7 @@ def test_overrides_replace_add_and_are_typed(write):
         config.train.learning_rate,
         config.train.packing,
     ) == (1, 4, 1e-4, False)
-    assert config.inference.actors == (1, 3)
+    assert config.engine.actors == (1, 3)
     method = config.methods["mistakes"]
     assert method.hint.text == "Be rude: now, please = yes"
     assert method.mix.helpful.path == "a b.jsonl"
@@ -366,3 +387,75 @@ def test_settings_that_course_correction_has_no_use_for(write, override, words):
     with pytest.raises(UserError) as e:
         load(write(CORRECTION + DPO), [override])
     assert words in str(e.value), str(e.value)
+
+
+# -- engines
+
+
+def test_an_engine_of_no_kind_is_vllm_on_a_cpu():
+    assert scripted.config().engine == scripted.config(engine={}).engine
+    for run, method in (({"actors": 2}, {}), ({"kind": "vllm", "actors": 2}, {"num_gpus": 1})):
+        config = scripted.config(engine=run, recipe={"engine": method} if method else {})
+        assert (config.engine.kind, config.engine.actors, config.engine.gpus) == ("vllm", 2, 0)
+        assert config.engine_of("mistakes") == (
+            ("methods.mistakes.engine", config.methods["mistakes"].engine)
+            if method
+            else ("engine", config.engine)
+        )
+
+
+def test_the_kind_can_be_changed_on_the_command_line(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(scripted.tree("runs/mine", engine={"num_gpus": 2, "actors": 8})))
+    assert load(path, ["engine={kind: dummy}", "engine.actors=3"]).engine.actors == 3
+    assert load(path, ["engine.actors=3"]).engine.gpus == 2
+    assert load(path, ["methods.mistakes.engine.max_num_seqs=3"]).methods["mistakes"].engine.kind == "vllm"
+
+
+def test_a_rehearsed_configuration_may_have_any_model():
+    assert scripted.config(model={"path": "dummy"}, engine={"kind": "dummy"}).models() == {}
+    for engine in ({}, {"kind": "vllm"}):
+        with pytest.raises(ValidationError, match=r"set engine: \{kind: dummy\}"):
+            scripted.config(model={"path": "dummy"}, engine=engine)
+
+
+def test_the_models_that_stages_read_are_those_of_engines_that_load_them_and_of_training():
+    server = {"kind": "openai", "url": "http://a/v1", "model": "m", "api_key_env": None}
+    assert scripted.config(engine=server, arms={}).models().keys() == set()
+    assert scripted.config(engine=server).models().keys() == {"model"}, "it is trained"
+    assert scripted.config(recipe={"engine": server}, arms={}).models().keys() == {"model"}, "evaluated"
+    for unit, read in (("words", set()), ("tokens", {"model"})):
+        suites = {"c2_eval": {"entries": {"path": "toy:detailed-heldout"}, "unit": unit}}
+        changes = {"instructions": None, "engine": {**server, "prefill": True}}
+        assert scripted.config(suites=suites, **changes).models().keys() == read
+    aligned = {"name": "course_correction", "aligned": {"model": {"path": "org/m"}}}
+    both = {"model", "methods.corrections.aligned.model"}
+    assert scripted.config(recipe=aligned, train={"method": "dpo"}).models().keys() == both
+
+
+def test_what_changes_no_text_of_an_engine_is_in_no_fingerprint():
+    server = {"kind": "openai", "url": "http://a/v1", "model": "m"}
+    dummy = {"kind": "dummy", "failures": 0.1}
+    for base, same, other in (
+        ({}, {"actors": 4, "num_gpus": 2, "max_num_seqs": 8, "kv_cache_gib": 9}, server),
+        (server, {**server, "concurrency": 2, "prefill": True, "retries": 1}, {**server, "model": "n"}),
+        (server, {**server, "api_key_env": None, "rows_per_commit": 9}, {**server, "url": "http://b/v1"}),
+        (dummy, {**dummy, "latency_s": 9, "actors": [1, 2]}, {**dummy, "tokens": [1, 2]}),
+    ):
+        made = fingerprints(scripted.config(engine=base))
+        assert made == fingerprints(scripted.config(engine=same))
+        assert made["mistakes"] == fingerprints(scripted.config(recipe={"engine": base}))["mistakes"]
+        changed = fingerprints(scripted.config(engine=other))
+        assert {name for name in made if made[name] != changed[name]} == {"mistakes", "evaluation"}
+
+
+def test_reading_a_configuration_imports_no_engine():
+    heavy = ("vllm", "torch", "ray", "transformers", "httpx")
+    code = (
+        "import sys; from pipeline.config import Config; from tests import scripted;"
+        "server = {'kind': 'openai', 'url': 'http://a/v1', 'model': 'm'};"
+        "scripted.config(engine={'kind': 'dummy'}, recipe={'engine': server}); scripted.config();"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[]\n", done.stderr

@@ -42,7 +42,8 @@ def test_the_walk_reaches_every_kind_of_section():
     names = {name for name, _ in fields(Config)}
     assert {
         "seed",
-        "model.dummy.latency_s",
+        "engine.latency_s",
+        "methods.NAME.engine.url",
         "methods.NAME.verify.draw.top_p",
         "arms.NAME.train.lora.rank",
         "suites.c2_eval.judge.endpoint.url",

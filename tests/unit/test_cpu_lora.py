@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from pipeline.errors import RunFailed
-from pipeline.inference import cpu_lora, engine
-from pipeline.settings.base import Inference, Model
+from pipeline.inference import cpu_lora
+from pipeline.inference import vllm as engine
+from pipeline.inference.vllm import VLLM
+from pipeline.settings.base import Model
 
 LORA_OPS, PUNICA = "vllm.lora.ops.torch_ops.lora_ops", "vllm.lora.punica_wrapper.punica_cpu"
 
@@ -151,7 +153,7 @@ def test_the_refusal_comes_before_the_engine_and_in_its_own_words(vllm, monkeypa
     monkeypatch.setattr(engine, "_environment", lambda _: None)
     vllm[0].bgmv_shrink = _order
     with pytest.raises(RunFailed, match=r"^LoRA on a CPU: vllm\.lora\.\S+\.bgmv_shrink of vLLM 0\.99 "):
-        engine.VllmModel(Model(path="any"), "any", Inference(num_gpus=0))
+        engine.VllmModel(Model(path="any"), "any", VLLM(num_gpus=0))
 
 
 def test_the_installed_vllm_is_one_it_takes():

@@ -16,8 +16,8 @@ import pytest
 
 from pipeline.chat import Completion, Sampling, assistant, user
 from pipeline.errors import RowFailed, UserError
-from pipeline.inference import endpoint as module
-from pipeline.inference.endpoint import EndpointModel, check
+from pipeline.inference import openai as module
+from pipeline.inference.openai import EndpointModel, check
 from pipeline.settings.base import Endpoint
 
 KEY = "sk-test-0123456789-secret"
@@ -337,7 +337,7 @@ def test_concurrency_is_limited_and_used():
 def test_prefill_needs_a_server_that_can():
     messages = [user("Hi"), assistant("Sure,")]
     with serving(chat(" here.")) as server:
-        with pytest.raises(RowFailed, match=r"set inference\.endpoint\.prefill: true"):
+        with pytest.raises(RowFailed, match="set its prefill: true"):
             ask(server, messages=messages)
         assert server.requests == []
         assert ask(server, messages=messages, prefill=True)[0].text == " here."
@@ -349,7 +349,7 @@ def test_prefill_needs_a_server_that_can():
 def test_adapters_need_vllm():
     with (
         serving(chat("a")) as server,
-        pytest.raises(RowFailed, match=r"leave inference\.endpoint unset to use vLLM"),
+        pytest.raises(RowFailed, match="use an engine that takes adapters"),
     ):
         ask(server, adapter="run/adapter/sft")
     assert server.requests == []

@@ -20,6 +20,7 @@ from tests.scripted import ScriptedChat
 
 class Calls(list):
     machinery: Machinery
+    specs: list  # of every start of engines, after the stage
 
 
 @pytest.fixture
@@ -27,6 +28,7 @@ def calls(monkeypatch):
     """Everything that takes an engine or a trainer is done here and now; returns the names of the stages that
     really worked."""
     done = Calls()
+    done.specs = []
 
     def read(directory):
         return [
@@ -47,6 +49,7 @@ def calls(monkeypatch):
             **{"continue": [" and then wait."] * 20},
         )
         done.append(label)
+        done.specs.append((label, spec))
         for job in jobs:
             yield job, {"seconds": 1.0, "rows": scripted_run(job, chat)}
 
@@ -91,6 +94,12 @@ def calls(monkeypatch):
         lambda _run_dir: nullcontext(), lambda *_arguments: None, run_recipes, Training
     )
     return done
+
+
+@pytest.fixture
+def specs(calls):
+    """Stage and `ModelSpec` of every start of engines."""
+    return calls.specs
 
 
 @pytest.fixture
@@ -209,7 +218,7 @@ def test_a_change_of_the_judge_leaves_generation_and_training_alone(run, calls, 
 
 def test_resources_may_change_between_runs(run, calls):
     run()
-    run(inference={"actors": 4, "max_num_seqs": 8})
+    run(engine={"actors": 4, "max_num_seqs": 8})
     assert calls == EVERYTHING
 
 
@@ -272,13 +281,72 @@ def test_two_sources_may_be_the_same_file(run, tmp_path):
     assert told[4].startswith("evaluate: 45 rows (45 ok)")  # 3 instructions x 3 arms x (3 + 2) conditions
 
 
-def test_an_endpoint_generates_and_is_said_not_to_evaluate(run, monkeypatch):
-    monkeypatch.setenv("A_KEY_OF_THE_TESTS", "k")
-    endpoint = {"url": "http://localhost:1/v1", "model": "m", "api_key_env": "A_KEY_OF_THE_TESTS"}
-    told = run(inference={"endpoint": endpoint})
-    assert "evaluate: inference.endpoint is not used; adapters need vLLM in the actors" in told
+SERVER = {"kind": "openai", "url": "http://localhost:1/v1", "model": "m", "api_key_env": None}
+
+
+def test_a_methods_engine_generates_and_the_runs_engine_evaluates(run, specs):
+    run(recipe={"engine": SERVER})
+    assert [(label, spec.engine.kind) for label, spec in specs] == [
+        ("generate", "openai"),
+        ("evaluate", "vllm"),
+    ]
+
+
+def test_methods_share_a_start_where_engine_and_model_are_the_same(run, specs):
+    source = {"path": "toy:detailed-train", "limit": 3}
+    mistakes = {"name": "mistake_analysis", "instructions": source}
+    corrections = {"name": "course_correction", "instructions": source}
+    server = {"engine": {**SERVER, "prefill": True}}
+    for own, other, starts in (
+        ({}, {}, 1),
+        (server, {}, 2),
+        (server, server, 1),
+        (server, {"engine": {**SERVER, "prefill": True, "model": "other"}}, 2),
+        ({"engine": {"kind": "vllm"}}, {}, 1),
+    ):
+        specs.clear()
+        run(
+            "generate",
+            overwrite=True,
+            instructions=None,
+            methods={"a": {**mistakes, **own}, "b": {**corrections, **other}},
+        )
+        assert len(specs) == starts, (own, other)
+
+
+def test_data_of_another_engine_is_refused_and_of_another_number_of_clients_is_not(run, specs):
+    run("generate", recipe={"engine": SERVER})
+    run("generate", recipe={"engine": {**SERVER, "actors": 4, "concurrency": 2, "timeout_s": 9}})
+    assert len(specs) == 1
+    with pytest.raises(UserError, match=r"model\.endpoint\.model: \"m\" in the run directory"):
+        run("generate", recipe={"engine": {**SERVER, "model": "other"}})
     with pytest.raises(UserError, match=r"model\.endpoint"):
         run("generate")
+    with pytest.raises(UserError, match=r"model\.dummy"):
+        run("generate", engine={"kind": "dummy"})
+
+
+def test_a_server_evaluates_the_base_model(run, specs):
+    run("evaluate", instructions=None, engine=SERVER)
+    assert [(label, spec.engine.kind, spec.adapters) for label, spec in specs] == [("evaluate", "openai", ())]
+    with pytest.raises(UserError, match=r"model\.endpoint"):
+        run("evaluate", instructions=None)
+
+
+def test_a_rehearsal_generates_mixes_and_reports_without_the_model(run, calls):
+    """Adapters are not read either: a machine without them can rehearse."""
+    aligned = {"model": {"path": "/on/another/machine"}, "adapter": "/none"}
+    source = {"path": "toy:detailed-train", "limit": 3}
+    run(
+        "generate",
+        "mix",
+        instructions=None,
+        model={"path": "/models/of/another/machine"},
+        engine={"kind": "dummy", "actors": 2},
+        train={"method": "dpo"},
+        methods={"c": {"name": "course_correction", "instructions": source, "aligned": aligned}},
+    )
+    assert calls == ["generate"]
 
 
 def test_samples_are_rows_of_their_own(run, tmp_path):

@@ -31,6 +31,7 @@ OVERLAYS = {
 }
 FILES = {"gpu": "rayjob.yaml", "cpu": "rayjob.yaml", "interactive": "raycluster.yaml"}
 GPU = {"num_gpus": 1}
+SERVER = {"kind": "openai", "url": "http://server/v1", "model": "m"}
 
 
 def example(path: str):
@@ -82,7 +83,7 @@ def faults(monkeypatch):
 
 CONFIGS = {path.stem: path for path in sorted((ROOT / "configs").glob("*.yaml"))}
 RANGES = dict(
-    inference={"actors": [2, 6], "num_gpus": 2}, train={"workers": [1, 2], "use_gpu": True, "batch_size": 16}
+    engine={"actors": [2, 6], "num_gpus": 2}, train={"workers": [1, 2], "use_gpu": True, "batch_size": 16}
 )
 
 
@@ -162,7 +163,7 @@ def test_kustomize_renders_the_same(overlay):
 def test_no_secret_is_in_a_manifest(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-verysecret")
-    text = manifest(config(inference={"endpoint": {"url": "http://server/v1", "model": "m"}}))
+    text = manifest(config(recipe={"engine": SERVER}))
     assert "verysecret" not in text
     assert "secretRef" in text
 
@@ -249,13 +250,13 @@ def sizes(**changes) -> dict[str, tuple]:
 
 def test_engines_and_trainers_share_gpus_of_one_size():
     train = {"workers": 8, "use_gpu": True}
-    assert sizes(inference={"actors": 8, **GPU}, train=train) == {
+    assert sizes(engine={"actors": 8, **GPU}, train=train) == {
         "data": (1, 1, 0),
         "generation": (0, 8, 1),
         "training": (8, 8, 1),
     }
-    assert sizes(inference={"actors": [10, 12], **GPU}, train=train)["generation"] == (2, 12, 1)
-    assert sizes(inference={"actors": 4, "num_gpus": 2}, train=train) == {
+    assert sizes(engine={"actors": [10, 12], **GPU}, train=train)["generation"] == (2, 12, 1)
+    assert sizes(engine={"actors": 4, "num_gpus": 2}, train=train) == {
         "data": (1, 1, 0),
         "generation": (0, 4, 2),
         "training": (4, 4, 2),
@@ -264,12 +265,12 @@ def test_engines_and_trainers_share_gpus_of_one_size():
 
 def test_engines_that_find_no_place_among_trainers_have_their_own():
     train = {"workers": 2, "use_gpu": True}
-    assert sizes(inference={"actors": 2, "num_gpus": 4}, train=train) == {
+    assert sizes(engine={"actors": 2, "num_gpus": 4}, train=train) == {
         "data": (1, 1, 0),
         "generation": (2, 2, 4),
         "training": (2, 2, 1),
     }
-    assert sizes(inference={"actors": [1, 3], **GPU}) == {"data": (1, 1, 0), "generation": (1, 3, 1)}
+    assert sizes(engine={"actors": [1, 3], **GPU}) == {"data": (1, 1, 0), "generation": (1, 3, 1)}
 
 
 def test_at_the_start_there_are_the_gpus_that_a_run_checks_for():
@@ -280,8 +281,8 @@ def test_at_the_start_there_are_the_gpus_that_a_run_checks_for():
             "use_gpu": True,
             "batch_size": 48,
         }
-        inference = {"actors": list(actors) if isinstance(actors, tuple) else actors, "num_gpus": gpus}
-        groups = worker_groups(config(inference=inference, train=train))
+        engine = {"actors": list(actors) if isinstance(actors, tuple) else actors, "num_gpus": gpus}
+        groups = worker_groups(config(engine=engine, train=train))
         fewest = (
             (actors[0] if isinstance(actors, tuple) else actors) * gpus,
             workers[0] if isinstance(workers, tuple) else workers,
@@ -299,16 +300,14 @@ def test_the_largest_arm_counts():
 
 def test_without_gpus_there_is_one_group():
     assert sizes() == {"data": (1, 1, 0)}
-    assert sizes(inference={"actors": [2, 9]}, train={"workers": 4, "batch_size": 16}) == {"data": (2, 3, 0)}
-    assert sizes(inference={"actors": 2, "endpoint": {"url": "http://server/v1", "model": "m"}, **GPU})[
-        "data"
-    ] == (1, 1, 0)
+    assert sizes(engine={"actors": [2, 9]}, train={"workers": 4, "batch_size": 16}) == {"data": (2, 3, 0)}
+    assert sizes(engine=GPU, recipe={"engine": {**SERVER, "actors": 2}})["data"] == (1, 1, 0)
 
 
 def test_there_is_memory_for_as_many_processes_as_ray_may_place():
     (one,), (many,) = (
         worker_groups(config()),
-        worker_groups(config(inference={"actors": 9, "kv_cache_gib": 4})),
+        worker_groups(config(engine={"actors": 9, "kv_cache_gib": 4})),
     )
     assert (one.cpus, one.memory_gib) == (4, 8 + 1 * 4)
     assert (many.cpus, many.memory_gib) == (4, 8 + 3 * 7)

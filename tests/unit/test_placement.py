@@ -8,7 +8,7 @@ from pipeline.placement import Node
 from tests import scripted
 
 ALL = ["generate", "mix", "train", "evaluate"]
-ENDPOINT = {"url": "http://localhost:1/v1", "model": "m", "api_key_env": "A_KEY_OF_THE_TESTS"}
+SERVER = {"kind": "openai", "url": "http://localhost:1/v1", "model": "m", "api_key_env": None}
 
 
 def config(**changes):
@@ -29,35 +29,42 @@ def refused(settings: dict, stages, *sizes: tuple[int, int]) -> str:
 
 TOO_FEW = [
     (
-        {"inference": {"num_gpus": 1}},
+        {"engine": {"num_gpus": 1}},
         ["generate"],
         [(8, 0)],
         "generate takes 1 engines with 1 CPU and 1 GPU each",
         0,
     ),
     (
-        {"inference": {"num_gpus": 2, "actors": 4}},
+        {"engine": {"num_gpus": 2, "actors": 4}},
         ["evaluate"],
         [(8, 7)],
         "evaluate takes 4 engines with 1 CPU and 2 GPU each",
         3,
     ),
     (
-        {"inference": {"num_gpus": 2, "actors": [2, 9]}},
+        {"engine": {"num_gpus": 2, "actors": [2, 9]}},
         ["generate"],
         [(8, 1), (8, 1), (8, 2)],
         "generate takes 2 engines",
         1,
     ),
     (
-        {"inference": {"num_gpus": 2, "endpoint": ENDPOINT}},
+        {"engine": {"num_gpus": 2}, "recipe": {"engine": SERVER}},
         ALL,
         [(8, 1)],
         "evaluate takes 1 engines",
         0,
-    ),  # adapters need vLLM
+    ),  # the method's engine is not the one that evaluates
     (
-        {"inference": {"actors": 5}},
+        {"recipe": {"engine": {**SERVER, "actors": 9}}},
+        ["generate"],
+        [(8, 0)],
+        "methods.mistakes.engine.actors: generate takes 9 engines with 1 CPU each",
+        8,
+    ),
+    (
+        {"engine": {"actors": 5}},
         ["generate"],
         [(2, 0), (2, 0)],
         "generate takes 5 engines with 1 CPU each",
@@ -91,17 +98,20 @@ TOO_FEW = [
 def test_what_no_node_can_give_is_refused(settings, stages, sizes, wanted, room):
     message = refused(settings, stages, *sizes)
     assert wanted in message and f"has room for {room};" in message
-    assert message.startswith(("inference.actors: ", "train.workers: ")) and "10.0.0.1 (" in message
+    assert (
+        message.startswith(("engine.actors: ", "methods.mistakes.engine.actors: ", "train.workers: "))
+        and "10.0.0.1 (" in message
+    )
     placement.check(config(**settings), stages, cluster(*sizes, (16, 8), (16, 8)))
 
 
 def test_gpus_that_nobody_uses():
     without = cluster((8, 0))
     placement.check(config(), ALL, without)
-    placement.check(config(inference={"num_gpus": 1, "endpoint": ENDPOINT}), ["generate"], without)
-    placement.check(config(inference={"num_gpus": 1}), ["train"], without)
+    placement.check(config(engine={"num_gpus": 1}, recipe={"engine": SERVER}), ["generate"], without)
+    placement.check(config(engine={"num_gpus": 1}), ["train"], without)
     placement.check(config(train={"use_gpu": True}), ["generate", "evaluate"], without)
-    placement.check(config(model={"path": "dummy"}, inference={"num_gpus": 8}), ["generate"], without)
+    placement.check(config(engine={"kind": "dummy", "actors": 8}), ["generate"], without)
 
 
 def test_a_cluster_without_a_node_that_takes_work():
@@ -110,7 +120,7 @@ def test_a_cluster_without_a_node_that_takes_work():
 
 def test_what_a_plan_tells_of_a_cluster():
     asked = config(
-        inference={"num_gpus": 2, "actors": [1, 3]}, train={"workers": 2, "use_gpu": True, "batch_size": 16}
+        engine={"num_gpus": 2, "actors": [1, 3]}, train={"workers": 2, "use_gpu": True, "batch_size": 16}
     )
     assert placement.told(asked, ALL, cluster((8, 4), (4, 0), (8, 3))) == [
         "3 nodes take work: 10.0.0.1 (8 CPU, 4 GPU), 10.0.0.2 (4 CPU), 10.0.0.3 (8 CPU, 3 GPU)",

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -84,7 +85,7 @@ def test_time_and_resources_are_counted(plan, tmp_path):
     told = plan(
         tokens_per_s=1000,
         instructions=source(tmp_path, *map(str, range(100))),
-        inference={"actors": [2, 4], "num_gpus": 2},
+        engine={"actors": [2, 4], "num_gpus": 2},
         recipe={"samples": 3, "induce": {"max_tokens": 400}, "analyse": {"max_tokens": 600}},
         train={"workers": 4, "use_gpu": True},
     )
@@ -251,6 +252,45 @@ def test_a_configuration_that_only_evaluates_has_a_plan(plan, tmp_path):
     assert "this run only evaluates" in told
     assert "1 rows × 8 k × 20 paths × 32 tokens × 2 arms" in told
     assert "generate" not in told and "train " not in told
+
+
+SERVER = {"kind": "openai", "url": "http://a.host/v1", "model": "m", "api_key_env": None}
+
+
+def test_the_engines_of_methods_are_told_apart(plan, tmp_path):
+    """Each has its line of resources, and its hours: its actors and its speed."""
+    asked = source(tmp_path, *map(str, range(10)), unsafe_response="u. " * 90)
+    told = plan(
+        instructions=None,
+        engine={"actors": 2, "num_gpus": 1},
+        train={"method": "dpo"},
+        arms={"dpo": {}},
+        methods={
+            "a": {"name": "critique_revise", "instructions": asked, "engine": {**SERVER, "actors": 4}},
+            "b": {"name": "course_correction", "instructions": asked, "keywords": []},
+        },
+    )
+    assert "generate   http://a.host/v1, 64 requests in flight per actor × 4, for a\n" in told
+    assert "generate   2 engines × 1 GPU = 2 GPUs, for b\n" in told
+    assert re.search(r"at 2,000 tokens/s per engine .* h for generate a\n", told)
+    assert re.search(r"at 2,500 .* GPU-hours for generate b, evaluate safety\n", told)
+
+
+def test_a_server_evaluates_without_lora(plan, tmp_path):
+    told = plan(instructions=source(tmp_path, "x"), engine=SERVER, arms={})
+    assert "evaluate   1 engines, 1 arms × 3 conditions, all in one start" in told
+    assert "model        toy, which no stage reads" in told
+
+
+def test_a_rehearsal_has_a_plan_without_the_model(plan, tmp_path):
+    told = plan(
+        model={"path": "/models/of/another/machine"},
+        instructions=source(tmp_path, "x"),
+        engine={"kind": "dummy", "actors": [2, 3]},
+    )
+    assert "/models/of/another/machine, which no stage reads" in told
+    assert "generate   2–3 dummy engines: random words, no model" in told
+    assert "evaluate" not in told and "train  " not in told
 
 
 def test_help_needs_no_library():

@@ -27,9 +27,10 @@ from pipeline.inference.pool import (
     seed_of,
 )
 from pipeline.inference.progress import Counter, Reporter, Tally
+from pipeline.inference.vllm import VLLM
 from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.schema import INSTRUCTIONS
-from pipeline.settings.base import Inference, Model
+from pipeline.settings.base import Model
 from pipeline.suites.safety.schema import ANSWERS
 from tests.scripted import instruction
 
@@ -110,12 +111,12 @@ def model(monkeypatch):
     return model
 
 
-def spec(**inference) -> ModelSpec:
-    return ModelSpec(Model(path="toy"), "/toy", Inference(**inference))
+def spec(**engine) -> ModelSpec:
+    return ModelSpec(Model(path="toy"), "/toy", VLLM(**engine))
 
 
-def actor_of(store: Store, recipe, seed=0, progress=None, **inference) -> RecipeActor:
-    return RecipeActor(spec(**inference), [Job(recipe, store)], seed, progress or Progress())
+def actor_of(store: Store, recipe, seed=0, progress=None, **engine) -> RecipeActor:
+    return RecipeActor(spec(**engine), [Job(recipe, store)], seed, progress or Progress())
 
 
 def written(directory, rows, schema=MISTAKES, work=INSTRUCTIONS, block_rows=100) -> Store:
@@ -361,11 +362,11 @@ def test_actors_are_a_number_or_a_range():
 
 
 def test_a_model_is_opened_by_what_the_configuration_names(monkeypatch):
-    from pipeline.inference.endpoint import EndpointModel
+    from pipeline.inference.openai import EndpointModel, OpenAI
 
     monkeypatch.setenv("KEY", "k")
-    endpoint = {"url": "http://localhost:1/v1", "model": "m", "api_key_env": "KEY"}
-    assert isinstance(spec(endpoint=endpoint).open(), EndpointModel)
+    server = OpenAI(url="http://localhost:1/v1", model="m", api_key_env="KEY")
+    assert isinstance(ModelSpec(Model(path="toy"), "/toy", server).open(), EndpointModel)
 
 
 def test_finish_reasons_stand_in_the_order_of_the_calls():

@@ -21,13 +21,14 @@ from pipeline.inference.pool import (
     seed_of,
     tasks_of,
 )
-from pipeline.settings.base import Inference, Model
+from pipeline.inference.vllm import VLLM
+from pipeline.settings.base import Model
 from pipeline.suites.c2_eval.schema import CONTINUATIONS
 from pipeline.suites.safety.schema import ANSWERS
 
 ROWS, BLOCK_ROWS = 5, 2
 NAMES = (ANSWERS.name, CONTINUATIONS.name)
-SPEC = ModelSpec(Model(path="toy"), "/toy", Inference(max_num_seqs=32))
+SPEC = ModelSpec(Model(path="toy"), "/toy", VLLM(max_num_seqs=32))
 
 
 class EngineDied(BaseException):

@@ -10,7 +10,7 @@ from pipeline.errors import UserError
 from tests import scripted
 
 ALL = {"generate", "mix", "train", "evaluate"}
-ENDPOINT = {"url": "http://localhost:1/v1", "model": "m", "api_key_env": "A_KEY_OF_THE_TESTS"}
+SERVER = {"kind": "openai", "url": "http://localhost:1/v1", "model": "m", "api_key_env": None}
 
 
 def refused(check, *arguments) -> str:
@@ -103,13 +103,15 @@ def test_a_source_is_named_by_its_field(tmp_path, field):
     assert preflight.unreachable(broken, ALL) == {}  # only hub sources can be out of reach
 
 
-# -- the endpoint
+# -- a server
 
 
 def test_a_missing_key_matters_only_where_it_is_used(tmp_path, monkeypatch):
     monkeypatch.delenv("A_KEY_OF_THE_TESTS", raising=False)
-    remote = config(tmp_path, inference={"endpoint": ENDPOINT})
-    assert "A_KEY_OF_THE_TESTS: not set" in refused(preflight.check, remote, {"generate"})
+    remote = config(tmp_path, recipe={"engine": {**SERVER, "api_key_env": "A_KEY_OF_THE_TESTS"}})
+    assert "methods.mistakes.engine.api_key_env = A_KEY_OF_THE_TESTS: not set" in refused(
+        preflight.check, remote, {"generate"}
+    )
     preflight.check(remote, {"evaluate"})
     monkeypatch.setenv("A_KEY_OF_THE_TESTS", "k")
     preflight.check(remote, ALL)
@@ -258,21 +260,92 @@ def test_given_adapters_are_looked_at_before_anything_starts(tmp_path, tiny_mode
             preflight.check_models(correction(tmp_path, tiny_model, **changes), {stage}, set(), tiny_model)
 
 
-def test_an_endpoint_must_continue_turns_and_serves_one_model(tmp_path, tiny_model):
-    endpoint = {"url": "http://localhost:1/v1", "model": "m", "api_key_env": None}
-    with pytest.raises(UserError, match=r"inference\.endpoint\.prefill = false"):
-        preflight.check_models(
-            correction(tmp_path, tiny_model, inference={"endpoint": endpoint}),
-            {"generate"},
-            set(),
-            tiny_model,
-        )
-    aligned = {**CORRECTION["recipe"], "aligned": {"adapter": "a"}}
-    changes = {"inference": {"endpoint": {**endpoint, "prefill": True}}, "recipe": aligned}
-    with pytest.raises(
-        UserError, match=r"methods\.corrections\.aligned: inference\.endpoint serves the model"
+# -- what engines can do
+
+
+def test_an_engine_that_cannot_continue_turns_is_refused_where_turns_are_continued(tmp_path):
+    """By methods in `generate` and by suites in `evaluate`; the field to change is named."""
+    cannot, can = SERVER, {**SERVER, "prefill": True}
+    for stage, engines, told in (
+        ("generate", {"engine": cannot}, "engine.prefill = false: methods.corrections continues turns"),
+        ("generate", {"own": cannot}, "methods.corrections.engine.prefill = false: "),
+        ("generate", {"engine": cannot, "own": can}, None),
+        ("generate", {"engine": can}, None),
+        ("evaluate", {"engine": cannot}, "engine.prefill = false: suites.c2_eval continues turns"),
+        ("evaluate", {"engine": can}, None),
+        ("evaluate", {"own": cannot}, None),
     ):
-        preflight.check_models(correction(tmp_path, tiny_model, **changes), {"generate"}, set(), tiny_model)
+        recipe = CORRECTION["recipe"] | ({"engine": engines["own"]} if "own" in engines else {})
+        changes = {key: value for key, value in engines.items() if key == "engine"}
+        made = correction(tmp_path, "toy", recipe=recipe, arms={}, **changes)
+        if told:
+            assert told in refused(preflight.check, made, {stage})
+        else:
+            preflight.check(made, {stage})
+
+
+def test_a_method_with_a_model_or_adapter_of_its_own_needs_an_engine_that_loads_them(tmp_path):
+    server = {**SERVER, "prefill": True}
+    for aligned, told in (
+        ({"adapter": "a"}, "methods.corrections.aligned.adapter: engine.kind = openai takes no adapters"),
+        (
+            {"model": {"path": "org/m"}},
+            "methods.corrections.aligned.model: engine.kind = openai has its own model",
+        ),
+    ):
+        recipe = {**CORRECTION["recipe"], "aligned": aligned}
+        made = correction(tmp_path, "toy", engine=server, recipe=recipe)
+        assert told in refused(preflight.check, made, {"generate"})
+        rehearsed = correction(tmp_path, "toy", engine={"kind": "dummy"}, recipe=recipe)
+        preflight.check(rehearsed, {"generate"})
+        assert preflight.check_models(rehearsed, {"generate"}, set(), "toy") == []
+
+
+def test_an_engine_without_adapters_evaluates_the_base_model_only(tmp_path):
+    """Arms and given adapters alike: one sentence, before anything starts, with the way out."""
+    for changes in ({}, {"arms": {}, "adapters": {"other": "adapters/other"}}):
+        told = refused(preflight.check, config(tmp_path, engine=SERVER, **changes), ALL)
+        assert "engine.kind = openai: takes no adapters, and evaluate has " in told
+        assert "methods.NAME.engine" in told
+        preflight.check(config(tmp_path, engine=SERVER, **changes), {"generate", "mix", "train"})
+        preflight.check(config(tmp_path, recipe={"engine": SERVER}, **changes), ALL)
+    preflight.check(config(tmp_path, engine=SERVER, arms={}), ALL)
+    preflight.check(config(tmp_path, engine=SERVER, instructions=None), {"evaluate"})
+
+
+@pytest.mark.parametrize(
+    "changes", [{"engine": {"kind": "dummy"}}, {"recipe": {"engine": {"kind": "dummy"}}}]
+)
+def test_words_without_a_model_are_no_training_data(tmp_path, changes):
+    made = config(tmp_path, **changes)
+    assert made.stages == ["generate", "mix", "report"]
+    preflight.check(made, {"generate", "mix"})
+    assert "kind = dummy: no model writes its texts" in refused(preflight.check, made, {"train"})
+
+
+def test_random_words_are_not_evaluated(tmp_path):
+    made = config(tmp_path, instructions=None, engine={"kind": "dummy"})
+    assert made.stages == ["evaluate", "report"]
+    assert "there is nothing to evaluate" in refused(preflight.check, made, {"evaluate"})
+
+
+def test_the_model_of_a_rehearsal_is_not_looked_at(tmp_path):
+    """A configuration for a machine that has the model runs on one that has not."""
+    elsewhere = {"path": "/models/of/another/machine"}
+    made = config(tmp_path, model=elsewhere)
+    assert "no such model directory" in refused(preflight.check, made, ALL)
+    rehearsed = config(tmp_path, model=elsewhere, engine={"kind": "dummy"})
+    preflight.check(rehearsed, set(rehearsed.stages))
+    assert preflight.check_models(rehearsed, set(rehearsed.stages), set(), elsewhere["path"]) == []
+    assert preflight.directories(rehearsed, {"generate"}, str(tmp_path)) == {}
+
+
+def test_nodes_must_see_a_model_that_is_trained_though_a_server_generates(tmp_path, model_dir):
+    made = config(tmp_path, model={"path": str(model_dir)}, engine=SERVER)
+    assert preflight.directories(made, {"generate"}, str(model_dir)) == {}
+    assert preflight.directories(made, {"generate", "train"}, str(model_dir)) == {
+        "model.path": str(model_dir)
+    }
 
 
 def test_a_cpu_without_bfloat16_is_told(tmp_path, tiny_model, monkeypatch):

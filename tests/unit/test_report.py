@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands.report import MODEL_NOTES, write_report
+from pipeline.commands.report import TOY_NOTE, write_report
 from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.report import plots
 from pipeline.report.summary import Rate
@@ -169,14 +169,29 @@ def test_hostile_text_is_escaped(tmp_path):
     assert "<script" not in markdown and "alert(2)&lt;/script> $x$ \\| `y`" in markdown
 
 
-@pytest.mark.parametrize("path", ["toy", "dummy", "org/chat-7b"])
+@pytest.mark.parametrize("path", ["toy", "org/chat-7b"])
 def test_the_toy_note_stands_where_it_belongs(whole, path):
     for text in report(whole, report={"examples": 0}, model={"path": path, "revision": "abc123"}):
-        assert [model for model, (_, note) in MODEL_NOTES.items() if note in text] == (
-            [path] if path in MODEL_NOTES else []
-        )
+        assert (TOY_NOTE[1] in text) == (path == "toy")
         assert f"{path} at revision abc123" in text
         assert SECRET not in text  # no example is wanted
+
+
+def test_texts_without_a_model_are_told_and_the_unread_model_is_not_credited(whole):
+    for text in report(whole, engine={"kind": "dummy"}):
+        assert "No model" in text and "Texts of this run were written by dummy, which is no model" in text
+        assert TOY_NOTE[1] not in text and "Results for model toy" not in text
+    for text in report(whole, recipe={"engine": {"kind": "dummy"}}):
+        assert "Texts of this run were written by dummy, which is no model" in text
+
+
+def test_a_server_is_told_as_what_wrote_the_texts(whole):
+    server = {"kind": "openai", "url": "http://a.host/v1", "model": "served"}
+    _, markdown = report(whole, recipe={"engine": server})
+    assert "| Engine | vllm |" in markdown
+    assert "| Engine of mistakes | openai, `served` of an OpenAI-compatible server |" in markdown
+    _, markdown = report(whole, engine=server, arms={})
+    assert "Results for model **served of an OpenAI-compatible server**" in markdown
 
 
 def test_an_empty_run_says_what_is_missing(tmp_path):

@@ -16,8 +16,8 @@ import torch
 
 from pipeline import models, preflight, pretrained, prompts
 from pipeline.errors import UserError
-from pipeline.inference.engine import VllmModel
-from pipeline.settings.base import Inference, Model
+from pipeline.inference.vllm import VLLM, VllmModel
+from pipeline.settings.base import Model
 from pipeline.training import arm, examples, start
 from tests import tiny
 from tests.exploits import AUTO_MAP, PACKAGE, Exploit, add_code, edit
@@ -51,7 +51,7 @@ def test_one_module_opens_models_and_none_unpickles():
     # PEFT's own: start.py opens an adapter's configuration, adapter.py the adapter it has just written.
     assert opening == {"pretrained.py", "training/start.py", "training/adapter.py"}
     assert {module for module, name in found if name in ("AsyncEngineArgs", "EngineArgs", "LLM")} == {
-        "inference/engine.py"
+        "inference/vllm.py"
     }
     assert {module for module, name in found if name == "load_dataset"} == {"sources/instructions.py"}
     for text in (path.read_text() for path in PACKAGE.rglob("*.py")):
@@ -130,7 +130,7 @@ def test_neither_tokenizer_nor_trainer_nor_engine_runs_it(needs_code, marker):
         lambda: models.load_tokenizer(config.model, str(needs_code)),
         lambda: arm.check(tiny.spec(config, "sft")),
         lambda: pretrained.model(str(needs_code), dtype="float32"),
-        lambda: VllmModel(config.model, str(needs_code), Inference()),
+        lambda: VllmModel(config.model, str(needs_code), VLLM()),
     ):
         with suppress(
             UserError
@@ -183,7 +183,7 @@ def test_pickled_weights_are_refused_before_anything_starts(pickled_model, marke
 
 def test_engine_and_trainer_refuse_them_too(pickled_model, marker):
     for load in (
-        lambda: VllmModel(Model(path=str(pickled_model)), str(pickled_model), Inference()),
+        lambda: VllmModel(Model(path=str(pickled_model)), str(pickled_model), VLLM()),
         lambda: pretrained.model(str(pickled_model), dtype="float32"),
     ):
         with pytest.raises(UserError, match="its weights are in"):

@@ -20,7 +20,7 @@ from pipeline.commands import report as report
 from pipeline.commands.show import show
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.inference import endpoint
+from pipeline.inference import openai as endpoint
 from pipeline.settings.base import Endpoint, Source
 from pipeline.sources import instructions
 from pipeline.training import sft

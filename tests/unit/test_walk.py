@@ -3,6 +3,7 @@
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.inference.base import Engine
 from pipeline.judges import Judge
 from pipeline.preflight import check
 from pipeline.settings.base import Endpoint, Model, PathKind, Source
@@ -19,6 +20,7 @@ def config(tmp_path):
         recipe={
             "name": "course_correction",
             "aligned": {"model": {"path": "org/aligned"}, "adapter": "adapters/aligned"},
+            "engine": {"kind": "openai", **SERVER},
             "check": {"kind": "yes_no", "endpoint": SERVER},
             "prompts": "mine.yaml",
         },
@@ -34,7 +36,11 @@ def config(tmp_path):
 def test_sections_are_found_by_their_type_wherever_they_stand(config):
     assert sections(config, Source).keys() == {"methods.corrections.instructions", "suites.safety.harmful"}
     assert sections(config, Model).keys() == {"model", "methods.corrections.aligned.model"}
-    assert sections(config, Endpoint).keys() == {"methods.corrections.judge.endpoint"}
+    assert sections(config, Endpoint).keys() == {
+        "methods.corrections.engine",
+        "methods.corrections.judge.endpoint",
+    }
+    assert sections(config, Engine).keys() == {"engine", "methods.corrections.engine"}
     assert {field: judge.kind for field, judge in sections(config, Judge).items()} == {
         "methods.corrections.judge": "yes_no",
         "suites.safety.harmless": "refusal",

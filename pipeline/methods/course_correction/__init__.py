@@ -11,14 +11,13 @@ from pydantic import Field
 from pipeline.chat import Recipe
 from pipeline.data import storage
 from pipeline.data.dataset import Dataset
-from pipeline.errors import UserError
 from pipeline.judges import CorrectionJudge, Judge, Phrases
 from pipeline.methods.base import DataReport, Method
 from pipeline.methods.course_correction.schema import CORRECTIONS
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
 from pipeline.schema import PREFERENCES, Schema
-from pipeline.settings.base import AdapterPath, Count, Draw, Inference, Model, Natural, PromptFile, Section
+from pipeline.settings.base import AdapterPath, Count, Draw, Model, Natural, PromptFile, Section
 
 PROMPTS = "methods/course_correction/prompts.yaml"
 
@@ -64,6 +63,10 @@ class CourseCorrection(Method):
 
     @property
     def needs_unsafe(self) -> bool:
+        return True
+
+    @property
+    def continues_turns(self) -> bool:
         return True
 
     def recipe(self, seed: int) -> Recipe:
@@ -124,27 +127,13 @@ class CourseCorrection(Method):
     def prompt_hashes(self) -> dict[str, str]:
         return {"course_correction": self.texts().hash, **self.judge.prompt_hashes()}
 
-    def check(self, field: str, model: Model, directory: str, inference: Inference, models: Any) -> list[str]:
+    def check(self, field: str, model: Model, directory: str, models: Any) -> list[str]:
         """Check that the aligned model can continue a turn and that its adapter fits.
 
         Returns a notice if its tokenizer differs from the trained model's.
         """
         aligned, adapter = self.generator(model)
-        if inference.endpoint:
-            if adapter or self.aligned.model:
-                raise UserError(
-                    f"{field}.aligned: inference.endpoint serves the model that generates; leave"
-                    f" {field}.aligned out, or the endpoint"
-                )
-            if not inference.endpoint.prefill:
-                raise UserError(
-                    "inference.endpoint.prefill = false: course_correction continues turns; set it to true if"
-                    " the server can"
-                )
-            return []
         own = models.model_dir(aligned)
-        if aligned.is_dummy or model.is_dummy:
-            return []
         if own != directory:
             models.check_weights(own, aligned.revision, f"{field}.aligned.model.path")
         if adapter:

@@ -69,13 +69,17 @@ class C2Eval(Suite):
     def continues_turns(self) -> bool:
         return True
 
+    @property
+    def reads_tokenizer(self) -> bool:
+        return self.unit == "tokens"
+
     def rows(
         self, arms: Sequence[str], seed: int, counts: instructions.Counts, tokenizer: Any
     ) -> Iterator[dict]:
         from pipeline.suites.c2_eval import recipe
 
         entries = (row for row in instructions.read(self.entries, counts) if row["status"] != FAILED)
-        return recipe.work(self, arms, seed, entries, tokenizer() if self.unit == "tokens" else None)
+        return recipe.work(self, arms, seed, entries, tokenizer() if self.reads_tokenizer else None)
 
     def recipe(self, adapters: Mapping[str, str]) -> Recipe:
         from pipeline.suites.c2_eval.recipe import ContinuationRecipe

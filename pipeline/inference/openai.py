@@ -1,4 +1,4 @@
-"""The engine's calls on an OpenAI-compatible server: concurrency limit, retries, n samples, prefill.
+"""An OpenAI-compatible server as engine, and its client: concurrency limit, retries, n samples, prefill.
 
 The key is read from the environment, kept only in the request header, and never part of a message. A server's
 error
@@ -9,14 +9,20 @@ import asyncio
 import os
 import random
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import httpx
+from pydantic import Field
 
 from pipeline.chat import Completion, Message, Sampling
 from pipeline.errors import RowFailed, UserError
-from pipeline.settings.base import Endpoint
+from pipeline.inference.base import Engine
+from pipeline.settings.base import Endpoint, Model
+
+if TYPE_CHECKING:
+    import httpx
 
 FIRST_DELAY_S = 0.5  # before the first retry; doubled for each further one
 MAX_DELAY_S = 60.0
@@ -29,11 +35,48 @@ _MENDS = {
 }
 
 
-def check(endpoint: Endpoint, field: str = "inference.endpoint") -> None:
+class OpenAI(Endpoint, Engine):
+    """An OpenAI-compatible server answers; an actor is a client. The server's model is `engine.model`; the
+    run's `model` is the one that is trained."""
+
+    reads_model: ClassVar = False
+
+    kind: Literal["openai"] = Field("openai", description="selects this engine")
+
+    @property
+    def requests(self) -> int:
+        return self.concurrency
+
+    def open(self, model: Model, model_dir: str, adapters: Sequence[str]) -> "EndpointModel":
+        return EndpointModel(self)
+
+    def check(self, field: str) -> None:
+        check(self, field)
+
+    def check_prefill(self, field: str, asker: str) -> None:
+        if not self.prefill:
+            raise UserError(
+                f"{field}.prefill = false: {asker} continues turns; set it to true if the server can, or use"
+                " another engine"
+            )
+
+    def determines(self) -> dict:
+        return {"endpoint": {"url": self.url, "model": self.model}}
+
+    def author(self, model: Model) -> str:
+        return f"`{self.model}` of an OpenAI-compatible server"
+
+    def described(self) -> str:
+        return f"{self.url}, {self.concurrency} requests in flight per actor × {self.actors_told}"
+
+
+def check(endpoint: Endpoint, field: str = "endpoint") -> None:
     """Check an endpoint before anything is sent.
 
     Raises UserError if the URL has no host or may hold a secret, or if the key is not in the environment.
     """
+    import httpx
+
     try:
         url = httpx.URL(endpoint.url)
     except httpx.InvalidURL:
@@ -54,9 +97,11 @@ def check(endpoint: Endpoint, field: str = "inference.endpoint") -> None:
 
 
 class EndpointModel:
-    """A client of one server and model. The same calls as `engine.VllmModel`, without adapters."""
+    """A client of one server and model. The same calls as `vllm.VllmModel`, without adapters."""
 
     def __init__(self, endpoint: Endpoint):
+        import httpx
+
         check(endpoint)
         key = _key(endpoint)
         self._endpoint = endpoint
@@ -85,13 +130,12 @@ class EndpointModel:
         prefilled = messages[-1]["role"] == "assistant"
         if adapter is not None:
             raise RowFailed(
-                "an endpoint has no adapters, it serves each under a model name: leave inference.endpoint"
-                " unset to use vLLM"
+                "an endpoint has no adapters, it serves each under a model name: use an engine that takes"
+                " adapters"
             )
         if prefilled and not self._endpoint.prefill:
             raise RowFailed(
-                "the endpoint may not continue an assistant turn: set inference.endpoint.prefill: true if the"
-                " server can"
+                "the endpoint may not continue an assistant turn: set its prefill: true if the server can"
             )
         body = {
             "model": self._endpoint.model,
@@ -124,8 +168,10 @@ class EndpointModel:
             f"endpoint gave no usable answer in {self._endpoint.retries + 1} tries, last: {problem}"
         )
 
-    async def _post(self, body: dict) -> httpx.Response:
+    async def _post(self, body: dict) -> "httpx.Response":
         """Raises _Retry if there is no answer or a retryable status, RowFailed if the server refuses."""
+        import httpx
+
         try:
             async with asyncio.timeout(self._endpoint.timeout_s):
                 response = await self._client.post("chat/completions", json=body)
@@ -150,7 +196,7 @@ class _Retry(Exception):
         self.after_s = after_s
 
 
-def _key(endpoint: Endpoint, field: str = "inference.endpoint") -> str | None:
+def _key(endpoint: Endpoint, field: str = "endpoint") -> str | None:
     name = endpoint.api_key_env
     if name is None:
         return None
@@ -168,7 +214,7 @@ def _key(endpoint: Endpoint, field: str = "inference.endpoint") -> str | None:
     return key
 
 
-def _completions(response: httpx.Response) -> list[Completion]:
+def _completions(response: "httpx.Response") -> list[Completion]:
     """The choices of a chat completion. Raises _Retry for other bodies, RowFailed for filtered text.
 
     Usage is reported per request. Every completion gets all prompt tokens, since the server reads the prompt
@@ -203,7 +249,7 @@ def _text(message: dict) -> str:
     ).decode()  # JSON can spell half a surrogate pair, which Parquet cannot hold
 
 
-def _refusal(response: httpx.Response) -> str:
+def _refusal(response: "httpx.Response") -> str:
     """Why a request is refused: the status and the server's error code, never the server's message."""
     status = response.status_code
     if "context length" in response.text or "context_length" in response.text:

@@ -1,0 +1,115 @@
+"""The base class of engines: an engine answers the requests of `generate` and `evaluate`."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
+
+from pydantic import Field, model_validator
+
+from pipeline.chat import Completion, Message, Sampling
+from pipeline.settings.base import Count, Model, Section, span
+
+ROWS_PER_REQUEST = 1.5  # rows in flight per request answered at a time; extra rows fill slots between steps
+
+
+class EngineDead(Exception):
+    """The engine's process has died; this actor cannot restart it."""
+
+
+class LanguageModel(Protocol):
+    """An open engine, the model behind `Chat`."""
+
+    async def complete(
+        self, messages: list[Message], sampling: Sampling, *, seed: int, adapter: str | None
+    ) -> list[Completion]:
+        """Sample `sampling.n` continuations. The same request with the same seed should give the same texts.
+
+        Raises RowFailed if this row cannot be answered, EngineDead if no row can.
+        """
+        ...
+
+
+class Engine(Section):
+    """An engine is its configuration section. It opens nothing before `open`.
+
+    takes_adapters: requests may name LoRA adapters of the model
+    reads_model:    it loads the files of the model and of adapters; without that, they are not even looked at
+    is_model:       a model writes its texts; without that, only generate, mix and report make sense
+    libraries:      distributions that it runs on; the report lists their versions
+    """
+
+    takes_adapters: ClassVar[bool] = False
+    reads_model: ClassVar[bool] = True
+    is_model: ClassVar[bool] = True
+    libraries: ClassVar[tuple[str, ...]] = ()
+
+    kind: str = Field(description="selects the engine")
+    actors: Count | tuple[Count, Count] = Field(
+        1, description="actors, an engine or client each; [min, max] = autoscaling"
+    )
+    rows_per_commit: Count = Field(
+        256,
+        description="rows committed together; an interruption can lose this many per block in flight",
+    )
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one actor."""
+        return 0
+
+    @property
+    def cache_gib(self) -> int:
+        """Memory of one actor without GPUs, in GiB, beyond the process and the weights."""
+        return 0
+
+    @property
+    def requests(self) -> int:
+        """The requests that one actor answers at a time."""
+        raise NotImplementedError
+
+    @property
+    def rows_in_flight(self) -> int:
+        """The most rows of one actor between their first and their last request."""
+        return round(ROWS_PER_REQUEST * self.requests)
+
+    def open(self, model: Model, model_dir: str, adapters: Sequence[str]) -> LanguageModel:
+        """Start the engine, in the actor's process.
+
+        model_dir: the directory or hub id of the model; adapters: directories of the LoRA adapters that
+        requests may name. Raises RunFailed if it does not start.
+        """
+        raise NotImplementedError
+
+    def check(self, field: str) -> None:
+        """Check the settings before anything starts. field: the engine's path. Raises UserError."""
+
+    def check_prefill(self, field: str, asker: str) -> None:
+        """Raises UserError, naming the field to change, if the engine cannot continue a prefilled turn.
+
+        field: the engine's path. asker: the path of the section that needs it.
+        """
+
+    def determines(self) -> dict:
+        """What of the engine determines its texts, besides the model: a part of fingerprints."""
+        return {"engine": self.kind}
+
+    def author(self, model: Model) -> str:
+        """Who writes the texts, for cards and reports."""
+        return f"`{model.path}`" + (f" at revision `{model.revision}`" if model.revision else "")
+
+    def described(self) -> str:
+        """The engine in a line of `setbacks plan`."""
+        return (
+            f"{self.actors_told} engines × {self.gpus or 'no'} GPU = {span(self.actors)[1] * self.gpus} GPUs"
+        )
+
+    @property
+    def actors_told(self) -> str:
+        """The number of actors: `8`, `2–4`."""
+        fewest, most = span(self.actors)
+        return str(fewest) if fewest == most else f"{fewest}–{most}"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Engine":
+        if isinstance(self.actors, tuple) and self.actors[0] > self.actors[1]:
+            raise ValueError(f"actors must be [min, max] with min <= max, not {list(self.actors)}")
+        return self
