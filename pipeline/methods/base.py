@@ -11,6 +11,7 @@ from pydantic import Field
 from pipeline.chat import Recipe
 from pipeline.data.dataset import Dataset
 from pipeline.judges import Judge
+from pipeline.methods.unfinished import Unfinished
 from pipeline.report.examples import Example
 from pipeline.report.tables import Table
 from pipeline.schema import Schema
@@ -47,6 +48,14 @@ class Method(Section):
     name: str = Field(description="selects the method")
     instructions: Source = Field(description="what `generate` reads")
     samples: Count = Field(1, description="rows per instruction")
+    unfinished: Unfinished = Field(
+        "trim",
+        description=(
+            "what becomes of a training target that ended at max_tokens: trim = cut back to its last whole"
+            " sentence, dropped if it has none; drop; keep = used as it is, so models learn to stop in"
+            " mid-sentence"
+        ),
+    )
 
     @property
     def kinds(self) -> list[str] | None:

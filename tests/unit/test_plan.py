@@ -67,7 +67,7 @@ def test_prompts_are_shown_as_they_will_be_sent(plan, tmp_path):
 
 def test_the_models_own_tokenizer_measures(plan, tmp_path):
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text(json.dumps({"max_position_embeddings": 256}))
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"max_position_embeddings": 512}))
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     told = plan(
         model={"path": str(tmp_path / "model")},
@@ -75,7 +75,7 @@ def test_the_models_own_tokenizer_measures(plan, tmp_path):
         recipe={"induce": {"max_tokens": 64}},
     )
     assert "by the model's tokenizer" in told
-    assert "limit 256; over-long with 256 new tokens: 2 " in told, (
+    assert "limit 512; over-long with 512 new tokens: 2 " in told, (
         "the response that is analysed counts with its most tokens"
     )
 
@@ -96,11 +96,11 @@ def test_time_and_resources_are_counted(plan, tmp_path):
         sum(row["status"] == "ok" for row in instructions.well_formed(Source(path="toy:harmful-heldout")))
         * 3
         * 3
-        * (256 + 256)
+        * (512 + 256)
     )
     hours = (300_000 + answers) / 1000 / 4 / 3600
     assert (
-        "evaluate safety: 105 rows × 3 conditions × 1 samples × (256 + 256) tokens × 3 arms: at most"
+        "evaluate safety: 105 rows × 3 conditions × 1 samples × (512 + 256) tokens × 3 arms: at most"
         f" {answers:,} new tokens" in told
     )
     assert (

@@ -49,7 +49,7 @@ class CourseCorrection(Method):
     )
     aligned: Aligned = Field(Aligned(), description="the model that continues after a trigger")
     continuation: Draw = Field(
-        Draw(max_tokens=128, temperature=0.7),
+        Draw(temperature=0.7),
         description="how the aligned model's continuations and refusals are sampled",
     )
     generate_safe: bool = Field(
