@@ -215,3 +215,17 @@ def test_the_report_has_a_table_of_cut_texts_only_if_there_are_any():
 
     assert "Texts cut at max_tokens" in titles(["analyse: trimmed"], ["analyse: whole"])
     assert "Texts cut at max_tokens" not in titles(["analyse: whole"])
+
+
+def test_unreadable_verdicts_on_revisions_are_in_the_report():
+    method = CritiqueRevise(instructions={"path": "unused"}, verify={"kind": "rating"})
+    rows = [
+        {"id": str(i), "status": "ok", "principles": ["harm"], "revision_harmful": verdict}
+        for i, verdict in enumerate([None, None, False])
+    ]
+    found = report_data.data([method], {"revisions": REVISIONS.table(rows)}, [])
+    [table] = [table for table in found.tables if table.title.startswith("Verdicts")]
+    assert [[cell.text for cell in row] for row in table.groups[0][1]] == [
+        ["no verdict", "2"],
+        ["harmless", "1"],
+    ]

@@ -38,9 +38,7 @@ def data(method: "CritiqueRevise", numbers: Mapping[str, pa.Table | None]) -> Da
         verdicts = {False: "harmless", True: "harmful", None: "no verdict"}
         counted = dict(Counter(verdicts[row["revision_harmful"]] for row in kept).most_common())
         found.tables.append(
-            tables.of_tally(
-                "Verdicts on the revisions kept", "Verdict", "Revisions", dict(counts.most_common())
-            )
+            tables.of_tally("Verdicts on the revisions kept", "Verdict", "Revisions", counted)
         )
     found.failures = dict(Counter(row["error"].split(":")[0] for row in rows if row["error"]).most_common())
     return found
