@@ -2,12 +2,11 @@
 
 import gc
 import itertools
-import json
 import os
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 from pipeline import pretrained
 from pipeline.chat import Completion, Message, Sampling
@@ -61,7 +60,6 @@ class VllmModel:
         Raises RowFailed if prompt + max_tokens exceed the model's length, EngineDead if the engine has died.
         """
         from vllm import SamplingParams
-        from vllm.lora.request import LoRARequest
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -79,7 +77,7 @@ class VllmModel:
             seed=seed,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        lora = LoRARequest(os.path.basename(adapter), *self._adapters[adapter]) if adapter else None
+        lora = self._lora(adapter)
         # With FINAL_ONLY the n samples arrive one by one as they finish, not in one output: collect them.
         samples: dict[int, Completion] = {}
         try:
@@ -93,6 +91,15 @@ class VllmModel:
         if len(samples) != sampling.n:
             raise RowFailed(f"engine returned {len(samples)} of {sampling.n} samples")
         return [samples[i] for i in range(sampling.n)]
+
+    def _lora(self, adapter: str | None) -> Any:
+        """vLLM's request for an adapter. vLLM tells adapters apart by this name: it must be unique."""
+        from vllm.lora.request import LoRARequest
+
+        if adapter is None:
+            return None
+        number, place = self._adapters[adapter]
+        return LoRARequest(f"{number}-{os.path.basename(adapter)}", number, place)
 
     def encode(self, messages: list[Message]) -> list[int]:
         """Token ids of the conversation up to the model's next token, after a prefill if there is one."""
@@ -146,7 +153,7 @@ def _engine_rank(adapters: list[str]) -> int:
 
     from vllm.config.lora import MaxLoRARanks
 
-    ranks = [json.loads(Path(adapter, "adapter_config.json").read_text())["r"] for adapter in adapters]
+    ranks = [adapter_files.rank(adapter_files.settings(adapter)) for adapter in adapters]
     return min(rank for rank in get_args(MaxLoRARanks) if rank >= max(ranks, default=1))
 
 

@@ -147,13 +147,14 @@ class CourseCorrection(Method):
             return []
         if own != directory:
             models.check_weights(own, aligned.revision, f"{field}.aligned.model.path")
+        notices = []
         if adapter:
-            models.check_adapter(f"{field}.aligned.adapter", storage.absolute(adapter), own)
+            notices += models.check_adapter(f"{field}.aligned.adapter", storage.absolute(adapter), own)
         tokenizer = models.load_tokenizer(aligned, own)
         models.check_prefill(
             tokenizer, aligned.path, f"{field}.aligned.model" if self.aligned.model else "model"
         )
         if own == directory or tokenizer.get_vocab() == models.load_tokenizer(model, directory).get_vocab():
-            return []
+            return notices
         notice = f"{aligned.path} has another tokenizer than {model.path}"
-        return [f"generate: {notice}; training tokenizes its continuations again"]
+        return [*notices, f"generate: {notice}; training tokenizes its continuations again"]
