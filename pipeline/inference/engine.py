@@ -1,5 +1,6 @@
 """vLLM behind one call: continuous batching over all requests, n samples, prefill, LoRA adapters, seeds."""
 
+import asyncio
 import gc
 import itertools
 import os
@@ -9,12 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline import pretrained
-from pipeline.chat import Completion, Message, Sampling
+from pipeline.chat import Completion, Message, Sampling, user
 from pipeline.data import adapter as adapter_files
 from pipeline.errors import RowFailed, RunFailed
-from pipeline.inference import cpu_lora
+from pipeline.inference import cpu_lora, notices
 from pipeline.runtime import imports
 from pipeline.settings.base import Inference, Model
+
+_PROBE_TOKENS = 15  # fewer than a block of the prefix cache has, so the cache takes no part
 
 
 class EngineDead(Exception):
@@ -44,7 +47,8 @@ class VllmModel:
             path: (number, place)
             for number, (path, place) in enumerate(zip(adapters, local, strict=True), start=1)
         }
-        self._requests = itertools.count()
+        self._requests, self._probed = itertools.count(), asyncio.Lock()
+        self._unprobed = list(adapters)
         try:
             self._engine = AsyncLLM.from_engine_args(_arguments(model, model_dir, inference, local))
         except Exception as e:
@@ -69,6 +73,7 @@ class VllmModel:
                 f"prompt too long: {len(prompt)} tokens + {sampling.max_tokens} new ones exceed the model's"
                 f" {self.max_length}"
             )
+        await self._probe()
         params = SamplingParams(
             n=sampling.n,
             max_tokens=sampling.max_tokens,
@@ -91,6 +96,47 @@ class VllmModel:
         if len(samples) != sampling.n:
             raise RowFailed(f"engine returned {len(samples)} of {sampling.n} samples")
         return [samples[i] for i in range(sampling.n)]
+
+    async def _probe(self) -> None:
+        """Before the first request: tell which adapters leave the model as it is.
+
+        vLLM ignores matrices of modules that it does not find. One token each, one request at a time, so that
+        equal models give equal numbers; no request of a row is changed.
+        """
+        if not self._unprobed:
+            return
+        async with self._probed:
+            if not self._unprobed:
+                return
+            base = await self._first_token(None)
+            for adapter in self._unprobed:
+                if await self._first_token(adapter) == base:
+                    notices.tell(
+                        f"the adapter {adapter} changes nothing in the engine: the model answers a prompt"
+                        " alike with and without it; check that it was trained on this model"
+                    )
+            self._unprobed = []
+
+    async def _first_token(self, adapter: str | None) -> dict[int, float]:
+        """The log-probabilities of the likeliest tokens after a short prompt, by token."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        prompt = self.encode([user("How are you?")])[-_PROBE_TOKENS:]
+        params = SamplingParams(
+            max_tokens=1, temperature=0, logprobs=20, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        found: dict[int, float] = {}
+        try:
+            async for output in self._engine.generate(
+                {"prompt_token_ids": prompt}, params, f"probe-{adapter}", lora_request=self._lora(adapter)
+            ):
+                for token, logprob in (output.outputs[0].logprobs or [{}])[0].items():
+                    found[token] = logprob.logprob
+        except EngineDeadError as e:
+            raise EngineDead from e
+        return found
 
     def _lora(self, adapter: str | None) -> Any:
         """vLLM's request for an adapter. vLLM tells adapters apart by this name: it must be unique."""
