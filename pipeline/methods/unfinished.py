@@ -32,7 +32,7 @@ class Sampled:
 
     def other(self, step: str, completion: Completion) -> str:
         """A text that becomes no target, such as the mistake in the question about it."""
-        self._endings.append(entry(step, CUT if is_cut(completion) else WHOLE))
+        self._endings.append(entry(step, CUT if completion.is_cut else WHOLE))
         return completion.text
 
     @property
@@ -41,17 +41,13 @@ class Sampled:
         return sorted(self._endings)
 
 
-def is_cut(completion: Completion) -> bool:
-    return completion.finish_reason == "length"
-
-
 def lost(text: str) -> str:
     """Why a row, or a response of it, is dropped. text: what was cut."""
     return f"{text} ended at max_tokens without a usable sentence"
 
 
 def _settled(completion: Completion, rule: Unfinished) -> tuple[str | None, str]:
-    if not is_cut(completion):
+    if not completion.is_cut:
         return completion.text, WHOLE
     if rule == "keep":
         return completion.text, KEPT

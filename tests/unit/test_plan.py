@@ -96,11 +96,11 @@ def test_time_and_resources_are_counted(plan, tmp_path):
         sum(row["status"] == "ok" for row in instructions.well_formed(Source(path="toy:harmful-heldout")))
         * 3
         * 3
-        * (512 + 256)
+        * (512 + 512)
     )
     hours = (300_000 + answers) / 1000 / 4 / 3600
     assert (
-        "evaluate safety: 105 rows × 3 conditions × 1 samples × (512 + 256) tokens × 3 arms: at most"
+        "evaluate safety: 105 rows × 3 conditions × 1 samples × (512 + 512) tokens × 3 arms: at most"
         f" {answers:,} new tokens" in told
     )
     assert (
