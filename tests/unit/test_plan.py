@@ -212,8 +212,8 @@ def test_the_longest_call_of_a_selected_request_is_measured(plan, tmp_path):
 def test_a_model_that_judges_itself_is_counted(plan, tmp_path):
     asks = source(tmp_path, "How a", unsafe_response=PLAN_OF_HARM, safe_response="No.")
     told = plan(instructions=asks, recipe={**CORRECTS, "check": {"kind": "yes_no"}})
-    assert f"generate corrections: 1 instructions × 1 samples: at most {4 * (100 + 8):,} new tokens" in told
-    assert "over-long with 8 new tokens" in told, "what is judged stands in the judge's prompt"
+    assert f"generate corrections: 1 instructions × 1 samples: at most {4 * (100 + 64):,} new tokens" in told
+    assert "over-long with 64 new tokens" in told, "what is judged stands in the judge's prompt"
 
 
 def test_a_source_out_of_reach_leaves_its_part_unknown(plan, tmp_path, monkeypatch):
