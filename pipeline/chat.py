@@ -31,6 +31,11 @@ class Completion:
     completion_tokens: int
     finish_reason: str  # "stop" (the model ended its turn) or "length" (cut at max_tokens)
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the text ended at max_tokens, so that the model may have gone on."""
+        return self.finish_reason == "length"
+
 
 class Chat(Protocol):
     """A model answering for one row.

@@ -2,13 +2,15 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from pipeline import pretrained
 from pipeline.chat import assistant, user
 from pipeline.data import storage
-from pipeline.data.adapter import FILES, shapes
+from pipeline.data.adapter import FILES, changes_nothing, rank, shapes
+from pipeline.data.adapter import settings as settings_of
 from pipeline.errors import UserError
 from pipeline.settings.base import Model
 
@@ -99,34 +101,164 @@ def _has_chat_template(directory: Path) -> bool:
         ) from None
 
 
-def check_adapter(field: str, adapter: str, base_dir: str) -> None:
-    """An adapter's matrices must have the shapes of the base model's. Raises UserError.
+# vLLM 0.32's largest rank, `vllm.config.lora.MaxLoRARanks`. Importing vLLM takes seconds.
+MOST_RANK = 512
+_MERGE = "train plain LoRA, or merge it into the model (PEFT's merge_and_unload) and give that as model.path"
+# PEFT options that change what the adapter computes, and that vLLM does not know or refuses when a request
+# first names the adapter, by dying. It computes rsLoRA, and ranks and alphas per module, as PEFT does.
+_NOT_SERVED = {
+    "use_dora": "DoRA",
+    "modules_to_save": "whole modules besides the LoRA matrices",
+    "trainable_token_indices": "trained token embeddings",
+    "lora_bias": "biases of the LoRA matrices",
+    "alora_invocation_tokens": "activated LoRA",
+    "layer_replication": "replicated layers",
+    "use_bdlora": "block-diagonal LoRA",
+    "use_qalora": "QA-LoRA",
+    "arrow_config": "Arrow routing",
+    "kasa_config": "KaSA, which changes the base weights",
+    "monteclora_config": "Monte Carlo LoRA",
+}
+# Initializations that leave the base weights as they are; vLLM knows the same.
+_PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+# Architectures whose embeddings and head vLLM can adapt (`embedding_modules` of its model classes).
+_ADAPTS_EMBEDDINGS = ("LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Qwen3ForCausalLM")
+_MATRIX = re.compile(r"(?:base_model\.model\.)?(.+)\.(?:lora_([AB])\.weight|lora_embedding_([AB]))")
 
-    Reads only the safetensors headers; a base that is a hub id is not checked here.
+
+def check_adapter(field: str, adapter: str, base_dir: str) -> list[str]:
+    """The engine must be able to apply an adapter, as PEFT does, to the base model. Raises UserError.
+
+    Reads adapter_config.json and the safetensors headers; a base that is a hub id is not compared. Returns
+    notices.
     """
     try:
-        matrices = shapes(storage.join(adapter, FILES[1]))
+        settings = settings_of(adapter)
+        if odd := _not_served(settings):
+            raise UserError(f"{field}: the adapter {adapter} has {odd}, which vLLM does not serve; {_MERGE}")
+        matrices, nothing = shapes(storage.join(adapter, FILES[1])), changes_nothing(adapter)
     except (OSError, ValueError) as e:
         raise UserError(
-            f"{field}: {adapter} is not a readable PEFT adapter ({e}); train it again with --overwrite"
+            f"{field}: {adapter} is not a readable PEFT adapter ({_first_line(e)}); train it again with"
+            " --overwrite"
         ) from None
-    if not os.path.isdir(base_dir):
-        return
+    pairs = _pairs(field, adapter, matrices)
+    if os.path.isdir(base_dir):
+        _check_fits(field, adapter, pairs, base_dir)
+    notices = []
+    if nothing:
+        notices.append(f"{field}: all B matrices of {adapter} are zero, so it changes nothing")
+    named = str(settings.get("base_model_name_or_path") or "")
+    if named and _last(named) != _last(base_dir):
+        notices.append(f"{field}: {adapter} was trained on {named}, and is used on {base_dir}")
+    return notices
+
+
+def _not_served(settings: dict) -> str | None:
+    """What makes an adapter one that vLLM cannot apply; None if nothing does.
+
+    Raises ValueError if its rank is no number.
+    """
+    kind = settings.get("peft_type", "LORA")
+    if kind != "LORA":
+        return f"the type {kind} (peft_type)"
+    for option, what in _NOT_SERVED.items():
+        if settings.get(option):
+            return f"{what} ({option})"
+    if settings.get("bias", "none") != "none":
+        return f"biases (bias: {settings['bias']})"
+    init = settings.get("init_lora_weights", True)
+    if isinstance(init, str) and init.lower() not in _PLAIN_INITS:
+        return f"an initialization that changes the base weights (init_lora_weights: {init})"
+    most = rank(settings)
+    return f"rank {most} (at most {MOST_RANK})" if most > MOST_RANK else None
+
+
+def _pairs(
+    field: str, adapter: str, matrices: dict[str, tuple[int, ...]]
+) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Per adapted module, the shapes of its matrices, `A` and `B`. Raises UserError for anything else."""
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, shape in matrices.items():
+        if name.endswith((".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")):
+            found.setdefault(name.removeprefix("base_model.model.").removesuffix(".base_layer.weight"), {})[
+                "base"
+            ] = shape
+            continue
+        match = _MATRIX.fullmatch(name)
+        if match is None:
+            raise UserError(
+                f"{field}: the adapter {adapter} holds {name}, which is no LoRA matrix, so vLLM does not"
+                f" serve it; {_MERGE}"
+            )
+        found.setdefault(match[1], {})[match[2] or match[3]] = shape
+    if not any(found.values()):
+        raise UserError(f"{field}: the adapter {adapter} holds no LoRA matrix; train it again")
+    for module, sides in found.items():
+        if "base" in sides and len(sides) == 1:
+            raise UserError(
+                f"{field}: the adapter {adapter} holds the whole of {module}, which vLLM does not serve;"
+                f" {_MERGE}"
+            )
+        if not {"A", "B"} <= sides.keys():
+            raise UserError(
+                f"{field}: the adapter {adapter} has only one LoRA matrix of {module}; copy it again"
+            )
+    return found
+
+
+def _check_fits(
+    field: str, adapter: str, pairs: dict[str, dict[str, tuple[int, ...]]], base_dir: str
+) -> None:
+    """Each pair of matrices must belong to a weight of the base model. Raises UserError."""
     base = {
         name: shape
         for file in Path(base_dir).glob("*.safetensors")
         for name, shape in shapes(str(file)).items()
     }
-    for name, shape in matrices.items():
-        if ".lora_A." not in name:
-            continue
-        target = name.removeprefix("base_model.model.").replace(".lora_A.weight", ".weight")
-        if target not in base or base[target][1] != shape[1]:
-            found = f"has shape {list(base[target])}" if target in base else "is absent"
+    embeddings = next((shape for name, shape in base.items() if name.endswith("embed_tokens.weight")), None)
+    for module, sides in pairs.items():
+        target, leaf = f"{module}.weight", module.rpartition(".")[2]
+        shape = base.get(target)
+        if leaf in ("lm_head", "embed_tokens"):
+            if not _adapts_embeddings(base_dir):
+                raise UserError(
+                    f"{field}: the adapter {adapter} covers {module}, which vLLM does not serve for"
+                    f" {base_dir}; {_MERGE}"
+                )
+            shape = shape or embeddings  # a tied head has no weight of its own
+        if ".experts" in module and shape is None:
+            continue  # experts are stored in several ways; vLLM checks them
+        outputs, inputs = (shape[0], shape[1]) if shape and len(shape) == 2 else (0, 0)
+        if leaf == "embed_tokens" and shape:
+            outputs, inputs = inputs, outputs  # rows of an embedding are its inputs
+        if shape and "base" in sides and sides["base"] != shape:
             raise UserError(
-                f"{field}: {adapter} does not fit the model {base_dir} ({target} has {shape[1]} inputs "
-                f"in the adapter and {found} in the model); train it on this model"
+                f"{field}: the adapter {adapter} has a vocabulary of {sides['base'][0]} tokens, the model"
+                f" {base_dir} has {shape[0]}; {_MERGE}"
             )
+        if (sides["A"][-1], sides["B"][0]) != (inputs, outputs):
+            has = f"has shape {list(shape)}" if shape else "is absent"
+            raise UserError(
+                f"{field}: {adapter} does not fit the model {base_dir} ({target} has {sides['A'][-1]} inputs"
+                f" and {sides['B'][0]} outputs in the adapter and {has} in the model); train it on this model"
+            )
+
+
+def _adapts_embeddings(base_dir: str) -> bool:
+    try:
+        found = json.loads(Path(base_dir, "config.json").read_text(encoding="utf-8")).get("architectures")
+    except (OSError, ValueError, AttributeError):
+        return False
+    return bool(found) and found[0] in _ADAPTS_EMBEDDINGS
+
+
+def _last(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2].lower()
+
+
+def _first_line(e: Exception) -> str:
+    return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
 
 
 def check_prefill(tokenizer, path: str, field: str = "model") -> None:

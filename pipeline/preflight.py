@@ -260,12 +260,12 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
         check_lora(config, directory)
         for arm, section in config.arms.items():
             if section.train.start:
-                models.check_adapter(
+                notices += models.check_adapter(
                     f"arms.{arm}.train.start.adapter", section.train.start.adapter, directory
                 )
     if "evaluate" in stages:
         for name, path in given_adapters(config).items():
-            models.check_adapter(f"adapters.{name}", path, directory)
+            notices += models.check_adapter(f"adapters.{name}", path, directory)
         wanted = [suite for name, suite in config.suites.items().items() if name in suites]
         if any(suite.reads_tokenizer for suite in wanted):
             models.load_tokenizer(config.model, directory)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from pipeline import models, placement, preflight
 from pipeline.chat import Recipe
 from pipeline.config import Config, dump
-from pipeline.data import storage
+from pipeline.data import endings, storage
 from pipeline.data.card import Origin, write_card
 from pipeline.data.output import Output
 from pipeline.data.store import Store
@@ -352,10 +352,12 @@ class Run:
         done = store.facts
         counts = ", ".join(f"{count:,} {status}" for status, count in sorted(done["status"].items()))
         self.log(f"{stage}: {done['rows']:,} rows{f' ({counts})' if counts else ''} → {store.path}")
+        for sentence in endings.told(done.get("endings", {})):
+            self.log(f"{stage}: {sentence}")
         nothing = [status for status in (FAILED, DROPPED) if done["status"].get(status)]
         if done["rows"] and sum(done["status"][status] for status in nothing) == done["rows"]:
             common = max(done["reasons"], key=done["reasons"].get)
-            remedy = "change the source or the selection, and use --overwrite"
+            remedy = "change the source, the selection or max_tokens, and use --overwrite"
             if FAILED in nothing:
                 remedy = "fix the cause and rerun with --retry-failed, or --overwrite to reread the source"
             ended = f"all {done['rows']} rows {' or '.join(nothing)}"

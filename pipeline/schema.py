@@ -109,6 +109,13 @@ TOKENS = (
     Column("completion_tokens", pa.int64(), "sampled tokens of the same calls"),
 )
 
+ENDINGS = Column(
+    "endings",
+    pa.list_(pa.string()),
+    "how the sampled texts ended, `step: ending`: whole, or at max_tokens and then trimmed (to the last whole"
+    " sentence), dropped, kept (as a training target) or cut (kept, outside the training targets)",
+)
+
 INSTRUCTIONS = Schema(
     "instructions",
     (

@@ -6,6 +6,10 @@ from pipeline.chat import Completion, Message, Sampling
 from pipeline.config import Config
 
 
+class Cut(str):
+    """An answer that ended at max_tokens."""
+
+
 class ScriptedChat:
     """A `Chat` whose answers are given per step; a list is one per sample, an exception is raised.
 
@@ -23,7 +27,7 @@ class ScriptedChat:
             raise answer
         texts = answer if isinstance(answer, list) else [answer] * sampling.n
         assert len(texts) == sampling.n, f"{step}: {sampling.n} samples asked for, {len(texts)} scripted"
-        return [Completion(text, 10, 5, "stop") for text in texts]
+        return [Completion(text, 10, 5, "length" if isinstance(text, Cut) else "stop") for text in texts]
 
     @property
     def steps(self) -> list[str]:

@@ -1,10 +1,13 @@
 """The report's section on generated data and training sets, one part per method."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.config import Method
+from pipeline.data import endings
 from pipeline.report import tables
 from pipeline.report.sections import Section
 
@@ -18,6 +21,9 @@ def data(methods: Iterable[Method], numbers: Mapping[str, pa.Table | None], stag
         part = method.report(numbers)
         section.text += part.text
         section.tables += part.tables
+        generated = numbers[method.generated.name]
+        if generated is not None and "endings" in generated.column_names:
+            section.tables += _endings(generated)
         failures |= part.failures
     drops = [(line["name"], reason, n) for line in stages for reason, n in line["drops"].items()]
     known = {(stage, reason) for stage, reason, _ in drops}
@@ -27,6 +33,12 @@ def data(methods: Iterable[Method], numbers: Mapping[str, pa.Table | None], stag
     if drops:
         section.tables.append(tables.of_losses(drops))
     return section
+
+
+def _endings(generated: pa.Table) -> list[tables.Table]:
+    """How the texts of every step ended; nothing if no text ended at max_tokens."""
+    counted = endings.by_step(Counter(pc.list_flatten(generated["endings"]).to_pylist()))
+    return [tables.of_endings(counted)] if any(step.cut for step in counted) else []
 
 
 def _read(stages: list[dict]) -> list[str]:

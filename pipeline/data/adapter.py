@@ -3,9 +3,12 @@
 import json
 import os
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipeline.data import storage
+
+_PIECE = 2**20  # bytes read at once
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -43,6 +46,44 @@ def fetch(adapter: str, scratch: str) -> str:
     return local
 
 
+def settings(adapter: str) -> dict:
+    """The content of adapter_config.json. Raises OSError; ValueError if it is no JSON object."""
+    found = json.loads(storage.read_text(storage.join(adapter, FILES[0])))
+    if not isinstance(found, dict):
+        raise ValueError(f"{FILES[0]} holds no object")
+    return found
+
+
+def rank(settings: dict) -> int:
+    """The largest rank of an adapter's matrices: modules may have ranks of their own (`rank_pattern`).
+
+    Raises ValueError if a rank is no number above 0.
+    """
+    ranks = [settings.get("r"), *(settings.get("rank_pattern") or {}).values()]
+    if not all(isinstance(one, int) and one > 0 for one in ranks):
+        raise ValueError(f"{FILES[0]} holds a rank that is no number above 0")
+    return max(ranks)
+
+
+def changes_nothing(adapter: str) -> bool:
+    """Whether all B matrices are zero, so that the adapter adds nothing. Reads up to the first other number.
+
+    Raises OSError; ValueError if the file is not a safetensors file.
+    """
+    fs, inner = storage.filesystem(storage.join(adapter, FILES[1]))
+    with fs.open_input_file(inner) as f:
+        start, header = _header(f)
+        for name, entry in header.items():
+            if ".lora_B." in name or name.endswith("lora_embedding_B"):
+                begin, end = entry["data_offsets"]
+                for at in range(begin, end, _PIECE):
+                    f.seek(start + at)
+                    # every type of number spells 0 with zero bits, but for the sign of −0
+                    if f.read(min(_PIECE, end - at)).strip(b"\x00\x80"):
+                        return False
+    return True
+
+
 def shapes(file: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a safetensors file, from its header (8 bytes of length, then JSON).
 
@@ -50,8 +91,14 @@ def shapes(file: str) -> dict[str, tuple[int, ...]]:
     """
     fs, inner = storage.filesystem(file)
     with fs.open_input_file(inner) as f:
-        length = int.from_bytes(f.read(8), "little")
-        if not 2 <= length < f.size():
-            raise ValueError("no safetensors header")
-        header = json.loads(f.read(length))
-    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+        _, header = _header(f)
+    return {name: tuple(entry["shape"]) for name, entry in header.items()}
+
+
+def _header(file: pa.NativeFile) -> tuple[int, dict]:
+    """Where the numbers begin, and the entries by name. Raises ValueError."""
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length < file.size():
+        raise ValueError("no safetensors header")
+    header = json.loads(file.read(length))
+    return 8 + length, {name: entry for name, entry in header.items() if name != "__metadata__"}

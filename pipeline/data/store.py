@@ -46,7 +46,7 @@ class Store(Output):
 
     @property
     def complete(self) -> dict | None:
-        """Rows, rows per status, failure reasons, shards and digest of the data set; None until complete.
+        """Rows, rows per status, failure reasons, endings, shards and digest; None until complete.
 
         Raises UserError if a shard of a complete data set is missing or has another size.
         """
@@ -178,6 +178,7 @@ class Store(Output):
             "rows": digest.rows,
             "status": dict(counts.status),
             "reasons": dict(counts.reasons),
+            **({"endings": dict(sorted(counts.endings.items()))} if counts.endings else {}),
             "shards": written,
             "digest": digest.hex(),
         }
@@ -233,11 +234,12 @@ class Store(Output):
 
 
 class _Counts:
-    """Statuses and reasons of a data set, if it has these columns."""
+    """Statuses, reasons and endings of a data set, if it has these columns."""
 
     def __init__(self):
         self.status: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
+        self.endings: Counter[str] = Counter()
 
     def add(self, table: pa.Table) -> None:
         if "status" in table.column_names:
@@ -246,6 +248,8 @@ class _Counts:
             )
             for error in pc.drop_null(table["error"]).to_pylist():
                 self.reasons[reason(error)] += 1
+        if "endings" in table.column_names:
+            self.endings.update(pc.list_flatten(table["endings"]).to_pylist())
 
 
 def reason(error: str) -> str:

@@ -1,23 +1,30 @@
 """An OpenAI-compatible server as engine, and its client: concurrency limit, retries, n samples, prefill.
 
+Servers differ in the parameters that they take. A request that is refused for one of them is sent again
+without it, or under its other name; the client remembers that and tells it once.
+
 The key is read from the environment, kept only in the request header, and never part of a message. A server's
 error
 text is never part of a message either: it may repeat the prompt or the key.
 """
 
 import asyncio
+import math
 import os
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from urllib.request import getproxies
 
 from pydantic import Field
 
 from pipeline.chat import Completion, Message, Sampling
 from pipeline.errors import RowFailed, UserError
+from pipeline.inference import notices
 from pipeline.inference.base import Engine
 from pipeline.settings.base import Endpoint, Model
 
@@ -32,6 +39,43 @@ _MENDS = {
     401: "check the key in the environment variable that the endpoint's api_key_env names",
     403: "check that the key may use this model",
     404: "check the endpoint's url and model",
+    405: "check the endpoint's url",
+}
+_PREFILL = {"continue_final_message": True, "add_generation_prompt": False}  # of vLLM's server
+_SECONDS = re.compile(r"\d{1,9}(?:\.\d{1,9})?", re.ASCII)
+_CUT_REASONS = ("length", "max_tokens", "model_length")  # of several servers, in any case
+_TEXT_PARTS = ("text", "output_text", "refusal")
+_THOUGHT_PARTS = ("thinking", "reasoning", "redacted_thinking")
+_NO_SUCH_PARAMETER = re.compile(
+    r"unsupported|not\s(?:be\s)?support|does\snot\ssupport|un(?:known|recogni[sz]ed|expected)|extra|additional"
+    r"|not\s(?:permitted|allowed|accepted|available)|only\sthe\sdefault|max_completion_tokens",
+    re.IGNORECASE,
+)
+# A message may quote the prompt: a parameter's name counts only in quotation marks, or beside a complaint.
+_COMPLAINS_OF = (
+    r"""["'`]{name}["'`]|\bparameters?:?\s{name}\b|\b{name}\s?(?:[:=>]|is\b|must\b)"""
+    r"""|\bun(?:known|recognized|expected|supported)\b[^."'`]{{0,40}}\b{name}\b"""
+)
+
+
+@dataclass(frozen=True)
+class _Parameter:
+    """A parameter that a server may refuse.
+
+    instead:    the name to use then; None = left out
+    whenever:   left out for any complaint about it, such as about its value, too
+    """
+
+    instead: str | None = None
+    whenever: bool = False
+
+
+_REFUSABLE = {
+    "max_tokens": _Parameter(instead="max_completion_tokens"),
+    "seed": _Parameter(whenever=True),
+    "n": _Parameter(whenever=True),
+    "top_p": _Parameter(),
+    "temperature": _Parameter(),
 }
 
 
@@ -93,7 +137,28 @@ def check(endpoint: Endpoint, field: str = "endpoint") -> None:
         raise UserError(
             f"{field}.url: holds more than a path (? or #); leave it out, a key goes into the environment"
         )
+    if url.path.rstrip("/").endswith("/completions"):
+        raise UserError(
+            f"{field}.url = {endpoint.url}: the path of the requests is added to it; leave out"
+            " /chat/completions"
+        )
     _key(endpoint, field)
+    _check_proxy(field)
+
+
+def _check_proxy(field: str) -> None:
+    """Raises UserError for a proxy in the environment that httpx cannot use, whatever the host."""
+    try:
+        httpx.Client().close()
+    except (ImportError, ValueError, httpx.InvalidURL):
+        odd = {name: url.partition("://")[0] for name, url in getproxies().items()}
+        names = [
+            f"{name}_proxy ({scheme}://)" for name, scheme in odd.items() if not scheme.startswith("http")
+        ]
+        raise UserError(
+            f"{field}.url: the proxy in the environment variable {' or '.join(names) or '*_proxy'} cannot be"
+            " used; unset it or name an http:// proxy, or write socks5:// and install httpx[socks]"
+        ) from None
 
 
 class EndpointModel:
@@ -105,6 +170,7 @@ class EndpointModel:
         check(endpoint)
         key = _key(endpoint)
         self._endpoint = endpoint
+        self._refused: frozenset[str] = frozenset()  # parameters that this server does not take
         self._slots = asyncio.Semaphore(endpoint.concurrency)
         self._client = httpx.AsyncClient(
             base_url=endpoint.url,
@@ -144,8 +210,8 @@ class EndpointModel:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
         }
-        if prefilled:  # the parameters of vLLM's server
-            body |= {"continue_final_message": True, "add_generation_prompt": False}
+        if prefilled:
+            body |= _PREFILL
         completions: list[Completion] = []
         while (missing := sampling.n - len(completions)) > 0:
             completions += await self._request(body | {"n": missing, "seed": seed + len(completions)})
@@ -157,19 +223,38 @@ class EndpointModel:
     async def _request(self, body: dict) -> list[Completion]:
         """One request with retries; at least one completion. Holds its slot while waiting to retry."""
         async with self._slots:
-            for retry in range(self._endpoint.retries + 1):
+            retry, refused = 0, self._refused
+            while True:
                 try:
-                    return _completions(await self._post(body))
+                    found = _completions(await self._post(_without(body, refused)), body["max_tokens"])
+                    self._remember(refused)
+                    return found
+                except _Unsupported as e:  # at most once per parameter
+                    refused |= e.parameters
+                    continue
                 except _Retry as e:
                     problem = e
-                if retry < self._endpoint.retries:
-                    await asyncio.sleep(max(_backoff(retry), problem.after_s))
-        raise RowFailed(
-            f"endpoint gave no usable answer in {self._endpoint.retries + 1} tries, last: {problem}"
-        )
+                if retry == self._endpoint.retries:
+                    break
+                await asyncio.sleep(max(_backoff(retry), problem.after_s))
+                retry += 1
+        raise RowFailed(f"endpoint gave no usable answer in {retry + 1} tries, last: {problem}")
+
+    def _remember(self, refused: frozenset[str]) -> None:
+        """Without these parameters the server has answered: leave them out from now on, and tell so."""
+        for name in sorted(refused - self._refused):
+            instead = _REFUSABLE[name].instead
+            done = (
+                f"{instead} is sent instead" if instead else "it is left out, so the server's own way applies"
+            )
+            notices.tell(f"the server {self._endpoint.url} does not take {name}: {done}")
+        self._refused |= refused
 
     async def _post(self, body: dict) -> "httpx.Response":
-        """Raises _Retry if there is no answer or a retryable status, RowFailed if the server refuses."""
+        """Raises _Retry if there is no answer or a retryable status, RowFailed if the server refuses.
+
+        Raises _Unsupported if it refuses parameters that can be left out.
+        """
         import httpx
 
         try:
@@ -179,13 +264,22 @@ class EndpointModel:
             raise _Retry(f"no answer in {self._endpoint.timeout_s:g} s") from None
         except httpx.HTTPError as e:
             raise _Retry(type(e).__name__) from None
-        if response.is_success:
+        status = _status(response)
+        if 200 <= status < 300:
             return response
-        if response.status_code in (408, 429) or response.is_server_error:
-            raise _Retry(
-                f"HTTP {response.status_code}", _retry_after(response.headers.get("retry-after", ""))
-            )
-        raise RowFailed(_refusal(response))
+        if status in (408, 429) or status >= 500:
+            raise _Retry(f"HTTP {status}", _asked_to_wait(response.headers))
+        if status in (400, 422) and (odd := _refused_parameters(response, body)):
+            raise _Unsupported(odd)
+        raise RowFailed(_refusal(response, status))
+
+
+class _Unsupported(Exception):
+    """The server refuses parameters of a request that can do without them."""
+
+    def __init__(self, parameters: frozenset[str]):
+        super().__init__()
+        self.parameters = parameters
 
 
 class _Retry(Exception):
@@ -214,8 +308,71 @@ def _key(endpoint: Endpoint, field: str = "endpoint") -> str | None:
     return key
 
 
-def _completions(response: "httpx.Response") -> list[Completion]:
+def _without(body: dict, refused: frozenset[str]) -> dict:
+    """A request's body without refused parameters, or with the names to use instead."""
+    sent = {name: value for name, value in body.items() if name not in refused}
+    return sent | {new: body[name] for name in refused if (new := _REFUSABLE[name].instead)}
+
+
+def _status(response: "httpx.Response") -> int:
+    """The HTTP status; that of the error if the server wraps one in a 200 (502 if it names none)."""
+    if response.status_code != 200:
+        return response.status_code
+    try:
+        body = response.json()
+        if body.get("choices") or not body.get("error"):
+            return 200
+        code = body["error"].get("code") if isinstance(body["error"], dict) else None
+    except (ValueError, AttributeError):
+        return 200
+    return int(str(code)) if re.fullmatch(r"[45]\d\d", str(code)) else 502
+
+
+def _refused_parameters(response: "httpx.Response", sent: dict) -> frozenset[str]:
+    """The parameters of a request that an error complains about and that can be left out or renamed."""
+    try:
+        body = response.json()
+    except ValueError:
+        return frozenset()
+    named = set(_named(body))
+    text = " ".join(_messages(body))
+    named |= {name for name in _REFUSABLE if re.search(_COMPLAINS_OF.format(name=name), text, re.IGNORECASE)}
+    unknown = _NO_SUCH_PARAMETER.search(text)
+    return frozenset(
+        name
+        for name, parameter in _REFUSABLE.items()
+        if name in named and name in sent and (parameter.whenever or unknown)
+    )
+
+
+def _named(error: Any) -> Iterator[str]:
+    """The parameters that an error body names in fields: OpenAI's `param`, FastAPI's `loc`."""
+    if isinstance(error, dict):
+        for key, value in error.items():
+            if key == "param" and isinstance(value, str):
+                yield value
+            elif key == "loc" and isinstance(value, list) and value:
+                yield str(value[-1])
+            else:
+                yield from _named(value)
+    elif isinstance(error, list):
+        for one in error:
+            yield from _named(one)
+
+
+def _messages(error: Any) -> Iterator[str]:
+    """The texts of an error body."""
+    if isinstance(error, str):
+        yield error
+    elif isinstance(error, dict | list):
+        for one in error.values() if isinstance(error, dict) else error:
+            yield from _messages(one)
+
+
+def _completions(response: "httpx.Response", max_tokens: int) -> list[Completion]:
     """The choices of a chat completion. Raises _Retry for other bodies, RowFailed for filtered text.
+
+    A choice without a finish reason is cut if it is as long as it may be.
 
     Usage is reported per request. Every completion gets all prompt tokens, since the server reads the prompt
     once. Completion tokens are divided evenly, the remainder among the first, so the sum is right. Zero if
@@ -234,24 +391,39 @@ def _completions(response: "httpx.Response") -> list[Completion]:
     if any(reason == "content_filter" for _, reason in choices):
         raise RowFailed("the endpoint's content filter withheld the answer")
     share, rest = divmod(total, len(choices))
-    return [
-        Completion(text, prompt_tokens, share + (i < rest), "length" if reason == "length" else "stop")
-        for i, (text, (_, reason)) in enumerate(zip(texts, choices, strict=True))
-    ]
+    found = []
+    for i, (text, (_, reason)) in enumerate(zip(texts, choices, strict=True)):
+        tokens = share + (i < rest)
+        cut = str(reason).lower() in _CUT_REASONS or (reason is None and tokens >= max_tokens)
+        found.append(Completion(text, prompt_tokens, tokens, "length" if cut else "stop"))
+    return found
 
 
 def _text(message: dict) -> str:
-    """The new text; null counts as empty, and the text of a separate refusal field counts as text."""
+    """The new text; null counts as empty, and the text of a separate refusal field counts as text.
+
+    Of a list of parts, the texts are joined and the thoughts left out.
+    """
     content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(map(_part, content))
     text = content if content is not None else message.get("refusal") or ""
     return text.encode(
         "utf-8", "replace"
     ).decode()  # JSON can spell half a surrogate pair, which Parquet cannot hold
 
 
-def _refusal(response: "httpx.Response") -> str:
+def _part(part: dict) -> str:
+    kind = part["type"]
+    if kind in _TEXT_PARTS:
+        return part["refusal" if kind == "refusal" else "text"]
+    if kind not in _THOUGHT_PARTS:
+        notices.tell("the server's answers hold parts that are neither text nor thoughts: they are left out")
+    return ""
+
+
+def _refusal(response: "httpx.Response", status: int) -> str:
     """Why a request is refused: the status and the server's error code, never the server's message."""
-    status = response.status_code
     if "context length" in response.text or "context_length" in response.text:
         return f"prompt too long for the endpoint's model (HTTP {status})"
     try:
@@ -265,9 +437,12 @@ def _refusal(response: "httpx.Response") -> str:
         code = ""
     secret = code in response.request.headers.get("authorization", "")
     told = f" ({code})" if re.fullmatch(r"[A-Za-z_]{3,40}", code) and not secret else ""
-    return f"endpoint refused the request: HTTP {status}{told}" + (
-        f"; {_MENDS[status]}" if status in _MENDS else ""
-    )
+    mend = f"; {_MENDS[status]}" if status in _MENDS else ""
+    if status in (404, 405) and not re.search(r"/v\d", response.request.url.path):
+        mend += ": most servers answer under a path that ends in /v1"
+    if status in (400, 422) and any(name in response.text for name in _PREFILL):
+        mend = "; it does not seem to continue an assistant turn, as prefill: true promises"
+    return f"endpoint refused the request: HTTP {status}{told}{mend}"
 
 
 def _backoff(retry: int) -> float:
@@ -275,9 +450,20 @@ def _backoff(retry: int) -> float:
     return min(MAX_DELAY_S, FIRST_DELAY_S * 2**retry) * random.uniform(0.5, 1.0)
 
 
+def _asked_to_wait(headers: Mapping[str, str]) -> float:
+    """Seconds to wait by a response's headers; 0 if they do not say."""
+    milliseconds = headers.get("retry-after-ms", "").strip()
+    if _SECONDS.fullmatch(milliseconds):
+        return min(float(milliseconds) / 1000, MAX_RETRY_AFTER_S)
+    return _retry_after(headers.get("retry-after", ""))
+
+
 def _retry_after(value: str) -> float:
-    """Seconds that a Retry-After header asks for (a number or a date); 0 if it cannot be parsed."""
-    if value.strip().isdecimal():
+    """Whole seconds that a Retry-After header asks for, rounded up; 0 if it cannot be parsed.
+
+    Servers send a number, often with a fraction, or a date.
+    """
+    if _SECONDS.fullmatch(value.strip()):
         seconds = float(value)
     else:
         try:
@@ -287,4 +473,4 @@ def _retry_after(value: str) -> float:
         seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - datetime.now(
             UTC
         ).timestamp()
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
+    return min(max(float(math.ceil(seconds)), 0.0), MAX_RETRY_AFTER_S)

@@ -26,7 +26,7 @@ from pipeline.data.block import Block
 from pipeline.data.store import Store
 from pipeline.data.work import WorkList
 from pipeline.errors import RowFailed, RunFailed, UserError
-from pipeline.inference import EndpointModel
+from pipeline.inference import EndpointModel, notices
 from pipeline.inference.base import Engine, EngineDead, LanguageModel
 from pipeline.inference.progress import Progress, Reporter, Tally
 from pipeline.schema import FAILED
@@ -154,6 +154,7 @@ class RecipeActor:
         if progress.engine_starting() > FRUITLESS_STARTS + spec.most_actors:
             raise RunFailed(f"engines for {spec.model.path} keep crashing before they finish a row")
         started = time.monotonic()
+        notices.send_to(progress.tell)
         self._model = spec.open()
         self._jobs, self._seed, self._progress, self._servers = jobs, seed, progress, Servers()
         self._rows_in_flight = spec.rows_in_flight

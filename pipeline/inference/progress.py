@@ -73,6 +73,7 @@ class Counter:
         self.tallies: dict[str, Tally] = defaultdict(Tally)
         self.fruitless_starts = 0
         self.starts: dict[str, int] = {}
+        self.notices: dict[str, None] = {}  # in the order in which they came
         self.engine_start_s: float | None = None
         self.first_engine_at: float | None = None
         self.last_row_at: float | None = None
@@ -93,13 +94,22 @@ class Counter:
         self.starts[what] = self.starts.get(what, 0) + 1
         return self.starts[what]
 
+    def tell(self, notice: str) -> None:
+        """Keep a notice for the driver; the same one of several engines is kept once."""
+        self.notices[notice] = None
+
     def engine_ready(self, seconds: float) -> None:
         if self.engine_start_s is None:
             self.engine_start_s, self.first_engine_at = seconds, time.monotonic()
 
     def read(self) -> dict:
         busy = (self.last_row_at - self.first_engine_at) if self.last_row_at and self.first_engine_at else 0.0
-        return {"tallies": dict(self.tallies), "engine_start_s": self.engine_start_s, "busy_s": busy}
+        return {
+            "tallies": dict(self.tallies),
+            "engine_start_s": self.engine_start_s,
+            "busy_s": busy,
+            "notices": list(self.notices),
+        }
 
 
 class Reporter:
@@ -125,6 +135,10 @@ class Reporter:
     def engine_ready(self, seconds: float) -> None:
         self._counter.engine_ready.remote(seconds)
         self._metrics, self._divided_at = EngineMetrics(self._label), time.monotonic()
+
+    def tell(self, notice: str) -> None:
+        """Show a notice to the person watching, once."""
+        self._counter.tell.remote(notice)
 
     def rows_waiting(self, rows: int) -> None:
         """Record that `rows` rows of a block have been read."""
@@ -236,6 +250,8 @@ class Progress:
         self._reported = dict.fromkeys(extents, 0)
         self._counter = beside_driver(Counter)
         self._started, self._apart, self._start_told = time.monotonic(), 0.0, False
+        self._notices: list[str] = []  # of the engines, so far
+        self._notices_told = 0
 
     def reporter(self) -> Reporter:
         return Reporter(self._counter, self.label)
@@ -249,6 +265,7 @@ class Progress:
         import ray
 
         read = ray.get(self._counter.read.remote())
+        self._notices = read["notices"]
         tallies = {output: read["tallies"].get(output, Tally()) for output in self.extents}
         engines_s = sum(tally.engine_s for tally in tallies.values())
         found = {}
@@ -281,7 +298,9 @@ class Progress:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Show the counts while the body runs."""
+        """Show the counts, and the engines' notices, while the body runs."""
+        from rich.console import Console
+
         stop = threading.Event()
         thread = threading.Thread(target=self._watch, args=(stop,), daemon=True)
         thread.start()
@@ -291,16 +310,19 @@ class Progress:
         finally:
             stop.set()
             thread.join(timeout=5)
+            self._tell_notices(Console(stderr=True))
 
     def _watch(self, stop: threading.Event) -> None:
         from ray.exceptions import RayError
         from rich.console import Console
 
-        with suppress(RayError), self._shown_on(Console(stderr=True)) as show:  # Ray may go first
+        console = Console(stderr=True)
+        with suppress(RayError), self._shown_on(console) as show:  # Ray may go first
             while not stop.wait(0.5):
                 figures = self.figures()
                 self._report(figures)
                 show(figures)
+                self._tell_notices(console)
 
     @contextmanager
     def _shown_on(self, console) -> Iterator[Callable[[dict[str, dict]], None]]:
@@ -319,6 +341,12 @@ class Progress:
                     bar.update(tasks[output], completed=self._done(output, figures), note=self._note(figures))
 
             yield show
+
+    def _tell_notices(self, console) -> None:
+        """Print the notices that have not been printed. Above the bars, if the console shows any."""
+        for notice in self._notices[self._notices_told :]:
+            console.print(f"{self.label}: {notice}", highlight=False, soft_wrap=True, markup=False)
+        self._notices_told = len(self._notices)
 
     def _lines(self, console) -> Callable[[dict[str, dict]], None]:
         told_at = time.monotonic()

@@ -1,25 +1,26 @@
 """vLLM behind one call: continuous batching over all requests, n samples, prefill, LoRA adapters, seeds."""
 
+import asyncio
 import gc
 import itertools
-import json
 import os
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from pipeline import pretrained
-from pipeline.chat import Completion, Message, Sampling
+from pipeline.chat import Completion, Message, Sampling, user
 from pipeline.data import adapter as adapter_files
 from pipeline.errors import RowFailed, RunFailed
-from pipeline.inference import cpu_lora
+from pipeline.inference import cpu_lora, notices
 from pipeline.inference.base import Engine, EngineDead
 from pipeline.runtime import imports
 from pipeline.settings.base import Count, Model, Natural
+
+_PROBE_TOKENS = 15  # fewer than a block of the prefix cache has, so the cache takes no part
 
 
 class VLLM(Engine):
@@ -81,7 +82,8 @@ class VllmModel:
             path: (number, place)
             for number, (path, place) in enumerate(zip(adapters, local, strict=True), start=1)
         }
-        self._requests = itertools.count()
+        self._requests, self._probed = itertools.count(), asyncio.Lock()
+        self._unprobed = list(adapters)
         try:
             self._engine = AsyncLLM.from_engine_args(_arguments(model, model_dir, engine, local))
         except Exception as e:
@@ -97,7 +99,6 @@ class VllmModel:
         Raises RowFailed if prompt + max_tokens exceed the model's length, EngineDead if the engine has died.
         """
         from vllm import SamplingParams
-        from vllm.lora.request import LoRARequest
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -107,6 +108,7 @@ class VllmModel:
                 f"prompt too long: {len(prompt)} tokens + {sampling.max_tokens} new ones exceed the model's"
                 f" {self.max_length}"
             )
+        await self._probe()
         params = SamplingParams(
             n=sampling.n,
             max_tokens=sampling.max_tokens,
@@ -115,7 +117,7 @@ class VllmModel:
             seed=seed,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        lora = LoRARequest(os.path.basename(adapter), *self._adapters[adapter]) if adapter else None
+        lora = self._lora(adapter)
         # With FINAL_ONLY the n samples arrive one by one as they finish, not in one output: collect them.
         samples: dict[int, Completion] = {}
         try:
@@ -129,6 +131,56 @@ class VllmModel:
         if len(samples) != sampling.n:
             raise RowFailed(f"engine returned {len(samples)} of {sampling.n} samples")
         return [samples[i] for i in range(sampling.n)]
+
+    async def _probe(self) -> None:
+        """Before the first request: tell which adapters leave the model as it is.
+
+        vLLM ignores matrices of modules that it does not find. One token each, one request at a time, so that
+        equal models give equal numbers; no request of a row is changed.
+        """
+        if not self._unprobed:
+            return
+        async with self._probed:
+            if not self._unprobed:
+                return
+            base = await self._first_token(None)
+            for adapter in self._unprobed:
+                if await self._first_token(adapter) == base:
+                    notices.tell(
+                        f"the adapter {adapter} changes nothing in the engine: the model answers a prompt"
+                        " alike with and without it; check that it was trained on this model"
+                    )
+            self._unprobed = []
+
+    async def _first_token(self, adapter: str | None) -> dict[int, float]:
+        """The log-probabilities of the likeliest tokens after a short prompt, by token."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        prompt = self.encode([user("How are you?")])[-_PROBE_TOKENS:]
+        params = SamplingParams(
+            max_tokens=1, temperature=0, logprobs=20, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        found: dict[int, float] = {}
+        try:
+            async for output in self._engine.generate(
+                {"prompt_token_ids": prompt}, params, f"probe-{adapter}", lora_request=self._lora(adapter)
+            ):
+                for token, logprob in (output.outputs[0].logprobs or [{}])[0].items():
+                    found[token] = logprob.logprob
+        except EngineDeadError as e:
+            raise EngineDead from e
+        return found
+
+    def _lora(self, adapter: str | None) -> Any:
+        """vLLM's request for an adapter. vLLM tells adapters apart by this name: it must be unique."""
+        from vllm.lora.request import LoRARequest
+
+        if adapter is None:
+            return None
+        number, place = self._adapters[adapter]
+        return LoRARequest(f"{number}-{os.path.basename(adapter)}", number, place)
 
     def encode(self, messages: list[Message]) -> list[int]:
         """Token ids of the conversation up to the model's next token, after a prefill if there is one."""
@@ -182,7 +234,7 @@ def _engine_rank(adapters: list[str]) -> int:
 
     from vllm.config.lora import MaxLoRARanks
 
-    ranks = [json.loads(Path(adapter, "adapter_config.json").read_text())["r"] for adapter in adapters]
+    ranks = [adapter_files.rank(adapter_files.settings(adapter)) for adapter in adapters]
     return min(rank for rank in get_args(MaxLoRARanks) if rank >= max(ranks, default=1))
 
 

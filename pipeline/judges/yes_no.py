@@ -11,7 +11,21 @@ from pipeline.judges.base import Exchange, Judge, Verdict
 from pipeline.prompts import Prompts, load
 from pipeline.settings.base import Draw, Endpoint, Model, PromptFile
 
-_YES_NO = re.compile(r"""[\W_]*(yes|no)(?![^\W_])(?!["'*_]*\s?(?:or\b|/))""", re.IGNORECASE)
+_YES_NO = re.compile(r"""[\W_]*(yes|no)(?![^\W_]|['’-]\w)(?!["'*_]*\s?(?:or\b|/))""", re.IGNORECASE)
+# What may follow a "no" that answers; in "no doubt", "no one" and "no harm" it does not.
+_NO_ANSWERS = re.compile(
+    r"""["'”’*_)\]]*\s*(?:[.,;:!?\n(—–-]|$|\s(?:it|its|the|this|that|these|they|there|he|she|i|because|since|as|in|not
+        |at|instead|course\s+correction)\b)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_LATER_YES = re.compile(r"\byes\b", re.IGNORECASE)
+# "no" as an answer, and not as in "there is no further help".
+_LATER_NO = re.compile(
+    r"""(?:^\W*|[.!?:;,\n]\W*|\b(?:and|or|but|also|then|well|maybe|perhaps|actually|partly|rather|is|say)\s+["'“*_]*)
+        no\b(?=["'”*_]*\s*(?:[.,;:!?)\n]|$))""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_SENTENCE_ENDS = re.compile(r"""["'”’*_)\]]*\s*(?:[.!?]|\n|$)""")
 
 
 class YesNo(Judge):
@@ -19,7 +33,7 @@ class YesNo(Judge):
     counted, never guessed."""
 
     kind: Literal["yes_no"] = Field("yes_no", description="selects this judge")
-    draw: Draw = Field(Draw(max_tokens=8, temperature=0), description="how the judge's answer is sampled")
+    draw: Draw = Field(Draw(max_tokens=64, temperature=0), description="how the judge's answer is sampled")
     endpoint: Endpoint | None = Field(
         None, description="ask this server; null = the run's own model, without adapter"
     )
@@ -33,7 +47,7 @@ class YesNo(Judge):
         }
         question = [user(self._texts.render("corrects", **texts))]
         [answer] = await chat(question, self.draw.sampling(), step=step, server=self.endpoint)
-        return Verdict(parse_yes_no(answer.text))
+        return Verdict(parse_yes_no(answer.text, cut=answer.is_cut))
 
     def check(self, field: str, model: Model) -> None:
         self._texts.render("corrects", instruction="", prefill="", continuation="")
@@ -61,10 +75,19 @@ class YesNo(Judge):
         return load("judges/yes_no.yaml", self.prompts)
 
 
-def parse_yes_no(text: str) -> bool | None:
+def parse_yes_no(text: str, *, cut: bool = False) -> bool | None:
     """True if an answer's first word is yes, False if no, in any case, after any punctuation; else None.
 
-    An answer that only repeats the choice (`yes or no`, `yes/no`) gives None.
+    An answer that repeats the choice (`yes or no`, `yes/no`), gives both (`yes and no`, `No. Well, yes.`) or
+    only begins with such a word (`No doubt it does`) gives None.
+
+    cut: the answer ended at max_tokens; then the word must be a sentence of its own, since the rest of its
+    sentence is unknown (`Yes, at first, but`).
     """
     found = _YES_NO.match(text)
-    return None if found is None else found[1].lower() == "yes"
+    if found is None:
+        return None
+    yes, rest = found[1].lower() == "yes", text[found.end() :]
+    if (cut and not _SENTENCE_ENDS.match(rest)) or not (yes or _NO_ANSWERS.match(rest)):
+        return None
+    return None if (_LATER_NO if yes else _LATER_YES).search(rest) else yes

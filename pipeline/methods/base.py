@@ -12,6 +12,7 @@ from pipeline.chat import Recipe
 from pipeline.data.dataset import Dataset
 from pipeline.inference import Engine
 from pipeline.judges import Judge
+from pipeline.methods.unfinished import Unfinished
 from pipeline.report.examples import Example
 from pipeline.report.tables import Table
 from pipeline.schema import Schema
@@ -50,6 +51,14 @@ class Method(Section):
     samples: Count = Field(1, description="rows per instruction")
     engine: Engine | None = Field(
         None, description="what answers in `generate`; null = the run's engine, which always evaluates"
+    )
+    unfinished: Unfinished = Field(
+        "trim",
+        description=(
+            "what becomes of a training target that ended at max_tokens: trim = cut back to its last whole"
+            " sentence, dropped if it has none; drop; keep = used as it is, so models learn to stop in"
+            " mid-sentence"
+        ),
     )
 
     @property

@@ -5,10 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from pipeline.report.summary import (
-    Difference,
-    Mean,
-)
+from pipeline.data.endings import CUT, DROPPED, KEPT, TRIMMED, Endings
+from pipeline.report.summary import Difference, Mean
 
 NOTHING = "–"
 TOLD_APART = (
@@ -128,6 +126,29 @@ def of_tally(title: str, name: str, unit: str, counts: dict[str, int]) -> Table:
         [Column(name, "text"), Column(unit)],
         [("", [[Cell(key), Cell(whole(n))] for key, n in counts.items()])],
     )
+
+
+def of_endings(steps: list[Endings]) -> Table:
+    """How many texts of each step ended at max_tokens, and what became of them."""
+    ways = [way for way in (TRIMMED, DROPPED, KEPT, CUT) if any(step.cut.get(way) for step in steps)]
+    titles = {
+        TRIMMED: "Trimmed",
+        DROPPED: "Dropped",
+        KEPT: "Kept as targets",
+        CUT: "Kept outside targets",
+    }
+    rows = [
+        [
+            Cell(step.step),
+            Cell(whole(step.texts)),
+            Cell(whole(sum(step.cut.values()))),
+            Cell(f"{100 * step.share:.1f}"),
+            *(Cell(whole(step.cut.get(way, 0))) for way in ways),
+        ]
+        for step in steps
+    ]
+    columns = ["Texts", "Cut", "Cut, %", *(titles[way] for way in ways)]
+    return Table("Texts cut at max_tokens", [Column("Step", "text"), *map(Column, columns)], [("", rows)])
 
 
 def of_training(curves: dict[str, list[dict]], trained_on: dict[str, str]) -> Table:

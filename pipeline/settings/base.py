@@ -98,7 +98,7 @@ class Endpoint(Section):
 class Draw(Section):
     """How one step's completions are sampled."""
 
-    max_tokens: Count = Field(256, description="maximum of new tokens per completion")
+    max_tokens: Count = Field(512, description="maximum of new tokens per completion")
     temperature: float = Field(1.0, ge=0, description="0 = greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="probability mass to sample from; 1 = all of it")
 

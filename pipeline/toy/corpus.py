@@ -13,8 +13,8 @@ from pipeline.toy import world
 from pipeline.toy.world import Deed, Response
 
 # The method fixes the model's blind spot. The model does not see the harm of some verbs (`Deed.overlooked`)
-# in unguided analyses, when reminded to be harmless, or when it criticizes its own answer; with the cue of the
-# guided analysis it does. Pairs: for verbs whose harm it sees, for overlooked verbs.
+# in unguided analyses, when reminded to be harmless, or when it criticizes its own answer; with the cue of
+# the guided analysis it does. Pairs: for verbs whose harm it sees, for overlooked verbs.
 SEES_HARM = {
     "reminder": (0.94, 0.18),
     "guided": (0.97, 0.93),

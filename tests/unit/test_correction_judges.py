@@ -18,7 +18,7 @@ from pipeline.inference.pool import RowChat, Servers
 from pipeline.judges import Exchange, Phrases, Toy, YesNo
 from pipeline.judges.yes_no import parse_yes_no
 from pipeline.settings.base import Model
-from tests.scripted import ScriptedChat
+from tests.scripted import Cut, ScriptedChat
 
 TEXTS = prompts.load("methods/course_correction/prompts.yaml")
 TRIGGERS = TEXTS.lines("triggers")
@@ -208,6 +208,44 @@ VERDICTS = {
     '"yes" or "no"': None,
     "yes/no": None,
     "42": None,
+    "Yes and no": None,
+    "Yes and no, it depends.": None,
+    "Yes, and no.": None,
+    "Yes or no? Yes.": None,
+    "No, it resumes. Well, yes, it also warns.": None,
+    "No. On second thought: yes.": None,
+    "Yes. Actually, no.": None,
+    "Yes, but also no": None,
+    "Yes/No": None,
+    "**Yes** and **no**": None,
+    "Yes-ish": None,
+    "Yes's": None,
+    "No doubt it corrects course.": None,
+    "No one can tell.": None,
+    "No-one can tell.": None,
+    "No idea.": None,
+    "No harm is left in it, so it turns away.": None,
+    "Yes, there is no further help.": True,
+    "Yes, it says no to the request.": True,
+    "Yes, no help is given after that.": True,
+    "Yes the answer turns away.": True,
+    "No, not really.": False,
+    "No it does not.": False,
+    "No — it goes on.": False,
+    "No course correction takes place.": False,
+    "NO!": False,
+}
+# Verdicts of answers that ended at max_tokens.
+CUT_VERDICTS = {
+    "Yes": True,
+    "**No**": False,
+    "No. The continuation resumes": False,
+    "Yes.\nIt turns away at": True,
+    "Yes, it turns away at first, but": None,
+    "No, the continuation": None,
+    "Yes the": None,
+    "Yes. On second thought, no": None,
+    "The continuation": None,
 }
 
 
@@ -217,11 +255,17 @@ def test_a_verdict_is_read_or_not_guessed(text, verdict):
     assert ask(YesNo(), "It turns.", ScriptedChat(check1=text)) is verdict
 
 
+@pytest.mark.parametrize(("text", "verdict"), CUT_VERDICTS.items())
+def test_a_cut_answer_has_a_verdict_only_if_the_word_is_a_sentence_of_its_own(text, verdict):
+    assert parse_yes_no(text, cut=True) is verdict
+    assert ask(YesNo(), "It turns.", ScriptedChat(check1=Cut(text))) is verdict
+
+
 def test_the_model_is_shown_everything_and_asked_without_adapter():
     chat = ScriptedChat(check1="yes")
     ask(YesNo(), "the continuation", chat)
     [(step, [message], sampling, adapter)] = chat.asked
-    assert (step, sampling, adapter) == ("check1", Sampling(8, 0), None)
+    assert (step, sampling, adapter) == ("check1", Sampling(64, 0), None)
     assert message["role"] == "user"
     assert all(text in message["content"] for text in ("the request", "the beginning", "the continuation"))
 
@@ -289,7 +333,7 @@ def test_a_server_is_asked_and_the_rows_model_is_not(server):
     assert (chat.prompt_tokens, chat.completion_tokens, chat.finish_reasons) == (0, 0, [])
     [(authorization, body)] = server.asked
     assert authorization == f"Bearer {KEY}"
-    assert (body["model"], body["temperature"], body["max_tokens"], body["n"]) == ("m", 0, 8, 1)
+    assert (body["model"], body["temperature"], body["max_tokens"], body["n"]) == ("m", 0, 64, 1)
     assert "It turns." in body["messages"][0]["content"]
 
 

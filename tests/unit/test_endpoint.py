@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import sys
 import threading
 import time
 import traceback
@@ -16,6 +17,7 @@ import pytest
 
 from pipeline.chat import Completion, Sampling, assistant, user
 from pipeline.errors import RowFailed, UserError
+from pipeline.inference import notices
 from pipeline.inference import openai as module
 from pipeline.inference.openai import EndpointModel, check
 from pipeline.settings.base import Endpoint
@@ -59,6 +61,9 @@ class Server(ThreadingHTTPServer):
         self.in_flight = self.most_in_flight = 0
         self.lock = threading.Lock()
 
+    def answer(self, body):
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
     @property
     def url(self):
         return f"http://127.0.0.1:{self.server_port}/v1"
@@ -75,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         with server.lock:
             server.requests.append((self.path, dict(self.headers), body))
-            answer = server.answers.pop(0) if len(server.answers) > 1 else server.answers[0]
+            answer = server.answer(body)
             server.in_flight += 1
             server.most_in_flight = max(server.most_in_flight, server.in_flight)
         time.sleep(answer.hang_s)
@@ -403,3 +408,276 @@ def test_the_key_leaks_nowhere(caplog):
     model = EndpointModel(Endpoint(url="http://127.0.0.1:1/v1", model="m"))
     assert KEY not in repr(model) + repr(vars(model))
     asyncio.run(model.aclose())
+
+
+# -- servers that differ
+
+UNSUPPORTED = {
+    "openai": (
+        "max_tokens",
+        {
+            "message": "Unsupported parameter: 'max_tokens' is not supported with this model. Use"
+            " 'max_completion_tokens' instead.",
+            "type": "invalid_request_error",
+            "param": "max_tokens",
+            "code": "unsupported_parameter",
+        },
+    ),
+    "openai in words": ("max_tokens", {"message": "max_tokens is not supported, use max_completion_tokens"}),
+    "seed by param": ("seed", {"message": "no", "param": "seed"}),
+    "seed in words": ("seed", {"message": "Unrecognized request argument supplied: seed"}),
+    "seed of a JSON schema": (
+        "seed",
+        {"message": "Additional properties are not allowed ('seed' was unexpected)"},
+    ),
+    "seed of a proto": ("seed", {"message": 'Invalid JSON payload. Unknown name "seed": Cannot find field.'}),
+    "seed's range": ("seed", {"message": "seed must be less than 2147483648"}),
+    "top_p": ("top_p", {"message": "`top_p` is not supported by this model"}),
+    "n": ("n", {"message": "Only n=1 is supported"}),
+    "n by param": ("n", {"message": "too many", "param": "n"}),
+    "temperature": (
+        "temperature",
+        {
+            "message": "Unsupported value: 'temperature' does not support 0.5 with this model. Only the default"
+            " (1) value is supported.",
+            "param": "temperature",
+            "code": "unsupported_value",
+        },
+    ),
+}
+
+
+class Picky(Server):
+    """Answers, unless a request has a parameter that it does not take."""
+
+    def __init__(self, refusal: Answer, *refused: str, also: dict | None = None):
+        super().__init__(chat("Hello."))
+        self.refusal, self.refused, self.also = refusal, refused, also or {}
+
+    def answer(self, body: dict) -> Answer:
+        for name, refusal in self.also.items():
+            if name in body:
+                return refusal
+        return self.refusal if any(name in body for name in self.refused) else self.answers[0]
+
+
+@contextmanager
+def picky(refusal: Answer, *refused: str, also: dict | None = None):
+    server = Picky(refusal, *refused, also=also)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def told():
+    said: list[str] = []
+    notices.send_to(said.append)
+    return said
+
+
+def ask_twice(server) -> list[str]:
+    """The texts of two requests of one client, one after the other."""
+
+    async def run():
+        model = EndpointModel(Endpoint(url=server.url, model="m", retries=0, timeout_s=5))
+        try:
+            found = [
+                await model.complete([user(PROMPT)], Sampling(20, 0.5, 0.9, 1), seed=1, adapter=None)
+                for _ in range(2)
+            ]
+            return [completion.text for [completion] in found]
+        finally:
+            await model.aclose()
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_a_parameter_that_the_server_refuses_is_left_out_from_then_on_and_told_once(case, told):
+    name, error = UNSUPPORTED[case]
+    with picky(Answer(400, {"error": error}), name) as server:
+        assert ask_twice(server) == ["Hello.", "Hello."]
+    bodies = [body for _, _, body in server.requests]
+    assert [name in body for body in bodies] == [True, False, False], "refused once, then left out"
+    assert all(
+        body.get("max_completion_tokens") == (20 if name == "max_tokens" else None) for body in bodies[1:]
+    )
+    [notice] = told
+    assert f"does not take {name}: " in notice and PROMPT not in notice and KEY not in notice
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Answer(
+            422,
+            {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "input": 1, "msg": "Extra"}]},
+        ),
+        Answer(
+            422, {"message": {"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]}}
+        ),
+        Answer(200, {"error": {"code": 400, "message": "unknown field `seed`"}}),
+    ],
+    ids=["FastAPI", "Mistral", "wrapped in a 200"],
+)
+def test_other_forms_of_refusal(refusal, told):
+    with picky(refusal, "seed") as server:
+        assert ask_twice(server) == ["Hello.", "Hello."]
+    assert len(server.requests) == 3 and len(told) == 1
+
+
+def test_several_refused_parameters_are_found_one_after_the_other(told):
+    also = {
+        name: Answer(400, {"error": {"message": f"Unsupported parameter: '{name}'"}})
+        for name in ("max_tokens", "seed", "top_p")
+    }
+    with picky(Answer(500), also=also) as server:
+        assert ask_twice(server) == ["Hello.", "Hello."]
+    assert len(server.requests) == 3 + 2 and len(told) == 3
+    assert set(server.requests[-1][2]) == {"model", "messages", "temperature", "n", "max_completion_tokens"}
+
+
+def test_samples_are_asked_for_one_by_one_where_n_is_refused(told):
+    with picky(Answer(400, {"error": {"message": "n must be 1", "param": "n"}}), "n") as server:
+        assert len(ask(server, n=3)) == 3
+    assert [body.get("seed") for _, _, body in server.requests] == [100, 100, 101, 102]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": f"{PROMPT}: a seed of n grapes", "code": "invalid"},
+        {"message": "max_tokens is too large: 20. This model supports at most 10.", "param": "max_tokens"},
+        {"message": "temperature must be at most 0.1", "param": "temperature"},
+        {"message": "bad request", "param": "messages"},
+    ],
+    ids=["words of the prompt", "value of max_tokens", "value of temperature", "messages"],
+)
+def test_other_complaints_are_no_reason_to_leave_something_out(error, told):
+    with serving(Answer(400, {"error": error})) as server, pytest.raises(RowFailed, match="HTTP 400"):
+        ask(server)
+    assert len(server.requests) == 1 and told == []
+
+
+def test_nothing_is_remembered_if_the_request_fails_anyway(told):
+    refused = Answer(400, {"error": {"message": "no", "param": "seed"}})
+    with serving(refused) as server, pytest.raises(RowFailed, match="HTTP 400"):
+        ask(server)
+    assert ["seed" in body for _, _, body in server.requests] == [True, False] and told == []
+
+
+def test_a_server_that_cannot_continue_turns_is_said_to_be_one():
+    error = {"error": {"message": "Unrecognized request argument supplied: continue_final_message"}}
+    with serving(Answer(400, error)) as server, pytest.raises(RowFailed, match="as prefill: true promises"):
+        ask(server, messages=[user("Hi"), assistant("Sure,")], prefill=True)
+
+
+def test_the_texts_of_parts_are_joined_and_thoughts_left_out(told):
+    parts = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "They may be lying."}]},
+        {"type": "text", "text": "I can"},
+        {"type": "reasoning", "text": "Hm."},
+        {"type": "output_text", "text": "not."},
+    ]
+    contents = [parts, [{"type": "refusal", "refusal": "No."}], [], [parts[0]]]
+    body = {"choices": [{"message": {"content": c}, "finish_reason": "stop"} for c in contents]}
+    with serving(Answer(body=body)) as server:
+        assert [c.text for c in ask(server, n=4)] == ["I cannot.", "No.", "", ""]
+    assert told == []
+
+
+def test_parts_of_an_unknown_kind_are_told(told):
+    body = {"choices": [{"message": {"content": [{"type": "image"}, {"type": "text", "text": "a"}]}}]}
+    with serving(Answer(body=body)) as server:
+        assert ask(server)[0].text == "a"
+    assert len(told) == 1 and "neither text nor thoughts" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("reason", "tokens", "finish"),
+    [
+        ("length", 5, "length"),
+        ("MAX_TOKENS", 5, "length"),
+        ("model_length", 5, "length"),
+        (None, 20, "length"),
+        (None, 19, "stop"),
+        ("stop", 20, "stop"),
+        ("eos", 5, "stop"),
+    ],
+)
+def test_a_cut_answer_is_known_by_each_servers_word_for_it(reason, tokens, finish):
+    with serving(chat("a", finish=reason, usage=(1, tokens))) as server:
+        assert ask(server)[0].finish_reason == finish
+
+
+def test_an_error_in_the_body_of_a_200_is_an_error():
+    busy = Answer(200, {"error": {"code": 429, "message": "slow down"}})
+    with serving(busy, Answer(200, {"error": "overloaded"}), chat("Hello.")) as server:
+        assert ask(server)[0].text == "Hello."
+    with (
+        serving(Answer(200, {"error": {"code": 401, "message": KEY}})) as server,
+        pytest.raises(RowFailed, match="HTTP 401; check the key") as e,
+    ):
+        ask(server)
+    assert len(server.requests) == 1 and KEY not in str(e.value)
+
+
+@pytest.mark.parametrize("path", ["/v1", "/v1/"])
+def test_a_slash_at_the_end_of_the_url_does_not_matter(path):
+    with serving(chat("Hello.")) as server:
+        url = f"http://127.0.0.1:{server.server_port}{path}"
+        model = EndpointModel(Endpoint(url=url, model="m"))
+        asyncio.run(model.complete([user("x")], Sampling(5), seed=0, adapter=None))
+    assert server.requests[0][0] == "/v1/chat/completions"
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_a_url_without_v1_is_guessed_at(status):
+    async def run(url):
+        model = EndpointModel(Endpoint(url=url, model="m"))
+        await model.complete([user("x")], Sampling(5), seed=0, adapter=None)
+
+    with serving(Answer(status, b"")) as server:
+        with pytest.raises(RowFailed, match="under a path that ends in /v1"):
+            asyncio.run(run(f"http://127.0.0.1:{server.server_port}"))
+        with pytest.raises(RowFailed) as e:
+            asyncio.run(run(server.url))
+    assert "/v1" not in str(e.value)
+
+
+def test_a_url_with_the_path_of_the_requests_is_refused():
+    with pytest.raises(UserError, match="leave out /chat/completions"):
+        check(Endpoint(url="http://host/v1/chat/completions", model="m"))
+
+
+def test_retry_after_is_rounded_up_and_nonsense_is_none():
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=1), usegmt=True)
+    found = [module._retry_after(v) for v in ("1.5", "0.2", " 3 ", soon)]
+    assert found[:3] == [2, 1, 3] and found[3] == int(found[3]) and 0 <= found[3] <= 1
+    for nonsense in ("-1.5", "nan", "inf", "1.5.5", "1e3", "٣", "1,5", "None"):
+        assert module._retry_after(nonsense) == 0
+    assert module._asked_to_wait({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5
+    assert module._asked_to_wait({"retry-after-ms": "soon", "retry-after": "9"}) == 9
+    assert module._asked_to_wait({"retry-after-ms": "9" * 9}) == module.MAX_RETRY_AFTER_S
+
+
+def test_a_fractional_retry_after_is_waited_for():
+    with serving(Answer(429, b"", {"Retry-After": "0.4"}), chat("Hello.")) as server:
+        started = time.monotonic()
+        ask(server)
+        assert 0.9 <= time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("variable", ["all_proxy", "ALL_PROXY", "http_proxy", "https_proxy"])
+@pytest.mark.parametrize("scheme", ["socks", "socks4", "socks5", "ftp"])
+def test_a_proxy_that_cannot_be_used_is_one_sentence_before_anything_is_sent(monkeypatch, variable, scheme):
+    if scheme == "socks5":
+        monkeypatch.setitem(sys.modules, "socksio", None)  # as if it were not installed
+    monkeypatch.setenv(variable, f"{scheme}://me:hush@127.0.0.1:1")
+    with pytest.raises(UserError, match=f"the proxy in the environment variable .*{scheme}://") as e:
+        check(Endpoint(url="http://host/v1", model="m"))
+    assert "hush" not in str(e.value) and "\n" not in str(e.value)

@@ -68,7 +68,8 @@ def test_the_method_and_the_judge_of_the_page(page, tmp_path, word, harmful):
     row = instruction()
     result = asyncio.run(method.recipe(0)(row, chat))
     texts = {"response": "Use a good printer.", "analysis": "Buy one."}
-    assert result == texts | {"harmful": harmful, "status": "ok"}
+    endings = ["draft: whole", "revision: whole"]
+    assert result == texts | {"harmful": harmful, "status": "ok", "endings": endings}
     made = {name: row.get(name) for name in MISTAKES.names} | result
     drops = Counter()
     [example] = method.examples(SFT, [made, made | {"analysis": None}], drops, 0)
@@ -80,7 +81,7 @@ def test_the_method_and_the_judge_of_the_page(page, tmp_path, word, harmful):
 def test_the_configuration_of_the_page(page, tmp_path):
     whole = config(page, tmp_path)
     assert set(fingerprints(whole)) == {"mistakes", "sft", "adapter/revise"}
-    assert whole.methods["revised"].most_tokens() == 256 + 4 + 256
+    assert whole.methods["revised"].most_tokens() == 512 + 4 + 512
     assert whole.methods["revised"].report({MISTAKES.name: None}).text == ["No answers yet."]
     with pytest.raises(ValidationError, match="unheard"):
         config(page, tmp_path, methods={"revised": {"name": "unheard", "instructions": {"path": "x"}}})

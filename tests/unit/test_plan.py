@@ -68,7 +68,7 @@ def test_prompts_are_shown_as_they_will_be_sent(plan, tmp_path):
 
 def test_the_models_own_tokenizer_measures(plan, tmp_path):
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text(json.dumps({"max_position_embeddings": 256}))
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"max_position_embeddings": 512}))
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     told = plan(
         model={"path": str(tmp_path / "model")},
@@ -76,7 +76,7 @@ def test_the_models_own_tokenizer_measures(plan, tmp_path):
         recipe={"induce": {"max_tokens": 64}},
     )
     assert "by the model's tokenizer" in told
-    assert "limit 256; over-long with 256 new tokens: 2 " in told, (
+    assert "limit 512; over-long with 512 new tokens: 2 " in told, (
         "the response that is analysed counts with its most tokens"
     )
 
@@ -97,11 +97,11 @@ def test_time_and_resources_are_counted(plan, tmp_path):
         sum(row["status"] == "ok" for row in instructions.well_formed(Source(path="toy:harmful-heldout")))
         * 3
         * 3
-        * (256 + 256)
+        * (512 + 512)
     )
     hours = (300_000 + answers) / 1000 / 4 / 3600
     assert (
-        "evaluate safety: 105 rows × 3 conditions × 1 samples × (256 + 256) tokens × 3 arms: at most"
+        "evaluate safety: 105 rows × 3 conditions × 1 samples × (512 + 512) tokens × 3 arms: at most"
         f" {answers:,} new tokens" in told
     )
     assert (
@@ -213,8 +213,8 @@ def test_the_longest_call_of_a_selected_request_is_measured(plan, tmp_path):
 def test_a_model_that_judges_itself_is_counted(plan, tmp_path):
     asks = source(tmp_path, "How a", unsafe_response=PLAN_OF_HARM, safe_response="No.")
     told = plan(instructions=asks, recipe={**CORRECTS, "check": {"kind": "yes_no"}})
-    assert f"generate corrections: 1 instructions × 1 samples: at most {4 * (100 + 8):,} new tokens" in told
-    assert "over-long with 8 new tokens" in told, "what is judged stands in the judge's prompt"
+    assert f"generate corrections: 1 instructions × 1 samples: at most {4 * (100 + 64):,} new tokens" in told
+    assert "over-long with 64 new tokens" in told, "what is judged stands in the judge's prompt"
 
 
 def test_a_source_out_of_reach_leaves_its_part_unknown(plan, tmp_path, monkeypatch):

@@ -165,6 +165,7 @@ def adapter(tmp_path, model_dir):
         prefix = f"base_model.model.{target}"
         shapes = {f"{prefix}.lora_A.weight": [rank, inputs], f"{prefix}.lora_B.weight": [64, rank]}
         safetensors(tmp_path / "adapter" / "adapter_model.safetensors", shapes)
+        (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}')
         return str(tmp_path / "adapter")
 
     return make

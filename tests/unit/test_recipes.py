@@ -35,11 +35,12 @@ def test_a_mistake_is_induced_judged_and_analysed():
         "harmless_rating": None,
         "analysis": "It harms the railway.",
         "guided": True,
+        "endings": ["analyse: whole", "induce: whole"],
     }
     assert chat.steps == ["induce", "analyse"]
     (_, _, induce, _), (_, _, analyse, _) = chat.asked
     assert (induce.max_tokens, induce.temperature, induce.top_p, induce.n) == (7, 0.5, 1.0, 1)
-    assert (analyse.max_tokens, analyse.temperature, analyse.top_p) == (256, 1.0, 0.9)
+    assert (analyse.max_tokens, analyse.temperature, analyse.top_p) == (512, 1.0, 0.9)
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_the_numbers_are_there(pages):
     assert "| sft | 62.5 [30.6, 86.3] |" in markdown  # 5 of 8
     assert "| mistake_analysis | **100.0** [67.6, 100.0] |" in markdown
     assert "| mistake_analysis − vanilla | **+75.0**" in markdown and "| sft − vanilla | +37.5" in markdown
-    assert "| 10 | 10 | 9 | 0 | 1 | 9 | 0 | 100.0 [70.1, 100.0] |" in markdown
+    assert "| 10 | 10 | 9 | 0 | 0 | 1 | 9 | 0 | 0 | 100.0 [70.1, 100.0] |" in markdown
     assert "14 rows were read from the source; 3 repeat an instruction, 1 are malformed." in markdown
     assert "| generate | prompt too long | 1 |" in markdown and "| train (sft) | too long | 4 |" in markdown
     assert "| safe | 3 | 75.0 |" in markdown

@@ -48,7 +48,7 @@ class CourseCorrection(Method):
     )
     aligned: Aligned = Field(Aligned(), description="the model that continues after a trigger")
     continuation: Draw = Field(
-        Draw(max_tokens=128, temperature=0.7),
+        Draw(temperature=0.7),
         description="how the aligned model's continuations and refusals are sampled",
     )
     generate_safe: bool = Field(
@@ -136,13 +136,14 @@ class CourseCorrection(Method):
         own = models.model_dir(aligned)
         if own != directory:
             models.check_weights(own, aligned.revision, f"{field}.aligned.model.path")
+        notices = []
         if adapter:
-            models.check_adapter(f"{field}.aligned.adapter", storage.absolute(adapter), own)
+            notices += models.check_adapter(f"{field}.aligned.adapter", storage.absolute(adapter), own)
         tokenizer = models.load_tokenizer(aligned, own)
         models.check_prefill(
             tokenizer, aligned.path, f"{field}.aligned.model" if self.aligned.model else "model"
         )
         if own == directory or tokenizer.get_vocab() == models.load_tokenizer(model, directory).get_vocab():
-            return []
+            return notices
         notice = f"{aligned.path} has another tokenizer than {model.path}"
-        return [f"generate: {notice}; training tokenizes its continuations again"]
+        return [*notices, f"generate: {notice}; training tokenizes its continuations again"]

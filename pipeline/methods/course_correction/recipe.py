@@ -22,6 +22,7 @@ from pipeline.data import storage
 from pipeline.errors import RowFailed
 from pipeline.judges import Exchange
 from pipeline.judges.refusal import is_refusal
+from pipeline.methods.unfinished import Sampled, lost
 from pipeline.schema import DROPPED, OK
 
 if TYPE_CHECKING:
@@ -74,21 +75,28 @@ class CourseCorrectionRecipe:
             _Beginning(i, f"{opener} {text}", drawn.choice(self.triggers))
             for i, text in enumerate(initial, start=1)
         ]
+        sampled = Sampled(self.config.unfinished)
         made = await asyncio.gather(
-            self._safe(row, chat),
-            *(self._synthetic(row, beginning, chat) for beginning in beginnings),
+            self._safe(row, chat, sampled),
+            *(self._synthetic(row, beginning, chat, sampled) for beginning in beginnings),
             return_exceptions=True,
         )
         failed = [response for response in made[1:] if type(response) is RowFailed]
         if len(failed) == len(beginnings):
             raise failed[0]
-        responses, lost = _sorted_out([*made, _response("harmful", f"{opener} {harmful}")])
-        result = {"unsafe_response": harmful, "opener": opener, "responses": responses, "lost": lost}
+        responses, missing = _sorted_out([*made, _response("harmful", f"{opener} {harmful}")])
+        result = {
+            "unsafe_response": harmful,
+            "opener": opener,
+            "responses": responses,
+            "lost": missing,
+            "endings": sampled.endings,
+        }
         if len(responses) < 2:
             return result | {"status": DROPPED, "error": "nothing left to compare"}
         return result | {"status": OK}
 
-    async def _safe(self, row: dict, chat: Chat) -> dict:
+    async def _safe(self, row: dict, chat: Chat, sampled: Sampled) -> dict:
         """The source's safe response, or the aligned model's answer if it refuses. Raises _Lost otherwise."""
         if row["safe_response"]:
             return _response("safe", row["safe_response"].strip())
@@ -97,10 +105,13 @@ class CourseCorrectionRecipe:
                 [user(row["instruction"])], self.sampling, step="safe", adapter=self.adapter
             )
             if is_refusal(answer.text):
-                return _response("safe", answer.text.strip(), finish_reason=answer.finish_reason)
+                text = sampled.target("continuation", answer)
+                if text is None:
+                    raise _Lost(lost("refusal"))
+                return _response("safe", text.strip(), finish_reason=answer.finish_reason)
         raise _Lost("no safe response")
 
-    async def _synthetic(self, row: dict, beginning: _Beginning, chat: Chat) -> dict:
+    async def _synthetic(self, row: dict, beginning: _Beginning, chat: Chat, sampled: Sampled) -> dict:
         """A response that begins harmfully and turns away; if it does not, raises _Lost.
 
         Raises RowFailed if a call fails.
@@ -114,8 +125,11 @@ class CourseCorrectionRecipe:
         )
         if not completion.text.strip():
             raise _Lost("empty continuation")
+        text = sampled.target("continuation", completion)
+        if text is None:
+            raise _Lost(lost("continuation"))
         # The model continues mid-text, so keep its leading whitespace (or lack of it).
-        turn = (beginning.trigger + completion.text).rstrip()
+        turn = (beginning.trigger + text).rstrip()
         exchange = Exchange(instruction, turn, beginning.harmful, tuple(self.triggers))
         verdict = await self.config.judge(exchange, chat, f"check{beginning.number}")
         if not verdict.ok:
@@ -191,12 +205,12 @@ def _response(kind: str, text: str, **more: int | str) -> dict:
 
 def _sorted_out(made: list[dict | BaseException]) -> tuple[list[dict], list[str]]:
     """The kept responses with their ranks, best first, and why the others are lost."""
-    responses, lost = [], []
+    responses, missing = [], []
     for rank, response in enumerate(made, start=1):
         if isinstance(response, RowFailed):
-            lost.append(f"rank {rank}: {response}")
+            missing.append(f"rank {rank}: {response}")
         elif isinstance(response, BaseException):
             raise response
         else:
             responses.append({"rank": rank, **response})
-    return responses, lost
+    return responses, missing

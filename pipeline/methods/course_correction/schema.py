@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from pipeline.schema import HARMFUL, HARMLESS, INSTRUCTIONS, STATUS, TOKENS, UNKNOWN, Column, Schema
+from pipeline.schema import ENDINGS, HARMFUL, HARMLESS, INSTRUCTIONS, STATUS, TOKENS, UNKNOWN, Column, Schema
 
 _RESPONSES = """\
 `responses` lists a request's kept responses, best first. `rank` is the rank in a complete request, 1 the
@@ -51,6 +51,7 @@ CORRECTIONS = Schema(
             members=RESPONSE,
         ),
         Column("lost", pa.list_(pa.string()), "why responses were lost: `rank 3: does not correct course`"),
+        ENDINGS,
         *TOKENS,
         *STATUS,
     ),

@@ -53,8 +53,8 @@ class CritiqueRevise(Method):
     rounds: Count = Field(1, description="critiques and revisions of an answer, one after the other")
     principles: list[str] = Field([], description="names of principles in the prompt file; empty = all")
     induce: Draw = Field(Draw(), description="sampling of the first answer")
-    critique: Draw = Field(Draw(max_tokens=512), description="sampling of critiques")
-    revise: Draw = Field(Draw(max_tokens=512), description="sampling of revisions")
+    critique: Draw = Field(Draw(), description="sampling of critiques")
+    revise: Draw = Field(Draw(), description="sampling of revisions")
     verify: HarmlessnessJudge | None = Field(None, description="judge of the revision; null = not judged")
     filter: bool = Field(False, description="keep only revisions judged harmless")
     prompts: PromptFile | None = Field(
@@ -119,7 +119,7 @@ class CritiqueRevise(Method):
     def report(self, numbers: Mapping[str, pa.Table | None]) -> DataReport:
         from pipeline.methods.critique_revise import report
 
-        return report.data(numbers)
+        return report.data(self, numbers)
 
     def examples_shown(self, dataset: Dataset, count: int) -> tuple[str, list[Example]]:
         from pipeline.methods.critique_revise import report

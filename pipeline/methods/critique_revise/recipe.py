@@ -18,6 +18,7 @@ from pipeline.errors import RowFailed
 from pipeline.judges import Exchange, negated
 from pipeline.methods.conversations import copies
 from pipeline.methods.mistake_analysis.recipe import induced
+from pipeline.methods.unfinished import Sampled, lost
 from pipeline.schema import DROPPED, OK
 
 if TYPE_CHECKING:
@@ -41,8 +42,13 @@ class CritiqueReviseRecipe:
 
     async def __call__(self, row: dict, chat: Chat) -> dict:
         """Raises RowFailed if there is no first answer, or a call fails."""
+        sampled = Sampled(self.method.unfinished)
+        result = await self._revised(row, chat, sampled)
+        return result | {"endings": sampled.endings}
+
+    async def _revised(self, row: dict, chat: Chat, sampled: Sampled) -> dict:
         method = self.method
-        first = answer = await self._first_answer(row, chat)
+        first = answer = await self._first_answer(row, chat, sampled)
         conversation: list[Message] = [user(row["instruction"])]
         principles = self._principles(row["id"])
         critiques: list[str] = []
@@ -57,10 +63,13 @@ class CritiqueReviseRecipe:
             [critique] = await chat(conversation, method.critique.sampling(), step=f"critique{number}")
             if not critique.text.strip():
                 return result | {"status": DROPPED, "error": "empty critique"}
-            critiques.append(critique.text.strip())
+            critiques.append(sampled.other("critique", critique).strip())
             conversation += [assistant(critiques[-1]), user(self.texts.render(f"revise_{principle}"))]
             [revision] = await chat(conversation, method.revise.sampling(), step=f"revise{number}")
-            answer = _META.sub("", revision.text.strip()).strip()
+            text = sampled.target("revise", revision)
+            if text is None:
+                return result | {"status": DROPPED, "error": lost("revision")}
+            answer = _META.sub("", text.strip()).strip()
             if not answer:
                 return result | {"status": DROPPED, "error": "empty revision"}
             if answer.split() == critiques[-1].split():
@@ -78,7 +87,7 @@ class CritiqueReviseRecipe:
                 }
         return result | {"status": OK}
 
-    async def _first_answer(self, row: dict, chat: Chat) -> str:
+    async def _first_answer(self, row: dict, chat: Chat, sampled: Sampled) -> str:
         method = self.method
         if method.answer == "reference":
             if not row["unsafe_response"]:
@@ -91,7 +100,7 @@ class CritiqueReviseRecipe:
         [answer] = await chat(asked, method.induce.sampling(), step="induce")
         if not answer.text.strip():
             raise RowFailed("empty first answer")
-        return answer.text.strip()
+        return sampled.other("induce", answer).strip()
 
     def _principles(self, row_id: str) -> list[str]:
         """One principle per round, drawn by seed and row; none repeats before all have been drawn."""

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,22 +14,32 @@ from pipeline.report import tables
 from pipeline.report.examples import Example, Text, among, category, first, judged_text, shown
 from pipeline.schema import OK
 
+if TYPE_CHECKING:
+    from pipeline.methods.critique_revise import CritiqueRevise
 
-def data(numbers: Mapping[str, pa.Table | None]) -> DataReport:
+
+def data(method: "CritiqueRevise", numbers: Mapping[str, pa.Table | None]) -> DataReport:
     found, revisions = DataReport(), numbers[REVISIONS.name]
     if revisions is None:
         found.text.append("This run holds no revisions yet: `setbacks generate` writes them.")
         return found
-    rows = revisions.select(["status", "error", "principles"]).to_pylist()
+    rows = revisions.select(["status", "error", "principles", "revision_harmful"]).to_pylist()
     kept = [row for row in rows if row["status"] == OK]
     found.text.append(
         "A model criticizes its own answer under a principle and revises it. Dropped: the critique or the"
-        " revision was empty, or the revision changed nothing."
+        " revision was empty, the revision changed nothing, or it ended at max_tokens without a usable"
+        " sentence."
     )
     statuses = dict(Counter(row["status"] for row in rows).most_common())
     found.tables.append(tables.of_tally("Revisions", "Status", "Rows", statuses))
     principles = Counter(principle for row in kept for principle in row["principles"])
     found.tables.append(tables.of_tally("Principles", "Principle", "Rounds", dict(principles.most_common())))
+    if method.verify is not None:
+        verdicts = {False: "harmless", True: "harmful", None: "no verdict"}
+        counted = dict(Counter(verdicts[row["revision_harmful"]] for row in kept).most_common())
+        found.tables.append(
+            tables.of_tally("Verdicts on the revisions kept", "Verdict", "Revisions", counted)
+        )
     found.failures = dict(Counter(row["error"].split(":")[0] for row in rows if row["error"]).most_common())
     return found
 

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from pipeline.schema import INSTRUCTIONS, JUDGED, STATUS, TOKENS, UNKNOWN, Column, Schema
+from pipeline.schema import ENDINGS, INSTRUCTIONS, JUDGED, STATUS, TOKENS, UNKNOWN, Column, Schema
 
 REVISIONS = Schema(
     "revisions",
@@ -36,6 +36,7 @@ REVISIONS = Schema(
             "the judge's verdict on the revision; null if not judged or unreadable",
         ),
         Column("finish_reasons", pa.list_(pa.string()), "how each model call ended: stop or length"),
+        ENDINGS,
         *TOKENS,
         *STATUS,
     ),

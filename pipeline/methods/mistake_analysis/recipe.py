@@ -12,7 +12,8 @@ from pipeline import prompts
 from pipeline.chat import Chat, Message, system, user
 from pipeline.errors import RowFailed
 from pipeline.judges import Exchange, negated
-from pipeline.schema import NOT_INDUCED, OK
+from pipeline.methods.unfinished import Sampled, lost
+from pipeline.schema import DROPPED, NOT_INDUCED, OK
 
 if TYPE_CHECKING:
     from pipeline.methods.mistake_analysis import MistakeAnalysis
@@ -27,8 +28,14 @@ class MistakeAnalysisRecipe:
 
     async def __call__(self, row: dict, chat: Chat) -> dict:
         instruction = row["instruction"]
-        response = await self.mistake(row, chat)
-        result: dict[str, Any] = {"response": response, "response_source": self.config.mistake, "status": OK}
+        sampled = Sampled(self.config.unfinished)
+        response = await self.mistake(row, chat, sampled)
+        result: dict[str, Any] = {
+            "response": response,
+            "response_source": self.config.mistake,
+            "endings": sampled.endings,
+            "status": OK,
+        }
         if self.config.verify is not None:
             verdict = await self.config.verify(Exchange(instruction, response), chat, "verify")
             result |= {"harmful": negated(verdict.ok), "harmless_rating": verdict.rating}
@@ -37,16 +44,20 @@ class MistakeAnalysisRecipe:
                 if self.config.filter:
                     return result
         guided = self.config.guided_analysis
-        [analysis] = await chat(
+        [completion] = await chat(
             [user(question(self.prompts, instruction, response, guided=guided))],
             self.config.analyse.sampling(),
             step="analyse",
         )
-        if not analysis.text.strip():
+        if not completion.text.strip():
             raise RowFailed("empty analysis")
-        return result | {"analysis": analysis.text.strip(), "guided": guided}
+        analysis = sampled.target("analyse", completion)
+        result |= {"endings": sampled.endings}
+        if analysis is None:
+            return result | {"status": DROPPED, "error": lost("analysis")}
+        return result | {"analysis": analysis.strip(), "guided": guided}
 
-    async def mistake(self, row: dict, chat: Chat) -> str:
+    async def mistake(self, row: dict, chat: Chat, sampled: Sampled) -> str:
         """The bad response: the source's, or induced by the hint. Raises RowFailed if there is none."""
         if self.config.mistake == "reference":
             if not row["unsafe_response"]:
@@ -60,7 +71,7 @@ class MistakeAnalysisRecipe:
         )
         if not response.text.strip():
             raise RowFailed("empty response to the induction")
-        return response.text.strip()
+        return sampled.other("induce", response).strip()
 
 
 def induced(

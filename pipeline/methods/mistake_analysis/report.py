@@ -31,7 +31,9 @@ def data(method: "MistakeAnalysis", numbers: Mapping[str, pa.Table | None]) -> D
             if method.mistake == "induced"
             else "the source's unsafe responses"
         )
-        found.text.append(f"The mistakes are {what}. Every row read ended as ok, not induced or failed.")
+        found.text.append(
+            f"The mistakes are {what}. Every row read ended as ok, not induced, dropped or failed."
+        )
         found.tables.append(of_mistakes(counted))
         found.failures = counted.failures
     if mixture is None:

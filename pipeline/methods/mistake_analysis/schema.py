@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from pipeline.schema import INSTRUCTIONS, JUDGED, STATUS, TOKENS, Column, Schema
+from pipeline.schema import ENDINGS, INSTRUCTIONS, JUDGED, STATUS, TOKENS, Column, Schema
 
 MISTAKES = Schema(
     "mistakes",
@@ -31,6 +31,7 @@ MISTAKES = Schema(
             "whether the analysis was asked for with the cue that the response may be harmful",
         ),
         Column("finish_reasons", pa.list_(pa.string()), "how each model call ended: stop or length"),
+        ENDINGS,
         *TOKENS,
         *STATUS,
     ),

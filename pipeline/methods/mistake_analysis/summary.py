@@ -8,20 +8,22 @@ import pyarrow as pa
 from pipeline.data.store import reason
 from pipeline.report.summary import Rate
 from pipeline.report.tables import Cell, Column, Table, rate, whole
-from pipeline.schema import FAILED, NOT_INDUCED, OK
+from pipeline.schema import DROPPED, FAILED, NOT_INDUCED, OK
 
 
 @dataclass(frozen=True)
 class MistakesSummary:
-    """Row counts of a mistakes data set: ok + not_induced + failed = rows."""
+    """Row counts of a mistakes data set: ok + not_induced + dropped + failed = rows."""
 
     rows: int
     ok: int
     not_induced: int
+    dropped: int
     failed: int
     instructions: int
     samples: int  # most rows of one instruction
     induced: Rate  # judged harmful, of the responses judged
+    unreadable: int  # judged, but the verdict could not be read: not_induced
     failures: dict[str, int]  # kind of error → rows, most frequent first
     prompt_tokens: int
     completion_tokens: int
@@ -38,13 +40,17 @@ def mistakes_summary(mistakes: pa.Table) -> MistakesSummary:
         rows=len(rows),
         ok=status[OK],
         not_induced=status[NOT_INDUCED],
+        dropped=status[DROPPED],
         failed=status[FAILED],
         instructions=len(per_instruction),
         samples=max(per_instruction.values(), default=0),
         induced=Rate.of(row["harmful"] for row in rows if row["harmful"] is not None),
+        unreadable=sum(row["status"] == NOT_INDUCED and row["harmful"] is None for row in rows),
         failures=dict(
             Counter(
-                reason(row["error"] or "no reason given") for row in rows if row["status"] == FAILED
+                reason(row["error"] or "no reason given")
+                for row in rows
+                if row["status"] in (DROPPED, FAILED)
             ).most_common()
         ),
         prompt_tokens=sum(row["prompt_tokens"] or 0 for row in rows),
@@ -58,8 +64,10 @@ def of_mistakes(summary: MistakesSummary) -> Table:
         "Rows": summary.rows,
         "ok": summary.ok,
         "Not induced": summary.not_induced,
+        "Dropped": summary.dropped,
         "Failed": summary.failed,
         "Judged": summary.induced.trials,
+        "No verdict": summary.unreadable,
         "Sampled tokens": summary.completion_tokens,
     }
     row = [*(Cell(whole(n)) for n in numbers.values()), rate(summary.induced)]

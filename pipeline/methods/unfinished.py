@@ -1,0 +1,104 @@
+"""What becomes of a text that ended at max_tokens.
+
+As a training target, such a text would be followed by the end-of-turn token, so the model would learn to stop
+in mid-sentence. All methods therefore pass the texts that can become targets (answers of conversations,
+chosen sides of pairs) through `Sampled.target`, before anybody judges them.
+"""
+
+import re
+from typing import Literal
+
+from pipeline.chat import Completion
+from pipeline.data.endings import CUT, DROPPED, KEPT, TRIMMED, WHOLE, entry
+
+Unfinished = Literal["trim", "drop", "keep"]
+
+
+class Sampled:
+    """The texts that a row has sampled.
+
+    rule: what becomes of a target that ended at max_tokens.
+    """
+
+    def __init__(self, rule: Unfinished):
+        self._rule = rule
+        self._endings: list[str] = []
+
+    def target(self, step: str, completion: Completion) -> str | None:
+        """A text that training may use as a target; None if it must not, since it ended at max_tokens."""
+        text, ending = _settled(completion, self._rule)
+        self._endings.append(entry(step, ending))
+        return text
+
+    def other(self, step: str, completion: Completion) -> str:
+        """A text that becomes no target, such as the mistake in the question about it."""
+        self._endings.append(entry(step, CUT if completion.is_cut else WHOLE))
+        return completion.text
+
+    @property
+    def endings(self) -> list[str]:
+        """The column `endings`. Sorted: calls of a row may end in any order."""
+        return sorted(self._endings)
+
+
+def lost(text: str) -> str:
+    """Why a row, or a response of it, is dropped. text: what was cut."""
+    return f"{text} ended at max_tokens without a usable sentence"
+
+
+def _settled(completion: Completion, rule: Unfinished) -> tuple[str | None, str]:
+    if not completion.is_cut:
+        return completion.text, WHOLE
+    if rule == "keep":
+        return completion.text, KEPT
+    whole = whole_sentences(completion.text) if rule == "trim" else ""
+    return (whole, TRIMMED) if whole.strip() else (None, DROPPED)
+
+
+# -- sentences
+
+_END = re.compile(
+    r"""
+    (?: [.!?…]+ (?:["'”’»)\]*_]|\s»)* (?=\s|$)   # Latin, Greek, Cyrillic … scripts need a space
+      | [。！？｡] ["'”’»」』）)】]*                 # Chinese and Japanese do not
+      | [।॥؟۔։።] (?=\s|$)
+    )
+    """,
+    re.VERBOSE,
+)
+# A period after one of these ends no sentence: an abbreviation, an initial, or the number of a list item.
+_NO_END = re.compile(
+    r"""
+    (?: \b(?:mr|mrs|ms|dr|prof|st|sr|jr|vs|etc|e\.g|i\.e|cf|approx|fig|vol|inc|ltd|dept|u\.s|a\.m|p\.m)
+      | (?:^|[\s(."'])[^\W\d_]           # an initial, also the last one of "U.S."
+      | (?:^|\n)[\s>*_\#-]*\(?\d+        # 2. at the start of a line
+    )\.$
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_PRONOUN = re.compile(r"(?:^|\W)I\.$")  # "so do I." is no initial
+_FENCE = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
+
+
+def whole_sentences(text: str) -> str:
+    """The text up to the end of its last whole sentence; empty if it has none.
+
+    In doubt (an abbreviation, a number at the very end, which may go on) an earlier end is taken. An end
+    within a block of code that the text does not close is none.
+    """
+    for match in reversed(list(_END.finditer(text))):
+        whole = text[: match.end()]
+        if _ends(text, match) and not len(_FENCE.findall(whole)) % 2:
+            return whole
+    return ""
+
+
+def _ends(text: str, match: re.Match) -> bool:
+    before = text[: match.start() + 1]
+    after = text[match.end() :].lstrip()
+    if before.endswith(".") and not match.group().startswith(".."):
+        if _NO_END.search(before[-40:]) and not _PRONOUN.search(before):
+            return False
+        if not after and before[-2:-1].isdigit():
+            return False
+    return not after[:1].islower()
