@@ -81,6 +81,7 @@ def test_what_the_cluster_has_not_is_told_at_once(network, workers, source, tmp_
 GPUS = """
 import sys, time, ray
 from pipeline.inference.dummy import Dummy
+from pipeline.inference.vllm import VLLM
 from pipeline.settings.base import Model
 from pipeline.schema import INSTRUCTIONS
 from pipeline.methods.mistake_analysis.schema import MISTAKES
@@ -88,8 +89,9 @@ from pipeline.data.store import Store
 from pipeline.inference.pool import Job, ModelSpec, run_recipes
 from tests import scripted
 
-class OneGpu(Dummy):
-    gpus = property(lambda _: 1)
+class Spec(ModelSpec):
+    def open(self):
+        return Dummy().open(self.model, "", ())
 
 async def recipe(row, chat):
     return {"status": "ok"}
@@ -99,7 +101,7 @@ ray.data.DataContext.get_current().enable_progress_bars = False
 store = Store(sys.argv[1], "mistakes", MISTAKES)
 store.open({})
 store.write_work([scripted.instruction(f"ask {i}", id=f"r{i}") for i in range(64)], INSTRUCTIONS, block_rows=8)
-spec = ModelSpec(Model(path="toy"), "", OneGpu())
+spec = Spec(Model(path="toy"), "", VLLM(num_gpus=1))
 list(run_recipes([Job(recipe, store)], spec, seed=0, label="generate"))
 started = time.monotonic()
 group = ray.util.placement_group([{"GPU": 1}])
