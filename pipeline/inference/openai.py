@@ -148,6 +148,8 @@ def check(endpoint: Endpoint, field: str = "endpoint") -> None:
 
 def _check_proxy(field: str) -> None:
     """Raises UserError for a proxy in the environment that httpx cannot use, whatever the host."""
+    import httpx
+
     try:
         httpx.Client().close()
     except (ImportError, ValueError, httpx.InvalidURL):

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.chat import Sampling, user
 from pipeline.inference import notices
-from pipeline.settings.base import Inference, Model
+from pipeline.settings.base import Model
 from pipeline.toy.model import WEIGHTS
 
 pytestmark = pytest.mark.timeout(300)
@@ -73,11 +73,11 @@ def answers(adapters, loop, told) -> dict[str | None, str]:
     """The greedy answers of base and adapters, asked for in one batch."""
 
     async def run():
-        from pipeline.inference.vllm import VllmModel
+        from pipeline.inference.vllm import VLLM, VllmModel
 
         notices.send_to(told.append)
         toy = Model(path="toy", dtype="float32")
-        model = VllmModel(toy, str(WEIGHTS), Inference(max_num_seqs=16), list(adapters.values()))
+        model = VllmModel(toy, str(WEIGHTS), VLLM(max_num_seqs=16), list(adapters.values()))
         try:
             asked = {None: None, **adapters}
             found = await asyncio.gather(
