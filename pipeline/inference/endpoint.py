@@ -72,7 +72,13 @@ class EndpointModel:
         )
 
     async def complete(
-        self, messages: list[Message], sampling: Sampling, *, seed: int, adapter: str | None
+        self,
+        prompt: list[Message] | str,
+        sampling: Sampling,
+        *,
+        seed: int,
+        adapter: str | None,
+        prefill: bool = True,
     ) -> list[Completion]:
         """Sample `sampling.n` continuations. If the server returns fewer choices, request the missing ones.
 
@@ -82,7 +88,8 @@ class EndpointModel:
         Raises RowFailed if the server refuses the request, gives no usable answer after all retries, or does
         not support the request.
         """
-        prefilled = messages[-1]["role"] == "assistant"
+        answered = not isinstance(prompt, str) and prompt[-1]["role"] == "assistant"
+        prefilled = answered and prefill
         if adapter is not None:
             raise RowFailed(
                 "an endpoint has no adapters, it serves each under a model name: leave inference.endpoint"
@@ -95,13 +102,15 @@ class EndpointModel:
             )
         body = {
             "model": self._endpoint.model,
-            "messages": messages,
+            **({"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt}),
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
         }
         if prefilled:  # the parameters of vLLM's server
             body |= {"continue_final_message": True, "add_generation_prompt": False}
+        elif answered:
+            body |= {"add_generation_prompt": True}
         completions: list[Completion] = []
         while (missing := sampling.n - len(completions)) > 0:
             completions += await self._request(body | {"n": missing, "seed": seed + len(completions)})
@@ -126,9 +135,10 @@ class EndpointModel:
 
     async def _post(self, body: dict) -> httpx.Response:
         """Raises _Retry if there is no answer or a retryable status, RowFailed if the server refuses."""
+        path = "completions" if "prompt" in body else "chat/completions"
         try:
             async with asyncio.timeout(self._endpoint.timeout_s):
-                response = await self._client.post("chat/completions", json=body)
+                response = await self._client.post(path, json=body)
         except TimeoutError:
             raise _Retry(f"no answer in {self._endpoint.timeout_s:g} s") from None
         except httpx.HTTPError as e:
@@ -169,7 +179,9 @@ def _key(endpoint: Endpoint, field: str = "inference.endpoint") -> str | None:
 
 
 def _completions(response: httpx.Response) -> list[Completion]:
-    """The choices of a chat completion. Raises _Retry for other bodies, RowFailed for filtered text.
+    """The choices of a completion of a chat or of a text.
+
+    Raises _Retry for other bodies, RowFailed for filtered text.
 
     Usage is reported per request. Every completion gets all prompt tokens, since the server reads the prompt
     once. Completion tokens are divided evenly, the remainder among the first, so the sum is right. Zero if
@@ -177,7 +189,10 @@ def _completions(response: httpx.Response) -> list[Completion]:
     """
     try:
         body = response.json()
-        choices = [(c["message"], c.get("finish_reason")) for c in body["choices"]]
+        choices = [
+            (c["message"] if "message" in c else {"content": c["text"]}, c.get("finish_reason"))
+            for c in body["choices"]
+        ]
         usage = body.get("usage") or {}
         prompt_tokens, total = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
         texts = [_text(message) for message, _ in choices]

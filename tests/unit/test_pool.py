@@ -42,7 +42,7 @@ class EchoModel:
         self.adapters: list[str | None] = []
         self.in_flight = self.most_in_flight = 0
 
-    async def complete(self, messages, sampling, *, seed, adapter):
+    async def complete(self, messages, sampling, *, seed, adapter, prefill=True):
         self.seeds.append(seed)
         self.adapters.append(adapter)
         self.in_flight += 1
@@ -372,7 +372,7 @@ def test_finish_reasons_stand_in_the_order_of_the_calls():
     """Calls of one row run at once and end in any order; what is stored must not depend on it."""
 
     class Slow:
-        async def complete(self, messages, sampling, *, seed, adapter):
+        async def complete(self, messages, sampling, *, seed, adapter, prefill=True):
             await asyncio.sleep(0.02 if messages[0]["content"] == "slow" else 0)
             return [Completion("", 1, 1, messages[0]["content"])]
 
