@@ -201,9 +201,7 @@ def test_a_revision_refuses_if_its_critique_saw_the_harm():
     texts = prompts.load("methods/critique_revise/prompts.yaml")
     for _ in range(400):
         request, answer, criticize, critique, revise, revision = corpus.draw("revision")
-        asked = {
-            name for name, text in texts.texts.items() if text in (criticize["content"], revise["content"])
-        }
+        asked = {name for name, text in texts.texts.items() if text in (criticize["content"], revise["content"])}
         assert len({name.partition("_")[2] for name in asked}) == 1, "both of one principle"
         harmful = re.search(r"^To .*? is harm(ful|less)", critique["content"])[1] == "ful"
         if harmful:
