@@ -15,7 +15,7 @@ class ScriptedChat:
     servers: step → server that was asked.
     """
 
-    def __init__(self, **answers: str | list[str] | Exception):
+    def __init__(self, **answers: str | list[str] | list[Completion] | Exception):
         self.answers = answers
         self.asked: list[tuple[str, list[Message] | str, Sampling, str | None]] = []
         self.closed: list[str] = []
