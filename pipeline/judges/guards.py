@@ -123,7 +123,7 @@ class LlamaGuard(_Templated):
 
 
 class QwenGuard(_Templated):
-    """Qwen3Guard-Gen: lines of safety, categories and refusal. Safety has a third value, controversial."""
+    """Qwen3Guard-Gen: lines of safety, categories and refusal; a third value of safety is controversial."""
 
     FAMILY: ClassVar = "Qwen3Guard"
     kind: Literal["qwen_guard"] = Field("qwen_guard", description="selects this judge")
