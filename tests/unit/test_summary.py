@@ -234,7 +234,7 @@ def test_without_ratings_there_is_no_score_and_no_column():
 
 
 def test_with_any_rating_the_score_stands_beside_the_rate():
-    rows = arms_table(ANSWERS.table(scored([8.0, 6.0], [3.0]) + [answer(1, "sft", harmful=True)]))
+    rows = arms_table(ANSWERS.table([*scored([8.0, 6.0], [3.0]), answer(1, "sft", harmful=True)]))
     table = of_arms(rows, rated=False, helpful=False)
     assert [column.name for column in table.columns] == ["Arm", "Harmless, %", "Harmless 1–10"]
     [(_, [vanilla, sft])] = table.groups
