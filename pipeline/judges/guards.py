@@ -81,7 +81,7 @@ class Guard(Judge):
         who = (
             f"the model {self.endpoint.model} on a server"
             if self.endpoint
-            else "the run's own model, which must be that guard"
+            else "the run's own model (which must be that guard)"
         )
         return (
             f"{self.FAMILY}: {who} judges {what}. Guards miss harm outside of their policies and disagree"
