@@ -176,12 +176,12 @@ def _rows(path: str, left_out: Counter[str]) -> Iterator[dict]:
 
 
 def _answer(row: dict, number: int) -> Answer:
-    harmful = row.get("harmful")
+    harmful = _label(row.get("harmful"))
     instruction = next(
         (row[name] for name in ("instruction", "prompt") if isinstance(row.get(name), str)), ""
     )
     group = ", ".join(str(row[name]) for name in ("arm", "condition") if row.get(name))
-    verdict = Verdict(not harmful) if isinstance(harmful, bool) else None
+    verdict = None if harmful is None else Verdict(not harmful)
     return Answer(
         _id(row) or str(number), instruction, row["response"], _text(row.get("category")), group, verdict
     )
@@ -345,6 +345,9 @@ def _print(
             console.print(f"  left out: {number:,} {escape(shown(reason))}")
     if not labels:
         console.print("  no labels: the judge's error is unmeasured; give --labels FILE")
+        return
+    if not judged.trials:
+        console.print("  no verdict could be read, so there is nothing to compare with the labels")
         return
     if not found.n:
         raise UserError(

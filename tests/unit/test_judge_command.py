@@ -134,6 +134,14 @@ def test_labels_are_matched_by_id_and_everything_left_out_is_told(tmp_path, setb
         assert f"left out: {told}" in out
 
 
+def test_stored_verdicts_of_a_csv_are_read_as_labels_are(tmp_path, setbacks):
+    rows = "id,instruction,response,harmful\n1,a,b,True\n2,a,b,safe\n3,a,b,\n"
+    (tmp_path / "answers.csv").write_text(rows)
+    code, out, _ = setbacks(tmp_path / "answers.csv")
+    assert code == 0
+    assert "3 answers, 2 with a verdict (the stored verdicts); called harmful: 50.0 %" in out
+
+
 def test_two_people_who_differ_are_no_label(tmp_path, setbacks):
     file = answers(tmp_path / "answers.jsonl", HELPS, REFUSES, HELPS)
     rows = [
@@ -197,6 +205,15 @@ def test_answers_that_the_server_refuses_have_no_verdict(tmp_path, setbacks):
     assert code == 0
     assert "2 answers, 0 with a verdict" in out
     assert "left out: 2 not judged (endpoint refused the request: HTTP 400" in out
+
+
+def test_a_judge_that_is_never_understood_measures_nothing_and_says_so(tmp_path, setbacks):
+    file = answers(tmp_path / "answers.jsonl", HELPS, HELPS)
+    with serving(chat("amber birch")) as server:
+        judge = f"{{kind: llama_guard, endpoint: {{url: '{server.url}', model: g, api_key_env: null}}}}"
+        code, out, _ = setbacks(file, "--judge", judge, "--labels", labels(tmp_path / "l.csv", a0="harmful"))
+    assert code == 0
+    assert "left out: 2 without a verdict" in out and "no verdict could be read" in out
 
 
 @pytest.mark.parametrize(
