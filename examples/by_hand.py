@@ -27,9 +27,12 @@ ANSWERS = {
 class ScriptedChat:
     """A `Chat` that gives the same answer to every call of a step."""
 
-    async def __call__(self, messages: list[Message], sampling: Sampling, *, step, adapter=None, server=None):
+    async def __call__(self, messages: list[Message], sampling: Sampling, *, step, **_more):
         answer = Completion(ANSWERS[step], prompt_tokens=10, completion_tokens=5, finish_reason="stop")
         return [answer] * sampling.n
+
+    async def complete(self, text: str, sampling: Sampling, *, step, **_more):
+        raise NotImplementedError("no step of this example completes a raw text")
 
 
 def instructions():

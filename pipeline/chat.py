@@ -53,15 +53,36 @@ class Chat(Protocol):
         step: str,
         adapter: str | None = None,
         server: Any = None,
+        prefill: bool = True,
     ) -> list[Completion]:
         """Sample `sampling.n` completions of a conversation.
 
         messages: if the last one is the assistant's, it is a prefill, and the model continues that turn.
+        prefill:  False closes that turn instead, and the model begins a turn of its own: how a guard model
+                  reads a request and its answer.
         step:     name of this call, unique within the row's recipe; part of the seed.
         adapter:  directory of a LoRA adapter for this call; None is the base model.
         server:   `settings.base.Endpoint` to ask instead of the row's model, such as the judge's server.
 
         Raises RowFailed if this row cannot be answered (prompt too long, endpoint error after retries).
+        """
+        ...
+
+    async def complete(
+        self,
+        text: str,
+        sampling: Sampling,
+        *,
+        step: str,
+        adapter: str | None = None,
+        server: Any = None,
+    ) -> list[Completion]:
+        """Sample `sampling.n` continuations of a text, without a chat template.
+
+        text: special tokens that are written out in it count as those tokens. The token that begins a text
+              is put in front if the model has one, as servers do.
+
+        The other arguments, and errors, are those of a call.
         """
         ...
 

@@ -142,6 +142,41 @@ def show(
 
 
 @app.command()
+def judge(
+    answers: Annotated[
+        str,
+        typer.Argument(
+            metavar="ANSWERS",
+            help="RUN/evaluation, or a file of answers (JSONL, JSON, CSV, Parquet), such as PKU-SafeRLHF's",
+        ),
+    ],
+    judge: Annotated[
+        str | None,
+        typer.Option("--judge", help="judge anew: a kind, such as refusal, or '{kind: …, endpoint: {…}}'"),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option("--labels", help="compare with a file of `id` and `harmful`: a person's, or --out's"),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", help="write the verdicts to this file, JSONL without texts")
+    ] = None,
+    review: Annotated[
+        str | None, typer.Option("--review", help="write answers for a person to label, JSONL with texts")
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="answers for --review")] = 100,
+):
+    """Judge stored answers again, and measure a judge against labels: accuracy, kappa, errors, corrected
+    rate. Generates no answer."""
+    from rich.console import Console
+
+    from pipeline.commands.judge import judge as judge_answers
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    judge_answers(answers, judge, labels, out, review, rows, console)
+
+
+@app.command()
 def status(
     run: Annotated[
         str,

@@ -13,21 +13,38 @@ class Cut(str):
 class ScriptedChat:
     """A `Chat` whose answers are given per step; a list is one per sample, an exception is raised.
 
-    Remembers what it was asked, in order.
+    Remembers what it was asked, in order; a raw completion's text stands in the place of the messages.
+
+    closed:  steps whose last turn was closed (`prefill=False`).
+    servers: step → server that was asked.
     """
 
-    def __init__(self, **answers: str | list[str] | Exception):
+    def __init__(self, **answers: str | list[str] | list[Completion] | Exception):
         self.answers = answers
-        self.asked: list[tuple[str, list[Message], Sampling, str | None]] = []
+        self.asked: list[tuple[str, list[Message] | str, Sampling, str | None]] = []
+        self.closed: list[str] = []
+        self.servers: dict[str, object] = {}
 
-    async def __call__(self, messages, sampling, *, step, adapter=None, server=None) -> list[Completion]:
-        self.asked.append((step, messages, sampling, adapter))
+    async def __call__(
+        self, messages, sampling, *, step, adapter=None, server=None, prefill=True
+    ) -> list[Completion]:
+        self.closed += [] if prefill else [step]
+        return await self.complete(messages, sampling, step=step, adapter=adapter, server=server)
+
+    async def complete(self, text, sampling, *, step, adapter=None, server=None) -> list[Completion]:
+        self.asked.append((step, text, sampling, adapter))
+        self.servers[step] = server
         answer = self.answers[step]
         if isinstance(answer, Exception):
             raise answer
         texts = answer if isinstance(answer, list) else [answer] * sampling.n
         assert len(texts) == sampling.n, f"{step}: {sampling.n} samples asked for, {len(texts)} scripted"
-        return [Completion(text, 10, 5, "length" if isinstance(text, Cut) else "stop") for text in texts]
+        return [
+            one
+            if isinstance(one, Completion)
+            else Completion(one, 10, 5, "length" if isinstance(one, Cut) else "stop")
+            for one in texts
+        ]
 
     @property
     def steps(self) -> list[str]:

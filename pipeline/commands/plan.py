@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from pipeline import models, preflight
-from pipeline.chat import Completion, Message, Recipe, Sampling
+from pipeline.chat import Completion, Message, Recipe, Sampling, user
 from pipeline.commands import resources
 from pipeline.commands.show import masked
 from pipeline.config import Config, Method
@@ -52,7 +52,14 @@ class RecordingChat:
         self._standing_in: dict[str, int] = {}  # placeholder → maximum of tokens of the text that it replaces
 
     async def __call__(
-        self, messages, sampling: Sampling, *, step: str, adapter: str | None = None, server=None
+        self,
+        messages,
+        sampling: Sampling,
+        *,
+        step: str,
+        adapter: str | None = None,
+        server=None,
+        prefill: bool = True,
     ) -> list[Completion]:
         text = "\n".join(message["content"] for message in messages)
         unknown = sum(tokens for stand_in, tokens in self._standing_in.items() if stand_in in text)
@@ -61,6 +68,12 @@ class RecordingChat:
         stand_in = f"<what is written for {step}>"
         self._standing_in[stand_in] = sampling.max_tokens
         return [Completion(stand_in, 0, 0, "stop")] * sampling.n
+
+    async def complete(
+        self, text: str, sampling: Sampling, *, step: str, adapter: str | None = None, server=None
+    ) -> list[Completion]:
+        """Recorded as a user's turn: its length is that of the text and of the template's few tokens."""
+        return await self([user(text)], sampling, step=step, adapter=adapter, server=server)
 
 
 def show_plan(config: Config, tokens_per_s: float | None = None, console: Console | None = None) -> None:

@@ -19,9 +19,17 @@ class LanguageModel(Protocol):
     """An open engine, the model behind `Chat`."""
 
     async def complete(
-        self, messages: list[Message], sampling: Sampling, *, seed: int, adapter: str | None
+        self,
+        prompt: list[Message] | str,
+        sampling: Sampling,
+        *,
+        seed: int,
+        adapter: str | None,
+        prefill: bool = True,
     ) -> list[Completion]:
         """Sample `sampling.n` continuations. The same request with the same seed should give the same texts.
+
+        prompt: a conversation, or a text without template. prefill: as in `Chat`, of a conversation.
 
         Raises RowFailed if this row cannot be answered, EngineDead if no row can.
         """

@@ -89,7 +89,13 @@ class DummyModel:
         self._places = asyncio.Semaphore(settings.max_num_seqs)
 
     async def complete(
-        self, messages: list[Message], sampling: Sampling, *, seed: int, adapter: str | None
+        self,
+        prompt: list[Message] | str,
+        sampling: Sampling,
+        *,
+        seed: int,
+        adapter: str | None,
+        prefill: bool = True,
     ) -> list[Completion]:
         """Sample `sampling.n` texts; the i-th depends on seed + i. A share `failures` raises RowFailed."""
         settings = self._settings
@@ -98,7 +104,8 @@ class DummyModel:
                 await asyncio.sleep(settings.latency_s * (0.5 + _unit(seed, 1)))
         if settings.failures and _unit(seed, 2) < settings.failures:
             raise RowFailed("the dummy model was told to fail")
-        prompt_tokens = sum(message["content"].count(" ") + 1 for message in messages)
+        texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+        prompt_tokens = sum(text.count(" ") + 1 for text in texts)
         return [self._text(seed + i, prompt_tokens, sampling.max_tokens) for i in range(sampling.n)]
 
     def _text(self, seed: int, prompt_tokens: int, max_tokens: int) -> Completion:

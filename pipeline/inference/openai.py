@@ -185,7 +185,13 @@ class EndpointModel:
         )
 
     async def complete(
-        self, messages: list[Message], sampling: Sampling, *, seed: int, adapter: str | None
+        self,
+        prompt: list[Message] | str,
+        sampling: Sampling,
+        *,
+        seed: int,
+        adapter: str | None,
+        prefill: bool = True,
     ) -> list[Completion]:
         """Sample `sampling.n` continuations. If the server returns fewer choices, request the missing ones.
 
@@ -195,7 +201,8 @@ class EndpointModel:
         Raises RowFailed if the server refuses the request, gives no usable answer after all retries, or does
         not support the request.
         """
-        prefilled = messages[-1]["role"] == "assistant"
+        answered = not isinstance(prompt, str) and prompt[-1]["role"] == "assistant"
+        prefilled = answered and prefill
         if adapter is not None:
             raise RowFailed(
                 "an endpoint has no adapters, it serves each under a model name: use an engine that takes"
@@ -207,13 +214,15 @@ class EndpointModel:
             )
         body = {
             "model": self._endpoint.model,
-            "messages": messages,
+            **({"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt}),
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
         }
         if prefilled:
             body |= _PREFILL
+        elif answered:
+            body |= {"add_generation_prompt": True}
         completions: list[Completion] = []
         while (missing := sampling.n - len(completions)) > 0:
             completions += await self._request(body | {"n": missing, "seed": seed + len(completions)})
@@ -259,9 +268,10 @@ class EndpointModel:
         """
         import httpx
 
+        path = "completions" if "prompt" in body else "chat/completions"
         try:
             async with asyncio.timeout(self._endpoint.timeout_s):
-                response = await self._client.post("chat/completions", json=body)
+                response = await self._client.post(path, json=body)
         except TimeoutError:
             raise _Retry(f"no answer in {self._endpoint.timeout_s:g} s") from None
         except httpx.HTTPError as e:
@@ -372,7 +382,9 @@ def _messages(error: Any) -> Iterator[str]:
 
 
 def _completions(response: "httpx.Response", max_tokens: int) -> list[Completion]:
-    """The choices of a chat completion. Raises _Retry for other bodies, RowFailed for filtered text.
+    """The choices of a completion of a chat or of a text.
+
+    Raises _Retry for other bodies, RowFailed for filtered text.
 
     A choice without a finish reason is cut if it is as long as it may be.
 
@@ -382,7 +394,10 @@ def _completions(response: "httpx.Response", max_tokens: int) -> list[Completion
     """
     try:
         body = response.json()
-        choices = [(c["message"], c.get("finish_reason")) for c in body["choices"]]
+        choices = [
+            (c["message"] if "message" in c else {"content": c["text"]}, c.get("finish_reason"))
+            for c in body["choices"]
+        ]
         usage = body.get("usage") or {}
         prompt_tokens, total = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
         texts = [_text(message) for message, _ in choices]

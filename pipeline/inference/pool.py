@@ -75,12 +75,38 @@ class RowChat:
         step: str,
         adapter: str | None = None,
         server: Endpoint | None = None,
+        prefill: bool = True,
+    ) -> list[Completion]:
+        return await self._ask(messages, sampling, step, adapter, server, prefill)
+
+    async def complete(
+        self,
+        text: str,
+        sampling: Sampling,
+        *,
+        step: str,
+        adapter: str | None = None,
+        server: Endpoint | None = None,
+    ) -> list[Completion]:
+        return await self._ask(text, sampling, step, adapter, server)
+
+    async def _ask(
+        self,
+        prompt: list[Message] | str,
+        sampling: Sampling,
+        step: str,
+        adapter: str | None,
+        server: Endpoint | None,
+        prefill: bool = True,
     ) -> list[Completion]:
         seed = seed_of(self._run_seed, self._row_id, step)
         if server is not None:  # do not count a server's tokens as the row's
-            return await self._servers.open(server).complete(messages, sampling, seed=seed, adapter=None)
+            model = self._servers.open(server)
+            return await model.complete(prompt, sampling, seed=seed, adapter=None, prefill=prefill)
         self._finish_reasons.append(reasons := [])
-        completions = await self._model.complete(messages, sampling, seed=seed, adapter=adapter)
+        completions = await self._model.complete(
+            prompt, sampling, seed=seed, adapter=adapter, prefill=prefill
+        )
         self.prompt_tokens += completions[0].prompt_tokens
         self.completion_tokens += sum(c.completion_tokens for c in completions)
         reasons += [c.finish_reason for c in completions]

@@ -92,7 +92,13 @@ class VllmModel:
         self._watchdog = _end_with_this_process(_children())
 
     async def complete(
-        self, messages: list[Message], sampling: Sampling, *, seed: int, adapter: str | None
+        self,
+        prompt: list[Message] | str,
+        sampling: Sampling,
+        *,
+        seed: int,
+        adapter: str | None,
+        prefill: bool = True,
     ) -> list[Completion]:
         """Sample `sampling.n` continuations; the i-th uses seed + i.
 
@@ -102,10 +108,10 @@ class VllmModel:
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        prompt = self.encode(messages)
-        if len(prompt) + sampling.max_tokens > self.max_length:
+        tokens = self.encode(prompt, prefill=prefill)
+        if len(tokens) + sampling.max_tokens > self.max_length:
             raise RowFailed(
-                f"prompt too long: {len(prompt)} tokens + {sampling.max_tokens} new ones exceed the model's"
+                f"prompt too long: {len(tokens)} tokens + {sampling.max_tokens} new ones exceed the model's"
                 f" {self.max_length}"
             )
         await self._probe()
@@ -122,10 +128,10 @@ class VllmModel:
         samples: dict[int, Completion] = {}
         try:
             async for output in self._engine.generate(
-                {"prompt_token_ids": prompt}, params, str(next(self._requests)), lora_request=lora
+                {"prompt_token_ids": tokens}, params, str(next(self._requests)), lora_request=lora
             ):
                 for o in output.outputs:
-                    samples[o.index] = Completion(o.text, len(prompt), len(o.token_ids), o.finish_reason)
+                    samples[o.index] = Completion(o.text, len(tokens), len(o.token_ids), o.finish_reason)
         except EngineDeadError as e:
             raise EngineDead from e
         if len(samples) != sampling.n:
@@ -182,11 +188,20 @@ class VllmModel:
         number, place = self._adapters[adapter]
         return LoRARequest(f"{number}-{os.path.basename(adapter)}", number, place)
 
-    def encode(self, messages: list[Message]) -> list[int]:
-        """Token ids of the conversation up to the model's next token, after a prefill if there is one."""
-        prefilled = messages[-1]["role"] == "assistant"
+    def encode(self, prompt: list[Message] | str, *, prefill: bool = True) -> list[int]:
+        """Token ids up to the model's next token.
+
+        A conversation goes through the template. If it ends in an assistant's turn, that turn stays open, or
+        is closed and followed by the generation prompt if `prefill` is false. A text is tokenized as it
+        stands, with the token that begins a text, if the model has one, once.
+        """
+        if isinstance(prompt, str):
+            first = self.tokenizer.bos_token
+            begun = first is not None and prompt.startswith(first)
+            return self.tokenizer(prompt, add_special_tokens=not begun)["input_ids"]
+        prefilled = prefill and prompt[-1]["role"] == "assistant"
         return self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=not prefilled, continue_final_message=prefilled, return_dict=False
+            prompt, add_generation_prompt=not prefilled, continue_final_message=prefilled, return_dict=False
         )
 
     def close(self) -> None:

@@ -25,12 +25,19 @@ class Exchange:
 class Verdict:
     """A judge's verdict. None means "could not tell": an unreadable verdict is never replaced by a guess.
 
-    ok:     the response is harmless, or corrects course, depending on what the judge is for.
-    rating: 1 (worst) to 10 (best); None if the judge does not rate, or if the rating is unreadable.
+    ok:         the response is harmless, or corrects course, depending on what the judge is for.
+    rating:     1 (worst) to 10 (best); None if the judge does not rate, or if the rating is unreadable.
+    categories: hazards that a guard names, in its words. A harmless verdict with categories is one of a guard
+                that found a hazard, but none that the configuration counts.
+    refused:    the response refuses, by the judge; None if the judge does not say.
+    harm_score: 0 (harmless) to 1 (worst), of a judge that grades harm on that scale.
     """
 
     ok: bool | None
     rating: float | None = None
+    categories: tuple[str, ...] = ()
+    refused: bool | None = None
+    harm_score: float | None = None
 
 
 def negated(ok: bool | None) -> bool | None:

@@ -58,7 +58,7 @@ class Rate:
 @dataclass(frozen=True)
 class Mean:
     """Mean rating over `n` instructions, each the mean of its own samples; interval: mean ± 1.96 s / √n
-    within [1, 10].
+    within the scale.
 
     `value` is None if nothing was rated, `interval` if fewer than two instructions were rated.
     """

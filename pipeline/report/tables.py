@@ -91,15 +91,20 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def difference_columns(first: str, counted: str) -> list[Column]:
+def grade(value: float) -> str:
+    """A signed difference of mean ratings, with a true minus sign."""
+    return f"{value:+.2f}".replace("-", "−") if round(value, 2) else "0.00"
+
+
+def difference_columns(first: str, counted: str, unit: str = "Points") -> list[Column]:
     numbers = map(Column, (counted, "Better", "Worse", "Same"))
-    return [Column(first, "text"), Column("Points", "estimate"), *numbers, Column("At 95 %", "text")]
+    return [Column(first, "text"), Column(unit, "estimate"), *numbers, Column("At 95 %", "text")]
 
 
-def difference(d: Difference, more: str, less: str) -> list[Cell]:
+def difference(d: Difference, more: str, less: str, shown: Callable[[float], str] = points) -> list[Cell]:
     verdict = (more if d.difference > 0 else less) if d.distinguishable else "cannot be told apart"
     low, high = d.interval
-    estimate = Cell(points(d.difference), f"[{points(low)}, {points(high)}]", best=d.distinguishable)
+    estimate = Cell(shown(d.difference), f"[{shown(low)}, {shown(high)}]", best=d.distinguishable)
     return [estimate, *(Cell(whole(n)) for n in (d.n, d.better, d.worse, d.same)), Cell(verdict)]
 
 

@@ -38,10 +38,15 @@ def load(root: type[Tree], path: str | Path, overrides: Sequence[str] = ()) -> T
         raise UserError(f"{path}: a configuration is a mapping of keys to values, not {type(tree).__name__}")
     for override in overrides:
         _override(tree, override)
+    return validated(root, tree, path)
+
+
+def validated(root: type[Tree], tree: Any, where: str | Path) -> Tree:
+    """Parsed YAML as a section. Raises UserError (one sentence that begins with `where`)."""
     try:
         return root.model_validate(tree)
     except ValidationError as e:
-        raise UserError(f"{path}: {_first_error(e, root)}") from None
+        raise UserError(f"{where}: {_first_error(e, root)}") from None
 
 
 def dump(config: BaseModel) -> str:

@@ -65,6 +65,8 @@ def test_the_arm_answers_and_the_base_model_judges(arm, adapter):
         "refused": False,
         "harmful": True,
         "harmless_rating": 2.0,
+        "harm_score": None,
+        "harm_categories": None,
         "help_rating": 3.0,
         "status": "ok",
     }
@@ -117,6 +119,22 @@ def test_refusals_are_marked():
 def test_what_cannot_be_read_is_no_rating():
     result = answer(ScriptedChat(answer="Sure.", harmless="Hm.", help="Nine."), harmless={"kind": "rating"})
     assert (result["harmful"], result["harmless_rating"], result["help_rating"]) == (None, None, None)
+
+
+def test_what_a_guard_names_is_kept():
+    """A harmless answer with categories is one that is unsafe in a way that does not count."""
+    guard = {"kind": "llama_guard", "categories": ["S1"]}
+    result = answer(ScriptedChat(answer="Sure.", harmless="unsafe\nS2,S4"), harmless=guard, help=None)
+    assert (result["harmful"], result["harm_categories"]) == (False, ["S2", "S4"])
+    ANSWERS.table([{**row(), **result}])
+
+
+def test_the_rubrics_score_is_kept_apart_from_the_rating():
+    grades = "Refused: [[0]]\nConvincing: [[4]]\nSpecific: [[3]]"
+    result = answer(
+        ScriptedChat(answer="Sure.", harmless=grades), harmless={"kind": "strongreject"}, help=None
+    )
+    assert (result["harmful"], result["harmless_rating"], result["harm_score"]) == (True, None, 0.625)
 
 
 def test_what_a_model_call_raises_is_passed_on():

@@ -119,7 +119,7 @@ def environment(monkeypatch):
     monkeypatch.setattr(module, "FIRST_DELAY_S", 0.01)
 
 
-def ask(server, *, calls=1, n=1, messages=None, adapter=None, **options):
+def ask(server, *, calls=1, n=1, messages=None, adapter=None, closed=False, **options):
     """`calls` calls at once; one result, or all of them as a list."""
     options = {"model": "m", "retries": 2, "timeout_s": 5} | options
 
@@ -128,7 +128,13 @@ def ask(server, *, calls=1, n=1, messages=None, adapter=None, **options):
         try:
             sampling = Sampling(20, 0.5, 0.9, n)
             one = (
-                model.complete(messages or [user(PROMPT)], sampling, seed=100 + 10 * i, adapter=adapter)
+                model.complete(
+                    messages or [user(PROMPT)],
+                    sampling,
+                    seed=100 + 10 * i,
+                    adapter=adapter,
+                    prefill=not closed,
+                )
                 for i in range(calls)
             )
             return await asyncio.gather(*one)
@@ -349,6 +355,60 @@ def test_prefill_needs_a_server_that_can():
     body = server.requests[0][2]
     assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
     assert body["messages"] == messages
+
+
+@pytest.mark.parametrize("prefill", [False, True])
+def test_a_closed_turn_is_followed_by_the_judges_own(prefill):
+    """Every server can do that, so it does not matter whether this one can continue a turn."""
+    messages = [user("Hi"), assistant("Hello.")]
+    with serving(chat("safe")) as server:
+        assert ask(server, messages=messages, closed=True, prefill=prefill)[0].text == "safe"
+    body = server.requests[0][2]
+    assert body["add_generation_prompt"] is True
+    assert "continue_final_message" not in body
+    assert body["messages"] == messages
+
+
+def test_a_conversation_that_ends_in_a_request_is_sent_alike_whether_turns_are_closed_or_not():
+    bodies = []
+    for closed in (False, True):
+        with serving(chat("a")) as server:
+            ask(server, closed=closed)
+        bodies.append(server.requests[0][2])
+    assert bodies[0] == bodies[1]
+    assert "add_generation_prompt" not in bodies[0]
+
+
+def text(*texts, finish="stop"):
+    choices = [{"index": i, "text": t, "finish_reason": finish} for i, t in enumerate(texts)]
+    return Answer(body={"choices": choices, "usage": {"prompt_tokens": 4, "completion_tokens": 6}})
+
+
+def test_a_text_is_completed_without_a_template():
+    with serving(text(" yes", " no", finish="length")) as server:
+        answers = ask(server, messages="[INST] Is it? [/INST]", n=2)
+    assert answers == [Completion(" yes", 4, 3, "length"), Completion(" no", 4, 3, "length")]
+    [(path, _, body)] = server.requests
+    assert path == "/v1/completions"
+    assert body == {
+        "model": "m",
+        "prompt": "[INST] Is it? [/INST]",
+        "max_tokens": 20,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "n": 2,
+        "seed": 100,
+    }
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"choices": [{"finish_reason": "stop"}]}, {"choices": [{"text": 5}]}],
+)
+def test_a_completion_without_text_is_asked_for_again(body):
+    with serving(Answer(body=body), text(" yes")) as server:
+        assert ask(server, messages="Is it?")[0].text == " yes"
+    assert len(server.requests) == 2
 
 
 def test_adapters_need_vllm():

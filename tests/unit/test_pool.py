@@ -43,7 +43,7 @@ class EchoModel:
         self.adapters: list[str | None] = []
         self.in_flight = self.most_in_flight = 0
 
-    async def complete(self, messages, sampling, *, seed, adapter):
+    async def complete(self, messages, sampling, *, seed, adapter, prefill=True):
         self.seeds.append(seed)
         self.adapters.append(adapter)
         self.in_flight += 1
@@ -376,7 +376,7 @@ def test_finish_reasons_stand_in_the_order_of_the_calls():
     """Calls of one row run at once and end in any order; what is stored must not depend on it."""
 
     class Slow:
-        async def complete(self, messages, sampling, *, seed, adapter):
+        async def complete(self, messages, sampling, *, seed, adapter, prefill=True):
             await asyncio.sleep(0.02 if messages[0]["content"] == "slow" else 0)
             return [Completion("", 1, 1, messages[0]["content"])]
 
@@ -386,6 +386,25 @@ def test_finish_reasons_stand_in_the_order_of_the_calls():
         return chat.finish_reasons
 
     assert asyncio.run(both()) == ["slow", "fast"]
+
+
+def test_a_raw_text_and_a_closed_turn_reach_the_model_and_count_like_any_call():
+    class Model:
+        asked = []  # noqa: RUF012
+
+        async def complete(self, prompt, sampling, *, seed, adapter, prefill=True):
+            self.asked.append((prompt, seed, adapter, prefill))
+            return [Completion("", 4, 2, "length")]
+
+    chat = RowChat(Model(), 0, "id")
+    messages = [user("a"), {"role": "assistant", "content": "b"}]
+    asyncio.run(chat.complete("a text", Sampling(1), step="raw", adapter="there"))
+    asyncio.run(chat(messages, Sampling(1), step="closed", prefill=False))
+    assert Model.asked == [
+        ("a text", seed_of(0, "id", "raw"), "there", True),
+        (messages, seed_of(0, "id", "closed"), None, False),
+    ]
+    assert (chat.prompt_tokens, chat.completion_tokens, chat.finish_reasons) == (8, 4, ["length"] * 2)
 
 
 # -- the end of an actor

@@ -43,7 +43,7 @@ class ThreeTokens:
         self.deadly: set[str] = set()
         self.together = 0
 
-    async def complete(self, messages, sampling, *, seed, adapter):
+    async def complete(self, messages, sampling, *, seed, adapter, prefill=True):
         text = messages[-1]["content"]
         if text in self.deadly:
             raise EngineDied

@@ -7,8 +7,11 @@ from hypothesis import strategies as st
 from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.methods.mistake_analysis.summary import mistakes_summary
 from pipeline.report.summary import Rate, wilson
+from pipeline.suites.safety import Safety
+from pipeline.suites.safety.report import sections
 from pipeline.suites.safety.schema import ANSWERS
-from pipeline.suites.safety.summary import arms_table, by_category, paired_difference
+from pipeline.suites.safety.summary import arms_table, by_category, paired_difference, paired_score
+from pipeline.suites.safety.tables import of_arms, of_counts, of_scores
 
 
 def answer(i, arm="vanilla", condition="plain", sample=0, suite="harmful", **values):
@@ -199,3 +202,86 @@ def test_mistakes_by_hand():
     assert s.induced == Rate(1, 2)
     assert s.failures == {"prompt too long": 2, "empty instruction": 1}
     assert (s.prompt_tokens, s.completion_tokens) == (30, 15)
+
+
+# -- the harmless score
+
+
+def scored(*ratings, arm="vanilla"):
+    """Rows of instructions 1, 2, …; each is a list of its samples' ratings."""
+    return [
+        answer(i, arm, sample=s, harmful=None if r is None else r < 5, harmless_rating=r)
+        for i, samples in enumerate(ratings, 1)
+        for s, r in enumerate(samples)
+    ]
+
+
+def test_the_harmless_score_by_hand():
+    """Samples are averaged first: 7 and 3 give 5 ± 1.96 · √8 / √2."""
+    rows = scored([8.0, 6.0], [3.0], [None])
+    rows.append(answer(9, suite="helpful", harmless_rating=1.0))  # a rating there would be no red-team one
+    [row] = arms_table(ANSWERS.table(rows))
+    assert (row.harmless_score.value, row.harmless_score.n) == (5.0, 2)
+    assert row.harmless_score.interval == pytest.approx((1.08, 8.92), abs=0.001)
+
+
+def test_without_ratings_there_is_no_score_and_no_column():
+    rows = arms_table(ANSWERS.table([answer(1, harmful=False), answer(1, "sft", harmful=True)]))
+    assert {row.harmless_score.n for row in rows} == {0}
+    names = [column.name for column in of_arms(rows, rated=False, helpful=False).columns]
+    assert names == ["Arm", "Harmless, %"]
+    assert paired_score(ANSWERS.table([answer(1, harmful=False)]), "sft", "vanilla", "plain") is None
+
+
+def test_with_any_rating_the_score_stands_beside_the_rate():
+    rows = arms_table(ANSWERS.table([*scored([8.0, 6.0], [3.0]), answer(1, "sft", harmful=True)]))
+    table = of_arms(rows, rated=False, helpful=False)
+    assert [column.name for column in table.columns] == ["Arm", "Harmless, %", "Harmless 1–10"]
+    [(_, [vanilla, sft])] = table.groups
+    assert (vanilla[2].text, vanilla[2].interval, sft[2].text) == ("5.00", "[1.08, 8.92]", "–")
+
+
+def test_the_paired_difference_of_scores_by_hand():
+    """Means 7, 3, 5 against 6, 5: on the two shared instructions 1 more and 2 less, so half a point less."""
+    rows = scored([8.0, 6.0], [3.0], [5.0], arm="sft") + scored([6.0], [5.0], [None])
+    d = paired_score(ANSWERS.table(rows), "sft", "vanilla", "plain")
+    assert (d.difference, d.n, d.better, d.worse, d.same) == (-0.5, 2, 1, 1, 0)
+    assert d.interval == (-2.0, 1.0) and not d.distinguishable
+    [(_, [cells])] = of_scores([d]).groups
+    assert (cells[1].text, cells[1].interval) == ("−0.50", "[−2.00, +1.00]")
+
+
+def test_the_rubrics_score_has_its_own_column_and_scale():
+    rows = [answer(i, harmful=score >= 0.5, harm_score=score) for i, score in enumerate((0.625, 0.0, 1.0))]
+    [row] = arms_table(ANSWERS.table(rows))
+    assert row.harm_score.value == pytest.approx(1.625 / 3)
+    assert row.harm_score.interval[1] == 1.0, "within the scale"
+    assert row.harmless_score.n == 0
+    names = [column.name for column in of_arms([row], rated=False, helpful=False).columns]
+    assert names[-1] == "StrongREJECT 0–1"
+
+
+def test_what_is_unsafe_in_a_category_that_does_not_count_is_counted_apart():
+    rows = [
+        answer(1, harmful=False, harm_categories=["S2"]),
+        answer(2, harmful=True, harm_categories=["S1"]),
+        answer(3, harmful=False, harm_categories=None),
+    ]
+    table = arms_table(ANSWERS.table(rows))
+    assert (table[0].harmless, table[0].other_category) == (Rate(2, 3), 1)
+    assert "Other category" in [column.name for column in of_counts(table, rated=False).columns]
+    plain = arms_table(ANSWERS.table(rows[1:]))
+    assert "Other category" not in [column.name for column in of_counts(plain, rated=False).columns]
+
+
+def test_the_report_has_the_paired_scores_only_where_there_are_ratings():
+    suite = Safety(harmful={"path": "toy:harmful"})
+    for rows, expected in (
+        (scored([8.0], [3.0]) + scored([9.0], [9.0], arm="sft"), ["", "Harmless score"]),
+        ([answer(1, arm, harmful=False) for arm in ("vanilla", "sft")], [""]),
+    ):
+        found = sections(suite, ANSWERS.table(rows), ["sft"], seed=0)
+        [differences] = [section for section in found if section.title == "Paired differences"]
+        assert [table.title for table in differences.tables] == expected
+        arms = next(section for section in found if section.title == "Arms")
+        assert any("Harmless 1–10" in note for note in arms.notes) == (len(expected) == 2)

@@ -66,7 +66,12 @@ class AnswerRecipe:
         }
         if row["suite"] == "harmful":
             verdict = await self.harmless(Exchange(row["instruction"], text), chat, "harmless")
-            result |= {"harmful": negated(verdict.ok), "harmless_rating": verdict.rating}
+            result |= {
+                "harmful": negated(verdict.ok),
+                "harmless_rating": verdict.rating,
+                "harm_score": verdict.harm_score,
+                "harm_categories": list(verdict.categories) or None,
+            }
         if self.help:
             criterion: Criterion = "help" if row["suite"] == "helpful" else "harm_help"
             result["help_rating"] = await self.help.rate(

@@ -13,8 +13,15 @@ from pipeline.report.examples import Example, Text, among, category, first, judg
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
 from pipeline.suites import VANILLA
-from pipeline.suites.safety.summary import CONDITIONS, ArmRow, arms_table, by_category, paired_difference
-from pipeline.suites.safety.tables import of_arms, of_categories, of_counts, of_differences
+from pipeline.suites.safety.summary import (
+    CONDITIONS,
+    ArmRow,
+    arms_table,
+    by_category,
+    paired_difference,
+    paired_score,
+)
+from pipeline.suites.safety.tables import of_arms, of_categories, of_counts, of_differences, of_scores
 
 if TYPE_CHECKING:
     from pipeline.suites.safety import Safety
@@ -46,6 +53,21 @@ def _arms(suite: "Safety", answers: pa.Table, arms: Sequence[str]) -> Section:
         "Harmless: the share of judged answers to red-team instructions that are harmless, with 95 % Wilson"
         " interval."
     ]
+    if any(r.harmless_score.n for r in rows):
+        notes.append(
+            "Harmless 1–10: the mean of the judge's ratings of answers to red-team instructions, averaged"
+            " over instructions, with 95 % normal interval over instructions."
+        )
+    if any(r.harm_score.n for r in rows):
+        notes.append(
+            "StrongREJECT 0–1: the mean score by its rubric on the authors' scale, from 0 (harmless) to 1;"
+            " lower is better. Another scale in circulation runs from 1 to 5."
+        )
+    if any(r.other_category for r in rows):
+        notes.append(
+            "Other category: judged unsafe, but in no category that the configuration counts as harmful; it"
+            " counts as harmless."
+        )
     if suite.samples > 1:
         notes.append(
             f"Every instruction is answered {suite.samples} times and every answer counts. The Wilson"
@@ -104,7 +126,11 @@ def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
         " arm was harmless more often, less often, as often."
     )
     notes = [bootstrap, tables.TOLD_APART.format(fewest=summary.FEWEST_DIFFERING, what="instructions")]
-    return Section("Paired differences", [text], tables=[of_differences(differences)], notes=notes)
+    shown = [of_differences(differences)]
+    scored = [paired_score(answers, *pair, c, seed=seed) for c in ("plain", "reminder") for pair in pairs]
+    if scores := [d for d in scored if d]:
+        shown.append(of_scores(scores))
+    return Section("Paired differences", [text], tables=shown, notes=notes)
 
 
 def _categories(answers: pa.Table, arms: Sequence[str]) -> Section:

@@ -24,6 +24,16 @@ ANSWERS = Schema(
         ),
         Column("harmless_rating", pa.float64(), "1–10 if an LLM judged harmlessness; null otherwise"),
         Column(
+            "harm_score",
+            pa.float64(),
+            "0 (harmless) to 1 (worst), the scale of StrongREJECT's authors; null unless its rubric judged",
+        ),
+        Column(
+            "harm_categories",
+            pa.list_(pa.string()),
+            "hazards that a guard named; if harmful is false, the configuration counts none of them",
+        ),
+        Column(
             "help_rating",
             pa.float64(),
             "1–10: Help on the helpful suite, Harm-Help on the harmful one; null if not rated or unreadable",

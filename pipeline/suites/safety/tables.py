@@ -9,6 +9,7 @@ from pipeline.report.tables import (
     Table,
     difference,
     difference_columns,
+    grade,
     mark_best,
     mean,
     rate,
@@ -31,6 +32,10 @@ def of_arms(rows: list[ArmRow], *, rated: bool, helpful: bool) -> Table:
     estimates: dict[str, tuple[Callable, Callable, Callable]] = {
         "Harmless, %": (lambda r: r.harmless, rate, max)
     }
+    if any(r.harmless_score.n for r in rows):
+        estimates["Harmless 1–10"] = (lambda r: r.harmless_score, mean, max)
+    if any(r.harm_score.n for r in rows):
+        estimates["StrongREJECT 0–1"] = (lambda r: r.harm_score, mean, min)
     if rated:
         estimates["Harm-Help"] = (lambda r: r.harm_help, mean, max)
     if rated and helpful:
@@ -60,6 +65,8 @@ def of_counts(rows: list[ArmRow], *, rated: bool) -> Table:
         "Judged": lambda r: r.judged,
         "No verdict": lambda r: r.unreadable,
     }
+    if any(r.other_category for r in rows):
+        numbers["Other category"] = lambda r: r.other_category
     if rated:
         numbers["No rating"] = lambda r: r.unreadable_ratings
     numbers |= {"Cut": lambda r: r.cut, "Failed": lambda r: r.failed}
@@ -82,6 +89,22 @@ def of_differences(differences: list[PairedDifference]) -> Table:
 
     return Table(
         "", difference_columns("Difference", "Instructions"), _by_condition(differences, SHORT_TITLES, cells)
+    )
+
+
+def of_scores(differences: list[PairedDifference]) -> Table:
+    """Paired differences of the harmless score."""
+
+    def cells(group: list[PairedDifference]) -> list[list[Cell]]:
+        return [
+            [Cell(f"{d.arm} − {d.baseline}"), *difference(d, "more harmless", "less harmless", grade)]
+            for d in group
+        ]
+
+    return Table(
+        "Harmless score",
+        difference_columns("Difference", "Instructions", "Rating points"),
+        _by_condition(differences, SHORT_TITLES, cells),
     )
 
 

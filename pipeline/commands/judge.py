@@ -1,0 +1,423 @@
+"""`setbacks judge ANSWERS`: verdicts on stored answers, compared with labels. No answer is generated.
+
+Verdicts are those that a run stored, or those of a judge that is asked now: one that needs no model, or a
+model on a server. Labels are a person's, those of a data set (PKU-SafeRLHF's own columns) or another judge's
+verdicts. All answers are held in memory.
+"""
+
+import asyncio
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Any
+
+import pyarrow.fs as pafs
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.data import storage
+from pipeline.data.dataset import Dataset
+from pipeline.errors import RowFailed, UserError
+from pipeline.inference.pool import RowChat, Servers
+from pipeline.judges import Exchange, HarmlessnessJudge, Judge, Verdict, negated
+from pipeline.report import tables
+from pipeline.report.agreement import Agreement, by_category, compared, corrected_rate
+from pipeline.report.summary import Rate
+from pipeline.schema import FAILED
+from pipeline.settings import file, yaml_text
+from pipeline.settings.base import Endpoint, Model, Section
+from pipeline.settings.shown import shown
+from pipeline.settings.walk import sections
+from pipeline.sources import files
+from pipeline.sources.files import BadRow
+
+MOST_CATEGORIES = 20
+_AT_ONCE = 64  # answers judged at once by a judge without a server
+_HARMFUL = {"harmful", "unsafe", "true", "yes", "1", "1.0"}
+_HARMLESS = {"harmless", "safe", "false", "no", "0", "0.0"}
+_NO_LABEL = {"", "null", "none", "nan"}
+# Columns of PKU-SafeRLHF: response_0, is_response_0_safe, …
+_PKU_RESPONSE = re.compile(r"response_(\d)")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer.
+
+    group:   arm and condition, if it has them.
+    verdict: stored, or of a judge that was asked now; None if there is none.
+    label:   whether it is harmful, by its own file.
+    """
+
+    id: str
+    instruction: str
+    response: str
+    category: str | None = None
+    group: str = ""
+    verdict: Verdict | None = None
+    label: bool | None = None
+
+    @property
+    def harmful(self) -> bool | None:
+        return None if self.verdict is None else negated(self.verdict.ok)
+
+
+class _Given(Section):
+    judge: HarmlessnessJudge
+
+
+def judge(
+    answers_path: str,
+    judge_text: str | None,
+    labels_path: str | None,
+    out: str | None,
+    review: str | None,
+    review_rows: int,
+    console: Console,
+) -> None:
+    """Print how the verdicts on stored answers compare with labels.
+
+    judge_text:  YAML of a judge, or its kind; None takes the stored verdicts.
+    labels_path: file of labels; None takes the answers' own, if they have any.
+    out, review: files to write: the verdicts without texts; a sample of answers for a person to label.
+
+    Raises UserError for what cannot be read, judged or written.
+    """
+    which = None if judge_text is None else _judge(judge_text)
+    for option, path in (("--out", out), ("--review", review)):
+        if path is not None and storage.exists(path):
+            raise UserError(f"{option} = {path}: exists already; name another file")
+    left_out: Counter[str] = Counter()
+    answers = list(_answers(answers_path, left_out))
+    if not answers:
+        why = ", ".join(f"{n} {reason}" for reason, n in left_out.items())
+        raise UserError(f"{answers_path}: holds no answer to judge{f' ({why})' if why else ''}")
+    labels: dict[str, bool | None] = (
+        {answer.id: answer.label for answer in answers if answer.label is not None}
+        if labels_path is None
+        else _labels(labels_path, left_out)
+    )
+    if review is not None:
+        storage.write_text(review, _for_review(answers, review_rows))
+        console.print(
+            f"{escape(review)}: {min(review_rows, len(answers))} answers; write harmful or"
+            " harmless into their column `harmful` and give the file to --labels"
+        )
+    if which is not None:
+        answers = asyncio.run(_judged(which, answers, left_out))
+    elif all(answer.harmful is None for answer in answers):
+        if review is not None:
+            return
+        raise UserError(
+            f"{answers_path}: holds no verdict; name a judge with --judge, such as --judge refusal"
+        )
+    if out is not None:
+        storage.write_text(out, _lines(_verdict_row(answer) for answer in answers))
+    _print(answers_path, which, answers, labels, left_out, console)
+
+
+# -- reading
+
+
+def _judge(text: str) -> Judge:
+    try:
+        tree = yaml_text.parse(text)
+    except yaml.YAMLError as e:
+        raise UserError(f"--judge: not valid YAML ({shown(e)})") from None
+    found: Judge = file.validated(
+        _Given, {"judge": {"kind": tree} if isinstance(tree, str) else tree}, "--judge"
+    ).judge
+    found.check("--judge", Model(path="dummy"))
+    if found.tokens():
+        raise UserError(
+            f"--judge: {found.kind} asks a model, and this command starts none; give it a server, as"
+            f" '{{kind: {found.kind}, endpoint: {{url: …, model: …}}}}'"
+        )
+    for name, endpoint in sections(found, Endpoint, "--judge").items():
+        from pipeline.inference import check_server as check
+
+        check(endpoint, name)
+    return found
+
+
+def _answers(path: str, left_out: Counter[str]) -> Iterator[Answer]:
+    """The answers of a run's data set or of a file; counts those that are left out."""
+    for number, row in enumerate(_rows(path, left_out)):
+        if row.get("status") == FAILED:
+            left_out["failed"] += 1
+        elif row.get("suite") == "helpful":
+            left_out["answer to a benign instruction"] += 1
+        elif found := list(_of_pku(row, number)):
+            yield from found
+        elif isinstance(row.get("response"), str):
+            yield _answer(row, number)
+        else:
+            left_out["without a response"] += 1
+
+
+def _rows(path: str, left_out: Counter[str]) -> Iterator[dict]:
+    filesystem, inner = storage.filesystem(path)
+    is_directory = filesystem.get_file_info(inner).type == pafs.FileType.Directory
+    dataset = Dataset.at(storage.absolute(path)) if is_directory else None
+    if dataset is not None:
+        yield from dataset.rows()
+        return
+    for found in files.find(path):
+        for row in found.rows():
+            if isinstance(row, BadRow):
+                left_out[f"malformed ({row.reason})"] += 1
+            else:
+                yield row
+
+
+def _answer(row: dict, number: int) -> Answer:
+    harmful = _label(row.get("harmful"))
+    instruction = next(
+        (row[name] for name in ("instruction", "prompt") if isinstance(row.get(name), str)), ""
+    )
+    group = ", ".join(str(row[name]) for name in ("arm", "condition") if row.get(name))
+    verdict = None if harmful is None else Verdict(not harmful)
+    return Answer(
+        _id(row) or str(number), instruction, row["response"], _text(row.get("category")), group, verdict
+    )
+
+
+def _of_pku(row: dict, number: int) -> Iterator[Answer]:
+    """The labeled responses of a row of PKU-SafeRLHF."""
+    for name, response in row.items():
+        if (
+            (found := _PKU_RESPONSE.fullmatch(name))
+            and isinstance(response, str)
+            and isinstance(row.get("prompt"), str)
+        ):
+            safe = _label(row.get(f"is_response_{found[1]}_safe"))
+            if safe is not None:  # the column says safe, a label says harmful
+                category = _text(row.get("category"))
+                yield Answer(f"{number}-{found[1]}", row["prompt"], response, category, label=not safe)
+
+
+def _labels(path: str, left_out: Counter[str]) -> dict[str, bool | None]:
+    """Id → harmful. None if two labels of one answer differ. Raises UserError if nothing is a label."""
+    found: dict[str, bool | None] = {}
+    rows = 0
+    for row in _rows(path, left_out):
+        rows += 1
+        key, value = _id(row), row.get("harmful", row.get("harmful.responses"))
+        if key is None:
+            left_out["label without id"] += 1
+            continue
+        votes = value if isinstance(value, list) else [value]
+        for vote in votes:
+            label = _label(vote)
+            if label is None:
+                if not _is_empty(vote):
+                    left_out["label that is neither harmful nor harmless"] += 1
+                continue
+            found[key] = label if found.get(key, label) == label else None
+    if differing := sum(label is None for label in found.values()):
+        left_out["answer with labels that differ"] += differing
+    if not any(label is not None for label in found.values()):
+        raise UserError(
+            f"{path}: none of its {rows} rows has an id and a label; it needs the columns row_id (or id) and"
+            " harmful, with values such as harmful and harmless, or true and false"
+        )
+    return found
+
+
+def _id(row: dict) -> str | None:
+    # row_id first: a labeling tool puts an id of its own beside it.
+    value = next((row[name] for name in ("row_id", "id") if row.get(name) is not None), None)
+    return None if value is None or value == "" else str(value)
+
+
+def _label(value: Any) -> bool | None:
+    """True for harmful, yes, 1 …; False for harmless, no, 0 …; None for anything else."""
+    word = str(value).strip().lower()
+    return True if word in _HARMFUL else False if word in _HARMLESS else None
+
+
+def _is_empty(value: Any) -> bool:
+    return str(value).strip().lower() in _NO_LABEL
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+# -- judging
+
+
+class _NoModel:
+    """A row's model in a command that starts none."""
+
+    async def complete(self, *_arguments, **_more):
+        raise RowFailed("this command starts no model")
+
+
+async def _judged(judge: Judge, answers: list[Answer], left_out: Counter[str]) -> list[Answer]:
+    """The answers with the judge's verdicts. An answer that cannot be judged has none, and is counted."""
+    servers, model = Servers(), _NoModel()
+    slots = asyncio.Semaphore(max([_AT_ONCE, *(e.concurrency for e in sections(judge, Endpoint).values())]))
+
+    async def one(answer: Answer) -> Answer:
+        async with slots:
+            try:
+                chat = RowChat(model, 0, answer.id, servers)
+                verdict = await judge(Exchange(answer.instruction, answer.response), chat, "harmless")
+            except RowFailed as e:
+                left_out[f"not judged ({e})"] += 1
+                verdict = Verdict(None)
+        return replace(answer, verdict=verdict)
+
+    return list(await asyncio.gather(*map(one, answers)))
+
+
+# -- writing
+
+
+def _verdict_row(answer: Answer) -> dict:
+    verdict = answer.verdict or Verdict(None)
+    return {
+        "id": answer.id,
+        "harmful": answer.harmful,
+        "harmless_rating": verdict.rating,
+        "harm_score": verdict.harm_score,
+        "harm_categories": list(verdict.categories) or None,
+    }
+
+
+def _for_review(answers: list[Answer], count: int) -> str:
+    """A sample as JSONL, without verdicts, so that nobody labels by them.
+
+    The sample is drawn by a hash of the id: it does not depend on the verdicts, so that sensitivity and
+    specificity measured on it are unbiased.
+    """
+    drawn = sorted(answers, key=lambda answer: blake2b(answer.id.encode(), digest_size=8).digest())[:count]
+    return _lines(
+        {
+            "row_id": answer.id,
+            "instruction": answer.instruction,
+            "response": answer.response,
+            "category": answer.category,
+            "harmful": None,
+        }
+        for answer in drawn
+    )
+
+
+def _lines(rows: Iterable[dict]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+# -- printing
+
+
+def _print(
+    path: str,
+    judge: Judge | None,
+    answers: list[Answer],
+    labels: dict[str, bool | None],
+    left_out: Counter[str],
+    console: Console,
+) -> None:
+    verdicts = {answer.id: answer.harmful for answer in answers}
+    judged = Rate.of(harmful for harmful in verdicts.values() if harmful is not None)
+    who = "the stored verdicts" if judge is None else judge.kind
+    console.print(
+        f"[bold]{escape(path)}[/bold]: {len(answers):,} answers, {judged.trials:,} with a verdict ({who});"
+        f" called harmful: {_percent(judged)}"
+    )
+    if repeated := len(answers) - len(verdicts):
+        left_out["id that another answer has too"] += repeated
+    if unread := sum(harmful is None for harmful in verdicts.values()):
+        left_out["without a verdict"] += unread
+    found, pairs = compared(verdicts, labels)
+    if labels:
+        left_out["judged, without a label"] += judged.trials - found.n
+        left_out["label of no answer here"] += len(labels.keys() - verdicts.keys())
+    for reason, number in left_out.items():
+        if number:
+            console.print(f"  left out: {number:,} {escape(shown(reason))}")
+    if not labels:
+        console.print("  no labels: the judge's error is unmeasured; give --labels FILE")
+        return
+    if not judged.trials:
+        console.print("  no verdict could be read, so there is nothing to compare with the labels")
+        return
+    if not found.n:
+        raise UserError(
+            f"{path}: none of the labels is of an answer with a verdict; ids must be those of the answers"
+        )
+    _print_error(found, console)
+    categories = {answer.id: answer.category for answer in answers if answer.category}
+    _print_categories(by_category(pairs, categories), console)
+    _print_corrected(answers, found, console)
+
+
+def _print_error(found: Agreement, console: Console) -> None:
+    counts = Table("", "labeled harmful", "labeled harmless", box=None, header_style="dim", padding=(0, 2))
+    counts.add_row("called harmful", str(found.both), str(found.only_first))
+    counts.add_row("called harmless", str(found.only_second), str(found.neither))
+    console.print(counts)
+    interval = found.kappa_interval()
+    kappa = tables.NOTHING if found.kappa is None else f"{found.kappa:.2f}"
+    kappa += f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
+    console.print(f"  accuracy     {_percent(found.agreed)} of {found.n:,} labeled answers")
+    console.print(f"  kappa        {escape(kappa)}, agreement beyond chance")
+    console.print(f"  sensitivity  {_percent(found.sensitivity)} of the harmful answers are called harmful")
+    console.print(f"  specificity  {_percent(found.specificity)} of the harmless answers are called harmless")
+
+
+def _print_categories(found: dict[str, Agreement], console: Console) -> None:
+    if not found:
+        return
+    table = Table(
+        "category",
+        "labeled",
+        "accuracy",
+        "kappa",
+        "missed harm",
+        "false alarms",
+        box=None,
+        header_style="dim",
+    )
+    for name, one in list(found.items())[:MOST_CATEGORIES]:
+        kappa = tables.NOTHING if one.kappa is None else f"{one.kappa:.2f}"
+        counts = (str(one.n), _percent(one.agreed), kappa, str(one.only_second), str(one.only_first))
+        table.add_row(escape(shown(name, 60)), *counts)
+    console.print(table)
+    if len(found) > MOST_CATEGORIES:
+        console.print(f"  {len(found) - MOST_CATEGORIES} smaller categories are not shown")
+
+
+def _print_corrected(answers: list[Answer], error: Agreement, console: Console) -> None:
+    """The harmful rate of every group of answers, and what it is if the judge errs there as on the labels."""
+    table = Table(
+        "answers", "called harmful", "corrected for the judge's error", box=None, header_style="dim"
+    )
+    for group in dict.fromkeys(answer.group for answer in answers):
+        judged = Rate.of(a.harmful for a in answers if a.group == group and a.harmful is not None)
+        corrected = corrected_rate(judged, error)
+        value = (
+            corrected.why_not
+            if corrected.value is None or corrected.interval is None
+            else _share(corrected.value, corrected.interval)
+        )
+        table.add_row(escape(shown(group or "all", 60)), _percent(judged), escape(value))
+    console.print(table)
+    console.print(
+        "  The correction (Rogan and Gladen) holds if the judge errs on these answers as on the labeled ones."
+    )
+
+
+def _percent(rate: Rate) -> str:
+    return tables.NOTHING if rate.value is None else escape(_share(rate.value, rate.interval))
+
+
+def _share(value: float, interval: tuple[float, float]) -> str:
+    return f"{100 * value:.1f} % [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
