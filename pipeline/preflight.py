@@ -11,7 +11,7 @@ from pipeline.config import Config, Suites
 from pipeline.data import storage
 from pipeline.errors import UserError
 from pipeline.judges import Judge
-from pipeline.runtime import imports
+from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import cpu_has_bf16
 from pipeline.settings.base import Endpoint, Model, PathKind, Section, Source
 from pipeline.settings.walk import paths, sections
@@ -58,6 +58,8 @@ def check(
             f"model.path = dummy: has no weights to {needs[0]}; use `setbacks generate` and `setbacks mix`"
         )
     check_run_dir(config, stages)
+    if stages & {"generate", "train", "evaluate"} and not os.environ.get("RAY_ADDRESS"):
+        environment.check_temporary_directory()
 
 
 def check_suites(config: Config, wanted: Iterable[str]) -> list[str]:
@@ -206,7 +208,7 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
 
     directory: as returned by `model_dir`. Returns notices: allowed settings that are worth a log line.
     """
-    notices = _check_precision(config, stages)
+    notices = _check_precision(config, stages) + (environment.unused_key() if "train" in stages else [])
     if not config.model.is_dummy and (
         stages & {"train", "evaluate"} or ("generate" in stages and not config.inference.endpoint)
     ):

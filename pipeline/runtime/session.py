@@ -52,6 +52,9 @@ def ray_session(run_dir: str) -> Iterator[None]:
     machine only."""
     for variable, value in {**TRAIN_ENVIRONMENT, **_ENVIRONMENT}.items():
         os.environ.setdefault(variable, value)
+    for variable in ("RAY_TMPDIR", "TMPDIR", "RAY_ADDRESS"):  # Ray takes an empty one for a value
+        if os.environ.get(variable) == "":
+            del os.environ[variable]
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         os.environ.setdefault(_LOOPBACK, "0")

@@ -1,0 +1,46 @@
+"""Environment variables of the user that would end a run late, found before it starts."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+# Ray appends this to its temporary directory, and Linux allows a socket's path 107 bytes.
+_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+_MOST_BYTES = 107
+
+
+def check_temporary_directory() -> None:
+    """The directory in which a local Ray puts its sockets and logs must take them. Raises UserError.
+
+    Ray makes the directory if it is missing.
+    """
+    variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), None)
+    place = os.environ[variable] if variable else "/tmp"
+    field = f"{variable} = {place}" if variable else place
+    remedy = "set RAY_TMPDIR to a short path of a directory that can be written, such as /tmp"
+    if len(os.fsencode(place.rstrip("/") + _SOCKET)) > _MOST_BYTES:
+        most = _MOST_BYTES - len(_SOCKET)
+        raise UserError(
+            f"{field}: too long for Ray's sockets, whose paths begin with it ({most} bytes); {remedy}"
+        )
+    if not os.path.isabs(place):
+        raise UserError(f"{field}: not an absolute path, which Ray needs; {remedy}")
+    found = Path(place)
+    while not os.path.lexists(found):
+        found = found.parent
+    if not found.is_dir():
+        raise UserError(f"{field}: {found} is not a directory; {remedy}")
+    if not os.access(found, os.W_OK | os.X_OK):
+        raise UserError(f"{field}: {found} is not writable; {remedy}")
+
+
+def unused_key() -> list[str]:
+    """A notice if there is a key of W&B, but no W&B."""
+    if not os.environ.get("WANDB_API_KEY") or importlib.util.find_spec("wandb") is not None:
+        return []
+    return [
+        "WANDB_API_KEY is set, but the package wandb is not installed: training is not logged there; install it"
+        " or unset the variable"
+    ]
