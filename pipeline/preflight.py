@@ -208,6 +208,10 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
 
     directory: as returned by `model_dir`. Returns notices: allowed settings that are worth a log line.
     """
+    if not config.model.is_dummy and (
+        "evaluate" in stages or ("generate" in stages and not config.inference.endpoint)
+    ):
+        environment.check_vllm_variables()
     notices = _check_precision(config, stages) + (environment.unused_key() if "train" in stages else [])
     if not config.model.is_dummy and (
         stages & {"train", "evaluate"} or ("generate" in stages and not config.inference.endpoint)

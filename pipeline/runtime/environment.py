@@ -1,10 +1,12 @@
 """Environment variables of the user that would end a run late, found before it starts."""
 
 import importlib.util
+import logging
 import os
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.runtime import imports
 
 # Ray appends this to its temporary directory, and Linux allows a socket's path 107 bytes.
 _SOCKET = "/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
@@ -36,11 +38,36 @@ def check_temporary_directory() -> None:
         raise UserError(f"{field}: {found} is not writable; {remedy}")
 
 
+def check_vllm_variables() -> None:
+    """vLLM must take the values of its variables: an engine would end at its start. Raises UserError.
+
+    Imports vLLM, which takes seconds, only if a variable of it is set.
+    """
+    names = [name for name in os.environ if name.startswith("VLLM_")]
+    if not names:
+        return
+    level = os.environ.get("VLLM_LOGGING_LEVEL", "INFO")
+    if level.upper() not in logging.getLevelNamesMapping():
+        raise UserError(
+            f"VLLM_LOGGING_LEVEL = {level}: not a level of Python's logging; unset it, or write WARNING"
+        )
+    with imports.quick():
+        from vllm import envs
+    for name in names:
+        try:
+            getattr(envs, name, None)  # vLLM ignores names that it does not know
+        except (ValueError, TypeError) as e:
+            reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+            raise UserError(
+                f"{name}: vLLM does not take its value ({reason}); unset it or correct it"
+            ) from None
+
+
 def unused_key() -> list[str]:
     """A notice if there is a key of W&B, but no W&B."""
     if not os.environ.get("WANDB_API_KEY") or importlib.util.find_spec("wandb") is not None:
         return []
     return [
-        "WANDB_API_KEY is set, but the package wandb is not installed: training is not logged there; install it"
-        " or unset the variable"
+        "WANDB_API_KEY is set, but the package wandb is not installed: training is not logged there; install"
+        " it or unset the variable"
     ]

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import importlib
 import logging
 import os
 import sys
@@ -254,9 +255,8 @@ def _wandb(job: Job) -> str:
     os.environ["WANDB_RUN_ID"] = job.name
     os.environ.setdefault("WANDB_RESUME", "allow")
     try:
-        import wandb
-
-        wandb.init(name=job.name)  # transformers logs into a run that is open
+        # an optional package, which transformers finds
+        importlib.import_module("wandb").init(name=job.name)  # transformers logs into a run that is open
     except Exception as e:  # not installed, broken, no network, a key that is none; the text may hold the key
         if job.progress is not None:
             job.progress.post.remote(

@@ -99,3 +99,26 @@ def test_a_key_of_wandb_without_wandb_is_told(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     [notice] = environment.unused_key()
     assert notice.startswith("WANDB_API_KEY is set, but") and "kkk" not in notice
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("VLLM_PORT", "abc"),
+        ("VLLM_LOGGING_LEVEL", "loud"),
+        ("VLLM_WORKER_MULTIPROC_METHOD", "teleport"),
+        ("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "soon"),
+        ("VLLM_CONFIGURE_LOGGING", "perhaps"),
+    ],
+)
+def test_a_value_that_vllm_does_not_take_is_refused(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"{name}.*unset it") as caught:
+        environment.check_vllm_variables()
+    assert "\n" not in str(caught.value)
+
+
+def test_values_that_vllm_takes_and_names_that_it_ignores_pass(monkeypatch):
+    for name, value in {"VLLM_LOGGING_LEVEL": "debug", "VLLM_PORT": "5000", "VLLM_OLD_OPTION": "1"}.items():
+        monkeypatch.setenv(name, value)
+    environment.check_vllm_variables()
