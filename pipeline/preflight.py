@@ -58,6 +58,8 @@ def check(
             f"model.path = dummy: has no weights to {needs[0]}; use `setbacks generate` and `setbacks mix`"
         )
     check_run_dir(config, stages)
+    if "train" in stages:
+        environment.check_threads()
     if stages & {"generate", "train", "evaluate"} and not os.environ.get("RAY_ADDRESS"):
         environment.check_temporary_directory()
 

@@ -38,6 +38,15 @@ def check_temporary_directory() -> None:
         raise UserError(f"{field}: {found} is not writable; {remedy}")
 
 
+def check_threads() -> None:
+    """OMP_NUM_THREADS must be what accelerate takes for a number of threads. Raises UserError."""
+    value = os.environ.get("OMP_NUM_THREADS")
+    if value and not (value.strip().isascii() and value.strip().isdecimal() and int(value)):
+        raise UserError(
+            f"OMP_NUM_THREADS = {value}: not a number of threads; unset it or write one, such as 4"
+        )
+
+
 def check_vllm_variables() -> None:
     """vLLM must take the values of its variables: an engine would end at its start. Raises UserError.
 

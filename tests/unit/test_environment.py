@@ -122,3 +122,16 @@ def test_values_that_vllm_takes_and_names_that_it_ignores_pass(monkeypatch):
     for name, value in {"VLLM_LOGGING_LEVEL": "debug", "VLLM_PORT": "5000", "VLLM_OLD_OPTION": "1"}.items():
         monkeypatch.setenv(name, value)
     environment.check_vllm_variables()
+
+
+@pytest.mark.parametrize("value", ["abc", "0", "-3", "4,2", "1.5", "٣"])
+def test_a_number_of_threads_that_is_none_is_refused(tmp_path, monkeypatch, value):
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    with pytest.raises(UserError, match="OMP_NUM_THREADS = .*not a number of threads; unset it"):
+        preflight.check(config(tmp_path / "run"), {"train"})
+
+
+@pytest.mark.parametrize("value", ["", "1", " 4 "])
+def test_a_number_of_threads_passes(monkeypatch, value):
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    environment.check_threads()
