@@ -127,7 +127,7 @@ def test_values_that_vllm_takes_and_names_that_it_ignores_pass(monkeypatch):
 @pytest.mark.parametrize("value", ["abc", "0", "-3", "4,2", "1.5", "٣"])
 def test_a_number_of_threads_that_is_none_is_refused(tmp_path, monkeypatch, value):
     monkeypatch.setenv("OMP_NUM_THREADS", value)
-    with pytest.raises(UserError, match="OMP_NUM_THREADS = .*not a number of threads; unset it"):
+    with pytest.raises(UserError, match=r"OMP_NUM_THREADS = .*not a number of threads; unset it"):
         preflight.check(config(tmp_path / "run"), {"train"})
 
 
