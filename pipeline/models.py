@@ -129,8 +129,8 @@ _MATRIX = re.compile(r"(?:base_model\.model\.)?(.+)\.(?:lora_([AB])\.weight|lora
 def check_adapter(field: str, adapter: str, base_dir: str) -> list[str]:
     """The engine must be able to apply an adapter, as PEFT does, to the base model. Raises UserError.
 
-    Reads adapter_config.json and the safetensors headers; a base that is a hub id is not compared. Returns
-    notices.
+    Reads adapter_config.json and the safetensors headers; a base that is a hub id is compared only if it has
+    been downloaded. Returns notices.
     """
     try:
         settings = settings_of(adapter)
@@ -143,8 +143,8 @@ def check_adapter(field: str, adapter: str, base_dir: str) -> list[str]:
             " --overwrite"
         ) from None
     pairs = _pairs(field, adapter, matrices)
-    if os.path.isdir(base_dir):
-        _check_fits(field, adapter, pairs, base_dir)
+    if (local := _on_disk(base_dir)) is not None:
+        _check_fits(field, adapter, pairs, local)
     notices = []
     if nothing:
         notices.append(f"{field}: all B matrices of {adapter} are zero, so it changes nothing")
@@ -243,6 +243,21 @@ def _check_fits(
                 f"{field}: {adapter} does not fit the model {base_dir} ({target} has {sides['A'][-1]} inputs"
                 f" and {sides['B'][0]} outputs in the adapter and {has} in the model); train it on this model"
             )
+
+
+def _on_disk(base_dir: str) -> str | None:
+    """The directory with the base model's weights; None if they are not on this machine."""
+    if os.path.isdir(base_dir):
+        return base_dir
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(base_dir, "config.json")
+    except HFValidationError:  # no hub id
+        return None
+    found = os.path.dirname(config) if isinstance(config, str) else None
+    return found if found and any(Path(found).glob("*.safetensors")) else None
 
 
 def _adapts_embeddings(base_dir: str) -> bool:

@@ -14,7 +14,7 @@ from pipeline.inference import check_server
 from pipeline.inference.base import Engine
 from pipeline.judges import Judge
 from pipeline.methods.base import Method
-from pipeline.runtime import imports
+from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import cpu_has_bf16
 from pipeline.settings.base import Endpoint, Model, PathKind, Section, Source
 from pipeline.settings.walk import paths, sections
@@ -56,6 +56,10 @@ def check(
         models.check_model_path(model, field)
     _check_engines(config, stages, suites)
     check_run_dir(config, stages)
+    if "train" in stages:
+        environment.check_threads()
+    if stages & {"generate", "train", "evaluate"} and not os.environ.get("RAY_ADDRESS"):
+        environment.check_temporary_directory()
 
 
 def _check_engines(config: Config, stages: set[str], suites: set[str]) -> None:
@@ -253,7 +257,7 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
 
     directory: as returned by `model_dir`. Returns notices: allowed settings that are worth a log line.
     """
-    notices = _check_precision(config, stages)
+    notices = _check_precision(config, stages) + (environment.unused_key() if "train" in stages else [])
     if _reads_model(config, stages):
         models.check_weights(directory, config.model.revision)
     if "train" in stages:

@@ -23,6 +23,7 @@ from rich.table import Table
 from pipeline.data import storage
 from pipeline.data.dataset import Dataset
 from pipeline.errors import RowFailed, UserError
+from pipeline.inference import check_server
 from pipeline.inference.pool import RowChat, Servers
 from pipeline.judges import Exchange, HarmlessnessJudge, Judge, Verdict, negated
 from pipeline.report import tables
@@ -132,16 +133,14 @@ def _judge(text: str) -> Judge:
     found: Judge = file.validated(
         _Given, {"judge": {"kind": tree} if isinstance(tree, str) else tree}, "--judge"
     ).judge
-    found.check("--judge", Model(path="dummy"))
+    found.check("--judge", Model(path="none"))
     if found.tokens():
         raise UserError(
             f"--judge: {found.kind} asks a model, and this command starts none; give it a server, as"
             f" '{{kind: {found.kind}, endpoint: {{url: …, model: …}}}}'"
         )
     for name, endpoint in sections(found, Endpoint, "--judge").items():
-        from pipeline.inference import check_server as check
-
-        check(endpoint, name)
+        check_server(endpoint, name)
     return found
 
 

@@ -283,7 +283,7 @@ class EndpointModel:
             raise _Retry(f"HTTP {status}", _asked_to_wait(response.headers))
         if status in (400, 422) and (odd := _refused_parameters(response, body)):
             raise _Unsupported(odd)
-        raise RowFailed(_refusal(response, status))
+        raise RowFailed(_refusal(response))
 
 
 class _Unsupported(Exception):
@@ -439,8 +439,9 @@ def _part(part: dict) -> str:
     return ""
 
 
-def _refusal(response: "httpx.Response", status: int) -> str:
+def _refusal(response: "httpx.Response") -> str:
     """Why a request is refused: the status and the server's error code, never the server's message."""
+    status = _status(response)
     if "context length" in response.text or "context_length" in response.text:
         return f"prompt too long for the endpoint's model (HTTP {status})"
     try:

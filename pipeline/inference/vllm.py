@@ -17,7 +17,7 @@ from pipeline.data import adapter as adapter_files
 from pipeline.errors import RowFailed, RunFailed
 from pipeline.inference import cpu_lora, notices
 from pipeline.inference.base import Engine, EngineDead
-from pipeline.runtime import imports
+from pipeline.runtime import environment, imports
 from pipeline.settings.base import Count, Model, Natural
 
 _PROBE_TOKENS = 15  # fewer than a block of the prefix cache has, so the cache takes no part
@@ -51,6 +51,9 @@ class VLLM(Engine):
     @property
     def requests(self) -> int:
         return self.max_num_seqs
+
+    def check(self, field: str) -> None:
+        environment.check_vllm_variables()
 
     def open(self, model: Model, model_dir: str, adapters: Sequence[str]) -> "VllmModel":
         return VllmModel(model, model_dir, self, adapters)

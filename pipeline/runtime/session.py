@@ -5,6 +5,7 @@ Ray is the cluster that the process was submitted to, or a local Ray that ends w
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from pipeline.runtime import attempt, imports
 
 # Each Ray Data operator needs a whole logical CPU. If operators outnumber CPUs, a resumed run hangs.
 LEAST_LOGICAL_CPUS = 8
+REACH_S = 20  # wait for a cluster's head to accept a connection
 START_TRIES = 3  # of a local Ray, each up to 30 s: on a busy machine, the second or third try succeeds
 # Environment variables of Ray. Those of Ray Train are set again when a trainer starts on an initialized Ray.
 TRAIN_ENVIRONMENT = {
@@ -52,6 +54,9 @@ def ray_session(run_dir: str) -> Iterator[None]:
     machine only."""
     for variable, value in {**TRAIN_ENVIRONMENT, **_ENVIRONMENT}.items():
         os.environ.setdefault(variable, value)
+    for variable in ("RAY_TMPDIR", "TMPDIR", "RAY_ADDRESS"):  # Ray takes an empty one for a value
+        if os.environ.get(variable) == "":
+            del os.environ[variable]
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         os.environ.setdefault(_LOOPBACK, "0")
@@ -122,6 +127,7 @@ def _join(address: str, options: dict) -> None:
     import ray
 
     try:
+        _reach(address)
         ray.init(address=address, **options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
         raise UserError(
@@ -129,6 +135,13 @@ def _join(address: str, options: dict) -> None:
             f"check that the cluster runs Ray {ray.__version__} and that its token is set on this machine "
             "(RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or ~/.ray/auth_token), or unset RAY_ADDRESS"
         ) from None
+
+
+def _reach(address: str) -> None:
+    """Raises OSError if nobody listens at `host:port`: Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
 
 
 @contextmanager

@@ -122,7 +122,10 @@ class Training:
             number = _numbering(prepared.jobs, job, lines)
             self._groups[arm].finish(job, _numbered(on_progress, number))
             lines += map(number, _history(job))
-        return prepared.publish(lines)
+        figures, notices = prepared.publish(lines), self._groups[arm].take_notices()
+        if notices:
+            figures["notice"] = "; ".join(filter(None, [figures.get("notice"), *notices]))
+        return figures
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import importlib
 import logging
 import os
 import sys
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 else:
     _Host = object
 
+_TRUE = ("1", "true", "yes", "on")
+_OF_LAUNCHERS = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "MEGATRON_LM_")
+
 
 def train(jobs: list[Job]) -> None:
     """Train the runs of a worker group, one after the other, on one CPU process or many GPUs.
@@ -39,6 +43,7 @@ def train(jobs: list[Job]) -> None:
     checkpoint, if any.
     """
     _quiet()
+    _forget_launchers()
     context, base = ray.train.get_context(), BaseWeights()
     if not jobs[0].train.use_gpu:
         torch.set_num_threads(max(1, _node_cpus() // context.get_local_world_size()))
@@ -56,8 +61,9 @@ def _train(job: Job, base: "BaseWeights", context: Any) -> None:
     """Train one run; its adapter is in `job.finished` when the first worker returns."""
     # Every rank writes checkpoints into a separate directory; Ray merges them into one in the storage.
     with tempfile.TemporaryDirectory(dir=os.getcwd()) as scratch:
+        report_to = _wandb(job) if context.get_world_rank() == 0 else "none"
         trainer = job.train.build(
-            job, scratch, base=base, world=context.get_world_size(), report_to=_wandb(job.name)
+            job, scratch, base=base, world=context.get_world_size(), report_to=report_to
         )
         trainer.add_callback(_Report(trainer, job))
         with _latest(job) as directory:
@@ -237,13 +243,26 @@ def _node_cpus() -> int:
     return min(os.cpu_count() or 1, int(node["Resources"].get("CPU", 1)))
 
 
-def _wandb(name: str) -> str:
-    """`wandb` if its key is set; a restarted worker continues the same W&B run."""
-    if not os.environ.get("WANDB_API_KEY"):
+def _wandb(job: Job) -> str:
+    """`wandb` if its key is set and a W&B run can be started, else `none`: without W&B, training goes on.
+
+    A restarted worker continues the same W&B run. No other integration is ever started, whatever the
+    environment says.
+    """
+    if not os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_DISABLED", "").lower() in _TRUE:
         return "none"
     os.environ.setdefault("WANDB_PROJECT", "setbacks")
-    os.environ["WANDB_RUN_ID"] = name
+    os.environ["WANDB_RUN_ID"] = job.name
     os.environ.setdefault("WANDB_RESUME", "allow")
+    try:
+        # an optional package, which transformers finds
+        importlib.import_module("wandb").init(name=job.name)  # transformers logs into a run that is open
+    except Exception as e:  # not installed, broken, no network, a key that is none; the text may hold the key
+        if job.progress is not None:
+            job.progress.post.remote(
+                {"notice": f"W&B does not work ({type(e).__name__}), so training is not logged there"}
+            )
+        return "none"
     return "wandb"
 
 
@@ -252,6 +271,17 @@ def _end_wandb() -> None:
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish()
+
+
+def _forget_launchers() -> None:
+    """Remove what a launcher of accelerate may have left in the user's shell.
+
+    Accelerate and transformers read these variables; they would change precision, gradient accumulation or
+    sharding behind the configuration.
+    """
+    for name in list(os.environ):
+        if name.startswith(_OF_LAUNCHERS):
+            del os.environ[name]
 
 
 def _quiet() -> None:

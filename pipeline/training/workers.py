@@ -54,6 +54,7 @@ class WorkerGroup:
         self.jobs: list[Job] = []
         self._lines: dict[str, list[dict]] = {}  # by run: log lines not yet reported
         self._finished: set[str] = set()  # runs that the workers have reported as finished
+        self._notices: dict[str, None] = {}  # of the workers, in the order in which they came
         self._board: Any = None  # Ray's handle of a `_Board`
         self._running: Future[None] | None = None
         self._executor = ThreadPoolExecutor(1)
@@ -84,6 +85,11 @@ class WorkerGroup:
             raise RunFailed(
                 f"Ray shut down during training ({type(e).__name__}); rerun the same command to resume"
             ) from e
+
+    def take_notices(self) -> list[str]:
+        """What the workers have told since the last call."""
+        notices, self._notices = list(self._notices), {}
+        return notices
 
     def release(self) -> None:
         self._executor.shutdown(wait=False)
@@ -145,7 +151,9 @@ class WorkerGroup:
         if self._board is None:
             return
         for line in ray.get(self._board.take.remote()):
-            if run := line.get("finished"):
+            if notice := line.get("notice"):
+                self._notices[notice] = None
+            elif run := line.get("finished"):
                 self._finished.add(run)
             else:
                 self._lines.setdefault(line["run"], []).append(

@@ -239,3 +239,12 @@ def test_what_is_said_of_vllm_is_in_the_installed_vllm():
     assert "embedding_modules" not in (root / "model_executor" / "models" / "qwen2.py").read_text()
     helper = (root / "lora" / "peft_helper.py").read_text()
     assert all(f'"{init}"' in helper for init in models._PLAIN_INITS)
+
+
+def test_a_base_of_the_hub_is_compared_if_it_has_been_downloaded(plain, base, tmp_path, monkeypatch):
+    adapter = renamed(plain, tmp_path, lambda name: name.replace("q_proj", "z_proj"))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    assert models.check_adapter("adapters.mine", str(adapter), "org/model") == []
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: str(base / "config.json"))
+    with pytest.raises(UserError, match="is absent in the model"):
+        models.check_adapter("adapters.mine", str(adapter), "org/model")

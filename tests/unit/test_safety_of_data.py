@@ -101,7 +101,7 @@ def test_names_that_become_paths_are_plain(name, field):
 def test_a_key_of_letters_is_not_taken_for_an_error_code():
     request = httpx.Request("POST", "http://h/", headers={"Authorization": "Bearer abcdefgh_secret"})
     for error in ({"code": "abcdefgh_secret"}, {"code": 400, "type": "abcdefgh_secret"}):
-        told = endpoint._refusal(httpx.Response(400, json={"error": error}, request=request), 400)
+        told = endpoint._refusal(httpx.Response(400, json={"error": error}, request=request))
         assert told == "endpoint refused the request: HTTP 400"
 
 

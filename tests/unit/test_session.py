@@ -1,5 +1,8 @@
 """The Ray of a command: one that does not start, or cannot be joined, is one sentence."""
 
+import socket
+import time
+
 import pytest
 
 from pipeline.errors import RunFailed, UserError
@@ -50,6 +53,7 @@ def test_a_ray_that_was_only_slow_is_started_again(refusing):
 
 def test_a_cluster_that_cannot_be_joined_is_one_sentence(tmp_path, monkeypatch, refusing):
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.9:6379")
+    monkeypatch.setattr(session, "_reach", lambda _address: None)
     refusing(ConnectionError("refused"))
     with pytest.raises(UserError) as raised, ray_session(str(tmp_path)):
         pass
@@ -60,6 +64,30 @@ def test_a_cluster_that_cannot_be_joined_is_one_sentence(tmp_path, monkeypatch, 
         )
         and "\n" not in told
     )
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "localhost:{}", "[::1]:{}"])
+def test_a_dead_cluster_is_one_sentence_within_seconds(tmp_path, monkeypatch, address):
+    with socket.socket() as free:  # bound, but nobody listens
+        free.bind(("127.0.0.1", 0))
+        address = address.format(free.getsockname()[1])
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        started = time.monotonic()
+        with pytest.raises(UserError) as raised, ray_session(str(tmp_path)):
+            pass
+    assert str(raised.value).startswith(f"RAY_ADDRESS = {address}: no Ray cluster can be joined")
+    assert time.monotonic() - started < 10
+
+
+def test_a_name_that_is_no_host_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "no-such-host.invalid:6379")
+    with pytest.raises(UserError, match="no-such-host"), ray_session(str(tmp_path)):
+        pass
+
+
+def test_auto_and_names_without_a_port_are_left_to_ray():
+    for address in ("auto", "local", "cluster"):
+        session._reach(address)
 
 
 def test_ray_leaves_the_handler_of_sigterm_alone(monkeypatch):

@@ -1,8 +1,14 @@
 """What the runs of a worker share, and what they must not."""
 
+import os
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from pipeline.training import loop
 from pipeline.training.job import Run
 from pipeline.training.loop import BaseWeights
 from tests import tiny
@@ -62,3 +68,99 @@ def test_a_checkpoint_belongs_to_one_run():
         place = f"{job.group}/{job.checkpoint(7)}"
         assert job.owns(place) and not other.owns(place)
     assert first.finished == "runs/.state/train/0001-1/sft-0a1b-finished"
+
+
+# -- the user's environment
+
+
+class Board:
+    """The actor that takes the workers' lines, in this process."""
+
+    def __init__(self):
+        self.lines: list[dict] = []
+        self.post = SimpleNamespace(remote=self.lines.append)
+
+
+def wandb_of(monkeypatch, tmp_path, module, **environment) -> tuple[str, list[dict]]:
+    """What `report_to` is with this module as wandb (None = not installed), and what the driver is told."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    for name, value in {
+        "WANDB_PROJECT": "p",
+        "WANDB_RESUME": "allow",
+        "WANDB_RUN_ID": "",
+        **environment,
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    board = Board()
+    job = tiny.job(tiny.config("unused"), "sft", "state", 1, Run(4), "sft-0a1b", group="g")
+    return loop._wandb(replace(job, progress=board)), board.lines
+
+
+def test_without_its_key_no_run_of_wandb_is_started(monkeypatch, tmp_path):
+    def init(**_):
+        raise AssertionError("started")
+
+    assert wandb_of(monkeypatch, tmp_path, SimpleNamespace(init=init)) == ("none", [])
+    off = {"WANDB_API_KEY": "k" * 40, "WANDB_DISABLED": "true"}
+    assert wandb_of(monkeypatch, tmp_path, SimpleNamespace(init=init), **off) == ("none", [])
+
+
+def test_a_key_without_wandb_is_told_and_training_goes_on(monkeypatch, tmp_path):
+    report_to, [told] = wandb_of(monkeypatch, tmp_path, None, WANDB_API_KEY="k" * 40)
+    assert report_to == "none"
+    assert told == {
+        "notice": "W&B does not work (ModuleNotFoundError), so training is not logged there",
+    }
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError("no route"), ValueError("key " + "k" * 40), SyntaxError("x")]
+)
+def test_a_wandb_that_does_not_start_is_told_without_its_text(monkeypatch, tmp_path, error):
+    def init(**_):
+        raise error
+
+    report_to, [told] = wandb_of(monkeypatch, tmp_path, SimpleNamespace(init=init), WANDB_API_KEY="k" * 40)
+    assert report_to == "none" and type(error).__name__ in told["notice"] and "kkk" not in told["notice"]
+
+
+def test_a_run_of_wandb_has_the_jobs_name_and_resumes(monkeypatch, tmp_path):
+    begun = []
+    module = SimpleNamespace(init=lambda **given: begun.append((given, os.environ["WANDB_RUN_ID"])))
+    assert wandb_of(monkeypatch, tmp_path, module, WANDB_API_KEY="k" * 40) == ("wandb", [])
+    assert begun == [({"name": "sft-0a1b"}, "sft-0a1b")]
+
+
+def test_variables_of_a_launcher_change_no_precision(monkeypatch):
+    for name in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_DEEPSPEED", "FSDP_VERSION", "MEGATRON_LM_TP"):
+        monkeypatch.setenv(name, "fp16")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    loop._forget_launchers()
+    assert not [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_", "MEGATRON_LM_"))]
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"},
+        {"COMET_API_KEY": "x"},
+        {"CLEARML_TASK": "1"},
+        {"TRACKIO_SPACE_ID": "a/b"},
+        {"SWANLAB_API_KEY": "x"},
+        {"NEPTUNE_API_TOKEN": "x"},
+        {"TENSORBOARD_LOGGING_DIR": "/dev/null/x"},
+        {"WANDB_API_KEY": "x", "WANDB_MODE": "nonsense"},
+    ],
+    ids=lambda environment: min(environment),
+)
+def test_no_variable_starts_an_integration_of_the_trainer(monkeypatch, tmp_path, environment):
+    """`report_to` is explicit, so transformers detects nothing."""
+    from trl import SFTConfig
+
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    job = tiny.job(tiny.config("unused"), "sft", "state", 1, Run(4), "sft-0a1b", group="g")
+    assert SFTConfig(**loop.arguments(job, 4, str(tmp_path), "none")).report_to == []

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from pipeline.chat import Completion
 from pipeline.commands import report_data
 from pipeline.data import endings
+from pipeline.data.card import Origin, write_card
 from pipeline.data.store import Store
 from pipeline.methods.course_correction import CourseCorrection
 from pipeline.methods.course_correction.recipe import CourseCorrectionRecipe, pairs
@@ -23,6 +25,8 @@ from pipeline.methods.mistake_analysis.mixture import examples
 from pipeline.methods.mistake_analysis.recipe import MistakeAnalysisRecipe
 from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.methods.unfinished import Sampled, whole_sentences
+from pipeline.run import Run
+from pipeline.settings.base import Model
 from tests.scripted import Cut, ScriptedChat, instruction
 
 HARM = " ".join(f"Take printer number {i}, then print." for i in range(20))  # 40 marks
@@ -200,6 +204,12 @@ def test_a_finished_data_set_keeps_the_counts_of_its_endings(tmp_path):
     done = store.write_rows(rows)
     assert done["endings"] == {"analyse: trimmed": 1, "induce: whole": 1}
     assert store.complete["endings"] == done["endings"]
+    told = "analyse: 1 of 1 texts (100.0%) ended at max_tokens (1 trimmed to the last whole sentence)"
+    write_card(store, Origin(Model(path="toy"), None, 0, ["here"], []), {}, {})
+    assert f"* {told}; raise analyse.max_tokens" in (tmp_path / "mistakes" / "README.md").read_text()
+    lines: list[str] = []
+    Run._log_dataset(SimpleNamespace(log=lines.append), "generate", store)
+    assert lines[1].startswith(f"generate: {told}; raise analyse.max_tokens") and len(lines) == 2
 
 
 def test_the_report_has_a_table_of_cut_texts_only_if_there_are_any():

@@ -1,0 +1,82 @@
+"""Environment variables of the user that would end a run late, found before it starts."""
+
+import importlib.util
+import logging
+import os
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.runtime import imports
+
+# Ray appends this to its temporary directory, and Linux allows a socket's path 107 bytes.
+_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+_MOST_BYTES = 107
+
+
+def check_temporary_directory() -> None:
+    """The directory in which a local Ray puts its sockets and logs must take them. Raises UserError.
+
+    Ray makes the directory if it is missing.
+    """
+    variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), None)
+    place = os.environ[variable] if variable else "/tmp"
+    field = f"{variable} = {place}" if variable else place
+    remedy = "set RAY_TMPDIR to a short path of a directory that can be written, such as /tmp"
+    if len(os.fsencode(place.rstrip("/") + _SOCKET)) > _MOST_BYTES:
+        most = _MOST_BYTES - len(_SOCKET)
+        raise UserError(
+            f"{field}: too long for Ray's sockets, whose paths begin with it ({most} bytes); {remedy}"
+        )
+    if not os.path.isabs(place):
+        raise UserError(f"{field}: not an absolute path, which Ray needs; {remedy}")
+    found = Path(place)
+    while not os.path.lexists(found):
+        found = found.parent
+    if not found.is_dir():
+        raise UserError(f"{field}: {found} is not a directory; {remedy}")
+    if not os.access(found, os.W_OK | os.X_OK):
+        raise UserError(f"{field}: {found} is not writable; {remedy}")
+
+
+def check_threads() -> None:
+    """OMP_NUM_THREADS must be what accelerate takes for a number of threads. Raises UserError."""
+    value = os.environ.get("OMP_NUM_THREADS")
+    if value and not (value.strip().isascii() and value.strip().isdecimal() and int(value)):
+        raise UserError(
+            f"OMP_NUM_THREADS = {value}: not a number of threads; unset it or write one, such as 4"
+        )
+
+
+def check_vllm_variables() -> None:
+    """vLLM must take the values of its variables: an engine would end at its start. Raises UserError.
+
+    Imports vLLM, which takes seconds, only if a variable of it is set.
+    """
+    names = [name for name in os.environ if name.startswith("VLLM_")]
+    if not names:
+        return
+    level = os.environ.get("VLLM_LOGGING_LEVEL", "INFO")
+    if level.upper() not in logging.getLevelNamesMapping():
+        raise UserError(
+            f"VLLM_LOGGING_LEVEL = {level}: not a level of Python's logging; unset it, or write WARNING"
+        )
+    with imports.quick():
+        from vllm import envs
+    for name in names:
+        try:
+            getattr(envs, name, None)  # vLLM ignores names that it does not know
+        except (ValueError, TypeError) as e:
+            reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+            raise UserError(
+                f"{name}: vLLM does not take its value ({reason}); unset it or correct it"
+            ) from None
+
+
+def unused_key() -> list[str]:
+    """A notice if there is a key of W&B, but no W&B."""
+    if not os.environ.get("WANDB_API_KEY") or importlib.util.find_spec("wandb") is not None:
+        return []
+    return [
+        "WANDB_API_KEY is set, but the package wandb is not installed: training is not logged there; install"
+        " it or unset the variable"
+    ]
