@@ -34,7 +34,7 @@ from tests.exploits import PACKAGE, Exploit, write_exploits
 def test_a_column_of_pickles_is_no_text(tmp_path, marker):
     write_exploits(tmp_path, pickle.dumps(Exploit(marker)))
     [row] = instructions.read(Source(path=str(tmp_path / "value"), columns={"instruction": "instruction"}))
-    assert (row["status"], row["error"]) == ("failed", "instruction is not a string but bytes")
+    assert (row["status"], row["error"]) == ("failed", "instruction is not valid UTF-8")
 
 
 # -- a run directory
