@@ -225,22 +225,22 @@ def _read(row: Row) -> Fields:
 
 
 def _pku(row: Row) -> Fields:
-    marks = [
-        says_safe(row.column(f"is_response_{i}_safe"), row.get(f"is_response_{i}_safe"), True) for i in (0, 1)
-    ]
-    named = zero_or_one(row.column("safer"), row.get("safer"))
-    if not any(row.names(f"is_response_{i}_safe") for i in (0, 1)) and named is not None:
+    names = ("is_response_0_safe", "is_response_1_safe")
+    marks = [says_safe(name, row.get(name), True) for name in names]
+    named = zero_or_one("safer_response_id", row.get("safer"))
+    if named is not None and not any(map(row.names, names)):
         marks = [i == named for i in (0, 1)]
+    responses = [row.get(f"response_{i}") for i in (0, 1)]
+    there = [not is_missing(response) for response in responses]
+    if any(mark is None and is_there for mark, is_there in zip(marks, there, strict=True)):
+        row.notes[UNLABELLED] += 1
     safer = named or 0
 
     def pick(label: bool, preferred: int) -> int | None:
-        return next((i for i in (preferred, 1 - preferred) if marks[i] is label), None)
+        return next((i for i in (preferred, 1 - preferred) if marks[i] is label and there[i]), None)
 
-    if None in marks:
-        row.notes[UNLABELLED] += 1
     safe, unsafe = pick(True, safer), pick(False, 1 - safer)
     about = unsafe if unsafe is not None else safer  # a safe response has no harm category
-    responses = [row.get(f"response_{i}") for i in (0, 1)]
     harms = [row.get(f"response_{i}_harm_category") for i in (0, 1)]
     return Fields(
         _asked(row),

@@ -124,7 +124,7 @@ def test_the_numbers_are_there(pages):
     assert "| 10 | 10 | 9 | 0 | 1 | 9 | 0 | 100.0 [70.1, 100.0] |" in markdown
     assert (
         "generate: methods.mistakes.instructions = a.csv: 14 rows read, 10 used, 3 repeat an instruction, 1"
-        " malformed (prompt is empty: 1); columns not used: id, \\[x\\|y." in markdown
+        " malformed (prompt is empty: 1); columns not used: \\[x\\|y, id." in markdown
     )
     assert "| generate | prompt too long | 1 |" in markdown and "| train (sft) | too long | 4 |" in markdown
     assert "| safe | 3 | 75.0 |" in markdown

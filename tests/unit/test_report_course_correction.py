@@ -171,6 +171,7 @@ def test_corr_stands_first_with_every_arm(correction_pages):
         "Course correction",
         "Training",
         "Data",
+        "Sources",
         "Time",
         "Settings and judges",
         "How to reproduce",
