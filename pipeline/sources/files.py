@@ -21,7 +21,7 @@ from pipeline.sources import layout
 from pipeline.sources.json_tables import rows_of
 from pipeline.sources.network import is_unreachable
 from pipeline.sources.rows import MAX_LINE_BYTES, BadRow
-from pipeline.sources.separated import separated
+from pipeline.sources.separated import check_names, separated
 
 FORMATS = {
     ".parquet": "Parquet",
@@ -282,6 +282,7 @@ def _parquet(file: File, columns: Container[str] | None) -> Iterator[dict | BadR
     with file.filesystem.open_input_file(file.path) as handle:
         parquet = pq.ParquetFile(handle, page_checksum_verification=True)
         schema = parquet.schema_arrow
+        check_names(schema.names, file.name)
         wanted = None if columns is None else [name for name in schema.names if name in columns]
         for batch in parquet.iter_batches(_BATCH, columns=wanted):
             yield from _of_batch(batch, _class_names(schema))
@@ -293,10 +294,12 @@ def _arrow(file: File, columns: Container[str] | None) -> Iterator[dict | BadRow
         is_file = handle.read(6) == b"ARROW1"
         handle.seek(0)
         reader = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(handle)
-        wanted = [name for name in reader.schema.names if columns is None or name in columns]
+        check_names(reader.schema.names, file.name)
+        names = enumerate(reader.schema.names)
+        wanted = [i for i, name in names if columns is None or name in columns]
         read = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else iter(reader)
         for batch in read:
-            batch.validate()
+            batch.validate(full=True)  # a flipped bit in the offsets would crash the process
             for start in range(0, batch.num_rows, _BATCH):
                 yield from _of_batch(batch.select(wanted).slice(start, _BATCH), _class_names(reader.schema))
 

@@ -40,7 +40,8 @@ def separated(text: io.TextIOWrapper, where: str, delimiters: str) -> Iterator[d
         if not fields:
             continue
         if header is None:
-            header = _header(fields, where)
+            header = fields
+            check_names(header, where)
         elif len(fields) > len(header):
             yield BadRow("more fields than the header has", b"")
         elif any(_holds_rows(field, len(header) - 1, delimiter) for field in fields) or (
@@ -51,11 +52,11 @@ def separated(text: io.TextIOWrapper, where: str, delimiters: str) -> Iterator[d
             yield dict(zip(header, fields + [None] * (len(header) - len(fields)), strict=True))
 
 
-def _header(names: list[str], where: str) -> list[str]:
+def check_names(names: list[str], where: str) -> None:
+    """Raises UserError if two columns have one name: only one of them would be read."""
     twice = [name for name, count in Counter(names).items() if count > 1 and name.strip()]
     if twice:
         raise UserError(f"{shown(where, 1000)}: has two columns {shown(twice[0], 60)}; rename one of them")
-    return names
 
 
 def _reason(lines: "_Lines", error: str) -> str:
