@@ -7,6 +7,7 @@ import ast
 import json
 import re
 from collections import Counter
+from functools import lru_cache
 from typing import Any
 
 from pipeline.sources.values import BadContent, decoded, is_missing, plain
@@ -42,15 +43,20 @@ Notes = Counter[str]
 def messages(value: Any) -> list[Message] | None:
     """The messages of a conversation, of which only those that are used need to be sound.
 
-    Understands a list of messages, one message, a struct of lists, `{"messages": […]}`, any of these as JSON
-    (or as Python's repr, as pandas writes it to CSV), and a transcript. None: the value is no conversation.
+    Understands a list of messages or of exchanges (`{"human": …, "assistant": …}`), one message, a struct of
+    lists, `{"messages": […]}`, any of these as JSON (or as Python's repr, as pandas writes it to CSV), and a
+    transcript. None: the value is no conversation.
     """
     if isinstance(value, str):
         return _parsed(value) or _transcript(value)
     if isinstance(value, dict):
         return _of_dict(value)
-    if isinstance(value, list) and (not value or any(_is_message(one) for one in value)):
+    if not isinstance(value, list):
+        return None
+    if not value or any(_is_message(one) for one in value):
         return [one if isinstance(one, dict) else {} for one in value]
+    if all(isinstance(one, dict) and one and all(map(_role_of, one)) for one in value):
+        return [{"role": role, "content": text} for one in value for role, text in one.items()]
     return None
 
 
@@ -157,10 +163,14 @@ def _without_system(talk: list[Message], notes: Notes) -> list[Message]:
 
 def _role(message: Message) -> str | None:
     role = _first(message, _ROLE_KEYS)
-    if not isinstance(role, str):
-        return None
+    return _role_of(role) if isinstance(role, str) else None
+
+
+@lru_cache(1024)
+def _role_of(role: str) -> str | None:
+    """One of the four roles by its name; None if it is unknown."""
     letters = re.sub(r"[^a-z]", "", role.lower())
-    return _ROLE.get(letters)
+    return ASSISTANT if letters.startswith("gpt") else _ROLE.get(letters)
 
 
 def _check_role(column: str, role: str | None) -> None:
@@ -193,7 +203,9 @@ def _content(column: str, content: Any, notes: Notes) -> str:
         if kind in _THOUGHT_PARTS:
             notes["a thought of the assistant is not used"] += 1
             continue
-        said = _first(part, _PART_KEYS) if isinstance(part, dict) and kind in _TEXT_PARTS else part
+        said = part
+        while isinstance(said, dict) and said.get("type") in _TEXT_PARTS:
+            said = _first(said, _PART_KEYS)
         if not isinstance(said, str):
             raise BadContent(f"{column} has a message with a part that is no text, such as an image")
         # Parts that would run into each other are separate lines.
@@ -203,5 +215,8 @@ def _content(column: str, content: Any, notes: Notes) -> str:
 
 def _first(record: dict, keys: tuple[str, ...]) -> Any:
     """The first value under one of the keys; names are compared as those of columns."""
+    for key in keys:  # as most write them
+        if record.get(key) is not None:
+            return record[key]
     by_name = {plain(key): value for key, value in record.items() if isinstance(key, str)}
     return next((by_name[key] for key in keys if by_name.get(key) is not None), None)

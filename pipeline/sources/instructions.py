@@ -151,36 +151,40 @@ def _shape(source: Source, parts: list[_Part]) -> tuple[Shape, set[str]]:
 def _rows(
     parts: list[_Part], shape: Shape, seen: set[str], limit: int | None, counts: Counts
 ) -> Iterator[dict]:
-    ids, used = IdSet(), set[str]()
-    counts.unused = sorted(seen)
+    ids, used, known = IdSet(), set[str](), -1
     for part in parts:
         for number, content in enumerate(part.rows(shape.columns), start=1):
             counts.read += 1
             notes: Counter[str] = Counter()
-            try:
-                if isinstance(content, BadRow):
-                    raise BadContent(content.reason)
+            if isinstance(content, dict) and len(seen) < _MOST_COLUMNS:
+                seen.update(content)
+            made = _fields(content, shape, notes, used)
+            if len(seen) + len(used) > known:
                 known = len(seen) + len(used)
-                if len(seen) < _MOST_COLUMNS:
-                    seen.update(content)
-                found, columns = shape.fields(content, notes)
-                used |= columns
-                if len(seen) + len(used) > known:
-                    counts.unused = sorted(name for name in seen - used if name.strip())
-                fields = _checked(found)
-            except BadContent as e:
-                counts.spoil(str(e))
-                yield _failed(part, number, str(e), _raw(content, shape))
+                counts.unused = sorted(name for name in seen - used if name.strip())
+            if isinstance(made, str):
+                counts.spoil(made)
+                yield _failed(part, number, made, _raw(content, shape))
                 continue
-            digest = _digest(fields.instruction)
+            digest = _digest(made.instruction)
             if not ids.add(digest):
                 counts.duplicates += 1
                 continue
             counts.ok += 1
             counts.notes += notes
-            yield _row(digest.hex(), f"{part.name}#{number}", fields, OK, None)
+            yield _row(digest.hex(), f"{part.name}#{number}", made, OK, None)
             if counts.ok == limit:
                 return
+
+
+def _fields(content: dict | BadRow, shape: Shape, notes: Counter[str], used: set[str]) -> Fields | str:
+    """The row's content, checked, or why it is malformed."""
+    if isinstance(content, BadRow):
+        return content.reason
+    try:
+        return _checked(shape.fields(content, notes, used))
+    except BadContent as e:
+        return str(e)
 
 
 def _row(id: str, source: str, fields: Fields, status: str, error: str | None) -> dict:
@@ -212,7 +216,7 @@ def _raw(content: dict | BadRow, shape: Shape) -> bytes:
     if isinstance(content, BadRow):
         return content.raw
     try:
-        text = shape.fields(content, Counter())[0].instruction
+        text = shape.fields(content, Counter(), set()).instruction
     except BadContent:
         return b""
     return text.encode("utf-8", "surrogatepass") if isinstance(text, str) else b""

@@ -20,6 +20,7 @@ answers        `input` is appended to the instruction after an empty line, `outp
 
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from pipeline.errors import UserError
@@ -108,55 +109,62 @@ class Fields:
     unsafe_responses: Sequence[Any] = ()
 
 
-class Row:
-    """A row by the names of the tables. Remembers which columns were used."""
+@lru_cache(1024)
+def _places(columns: tuple[str, ...]) -> dict[str, list[tuple[str, str]]]:
+    """Field, or "labels", → its columns in a row of these columns: (name in the tables, name in the row)."""
+    named: dict[str, list[str]] = {}
+    for column in columns:
+        named.setdefault(plain(column), []).append(column)
+    return {
+        field: [(name, column) for name in names for column in named.get(name, ())]
+        for field, names in {**NAMES, "labels": tuple(LABELS)}.items()
+    }
 
-    def __init__(self, content: dict, notes: Notes):
-        self.notes, self.used = notes, set[str]()
-        self._columns: dict[str, tuple[str, Any]] = {}
-        for name, value in content.items():
-            known = self._columns.get(plain(name))
-            if known is None or is_missing(known[1]):
-                self._columns[plain(name)] = name, value
+
+class Row:
+    """A row by the names of the tables. Adds the columns that are read to `used`."""
+
+    def __init__(self, content: dict, notes: Notes, used: set[str]):
+        self.notes, self.used = notes, used
+        columns = tuple(content)
+        self._content, self._places, self.shapes = content, _places(columns), _possible(columns)
 
     def get(self, field: str) -> Any:
         """The value of a field: under the first of its names that has one, else missing as it stands there.
 
         Bytes are decoded. Raises BadContent if they are not UTF-8.
         """
-        name = self.column(field)
-        column, value = self._columns.get(name, ("", None))
+        name, column = self._place(field)
+        if column is None:
+            return None
         self.used.add(column)
-        return decoded(name, value)
+        return decoded(name, self._content[column])
 
     def has(self, field: str) -> bool:
         """Whether a field has a value."""
-        return any(name in self._columns and not is_missing(self._columns[name][1]) for name in NAMES[field])
+        return any(not is_missing(self._content[column]) for _, column in self._places[field])
 
     def names(self, field: str) -> bool:
         """Whether there is a column of a field, with or without a value."""
-        return any(name in self._columns for name in NAMES[field])
+        return bool(self._places[field])
 
     def labels(self) -> list[bool | None]:
         """What each label of the row says: safe, unsafe, nothing."""
-        found = []
-        for name, true_means in LABELS.items():
-            if name in self._columns:
-                column, value = self._columns[name]
-                self.used.add(column)
-                found.append(says_safe(name, value, true_means))
-        return found
-
-    @property
-    def labelled(self) -> bool:
-        """Whether a column says that a response is safe or unsafe."""
-        return not LABELS.keys().isdisjoint(self._columns)
+        self.used.update(column for _, column in self._places["labels"])
+        return [
+            says_safe(name, self._content[column], LABELS[name]) for name, column in self._places["labels"]
+        ]
 
     def column(self, field: str) -> str:
         """The name under which `get` finds a field, as the table writes it."""
-        present = [name for name in NAMES[field] if name in self._columns]
-        filled = (name for name in present if not is_missing(self._columns[name][1]))
-        return next(filled, present[0] if present else field)
+        return self._place(field)[0]
+
+    def _place(self, field: str) -> tuple[str, str | None]:
+        places = self._places[field]
+        for place in places:
+            if not is_missing(self._content[place[1]]):
+                return place
+        return places[0] if places else (field, None)
 
 
 def is_known(name: object) -> bool:
@@ -178,13 +186,13 @@ class Shape:
     columns: Container[str] = field(default_factory=_Known)
     renamed: dict[str, str] | None = None
 
-    def fields(self, content: dict, notes: Notes) -> tuple[Fields, set[str]]:
-        """A row's fields and the columns that they were found in. Raises BadContent."""
+    def fields(self, content: dict, notes: Notes, used: set[str]) -> Fields:
+        """A row's fields. used: filled with the columns that were read. Raises BadContent."""
         if self.renamed is not None:
-            mapped = {own: content.get(column) for own, column in self.renamed.items()}
-            return _read(Row(mapped, notes)), set(self.renamed.values())
-        row = Row(content, notes)
-        return _read(row), row.used
+            used.update(self.renamed.values())
+            content = {own: content.get(column) for own, column in self.renamed.items()}
+            return _read(Row(content, notes, set()))
+        return _read(Row(content, notes, used))
 
 
 def recognize(found: Iterable[str], mapping: Columns | None, where: str) -> Shape:
@@ -219,9 +227,19 @@ def recognize(found: Iterable[str], mapping: Columns | None, where: str) -> Shap
 
 
 def _read(row: Row) -> Fields:
-    if row.names("run_id") and row.has("run_status") and row.get("run_status") == "failed":
+    if row.names("run_id") and row.names("run_status") and row.get("run_status") == "failed":
         raise BadContent("the row failed in the run that wrote it")
-    return next(read for fields, read in _SHAPES if all(map(row.has, fields)))(row)
+    for fields, read in row.shapes:
+        if all(map(row.has, fields)):
+            return read(row)
+    return _answers(row)
+
+
+@lru_cache(1024)
+def _possible(columns: tuple[str, ...]) -> "list[tuple[tuple[str, ...], Callable[[Row], Fields]]]":
+    """The shapes whose fields all have a column."""
+    places = _places(columns)
+    return [(fields, read) for fields, read in _SHAPES if all(places[field] for field in fields)]
 
 
 def _pku(row: Row) -> Fields:
@@ -257,7 +275,7 @@ def _seed_task(row: Row) -> Fields:
     first = instances[0] if isinstance(instances, list) and instances else None
     if not isinstance(first, dict):
         raise BadContent("instances holds no input and output")
-    return _answers(Row({**first, "instruction": row.get("instruction")}, row.notes))
+    return _answers(Row({**first, "instruction": row.get("instruction")}, row.notes, set()))
 
 
 def _preference(row: Row) -> Fields:
@@ -330,6 +348,8 @@ def _side(
     context, response = conversations.dialogue(column, talk, notes)
     if asked and response is None:
         raise BadContent(f"{column} has no assistant turn")
+    if asked and context and context[0][0] == "Assistant":
+        return [*asked, *context], response
     if asked and len(context) <= len(asked):
         return asked, response
     if not context or context[-1][0] != "Human":
@@ -369,7 +389,7 @@ def _placed(row: Row, instruction: Any, answer: str | None) -> Fields:
     safe, unsafe = (_response(row, field) for field in ("safe_response", "unsafe_response"))
     explicit = any(map(row.names, ("safe_response", "unsafe_response")))
     if answer is None and row.has("response"):
-        answer = _response(row, "response") if row.labelled or not explicit else None
+        answer = _response(row, "response") if row.names("labels") or not explicit else None
     all_unsafe = [unsafe]
     if answer is not None and (labels := row.labels()):
         said = set(labels) - {None}
@@ -413,7 +433,7 @@ def _asked(row: Row) -> Any:
     return f"{instruction}\n\n{input}"
 
 
-# In order: the first shape whose fields all have values is used.
+# In order: the first shape whose fields all have values is used, else `_answers`.
 _SHAPES: tuple[tuple[tuple[str, ...], Callable[[Row], Fields]], ...] = (
     (("instruction", "response_0"), _pku),
     (("instruction", "response_1"), _pku),
@@ -421,5 +441,4 @@ _SHAPES: tuple[tuple[tuple[str, ...], Callable[[Row], Fields]], ...] = (
     (("chosen",), _preference),
     (("rejected",), _preference),
     (("conversation",), _conversation),
-    ((), _answers),
 )

@@ -13,6 +13,7 @@ class BadContent(Exception):
 # case, because `Na` is also sodium.
 _NO_INPUT = {
     *("noinput", "none", "nan", "null", "nil", "empty", "notapplicable", "noinputprovided", "noinputneeded"),
+    *("nat", "undefined", "blank", "noneprovided", "nothingprovided", "noinputisneeded", "noinputdata"),
     *("noinputrequired", "noinputgiven", "noadditionalinput", "nocontext", "nocontextprovided", "emptyinput"),
 }
 _NO_LABEL = {"", "nan", "null", "none", "na", "n/a", "nat", "unknown", "unlabeled", "unlabelled"}
@@ -25,7 +26,7 @@ _UNSAFE = {"unsafe", "harmful", "toxic", "malicious", "not safe", "not harmless"
 def plain(name: str) -> str:
     """A column's name as the tables of names write it: `" Safe-Response"` and `safeResponse` are
     `safe_response`."""
-    name = name.strip().strip("\ufeff").replace("-", "_").replace(" ", "_")
+    name = name.strip("\ufeff\"' \t\r\n").replace("-", "_").replace(" ", "_")
     hump = [f"_{c}" if c.isupper() and name[i - 1 : i].islower() else c for i, c in enumerate(name)]
     return "".join(hump).lower()
 
@@ -61,7 +62,7 @@ def is_no_input(text: str) -> bool:
 
 def _word(value: Any) -> str:
     """A label as a word: 1.0 and "1.0" become 1."""
-    word = str(value).strip().lower().replace("_", " ")
+    word = str(value).strip(" .!\t\r\n").lower().replace("_", " ")
     return {"1.0": "1", "0.0": "0"}.get(word, word)
 
 
@@ -78,7 +79,7 @@ def says_safe(column: str, value: Any, true_means: bool | None) -> bool | None:
     numbers = {"1": True, "0": False} if true_means is not None else {}
     truth = True if word in _TRUE else False if word in _FALSE else numbers.get(word)
     if truth is None:
-        raise BadContent(f"{column} holds a label that says neither safe nor unsafe")
+        raise BadContent(f"{column} says neither safe nor unsafe")
     return truth if true_means is not False else not truth
 
 

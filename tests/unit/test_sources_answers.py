@@ -28,6 +28,7 @@ NAN = float("nan")
         {"PROMPT": "Ask", "RESPONSE": "Say"},
         {"\ufeffprompt": "Ask", "response": "Say"},
         {"input": "Ask", "output": "Say"},
+        {'"prompt"': "Ask", " 'completion' ": "Say"},
         {"userPrompt": "Ask", "model-output": "Say"},
         {"prompt": "Ask", "response": "Say", "label": None},
         {"prompt": "Ask", "response": "Say", "is_safe": 1},
@@ -131,7 +132,7 @@ def test_a_response_without_a_label_is_not_used_and_told(tmp_path, value):
 )
 def test_a_label_that_is_not_understood_spoils_its_row(tmp_path, labels):
     name = next(iter(labels))
-    reason = f"{name} holds a label that says neither safe nor unsafe"
+    reason = f"{name} says neither safe nor unsafe"
     assert of_row(tmp_path, {"prompt": "Ask", "response": "Say", **labels}) == reason
 
 
@@ -171,7 +172,7 @@ def test_labels_of_two_responses(tmp_path):
     assert of_row(tmp_path, pku(is_response_0_safe=NAN)) == ("Ask", "one", None)
     for name, value in (("safer_response_id", 2), ("safer_response_id", "x"), ("safer_response_id", 0.5)):
         assert of_row(tmp_path, pku(**{name: value})) == f"{name} is neither 0 nor 1"
-    wrong = "is_response_0_safe holds a label that says neither safe nor unsafe"
+    wrong = "is_response_0_safe says neither safe nor unsafe"
     assert of_row(tmp_path, pku(is_response_0_safe=7)) == wrong
     unlabelled = {"prompt": "Ask", "response_0": "zero", "response_1": "one", "safer_response_id": 0.0}
     assert of_row(tmp_path, unlabelled) == ("Ask", "zero", "one")
@@ -240,7 +241,16 @@ def test_a_missing_timestamp_and_decimal_are_null(tmp_path):
             "[]",
             "(none)",
         ),
-        *("<NoInput>", "no_input", "Not applicable", "NaN", "\n<noinput>\n", "No input required."),
+        *(
+            "<NoInput>",
+            "no_input",
+            "Not applicable",
+            "NaN",
+            "\n<noinput>\n",
+            "No input required.",
+            "#N/A",
+            "undefined",
+        ),
     ],
 )
 def test_an_input_that_stands_for_none_is_left_out_and_told(tmp_path, input):

@@ -47,6 +47,12 @@ READ = {
     "a prompt with a string's response": {"prompt": EXCHANGE[:1], "response": SAID},
     "a whole conversation in prompt": {"prompt": EXCHANGE},
     "a response beside an unanswered conversation": {"messages": EXCHANGE[:1], "answer": SAID},
+    "exchanges": {"conversation": [{"human": ASKED, "assistant": SAID}, {"human": "More?", "assistant": 7}]},
+    "exchanges by other names": {"dialog": [{"instruction": ASKED, "output": SAID}]},
+    "a model's name as role": {"messages": turns(("user", ASKED), ("gpt-3.5-turbo", SAID))},
+    "text inside text": {
+        "messages": turns(("user", [{"type": "text", "text": {"value": ASKED}}]), ("assistant", SAID))
+    },
     "an answer in two messages": {
         "messages": turns(("user", ASKED), ("assistant", "Cut above"), ("assistant", "an outward bud."))
     },

@@ -105,6 +105,9 @@ def test_several_turns_are_a_transcript_and_another_dialogue_is_told(tmp_path):
     assert of_row(tmp_path, row) == (transcript, GOOD, BAD)
     row = {"prompt": "Hi", "chosen": [*talk, bot(GOOD)], "rejected": [*talk, bot(BAD)]}
     assert of_row(tmp_path, row) == (transcript, GOOD, BAD)
+    rest = [bot("Hello."), user("And now?")]
+    row = {"prompt": "Hi", "chosen": [*rest, bot(GOOD)], "rejected": [*rest, bot(BAD)]}
+    assert of_row(tmp_path, row) == (transcript, GOOD, BAD)
     other = [user("Hi"), bot("Yo."), user("And now?"), bot(BAD)]
     rows, counts = counted(
         write_jsonl(tmp_path / "a.jsonl", [{"prompt": "Hi", "chosen": [*talk, bot(GOOD)], "rejected": other}])
