@@ -6,6 +6,7 @@ Turns in a row by one speaker are one turn. System turns are left out, and the c
 import ast
 import json
 import re
+import warnings
 from collections import Counter
 from functools import lru_cache
 from typing import Any
@@ -109,6 +110,12 @@ def dialogue(column: str, talk: list[Message], notes: Notes) -> tuple[list[tuple
     return turns, response
 
 
+def ends_with_user(talk: list[Message]) -> bool:
+    """Whether the last turn, system turns apart, is the user's."""
+    roles = [role for role in map(_role, talk) if role != SYSTEM]
+    return bool(roles) and roles[-1] == USER
+
+
 def told(turns: list[tuple[str, str]]) -> str:
     """Turns as one text: a single one as it is, several as a transcript."""
     if len(turns) == 1:
@@ -126,13 +133,21 @@ def _is_message(value: Any) -> bool:
 def _parsed(text: str) -> list[Message] | None:
     if not text.lstrip()[:1] or text.lstrip()[0] not in "[{":
         return None
-    for parse in (json.loads, ast.literal_eval):
+    for parse in (json.loads, _literal):
         try:
             value = parse(text.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
         return messages(value) or None if isinstance(value, list | dict) else None
     return None
+
+
+def _literal(text: str) -> Any:
+    """A value as Python's repr writes it. Raises ValueError if a key of messages is not among its words."""
+    if not any(f"'{key}'" in text for key in _ROLE_KEYS):
+        raise ValueError
+    with warnings.catch_warnings(action="ignore"):  # of odd escapes
+        return ast.literal_eval(text)
 
 
 def _of_dict(value: dict) -> list[Message] | None:

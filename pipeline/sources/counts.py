@@ -15,8 +15,8 @@ _MOST_TOLD = 12  # reasons, notes and columns of one source
 class Counts:
     """What became of the rows read: read = ok + duplicates + malformed. Filled while the rows are read.
 
-    reasons: of malformed rows, their number. notes: what was left out of rows that are used, and of the
-    source, by sentence. unused: columns seen that hold nothing that is used. source: its path.
+    reasons: number of malformed rows by why. notes: number of rows that are used without a part, and of files
+    that are not read, by sentence. unused: columns seen that hold nothing that is used. source: its path.
     """
 
     read: int = 0

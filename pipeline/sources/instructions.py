@@ -171,7 +171,7 @@ def _rows(
                 counts.duplicates += 1
                 continue
             counts.ok += 1
-            counts.notes += notes
+            counts.notes.update(notes.keys())
             yield _row(digest.hex(), f"{part.name}#{number}", made, OK, None)
             if counts.ok == limit:
                 return

@@ -9,7 +9,8 @@ _NAMES = re.compile(
 )
 _TEXTS = re.compile(
     r"NETWORK_CONNECTION|[Cc]ould ?n[o']t (resolve|connect)|Name or service not known|Connection refused"
-    r"|Network is unreachable|offline mode is enabled|Temporary failure in name resolution"
+    r"|No route to host|Network is unreachable|Temporary failure in name resolution|offline mode is enabled"
+    r"|\b50[0234] Server Error|Too Many Requests"
 )
 
 

@@ -375,12 +375,10 @@ def _answers(row: Row) -> Fields:
 def _talk(row: Row, field: str, talk: list[Message]) -> Fields:
     """A conversation. A response in another column answers all of it, so the instruction is all of it."""
     column = row.column(field)
-    if any(map(row.has, ("response", "safe_response", "unsafe_response"))):
-        turns, last = conversations.dialogue(column, talk, row.notes)
-        if not turns:
-            raise BadContent(f"{column} has no user turn")
-        if last is None:
-            return _placed(row, conversations.told(turns), None)
+    answered = any(map(row.has, ("response", "safe_response", "unsafe_response")))
+    if answered and conversations.ends_with_user(talk):
+        turns, _ = conversations.dialogue(column, talk, row.notes)
+        return _placed(row, conversations.told(turns), None)
     return _placed(row, *conversations.first_exchange(column, talk, row.notes))
 
 

@@ -68,9 +68,11 @@ def test_a_conversation_is_read_whatever_it_is_called(tmp_path, name):
 def test_a_prompt_that_is_a_list_of_messages_is_its_user_turn(tmp_path):
     assert of_row(tmp_path, {"prompt": EXCHANGE[:1]}) == (ASKED, None, None)
     with_system = turns(("system", "Be brief."), ("user", ASKED))
-    rows, counts = counted(write_jsonl(tmp_path / "a.jsonl", [{"prompt": with_system}]))
-    assert rows[0]["instruction"] == ASKED
-    assert counts.notes == {"a system turn is not used": 1}
+    pair = {"prompt": with_system, "chosen": [*with_system, EXCHANGE[1]], "rejected": "No."}
+    for row in ({"prompt": with_system}, pair):
+        rows, counts = counted(write_jsonl(tmp_path / "a.jsonl", [row]))
+        assert rows[0]["instruction"] == ASKED
+        assert counts.notes == {"a system turn is not used": 1}, "rows are counted"
 
 
 def test_conversations_of_parquet(tmp_path):
@@ -125,6 +127,8 @@ def test_turns_that_are_not_used_spoil_nothing(tmp_path, name):
     rows, counts = counted(write_jsonl(tmp_path / "a.jsonl", [row]))
     assert (rows[0]["instruction"], rows[0]["safe_response"]) == (ASKED, SAID)
     assert counts.notes == {"turns after the first exchange are not used": 1}
+    answered = {"messages": [*row["messages"], {"role": "assistant", "content": "Z"}], "output": "unused"}
+    assert of_row(tmp_path, answered) == (ASKED, SAID, None)
 
 
 LEFT_OUT = {

@@ -12,7 +12,7 @@ from pipeline.commands.plan import show_plan
 from pipeline.commands.report import write_report
 from pipeline.errors import UserError
 from tests import scripted
-from tests.unit.sources import write_jsonl
+from tests.unit.sources import rows_of, write_jsonl
 from tests.unit.test_experiment import calls, run
 
 __all__ = ["calls", "run"]  # fixtures
@@ -78,6 +78,10 @@ def test_terminal_card_and_report_tell_how_every_source_was_read(tmp_path, chang
         assert f"{stage}: {line}" in told
         data = {"generate": "mistakes", "mix": "sft", "evaluate": "evaluation"}[stage]
         assert f"* {line}\n" in (tmp_path / "run" / data / "README.md").read_text()
+    # beside its card, a data set of a run is a source
+    assert {row["status"] for row in rows_of(tmp_path / "run" / "sft")} == {"ok"}
+    errors = [row["error"] for row in rows_of(tmp_path / "run" / "mistakes")]
+    assert sorted(errors, key=str) == [None, None] + ["the row failed in the run that wrote it"] * 2
     config = scripted.config(tmp_path / "run", **changes)
     markdown = Path(write_report(config, str(tmp_path / "run"))[1]).read_text()
     assert markdown.count(f"{TOLD}.") == 4
