@@ -57,8 +57,8 @@ class File:
         partitions = self._partitions()
         try:
             for row in _READERS[self.format](self, columns):
-                if partitions and isinstance(row, dict):
-                    row = {**partitions, **{name: value for name, value in row.items() if value is not None}}
+                if isinstance(row, dict):
+                    row.update((name, value) for name, value in partitions.items() if row.get(name) is None)
                 yield row
         except UserError:
             raise

@@ -1,5 +1,6 @@
 """Single values of a source: what counts as missing, as text and as a label."""
 
+import re
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
@@ -61,9 +62,9 @@ def is_no_input(text: str) -> bool:
 
 
 def _word(value: Any) -> str:
-    """A label as a word: 1.0 and "1.0" become 1."""
+    """A label as a word: 1.0 and "1.00" become 1."""
     word = str(value).strip(" .!\t\r\n").lower().replace("_", " ")
-    return {"1.0": "1", "0.0": "0"}.get(word, word)
+    return re.sub(r"^([01])\.0+$", r"\1", word)
 
 
 def says_safe(column: str, value: Any, true_means: bool | None) -> bool | None:

@@ -83,7 +83,8 @@ def test_a_source_without_the_response_that_is_needed_names_what_it_has(tmp_path
 # -- labels
 
 SAFE = [
-    {"is_safe": value} for value in (True, 1, 1.0, "1", "1.0", "true", "True", "TRUE ", "yes", "safe", "Safe")
+    {"is_safe": value}
+    for value in (True, 1, 1.0, "1", "1.00", "true", "True", "TRUE ", "yes", "safe", "Safe")
 ]
 SAFE += [{"harmful": value} for value in (False, 0, "0.0", "no", "unharmful", "harmless")]
 SAFE += [{"label": value} for value in ("safe", "harmless", True, "True")]
