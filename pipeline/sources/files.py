@@ -32,6 +32,10 @@ FORMATS = {
     ".csv": "CSV",
     ".tsv": "TSV",
 }
+_OTHER_DATA = {  # endings of files that hold data and cannot be read
+    *(".xlsx", ".xls", ".ods", ".orc", ".avro", ".feather", ".pkl", ".pickle", ".npz", ".h5"),
+    *(".zip", ".tar", ".tgz", ".7z", ".db", ".sqlite", ".xml"),
+}
 _BINARY = ("Parquet", "Arrow")
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".lz4")
 
@@ -178,8 +182,10 @@ def _find(path: str, split: str, config: str | None, notes: Counter[str]) -> lis
         return [File(filesystem, root, path, root.rpartition("/")[2], format)]
     if info.type == fs.FileType.NotFound:
         raise UserError(f"{path}: no such file or directory")
-    if files := _of_known_format(filesystem, _below(filesystem, root), root, path):
+    below = _below(filesystem, root)
+    if files := _of_known_format(filesystem, below, root, path):
         directory = layout.Directory(path, filesystem, root)
+        notes.update(f"a {kind} file is not read" for kind in map(_unreadable, below) if kind)
         kept = set(directory.select([file.key for file in files], split, config, notes))
         return [file for file in files if file.key in kept]
     raise UserError(f"{path}: the directory holds no {', '.join(FORMATS)} file")
@@ -267,6 +273,12 @@ def _of_known_format(filesystem: fs.FileSystem, paths: list[str], root: str, sho
         if not hidden and (format := _format(path)):
             files.append(File(filesystem, path, f"{shown_root.rstrip('/')}/{key}", key, format))
     return files
+
+
+def _unreadable(path: str) -> str | None:
+    """The ending of a file that holds data in a format that is not known."""
+    ending = os.path.splitext(path.lower())[1]
+    return ending if ending in _OTHER_DATA else None
 
 
 def _format(path: str) -> str | None:

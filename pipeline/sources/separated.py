@@ -9,7 +9,8 @@ from pipeline.errors import UserError
 from pipeline.settings.shown import shown
 from pipeline.sources.rows import MAX_LINE_BYTES, BadRow
 
-_FIELDS_IN_TEXT = 6  # delimiters on the lines of one field, as many as the header has on each: swallowed rows
+# So many lines of a field that look like rows are rows. One delimiter on a line is frequent in texts.
+_ROWS_OF_TWO, _ROWS_OF_MORE = 5, 2
 
 
 def separated(text: io.TextIOWrapper, where: str, delimiters: str) -> Iterator[dict | BadRow]:
@@ -34,8 +35,8 @@ def separated(text: io.TextIOWrapper, where: str, delimiters: str) -> Iterator[d
         except StopIteration:
             return
         except csv.Error as e:
-            yield BadRow(_reason(lines, str(e)), b"")
             lines.skip_to_even_quotes()
+            yield BadRow(_reason(lines, str(e)), b"")
             continue
         if not fields:
             continue
@@ -47,7 +48,7 @@ def separated(text: io.TextIOWrapper, where: str, delimiters: str) -> Iterator[d
         elif any(_holds_rows(field, len(header) - 1, delimiter) for field in fields) or (
             len(fields) < len(header) and any("\n" in field for field in fields)
         ):
-            yield BadRow(f"a quoted field holds what seems to be rows: line {lines.start}", b"")
+            yield BadRow(f"a quoted field holds what seems to be rows{lines.span()}", b"")
         else:
             yield dict(zip(header, fields + [None] * (len(header) - len(fields)), strict=True))
 
@@ -60,28 +61,30 @@ def check_names(names: list[str], where: str) -> None:
 
 
 def _reason(lines: "_Lines", error: str) -> str:
+    """Why a row cannot be read, and how many lines are lost with it."""
+    lost = lines.span()
     if "unexpected end of data" in error:
-        return (
-            "a quote is not closed before the end of the file, so its rows cannot be told apart: from line"
-            f" {lines.start} to line {lines.number}"
-        )
+        return f"a quote is not closed before the end of the file, so its rows cannot be told apart{lost}"
     if "expected after" in error:
-        return (
-            f"a quoted field goes on behind its quote, which is written twice inside it: line {lines.start}"
-        )
-    return f"not valid CSV ({shown(error)})"
+        return f"text follows a closing quote (a quote inside a quoted field is written twice){lost}"
+    return f"not valid CSV ({shown(error)}){lost}"
 
 
 def _holds_rows(field: str, delimiters: int, delimiter: str) -> bool:
-    """Whether the lines of a field look like rows of the file, all but the last, which may be cut."""
-    if "\n" not in field:
+    """Whether the lines of a field look like rows of the file: as many delimiters, and no space behind them.
+
+    The first line is the end of the row that the field began in, the last one may be cut.
+    """
+    if "\n" not in field or delimiters < 1:
         return False
-    lines = [line for line in field.splitlines() if line.strip()][:-1]
-    return (
-        delimiters > 0
-        and len(lines) * delimiters >= _FIELDS_IN_TEXT
-        and all(line.count(delimiter) == delimiters for line in lines)
-    )
+
+    def looks_like_row(line: str) -> bool:
+        return line.count(delimiter) == delimiters and f"{delimiter} " not in line
+
+    lines = [line for line in field.splitlines() if line.strip()][1:]
+    rows = sum(map(looks_like_row, lines))
+    enough = _ROWS_OF_TWO if delimiters == 1 else _ROWS_OF_MORE
+    return rows >= enough and all(map(looks_like_row, lines[:-1]))
 
 
 class _Lines:
@@ -118,6 +121,10 @@ class _Lines:
         self.start = self.number + (not self.back)
         if not self.back:
             self._quotes = 0
+
+    def span(self) -> str:
+        """The lines of the row, for a message."""
+        return f": from line {self.start} to line {self.number}"
 
     def skip_to_even_quotes(self) -> None:
         """Read on until the quotes since the row's beginning are even, which they are at the end of a row."""

@@ -123,6 +123,7 @@ SWALLOWING = {
     "a quote in the second column": 'What?,"The sea.\nNext,One.\nThird,"Two"\nLast,Three.\n',
     "backslashes": '"Say \\"hi\\" to\nhim, too",Hi.\nLast,Three.\n',
     "quotes that are not doubled": '"He said "hi" to me",Why?\nLast,Three.\n',
+    "a quote in the last column": 'What?,"The sea.\n' + "Next,One.\n" * 6 + 'Third,Two."\nLast,Three.\n',
     "many rows in one field": '"a,b\n' + "c,d\n" * 8 + 'e,f",x\nLast,Three.\n',
 }
 
@@ -136,8 +137,34 @@ def test_rows_in_a_quoted_field_are_never_one_ok_row(tmp_path, name):
     assert counts.malformed == 1
 
 
+@pytest.mark.parametrize("swallowed", ['"q1,,a\nq2,,b\nq3,,c",x,y\n', 'q1,,"a\nq2,,b\nq3,,c"\n'])
+def test_two_swallowed_rows_of_three_columns_are_enough_to_be_found(tmp_path, swallowed):
+    (tmp_path / "a.csv").write_text(f"instruction,input,output\n{swallowed}q4,,d\n")
+    rows = rows_of(tmp_path / "a.csv")
+    assert [r["error"] or r["instruction"] for r in rows] == [
+        "a quoted field holds what seems to be rows: from line 2 to line 4",
+        "q4",
+    ]
+
+
+def test_the_lines_that_are_lost_with_a_row_are_told(tmp_path):
+    (tmp_path / "a.csv").write_text('instruction,output\nq1,a\n"open,x\nq2,a\n"q3",a\nq4,a\n')
+    rows, _ = counted(tmp_path / "a.csv")
+    assert [r["error"] for r in rows] == [
+        None,
+        "text follows a closing quote (a quote inside a quoted field is written twice): from line 3 to line 6",
+    ]
+
+
 def test_what_csv_allows_is_read(tmp_path):
-    asked = ['a "word"', "two\nlines, with\ncommas, each", "x;y", " padded ", "tab\there"]
+    asked = [
+        'a "word"',
+        "roses, red\nviolets, blue\na, b\nc, d\ne, f\ng, h\ni, j",
+        "two\nlines, with\ncommas, each",
+        "x;y",
+        " padded ",
+        "tab\there",
+    ]
     with open(tmp_path / "a.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["", "instruction", "output"])  # as pandas writes its index
@@ -308,6 +335,14 @@ def test_metadata_beside_data_is_no_data(tmp_path):
     for name in [*METADATA, ".gitattributes", "LICENSE", "README.md", "script.py"]:
         (tmp_path / name).write_text('{"instruction": "not me"}')
     assert made(tmp_path) == [("a", "x")]
+
+
+def test_files_of_other_formats_beside_data_are_told(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", THREE)
+    for name in ("b.xlsx", "c.xlsx", "d.zip", "README.md"):
+        (tmp_path / name).write_text("x")
+    _, counts = counted(tmp_path)
+    assert counts.notes == {"a .xlsx file is not read": 2, "a .zip file is not read": 1}
 
 
 def test_a_json_file_alone_is_data_whatever_its_name(tmp_path):
