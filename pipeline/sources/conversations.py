@@ -56,7 +56,7 @@ def messages(value: Any) -> list[Message] | None:
         return None
     if not value or any(_is_message(one) for one in value):
         return [one if isinstance(one, dict) else {} for one in value]
-    if all(isinstance(one, dict) and one and all(map(_role_of, one)) for one in value):
+    if all(isinstance(one, dict) and one and all(map(_role_of, map(str, one))) for one in value):
         return [{"role": role, "content": text} for one in value for role, text in one.items()]
     return None
 
@@ -126,7 +126,7 @@ def told(turns: list[tuple[str, str]]) -> str:
 def _is_message(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
-    keys = {plain(key) for key in value}
+    keys = _by_name(value).keys()
     return not keys.isdisjoint(_CONTENT_KEYS) and not keys.isdisjoint(_ROLE_KEYS)
 
 
@@ -151,7 +151,7 @@ def _literal(text: str) -> Any:
 
 
 def _of_dict(value: dict) -> list[Message] | None:
-    by_name = {plain(key): one for key, one in value.items()}
+    by_name = _by_name(value)
     for key in ("messages", "conversations", "conversation"):
         if isinstance(by_name.get(key), list):
             return messages(by_name[key])
@@ -228,10 +228,15 @@ def _content(column: str, content: Any, notes: Notes) -> str:
     return text
 
 
+def _by_name(record: dict) -> dict[str, Any]:
+    """The values by the names of their keys, as the tables write them."""
+    return {plain(key): value for key, value in record.items() if isinstance(key, str)}
+
+
 def _first(record: dict, keys: tuple[str, ...]) -> Any:
     """The first value under one of the keys; names are compared as those of columns."""
     for key in keys:  # as most write them
         if record.get(key) is not None:
             return record[key]
-    by_name = {plain(key): value for key, value in record.items() if isinstance(key, str)}
+    by_name = _by_name(record)
     return next((by_name[key] for key in keys if by_name.get(key) is not None), None)

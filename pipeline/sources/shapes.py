@@ -113,7 +113,7 @@ class Fields:
 def _places(columns: tuple[str, ...]) -> dict[str, list[tuple[str, str]]]:
     """Field, or "labels", → its columns in a row of these columns: (name in the tables, name in the row)."""
     named: dict[str, list[str]] = {}
-    for column in columns:
+    for column in filter(lambda column: isinstance(column, str), columns):
         named.setdefault(plain(column), []).append(column)
     return {
         field: [(name, column) for name in names for column in named.get(name, ())]
