@@ -29,18 +29,8 @@ _SHARD = re.compile(r"data/(.+)-\d{5}-of-\d{5,}\.")  # as push_to_hub names the 
 # Names of JSON files that describe data, and are not read beside data.
 _METADATA = {
     *("dataset_infos", "dataset_info", "dataset_dict", "state", "dataset-metadata", "dataset_metadata"),
-    *(
-        "metadata",
-        "meta",
-        "croissant",
-        "datapackage",
-        "package",
-        "package-lock",
-        "config",
-        "settings",
-        "info",
-    ),
-    *("schema", "stats", "statistics", "license", "citation", "codemeta", "manifest", "readme", "tsconfig"),
+    *("metadata", "meta", "croissant", "datapackage", "package", "package-lock", "config", "settings"),
+    *("schema", "stats", "statistics", "license", "citation", "codemeta", "manifest", "readme", "info"),
 }
 _MOST_BYTES = 2**20  # of a file that describes the directory
 
