@@ -5,6 +5,10 @@ class UserError(Exception):
     """Wrong usage, configuration or input, found before any engine starts. Exit code 2."""
 
 
+class OutOfReach(UserError):
+    """Input on a server that did not answer. `plan` works without it, `run` does not."""
+
+
 class RunFailed(Exception):
     """The run cannot continue (an engine does not start, a trainer gave up). Exit code 1."""
 

@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.run import Machinery, Making, Run, adapter_digest
 from pipeline.schema import INSTRUCTIONS
 from pipeline.sources import instructions
+from pipeline.sources.counts import Accounts
 
 
 def run(
@@ -55,13 +56,15 @@ def generate(run: Run) -> None:
         adapter = adapter if engine.reads_model else None
         adapters = (storage.absolute(adapter),) if adapter else ()
 
-        def rows(counts: instructions.Counts, method=method) -> Iterable[dict]:
-            return instructions.repeated(instructions.read(method.instructions, counts), method.samples)
+        def rows(counts: Accounts, method=method) -> Iterable[dict]:
+            source = instructions.read(method.instructions, counts.of("instructions"))
+            return instructions.repeated(source, method.samples)
 
         makings.append(
             Making(
                 run.generated[name],
                 rows,
+                f"methods.{name}",
                 INSTRUCTIONS,
                 method.recipe(run.config.seed),
                 run.spec(model, adapters, engine),
@@ -76,9 +79,11 @@ def mix(run: Run) -> None:
     for schema, methods in run.config.training_sets().items():
         sources = {name: run.generated[name] for name in methods}
 
-        def rows(drops, schema=schema, methods=methods, sources=sources) -> Iterable[dict]:
+        def rows(drops, counts, schema=schema, methods=methods, sources=sources) -> Iterable[dict]:
             parts = (
-                methods[name].examples(schema, source.dataset.rows(), drops, run.config.seed)
+                methods[name].examples(
+                    schema, source.dataset.rows(), drops, run.config.seed, counts.below(f"methods.{name}")
+                )
                 for name, source in sources.items()
             )
             return chain.from_iterable(parts)
@@ -115,8 +120,13 @@ def evaluate(run: Run) -> None:
     makings = []
     for name, store in run.suites.items():
         suite = config.suites.items()[name]
-        rows = partial(suite.rows, config.arm_names, config.seed, tokenizer=tokenizer)
-        makings.append(Making(store, rows, store.schema, suite.recipe(adapters), spec, inputs))
+
+        def answers(counts: Accounts, suite=suite) -> Iterable[dict]:
+            return suite.rows(config.arm_names, config.seed, counts, tokenizer)
+
+        makings.append(
+            Making(store, answers, f"suites.{name}", store.schema, suite.recipe(adapters), spec, inputs)
+        )
     run.make("evaluate", makings)
 
 

@@ -1,7 +1,8 @@
 """Finds errors before an engine starts, if that is possible: one sentence each, exit code 2."""
 
 import os
-from collections.abc import Collection, Iterable
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline import models
 from pipeline.config import Config, Suites
 from pipeline.data import storage
-from pipeline.errors import UserError
+from pipeline.errors import OutOfReach, UserError
 from pipeline.inference import check_server
 from pipeline.inference.base import Engine
 from pipeline.judges import Judge
@@ -28,11 +29,12 @@ MIN_FREE_BYTES = 256 * 2**20
 
 def check(
     config: Config, stages: set[str], skip: Collection[str] = (), suites: set[str] | None = None
-) -> None:
+) -> list[str]:
     """Check the needs of stages ("generate", "mix", "train", "evaluate"), except models and cluster.
 
     skip:   fields of sources that are not checked.
     suites: suites to evaluate; None is all configured ones.
+    Returns notices: what is allowed, and worth a log line.
     """
     suites = set(config.suites.items()) if suites is None else suites
     if not config.methods and (needs := sorted(stages & {"generate", "mix", "train"})):
@@ -46,10 +48,11 @@ def check(
     for field, judge in sections(config, Judge).items():
         judge.check(field, config.model)
     _check_no_password("run_dir", config.run_dir)
+    needed, notices = _needed_responses(config, stages), []
     for field, source in sources(config, stages, suites).items():
         _check_no_password(f"{field}.path", source.path)
         if field not in skip:
-            _check_source(field, source, unsafe=field in _needing_unsafe(config))
+            notices += _check_source(field, source, needed.get(field, {}))
     for field, endpoint in _servers(config, stages, suites).items():
         check_server(endpoint, field)
     for field, model in config.models().items():
@@ -60,6 +63,7 @@ def check(
         environment.check_threads()
     if stages & {"generate", "train", "evaluate"} and not os.environ.get("RAY_ADDRESS"):
         environment.check_temporary_directory()
+    return notices
 
 
 def _check_engines(config: Config, stages: set[str], suites: set[str]) -> None:
@@ -133,25 +137,41 @@ def _check_no_password(field: str, path: str) -> None:
         raise UserError(f"{field}: contains a password, which would be stored; {remedy}")
 
 
-def _check_source(field: str, source: Source, *, unsafe: bool) -> None:
+def _check_source(field: str, source: Source, needs: Mapping[str, bool]) -> list[str]:
+    """needs: responses that some rows should have, and whether one must. Returns notices."""
+    notices = []
     try:
         instructions.check(source)
-        if unsafe:
-            instructions.check_unsafe(source)
+        for response, must in needs.items():
+            try:
+                instructions.check(source, [response])
+            except UserError as e:
+                if must:
+                    raise
+                notices.append(f"{field}: {e}; `mix` ends if an arm is trained on a kind that has no row")
     except UserError as e:
-        raise UserError(f"{field}: {e}") from None
+        raise type(e)(f"{field}: {e}") from None
+    return notices
 
 
-def _needing_unsafe(config: Config) -> set[str]:
-    """Fields of the sources that must have unsafe responses."""
-    methods = {
-        f"methods.{name}.instructions" for name, method in config.methods.items() if method.needs_unsafe
-    }
-    return methods | {
-        f"suites.{name}.{source}"
-        for name, suite in config.suites.items().items()
-        for source in suite.needs_unsafe
-    }
+def _needed_responses(config: Config, stages: set[str]) -> dict[str, dict[str, bool]]:
+    """By field of a source: the responses that some of its rows should have, and whether one must.
+
+    A source that only `mix` reads is of no use without them.
+    """
+    needed: defaultdict[str, dict[str, bool]] = defaultdict(dict)
+    trained_on = {kind for arm in config.arms.values() for kind in arm.kinds or ()}
+    for name, method in config.methods.items():
+        if method.needs_unsafe:
+            needed[f"methods.{name}.instructions"]["unsafe_response"] = True
+        for kind in trained_on.intersection(method.kinds or ()) if "mix" in stages else ():
+            if kind in method.made_from:
+                source, response = method.made_from[kind]
+                needed[f"methods.{name}.{source}"].setdefault(response, source.split(".")[0] in method.mixing)
+    for name, suite in config.suites.items().items():
+        for source in suite.needs_unsafe:
+            needed[f"suites.{name}.{source}"]["unsafe_response"] = True
+    return needed
 
 
 def _used(config: Config, stages: set[str], suites: set[str]) -> dict[str, Section]:
@@ -198,17 +218,19 @@ def check_run_dir(config: Config, stages: set[str]) -> None:
 
 
 def unreachable(config: Config, stages: set[str]) -> dict[str, str]:
-    """Hub sources that cannot be read from here (such as without network), and why.
+    """Sources on servers that do not answer (such as without network), and why.
 
-    `plan` works without them, `run` does not.
+    `plan` works without them, `run` does not. Any other error of a source is left to `check`.
     """
     found = {}
     for field, source in sources(config, stages, set(config.suites.items())).items():
-        if source.path.startswith("hub:"):
+        if source.path.startswith("hub:") or "://" in source.path:
             try:
                 instructions.check(source)
-            except UserError as e:
+            except OutOfReach as e:
                 found[field] = str(e)
+            except UserError:
+                continue
     return found
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+import pyarrow.compute as pc
+
 from pipeline import models, placement, preflight
 from pipeline.chat import Recipe
 from pipeline.config import Config, dump
@@ -27,7 +29,7 @@ from pipeline.runtime.session import ray_session, stage_logs
 from pipeline.schema import DROPPED, FAILED, STAGES, Schema
 from pipeline.settings.base import Model, Section, Source
 from pipeline.settings.walk import sections
-from pipeline.sources.instructions import Counts
+from pipeline.sources.counts import Accounts
 
 ON_RAY = ("generate", "train", "evaluate")
 
@@ -65,12 +67,14 @@ class Machinery:
 class Making:
     """A data set to make by running a recipe over rows.
 
-    rows:   the rows to do, of schema `listed`; reading them fills the counts of the source.
+    rows:   the rows to do, of schema `listed`; reading them fills the counts of the sources.
+    field:  of the section whose sources they are.
     inputs: digests of the upstream outputs, by name.
     """
 
     store: Store
-    rows: Callable[[Counts], Iterable[dict]]
+    rows: Callable[[Accounts], Iterable[dict]]
+    field: str
     listed: Schema
     recipe: Recipe
     spec: ModelSpec
@@ -144,11 +148,12 @@ class Run:
         Raises UserError if a check fails before anything starts, RunFailed if another attempt takes over.
         """
         wanted = set(stages)
-        preflight.check(self.config, wanted, suites=set(self.suites))
+        notices = preflight.check(self.config, wanted, suites=set(self.suites))
         if not self.overwrite:
             for output in (output for stage in stages for output in self.outputs(stage)):
                 output.check(self.fingerprints[output.name])
-        for notice in preflight.check_models(self.config, wanted, set(self.suites), self.model_dir):
+        notices += preflight.check_models(self.config, wanted, set(self.suites), self.model_dir)
+        for notice in notices:
             self.log(notice)
         self._stages = stages
         with (
@@ -215,7 +220,7 @@ class Run:
                             "drops": done["reasons"],
                         },
                     )
-                    self._write_card(job.store, figures)
+                    self._write_card(job.store, {**figures, "sources": self._sources(job.store).told()})
         for making in makings:
             self._log_dataset(stage, making.store)
 
@@ -223,29 +228,34 @@ class Run:
         self,
         store: Store,
         inputs: Mapping[str, Store],
-        rows: Callable[[Counter], Iterable[dict]],
+        rows: Callable[[Counter, Accounts], Iterable[dict]],
         nothing: str,
     ) -> None:
         """Make a training set at once.
 
-        rows: takes a counter of what is left out, by reason. nothing: why there can be no row.
+        rows: takes a counter of what is left out, by reason, and the counts of sources. nothing: why there
+        can be no row. Raises RunFailed if there is none, or none of a kind that an arm is trained on.
         """
         self._start(
             store, {source.name: self.complete(source, "generate")["digest"] for source in inputs.values()}
         )
+        found = Accounts()
         if store.complete is None:
             started = time.monotonic()
             drops: Counter[str] = Counter()
-            done = store.write_rows(rows(drops))
+            done = store.write_rows(rows(drops, found))
             figures = {
                 "rows": done["rows"],
                 "seconds": round(time.monotonic() - started, 2),
                 "drops": dict(drops),
+                "sources": found.facts(),
             }
             self._record("mix", {**self._part("mix", store), **figures})
-            self._write_card(store, {"drops": dict(drops)})
+            self._write_card(store, {"drops": dict(drops), "sources": found.told()})
+            self._log_sources("mix", found)
         if not store.facts["rows"]:
             raise RunFailed(f"mix: no training example in {store.path}: {nothing}")
+        self._check_kinds(store, found)
         self._log_dataset("mix", store)
 
     def fit(self, inputs: Mapping[str, Mapping[str, str]]) -> None:
@@ -310,13 +320,53 @@ class Run:
         output.open({**self.fingerprints[output.name], "made_from": dict(inputs)}, overwrite=self.overwrite)
 
     def _write_work(self, stage: str, making: Making) -> None:
-        wanted, counts = making.spec.engine.rows_per_commit, Counts()
-        begun_with = making.store.write_work(making.rows(counts), making.listed, counts, block_rows=wanted)[
-            "block_rows"
-        ]
+        wanted, found = making.spec.engine.rows_per_commit, Accounts()
+        rows = making.rows(found.below(making.field))
+        written = making.store.write_work(
+            rows, making.listed, lambda: {"sources": found.facts()}, block_rows=wanted
+        )
+        self._log_sources(stage, self._sources(making.store))
+        begun_with = written["block_rows"]
         if begun_with != wanted:
             fixed = f"rows_per_commit={begun_with} (fixed when the run started)"
             self.log(f"{stage}: resuming with {fixed}; use --overwrite to change it to {wanted}")
+
+    def _sources(self, store: Store) -> Accounts:
+        """How the sources of a work list were read."""
+        return Accounts.from_facts((store.work() or {}).get("sources"))
+
+    def _log_sources(self, stage: str, found: Accounts) -> None:
+        for line in found.told(all=False):
+            self.log(f"{stage}: {line}")
+
+    def _check_kinds(self, store: Store, found: Accounts) -> None:
+        """Raises RunFailed if a training set has no example of a kind that is made and trained on.
+
+        found: how `mix` read its sources, if it has just read them.
+        """
+        if "kind" not in store.schema.names:
+            return
+        present = set(pc.unique(store.dataset.table(["kind"])["kind"]).to_pylist())
+        for name, method in self.config.training_sets()[store.schema].items():
+            for kind in [kind for kind in method.kinds or () if kind not in present]:
+                arms = [
+                    arm
+                    for arm, section in self.config.arms.items()
+                    if kind in (section.kinds or ()) and section.train.accepts == store.schema
+                ]
+                if not arms or kind not in method.example_kinds.get(store.schema.name, ()):
+                    continue
+                text = f"mix: no example of kind {kind}, on which arms.{arms[0]} is trained"
+                if kind not in method.made_from:
+                    raise RunFailed(f"{text}; see what became of the rows of {self.generated[name].path}")
+                source, response = method.made_from[kind]
+                field = f"methods.{name}.{source}"
+                read = found.known(field) or self._sources(self.generated[name]).known(field)
+                told = f"{field} = {read.told()}" if read else field
+                raise RunFailed(
+                    f"{text}: it is made from the {response} of {told}; name its column as"
+                    f" columns.{response}, or leave {kind} out of the arms' kinds"
+                )
 
     def _part(self, stage: str, store: Store) -> dict:
         """The key of a metrics.jsonl line that says which of several outputs of a stage it is about."""
@@ -348,7 +398,7 @@ class Run:
         """Log a data set. Raises RunFailed if no row succeeded: later stages would have no input."""
         # a crash occurred between completion and card
         if not storage.exists(storage.join(store.path, "README.md")):
-            self._write_card(store, {})
+            self._write_card(store, {"sources": self._sources(store).told()})
         done = store.facts
         counts = ", ".join(f"{count:,} {status}" for status, count in sorted(done["status"].items()))
         self.log(f"{stage}: {done['rows']:,} rows{f' ({counts})' if counts else ''} → {store.path}")

@@ -14,17 +14,19 @@ from rich.markup import escape
 from pipeline import models, preflight
 from pipeline.chat import Completion, Message, Recipe, Sampling, user
 from pipeline.commands import resources
-from pipeline.commands.show import masked
+from pipeline.commands.show import masked, safe_text
 from pipeline.config import Config, Method
 from pipeline.data.store import reason
 from pipeline.errors import RowFailed
-from pipeline.schema import FAILED
 from pipeline.settings.base import Source
+from pipeline.settings.walk import sections
 from pipeline.sources import instructions
+from pipeline.sources.counts import Accounts
 from pipeline.suites.base import Suite
 
 ROWS_SHOWN = 3
 ROWS_MEASURED = 2000
+ROWS_COUNTED = 10_000  # of a source whose rows are not all needed for the plan
 MASKED_WORDS = 5  # this many words in a row that also occur in an unsafe text are masked
 CHARACTERS_PER_TOKEN = 4  # of English text; used only if no tokenizer can be loaded
 BINS = (64, 128, 256, 512, 1024, 2048, 4096)
@@ -86,7 +88,7 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     stages = set(config.stages)
     out_of_reach = preflight.unreachable(config, stages)
-    preflight.check(config, stages, skip=set(out_of_reach))
+    notices = preflight.check(config, stages, skip=set(out_of_reach))
     if config.model.path == "toy" and "model" in config.models():
         console.print("model        toy, the embedded demonstration model")
     else:
@@ -98,30 +100,54 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     for name, why in out_of_reach.items():
         notice = f"{name} cannot be reached from here; skipping its checks"
         console.print(f"[yellow]{notice}[/yellow]: {escape(why)}")
+    for notice in notices:
+        console.print(f"[yellow]{escape(safe_text(notice))}[/yellow]")
     work: list[resources.Work] = []
+    counts = Accounts()
     if not config.methods:
         console.print("No method is configured: this run only evaluates.\n")
     for name, method in config.methods.items():
-        work.append(
-            _generation(config, name, method, f"methods.{name}.instructions" not in out_of_reach, console)
-        )
+        work.append(_generation(config, name, method, out_of_reach, counts, console))
     for name, suite in config.suites.items().items() if "evaluate" in stages else ():
-        work.append(_evaluation(config, name, suite, out_of_reach))
+        work.append(_evaluation(config, name, suite, out_of_reach, counts))
+    _show_sources(config, stages, out_of_reach, counts, console)
     resources.show(config, console)
     if os.environ.get("RAY_ADDRESS"):
         resources.show_cluster(config, stages, console)
     resources.show_time(config, work, tokens_per_s, console)
 
 
+def _show_sources(
+    config: Config, stages: set[str], out_of_reach: dict[str, str], counts: Accounts, console: Console
+) -> None:
+    """Print how every source is read, each to its end if its rows are counted, else its first rows."""
+    for field, source in preflight.sources(config, stages, set(config.suites.items())).items():
+        if field not in out_of_reach and counts.known(field) is None:
+            for _ in itertools.islice(instructions.read(source, counts.of(field)), ROWS_COUNTED):
+                pass
+    if told := counts.told():
+        console.print("[bold]Sources[/bold]")
+        for line in told:
+            console.print(f"  {escape(safe_text(line))}")
+        console.print()
+
+
 def _generation(
-    config: Config, name: str, method: Method, readable: bool, console: Console
+    config: Config,
+    name: str,
+    method: Method,
+    out_of_reach: dict[str, str],
+    counts: Accounts,
+    console: Console,
 ) -> resources.Work:
     """Run the recipe on the first rows with a chat that only records calls; print prompts and lengths."""
-    source, samples = method.instructions, method.samples
+    source, samples, field = method.instructions, method.samples, f"methods.{name}.instructions"
+    readable = field not in out_of_reach
     if not readable and not source.limit:
         return resources.Work("generate", name, None)
-    rows = list(itertools.islice(instructions.well_formed(source), ROWS_MEASURED)) if readable else []
-    count = source.limit or 0 if not readable else len(rows) if len(rows) < ROWS_MEASURED else _count(source)
+    usable = instructions.well_formed(source, counts.of(field)) if readable else iter(())
+    rows = list(itertools.islice(usable, ROWS_MEASURED))
+    count = len(rows) + sum(1 for _ in usable) if readable else source.limit or 0
     recipe, new_tokens, shown = method.recipe(config.seed), 0, 0
     longest: list[Call] = []
     left_out: Counter[str] = Counter()
@@ -199,11 +225,16 @@ def _without(text: str, unsafe: Iterable[str], words: int) -> str:
     return " ".join(parts) if hidden else text
 
 
-def _evaluation(config: Config, name: str, suite: Suite, out_of_reach: dict[str, str]) -> resources.Work:
+def _evaluation(
+    config: Config, name: str, suite: Suite, out_of_reach: dict[str, str], counts: Accounts
+) -> resources.Work:
     """How the suite's work is counted, and its maximum of new tokens."""
     source = suite.counted
     unknown = any(field.startswith(f"suites.{name}.") for field in out_of_reach)
-    entries = source.limit if unknown else sum(1 for _ in instructions.well_formed(source))
+    counted = next(field for field, one in sections(suite, Source, f"suites.{name}").items() if one is source)
+    entries = source.limit
+    if not unknown:
+        entries = sum(1 for _ in instructions.well_formed(source, counts.of(counted)))
     if entries is None:
         return resources.Work("evaluate", name, None)
     told, most = suite.most_tokens()
@@ -267,10 +298,6 @@ def _show_lengths(calls: list[Call], config: Config, console: Console) -> None:
         f"  longest {max(lengths, default=0)}, limit {limit or 'unknown'}; "
         f"over-long with {new_tokens} new tokens: {over} (kept as failed rows)\n"
     )
-
-
-def _count(source: Source) -> int:
-    return sum(row["status"] != FAILED for row in instructions.read(source))
 
 
 def _one_line(text: str) -> str:

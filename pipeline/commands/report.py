@@ -92,6 +92,8 @@ def _sections(config: Config, run_dir: str, datasets: dict[str, Dataset | None])
         found.append(sections.training(config.arm_names[1:], trained_on, logs))
     if config.methods:
         found.append(report_data.data(config.methods.values(), numbers, stages))
+    if (read := report_data.sources(stages)) is not None:
+        found.append(read)
     return [*found, sections.time(stages), report_settings.settings(config)]
 
 

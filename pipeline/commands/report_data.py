@@ -10,12 +10,13 @@ from pipeline.config import Method
 from pipeline.data import endings
 from pipeline.report import tables
 from pipeline.report.sections import Section
+from pipeline.sources.counts import Accounts
 
 
 def data(methods: Iterable[Method], numbers: Mapping[str, pa.Table | None], stages: list[dict]) -> Section:
     """numbers: data sets by name, without their texts; None if the run has none yet. stages: the run's
     timings and counts."""
-    section = Section("Data", _read(stages))
+    section = Section("Data")
     failures: dict[str, int] = {}
     for method in methods:
         part = method.report(numbers)
@@ -41,17 +42,11 @@ def _endings(generated: pa.Table) -> list[tables.Table]:
     return [tables.of_endings(counted)] if any(step.cut for step in counted) else []
 
 
-def _read(stages: list[dict]) -> list[str]:
-    """How each method's source was read; nothing for a method whose reading the run did not record."""
-    said = []
-    lines = [line for line in stages if line["stage"] == "generate" and line.get("read") is not None]
-    for line in lines:
-        read, duplicates, malformed = (
-            tables.whole(line.get(key, 0)) for key in ("read", "duplicates", "malformed")
-        )
-        source = "the source" if len(lines) == 1 else f"the source of {line['name']}"
-        said.append(
-            f"{read} rows were read from {source}; {duplicates} repeat an instruction, {malformed} are"
-            " malformed."
-        )
-    return said
+def sources(stages: list[dict]) -> Section | None:
+    """How every source was read; None if the run has not recorded that."""
+    told = [
+        f"{line['name']}: {text}."
+        for line in stages
+        for text in Accounts.from_facts(line.get("sources")).told()
+    ]
+    return Section("Sources", told) if told else None

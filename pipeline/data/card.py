@@ -34,7 +34,8 @@ class Origin:
 def write_card(store: Store, origin: Origin, prompt_hashes: dict[str, str], figures: dict) -> None:
     """Write the card of a complete data set.
 
-    figures: seconds, tokens_per_s … of the stage that made it; drops, if it left rows out: reason → how many.
+    figures: seconds, tokens_per_s … of the stage that made it; drops, if it left rows out: reason → how many;
+    sources, how each was read, a line each.
     """
     done, schema = store.facts, store.schema
     header = {
@@ -59,6 +60,11 @@ def write_card(store: Store, origin: Origin, prompt_hashes: dict[str, str], figu
         *_counts(done),
         *(f"* left out, {reason}: {count:,}" for reason, count in sorted(figures.get("drops", {}).items())),
         "",
+        *(
+            ["## Sources", "", *(f"* {line}" for line in figures["sources"]), ""]
+            if figures.get("sources")
+            else []
+        ),
         "## Columns",
         "",
         "| column | type | what it holds |",

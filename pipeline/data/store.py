@@ -2,7 +2,7 @@
 
 RUN/mistakes/                  complete shards and the card; appears only when the data set is complete
 RUN/.state/mistakes/work/      the rows to do (one per unique id), written once, in blocks
-RUN/.state/mistakes/work.json  number of rows, counts of the source, token of the parts; written last
+RUN/.state/mistakes/work.json  number of rows, counts of the sources, token of the parts; written last
 RUN/.state/mistakes/parts-…/   committed blocks, one file each, named by the block's number
 RUN/.state/mistakes/kept-…/    rows of a block that are not rerun
 RUN/.state/mistakes/fingerprint.json   what determines the content
@@ -15,10 +15,9 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -68,14 +67,18 @@ class Store(Output):
     # -- the rows to do
 
     def write_work(
-        self, rows: Iterable[dict], schema: Schema, counts: Any = None, *, block_rows: int
+        self,
+        rows: Iterable[dict],
+        schema: Schema,
+        facts: Callable[[], dict] = dict,
+        *,
+        block_rows: int,
     ) -> dict:
         """Write the rows to do, once: a resumed run reads the same list.
 
-        counts: of the source, a dataclass; reading `rows` fills them.
-        block_rows: rows that are committed together. Returns {"rows": n, "block_rows", "token", read, ok,
-                    duplicates, malformed}.
-        The counts are written last, so an interrupted list is never taken for a complete one.
+        facts: further facts of the list, such as the counts of its sources, asked for when all rows are read.
+        block_rows: rows that are committed together. Returns {"rows": n, "block_rows", "token"} and `facts`.
+        The facts are written last, so an interrupted list is never taken for a complete one.
         """
         if (done := self.work()) is not None:
             return done
@@ -83,14 +86,9 @@ class Store(Output):
         with storage.room_for(self.state("work")):
             written = write_work_list(self.state("work"), rows, schema, block_rows)
             self.fence()
-            facts = {
-                "rows": written,
-                "block_rows": block_rows,
-                "token": secrets.token_hex(4),
-                **(asdict(counts) if counts else {}),
-            }
-            storage.write_text(self.state("work.json"), json.dumps(facts))
-        return facts
+            done = {"rows": written, "block_rows": block_rows, "token": secrets.token_hex(4), **facts()}
+            storage.write_text(self.state("work.json"), json.dumps(done))
+        return done
 
     def work(self) -> dict | None:
         """What `write_work` returned; None before that."""
@@ -254,7 +252,7 @@ class _Counts:
 
 def reason(error: str) -> str:
     """The kind of a row's error: its text up to the first colon, with n for numbers, to keep counts short."""
-    return re.sub(r"\d+", "n", error.split(":")[0])[:80]
+    return re.sub(r"(?<![\w-])\d+", "n", error.split(":")[0])[:80]
 
 
 def _ahead(function: Callable, items: Iterable) -> Iterator:

@@ -17,6 +17,7 @@ from pipeline.report.examples import Example
 from pipeline.report.tables import Table
 from pipeline.schema import Schema
 from pipeline.settings.base import Count, Model, Section, Source
+from pipeline.sources.counts import Accounts
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Method(Section):
     nothing:       why a training set can be empty, for the error message
     mixing:        the fields that only `mix` reads
     example_kinds: by training set, the kinds of examples that it can hold; empty if its rows have no kinds
+    made_from:     by kind of example, the source and its response that the kind is made from, if from one
     """
 
     generated: ClassVar[Schema]
@@ -45,6 +47,7 @@ class Method(Section):
     nothing: ClassVar[str]
     mixing: ClassVar[frozenset[str]] = frozenset()
     example_kinds: ClassVar[dict[str, tuple[str, ...]]] = {}
+    made_from: ClassVar[dict[str, tuple[str, str]]] = {}
 
     name: str = Field(description="selects the method")
     instructions: Source = Field(description="what `generate` reads")
@@ -81,9 +84,12 @@ class Method(Section):
         raise NotImplementedError
 
     def examples(
-        self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int
+        self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int, counts: Accounts
     ) -> Iterator[dict]:
-        """Rows of one training set, made from rows of `generated`. drops: filled with reasons of drops."""
+        """Rows of one training set, made from rows of `generated`.
+
+        drops: filled with reasons of drops. counts: filled with those of the sources that `mix` reads.
+        """
         raise NotImplementedError
 
     def generator(self, model: Model) -> tuple[Model, str | None]:

@@ -71,11 +71,17 @@ class Columns(Section):
 
 
 class Source(Section):
-    """A set of instructions: file, directory or glob (Parquet, JSONL, JSON, CSV; local, s3://, gs://, hf://),
-    `hub:NAME` for a data set through `datasets`, or `toy:SPLIT`."""
+    """A set of instructions: file, directory or glob (Parquet, Arrow, JSONL, JSON, CSV, TSV; local, s3://,
+    gs://, hf://), `hub:NAME` for a data set through `datasets`, or `toy:SPLIT`.
+
+    Of a directory, the files of one split are read if names of files or directories say their split, or if
+    its README does. A file or a glob is read as it is."""
 
     path: Name = Field(description="file, directory or glob; `hub:NAME`; `toy:SPLIT`")
-    split: Name = Field("train", description="split of a hub data set")
+    split: Name = Field("train", description="split of a hub data set, or of a directory that has splits")
+    config: Name | None = Field(
+        None, description="configuration of a hub data set, or of a directory whose README lists several"
+    )
     limit: Count | None = Field(None, description="read at most this many distinct instructions")
     columns: Columns | None = Field(None, description="the columns of the source; null = recognized by name")
 

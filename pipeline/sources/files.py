@@ -1,37 +1,47 @@
-"""Reads rows one at a time from Parquet, JSONL, JSON or CSV, on a local disk or an object store."""
+"""Reads rows one at a time from Parquet, Arrow, JSONL, JSON, CSV or TSV, on a disk or an object store."""
 
 import codecs
-import csv
 import io
 import json
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
+from functools import partial
+from urllib.parse import unquote
 
 import pyarrow as pa
 from pyarrow import fs
 
 from pipeline.data import storage
-from pipeline.errors import UserError
+from pipeline.errors import OutOfReach, UserError
 from pipeline.settings.shown import shown
+from pipeline.sources import layout
+from pipeline.sources.json_tables import rows_of
+from pipeline.sources.network import is_unreachable
+from pipeline.sources.rows import MAX_LINE_BYTES, BadRow
+from pipeline.sources.separated import check_names, separated
 
-FORMATS = {".parquet": "Parquet", ".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSON", ".csv": "CSV"}
+FORMATS = {
+    ".parquet": "Parquet",
+    ".arrow": "Arrow",
+    ".jsonl": "JSONL",
+    ".ndjson": "JSONL",
+    ".json": "JSON",
+    ".csv": "CSV",
+    ".tsv": "TSV",
+}
+_OTHER_DATA = {  # endings of files that hold data and cannot be read
+    *(".xlsx", ".xls", ".ods", ".orc", ".avro", ".feather", ".pkl", ".pickle", ".npz", ".h5"),
+    *(".zip", ".tar", ".tgz", ".7z", ".db", ".sqlite", ".xml"),
+}
+_BINARY = ("Parquet", "Arrow")
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".lz4")
 
-# A longer line cannot hold a usable row, and a file without line ends must not fill the memory.
-MAX_LINE_BYTES = 16 * 2**20
 MAX_JSON_BYTES = 128 * 2**20  # of a `.json` file, which is parsed at once
 MAX_ENTRIES = 100_000  # files and directories below a local directory; more means a wrong root
-_PARQUET_BATCH = 256
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """A row without columns: the reason, and the content as read."""
-
-    reason: str
-    raw: bytes
+_BATCH = 256  # rows as Python objects at once
 
 
 @dataclass(frozen=True)
@@ -42,45 +52,102 @@ class File:
     key: str  # relative to the source's path, so it does not change if the source moves
     format: str  # a value of FORMATS
 
-    def rows(self, columns: Collection[str] | None = None) -> Iterator[dict | BadRow]:
-        """Every row in order; an unreadable row becomes a BadRow. Parquet reads only `columns`.
+    def rows(self, columns: Container[str] | None = None) -> Iterator[dict | BadRow]:
+        """Every row in order; an unreadable row becomes a BadRow. Parquet and Arrow read only `columns`.
 
-        Streams, except `.json`, which is parsed at once. Raises UserError if the file itself is unreadable.
+        A row also has the columns that the path names, as in `category=theft/a.parquet`. Streams, except
+        `.json`, which is parsed at once. Raises UserError if the file itself is unreadable.
         """
+        partitions = self._partitions()
         try:
-            yield from _READERS[self.format](self, columns)
+            for row in _READERS[self.format](self, columns):
+                if isinstance(row, dict):
+                    row.update((name, value) for name, value in partitions.items() if row.get(name) is None)
+                yield row
         except UserError:
             raise
         except _errors(self.name) as e:
-            raise UserError(
+            kind = OutOfReach if is_unreachable(e) and not storage.is_local(self.name) else UserError
+            raise kind(
                 f"{shown(self.name, 1000)}: cannot be read as {self.format} ({shown(e)}); check that the file"
                 " is complete"
             ) from None
 
     def open(self) -> io.BufferedReader:
-        """The bytes, decompressed if the name has such an extension."""
-        return io.BufferedReader(
+        """The bytes, decompressed if the name has such an extension, and in UTF-8 if they begin with a mark
+        of UTF-16 or UTF-32."""
+        stream = io.BufferedReader(
             self.filesystem.open_input_stream(self.path, compression="detect", buffer_size=2**20), 2**20
         )
+        start = stream.peek(4)[:4]
+        encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)
+        if encoding is not None:
+            return io.BufferedReader(_AsUtf8(io.TextIOWrapper(stream, encoding, newline="")), 2**20)
+        if len(start) == 4 and [byte == 0 for byte in start] in ([False, True] * 2, [True, False] * 2):
+            raise UserError(
+                f"{shown(self.name, 1000)}: seems to be in UTF-16 without a byte order mark; convert it to"
+                " UTF-8"
+            )
+        return stream
+
+    def _partitions(self) -> dict[str, str]:
+        """Columns that the directories below the source's path name, as Hive and Spark write them."""
+        named = [part.split("=", 1) for part in self.key.split("/")[:-1] if "=" in part.strip("=")]
+        values = {name: unquote(value) for name, value in named}
+        return {name: value for name, value in values.items() if value != "__HIVE_DEFAULT_PARTITION__"}
 
 
-def find(path: str) -> list[File]:
+class _AsUtf8(io.RawIOBase):
+    """The bytes of a text in UTF-8."""
+
+    def __init__(self, text: io.TextIOWrapper):
+        self._text, self._waiting = text, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        if not self._waiting:
+            self._waiting = self._text.read(2**16).encode("utf-8", "surrogatepass")
+        count = min(len(buffer), len(self._waiting))
+        buffer[:count], self._waiting = self._waiting[:count], self._waiting[count:]
+        return count
+
+
+# The longer marks first: that of UTF-32 begins with that of UTF-16.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def find(
+    path: str, split: str = "train", config: str | None = None, notes: Counter[str] | None = None
+) -> list[File]:
     """The files of a path, directory (with sub-directories) or glob, in order of their names.
 
-    Raises UserError if there is no file, if a format is unknown, or if a directory mixes formats.
+    split, config: of a directory that holds several (see `layout`). notes: filled with what is left out.
+    Raises UserError if there is no file, if a format is unknown, or if a directory mixes formats; OutOfReach
+    if its server does not answer.
     """
     try:
-        files = _find(path)
+        files = _find(path, split, config, notes if notes is not None else Counter())
     except UserError:
         raise
     except _errors(path) as e:
-        raise UserError(f"{path}: cannot be opened ({shown(e)})") from None
+        kind = OutOfReach if is_unreachable(e) and not storage.is_local(path) else UserError
+        raise kind(f"{path}: cannot be opened ({shown(e)})") from None
     formats = sorted({file.format for file in files})
     if len(formats) > 1:
-        raise UserError(
-            f"{path}: holds {' and '.join(formats)} files; name one kind with a glob such as"
-            f" {path.rstrip('/')}/*.jsonl"
-        )
+        below = "**/" if any("/" in file.key for file in files) else ""
+        endings = [ending + packed for ending in FORMATS for packed in ("", *COMPRESSIONS)]
+        ending = next(e for e in endings if any(file.key.lower().endswith(e) for file in files))
+        remedy = "name one kind with a glob"
+        if _first_wildcard(path) == len(path):
+            remedy += f" such as {path.rstrip('/')}/{below}*{ending}"
+        raise UserError(f"{path}: holds {' and '.join(formats)} files; {remedy}")
     return files
 
 
@@ -96,9 +163,10 @@ def _errors(path: str) -> tuple[type[Exception], ...]:
     )
 
 
-def _find(path: str) -> list[File]:
+def _find(path: str, split: str, config: str | None, notes: Counter[str]) -> list[File]:
     literal = storage.is_local(path) and os.path.exists(storage.absolute(path))
     if _first_wildcard(path) < len(path) and not literal:
+        _check_no_config(path, config)
         return _matching(path)
     filesystem, root = storage.filesystem(path)
     info = filesystem.get_file_info(root)
@@ -107,15 +175,25 @@ def _find(path: str) -> list[File]:
     if info.is_file:
         if (format := _format(root)) is None:
             raise UserError(
-                f"{path}: unknown kind of file; known are {', '.join(FORMATS)}, all but .parquet also with"
-                f" {', '.join(COMPRESSIONS)}"
+                f"{path}: unknown kind of file; known are {', '.join(FORMATS)}, all but .parquet and .arrow"
+                f" also with {', '.join(COMPRESSIONS)}"
             )
+        _check_no_config(path, config)
         return [File(filesystem, root, path, root.rpartition("/")[2], format)]
     if info.type == fs.FileType.NotFound:
         raise UserError(f"{path}: no such file or directory")
-    if files := _of_known_format(filesystem, _below(filesystem, root), root, path):
-        return files
+    below = _below(filesystem, root)
+    if files := _of_known_format(filesystem, below, root, path):
+        directory = layout.Directory(path, filesystem, root)
+        notes.update(f"a {kind} file is not read" for kind in map(_unreadable, below) if kind)
+        kept = set(directory.select([file.key for file in files], split, config, notes))
+        return [file for file in files if file.key in kept]
     raise UserError(f"{path}: the directory holds no {', '.join(FORMATS)} file")
+
+
+def _check_no_config(path: str, config: str | None) -> None:
+    if config is not None:
+        raise UserError(f"{path}: config = {config}: only hub sets and directories have one; leave it out")
 
 
 def _matching(pattern: str) -> list[File]:
@@ -197,24 +275,70 @@ def _of_known_format(filesystem: fs.FileSystem, paths: list[str], root: str, sho
     return files
 
 
+def _unreadable(path: str) -> str | None:
+    """The ending of a file that holds data in a format that is not known."""
+    ending = os.path.splitext(path.lower())[1]
+    return ending if ending in _OTHER_DATA else None
+
+
 def _format(path: str) -> str | None:
     name = path.rpartition("/")[2].lower()
     uncompressed = next((name.removesuffix(c) for c in COMPRESSIONS if name.endswith(c)), name)
     format = next((f for extension, f in FORMATS.items() if uncompressed.endswith(extension)), None)
-    return None if format == "Parquet" and uncompressed != name else format
+    return None if format in _BINARY and uncompressed != name else format
 
 
-def _parquet(file: File, columns: Collection[str] | None) -> Iterator[dict | BadRow]:
+def _parquet(file: File, columns: Container[str] | None) -> Iterator[dict | BadRow]:
     import pyarrow.parquet as pq
 
     with file.filesystem.open_input_file(file.path) as handle:
         parquet = pq.ParquetFile(handle, page_checksum_verification=True)
-        wanted = None if columns is None else [name for name in parquet.schema_arrow.names if name in columns]
-        for batch in parquet.iter_batches(_PARQUET_BATCH, columns=wanted):
-            try:
-                yield from batch.to_pylist()
-            except (ValueError, ArithmeticError):
-                yield from (_row_of(batch, i) for i in range(batch.num_rows))
+        schema = parquet.schema_arrow
+        check_names(schema.names, file.name)
+        wanted = None if columns is None else [name for name in schema.names if name in columns]
+        for batch in parquet.iter_batches(_BATCH, columns=wanted):
+            yield from _of_batch(batch, _class_names(schema))
+
+
+def _arrow(file: File, columns: Container[str] | None) -> Iterator[dict | BadRow]:
+    """Arrow's stream format, which `save_to_disk` writes, or its file format."""
+    with file.filesystem.open_input_file(file.path) as handle:
+        is_file = handle.read(6) == b"ARROW1"
+        handle.seek(0)
+        reader = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(handle)
+        check_names(reader.schema.names, file.name)
+        names = enumerate(reader.schema.names)
+        wanted = [i for i, name in names if columns is None or name in columns]
+        read = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else iter(reader)
+        for batch in read:
+            batch.validate(full=True)  # a flipped bit in the offsets would crash the process
+            for start in range(0, batch.num_rows, _BATCH):
+                yield from _of_batch(batch.select(wanted).slice(start, _BATCH), _class_names(reader.schema))
+
+
+def _of_batch(batch: pa.RecordBatch, classes: dict[str, list[str]]) -> Iterator[dict | BadRow]:
+    try:
+        rows: list = batch.to_pylist()
+    except (ValueError, ArithmeticError):
+        rows = [_row_of(batch, i) for i in range(batch.num_rows)]
+    for row in rows:
+        for name, classes_of_it in classes.items():
+            if isinstance(row, dict) and isinstance(number := row.get(name), int):
+                row[name] = classes_of_it[number] if 0 <= number < len(classes_of_it) else None
+        yield row
+
+
+def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Names of class labels by column: `datasets` stores numbers, and their names in the metadata."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            name: [str(one) for one in feature["names"]]
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return {}
 
 
 def _row_of(batch: pa.RecordBatch, i: int) -> dict | BadRow:
@@ -235,7 +359,7 @@ def _row_of(batch: pa.RecordBatch, i: int) -> dict | BadRow:
     return row
 
 
-def _jsonl(file: File, _columns: Collection[str] | None) -> Iterator[dict | BadRow]:
+def _jsonl(file: File, _columns: Container[str] | None) -> Iterator[dict | BadRow]:
     with file.open() as stream:
         for line in _lines(stream):
             yield line if isinstance(line, BadRow) else _parse_line(line)
@@ -268,7 +392,7 @@ def _parse_line(line: bytes) -> dict | BadRow:
     return row if isinstance(row, dict) else BadRow("not a JSON object", line)
 
 
-def _json(file: File, columns: Collection[str] | None) -> Iterator[dict | BadRow]:
+def _json(file: File, columns: Container[str] | None) -> Iterator[dict | BadRow]:
     """An array of objects, a single object, or one object per line despite the file name."""
     with file.open() as stream:
         text = stream.read(MAX_JSON_BYTES + 1)
@@ -288,56 +412,20 @@ def _json(file: File, columns: Collection[str] | None) -> Iterator[dict | BadRow
         del text
         yield from _jsonl(file, columns)
         return
-    for row in value if isinstance(value, list) else [value]:
+    for row in rows_of(value, file.name):
         yield row if isinstance(row, dict) else BadRow("not a JSON object", b"")
 
 
-def _csv(file: File, _columns: Collection[str] | None) -> Iterator[dict | BadRow]:
-    # The limit is global to the interpreter, and its default is too short for real texts. Over-long
-    # instructions are rejected later.
-    csv.field_size_limit(MAX_LINE_BYTES)
+def _separated(delimiters: str, file: File, _columns: Container[str] | None) -> Iterator[dict | BadRow]:
     with io.TextIOWrapper(file.open(), encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        reader = csv.DictReader(_ShortLines(text), restkey="")
-        while True:
-            try:
-                row = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as e:
-                yield BadRow(f"not valid CSV ({shown(e)})", b"")
-                continue
-            yield (
-                BadRow("more fields than the header has", b"")
-                if "" in row and isinstance(row[""], list)
-                else row
-            )
+        yield from separated(text, file.name, delimiters)
 
 
-class _ShortLines:
-    """The lines of a text.
-
-    A line longer than MAX_LINE_BYTES raises csv.Error; the next call continues after that line.
-    """
-
-    def __init__(self, text: io.TextIOWrapper):
-        self._text = text
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        line = self._text.readline(MAX_LINE_BYTES)
-        if not line:
-            raise StopIteration
-        if not _cut(line):
-            return line
-        while _cut(self._text.readline(MAX_LINE_BYTES)):
-            pass
-        raise csv.Error(f"the line is longer than {MAX_LINE_BYTES // 2**20} MiB")
-
-
-def _cut(line: str) -> bool:
-    return len(line) >= MAX_LINE_BYTES and not line.endswith(("\n", "\r"))
-
-
-_READERS = {"Parquet": _parquet, "JSONL": _jsonl, "JSON": _json, "CSV": _csv}
+_READERS: dict[str, Callable[[File, Container[str] | None], Iterator[dict | BadRow]]] = {
+    "Parquet": _parquet,
+    "Arrow": _arrow,
+    "JSONL": _jsonl,
+    "JSON": _json,
+    "CSV": partial(_separated, ",;\t|"),
+    "TSV": partial(_separated, "\t"),
+}

@@ -1,18 +1,20 @@
 """Any instruction source as rows of one shape (`data.schema.INSTRUCTIONS`), one at a time.
 
-    files     Parquet, JSONL (.jsonl, .ndjson), JSON or CSV; a file, directory or glob; local, s3://, gs://,
-              hf://; .gz, .zst, …
+    files     Parquet, Arrow, JSONL (.jsonl, .ndjson), JSON, CSV or TSV; a file, directory or glob; local,
+              s3://, gs://, hf://; .gz, .zst, …
     hub:NAME  a data set through `datasets`, streamed
     toy:SPLIT the embedded toy world
 
 An instruction's id is a hash of its text alone, so the same instruction has the same id in every file. The
 first row of an id is yielded; later ones count as duplicates. A malformed row never ends the read: it is
-yielded as a failed row with its reason.
+yielded as a failed row with its reason. `Counts` accounts for every row and column.
 """
 
 import hashlib
+import time
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -21,25 +23,19 @@ from pipeline.data.ids import IdSet
 from pipeline.errors import UserError
 from pipeline.schema import FAILED, OK
 from pipeline.settings.base import Source
-from pipeline.settings.shown import shown
 from pipeline.sources import files
+from pipeline.sources.counts import Counts, listed
 from pipeline.sources.files import BadRow
-from pipeline.sources.shapes import BadContent, Fields, Shape, recognize
+from pipeline.sources.shapes import Fields, Shape, recognize
+from pipeline.sources.values import BadContent, decoded, is_missing, says_safe
 
 MAX_CHARACTERS = 100_000  # of any text of a row
 _SHOWN_CHARACTERS = 200  # kept of a malformed instruction
-_PROBED_ROWS = 100
-_SEARCHED_ROWS = 10_000  # for an unsafe response
-
-
-@dataclass
-class Counts:
-    """Counts of the rows read: read = ok + duplicates + malformed."""
-
-    read: int = 0
-    ok: int = 0
-    duplicates: int = 0
-    malformed: int = 0
+_MOST_COLUMNS = 500  # names that are remembered; JSONL can have others in every row
+# How much `check` reads. It goes on if it has not found what it looks for, to _SEARCHED_ROWS.
+_PROBED_ROWS = 200
+_SEARCHED_ROWS = 10_000
+_PROBE_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -51,33 +47,39 @@ class _Part:
 
     name: str
     key: str
-    rows: Callable[[Collection[str] | None], Iterable[dict | BadRow]]
+    rows: Callable[[Container[str] | None], Iterable[dict | BadRow]]
 
 
-def check(source: Source) -> None:
-    """The cheap checks of `read`: the source is readable, not empty, and starts with rows of a known shape.
+def check(source: Source, needs: Collection[str] = ()) -> Counts:
+    """Read the first rows as the run will: the source is readable, and some of them can be used.
 
-    Raises UserError, one sentence.
+    needs: responses (`safe_response`, `unsafe_response`) that one of them must have. Returns the counts of
+    the rows read. Raises UserError, one sentence.
     """
-    _shape(source, _parts(source))
+    counts, lacking, started = Counts(), set(needs), time.monotonic()
+    for row in read(source, counts):
+        if row["status"] == OK:
+            lacking -= {need for need in lacking if row[need]}
+        enough = counts.ok > 0 and not lacking and counts.read >= _PROBED_ROWS
+        if enough or counts.read >= _SEARCHED_ROWS or time.monotonic() - started > _PROBE_S:
+            break
+    if not counts.ok:
+        raise UserError(
+            f"{source.path}: none of its first {counts.read} rows can be used ({counts.why()}); check its"
+            f" format{_unused(counts, ', and name the columns as columns: {instruction: NAME}')}"
+        )
+    for need in sorted(lacking):
+        kind = "an unsafe" if need == "unsafe_response" else "a safe"
+        raise UserError(
+            f"{source.path}: none of its first {counts.read} rows has {kind} response; name the column that"
+            f" holds it as columns.{need}, or take another source"
+            f"{_unused(counts)}"
+        )
+    return counts
 
 
-def check_unsafe(source: Source) -> None:
-    """Check that one of the first rows has an unsafe response, for methods that need it.
-
-    Stops at the first such row.
-
-    Raises UserError, one sentence.
-    """
-    searched = 0
-    for row in islice(read(source), _SEARCHED_ROWS):
-        if row["unsafe_responses"]:
-            return
-        searched += 1
-    raise UserError(
-        f"{source.path}: none of its first {searched} rows has an unsafe response; name the column that holds"
-        " it as columns.unsafe_response, or take another source"
-    )
+def _unused(counts: Counts, remedy: str = "") -> str:
+    return f" (columns not used: {listed(counts.unused)}){remedy}" if counts.unused else ""
 
 
 def read(source: Source, counts: Counts | None = None) -> Iterator[dict]:
@@ -85,16 +87,19 @@ def read(source: Source, counts: Counts | None = None) -> Iterator[dict]:
     ok.
 
     Streams: memory holds one batch and about 30 bytes per distinct instruction (and a whole `.json` file).
-             `counts` is updated as rows are read. Raises UserError as `check` does, at once; also later, if a
-             file is unreadable.
+             `counts` is updated as rows are read. Raises UserError at once if the source cannot be found or
+             its columns are of no known shape; also later, if a file is unreadable.
     """
-    parts = _parts(source)
-    return _rows(parts, _shape(source, parts), source.limit, counts if counts is not None else Counts())
+    counts = counts if counts is not None else Counts()
+    counts.source = source.path
+    parts = _parts(source, counts)
+    shape, names = _shape(source, parts)
+    return _rows(parts, shape, names, source.limit, counts)
 
 
-def well_formed(source: Source | None) -> Iterator[dict]:
+def well_formed(source: Source | None, counts: Counts | None = None) -> Iterator[dict]:
     """The ok rows of `read`; no rows if there is no source."""
-    return (row for row in (read(source) if source else ()) if row["status"] != FAILED)
+    return (row for row in (read(source, counts) if source else ()) if row["status"] != FAILED)
 
 
 def instruction_id(instruction: str) -> str:
@@ -107,78 +112,79 @@ def _digest(instruction: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16, person=b"instruction").digest()
 
 
-def _parts(source: Source) -> list[_Part]:
+def _parts(source: Source, counts: Counts) -> list[_Part]:
     scheme, _, name = source.path.partition(":")
     if scheme == "hub":
-        return [_hub(source, name)]
+        from pipeline.sources import hub
+
+        return [_Part(source.path, f"{source.path}/{source.split}", hub.rows(source, name))]
     if scheme == "toy":
         from pipeline.toy import world
 
         return [_Part(source.path, source.path, lambda _columns: world.rows(name))]
-    return [_Part(file.name, file.key, file.rows) for file in files.find(source.path)]
+    found = files.find(source.path, source.split, source.config, counts.notes)
+    return [_Part(file.name, file.key, file.rows) for file in found]
 
 
-def _hub(source: Source, name: str) -> _Part:
-    import datasets
-    from huggingface_hub.utils import logging as hub_logging
-
-    hub_logging.set_verbosity_error()  # it prints every retry; the exception has the details
-    try:
-        dataset = datasets.load_dataset(name, split=source.split, streaming=True)
-    except Exception as e:  # the hub client raises a dozen kinds, network errors among them
-        raise UserError(
-            f"{source.path}: split {source.split} cannot be loaded from the hub ({shown(e)})"
-        ) from None
-
-    def rows(columns: Collection[str] | None) -> Iterator[dict]:
-        wanted = columns and [c for c in dataset.column_names or () if c in columns]
-        try:
-            yield from dataset.select_columns(wanted) if wanted else dataset
-        except Exception as e:
-            raise UserError(f"{source.path}: the hub's data cannot be read ({shown(e)})") from None
-
-    return _Part(source.path, f"{source.path}/{source.split}", rows)
-
-
-def _shape(source: Source, parts: list[_Part]) -> Shape:
-    """The source's shape, detected from the columns of its first rows."""
+def _shape(source: Source, parts: list[_Part]) -> tuple[Shape, set[str]]:
+    """How the source is read, by the columns of its first rows, and these columns."""
     names: set[str] = set()
-    bad: list[str] = []
+    bad: Counter[str] = Counter()
     readable = 0
     for row in islice((row for part in parts for row in part.rows(None)), _PROBED_ROWS):
         if isinstance(row, BadRow):
-            bad.append(row.reason)
+            bad[row.reason] += 1
         else:
             readable += 1
             names.update(row)
     if not readable and not bad:
         raise UserError(f"{source.path}: is empty; an instruction source needs at least one row")
     if not readable:
+        unreadable = Counts(reasons=bad)
         raise UserError(
-            f"{source.path}: none of its first {len(bad)} rows can be read ({bad[0]}); check its format"
+            f"{source.path}: none of its first {bad.total()} rows can be read ({unreadable.why()}); check its"
+            " format"
         )
-    return recognize(names, source.columns, source.path)
+    return recognize(names, source.columns, source.path), names
 
 
-def _rows(parts: list[_Part], shape: Shape, limit: int | None, counts: Counts) -> Iterator[dict]:
-    seen = IdSet()
+def _rows(
+    parts: list[_Part], shape: Shape, seen: set[str], limit: int | None, counts: Counts
+) -> Iterator[dict]:
+    ids, used, known = IdSet(), set[str](), -1
     for part in parts:
         for number, content in enumerate(part.rows(shape.columns), start=1):
             counts.read += 1
-            try:
-                fields = _fields(content, shape)
-            except BadContent as e:
-                counts.malformed += 1
-                yield _failed(part, number, str(e), _raw(content, shape))
+            notes: Counter[str] = Counter()
+            if isinstance(content, dict) and len(seen) < _MOST_COLUMNS:
+                seen.update(content)
+            made = _fields(content, shape, notes, used)
+            if len(seen) + len(used) > known:
+                known = len(seen) + len(used)
+                counts.unused = sorted(name for name in seen - used if name.strip())
+            if isinstance(made, str):
+                counts.spoil(made)
+                yield _failed(part, number, made, _raw(content, shape))
                 continue
-            digest = _digest(fields.instruction)
-            if not seen.add(digest):
+            digest = _digest(made.instruction)
+            if not ids.add(digest):
                 counts.duplicates += 1
                 continue
             counts.ok += 1
-            yield _row(digest.hex(), f"{part.name}#{number}", fields, OK, None)
+            counts.notes.update(notes.keys())
+            yield _row(digest.hex(), f"{part.name}#{number}", made, OK, None)
             if counts.ok == limit:
                 return
+
+
+def _fields(content: dict | BadRow, shape: Shape, notes: Counter[str], used: set[str]) -> Fields | str:
+    """The row's content, checked, or why it is malformed."""
+    if isinstance(content, BadRow):
+        return content.reason
+    try:
+        return _checked(shape.fields(content, notes, used))
+    except BadContent as e:
+        return str(e)
 
 
 def _row(id: str, source: str, fields: Fields, status: str, error: str | None) -> dict:
@@ -210,17 +216,14 @@ def _raw(content: dict | BadRow, shape: Shape) -> bytes:
     if isinstance(content, BadRow):
         return content.raw
     try:
-        text = shape.fields(content).instruction
+        text = shape.fields(content, Counter(), set()).instruction
     except BadContent:
         return b""
     return text.encode("utf-8", "surrogatepass") if isinstance(text, str) else b""
 
 
-def _fields(content: dict | BadRow, shape: Shape) -> Fields:
+def _checked(found: Fields) -> Fields:
     """The row's content with all texts validated. Raises BadContent with the first error."""
-    if isinstance(content, BadRow):
-        raise BadContent(content.reason)
-    found = shape.fields(content)
     unsafe = (
         _optional("unsafe_response", response)
         for response in found.unsafe_responses or [found.unsafe_response]
@@ -235,14 +238,13 @@ def _fields(content: dict | BadRow, shape: Shape) -> Fields:
 
 
 def _optional(name: str, value: Any) -> str | None:
-    """An optional response: null and empty text mean that the source has none."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    return _text(name, value)
+    """An optional response: null, NaN and empty text mean that the source has none."""
+    return None if is_missing(value) else _text(name, value)
 
 
 def _text(name: str, value: Any) -> str:
-    if value is None:
+    value = decoded(name, value)
+    if value is None or (is_missing(value) and not isinstance(value, str)):
         raise BadContent(f"{name} is null")
     if not isinstance(value, str):
         raise BadContent(f"{name} is not a string but {type(value).__name__}")
@@ -258,13 +260,21 @@ def _text(name: str, value: Any) -> str:
 
 
 def _category(value: Any) -> str | None:
-    """One category: a text or number, the first of a list, or the first key that is true in a mapping of
-    flags."""
+    """One category: a scalar, the first of a list, or the first key that is true in a mapping of flags."""
     if isinstance(value, dict):
-        value = next((name for name, flag in value.items() if flag is True), None)
+        value = next((name for name, flag in value.items() if _is_set(flag)), None)
     if isinstance(value, list):
         value = value[0] if value else None
-    return _optional("category", str(value) if isinstance(value, int | float) else value)
+    if is_missing(value) or isinstance(value, dict | list):
+        return None
+    return _optional("category", value if isinstance(value, str | bytes) else str(value))
+
+
+def _is_set(flag: Any) -> bool:
+    try:
+        return says_safe("category", flag, True) is True
+    except BadContent:
+        return False
 
 
 def repeated(source: Iterable[dict], samples: int) -> Iterator[dict]:

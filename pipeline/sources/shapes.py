@@ -1,31 +1,98 @@
-"""Shapes of common data sets: the columns with the instruction, the reference responses and the category.
+"""Shapes of common data sets: which columns hold the instruction, the reference responses and the category.
 
-A shape is recognized by its column names. Which response fills which field:
+A row's shape is recognized by the names of its columns (NAMES), in any case and with spaces around them.
+Which response fills which field:
 
-PKU-SafeRLHF  a response marked safe is the safe one (of two, the one named by `safer_response_id`), one
-              marked unsafe the unsafe one (of two, the one not named; in `unsafe_responses` both, in their
-              order). Both safe: no unsafe response; both unsafe: no safe one.
-HH-RLHF       `chosen` ends in the safe response and `rejected` in the unsafe one. This is a preference, not a
-              label. Of a dialogue of several turns the instruction is the whole transcript before that
-              response, which answers no single turn.
-messages      the first user turn is the instruction, the assistant turn right after it the safe response;
-              later turns are not read.
-Alpaca        `input` is appended to the instruction after an empty line, `output` is the safe response
-              (AlpacaEval and seed tasks too).
+PKU-SafeRLHF   a response marked safe is the safe one (of two, the one named by `safer_response_id`), one
+               marked unsafe the unsafe one (of two, the one not named; in `unsafe_responses` both, in their
+               order). Both safe: no unsafe response; both unsafe: no safe one. Without marks the one named is
+               safe and the other unsafe.
+preferences    `chosen` is the safe response and `rejected` the unsafe one. This is a preference, not a
+               label. The instruction is the prompt's column, or what both dialogues (HH-RLHF's transcripts,
+               messages) begin with. Of a dialogue of several turns the instruction is the whole transcript
+               before the response, which answers no single turn.
+conversations  the first user turn is the instruction, the assistant turn right after it the safe response;
+               later turns are not read, system turns are left out.
+answers        `input` is appended to the instruction after an empty line, `output`, `response` … is the safe
+               response (Alpaca, Dolly, AlpacaEval, prompts with completions). If the row has a label
+               (`is_safe`, `harmful`, `label` …), the response goes where the label says.
 """
 
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.settings.base import Columns
 from pipeline.settings.shown import shown
+from pipeline.sources import conversations
+from pipeline.sources.conversations import Message, Notes
+from pipeline.sources.counts import listed
+from pipeline.sources.values import (
+    BadContent,
+    decoded,
+    is_missing,
+    is_no_input,
+    plain,
+    says_safe,
+    zero_or_one,
+)
 
-
-class BadContent(Exception):
-    """A row whose content does not match its shape; the message is the reason, without the text."""
+# Field → the names of its column, the first that has a value counts.
+NAMES: dict[str, tuple[str, ...]] = {
+    field: tuple(names.split())
+    for field, names in {
+        "instruction": (
+            "instruction prompt question query request goal behavior forbidden_prompt user_prompt user_query"
+            " user_message user human"
+        ),
+        "input": "input context context_string",
+        "conversation": "messages conversations conversation dialogue dialog turns chat",
+        "response": (
+            "response output completion answer reply assistant assistant_response model_response model_output"
+            " reference reference_answer reference_response best_answer solution helpful_response bot"
+        ),
+        "safe_response": (
+            "safe_response safe_answer safe_output safe_completion harmless_response harmless_answer"
+        ),
+        "unsafe_response": (
+            "unsafe_response unsafe_answer unsafe_output unsafe_completion harmful_response harmful_answer"
+            " harmful_output toxic_response"
+        ),
+        "chosen": (
+            "chosen chosen_response response_chosen accepted preferred preferred_response preferred_output"
+            " better_response"
+        ),
+        "rejected": (
+            "rejected rejected_response response_rejected reject dispreferred dispreferred_response"
+            " non_preferred_output worse_response"
+        ),
+        "category": "category categories harm_category harm_categories semantic_category topic",
+        "instances": "instances",
+        **{
+            name: name
+            for i in (0, 1)
+            for name in (f"response_{i}", f"is_response_{i}_safe", f"response_{i}_harm_category")
+        },
+        "safer": "safer_response_id",
+        "run_status": "status",
+        "run_id": "instruction_id",
+    }.items()
+}
+# Names of labels of a response → what true says: safe, unsafe, or (None) only words are understood.
+LABELS: dict[str, bool | None] = {
+    name: says
+    for names, says in {
+        "is_safe safe is_response_safe response_is_safe response_safe is_harmless harmless": True,
+        "is_unsafe unsafe is_response_unsafe is_harmful harmful is_response_harmful response_harmful": False,
+        "response_harm_label is_toxic toxic": False,
+        "label safety safety_label response_label response_safety safety_assessment": None,
+    }.items()
+    for name in names.split()
+}
+UNLABELLED = "a response without a label is not used"
+_KNOWN = {name for names in NAMES.values() for name in names} | LABELS.keys()
 
 
 @dataclass(frozen=True)
@@ -42,188 +109,334 @@ class Fields:
     unsafe_responses: Sequence[Any] = ()
 
 
+@lru_cache(1024)
+def _places(columns: tuple[str, ...]) -> dict[str, list[tuple[str, str]]]:
+    """Field, or "labels", → its columns in a row of these columns: (name in the tables, name in the row)."""
+    named: dict[str, list[str]] = {}
+    for column in filter(lambda column: isinstance(column, str), columns):
+        named.setdefault(plain(column), []).append(column)
+    return {
+        field: [(name, column) for name in names for column in named.get(name, ())]
+        for field, names in {**NAMES, "labels": tuple(LABELS)}.items()
+    }
+
+
+class Row:
+    """A row by the names of the tables. Adds the columns that are read to `used`."""
+
+    def __init__(self, content: dict, notes: Notes, used: set[str]):
+        self.notes, self.used = notes, used
+        columns = tuple(content)
+        self._content, self._places, self.shapes = content, _places(columns), _possible(columns)
+
+    def get(self, field: str) -> Any:
+        """The value of a field: under the first of its names that has one, else missing as it stands there.
+
+        Bytes are decoded. Raises BadContent if they are not UTF-8.
+        """
+        name, column = self._place(field)
+        if column is None:
+            return None
+        self.used.add(column)
+        return decoded(name, self._content[column])
+
+    def has(self, field: str) -> bool:
+        """Whether a field has a value."""
+        return any(not is_missing(self._content[column]) for _, column in self._places[field])
+
+    def names(self, field: str) -> bool:
+        """Whether there is a column of a field, with or without a value."""
+        return bool(self._places[field])
+
+    def labels(self) -> list[bool | None]:
+        """What each label of the row says: safe, unsafe, nothing."""
+        self.used.update(column for _, column in self._places["labels"])
+        return [
+            says_safe(name, self._content[column], LABELS[name]) for name, column in self._places["labels"]
+        ]
+
+    def column(self, field: str) -> str:
+        """The name under which `get` finds a field, as the table writes it."""
+        return self._place(field)[0]
+
+    def _place(self, field: str) -> tuple[str, str | None]:
+        places = self._places[field]
+        for place in places:
+            if not is_missing(self._content[place[1]]):
+                return place
+        return places[0] if places else (field, None)
+
+
+def is_known(name: object) -> bool:
+    """Whether some shape reads a column of this name."""
+    return isinstance(name, str) and plain(name) in _KNOWN
+
+
+class _Known(Container[str]):
+    """The names of columns that some shape reads."""
+
+    def __contains__(self, name: object) -> bool:
+        return is_known(name)
+
+
 @dataclass(frozen=True)
 class Shape:
-    """`fields` reads a row that has some of `columns`. It raises BadContent if the row does not match."""
+    """How a source's rows are read. columns: those that can be of use; `renamed`: the configuration's."""
 
-    name: str
-    columns: frozenset[str]
-    fields: Callable[[dict], Fields]
+    columns: Container[str] = field(default_factory=_Known)
+    renamed: dict[str, str] | None = None
+
+    def fields(self, content: dict, notes: Notes, used: set[str]) -> Fields:
+        """A row's fields. used: filled with the columns that were read. Raises BadContent."""
+        if self.renamed is not None:
+            used.update(self.renamed.values())
+            content = {own: content.get(column) for own, column in self.renamed.items()}
+            return _read(Row(content, notes, set()))
+        return _read(Row(content, notes, used))
 
 
 def recognize(found: Iterable[str], mapping: Columns | None, where: str) -> Shape:
-    """The shape of a source with these columns, or the one that the configuration's `columns` describes.
+    """How a source with these columns is read: by the tables of names, or by the configuration's `columns`.
 
-    Raises UserError, naming the columns found, if the shape is unknown or a mapped column is missing.
+    Raises UserError, naming the columns found, if no shape has them or a mapped column is missing.
     """
     found = set(found)
-    listed = _listed(found)
     if mapping is not None:
-        named = {field: column for field, column in mapping.model_dump().items() if column is not None}
-        for field, column in named.items():
-            if column not in found:
+        renamed = {}
+        for own, column in mapping.model_dump(exclude_none=True).items():
+            alike = [name for name in sorted(found) if plain(name) == plain(column)]
+            if column not in found and len(alike) != 1:
                 raise UserError(
-                    f"{where}: columns.{field} = {shown(column, 60)} is not one of its columns; found are"
-                    f" {listed}"
+                    f"{where}: columns.{own} = {shown(column, 60)} is not one of its columns; found are"
+                    f" {listed(found)}"
                 )
-        return Shape("columns", frozenset(named.values()), lambda row: _mapped(row, named))
-    for required, shape in _SHAPES:
-        if required <= found:
-            return shape
-    raise UserError(
-        f"{where}: no known shape has the columns {listed}; name the column of the instruction, as in"
-        " columns: {instruction: NAME}"
-    )
+            renamed[own] = column if column in found else alike[0]
+        return Shape(frozenset(renamed.values()), renamed)
+    names = {plain(name) for name in found}
+    if {"instruction_id", "arm"} <= names:
+        raise UserError(
+            f"{where}: holds the arms' answers that `evaluate` wrote; name the source that the suite read"
+        )
+    asks = any(names & set(NAMES[field]) for field in ("instruction", "conversation", "chosen", "rejected"))
+    if not asks and not ("input" in names and names & set(NAMES["response"])):
+        raise UserError(
+            f"{where}: no known shape has the columns {listed(found)}; name the column of the instruction, as"
+            " in columns: {instruction: NAME}"
+        )
+    return Shape()
 
 
-def _listed(columns: set[str], most: int = 20) -> str:
-    names = [shown(name, 60) for name in sorted(columns)]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "none"
+def _read(row: Row) -> Fields:
+    if row.names("run_id") and row.names("run_status") and row.get("run_status") == "failed":
+        raise BadContent("the row failed in the run that wrote it")
+    for fields, read in row.shapes:
+        if all(map(row.has, fields)):
+            return read(row)
+    return _answers(row)
 
 
-def _mapped(row: dict, named: dict[str, str]) -> Fields:
-    values: dict[str, Any] = {field: row.get(column) for field, column in named.items()}
-    return Fields(**values | {"instruction": _joined(values["instruction"], values.pop("input", None))})
+@lru_cache(1024)
+def _possible(columns: tuple[str, ...]) -> "list[tuple[tuple[str, ...], Callable[[Row], Fields]]]":
+    """The shapes whose fields all have a column."""
+    places = _places(columns)
+    return [(fields, read) for fields, read in _SHAPES if all(places[field] for field in fields)]
 
 
-def _own(row: dict) -> Fields:
+def _pku(row: Row) -> Fields:
+    names = ("is_response_0_safe", "is_response_1_safe")
+    marks = [says_safe(name, row.get(name), True) for name in names]
+    named = zero_or_one("safer_response_id", row.get("safer"))
+    if named is not None and not any(map(row.names, names)):
+        marks = [i == named for i in (0, 1)]
+    responses = [row.get(f"response_{i}") for i in (0, 1)]
+    there = [not is_missing(response) for response in responses]
+    if any(mark is None and is_there for mark, is_there in zip(marks, there, strict=True)):
+        row.notes[UNLABELLED] += 1
+    safer = named or 0
+
+    def pick(label: bool, preferred: int) -> int | None:
+        return next((i for i in (preferred, 1 - preferred) if marks[i] is label and there[i]), None)
+
+    safe, unsafe = pick(True, safer), pick(False, 1 - safer)
+    about = unsafe if unsafe is not None else safer  # a safe response has no harm category
+    harms = [row.get(f"response_{i}_harm_category") for i in (0, 1)]
     return Fields(
-        row.get("instruction"), row.get("safe_response"), row.get("unsafe_response"), row.get("category")
+        _asked(row),
+        safe_response=None if safe is None else responses[safe],
+        unsafe_response=None if unsafe is None else responses[unsafe],
+        category=harms[about] if row.names(f"response_{about}_harm_category") else row.get("category"),
+        unsafe_responses=[responses[i] for i in (0, 1) if marks[i] is False],
     )
 
 
-def _prompt(row: dict) -> Fields:
-    return Fields(row.get("prompt"), category=row.get("category"))
-
-
-def _alpaca(row: dict) -> Fields:
-    return Fields(
-        _joined(row.get("instruction"), row.get("input")), row.get("output"), category=row.get("category")
-    )
-
-
-def _seed_task(row: dict) -> Fields:
+def _seed_task(row: Row) -> Fields:
     """Self-Instruct's seed tasks keep inputs and outputs in a list; the first instance is used."""
     instances = row.get("instances")
     first = instances[0] if isinstance(instances, list) and instances else None
     if not isinstance(first, dict):
         raise BadContent("instances holds no input and output")
-    return _alpaca({"instruction": row.get("instruction"), **{k: first.get(k) for k in ("input", "output")}})
+    return _answers(Row({**first, "instruction": row.get("instruction")}, row.notes, set()))
 
 
-def _pku(row: dict) -> Fields:
-    safe = [_truth(row.get(f"is_response_{i}_safe")) for i in (0, 1)]
-    safer = 1 if str(row.get("safer_response_id")) == "1" else 0
-
-    def pick(label: bool, preferred: int) -> int | None:
-        return next((i for i in (preferred, 1 - preferred) if safe[i] is label), None)
-
-    safe_id, unsafe_id = pick(True, safer), pick(False, 1 - safer)
-    about = unsafe_id if unsafe_id is not None else safer  # a safe response has no harm category
-    return Fields(
-        row.get("prompt"),
-        safe_response=None if safe_id is None else row.get(f"response_{safe_id}"),
-        unsafe_response=None if unsafe_id is None else row.get(f"response_{unsafe_id}"),
-        category=row.get(f"response_{about}_harm_category"),
-        unsafe_responses=[row.get(f"response_{i}") for i in (0, 1) if safe[i] is False],
-    )
-
-
-def _truth(value: Any) -> bool | None:
-    """A label; CSV files store it as text."""
-    return {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
-
-
-def _hh(row: dict) -> Fields:
-    context, chosen = _dialogue("chosen", row.get("chosen"))
-    rejected_context, rejected = _dialogue("rejected", row.get("rejected"))
-    if context == rejected_context:
-        return Fields(context, safe_response=chosen, unsafe_response=rejected)
-    # a few pairs diverge earlier, so `rejected` answers something else
-    return Fields(context, safe_response=chosen)
+def _preference(row: Row) -> Fields:
+    """A chosen and a rejected response, with the prompt in a column of its own or before each of them."""
+    prompt, asked = _prompt(row)
+    values = [row.get(side) for side in ("chosen", "rejected")]
+    repeats = isinstance(prompt, str) and all(_begins(value, prompt) for value in values)
+    sides: list[tuple[list[tuple[str, str]], str | None] | None] = []
+    for side, value in zip(("chosen", "rejected"), values, strict=True):
+        column = row.column(side)
+        if is_missing(value):
+            sides.append((asked, None) if asked else None)
+        elif repeats and not conversations.messages(value):
+            sides.append((asked, value[len(prompt.rstrip()) :].strip()))
+        else:
+            sides.append(_side(column, value, asked, row.notes))
+    chosen, rejected = sides
+    if chosen is None:
+        raise BadContent(f"{row.column('chosen')} is null, and no column holds the prompt")
+    context, safe = chosen
+    unsafe = rejected[1] if rejected else None
+    if rejected and unsafe is not None and rejected[0] != context:
+        # a few pairs diverge earlier, so `rejected` answers something else
+        row.notes["a rejected response to another dialogue is not used"] += 1
+        unsafe = None
+    if unsafe is not None and unsafe == safe:
+        row.notes["a rejected response that is equal to the chosen one is not used"] += 1
+        unsafe = None
+    return Fields(conversations.told(context), safe, unsafe, row.get("category"))
 
 
-def _dialogue(column: str, value: Any) -> tuple[str, str | None]:
-    """A transcript or list of messages as the text before the last assistant turn, and that turn."""
-    turns = _turns(column, value)
-    response = turns.pop()[1] if turns[-1][0] == "Assistant" else None
-    if not turns or turns[-1][0] != "Human":
+def _prompt(row: Row) -> tuple[Any, list[tuple[str, str]]]:
+    """The prompt as it stands in its column, and as turns; (None, []) if no column holds it."""
+    field = next((field for field in ("conversation", "instruction", "input") if row.has(field)), None)
+    if field is None:
+        return None, []
+    value = row.get(field)
+    if talk := conversations.messages(value):
+        turns, response = conversations.dialogue(row.column(field), talk, row.notes)
+        if response is not None and not turns:
+            raise BadContent(f"{row.column(field)} has no user turn")
+        return value, turns
+    if field == "conversation":
+        raise BadContent(f"{row.column(field)} is not a list of messages")
+    text = value if field == "input" else _asked(row)
+    if not isinstance(text, str):
+        raise BadContent(f"instruction is not a string but {type(text).__name__}")
+    return value, [("Human", text)]
+
+
+def _begins(text: Any, prompt: str) -> bool:
+    """Whether a response repeats the prompt before it goes on."""
+    prompt = prompt.rstrip()
+    if not isinstance(text, str) or not text.startswith(prompt):
+        return False
+    rest = text[len(prompt) :]
+    return bool(rest.strip()) and not (prompt[-1:].isalnum() and rest[:1].isalnum())
+
+
+def _side(
+    column: str, value: Any, asked: list[tuple[str, str]], notes: Notes
+) -> tuple[list[tuple[str, str]], str | None]:
+    """The dialogue before a preferred or rejected response, and the response."""
+    talk = conversations.messages(value)
+    if talk is None:
+        if not asked:
+            kind = f"a {type(value).__name__}, " if not isinstance(value, str) else ""
+            raise BadContent(f"{column} is {kind}not a transcript of Human and Assistant turns")
+        return asked, value
+    context, response = conversations.dialogue(column, talk, notes)
+    if asked and response is None:
+        raise BadContent(f"{column} has no assistant turn")
+    if asked and context and context[0][0] == "Assistant":
+        return [*asked, *context], response
+    if asked and len(context) <= len(asked):
+        return asked, response
+    if not context or context[-1][0] != "Human":
         raise BadContent(f"{column} has no human turn before its last response")
-    if len(turns) == 1:
-        return turns[0][1], response
-    return "\n\n".join(f"{speaker}: {text}" for speaker, text in turns), response
+    return context, response
 
 
-def _turns(column: str, value: Any) -> list[tuple[str, str]]:
-    if isinstance(value, list):
-        speakers = {"user": "Human", "assistant": "Assistant"}
-        return [
-            (speakers[role], text) for role, text in _messages(column, value) if role in speakers
-        ] or _no_turns(column)
-    if not isinstance(value, str):
-        raise BadContent(f"{column} is {_kind(value)}, not a transcript")
-    before, *parts = re.split(r"(?:^|\n\n)(Human|Assistant):", value)
-    if before.strip() or not parts:
-        raise BadContent(f"{column} is not a transcript of Human: and Assistant: turns")
-    return [(speaker, text.strip()) for speaker, text in zip(parts[::2], parts[1::2], strict=True)]
+def _conversation(row: Row) -> Fields:
+    talk = conversations.messages(row.get("conversation"))
+    if talk is None:
+        raise BadContent(f"{row.column('conversation')} is not a list of messages")
+    return _talk(row, "conversation", talk)
 
 
-def _no_turns(column: str) -> list:
-    raise BadContent(f"{column} has no user turn")
+def _answers(row: Row) -> Fields:
+    """An instruction with or without input and response, each a text or messages."""
+    field = "instruction" if row.names("instruction") or not row.has("response") else "input"
+    if talk := conversations.messages(row.get(field)):
+        return _talk(row, field, talk)
+    return _placed(row, _asked(row) if field == "instruction" else row.get("input"), None)
 
 
-def _conversation(row: dict) -> Fields:
-    turns = _messages("messages", row.get("messages"))
-    first = next((i for i, (role, _) in enumerate(turns) if role == "user"), None)
-    if first is None:
-        raise BadContent("messages has no user turn")
-    following = turns[first + 1] if first + 1 < len(turns) else ("", None)
-    response = following[1] if following[0] == "assistant" else None
-    return Fields(turns[first][1], safe_response=response, category=row.get("category"))
+def _talk(row: Row, field: str, talk: list[Message]) -> Fields:
+    """A conversation. A response in another column answers all of it, so the instruction is all of it."""
+    column = row.column(field)
+    answered = any(map(row.has, ("response", "safe_response", "unsafe_response")))
+    if answered and conversations.ends_with_user(talk):
+        turns, _ = conversations.dialogue(column, talk, row.notes)
+        return _placed(row, conversations.told(turns), None)
+    return _placed(row, *conversations.first_exchange(column, talk, row.notes))
 
 
-def _messages(column: str, value: Any) -> list[tuple[str, str]]:
-    if not isinstance(value, list) or not all(isinstance(m, dict) for m in value):
-        raise BadContent(f"{column} is not a list of messages")
-    for message in value:
-        if not isinstance(message.get("content"), str) or not isinstance(message.get("role"), str):
-            raise BadContent(f"{column} has a message without role or text content")
-    return [(message["role"], message["content"]) for message in value]
+def _placed(row: Row, instruction: Any, answer: str | None) -> Fields:
+    """The responses in their places: those whose column says which they are, and one that a label places."""
+    safe, unsafe = (_response(row, field) for field in ("safe_response", "unsafe_response"))
+    explicit = any(map(row.names, ("safe_response", "unsafe_response")))
+    if answer is None and row.has("response"):
+        answer = _response(row, "response") if row.names("labels") or not explicit else None
+    all_unsafe = [unsafe]
+    if answer is not None and (labels := row.labels()):
+        said = set(labels) - {None}
+        if len(said) > 1:
+            raise BadContent("its labels contradict each other")
+        if said == {True}:
+            safe = answer if safe is None else safe
+        elif said == {False}:
+            all_unsafe.append(answer)
+            unsafe = answer if unsafe is None else unsafe
+        else:
+            row.notes[UNLABELLED] += 1
+    elif answer is not None and not explicit:
+        safe = answer
+    return Fields(instruction, safe, unsafe, row.get("category"), all_unsafe)
 
 
-def _joined(instruction: Any, input: Any) -> Any:
+def _response(row: Row, field: str) -> Any:
+    """A response: text, or the last assistant turn of messages; None if there is none."""
+    value = row.get(field)
+    if is_missing(value):
+        return None
+    if not isinstance(value, str) and (talk := conversations.messages(value)):
+        return conversations.dialogue(row.column(field), talk, row.notes)[1]
+    return value
+
+
+def _asked(row: Row) -> Any:
     """The instruction with its input after an empty line.
 
     The caller rejects an instruction that is not text.
     """
-    if not isinstance(instruction, str) or input is None:
+    instruction, input = row.get("instruction"), row.get("input")
+    if not isinstance(instruction, str) or is_missing(input):
         return instruction
     if not isinstance(input, str):
-        raise BadContent(f"input is {_kind(input)}, not a string")
-    return f"{instruction}\n\n{input}" if input.strip() else instruction
+        raise BadContent(f"{row.column('input')} is a {type(input).__name__}, not a string")
+    if is_no_input(input):
+        row.notes["an input that stands for none, such as <noinput>, is left out"] += 1
+        return instruction
+    return f"{instruction}\n\n{input}"
 
 
-def _kind(value: Any) -> str:
-    return "null" if value is None else f"a {type(value).__name__}"
-
-
-def _shape(name: str, required: str, more: str, fields: Callable[[dict], Fields]) -> tuple[set[str], Shape]:
-    return set(required.split()), Shape(name, frozenset(f"{required} {more}".split()), fields)
-
-
-# In order: the first shape with all its required columns is used.
-_SHAPES = (
-    _shape(
-        "PKU-SafeRLHF",
-        "prompt response_0 response_1 is_response_0_safe is_response_1_safe",
-        "safer_response_id response_0_harm_category response_1_harm_category",
-        _pku,
-    ),
-    _shape("HH-RLHF", "chosen rejected", "", _hh),
-    _shape("messages", "messages", "category", _conversation),
-    _shape("instructions", "instruction safe_response", "unsafe_response category", _own),
-    _shape("instructions", "instruction unsafe_response", "category", _own),
-    _shape("Alpaca seed tasks", "instruction instances", "", _seed_task),
-    _shape("Alpaca", "instruction", "input output category", _alpaca),
-    _shape("prompts", "prompt", "category", _prompt),
+# In order: the first shape whose fields all have values is used, else `_answers`.
+_SHAPES: tuple[tuple[tuple[str, ...], Callable[[Row], Fields]], ...] = (
+    (("instruction", "response_0"), _pku),
+    (("instruction", "response_1"), _pku),
+    (("instruction", "instances"), _seed_task),
+    (("chosen",), _preference),
+    (("rejected",), _preference),
+    (("conversation",), _conversation),
 )

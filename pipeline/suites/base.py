@@ -12,7 +12,7 @@ from pipeline.report import sections as report
 from pipeline.report.examples import Example
 from pipeline.schema import Schema
 from pipeline.settings.base import Model, Section, Source
-from pipeline.sources.instructions import Counts
+from pipeline.sources.counts import Accounts
 
 
 class Suite(Section):
@@ -42,10 +42,11 @@ class Suite(Section):
         """Whether `rows` loads the tokenizer of the run's model."""
         return False
 
-    def rows(self, arms: Sequence[str], seed: int, counts: Counts, tokenizer: Any) -> Iterator[dict]:
+    def rows(self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any) -> Iterator[dict]:
         """The rows to run, for every arm (the first is the base model). Raises UserError.
 
-        counts: of the source, filled while reading. tokenizer: a function that loads the model's tokenizer.
+        counts: of the sources, by their fields, filled while reading. tokenizer: a function that loads the
+        model's tokenizer.
         """
         raise NotImplementedError
 

@@ -171,13 +171,12 @@ def run_deadly(job: Job, how: str) -> dict:
     from pipeline.schema import INSTRUCTIONS
     from pipeline.sources import instructions
 
-    config, counts = load(job.config), instructions.Counts()
+    config = load(job.config)
     store = Store(config.run_dir, MISTAKES.name, MISTAKES)
     [method] = config.methods.values()
     store.write_work(
-        instructions.read(method.instructions, counts),
+        instructions.read(method.instructions),
         INSTRUCTIONS,
-        counts,
         block_rows=config.engine.rows_per_commit,
     )
     recipe = Deadly(method.recipe(config.seed), how, f"{job.run}/marker")

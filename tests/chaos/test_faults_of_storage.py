@@ -170,5 +170,6 @@ def test_the_work_list_is_damaged_in_mid_run(cluster, source, tmp_path):
 def test_counts_account_for_every_row(undisturbed):
     done, work = undisturbed.complete(), json.loads((undisturbed.state / "work.json").read_text())
     assert sum(done["status"].values()) == done["rows"] == work["rows"]
-    assert work["read"] == work["ok"] + work["duplicates"] + work["malformed"]
+    [read] = work["sources"].values()
+    assert read["read"] == read["ok"] + read["duplicates"] + read["malformed"]
     assert sum(done["reasons"].values()) == done["status"]["failed"]

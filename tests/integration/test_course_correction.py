@@ -75,7 +75,8 @@ def test_every_request_is_accounted_for(run):
     for word in ("keyword", "too short", "punctuation", "no unsafe response"):
         assert any(word in reason for reason in reasons), reasons
     work = json.loads((run / ".state/corrections/work.json").read_text())
-    assert (work["read"], work["duplicates"], work["malformed"]) == (REQUESTS + 6, 1, 1)
+    [read] = work["sources"].values()
+    assert (read["read"], read["duplicates"], read["malformed"]) == (REQUESTS + 6, 1, 1)
 
 
 def test_responses_are_ranked_and_begin_alike(run):

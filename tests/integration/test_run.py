@@ -31,7 +31,8 @@ def test_killed_twice_and_nothing_lost_or_repeated(finished_run):
 def test_every_row_is_accounted_for(finished_run):
     rows = table(finished_run, "mistakes").to_pylist()
     work = json.loads((finished_run.path / ".state/mistakes/work.json").read_text())
-    assert work["duplicates"] == 1 and work["malformed"] == 2
+    [read] = work["sources"].values()
+    assert read["duplicates"] == 1 and read["malformed"] == 2
     assert work["rows"] == len(rows) == (INSTRUCTIONS + 1) * SAMPLES + 2
     by_status = {
         status: [r for r in rows if r["status"] == status] for status in ("ok", "not_induced", "failed")

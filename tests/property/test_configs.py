@@ -164,8 +164,9 @@ def trees() -> list[dict]:
     shipped = []
     for file in CONFIGS:
         text = file.read_text().replace("Qwen/Qwen2.5-7B-Instruct", "toy")
-        for name in ("PKU-Alignment/PKU-SafeRLHF", "tatsu-lab/alpaca_eval", "tatsu-lab/alpaca"):
+        for name in ("PKU-Alignment/PKU-SafeRLHF", "tatsu-lab/alpaca"):
             text = text.replace(f"hub:{name}", "pku.jsonl")
+        text = text.replace("hf://datasets/tatsu-lab/alpaca_eval/alpaca_eval.json", "pku.jsonl")
         shipped.append(yaml.safe_load(text))
     return shipped + EVERY_SECTION
 

@@ -285,9 +285,22 @@ def odd_column(r: random.Random) -> pa.Array:
     )()
 
 
+# -- Arrow
+
+
+def write_arrow(r: random.Random, place: Path) -> Path:
+    path = place / "a.arrow"
+    table = odd_table(r) if r.random() < 0.4 else pa.Table.from_pylist(r.choice(SHAPES))
+    with r.choice([pa.ipc.new_stream, pa.ipc.new_file])(str(path), table.schema) as writer:
+        writer.write_table(table)
+    if r.random() < 0.8:
+        path.write_bytes(mutated(r, path.read_bytes()))
+    return path
+
+
 # -- the children
 
-WRITERS = {"text": write_text, "parquet": write_parquet}
+WRITERS = {"text": write_text, "parquet": write_parquet, "arrow": write_arrow}
 
 
 def attack(kind: str, seed: int, place: str) -> None:

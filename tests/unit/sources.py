@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from pipeline.settings.base import Source
+from pipeline.sources.counts import Counts
 from pipeline.sources.instructions import read
 
 THREE = [{"instruction": f"Tell me about {what}", "output": f"{what}!"} for what in ("tea", "rain", "moss")]
@@ -28,3 +29,15 @@ def rows_of(path, **options):
 def only(path, **options):
     [row] = rows_of(path, **options)
     return row
+
+
+def counted(path, **options):
+    """All rows of a source, and how it was read."""
+    counts = Counts()
+    return list(read(Source(path=str(path), **options), counts)), counts
+
+
+def of_row(tmp_path, row, **options):
+    """What one row of JSONL becomes: instruction, safe and unsafe response, or the reason against it."""
+    [made] = rows_of(write_jsonl(tmp_path / "one.jsonl", [row]), **options)
+    return made["error"] or (made["instruction"], made["safe_response"], made["unsafe_response"])

@@ -177,15 +177,15 @@ OVERRIDES = {
     "methods.mistakes.instructions.path=strange.jsonl": [
         "instructions",
         "strange.jsonl",
-        "question",
+        "headline",
         "columns: {instruction: NAME}",
     ],
     "methods.mistakes.instructions={path: strange.jsonl, columns: {instruction: ask}}": [
         "instructions",
         "columns.instruction = ask",
-        "question",
+        "headline",
     ],
-    "methods.mistakes.instructions={path: strange.jsonl, columns: {input: question}}": [
+    "methods.mistakes.instructions={path: strange.jsonl, columns: {input: headline}}": [
         "instructions.columns.instruction",
         "missing",
     ],
@@ -234,7 +234,7 @@ def beside(tmp_path, monkeypatch, write):
     write("notes.txt", "hello")
     write("empty.jsonl", "")
     write("junk.jsonl", b"not json\n\xff\xfe\n[1, 2]\n")
-    write("strange.jsonl", json.dumps({"question": "How?"}) + "\n")
+    write("strange.jsonl", json.dumps({"headline": "How?"}) + "\n")
     pq.write_table(pa.table({"prompt": ["a"] * 100}), "whole.parquet")
     write("cut.parquet", (tmp_path / "whole.parquet").read_bytes()[:-20])
     for directory in ("mixed", "bare"):

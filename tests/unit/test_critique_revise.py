@@ -12,6 +12,7 @@ from pipeline.methods.critique_revise import CritiqueRevise
 from pipeline.methods.critique_revise import recipe as module
 from pipeline.methods.critique_revise.schema import REVISIONS
 from pipeline.schema import PREFERENCES, SFT
+from pipeline.sources.counts import Accounts
 from tests import scripted
 from tests.scripted import ScriptedChat, instruction
 
@@ -115,8 +116,8 @@ def test_revisions_make_conversations_and_pairs():
         for row, chat in zip(rows, answers, strict=True)
     ]
     drops: Counter[str] = Counter()
-    made = list(method().examples(SFT, rows, drops, 0))
-    pairs = list(method().examples(PREFERENCES, rows, drops, 0))
+    made = list(method().examples(SFT, rows, drops, 0, Accounts()))
+    pairs = list(method().examples(PREFERENCES, rows, drops, 0, Accounts()))
     assert SFT.table(made).num_rows == PREFERENCES.table(pairs).num_rows == 1
     assert made[0]["kind"] == "revision" and [m["content"] for m in made[0]["messages"]] == [
         instruction()["instruction"],

@@ -16,6 +16,7 @@ from pipeline.fingerprints import fingerprints
 from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.run import Machinery
 from pipeline.schema import SFT
+from pipeline.sources.counts import Accounts
 from tests.scripted import ScriptedChat, instruction
 from tests.unit.test_architecture import FLOORS
 
@@ -72,7 +73,7 @@ def test_the_method_and_the_judge_of_the_page(page, tmp_path, word, harmful):
     assert result == texts | {"harmful": harmful, "status": "ok", "endings": endings}
     made = {name: row.get(name) for name in MISTAKES.names} | result
     drops = Counter()
-    [example] = method.examples(SFT, [made, made | {"analysis": None}], drops, 0)
+    [example] = method.examples(SFT, [made, made | {"analysis": None}], drops, 0, Accounts())
     assert SFT.table([example]).num_rows == 1
     assert [message["content"] for message in example["messages"]] == [row["instruction"], "Buy one."]
     assert drops == {"not revised": 1}

@@ -236,8 +236,9 @@ def test_failed_rows_are_run_again_when_asked(run, calls, tmp_path):
     )
     settings = {"instructions": {"path": str(asks)}, "recipe": {"mistake": "reference"}}
     told = [run("generate", retry_failed=retry, **settings) for retry in (False, False, True)]
-    assert told[0] == told[1] == told[2][1:]
-    assert told[0][0].startswith("generate: 3 rows (2 failed, 1 ok)")
+    assert told[0][1:] == told[1] == told[2][2:] and told[2][1] == told[0][0]
+    assert "3 rows read, 2 used, 1 malformed (instruction is empty: 1)" in told[0][0]
+    assert told[0][1].startswith("generate: 3 rows (2 failed, 1 ok)")
     assert told[2][0] == "generate: rerunning 1 failed rows"
     assert calls == ["generate", "generate"]
 
@@ -250,12 +251,29 @@ def test_malformed_rows_alone_start_nothing(run, calls, tmp_path):
     assert calls == ["generate"]
 
 
-def test_where_every_row_failed_no_later_stage_goes_on(run, tmp_path):
+def test_where_every_row_failed_no_later_stage_goes_on(run, tmp_path, monkeypatch):
+    asks = tmp_path / "asks.jsonl"
+    asks.write_text('{"instruction": "a"}\n{"instruction": "b"}\n')
+    settings = {
+        "instructions": {"path": str(asks)},
+        "recipe": {"filter": True, "verify": {"kind": "refusal"}},
+    }
+    monkeypatch.setattr(ScriptedChat, "__call__", too_long)
+    for _ in range(2):  # the second run finds the data set complete
+        with pytest.raises(RunFailed, match="all 2 rows failed, most with: prompt too long"):
+            run("generate", **settings)
+
+
+async def too_long(*_arguments, **_options):
+    raise RowFailed("prompt too long: 9 tokens")
+
+
+def test_a_source_of_malformed_rows_alone_is_refused_before_anything_starts(run, calls, tmp_path):
     asks = tmp_path / "asks.jsonl"
     asks.write_text('{"instruction": ""}\n{"instruction": null}\n')
-    for _ in range(2):  # the second run finds the data set complete
-        with pytest.raises(RunFailed, match="all 2 rows failed, most with: instruction is"):
-            run(instructions={"path": str(asks)})
+    with pytest.raises(UserError, match=r"of its first 2 rows can be used \(instruction is empty: 1, inst"):
+        run(instructions={"path": str(asks)})
+    assert calls == [] and not (tmp_path / "run").exists()
 
 
 def test_without_helpful_pairs(run):
@@ -265,9 +283,35 @@ def test_without_helpful_pairs(run):
 
 def test_nothing_to_train_on(run, tmp_path):
     bare = tmp_path / "bare.jsonl"
-    bare.write_text('{"instruction": "without a safe response"}\n')
+    bare.write_text('{"instruction": "without a safe response", "help": "Well."}\n')
+    changes = {"instructions": {"path": str(bare)}, "mix": {"analysis": 0}}
     with pytest.raises(RunFailed, match="mix: no training example"):
-        run(instructions={"path": str(bare)}, mix={"analysis": 0})
+        run(**changes)
+
+
+def test_a_kind_that_an_arm_is_trained_on_and_no_row_has_ends_the_stage(run, calls, tmp_path):
+    """Found before anything starts if a source has no response at all, and in `mix` if the rows read have
+    none."""
+    helpful = tmp_path / "helpful.jsonl"
+    helpful.write_text('{"instruction": "a", "said": "b"}\n' * 3)
+    with pytest.raises(UserError, match=r"mix\.helpful: .*first 3 rows .*\(columns not used: said\)"):
+        run(mix={"helpful": {"path": str(helpful)}})
+    assert calls == []
+    rows = [f'{{"instruction": "{i}", "safe_response": null, "said": "b"}}\n' for i in range(40)]
+    helpful.write_text("".join(rows) + '{"instruction": "c", "safe_response": "d", "said": ""}\n')
+    settings = {"mix": {"helpful": {"path": str(helpful), "limit": 41}, "helpful_ratio": 0.1}}
+    with pytest.raises(RunFailed, match=r"no example of kind helpful, on which arms\.sft is trained") as e:
+        run(**settings)
+    assert "\n" not in str(e.value)
+    run(**settings, arms={"only_safe": {"kinds": ["safe"]}})
+
+
+def test_a_source_without_safe_responses_is_told_before_generate_and_ends_mix(run, calls, tmp_path):
+    asks = tmp_path / "asks.jsonl"
+    asks.write_text('{"instruction": "a", "aid": "b"}\n')
+    with pytest.raises(RunFailed, match=r"kind safe, .*instructions = .*columns not used: aid; name its col"):
+        run(instructions={"path": str(asks)})
+    assert calls == ["generate"]
 
 
 def test_two_sources_may_be_the_same_file(run, tmp_path):

@@ -311,7 +311,7 @@ def test_ids_ignore_place_space_and_unicode_form(tmp_path):
     )
     rows = list(read(Source(path=path), counts))
     assert [r["instruction"] for r in rows] == [composed, "Other"]
-    assert counts == Counts(read=4, ok=2, duplicates=2, malformed=0)
+    assert (counts.read, counts.ok, counts.duplicates, counts.malformed) == (4, 2, 2, 0)
     elsewhere = only(write_jsonl(tmp_path / "b.jsonl", [{"prompt": composed}]))
     assert elsewhere["id"] == rows[0]["id"] == rows[0]["instruction_id"]
 
@@ -326,7 +326,7 @@ def test_limit_counts_distinct_good_instructions(tmp_path):
         )
     )
     assert [r["instruction"] for r in rows if r["status"] == OK] == ["a", "b"]
-    assert counts == Counts(read=4, ok=2, duplicates=1, malformed=1)
+    assert (counts.read, counts.ok, counts.duplicates, counts.malformed) == (4, 2, 1, 1)
 
 
 def test_reading_streams(tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.errors import UserError
 from pipeline.schema import FAILED, INSTRUCTIONS, OK
 from pipeline.settings.base import Columns, Source
-from pipeline.sources.instructions import MAX_CHARACTERS, Counts, check, check_unsafe, read
+from pipeline.sources.instructions import MAX_CHARACTERS, Counts, check, read
 from tests.unit.sources import TABLE, THREE, only, rows_of, write_csv, write_jsonl
 
 # -- malformed rows
@@ -45,7 +45,8 @@ def test_malformed_lines_are_kept_as_failed_rows(tmp_path):
     rows = list(read(Source(path=str(path)), counts))
     failed = [r for r in rows if r["status"] == FAILED]
     assert [r["error"] for r in failed] == list(BAD_LINES.values()) * 2
-    assert counts == Counts(read=2 + len(failed), ok=1, duplicates=1, malformed=len(failed))
+    assert (counts.read, counts.ok, counts.duplicates) == (2 + len(failed), 1, 1)
+    assert counts.malformed == counts.reasons.total() == len(failed)
     assert len({r["id"] for r in rows}) == len(rows), (
         "equal malformed rows in different places are different rows"
     )
@@ -131,9 +132,9 @@ def test_malformed_elements_of_a_json_array(tmp_path):
     [
         (
             {"chosen": "no transcript", "rejected": ""},
-            "chosen is not a transcript of Human: and Assistant: turns",
+            "chosen is not a transcript of Human and Assistant turns",
         ),
-        ({"chosen": None, "rejected": ""}, "chosen is null, not a transcript"),
+        ({"chosen": None, "rejected": ""}, "instruction is null"),
         (
             {"chosen": "\n\nAssistant: Hello", "rejected": ""},
             "chosen has no human turn before its last response",
@@ -142,7 +143,7 @@ def test_malformed_elements_of_a_json_array(tmp_path):
         ({"messages": "hi"}, "messages is not a list of messages"),
         (
             {"messages": [{"role": "user", "content": None}]},
-            "messages has a message without role or text content",
+            "messages has a message without text content",
         ),
         ({"instruction": "x", "instances": []}, "instances holds no input and output"),
     ],
@@ -212,7 +213,7 @@ def _broken(tmp_path):
     (tmp_path / "bad.jsonl.gz").write_text("hello")
     (tmp_path / "text.jsonl").write_text("hello\nworld\n")
     pq.write_table(TABLE.slice(0, 0), tmp_path / "none.parquet")
-    write_jsonl(tmp_path / "odd.jsonl", [{"question": "x", "text": "y"}])
+    write_jsonl(tmp_path / "odd.jsonl", [{"title": "x", "text": "y"}])
     return tmp_path
 
 
@@ -232,8 +233,8 @@ def _broken(tmp_path):
         "bad.json": "not valid JSON",
         "bad.parquet": "cannot be read as Parquet",
         "bad.jsonl.gz": "cannot be read as JSONL",
-        "text.jsonl": "none of its first 2 rows can be read (not valid JSON)",
-        "odd.jsonl": "no known shape has the columns question, text; name the column of the instruction",
+        "text.jsonl": "none of its first 2 rows can be read (not valid JSON: 2)",
+        "odd.jsonl": "no known shape has the columns text, title; name the column of the instruction",
     }.items(),
 )
 @pytest.mark.parametrize("function", [check, read])
@@ -257,7 +258,7 @@ def test_a_mapped_column_that_is_not_there(tmp_path):
 def test_a_source_without_unsafe_responses(tmp_path):
     bad = {"instruction": "bad", "unsafe_response": "do"}
     rows = [{"instruction": str(i), "unsafe_response": None} for i in range(5)]
-    check_unsafe(Source(path=write_jsonl(tmp_path / "some.jsonl", [*rows, bad])))
+    check(Source(path=write_jsonl(tmp_path / "some.jsonl", [*rows, bad])), ["unsafe_response"])
     none = write_jsonl(tmp_path / "none.jsonl", rows)
     with pytest.raises(
         UserError,
@@ -265,9 +266,9 @@ def test_a_source_without_unsafe_responses(tmp_path):
             r"none\.jsonl: none of its first 5 rows has an unsafe response; name .* columns\.unsafe_response"
         ),
     ):
-        check_unsafe(Source(path=none))
+        check(Source(path=none), ["unsafe_response"])
     with pytest.raises(UserError, match="none of its first 5 rows"):
-        check_unsafe(Source(path=write_jsonl(tmp_path / "some.jsonl", [*rows, bad]), limit=5))
+        check(Source(path=write_jsonl(tmp_path / "some.jsonl", [*rows, bad]), limit=5), ["unsafe_response"])
 
 
 def test_the_search_for_an_unsafe_response_ends(tmp_path, monkeypatch):
@@ -276,7 +277,7 @@ def test_the_search_for_an_unsafe_response_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(instructions, "_SEARCHED_ROWS", 3)
     rows = [{"instruction": str(i), "unsafe_response": "do" if i == 3 else None} for i in range(5)]
     with pytest.raises(UserError, match="none of its first 3 rows"):
-        check_unsafe(Source(path=write_jsonl(tmp_path / "a.jsonl", rows)))
+        check(Source(path=write_jsonl(tmp_path / "a.jsonl", rows)), ["unsafe_response"])
 
 
 def test_an_unknown_scheme():

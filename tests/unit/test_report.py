@@ -11,6 +11,7 @@ from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.report import plots
 from pipeline.report.summary import Rate
 from pipeline.schema import SFT
+from pipeline.sources.counts import Accounts
 from pipeline.suites.safety.schema import ANSWERS
 from tests.unit.reports import ARMS, HOSTILE, SECRET, Page, config, titles, write, write_answers
 
@@ -39,6 +40,18 @@ def write_mistakes(run_dir, text=SECRET):
     write(run_dir, MISTAKES, [*ok, bad])
 
 
+READ = Accounts()
+vars(READ.of("methods.mistakes.instructions")).update(
+    read=14,
+    ok=10,
+    duplicates=3,
+    malformed=1,
+    reasons={"prompt is empty": 1},
+    unused=["id", "[x|y"],
+    source="a.csv",
+)
+
+
 def write_logs(run_dir):
     for arm in ARMS[1:]:
         log = run_dir / "adapter" / arm / "metrics.jsonl"
@@ -56,9 +69,7 @@ def write_logs(run_dir):
             "stage": "generate",
             "seconds": 83.0,
             "rows": 10,
-            "read": 14,
-            "duplicates": 3,
-            "malformed": 1,
+            "sources": READ.facts(),
             "completion_tokens": 12345,
             "tokens_per_s": 148.7,
             "engine_start_s": 20.5,
@@ -111,7 +122,10 @@ def test_the_numbers_are_there(pages):
     assert "| mistake_analysis | **100.0** [67.6, 100.0] |" in markdown
     assert "| mistake_analysis − vanilla | **+75.0**" in markdown and "| sft − vanilla | +37.5" in markdown
     assert "| 10 | 10 | 9 | 0 | 0 | 1 | 9 | 0 | 0 | 100.0 [70.1, 100.0] |" in markdown
-    assert "14 rows were read from the source; 3 repeat an instruction, 1 are malformed." in markdown
+    assert (
+        "generate: methods.mistakes.instructions = a.csv: 14 rows read, 10 used, 3 repeat an instruction, 1"
+        " malformed (prompt is empty: 1); columns not used: \\[x\\|y, id." in markdown
+    )
     assert "| generate | prompt too long | 1 |" in markdown and "| train (sft) | too long | 4 |" in markdown
     assert "| safe | 3 | 75.0 |" in markdown
     assert (

@@ -10,6 +10,7 @@ from pipeline.commands.report import write_report
 from pipeline.config import Config
 from pipeline.methods.course_correction.schema import CORRECTIONS
 from pipeline.schema import PREFERENCES
+from pipeline.sources.counts import Accounts
 from pipeline.suites.c2_eval.schema import CONTINUATIONS
 from tests.unit.reports import HOSTILE, SECRET, Page, config, titles, write, write_answers
 
@@ -132,13 +133,13 @@ def corrected(tmp_path_factory):
     write_continuations(run_dir)
     write_corrections(run_dir)
     write_dpo_log(run_dir)
+    read = Accounts()
+    vars(read.of("instructions")).update(read=5, ok=3, duplicates=1, malformed=1, reasons={"x": 1})
     stages = [
         {
             "stage": "generate",
             "seconds": 9,
-            "read": 5,
-            "duplicates": 1,
-            "malformed": 1,
+            "sources": read.facts(),
             "drops": {"no keyword in the request": 1},
         },
         {"stage": "mix", "seconds": 1, "drops": {"equal responses": 2}},
@@ -170,6 +171,7 @@ def test_corr_stands_first_with_every_arm(correction_pages):
         "Course correction",
         "Training",
         "Data",
+        "Sources",
         "Time",
         "Settings and judges",
         "How to reproduce",
@@ -197,7 +199,7 @@ def test_corr_stands_first_with_every_arm(correction_pages):
 
 def test_the_data_and_training_of_course_correction(correction_pages):
     _, markdown = correction_pages
-    assert "5 rows were read from the source; 1 repeat an instruction, 1 are malformed." in markdown
+    assert "instructions = 5 rows read, 3 used, 1 repeats an instruction, 1 malformed (x: 1)." in markdown
     assert "| 3 | 2 | 1 | 1 | 0 | 3 | 200 |" in markdown
     assert "| rank 3: does not correct course | 1 |" in markdown
     assert (

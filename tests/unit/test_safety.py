@@ -53,7 +53,7 @@ def test_one_module_opens_models_and_none_unpickles():
     assert {module for module, name in found if name in ("AsyncEngineArgs", "EngineArgs", "LLM")} == {
         "inference/vllm.py"
     }
-    assert {module for module, name in found if name == "load_dataset"} == {"sources/instructions.py"}
+    assert {module for module, name in found if name == "load_dataset"} == {"sources/hub.py"}
     for text in (path.read_text() for path in PACKAGE.rglob("*.py")):
         for name in (
             "torch.load(",

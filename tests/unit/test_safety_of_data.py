@@ -34,7 +34,18 @@ from tests.exploits import PACKAGE, Exploit, write_exploits
 def test_a_column_of_pickles_is_no_text(tmp_path, marker):
     write_exploits(tmp_path, pickle.dumps(Exploit(marker)))
     [row] = instructions.read(Source(path=str(tmp_path / "value"), columns={"instruction": "instruction"}))
-    assert (row["status"], row["error"]) == ("failed", "instruction is not a string but bytes")
+    assert (row["status"], row["error"]) == ("failed", "instruction is not valid UTF-8")
+
+
+def test_reading_arrow_files_executes_nothing(tmp_path, marker):
+    write_exploits(tmp_path, pickle.dumps(Exploit(marker)))
+    for directory in (tmp_path / name for name in ("value", "nested", "in_list")):
+        table = pq.read_table(directory / "data-00000.parquet")
+        with pa.ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as writer:
+            writer.write_table(table)
+        source = Source(path=str(tmp_path / "a.arrow"), columns={"instruction": "instruction"})
+        assert len(list(instructions.read(source))) == 1, directory.name
+        assert not marker.exists(), directory.name
 
 
 # -- a run directory

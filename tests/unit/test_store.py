@@ -13,7 +13,6 @@ from pipeline.errors import UserError
 from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.run import origin
 from pipeline.schema import INSTRUCTIONS, SFT
-from pipeline.sources.instructions import Counts
 from tests import scripted
 from tests.unit.stores import ids, made, mistake, sft, work
 
@@ -106,23 +105,20 @@ def test_an_adapter_that_has_been_deleted_is_not_complete(tmp_path):
 
 def test_the_work_list_is_read_once(store):
     store.open({"seed": 1})
-    counts = Counts()
+    counts = {"read": 0}
 
     def rows():
-        counts.read = counts.ok = 1
+        counts["read"] = 1
         yield scripted.instruction()
 
-    written = store.write_work(rows(), INSTRUCTIONS, counts, block_rows=8)
+    written = store.write_work(rows(), INSTRUCTIONS, lambda: {"sources": counts}, block_rows=8)
     assert written == {
         "rows": 1,
         "block_rows": 8,
         "token": written["token"],
-        "read": 1,
-        "ok": 1,
-        "duplicates": 0,
-        "malformed": 0,
+        "sources": {"read": 1},
     }
-    assert store.write_work(iter([]), INSTRUCTIONS, Counts(), block_rows=4) == written
+    assert store.write_work(iter([]), INSTRUCTIONS, block_rows=4) == written
 
 
 def test_an_interrupted_work_list_is_written_anew(store):

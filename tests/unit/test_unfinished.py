@@ -26,7 +26,6 @@ from pipeline.methods.mistake_analysis.recipe import MistakeAnalysisRecipe
 from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.methods.unfinished import Sampled, whole_sentences
 from pipeline.run import Run
-from pipeline.settings.base import Model
 from tests.scripted import Cut, ScriptedChat, instruction
 
 HARM = " ".join(f"Take printer number {i}, then print." for i in range(20))  # 40 marks
@@ -205,7 +204,7 @@ def test_a_finished_data_set_keeps_the_counts_of_its_endings(tmp_path):
     assert done["endings"] == {"analyse: trimmed": 1, "induce: whole": 1}
     assert store.complete["endings"] == done["endings"]
     told = "analyse: 1 of 1 texts (100.0%) ended at max_tokens (1 trimmed to the last whole sentence)"
-    write_card(store, Origin(Model(path="toy"), None, 0, ["here"], []), {}, {})
+    write_card(store, Origin(["`toy`"], 0, ["here"], []), {}, {})
     assert f"* {told}; raise analyse.max_tokens" in (tmp_path / "mistakes" / "README.md").read_text()
     lines: list[str] = []
     Run._log_dataset(SimpleNamespace(log=lines.append), "generate", store)

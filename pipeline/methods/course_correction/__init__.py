@@ -18,6 +18,7 @@ from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
 from pipeline.schema import PREFERENCES, Schema
 from pipeline.settings.base import AdapterPath, Count, Draw, Model, Natural, PromptFile, Section
+from pipeline.sources.counts import Accounts
 
 PROMPTS = "methods/course_correction/prompts.yaml"
 
@@ -75,7 +76,7 @@ class CourseCorrection(Method):
         return CourseCorrectionRecipe(self, seed)
 
     def examples(
-        self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int
+        self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int, counts: Accounts
     ) -> Iterator[dict]:
         from pipeline.methods.course_correction import recipe
 

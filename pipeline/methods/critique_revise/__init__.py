@@ -22,6 +22,7 @@ from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
 from pipeline.schema import PREFERENCES, SFT, Schema
 from pipeline.settings.base import Count, Draw, PromptFile, Ratio, Section
+from pipeline.sources.counts import Accounts
 
 PROMPTS = "methods/critique_revise/prompts.yaml"
 
@@ -94,7 +95,7 @@ class CritiqueRevise(Method):
         return CritiqueReviseRecipe(self, seed)
 
     def examples(
-        self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int
+        self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int, counts: Accounts
     ) -> Iterator[dict]:
         from pipeline.methods.critique_revise import recipe
 

@@ -19,6 +19,7 @@ from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
 from pipeline.schema import SFT, Schema
 from pipeline.settings.base import Draw, PromptFile, Ratio, Section, Source
+from pipeline.sources.counts import Accounts
 
 PROMPTS = "methods/mistake_analysis/prompts.yaml"
 
@@ -59,6 +60,10 @@ class MistakeAnalysis(Method):
     nothing: ClassVar = "no mistake was analysed and no source has a safe response"
     mixing: ClassVar = frozenset({"mix"})
     example_kinds: ClassVar = {SFT.name: ("analysis", "safe", "helpful")}
+    made_from: ClassVar = {
+        "safe": ("instructions", "safe_response"),
+        "helpful": ("mix.helpful", "safe_response"),
+    }
 
     name: Literal["mistake_analysis"] = Field("mistake_analysis", description="selects this method")
     mistake: Literal["induced", "reference"] = Field(
@@ -107,12 +112,13 @@ class MistakeAnalysis(Method):
         return MistakeAnalysisRecipe(self)
 
     def examples(
-        self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int
+        self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int, counts: Accounts
     ) -> Iterator[dict]:
         from pipeline.methods.mistake_analysis import mixture
         from pipeline.sources import instructions
 
-        return mixture.examples(self, rows, instructions.well_formed(self.mix.helpful), seed)
+        counted = counts.of("mix.helpful") if self.mix.helpful else None
+        return mixture.examples(self, rows, instructions.well_formed(self.mix.helpful, counted), seed)
 
     def most_tokens(self) -> int:
         verdict = self.verify.tokens() if self.verify else 0

@@ -14,9 +14,10 @@ from pipeline.methods.course_correction import PROMPTS
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
 from pipeline.report.sections import Section
-from pipeline.schema import FAILED, Schema
+from pipeline.schema import Schema
 from pipeline.settings.base import Count, Draw, PromptFile, Source
 from pipeline.sources import instructions
+from pipeline.sources.counts import Accounts
 from pipeline.suites.base import Suite
 from pipeline.suites.c2_eval.schema import CONTINUATIONS
 
@@ -73,12 +74,10 @@ class C2Eval(Suite):
     def reads_tokenizer(self) -> bool:
         return self.unit == "tokens"
 
-    def rows(
-        self, arms: Sequence[str], seed: int, counts: instructions.Counts, tokenizer: Any
-    ) -> Iterator[dict]:
+    def rows(self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any) -> Iterator[dict]:
         from pipeline.suites.c2_eval import recipe
 
-        entries = (row for row in instructions.read(self.entries, counts) if row["status"] != FAILED)
+        entries = instructions.well_formed(self.entries, counts.of("entries"))
         return recipe.work(self, arms, seed, entries, tokenizer() if self.reads_tokenizer else None)
 
     def recipe(self, adapters: Mapping[str, str]) -> Recipe:

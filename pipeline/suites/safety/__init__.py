@@ -19,6 +19,7 @@ from pipeline.report.sections import Section
 from pipeline.schema import Schema
 from pipeline.settings.base import Count, Draw, PromptFile, Source
 from pipeline.sources import instructions
+from pipeline.sources.counts import Accounts
 from pipeline.suites.base import Suite
 from pipeline.suites.safety.schema import ANSWERS
 
@@ -46,13 +47,12 @@ class Safety(Suite):
         None, description="YAML file that replaces methods/mistake_analysis/prompts.yaml: reminder and hint"
     )
 
-    def rows(
-        self, arms: Sequence[str], seed: int, counts: instructions.Counts, tokenizer: Any
-    ) -> Iterator[dict]:
+    def rows(self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any) -> Iterator[dict]:
         from pipeline.suites.safety import recipe
 
-        helpful = instructions.well_formed(self.helpful) if self.helpful else ()
-        return recipe.work(self, arms, instructions.well_formed(self.harmful), helpful)
+        harmful = instructions.well_formed(self.harmful, counts.of("harmful"))
+        counted = counts.of("helpful") if self.helpful else None
+        return recipe.work(self, arms, harmful, instructions.well_formed(self.helpful, counted))
 
     def recipe(self, adapters: Mapping[str, str]) -> Recipe:
         from pipeline.suites.safety.recipe import AnswerRecipe
