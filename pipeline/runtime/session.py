@@ -54,7 +54,8 @@ def ray_session(run_dir: str) -> Iterator[None]:
     machine only."""
     for variable, value in {**TRAIN_ENVIRONMENT, **_ENVIRONMENT}.items():
         os.environ.setdefault(variable, value)
-    for variable in ("RAY_TMPDIR", "TMPDIR", "RAY_ADDRESS"):  # Ray takes an empty one for a value
+    # Ray and accelerate take an empty one for a value
+    for variable in ("RAY_TMPDIR", "TMPDIR", "RAY_ADDRESS", "OMP_NUM_THREADS"):
         if os.environ.get(variable) == "":
             del os.environ[variable]
     address = os.environ.get("RAY_ADDRESS")
