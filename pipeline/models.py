@@ -11,6 +11,8 @@ from pipeline.data import storage
 from pipeline.data.adapter import FILES, shapes
 from pipeline.errors import UserError
 from pipeline.settings.base import Model
+from pipeline.settings.shown import shown
+from pipeline.templates import ChatTemplate
 
 check_weights = pretrained.check
 
@@ -82,6 +84,16 @@ def load_tokenizer(model: Model, directory: str) -> Any:
             " model directory"
         )
     return tokenizer
+
+
+def load_template(model: Model, directory: str, field: str = "model") -> ChatTemplate:
+    """The chat template of a model, with its arguments. field: for messages. Raises UserError."""
+    tokenizer = load_tokenizer(model, directory)
+    try:
+        stops = pretrained.stop_tokens(directory, model.revision, tokenizer)
+    except (OSError, ValueError) as e:
+        raise UserError(f"{field}.path = {model.path}: its config.json cannot be read ({shown(e)})") from None
+    return ChatTemplate(tokenizer, model.chat_template_kwargs, day=model.date, stops=stops, field=field)
 
 
 def _has_chat_template(directory: Path) -> bool:

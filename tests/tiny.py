@@ -9,6 +9,7 @@ from pipeline.config import Config
 from pipeline.data.dataset import Dataset
 from pipeline.data.store import Store
 from pipeline.schema import PREFERENCES, SFT, Schema
+from pipeline.templates import ChatTemplate
 from tests import scripted
 
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
@@ -38,6 +39,10 @@ def tokenizer(chat_template: str | None = CHATML):
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token=PAD, eos_token=END, chat_template=chat_template
     )
+
+
+def template(chat_template: str | None = CHATML) -> ChatTemplate:
+    return ChatTemplate(tokenizer(chat_template))
 
 
 def model(**changes):
@@ -161,7 +166,7 @@ def spec(config: Config, arm: str):
 
 def prepared(config: Config, arm: str, dataset: Dataset):
     """The arm's training set."""
-    return config.arms[arm].train.prepare(tokenizer(), dataset, config.arms[arm].kinds, config.seed)
+    return config.arms[arm].train.prepare(template(), dataset, config.arms[arm].kinds, config.seed)
 
 
 def job(config: Config, arm: str, state: str, number: int, run, name: str, **more):

@@ -9,11 +9,14 @@ import asyncio
 import os
 import random
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import httpx
 
+from pipeline import thoughts
 from pipeline.chat import Completion, Message, Sampling
 from pipeline.errors import RowFailed, UserError
 from pipeline.settings.base import Endpoint
@@ -54,10 +57,14 @@ def check(endpoint: Endpoint, field: str = "inference.endpoint") -> None:
 
 
 class EndpointModel:
-    """A client of one server and model. The same calls as `engine.VllmModel`, without adapters."""
+    """A client of one server and model. The same calls as `engine.VllmModel`, without adapters.
 
-    def __init__(self, endpoint: Endpoint):
+    chat_template_kwargs: for the server to render prompts with; a server that cannot may refuse them.
+    """
+
+    def __init__(self, endpoint: Endpoint, chat_template_kwargs: Mapping[str, Any] | None = None):
         check(endpoint)
+        self._arguments = dict(chat_template_kwargs or {})
         key = _key(endpoint)
         self._endpoint = endpoint
         self._slots = asyncio.Semaphore(endpoint.concurrency)
@@ -100,6 +107,8 @@ class EndpointModel:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
         }
+        if self._arguments:  # vLLM's and SGLang's name
+            body["chat_template_kwargs"] = self._arguments
         if prefilled:  # the parameters of vLLM's server
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         completions: list[Completion] = []
@@ -181,6 +190,8 @@ def _completions(response: httpx.Response) -> list[Completion]:
         usage = body.get("usage") or {}
         prompt_tokens, total = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
         texts = [_text(message) for message, _ in choices]
+        details = usage.get("completion_tokens_details") or {}
+        thinking = int(details["reasoning_tokens"]) if details.get("reasoning_tokens") is not None else None
     except (ValueError, LookupError, TypeError, AttributeError):
         raise _Retry("the body is no chat completion") from None
     if not choices or any(reason in ("abort", "error") for _, reason in choices):
@@ -188,16 +199,32 @@ def _completions(response: httpx.Response) -> list[Completion]:
     if any(reason == "content_filter" for _, reason in choices):
         raise RowFailed("the endpoint's content filter withheld the answer")
     share, rest = divmod(total, len(choices))
+    # Reported for the whole request: a share of it would be a guess.
+    counted = thinking if len(choices) == 1 else None
     return [
-        Completion(text, prompt_tokens, share + (i < rest), "length" if reason == "length" else "stop")
+        Completion(
+            text,
+            prompt_tokens,
+            share + (i < rest),
+            "length" if reason == "length" else "stop",
+            thought_tokens=0 if thoughts.split(text).thought is None else counted,
+        )
         for i, (text, (_, reason)) in enumerate(zip(texts, choices, strict=True))
     ]
 
 
 def _text(message: dict) -> str:
-    """The new text; null counts as empty, and the text of a separate refusal field counts as text."""
+    """The new text; null counts as empty, and the text of a separate refusal field counts as text.
+
+    A thought that the server has split off is put back before the answer (see `thoughts.split`).
+    """
     content = message.get("content")
     text = content if content is not None else message.get("refusal") or ""
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    if isinstance(thought, str) and thought.strip():
+        text = thoughts.written(thought, text, ended=bool(text.strip()))
+    else:
+        text = thoughts.guessed(text)
     return text.encode(
         "utf-8", "replace"
     ).decode()  # JSON can spell half a surrogate pair, which Parquet cannot hold

@@ -4,12 +4,14 @@ import gc
 import itertools
 import json
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from pipeline import pretrained
+from pipeline import models, pretrained, thoughts
 from pipeline.chat import Completion, Message, Sampling
 from pipeline.data import adapter as adapter_files
 from pipeline.errors import RowFailed, RunFailed
@@ -38,7 +40,8 @@ class VllmModel:
         # vLLM calls `register` in every process of the engine. Call it in this process first, so that the
         # user sees the message of `register`.
         cpu_lora.register()
-        self.tokenizer = pretrained.tokenizer(model_dir, model.revision)
+        self._template = models.load_template(model, model_dir)
+        self._marks = _thinking_tokens(self._template.tokenizer)
         self._scratch = tempfile.TemporaryDirectory(prefix="setbacks-adapters-")  # for object stores
         local = [adapter_files.fetch(path, self._scratch.name) for path in adapters]
         self._adapters = {
@@ -65,7 +68,7 @@ class VllmModel:
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        prompt = self.encode(messages)
+        prompt, begun = self._template.opened_prompt(messages)
         if len(prompt) + sampling.max_tokens > self.max_length:
             raise RowFailed(
                 f"prompt too long: {len(prompt)} tokens + {sampling.max_tokens} new ones exceed the model's"
@@ -78,6 +81,7 @@ class VllmModel:
             top_p=sampling.top_p,
             seed=seed,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_special_tokens=self._marks is None,
         )
         lora = LoRARequest(os.path.basename(adapter), *self._adapters[adapter]) if adapter else None
         # With FINAL_ONLY the n samples arrive one by one as they finish, not in one output: collect them.
@@ -87,7 +91,14 @@ class VllmModel:
                 {"prompt_token_ids": prompt}, params, str(next(self._requests)), lora_request=lora
             ):
                 for o in output.outputs:
-                    samples[o.index] = Completion(o.text, len(prompt), len(o.token_ids), o.finish_reason)
+                    text = thoughts.continued(self._without_special(o.text), begun)
+                    samples[o.index] = Completion(
+                        text,
+                        len(prompt),
+                        len(o.token_ids),
+                        o.finish_reason,
+                        thought_tokens=self._thought_tokens(text),
+                    )
         except EngineDeadError as e:
             raise EngineDead from e
         if len(samples) != sampling.n:
@@ -96,10 +107,15 @@ class VllmModel:
 
     def encode(self, messages: list[Message]) -> list[int]:
         """Token ids of the conversation up to the model's next token, after a prefill if there is one."""
-        prefilled = messages[-1]["role"] == "assistant"
-        return self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=not prefilled, continue_final_message=prefilled, return_dict=False
-        )
+        return self._template.prompt(messages)
+
+    def _without_special(self, text: str) -> str:
+        """The text without special tokens, except those that mark thoughts."""
+        return text if self._marks is None else self._marks.sub("", text)
+
+    def _thought_tokens(self, text: str) -> int:
+        thought = thoughts.split(text).thought
+        return len(self._template.tokenizer.encode(thought, add_special_tokens=False)) if thought else 0
 
     def close(self) -> None:
         """End the engine's processes. Collect it now: its finalizer fails during interpreter shutdown."""
@@ -118,6 +134,7 @@ def _arguments(model: Model, model_dir: str, inference: Inference, adapters: lis
         model=model_dir,
         revision=model.revision,
         trust_remote_code=False,
+        tokenizer_mode="hf",  # as in training; Mistral's own tokenizer has no chat template
         load_format="safetensors",  # else vLLM loads pickled weights if there are no others
         dtype=model.dtype,
         max_model_len=model.max_length,
@@ -138,6 +155,18 @@ def _arguments(model: Model, model_dir: str, inference: Inference, adapters: lis
         max_lora_rank=_engine_rank(adapters),
         disable_log_stats=True,
     )
+
+
+def _thinking_tokens(tokenizer: Any) -> re.Pattern | None:
+    """The special tokens that mark no thought, if others do; null if vLLM may leave all of them out."""
+    special = set(tokenizer.all_special_tokens)
+    special |= {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    if not any(name in marks.opens for name in special for marks in thoughts.MARKS):
+        return None
+    kept = {name for name in special if any(name in mark for marks in thoughts.MARKS for mark in marks)}
+    kept |= {"<|start|>"}  # before gpt-oss's answer
+    left_out = sorted(special - kept, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, left_out))) if left_out else re.compile(r"(?!)")
 
 
 def _engine_rank(adapters: list[str]) -> int:

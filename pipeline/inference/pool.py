@@ -14,18 +14,19 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NoReturn, Protocol
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline import thoughts
 from pipeline.chat import Completion, Message, Recipe, Sampling
 from pipeline.data import storage
 from pipeline.data.block import Block
 from pipeline.data.store import Store
 from pipeline.data.work import WorkList
-from pipeline.errors import RowFailed, RunFailed, UserError
+from pipeline.errors import NoAnswer, RowFailed, RunFailed, UserError
 from pipeline.inference.progress import Progress, Reporter, Tally
 from pipeline.schema import FAILED
 from pipeline.settings.base import Dummy, Endpoint, Inference, Model, span
@@ -74,6 +75,8 @@ class RowChat:
             servers or Servers(),
         )
         self.prompt_tokens = self.completion_tokens = 0
+        self.thoughts: list[dict] = []  # of `schema.THOUGHTS`
+        self.thought_tokens: int | None = 0
         self._finish_reasons: list[list[str]] = []  # one list per call, in the order in which calls started
 
     async def __call__(
@@ -87,17 +90,38 @@ class RowChat:
     ) -> list[Completion]:
         seed = seed_of(self._run_seed, self._row_id, step)
         if server is not None:  # do not count a server's tokens as the row's
-            return await self._servers.open(server).complete(messages, sampling, seed=seed, adapter=None)
+            of_server = await self._servers.open(server).complete(messages, sampling, seed=seed, adapter=None)
+            return self._answers(step, of_server)
         self._finish_reasons.append(reasons := [])
         completions = await self._model.complete(messages, sampling, seed=seed, adapter=adapter)
         self.prompt_tokens += completions[0].prompt_tokens
         self.completion_tokens += sum(c.completion_tokens for c in completions)
         reasons += [c.finish_reason for c in completions]
-        return completions
+        return self._answers(step, completions)
+
+    def _answers(self, step: str, completions: list[Completion]) -> list[Completion]:
+        """The completions without their thoughts, which `thoughts` keeps. Raises NoAnswer if none answers."""
+        answers = [_without_thought(completion) for completion in completions]
+        for answer in answers:
+            if answer.thought is not None:
+                self.thoughts.append({"step": step, "text": answer.thought, "ended": answer.answered})
+                before, more = self.thought_tokens, answer.thought_tokens
+                self.thought_tokens = None if before is None or more is None else before + more
+        if not any(answer.answered for answer in answers):
+            raise NoAnswer(
+                f"thought without an end in {step}: raise max_tokens, or turn thinking off with"
+                " model.chat_template_kwargs"
+            )
+        return answers
 
     @property
     def finish_reasons(self) -> list[str]:
         return [reason for call in self._finish_reasons for reason in call]
+
+
+def _without_thought(completion: Completion) -> Completion:
+    thought, answer = thoughts.split(completion.text)
+    return replace(completion, text=answer or "", thought=thought, answered=answer is not None)
 
 
 def seed_of(run_seed: int, row_id: str, step: str) -> int:
@@ -135,7 +159,7 @@ class ModelSpec:
         if self.inference.endpoint is not None:
             from pipeline.inference.endpoint import EndpointModel
 
-            return EndpointModel(self.inference.endpoint)
+            return EndpointModel(self.inference.endpoint, self.model.chat_template_kwargs)
         if self.model.is_dummy:
             from pipeline.inference.dummy import DummyModel
 
@@ -268,6 +292,8 @@ class RecipeActor:
         result |= {"prompt_tokens": chat.prompt_tokens, "completion_tokens": chat.completion_tokens}
         if "finish_reasons" in columns:
             result["finish_reasons"] = chat.finish_reasons
+        if "thoughts" in columns:
+            result |= {"thoughts": chat.thoughts, "thought_tokens": chat.thought_tokens}
         self._progress.row_done(job.name, Tally.of(result))
         return result
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from pipeline import pretrained
+from pipeline import models, pretrained
 from pipeline.data import adapter as adapter_files
 from pipeline.data import storage
 from pipeline.data.dataset import Dataset
@@ -174,15 +174,15 @@ class Prepared:
 
 def _prepare(arm: ArmSpec, places: Places) -> Prepared:
     parameters = check(arm)
-    tokenizer = pretrained.tokenizer(arm.model_dir, arm.model.revision)
-    made = arm.train.prepare(tokenizer, places.examples, arm.kinds, arm.seed)
+    template = models.load_template(arm.model, arm.model_dir)
+    made = arm.train.prepare(template, places.examples, arm.kinds, arm.seed)
     name = fingerprint(arm, made.tables)
     state_dir = storage.absolute(places.state)
     _keep_only(state_dir, name)
     state = storage.join(state_dir, name)
     for table, content in made.tables.items():
         write_table(content, storage.join(state, f"{table}.parquet"))
-    return Prepared(places.out, tokenizer, made.counts, _jobs(arm, state, made.runs), parameters)
+    return Prepared(places.out, template.tokenizer, made.counts, _jobs(arm, state, made.runs), parameters)
 
 
 def _workers(train: Train) -> tuple:
@@ -267,7 +267,7 @@ def fingerprint(arm: ArmSpec, tables: dict[str, Any]) -> str:
     facts = {
         "train": arm.train.model_dump(mode="json", exclude=arm.train.OPERATIONAL),
         "start": start.content(arm.train.start),
-        "model": arm.model.model_dump(mode="json"),
+        "model": arm.model.identity(),
         "weights": _weights(arm.model, arm.model_dir),
         "seed": arm.seed,
     }

@@ -15,12 +15,12 @@ from pipeline.config import METHODS, SUITES, Suites
 PACKAGE = Path(pipeline.__file__).parent
 # From the ground up: a room imports those before it, and none after it.
 FLOORS = [
-    {"errors", "chat", "schema"},
+    {"errors", "chat", "schema", "thoughts"},
     {"settings"},
     {"data", "prompts"},
     {"runtime"},
     {"toy", "report"},
-    {"sources", "pretrained"},
+    {"sources", "pretrained", "templates"},
     {"models"},
     {"inference", "judges", "training"},
     {"methods"},
