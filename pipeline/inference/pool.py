@@ -75,9 +75,10 @@ class RowChat:
             servers or Servers(),
         )
         self.prompt_tokens = self.completion_tokens = 0
-        self.thoughts: list[dict] = []  # of `schema.THOUGHTS`
         self.thought_tokens: int | None = 0
-        self._finish_reasons: list[list[str]] = []  # one list per call, in the order in which calls started
+        # One list per call, in the order in which calls started.
+        self._finish_reasons: list[list[str]] = []
+        self._thoughts: list[list[dict]] = []
 
     async def __call__(
         self,
@@ -89,39 +90,47 @@ class RowChat:
         server: Endpoint | None = None,
     ) -> list[Completion]:
         seed = seed_of(self._run_seed, self._row_id, step)
+        kept: list[dict] = []
+        self._thoughts.append(kept)
         if server is not None:  # do not count a server's tokens as the row's
             of_server = await self._servers.open(server).complete(messages, sampling, seed=seed, adapter=None)
-            return self._answers(step, of_server)
+            return _answers(step, of_server, kept)
         self._finish_reasons.append(reasons := [])
         completions = await self._model.complete(messages, sampling, seed=seed, adapter=adapter)
         self.prompt_tokens += completions[0].prompt_tokens
         self.completion_tokens += sum(c.completion_tokens for c in completions)
         reasons += [c.finish_reason for c in completions]
-        return self._answers(step, completions)
+        for completion in completions:
+            before, more = self.thought_tokens, completion.thought_tokens
+            self.thought_tokens = None if before is None or more is None else before + more
+        return _answers(step, completions, kept)
 
-    def _answers(self, step: str, completions: list[Completion]) -> list[Completion]:
-        """The completions without their thoughts, which `thoughts` keeps. Raises NoAnswer if none answers."""
-        answers = [_without_thought(completion) for completion in completions]
-        for answer in answers:
-            if answer.thought is not None:
-                self.thoughts.append({"step": step, "text": answer.thought, "ended": answer.answered})
-                before, more = self.thought_tokens, answer.thought_tokens
-                self.thought_tokens = None if before is None or more is None else before + more
-        if not any(answer.answered for answer in answers):
-            raise NoAnswer(
-                f"thought without an end in {step}: raise max_tokens, or turn thinking off with"
-                " model.chat_template_kwargs"
-            )
-        return answers
+    @property
+    def thoughts(self) -> list[dict]:
+        """The thoughts of all calls, those of judges on other servers included (see `schema.THOUGHT`)."""
+        return [thought for call in self._thoughts for thought in call]
 
     @property
     def finish_reasons(self) -> list[str]:
         return [reason for call in self._finish_reasons for reason in call]
 
 
-def _without_thought(completion: Completion) -> Completion:
-    thought, answer = thoughts.split(completion.text)
-    return replace(completion, text=answer or "", thought=thought, answered=answer is not None)
+def _answers(step: str, completions: list[Completion], kept: list[dict]) -> list[Completion]:
+    """The completions without their thoughts, which are appended to `kept`.
+
+    Raises NoAnswer if every completion ends in its thought.
+    """
+    answers = []
+    for completion in completions:
+        thought, answer = thoughts.split(completion.text)
+        answers.append(replace(completion, text=answer or "", thought=thought, answered=answer is not None))
+        if thought is not None:
+            kept.append({"step": step, "text": thought, "ended": answer is not None})
+    if not any(answer.answered for answer in answers):
+        raise NoAnswer(
+            "thought without an end: raise max_tokens, or turn thinking off with model.chat_template_kwargs"
+        )
+    return answers
 
 
 def seed_of(run_seed: int, row_id: str, step: str) -> int:

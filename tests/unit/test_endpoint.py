@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from pipeline import thoughts
 from pipeline.chat import Completion, Sampling, assistant, user
 from pipeline.errors import RowFailed, UserError
 from pipeline.inference import endpoint as module
@@ -149,6 +150,37 @@ def test_request_and_answer():
         "n": 1,
         "seed": 100,
     }
+
+
+def test_a_thought_that_the_server_splits_off_stands_before_the_answer():
+    details = {"completion_tokens_details": {"reasoning_tokens": 6}}
+    for key in ("reasoning_content", "reasoning"):
+        message = {"role": "assistant", "content": "\n\nSure.", key: "hm"}
+        usage = {"prompt_tokens": 7, "completion_tokens": 9} | details
+        body = {"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage}
+        with serving(Answer(body=body)) as server:
+            [completion] = ask(server)
+        assert thoughts.split(completion.text) == ("hm", "Sure.")
+        assert completion.thought_tokens == 6
+    cut = {"role": "assistant", "content": None, "reasoning_content": "hm"}
+    with serving(Answer(body={"choices": [{"message": cut, "finish_reason": "length"}]})) as server:
+        [completion] = ask(server)
+    assert thoughts.split(completion.text) == ("hm", None) and completion.thought_tokens is None
+    with serving(chat("hm\n</think>\nSure.")) as server:  # its own prompt has begun the thought
+        assert thoughts.split(ask(server)[0].text) == ("hm", "Sure.")
+
+
+def test_arguments_of_the_chat_template_are_sent():
+    async def run(url):
+        model = EndpointModel(Endpoint(url=url, model="m"), {"enable_thinking": False})
+        try:
+            await model.complete([user(PROMPT)], Sampling(20), seed=1, adapter=None)
+        finally:
+            await model.aclose()
+
+    with serving(chat("Hello.")) as server:
+        asyncio.run(run(server.url))
+    assert server.requests[0][2]["chat_template_kwargs"] == {"enable_thinking": False}
 
 
 def test_no_key_no_header():
