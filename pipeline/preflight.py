@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterable
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,6 +59,29 @@ def check(
             f"model.path = dummy: has no weights to {needs[0]}; use `setbacks generate` and `setbacks mix`"
         )
     check_run_dir(config, stages)
+
+
+def dated(config: Config) -> Config:
+    """The configuration with the date that chat templates take for today's.
+
+    A run directory keeps the day on which it began, so that it is resumed with the same prompts on any day.
+    Raises UserError if the configuration names another one.
+    """
+    path = date_file(config)
+    recorded = date.fromisoformat(storage.read_text(path)) if storage.exists(path) else None
+    named = config.model.date
+    if recorded and named and named != recorded:
+        raise UserError(
+            f"model.date = {named}: the run directory {config.run_dir} was begun with {recorded}; leave it"
+            " out, or choose another run_dir"
+        )
+    model = config.model.model_copy(update={"date": recorded or named or date.today()})
+    return config.model_copy(update={"model": model})
+
+
+def date_file(config: Config) -> str:
+    """The file in the run directory that keeps its date."""
+    return storage.join(storage.absolute(config.run_dir), ".state", "date")
 
 
 def check_suites(config: Config, wanted: Iterable[str]) -> list[str]:

@@ -22,6 +22,7 @@ from pipeline.schema import FAILED
 from pipeline.settings.base import Source
 from pipeline.sources import instructions
 from pipeline.suites.base import Suite
+from pipeline.templates import ChatTemplate
 
 ROWS_SHOWN = 3
 ROWS_MEASURED = 2000
@@ -77,6 +78,7 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
         stages -= {"train", "evaluate"}
     out_of_reach = preflight.unreachable(config, stages)
     preflight.check(config, stages, skip=set(out_of_reach))
+    config = preflight.dated(config)
     if config.model.path == "toy":
         console.print("model        toy, the embedded demonstration model")
     elif config.model.is_dummy:
@@ -206,38 +208,38 @@ def _evaluation(config: Config, name: str, suite: Suite, out_of_reach: dict[str,
 
 def _measure(config: Config, calls: list[Call]) -> tuple[list[int], str, int | None]:
     """Prompt tokens of each call, how they are counted, and the limit of prompt and completion together."""
-    tokenizer, limit = _tokenizer(config)
-    if tokenizer is None:
+    template, limit = _template(config)
+    if template is None:
         lengths = [call.characters // CHARACTERS_PER_TOKEN + call.unknown for call in calls]
         counted_by = f"{CHARACTERS_PER_TOKEN} characters per token, because the tokenizer cannot be reached"
         return lengths, counted_by, limit
     return (
-        [_tokens(tokenizer, call.messages) + call.unknown for call in calls],
+        [_tokens(template, call.messages) + call.unknown for call in calls],
         "the model's tokenizer",
         limit,
     )
 
 
-def _tokens(tokenizer, messages: list[Message]) -> int:
-    begun = messages[-1]["role"] == "assistant"
-    ids = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=not begun, continue_final_message=begun, return_dict=False
-    )
-    return len(ids)
+def _tokens(template: ChatTemplate, messages: list[Message]) -> int:
+    """Tokens of a prompt; 0 if it cannot be rendered, which makes the row a failed one."""
+    try:
+        return len(template.prompt(messages))
+    except RowFailed:
+        return 0
 
 
-def _tokenizer(config: Config):
-    """The tokenizer and length limit of a model on this disk or in the hub's cache, else (None, config's).
+def _template(config: Config) -> tuple[ChatTemplate | None, int | None]:
+    """The template and length limit of a model on this disk or in the hub's cache, else (None, config's).
 
     This is always the run's own model, even if another model continues turns.
     """
     directory = models.cached_model_dir(config.model)
     if directory is None:
         return None, config.model.max_length
-    tokenizer = models.load_tokenizer(config.model, directory)
+    template = models.load_template(config.model, directory)
     with open(os.path.join(directory, "config.json")) as f:
         own = json.load(f).get("max_position_embeddings")
-    return tokenizer, min(filter(None, (own, config.model.max_length)), default=None)
+    return template, min(filter(None, (own, config.model.max_length)), default=None)
 
 
 def _show_lengths(calls: list[Call], config: Config, console: Console) -> None:

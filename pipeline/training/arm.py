@@ -23,13 +23,14 @@ from pipeline import models, pretrained
 from pipeline.data import adapter as adapter_files
 from pipeline.data import storage
 from pipeline.data.dataset import Dataset
+from pipeline.data.output import differences
 from pipeline.errors import UserError
 from pipeline.runtime import attempt
 from pipeline.settings.base import Model
 from pipeline.toy.model import shipped_recipe
 from pipeline.training import adapter, examples, start
 from pipeline.training.config import Train
-from pipeline.training.job import HISTORY, Job, Run, write_table
+from pipeline.training.job import HISTORY, Job, Run, forget, write_table
 from pipeline.training.workers import Progress, WorkerGroup
 
 
@@ -101,7 +102,7 @@ class Training:
             group.release()
         if error is None:
             attempt.check()  # before the checkpoints of other attempts are removed
-            storage.remove(self._checkpoints)
+            forget(self._checkpoints, self._arms)
 
     def result(self, arm: str, on_progress: Progress | None = None) -> dict:
         """Wait until an arm is trained, and publish its adapter. The first arm of a group starts the workers.
@@ -178,8 +179,15 @@ def _prepare(arm: ArmSpec, places: Places) -> Prepared:
     made = arm.train.prepare(template, places.examples, arm.kinds, arm.seed)
     name = fingerprint(arm, made.tables)
     state_dir = storage.absolute(places.state)
-    _keep_only(state_dir, name)
     state = storage.join(state_dir, name)
+    facts = _facts(arm)
+    shown = {
+        **facts,
+        "weights": hashlib.sha256(json.dumps(facts["weights"]).encode()).hexdigest()[:12],
+        "training set": _content(hashlib.sha256(), made.tables).hexdigest()[:12],
+    }
+    refuse_others(state_dir, name, shown)
+    storage.write_text(storage.join(state, "facts.json"), json.dumps(shown, indent=1))
     for table, content in made.tables.items():
         write_table(content, storage.join(state, f"{table}.parquet"))
     return Prepared(places.out, template.tokenizer, made.counts, _jobs(arm, state, made.runs), parameters)
@@ -264,18 +272,26 @@ def fingerprint(arm: ArmSpec, tables: dict[str, Any]) -> str:
 
     That is: hyper-parameters, model, seed, start adapter, and every token of the training set.
     """
-    facts = {
+    digest = hashlib.sha256(json.dumps(_facts(arm), sort_keys=True).encode())
+    return _content(digest, tables).hexdigest()[:16]
+
+
+def _content(digest: Any, tables: dict[str, Any]) -> Any:
+    """The digest, fed with the tables."""
+    for table in tables.values():
+        for batch in table.combine_chunks().to_batches():
+            digest.update(batch.serialize())
+    return digest
+
+
+def _facts(arm: ArmSpec) -> dict:
+    return {
         "train": arm.train.model_dump(mode="json", exclude=arm.train.OPERATIONAL),
         "start": start.content(arm.train.start),
         "model": arm.model.identity(),
         "weights": _weights(arm.model, arm.model_dir),
         "seed": arm.seed,
     }
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for table in tables.values():
-        for batch in table.combine_chunks().to_batches():
-            digest.update(batch.serialize())
-    return digest.hexdigest()[:16]
 
 
 def _weights(model: Model, model_dir: str) -> Any:
@@ -287,10 +303,21 @@ def _weights(model: Model, model_dir: str) -> Any:
     return [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in storage.files(model_dir)]
 
 
-def _keep_only(state_dir: str, name: str) -> None:
+def refuse_others(state_dir: str, name: str, facts: dict) -> None:
+    """Raises UserError, with the differences, if a training of another fingerprint is unfinished here.
+
+    Its checkpoints may be days of work, so nothing but --overwrite deletes them.
+    """
     for other in storage.directories(state_dir):
-        if other != name:
-            storage.remove(storage.join(state_dir, other))
+        if other == name:
+            continue
+        path = storage.join(state_dir, other, "facts.json")
+        known = json.loads(storage.read_text(path)) if storage.exists(path) else None
+        changes = differences(known, facts) if known is not None else ["by another version of setbacks"]
+        raise UserError(
+            f"{state_dir} holds an unfinished training under other settings ({'; '.join(changes)}): restore"
+            " them to go on with it, choose another run_dir, or train anew with --overwrite"
+        )
 
 
 # -- runs
