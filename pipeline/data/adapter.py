@@ -8,6 +8,7 @@ import pyarrow.fs as pafs
 from pipeline.data import storage
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
+MOST_RANK = 512  # of an adapter that vLLM loads (the largest of its `MaxLoRARanks`)
 
 
 def copy(source: str, target: str) -> None:

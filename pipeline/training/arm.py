@@ -22,6 +22,7 @@ from typing import Any
 from pipeline import models, pretrained
 from pipeline.data import adapter as adapter_files
 from pipeline.data import storage
+from pipeline.data.adapter import MOST_RANK
 from pipeline.data.dataset import Dataset
 from pipeline.data.output import differences
 from pipeline.errors import UserError
@@ -223,6 +224,7 @@ def check(arm: ArmSpec) -> int:
     t, revision = arm.train, arm.model.revision
     pretrained.check_weights(arm.model_dir)
     architecture = pretrained.architecture(arm.model_dir, revision)
+    _check_trainable(architecture, arm.model)
     t.check(architecture, f"{arm.field('method')} = {t.method}")
     begin = start.directory(t.start) if t.start else None
     where = arm.field("start") + ".adapter"
@@ -230,8 +232,11 @@ def check(arm: ArmSpec) -> int:
         start.load_config(begin, where)
     continues = t.start is not None and t.start.how == "continue"
     lora = adapter.lora_config(t, revision, begin if continues else None)
+    _check_rank(arm, lora.r, begin)
     model = pretrained.empty(architecture)
     field = f"{arm.field('lora')}.target_modules = {t.lora.target_modules}"
+    if not continues:
+        _check_targets(model, t.lora.target_modules, field)
     try:
         with torch.device("meta"):  # shapes without memory, however large the rank
             model = get_peft_model(model, lora)
@@ -252,6 +257,51 @@ def check(arm: ArmSpec) -> int:
         shapes = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
         start.check_fits(t.start, shapes, where)
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _check_trainable(architecture: Any, model: Model) -> None:
+    """Raises UserError for models that cannot be trained here."""
+    where = f"model.path = {model.path}"
+    quantized = getattr(architecture, "quantization_config", None)
+    if quantized:
+        settings = quantized if isinstance(quantized, dict) else quantized.to_dict()
+        raise UserError(
+            f"{where}: its weights are quantized ({settings.get('quant_method', 'unknown')}), and adapters"
+            " are trained on unquantized weights only: name the model that they were quantized from"
+        )
+    kind = (architecture.architectures or [type(architecture).__name__])[0]
+    if architecture.get_text_config() is not architecture:
+        raise UserError(
+            f"{where}: {kind} reads more than text, and an adapter of its language model would have other"
+            " module names in vLLM: name a text model of the family"
+        )
+    if architecture.is_encoder_decoder:
+        raise UserError(f"{where}: {kind} is an encoder-decoder model: name a model that continues text")
+
+
+def _check_rank(arm: ArmSpec, rank: int, begin: str | None) -> None:
+    """Raises UserError if vLLM could not load the adapter."""
+    t, field, told = arm.train, f"{arm.field('lora')}.rank = {arm.train.lora.rank}", "vLLM"
+    if t.start is not None and begin is not None:
+        under = start.load_config(begin, f"{arm.field('start')}.adapter").r
+        if t.start.how == "continue":
+            field = f"{arm.field('start')}.adapter = {begin}: its rank is {under}"
+        else:
+            rank, told = rank + under, f"joined with the start adapter's {under}, it is {rank + under}; vLLM"
+    if rank > MOST_RANK:
+        raise UserError(
+            f"{field}: {told} evaluates adapters of rank {MOST_RANK} at most; choose a smaller rank"
+        )
+
+
+def _check_targets(model: Any, targets: str | list[str], field: str) -> None:
+    """Raises UserError for a name that is no module's: PEFT leaves it out if another one matches."""
+    if isinstance(targets, str):
+        return
+    names = [name for name, _ in model.named_modules()]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise UserError(f"{field} does not fit the model (no module is named {target}): try all-linear")
 
 
 def _notice(train: Train, parameters: int) -> dict:
