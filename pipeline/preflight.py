@@ -351,8 +351,8 @@ def _check_own_template(config: Config, stages: set[str], suites: set[str], temp
 
 def _check_lengths(config: Config, stages: set[str], suites: set[str], directory: str) -> list[str]:
     """Check lengths against the positions that the model has. Returns notices. Raises UserError."""
-    served = config.inference.endpoint is not None and not stages & {"train", "evaluate"}
-    if config.model.is_dummy or served:
+    needs = stages & {"train", "evaluate"} or (stages & {"generate"} and not config.inference.endpoint)
+    if config.model.is_dummy or not needs:
         return []
     most = models.positions(config.model, directory)
     if most is None:
