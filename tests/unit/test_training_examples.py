@@ -72,9 +72,7 @@ def test_labels_of_any_conversation(tokenizer, contents):
         assert example == ("changed_by_template" if contents[-1].strip() else "empty_answer")
         assert not contents[-1].strip()
         return
-    prompt = tokenizer.apply_chat_template(
-        turns(*contents)[:-1], add_generation_prompt=True, return_dict=False
-    )
+    prompt = ChatTemplate(tokenizer).prompt(turns(*contents)[:-1])  # as engines see it
     assert example.tokens[: example.prompt] == prompt
     assert set(example.labels[: example.prompt]) == {IGNORE}
     assert example.labels[example.prompt :] == example.tokens[example.prompt :]
