@@ -24,12 +24,20 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled continuation: the new text only, never the prompt or the prefill."""
+    """One sampled continuation: the new text only, never the prompt or the prefill.
+
+    thought:        what a reasoning model thought first, no part of `text`; null if it did not think
+    thought_tokens: tokens of the thought; null if the server does not say
+    answered:       false if the thought did not end, so that `text` is empty
+    """
 
     text: str
     prompt_tokens: int
     completion_tokens: int
     finish_reason: str  # "stop" (the model ended its turn) or "length" (cut at max_tokens)
+    thought: str | None = None
+    thought_tokens: int | None = 0
+    answered: bool = True
 
     @property
     def is_cut(self) -> bool:

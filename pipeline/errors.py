@@ -18,3 +18,7 @@ class RowFailed(Exception):
 
     The row is kept as failed; the run continues.
     """
+
+
+class NoAnswer(RowFailed):
+    """The model thought up to its last token, so it answered nothing."""

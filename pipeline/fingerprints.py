@@ -45,7 +45,7 @@ def fingerprints(config: Config) -> dict[str, dict]:
 
 
 def _model(model: Model) -> dict:
-    facts = model.model_dump(mode="json")
+    facts = model.identity()
     if model.path == "toy":
         facts["build"] = shipped_recipe()["hash"]
     return facts

@@ -13,8 +13,14 @@ from pipeline.data.adapter import FILES, changes_nothing, rank, shapes
 from pipeline.data.adapter import settings as settings_of
 from pipeline.errors import UserError
 from pipeline.settings.base import Model
+from pipeline.settings.shown import shown
+from pipeline.templates import ChatTemplate
 
 check_weights = pretrained.check
+_TEKKEN_ALONE = (
+    "its tokenizer is in tekken.json alone, which is not read here; add tokenizer.json, tokenizer_config.json"
+    " and chat_template.jinja of a converted copy of the model, or name such a copy"
+)
 
 
 def check_model_path(model: Model, field: str) -> None:
@@ -31,6 +37,8 @@ def check_model_path(model: Model, field: str) -> None:
                 f"{field}.path = {path}: the directory holds no config.json, so it is not a model; name the"
                 " directory that does"
             )
+        if os.path.exists(os.path.join(directory, "tekken.json")) and not _has_tokenizer(Path(directory)):
+            raise UserError(f"{field}.path = {path}: {_TEKKEN_ALONE}")
         if not _has_chat_template(Path(directory)):
             raise UserError(
                 f"{field}.path = {path}: its tokenizer has no chat template; add chat_template.jinja to the"
@@ -72,6 +80,8 @@ def load_tokenizer(model: Model, directory: str) -> Any:
     except UserError:
         raise
     except Exception as e:  # each backend has its own exceptions for missing, broken or unreachable files
+        if _on_hub(model, "tekken.json") and not _on_hub(model, "tokenizer.json"):
+            raise UserError(f"model.path = {model.path}: {_TEKKEN_ALONE}") from None
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise UserError(f"model.path = {model.path}: its tokenizer cannot be loaded ({reason})") from None
     if not tokenizer.chat_template:
@@ -80,6 +90,49 @@ def load_tokenizer(model: Model, directory: str) -> Any:
             " model directory"
         )
     return tokenizer
+
+
+def load_template(model: Model, directory: str, field: str = "model") -> ChatTemplate:
+    """The chat template of a model, with its arguments. field: for messages. Raises UserError."""
+    tokenizer = load_tokenizer(model, directory)
+    try:
+        stops = pretrained.stop_tokens(directory, model.revision, tokenizer)
+    except (OSError, ValueError) as e:
+        raise UserError(f"{field}.path = {model.path}: its config.json cannot be read ({shown(e)})") from None
+    return ChatTemplate(tokenizer, model.chat_template_kwargs, day=model.date, stops=stops, field=field)
+
+
+def positions(model: Model, directory: str) -> int | None:
+    """The longest text that a model can read, in tokens, if its config.json says so.
+
+    Raises UserError if that file cannot be read.
+    """
+    try:
+        found = pretrained.architecture(directory, model.revision).get_text_config()
+    except (OSError, ValueError) as e:
+        raise UserError(
+            f"model.path = {model.path}: its configuration cannot be loaded ({shown(e)})"
+        ) from None
+    most = getattr(found, "max_position_embeddings", None)
+    scaling = getattr(found, "rope_parameters", None) or {}
+    # vLLM multiplies by the factor of these kinds; Llama's and Phi's are part of the number already.
+    stretched = scaling.get("rope_type") in ("linear", "dynamic", "yarn") and scaling.get("factor")
+    return int(most * stretched) if most and stretched else most
+
+
+def _on_hub(model: Model, file: str) -> bool:
+    """Whether a hub repository is known to hold a file."""
+    from huggingface_hub import file_exists
+
+    try:
+        return not os.path.isdir(model_dir(model)) and file_exists(model.path, file, revision=model.revision)
+    except Exception:  # out of reach, or no repository
+        return False
+
+
+def _has_tokenizer(directory: Path) -> bool:
+    """Whether a model directory has a tokenizer in the files that transformers reads."""
+    return any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
 
 
 def _has_chat_template(directory: Path) -> bool:
@@ -276,14 +329,12 @@ def _first_line(e: Exception) -> str:
     return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
 
 
-def check_prefill(tokenizer, path: str, field: str = "model") -> None:
+def check_prefill(template: ChatTemplate, path: str, field: str = "model") -> None:
     """Raises UserError if a chat template cannot continue an assistant turn. path, field: for the message."""
     prefill = "Sure, here is how: first,"
     try:
-        text = tokenizer.apply_chat_template(
-            [user("How?"), assistant(prefill)], tokenize=False, continue_final_message=True
-        )
-    except Exception:  # a template can raise anything, with long messages
+        text = template.render([user("How?"), assistant(prefill)], continues=True)
+    except UserError:
         text = ""
     if not text.endswith(prefill):
         raise UserError(

@@ -3,11 +3,13 @@
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import models
+from pipeline.chat import assistant, user
 from pipeline.config import Config, Suites
 from pipeline.data import storage
 from pipeline.errors import OutOfReach, UserError
@@ -16,10 +18,11 @@ from pipeline.inference.base import Engine
 from pipeline.judges import Judge
 from pipeline.methods.base import Method
 from pipeline.runtime import environment, imports
-from pipeline.runtime.machine import cpu_has_bf16
-from pipeline.settings.base import Endpoint, Model, PathKind, Section, Source
+from pipeline.runtime.machine import cpu_has_bf16, gpu_build
+from pipeline.settings.base import Draw, Endpoint, Model, PathKind, Section, Source
 from pipeline.settings.walk import paths, sections
 from pipeline.sources import instructions
+from pipeline.templates import ChatTemplate
 
 if TYPE_CHECKING:
     from pipeline.training.arm import ArmSpec
@@ -113,6 +116,29 @@ def _check_generator(field: str, method: Method, engine_field: str, engine: Engi
                 f"{name}: {engine_field}.kind = {engine.kind} has its own model; leave {name} out, or use"
                 " another engine"
             )
+
+
+def dated(config: Config) -> Config:
+    """The configuration with the date that chat templates take for today's.
+
+    A run directory keeps the day on which it began, so that it is resumed with the same prompts on any day.
+    Raises UserError if the configuration names another one.
+    """
+    path = date_file(config)
+    recorded = date.fromisoformat(storage.read_text(path)) if storage.exists(path) else None
+    named = config.model.date
+    if recorded and named and named != recorded:
+        raise UserError(
+            f"model.date = {named}: the run directory {config.run_dir} was begun with {recorded}; leave it"
+            " out, or choose another run_dir"
+        )
+    model = config.model.model_copy(update={"date": recorded or named or date.today()})
+    return config.model_copy(update={"model": model})
+
+
+def date_file(config: Config) -> str:
+    """The file in the run directory that keeps its date."""
+    return storage.join(storage.absolute(config.run_dir), ".state", "date")
 
 
 def check_suites(config: Config, wanted: Iterable[str]) -> list[str]:
@@ -295,8 +321,8 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
         wanted = [suite for name, suite in config.suites.items().items() if name in suites]
         if any(suite.reads_tokenizer for suite in wanted):
             models.load_tokenizer(config.model, directory)
-        if config.engine.reads_model and any(suite.continues_turns for suite in wanted):
-            models.check_prefill(models.load_tokenizer(config.model, directory), config.model.path)
+    notices += _check_templates(config, stages, suites, directory)
+    notices += _check_lengths(config, stages, suites, directory)
     if "generate" in stages:
         for name, method in config.methods.items():
             if config.engine_of(name)[1].reads_model:
@@ -307,6 +333,116 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
 def _reads_model(config: Config, stages: set[str]) -> bool:
     """Whether the stages read the files of the run's model."""
     return "train" in stages or any(engine.reads_model for engine in config.engines(stages).values())
+
+
+def check_build(config: Config, stages: set[str]) -> None:
+    """Raises UserError for GPUs on an installation for CPUs, and for a CPU engine on one for GPUs."""
+    for field, engine in config.engines(stages).items():
+        engine.check_build(field)
+    if "train" in stages and gpu_build() is None:
+        for name, arm in config.arms.items():
+            if arm.train.use_gpu:
+                raise UserError(
+                    f"{config.field_of(name, 'use_gpu')} = true: the installed torch is built for CPUs; set"
+                    " it to false, or install its CUDA build"
+                )
+
+
+def _check_templates(config: Config, stages: set[str], suites: set[str], directory: str) -> list[str]:
+    """Render what the stages will render, with texts that can be found again. Returns notices.
+
+    Raises UserError for a conversation that a chat template cannot render, or of which it drops a text.
+    """
+    asked: dict[tuple[Model, str], dict[tuple[str, ...], str]] = {}
+    own = (config.model, "model")
+    if "generate" in stages:
+        for name, method in config.methods.items():
+            if not config.engine_of(name)[1].reads_model:
+                continue
+            model, _ = method.generator(config.model)
+            field = next(
+                (f for f, one in sections(method, Model, f"methods.{name}").items() if one == model), ""
+            )
+            place = own if model == config.model else (model, field)
+            asked[place] = _asking(f"methods.{name}", method.conversations) | asked.get(place, {})
+    for name, suite in config.suites.items().items():
+        if "evaluate" in stages and name in suites and config.engine.reads_model:
+            asked[own] = _asking(f"suites.{name}", suite.conversations) | asked.get(own, {})
+    if "train" in stages:
+        asked.setdefault(own, {})
+    notices = []
+    for (model, field), conversations in asked.items():
+        template = models.load_template(
+            model, directory if (model, field) == own else models.model_dir(model), field
+        )
+        template.check_arguments()
+        for roles, setting in conversations.items():
+            try:
+                template.check_prompt(roles)
+            except UserError as e:
+                why, _, remedy = str(e).rpartition(": ")
+                if setting:
+                    raise UserError(f"{setting}: {why}: choose another value, or another template") from None
+                raise UserError(f"{field}.path = {model.path}: {why}: {remedy}") from None
+        if thinking := template.thinking():
+            notices.append(thinking)
+        if (model, field) == own:
+            _check_own_template(config, stages, suites, template)
+    return notices
+
+
+def _asking(place: str, conversations: dict[tuple[str, ...], str]) -> dict[tuple[str, ...], str]:
+    return {roles: f"{place}.{setting}" if setting else "" for roles, setting in conversations.items()}
+
+
+def _check_own_template(config: Config, stages: set[str], suites: set[str], template: ChatTemplate) -> None:
+    """Raises UserError if the model's template cannot make training examples, or continue turns."""
+    if "train" in stages and config.arms:
+        try:
+            template.frame(("user", "assistant"))
+            # one example as `train` will make it: the tokens too
+            [example] = template.examples([[user("How?"), assistant("Sure, here is how.")]])
+        except UserError as e:
+            raise UserError(f"model.path = {config.model.path}: {e}") from None
+        if isinstance(example, str):
+            raise UserError(
+                f"model.path = {config.model.path}: {template.name} makes no training example"
+                f" ({example.replace('_', ' ')}): use another template"
+            )
+    continuing = [name for name, suite in config.suites.items().items() if suite.continues_turns]
+    if "evaluate" in stages and config.engine.reads_model and suites & set(continuing):
+        models.check_prefill(template, config.model.path)
+
+
+def _check_lengths(config: Config, stages: set[str], suites: set[str], directory: str) -> list[str]:
+    """Check lengths against the positions that the model has. Returns notices. Raises UserError."""
+    if not _reads_model(config, stages):
+        return []
+    most = models.positions(config.model, directory)
+    if most is None:
+        return []
+    given = config.model.max_length
+    if given is not None and given > most:
+        raise UserError(f"model.max_length = {given}: the model has {most} positions; set at most {most}")
+    limit = given or most
+    for field, section in _used(config, stages - {"mix"}, suites).items():
+        kind, _, name = field.partition(".")
+        if not (config.engine_of(name)[1] if kind == "methods" else config.engine).reads_model:
+            continue
+        for name, draw in sections(section, Draw, field).items():
+            if draw.max_tokens >= limit:
+                raise UserError(
+                    f"{name}.max_tokens = {draw.max_tokens}: leaves no room for a prompt in the model's"
+                    f" {limit} tokens; set it lower"
+                )
+    long = {
+        f"{config.field_of(name, 'max_length')} = {arm.train.max_length}"
+        for name, arm in config.arms.items()
+        if "train" in stages and "max_length" in arm.train.model_fields_set and arm.train.max_length > most
+    }
+    return [
+        f"{field}: the model has {most} positions, and has not learned longer texts" for field in sorted(long)
+    ]
 
 
 def _check_precision(config: Config, stages: set[str]) -> list[str]:

@@ -19,14 +19,30 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5")
 
 
 def tokenizer(directory: str, revision: str | None = None) -> Any:
-    """The tokenizer of a model directory or hub id.
+    """The tokenizer of a model directory or hub id, from Hugging Face's files.
 
-    Raises UserError if loading needs the model's own code.
+    A repository of Mistral's may also hold tekken.json. It is not read: mistral-common, which reads it, has
+    no chat templates. Raises UserError if loading needs the model's own code.
     """
     from transformers import AutoTokenizer
 
     with _no_code(directory):
-        return AutoTokenizer.from_pretrained(directory, revision=revision, **SAFE)
+        return AutoTokenizer.from_pretrained(directory, revision=revision, mistral_format=False, **SAFE)
+
+
+def stop_tokens(directory: str, revision: str | None, tokenizer: Any) -> set[int]:
+    """The token ids at which an engine stops: the tokenizer's, and those of generation_config.json.
+
+    As vLLM does, a model without that file is asked by its config.json.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        found = GenerationConfig.from_pretrained(directory, revision=revision, **SAFE).eos_token_id
+    except OSError:
+        found = architecture(directory, revision).get_text_config().eos_token_id
+    ids = found if isinstance(found, list) else [found]
+    return {token for token in (tokenizer.eos_token_id, *ids) if token is not None}
 
 
 def architecture(directory: str, revision: str | None = None) -> Any:

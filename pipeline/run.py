@@ -30,6 +30,7 @@ from pipeline.schema import DROPPED, FAILED, STAGES, Schema
 from pipeline.settings.base import Model, Section, Source
 from pipeline.settings.walk import sections
 from pipeline.sources.counts import Accounts
+from pipeline.training.job import forget
 
 ON_RAY = ("generate", "train", "evaluate")
 
@@ -149,9 +150,11 @@ class Run:
         """
         wanted = set(stages)
         notices = preflight.check(self.config, wanted, suites=set(self.suites))
+        self.config = preflight.dated(self.config)
         if not self.overwrite:
             for output in (output for stage in stages for output in self.outputs(stage)):
                 output.check(self.fingerprints[output.name])
+        preflight.check_build(self.config, wanted)
         notices += preflight.check_models(self.config, wanted, set(self.suites), self.model_dir)
         for notice in notices:
             self.log(notice)
@@ -168,6 +171,7 @@ class Run:
                 for output in self.outputs(stage)
             ):
                 self.connect()  # finds missing cluster resources first
+            storage.create(preflight.date_file(self.config), str(self.config.model.date))
             storage.write_text(storage.join(self.path, "config.yaml"), dump(self.config))
             yield
 
@@ -264,6 +268,7 @@ class Run:
         Arms with the same workers share them. inputs: arm → digests of its upstream outputs.
         """
         for arm, output in self.adapters.items():
+            self._check_unfinished(output, inputs[arm])
             self._start(output, inputs[arm])
         waiting = {arm: output for arm, output in self.adapters.items() if output.complete is None}
         for arm, output in self.adapters.items():
@@ -297,6 +302,17 @@ class Run:
                 if notice := figures.get("notice"):
                     self.log(f"train: {notice}")
                 self._log_adapter(arm, output)
+        forget(checkpoints, self.adapters)  # those that earlier attempts have left
+
+    def _check_unfinished(self, output: Output, inputs: Mapping[str, str]) -> None:
+        """Raises UserError if a training began on other inputs: a restart would delete its checkpoints."""
+        if self.overwrite or output.complete is not None or not storage.directories(output.state("train")):
+            return
+        if changes := output.other_inputs(inputs):
+            raise UserError(
+                f"{output.path} is half trained on other data ({'; '.join(changes)}): "
+                "choose another run_dir, or train anew with --overwrite"
+            )
 
     def complete(self, output: Output, stage: str) -> dict:
         """The facts of a finished output.
@@ -311,6 +327,8 @@ class Run:
     def spec(self, model: Model, adapters: tuple[str, ...], engine: Engine) -> ModelSpec:
         """How actors open a model."""
         directory = self.model_dir if model == self.config.model else models.model_dir(model)
+        if model.date is None:
+            model = model.model_copy(update={"date": self.config.model.date})
         return ModelSpec(model, directory, engine, adapters)
 
     # -- records and logs

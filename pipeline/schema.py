@@ -100,6 +100,11 @@ STATUS = (
     Column("status", pa.string(), "ok, not_induced, dropped or failed"),
     Column("error", pa.string(), "why the row was dropped or failed; null otherwise"),
 )
+THOUGHT = (
+    Column("step", pa.string(), "the call of the recipe"),
+    Column("text", pa.string(), "the thought, without its marks", text=UNKNOWN),
+    Column("ended", pa.bool_(), "false if max_tokens cut it off, so that the call has no answer"),
+)
 TOKENS = (
     Column(
         "prompt_tokens",
@@ -107,6 +112,18 @@ TOKENS = (
         "prompt tokens of this row's calls to the engine, without judges on other servers",
     ),
     Column("completion_tokens", pa.int64(), "sampled tokens of the same calls"),
+    Column(
+        "thoughts",
+        pa.list_(pa.struct([(member.name, member.type) for member in THOUGHT])),
+        "what a reasoning model thought before its answers, call by call; part of no other column",
+        text=UNKNOWN,
+        members=THOUGHT,
+    ),
+    Column(
+        "thought_tokens",
+        pa.int64(),
+        "tokens of the thoughts, counted in `completion_tokens` too; null if a server does not say",
+    ),
 )
 
 ENDINGS = Column(

@@ -9,6 +9,7 @@ from pipeline.config import Config
 from pipeline.data.dataset import Dataset
 from pipeline.data.store import Store
 from pipeline.schema import PREFERENCES, SFT, Schema
+from pipeline.templates import ChatTemplate
 from tests import scripted
 
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
@@ -40,6 +41,10 @@ def tokenizer(chat_template: str | None = CHATML):
     )
 
 
+def template(chat_template: str | None = CHATML) -> ChatTemplate:
+    return ChatTemplate(tokenizer(chat_template))
+
+
 def model(**changes):
     """A random Llama with grouped-query attention."""
     import torch
@@ -54,7 +59,7 @@ def model(**changes):
         "num_key_value_heads": 2,
     }
     return LlamaForCausalLM(
-        LlamaConfig(vocab_size=len(tokenizer()), max_position_embeddings=512, **shape | changes)
+        LlamaConfig(vocab_size=len(tokenizer()), **{"max_position_embeddings": 1024, **shape, **changes})
     )
 
 
@@ -161,7 +166,7 @@ def spec(config: Config, arm: str):
 
 def prepared(config: Config, arm: str, dataset: Dataset):
     """The arm's training set."""
-    return config.arms[arm].train.prepare(tokenizer(), dataset, config.arms[arm].kinds, config.seed)
+    return config.arms[arm].train.prepare(template(), dataset, config.arms[arm].kinds, config.seed)
 
 
 def job(config: Config, arm: str, state: str, number: int, run, name: str, **more):

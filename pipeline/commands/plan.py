@@ -23,6 +23,7 @@ from pipeline.settings.walk import sections
 from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
 from pipeline.suites.base import Suite
+from pipeline.templates import ChatTemplate
 
 ROWS_SHOWN = 3
 ROWS_MEASURED = 2000
@@ -89,6 +90,7 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     stages = set(config.stages)
     out_of_reach = preflight.unreachable(config, stages)
     notices = preflight.check(config, stages, skip=set(out_of_reach))
+    config = preflight.dated(config)
     if config.model.path == "toy" and "model" in config.models():
         console.print("model        toy, the embedded demonstration model")
     else:
@@ -100,7 +102,7 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     for name, why in out_of_reach.items():
         notice = f"{name} cannot be reached from here; skipping its checks"
         console.print(f"[yellow]{notice}[/yellow]: {escape(why)}")
-    for notice in notices:
+    for notice in [*notices, *_check_models(config, stages, console)]:
         console.print(f"[yellow]{escape(safe_text(notice))}[/yellow]")
     work: list[resources.Work] = []
     counts = Accounts()
@@ -130,6 +132,15 @@ def _show_sources(
         for line in told:
             console.print(f"  {escape(safe_text(line))}")
         console.print()
+
+
+def _check_models(config: Config, stages: set[str], console: Console) -> list[str]:
+    """What `run` checks of models before it starts. Returns notices. Raises UserError."""
+    for field, model in config.models().items():
+        if models.cached_model_dir(model) is None:
+            return [f"{field}.path = {model.path} is not on this disk; skipping the checks of models"]
+    directory = models.model_dir(config.model) if "model" in config.models() else ""
+    return preflight.check_models(config, stages, set(config.suites.items()), directory)
 
 
 def _generation(
@@ -246,38 +257,38 @@ def _evaluation(
 
 def _measure(config: Config, calls: list[Call]) -> tuple[list[int], str, int | None]:
     """Prompt tokens of each call, how they are counted, and the limit of prompt and completion together."""
-    tokenizer, limit = _tokenizer(config)
-    if tokenizer is None:
+    template, limit = _template(config)
+    if template is None:
         lengths = [call.characters // CHARACTERS_PER_TOKEN + call.unknown for call in calls]
         counted_by = f"{CHARACTERS_PER_TOKEN} characters per token, because the tokenizer cannot be reached"
         return lengths, counted_by, limit
     return (
-        [_tokens(tokenizer, call.messages) + call.unknown for call in calls],
+        [_tokens(template, call.messages) + call.unknown for call in calls],
         "the model's tokenizer",
         limit,
     )
 
 
-def _tokens(tokenizer, messages: list[Message]) -> int:
-    begun = messages[-1]["role"] == "assistant"
-    ids = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=not begun, continue_final_message=begun, return_dict=False
-    )
-    return len(ids)
+def _tokens(template: ChatTemplate, messages: list[Message]) -> int:
+    """Tokens of a prompt; 0 if it cannot be rendered, which makes the row a failed one."""
+    try:
+        return len(template.prompt(messages))
+    except RowFailed:
+        return 0
 
 
-def _tokenizer(config: Config):
-    """The tokenizer and length limit of a model on this disk or in the hub's cache, else (None, config's).
+def _template(config: Config) -> tuple[ChatTemplate | None, int | None]:
+    """The template and length limit of a model on this disk or in the hub's cache, else (None, config's).
 
     This is always the run's own model, even if another model continues turns.
     """
     directory = models.cached_model_dir(config.model) if "model" in config.models() else None
     if directory is None:
         return None, config.model.max_length
-    tokenizer = models.load_tokenizer(config.model, directory)
+    template = models.load_template(config.model, directory)
     with open(os.path.join(directory, "config.json")) as f:
         own = json.load(f).get("max_position_embeddings")
-    return tokenizer, min(filter(None, (own, config.model.max_length)), default=None)
+    return template, min(filter(None, (own, config.model.max_length)), default=None)
 
 
 def _show_lengths(calls: list[Call], config: Config, console: Console) -> None:

@@ -11,6 +11,7 @@ from pipeline.data import storage
 _PIECE = 2**20  # bytes read at once
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
+MOST_RANK = 512  # of an adapter that vLLM loads (the largest of its `MaxLoRARanks`)
 
 
 def copy(source: str, target: str) -> None:

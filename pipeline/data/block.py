@@ -60,13 +60,16 @@ class Block:
                 pa.BufferReader(storage.read_bytes(self.path)), page_checksum_verification=True
             )
             first, second = parquet.schema_arrow.metadata[_DIGEST].decode().split()
-            return (
-                (parquet.read().select(self.schema.names).cast(self.schema.arrow), first)
-                if first == second
-                else None
-            )
+            return (self._completed(parquet.read()), first) if first == second else None
         except (OSError, ValueError, pa.ArrowException, LookupError, TypeError):
             return None
+
+    def _completed(self, table: pa.Table) -> pa.Table:
+        """The table with the columns of the schema; those that an older version did not write are null."""
+        for column in self.schema.columns:
+            if column.name not in table.column_names:
+                table = table.append_column(column.field, pa.nulls(table.num_rows, column.type))
+        return table.select(self.schema.names).cast(self.schema.arrow)
 
 
 def parts_dir(state: str, token: str) -> str:

@@ -1,7 +1,7 @@
 """An output that a run makes once: its fingerprint, its completion mark, and what happens if it exists."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from pipeline.data import storage
@@ -65,6 +65,11 @@ class Output:
                 f"{self.path} was made with another configuration ({'; '.join(changes)}): "
                 "restore the configuration, choose another run_dir, or restart with --overwrite"
             )
+
+    def other_inputs(self, made_from: Mapping[str, str]) -> list[str]:
+        """Readable differences between the inputs that the output was begun with and these."""
+        known = self._json("fingerprint.json")
+        return [] if known is None else differences(known.get("made_from") or {}, dict(made_from))
 
     def clear(self) -> None:
         """Delete the output and its state, the completion mark first: half-cleared never looks complete."""

@@ -90,6 +90,9 @@ class Engine(Section):
     def check(self, field: str) -> None:
         """Check the settings before anything starts. field: the engine's path. Raises UserError."""
 
+    def check_build(self, field: str) -> None:
+        """Check that what is installed here can run the engine. field: its path. Raises UserError."""
+
     def check_prefill(self, field: str, asker: str) -> None:
         """Raises UserError, naming the field to change, if the engine cannot continue a prefilled turn.
 

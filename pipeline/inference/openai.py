@@ -22,6 +22,7 @@ from urllib.request import getproxies
 
 from pydantic import Field
 
+from pipeline import thoughts
 from pipeline.chat import Completion, Message, Sampling
 from pipeline.errors import RowFailed, UserError
 from pipeline.inference import notices
@@ -92,7 +93,7 @@ class OpenAI(Endpoint, Engine):
         return self.concurrency
 
     def open(self, model: Model, model_dir: str, adapters: Sequence[str]) -> "EndpointModel":
-        return EndpointModel(self)
+        return EndpointModel(self, model.chat_template_kwargs)
 
     def check(self, field: str) -> None:
         check(self, field)
@@ -164,12 +165,16 @@ def _check_proxy(field: str) -> None:
 
 
 class EndpointModel:
-    """A client of one server and model. The same calls as `vllm.VllmModel`, without adapters."""
+    """A client of one server and model. The same calls as `vllm.VllmModel`, without adapters.
 
-    def __init__(self, endpoint: Endpoint):
+    chat_template_kwargs: for the server to render prompts with; a server that cannot may refuse them.
+    """
+
+    def __init__(self, endpoint: Endpoint, chat_template_kwargs: Mapping[str, Any] | None = None):
         import httpx
 
         check(endpoint)
+        self._arguments = dict(chat_template_kwargs or {})
         key = _key(endpoint)
         self._endpoint = endpoint
         self._refused: frozenset[str] = frozenset()  # parameters that this server does not take
@@ -219,6 +224,8 @@ class EndpointModel:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
         }
+        if self._arguments and not isinstance(prompt, str):  # vLLM's and SGLang's name
+            body["chat_template_kwargs"] = self._arguments
         if prefilled:
             body |= _PREFILL
         elif answered:
@@ -401,6 +408,8 @@ def _completions(response: "httpx.Response", max_tokens: int) -> list[Completion
         usage = body.get("usage") or {}
         prompt_tokens, total = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
         texts = [_text(message) for message, _ in choices]
+        details = usage.get("completion_tokens_details") or {}
+        thinking = int(details["reasoning_tokens"]) if details.get("reasoning_tokens") is not None else None
     except (ValueError, LookupError, TypeError, AttributeError):
         raise _Retry("the body is no chat completion") from None
     if not choices or any(reason in ("abort", "error") for _, reason in choices):
@@ -408,23 +417,33 @@ def _completions(response: "httpx.Response", max_tokens: int) -> list[Completion
     if any(reason == "content_filter" for _, reason in choices):
         raise RowFailed("the endpoint's content filter withheld the answer")
     share, rest = divmod(total, len(choices))
+    # Reported for the whole request: a share of it would be a guess.
+    counted = thinking if len(choices) == 1 else None
     found = []
     for i, (text, (_, reason)) in enumerate(zip(texts, choices, strict=True)):
         tokens = share + (i < rest)
         cut = str(reason).lower() in _CUT_REASONS or (reason is None and tokens >= max_tokens)
-        found.append(Completion(text, prompt_tokens, tokens, "length" if cut else "stop"))
+        thought_tokens = 0 if thoughts.split(text).thought is None else counted
+        end = "length" if cut else "stop"
+        found.append(Completion(text, prompt_tokens, tokens, end, thought_tokens=thought_tokens))
     return found
 
 
 def _text(message: dict) -> str:
     """The new text; null counts as empty, and the text of a separate refusal field counts as text.
 
-    Of a list of parts, the texts are joined and the thoughts left out.
+    Of a list of parts, the texts are joined. A thought that the server has split off, as a field or a part,
+    is put back before the answer (see `thoughts.split`).
     """
-    content = message.get("content")
+    content, thought = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
     if isinstance(content, list):
+        thought = thought or "".join(map(_thought, content))
         content = "".join(map(_part, content))
     text = content if content is not None else message.get("refusal") or ""
+    if isinstance(thought, str) and thought.strip():
+        text = thoughts.written(thought, text, ended=bool(text.strip()))
+    else:
+        text = thoughts.guessed(text)
     return text.encode(
         "utf-8", "replace"
     ).decode()  # JSON can spell half a surrogate pair, which Parquet cannot hold
@@ -437,6 +456,16 @@ def _part(part: dict) -> str:
     if kind not in _THOUGHT_PARTS:
         notices.tell("the server's answers hold parts that are neither text nor thoughts: they are left out")
     return ""
+
+
+def _thought(part: dict) -> str:
+    """The text of a part that is a thought: a text, or a list of text parts."""
+    if part["type"] not in _THOUGHT_PARTS:
+        return ""
+    text = part.get(part["type"]) or part.get("text") or ""
+    if isinstance(text, list):
+        return "".join(one.get("text") or "" for one in text if isinstance(one, dict))
+    return text if isinstance(text, str) else ""
 
 
 def _refusal(response: "httpx.Response") -> str:

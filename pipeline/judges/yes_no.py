@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.chat import Chat, user
+from pipeline.errors import NoAnswer
 from pipeline.judges.base import Exchange, Judge, Verdict
 from pipeline.prompts import Prompts, load
 from pipeline.settings.base import Draw, Endpoint, Model, PromptFile
@@ -46,7 +47,10 @@ class YesNo(Judge):
             "continuation": exchange.response,
         }
         question = [user(self._texts.render("corrects", **texts))]
-        [answer] = await chat(question, self.draw.sampling(), step=step, server=self.endpoint)
+        try:
+            [answer] = await chat(question, self.draw.sampling(), step=step, server=self.endpoint)
+        except NoAnswer:
+            return Verdict(None)
         return Verdict(parse_yes_no(answer.text, cut=answer.is_cut))
 
     def check(self, field: str, model: Model) -> None:

@@ -79,6 +79,15 @@ class Method(Section):
         """Whether the recipe prefills the model's turn; the engine and the chat template must allow that."""
         return False
 
+    @property
+    def conversations(self) -> dict[tuple[str, ...], str]:
+        """Roles of the conversations that the model is asked to go on with → the setting that asks for them.
+
+        Prefilled turns apart: `check` looks at those. The setting is a field with its value, such as
+        `hint.position = system`, or empty.
+        """
+        return {("user",): ""}
+
     def recipe(self, seed: int) -> Recipe:
         """The recipe for one instruction."""
         raise NotImplementedError

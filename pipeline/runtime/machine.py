@@ -1,6 +1,23 @@
 """Facts about this machine, found without heavy imports."""
 
+import runpy
+from importlib.util import find_spec
 from pathlib import Path
+
+
+def gpu_build() -> str | None:
+    """What the installed torch computes on, if not on CPUs: `CUDA 12.9` or `ROCm 7.0`.
+
+    vLLM is built for the same. Reads torch's file of facts, because importing torch is slow.
+    """
+    found = find_spec("torch")
+    if found is None or not found.submodule_search_locations:
+        return None
+    facts = runpy.run_path(str(Path(found.submodule_search_locations[0], "version.py")))
+    for name, told in (("cuda", "CUDA"), ("hip", "ROCm")):
+        if facts.get(name):
+            return f"{told} {facts[name]}"
+    return None
 
 
 def cpu_has_bf16() -> bool:

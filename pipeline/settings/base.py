@@ -1,5 +1,6 @@
 """The base of all configuration sections: models, sources, servers, sampling."""
 
+import datetime
 import unicodedata
 from enum import Enum
 from typing import Annotated, Any, Literal
@@ -45,6 +46,24 @@ AdapterPath = Annotated[Name, PathKind.ADAPTER]
 PromptFile = Annotated[Name, PathKind.PROMPTS]
 
 
+Scalar = bool | int | float | str | None
+# What a rendering itself sets.
+_RESERVED = {
+    "messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt",
+    "continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors",
+    "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "strftime_now", "raise_exception",
+    "bos_token", "eos_token", "pad_token", "unk_token", "load_audio_from_video", "processor_kwargs",
+}  # fmt: skip
+
+
+def _can_be_arguments(value: dict[str, Scalar]) -> dict[str, Scalar]:
+    for name in value:
+        if not name.isidentifier() or name in _RESERVED:
+            why = "every rendering sets it itself" if name in _RESERVED else "it is not a name"
+            raise ValueError(f"holds {name}, which is no argument of a chat template ({why}); leave it out")
+    return value
+
+
 class Model(Section):
     path: Name = Field(
         description="`toy`, a local directory or a hub id",
@@ -58,6 +77,32 @@ class Model(Section):
         None,
         description="tokens of prompt + completion; null = the model's own limit",
     )
+    chat_template_kwargs: Annotated[dict[str, Scalar], AfterValidator(_can_be_arguments)] = Field(
+        {},
+        description=(
+            "arguments of the chat template wherever it renders, such as `enable_thinking: false` (vLLM's and"
+            " TRL's name)"
+        ),
+    )
+    date: datetime.date | None = Field(
+        None,
+        description=(
+            "the day that a chat template takes for today; null = the day on which the run directory began"
+        ),
+    )
+
+    def identity(self) -> dict:
+        """The settings that determine what the model writes, for fingerprints.
+
+        Without the date: a run directory keeps its own for good.
+        """
+        facts = self.model_dump(mode="json", exclude={"date"})
+        if not self.chat_template_kwargs:
+            del facts["chat_template_kwargs"]  # finished outputs of older versions do not have it
+        return facts
+
+    def __hash__(self) -> int:  # a mapping has none of its own
+        return hash(self.model_dump_json())
 
 
 class Columns(Section):

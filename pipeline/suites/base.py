@@ -42,6 +42,15 @@ class Suite(Section):
         """Whether `rows` loads the tokenizer of the run's model."""
         return False
 
+    @property
+    def conversations(self) -> dict[tuple[str, ...], str]:
+        """Roles of the conversations that the model is asked to go on with → the setting that asks for them.
+
+        Prefilled turns apart (see `continues_turns`). The setting is a field with its value, such as
+        `hint.position = system`, or empty.
+        """
+        return {("user",): ""}
+
     def rows(self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any) -> Iterator[dict]:
         """The rows to run, for every arm (the first is the base model). Raises UserError.
 

@@ -19,17 +19,19 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from pipeline import pretrained
+from pipeline import models, pretrained
 from pipeline.data import adapter as adapter_files
 from pipeline.data import storage
+from pipeline.data.adapter import MOST_RANK
 from pipeline.data.dataset import Dataset
+from pipeline.data.output import differences
 from pipeline.errors import UserError
 from pipeline.runtime import attempt
 from pipeline.settings.base import Model
 from pipeline.toy.model import shipped_recipe
 from pipeline.training import adapter, examples, start
 from pipeline.training.config import Train
-from pipeline.training.job import HISTORY, Job, Run, write_table
+from pipeline.training.job import HISTORY, Job, Run, forget, write_table
 from pipeline.training.workers import Progress, WorkerGroup
 
 
@@ -101,7 +103,7 @@ class Training:
             group.release()
         if error is None:
             attempt.check()  # before the checkpoints of other attempts are removed
-            storage.remove(self._checkpoints)
+            forget(self._checkpoints, self._arms)
 
     def result(self, arm: str, on_progress: Progress | None = None) -> dict:
         """Wait until an arm is trained, and publish its adapter. The first arm of a group starts the workers.
@@ -177,15 +179,22 @@ class Prepared:
 
 def _prepare(arm: ArmSpec, places: Places) -> Prepared:
     parameters = check(arm)
-    tokenizer = pretrained.tokenizer(arm.model_dir, arm.model.revision)
-    made = arm.train.prepare(tokenizer, places.examples, arm.kinds, arm.seed)
+    template = models.load_template(arm.model, arm.model_dir)
+    made = arm.train.prepare(template, places.examples, arm.kinds, arm.seed)
     name = fingerprint(arm, made.tables)
     state_dir = storage.absolute(places.state)
-    _keep_only(state_dir, name)
     state = storage.join(state_dir, name)
+    facts = _facts(arm)
+    shown = {
+        **facts,
+        "weights": hashlib.sha256(json.dumps(facts["weights"]).encode()).hexdigest()[:12],
+        "training set": _content(hashlib.sha256(), made.tables).hexdigest()[:12],
+    }
+    refuse_others(state_dir, name, shown)
+    storage.write_text(storage.join(state, "facts.json"), json.dumps(shown, indent=1))
     for table, content in made.tables.items():
         write_table(content, storage.join(state, f"{table}.parquet"))
-    return Prepared(places.out, tokenizer, made.counts, _jobs(arm, state, made.runs), parameters)
+    return Prepared(places.out, template.tokenizer, made.counts, _jobs(arm, state, made.runs), parameters)
 
 
 def _workers(train: Train) -> tuple:
@@ -218,6 +227,7 @@ def check(arm: ArmSpec) -> int:
     t, revision = arm.train, arm.model.revision
     pretrained.check_weights(arm.model_dir)
     architecture = pretrained.architecture(arm.model_dir, revision)
+    _check_trainable(architecture, arm.model)
     t.check(architecture, f"{arm.field('method')} = {t.method}")
     begin = start.directory(t.start) if t.start else None
     where = arm.field("start") + ".adapter"
@@ -225,8 +235,11 @@ def check(arm: ArmSpec) -> int:
         start.load_config(begin, where)
     continues = t.start is not None and t.start.how == "continue"
     lora = adapter.lora_config(t, revision, begin if continues else None)
+    _check_rank(arm, lora.r, begin)
     model = pretrained.empty(architecture)
     field = f"{arm.field('lora')}.target_modules = {t.lora.target_modules}"
+    if not continues:
+        _check_targets(model, t.lora.target_modules, field)
     try:
         with torch.device("meta"):  # shapes without memory, however large the rank
             model = get_peft_model(model, lora)
@@ -249,6 +262,51 @@ def check(arm: ArmSpec) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+def _check_trainable(architecture: Any, model: Model) -> None:
+    """Raises UserError for models that cannot be trained here."""
+    where = f"model.path = {model.path}"
+    quantized = getattr(architecture, "quantization_config", None)
+    if quantized:
+        settings = quantized if isinstance(quantized, dict) else quantized.to_dict()
+        raise UserError(
+            f"{where}: its weights are quantized ({settings.get('quant_method', 'unknown')}), and adapters"
+            " are trained on unquantized weights only: name the model that they were quantized from"
+        )
+    kind = (architecture.architectures or [type(architecture).__name__])[0]
+    if architecture.get_text_config() is not architecture:
+        raise UserError(
+            f"{where}: {kind} reads more than text, and an adapter of its language model would have other"
+            " module names in vLLM: name a text model of the family"
+        )
+    if architecture.is_encoder_decoder:
+        raise UserError(f"{where}: {kind} is an encoder-decoder model: name a model that continues text")
+
+
+def _check_rank(arm: ArmSpec, rank: int, begin: str | None) -> None:
+    """Raises UserError if vLLM could not load the adapter."""
+    t, field, told = arm.train, f"{arm.field('lora')}.rank = {arm.train.lora.rank}", "vLLM"
+    if t.start is not None and begin is not None:
+        under = start.load_config(begin, f"{arm.field('start')}.adapter").r
+        if t.start.how == "continue":
+            field = f"{arm.field('start')}.adapter = {begin}: its rank is {under}"
+        else:
+            rank, told = rank + under, f"joined with the start adapter's {under}, it is {rank + under}; vLLM"
+    if rank > MOST_RANK:
+        raise UserError(
+            f"{field}: {told} evaluates adapters of rank {MOST_RANK} at most; choose a smaller rank"
+        )
+
+
+def _check_targets(model: Any, targets: str | list[str], field: str) -> None:
+    """Raises UserError for a name that is no module's: PEFT leaves it out if another one matches."""
+    if isinstance(targets, str):
+        return
+    names = [name for name, _ in model.named_modules()]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise UserError(f"{field} does not fit the model (no module is named {target}): try all-linear")
+
+
 def _notice(train: Train, parameters: int) -> dict:
     if train.start is None or train.start.how != "continue":
         return {}
@@ -267,18 +325,26 @@ def fingerprint(arm: ArmSpec, tables: dict[str, Any]) -> str:
 
     That is: hyper-parameters, model, seed, start adapter, and every token of the training set.
     """
-    facts = {
-        "train": arm.train.model_dump(mode="json", exclude=arm.train.OPERATIONAL),
-        "start": start.content(arm.train.start),
-        "model": arm.model.model_dump(mode="json"),
-        "weights": _weights(arm.model, arm.model_dir),
-        "seed": arm.seed,
-    }
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(_facts(arm), sort_keys=True).encode())
+    return _content(digest, tables).hexdigest()[:16]
+
+
+def _content(digest: Any, tables: dict[str, Any]) -> Any:
+    """The digest, fed with the tables."""
     for table in tables.values():
         for batch in table.combine_chunks().to_batches():
             digest.update(batch.serialize())
-    return digest.hexdigest()[:16]
+    return digest
+
+
+def _facts(arm: ArmSpec) -> dict:
+    return {
+        "train": arm.train.model_dump(mode="json", exclude=arm.train.OPERATIONAL),
+        "start": start.content(arm.train.start),
+        "model": arm.model.identity(),
+        "weights": _weights(arm.model, arm.model_dir),
+        "seed": arm.seed,
+    }
 
 
 def _weights(model: Model, model_dir: str) -> Any:
@@ -290,10 +356,21 @@ def _weights(model: Model, model_dir: str) -> Any:
     return [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in storage.files(model_dir)]
 
 
-def _keep_only(state_dir: str, name: str) -> None:
+def refuse_others(state_dir: str, name: str, facts: dict) -> None:
+    """Raises UserError, with the differences, if a training of another fingerprint is unfinished here.
+
+    Its checkpoints may be days of work, so nothing but --overwrite deletes them.
+    """
     for other in storage.directories(state_dir):
-        if other != name:
-            storage.remove(storage.join(state_dir, other))
+        if other == name:
+            continue
+        path = storage.join(state_dir, other, "facts.json")
+        known = json.loads(storage.read_text(path)) if storage.exists(path) else None
+        changes = differences(known, facts) if known is not None else ["by another version of setbacks"]
+        raise UserError(
+            f"{state_dir} holds an unfinished training under other settings ({'; '.join(changes)}): restore"
+            " them to go on with it, choose another run_dir, or train anew with --overwrite"
+        )
 
 
 # -- runs

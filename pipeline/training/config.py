@@ -18,6 +18,7 @@ from pipeline.schema import SFT as CONVERSATIONS
 from pipeline.settings.base import AdapterPath, Count, Fraction, Natural, Section, span, tag
 
 if TYPE_CHECKING:
+    from pipeline.templates import ChatTemplate
     from pipeline.training.examples import Counts
     from pipeline.training.job import Job, Run
 
@@ -111,7 +112,9 @@ class Train(Section):
         """Items of a batch that one device takes in one micro-step."""
         raise NotImplementedError
 
-    def prepare(self, tokenizer: Any, dataset: Dataset, kinds: list[str] | None, seed: int) -> TrainingSet:
+    def prepare(
+        self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int
+    ) -> TrainingSet:
         """The training set made of the rows of a data set (of the given kinds).
 
         Raises UserError if no row can be used.
@@ -183,12 +186,14 @@ class SFT(Train):
     def per_device(self) -> int:
         return self.sequences_per_device
 
-    def prepare(self, tokenizer: Any, dataset: Dataset, kinds: list[str] | None, seed: int) -> TrainingSet:
+    def prepare(
+        self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int
+    ) -> TrainingSet:
         from pipeline.training import examples
         from pipeline.training.job import Run
 
         sequences, counts = examples.prepare(
-            tokenizer, dataset, kinds or [], seed, self.max_length, self.packing
+            template, dataset, kinds or [], seed, self.max_length, self.packing
         )
         return TrainingSet({"sequences": sequences}, counts, [Run(sequences.num_rows)])
 
@@ -239,12 +244,14 @@ class DPO(Train):
     def per_device(self) -> int:
         return self.pairs_per_device
 
-    def prepare(self, tokenizer: Any, dataset: Dataset, kinds: list[str] | None, seed: int) -> TrainingSet:
+    def prepare(
+        self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int
+    ) -> TrainingSet:
         """One run over all pairs, or one per falling rank gap."""
         from pipeline.training import pairs
         from pipeline.training.job import Run
 
-        responses, found, counts = pairs.prepare(tokenizer, dataset, self.max_length)
+        responses, found, counts = pairs.prepare(template, dataset, self.max_length)
         runs = [Run(found.num_rows)]
         if self.curriculum == "iterative":
             sizes = {entry["values"]: entry["counts"] for entry in found["gap"].value_counts().to_pylist()}

@@ -13,20 +13,27 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from jinja2 import TemplateError
 
+from pipeline.chat import Message
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
+from pipeline.templates import ChatTemplate
 
 IGNORE = -100  # the label of a token that is not a training target
-MEND_ACROSS_TURNS = (
-    "the chat template lets prompt and target share a token; end its generation prompt with a special token"
-    " or a newline"
-)
+# Why a conversation cannot be an example, and what helps if that is so of every one.
+REMEDIES = {
+    "token_across_turns": (
+        "the chat template lets prompt and target share a token; end its generation prompt with a special"
+        " token or a newline"
+    ),
+    "special_token_in_text": "the texts hold special tokens of the model; take them out of the source",
+    "changed_by_template": "the chat template changes the answer's text; use another template",
+    "empty_answer": "the answers are empty; change the source",
+    "no_end_token": "the end of the turn is not a token at which engines stop; use another template",
+}
 
 # A packed sequence as TRL's padding-free collator takes it; position ids restart at every one of
 # `seq_lengths`.
@@ -63,11 +70,11 @@ class Counts:
 
 
 def prepare(
-    tokenizer: Any, dataset: Dataset, kinds: list[str], seed: int, max_length: int, packing: bool
+    template: ChatTemplate, dataset: Dataset, kinds: list[str], seed: int, max_length: int, packing: bool
 ) -> tuple[pa.Table, Counts]:
     """The training set of one arm as a table of schema SEQUENCES, and the counts of its rows.
 
-    Raises UserError if the data set has no usable row of these kinds, or the tokenizer cannot label the rows
+    Raises UserError if the data set has no usable row of these kinds, or the template cannot label the rows
     (see `encode`).
     """
     rows = read(dataset, kinds)
@@ -76,20 +83,17 @@ def prepare(
     kept = []
     for start in range(0, len(rows), 1000):
         batch = rows[start : start + 1000]
-        encoded = encode(tokenizer, [row["messages"] for row in batch])
+        encoded = encode(template, [row["messages"] for row in batch])
         for row, example in zip(batch, encoded, strict=True):
-            if example is None:
-                counts.dropped["token_across_turns"] += 1
+            if isinstance(example, str):
+                counts.dropped[example] += 1
             elif len(example.tokens) > max_length:
                 counts.dropped["too_long"] += 1
             else:
                 counts.kinds[row["kind"]] += 1
                 kept.append(example)
     if not kept:
-        mends = {
-            "too_long": f"raise train.max_length = {max_length}",
-            "token_across_turns": MEND_ACROSS_TURNS,
-        }
+        mends = {"too_long": f"raise train.max_length = {max_length}", **REMEDIES}
         raise nothing_left(dataset.path, f"examples of kind {' or '.join(kinds)}", counts, mends)
     bins = pack([len(e.tokens) for e in kept], max_length) if packing else [[i] for i in range(len(kept))]
     return table([[kept[i] for i in members] for members in bins]), counts
@@ -112,73 +116,22 @@ def nothing_left(directory: str, what: str, counts: "Counts", mends: dict[str, s
     return UserError(f"{directory}: all {counts.dropped.total()} {what} are dropped: {mends[reason]}")
 
 
-def encode(tokenizer: Any, conversations: list[list[dict]]) -> list[Example | None]:
+def encode(template: ChatTemplate, conversations: list[list[Message]]) -> list[Example | str]:
     """Tokenize conversations so that exactly the last assistant turn, with its end token, is the target.
 
-    Works with any chat template for which the conversation without its last turn, plus the generation prompt,
-    is a prefix of the whole conversation. Both texts are rendered and tokenized; the target starts after the
-    tokens of the first. None for an example in which one token spans prompt and target: that token cannot
-    occur at inference.
+    For a conversation that cannot be an example: the reason, one of REMEDIES (see `ChatTemplate.examples`).
 
-    Raises UserError if the template is missing, fails, rewrites the prompt, or ends the turn without a
-    special token.
+    Raises UserError if the template is missing, fails, rewrites the prompt, or ends the turn without a token
+    at which engines stop.
     """
-    name = tokenizer.name_or_path
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"model {name} has no chat template: add chat_template.jinja to its directory, or use its chat"
-            " variant"
-        )
     for messages in conversations:
         if not messages or messages[-1]["role"] != "assistant":
             raise UserError(
                 "a training example must end with the assistant's turn; make the mixture again (setbacks mix)"
             )
-    prompts = [_render(tokenizer, messages[:-1], add_generation_prompt=True) for messages in conversations]
-    wholes = [_render(tokenizer, messages) for messages in conversations]
-    if not all(whole.startswith(prompt) for prompt, whole in zip(prompts, wholes, strict=True)):
-        raise UserError(
-            f"the chat template of model {name} writes a generation prompt that is not how the assistant's"
-            " turn begins in a whole conversation, so the target cannot be separated from the prompt: use"
-            " another template"
-        )
-    markers = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    pairs = zip(_tokens(tokenizer, prompts), _tokens(tokenizer, wholes), strict=True)
-    return [_example(name, prompt, whole, markers) for prompt, whole in pairs]
-
-
-def _render(tokenizer: Any, messages: list[dict], **kwargs: bool) -> str:
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
-    except (
-        TemplateError,
-        ArithmeticError,
-        LookupError,
-        TypeError,
-        ValueError,
-    ) as e:  # its message may hold a conversation's text
-        raise UserError(
-            f"the chat template of model {tokenizer.name_or_path} cannot be rendered ({type(e).__name__}):"
-            " fix its chat_template.jinja"
-        ) from None
-
-
-def _tokens(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
-
-
-def _example(name: str, prompt: list[int], whole: list[int], markers: set[int]) -> Example | None:
-    if whole[: len(prompt)] != prompt:
-        return None
-    # Text that a template writes after the end-of-turn token (ChatML: a newline) is neither target nor
-    # context.
-    end = next((i for i in reversed(range(len(prompt), len(whole))) if whole[i] in markers), None)
-    if end is None:
-        raise UserError(
-            f"the chat template of model {name} does not end the assistant's turn with a special token, so"
-            " the model could not learn to stop: end the turn with eos_token in the template"
-        )
-    return Example(whole[: end + 1], len(prompt))
+    return [
+        found if isinstance(found, str) else Example(*found) for found in template.examples(conversations)
+    ]
 
 
 def pack(lengths: list[int], capacity: int) -> list[list[int]]:

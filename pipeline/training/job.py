@@ -13,9 +13,11 @@ their driver write into a directory that no later attempt writes to.
 An arm's training is one run, unless a curriculum makes several; each of them starts from the adapter of the
 run before. A worker group trains the runs of several arms, one after the other. A fingerprint identifies
 everything that determines an arm's weights (model, training set, hyper-parameters, start adapter). State
-under another fingerprint is deleted, never resumed.
+under another fingerprint is neither resumed nor deleted: the training is refused (`arm.refuse_others`).
 """
 
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,9 @@ from pipeline.settings.base import Model
 if TYPE_CHECKING:
     from pipeline.training.config import Train
 
+_OWNED = re.compile(
+    r"([a-z0-9_]+)-[0-9a-f]{16}(?:-|\Z)"
+)  # a checkpoint or result: the arm, and its fingerprint
 HISTORY = "trainer_state.json"  # transformers' name for a checkpoint's log lines and step
 
 
@@ -77,6 +82,21 @@ class Job:
 
     def table(self, name: str) -> pa.Table:
         return read_table(storage.join(self.state, f"{name}.parquet"))
+
+
+def forget(checkpoints: str, arms: Collection[str]) -> None:
+    """Delete the checkpoints of finished arms. Those of other arms stay: their training can be resumed."""
+    for name in storage.directories(checkpoints):
+        place = storage.join(checkpoints, name)
+        owned = {child: found[1] for child in storage.directories(place) if (found := _OWNED.match(child))}
+        if set(owned.values()) <= set(arms):
+            storage.remove(place)
+            continue
+        for child, arm in owned.items():
+            if arm in arms:
+                storage.remove(storage.join(place, child))
+    if not storage.directories(checkpoints):
+        storage.remove(checkpoints)
 
 
 def read_table(path: str) -> pa.Table:

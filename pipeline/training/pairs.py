@@ -8,12 +8,12 @@ Everything is a function of the seed and of the pairs' ids, never of the order o
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
+from pipeline.templates import ChatTemplate
 from pipeline.training import examples
 from pipeline.training.examples import Counts, Example
 
@@ -38,12 +38,12 @@ _ORDER = [
 ]
 
 
-def prepare(tokenizer: Any, dataset: Dataset, max_length: int) -> tuple[pa.Table, pa.Table, Counts]:
+def prepare(template: ChatTemplate, dataset: Dataset, max_length: int) -> tuple[pa.Table, pa.Table, Counts]:
     """Responses, pairs (by group, best chosen first), and row counts of a data set of `schema.PREFERENCES`.
 
-    A pair is dropped if its longer side exceeds max_length, if both sides are the same tokens, or if prompt
-    and response share a token. Raises UserError if no pair can be used, or the tokenizer cannot separate
-    prompt and response (see `examples.encode`).
+    A pair is dropped if its longer side exceeds max_length, if both sides are the same tokens, or if one side
+    cannot be an example. Raises UserError if no pair can be used, or the template cannot separate prompt and
+    response (see `examples.encode`).
     """
     rows = dataset.table(_COLUMNS).sort_by(_ORDER)
     if not rows.num_rows:
@@ -54,14 +54,14 @@ def prepare(tokenizer: Any, dataset: Dataset, max_length: int) -> tuple[pa.Table
     tokens: list[pa.Array] = []
     pairs: list[pa.Table] = []
     for batch in rows.to_batches(max_chunksize=1000):
-        found, more = _pairs(tokenizer, batch.to_pylist(), sum(map(len, tokens)), max_length, counts)
+        found, more = _pairs(template, batch.to_pylist(), sum(map(len, tokens)), max_length, counts)
         pairs.append(found)
         tokens.append(more)
     if not counts.kinds:
         mends = {
             "too_long": f"raise train.max_length = {max_length}",
             "equal": "chosen and rejected are the same, so there is nothing to prefer; make the pairs again",
-            "token_across_turns": examples.MEND_ACROSS_TURNS,
+            **examples.REMEDIES,
         }
         raise examples.nothing_left(dataset.path, "pairs", counts, mends)
     return (
@@ -72,18 +72,18 @@ def prepare(tokenizer: Any, dataset: Dataset, max_length: int) -> tuple[pa.Table
 
 
 def _pairs(
-    tokenizer: Any, rows: list[dict], before: int, max_length: int, counts: Counts
+    template: ChatTemplate, rows: list[dict], before: int, max_length: int, counts: Counts
 ) -> tuple[pa.Table, pa.Array]:
     """The usable pairs of some rows, and their responses' tokens, numbered from `before`."""
-    encoded = _encode(tokenizer, rows)
+    encoded = _encode(template, rows)
     numbers: dict[tuple, int] = {}
     usable: dict[tuple, Example] = {}
     kept = []
     for row in rows:
         sides = [_key(row, side) for side in ("chosen", "rejected")]
         better, worse = (encoded[side] for side in sides)
-        if better is None or worse is None:
-            counts.dropped["token_across_turns"] += 1
+        if isinstance(better, str) or isinstance(worse, str):
+            counts.dropped[better if isinstance(better, str) else worse] += 1
             continue
         if (reason := _unusable(better, worse, max_length)) is not None:
             counts.dropped[reason] += 1
@@ -111,10 +111,10 @@ def _key(row: dict, side: str) -> tuple:
     return tuple((m["role"], m["content"]) for m in row["prompt"] + row[side])
 
 
-def _encode(tokenizer: Any, rows: list[dict]) -> dict[tuple, Example | None]:
+def _encode(template: ChatTemplate, rows: list[dict]) -> dict[tuple, Example | str]:
     """Each distinct conversation of some rows, tokenized once."""
     distinct = {_key(row, side): row["prompt"] + row[side] for row in rows for side in ("chosen", "rejected")}
-    return dict(zip(distinct, examples.encode(tokenizer, list(distinct.values())), strict=True))
+    return dict(zip(distinct, examples.encode(template, list(distinct.values())), strict=True))
 
 
 def _unusable(better: Example, worse: Example, max_length: int) -> str | None:

@@ -30,7 +30,7 @@ def evaluate(config: Path | str) -> list[str]:
 
     told: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preflight, "check", lambda *_, **__: None)
+        patch.setattr(preflight, "check", lambda *_, **__: [])
         patch.setattr(preflight, "check_models", lambda *_, **__: [])
         experiment.run(load(config), ["evaluate"], log=told.append)
     return told

@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.config import Config
 from pipeline.data.dataset import Dataset
+from pipeline.errors import UserError
 from pipeline.runtime.attempt import Attempt
 from tests import tiny
 
@@ -203,8 +204,10 @@ def test_one_worker_sees_the_same_batches_and_stale_state_is_not_resumed(place, 
 
     stale = place / "state" / "one_worker" / "0123456789abcdef"
     stale.mkdir(parents=True)
+    with pytest.raises(UserError, match="holds an unfinished training under other settings"):
+        train(place, "one_worker", workers=1, merge=True)
+    stale.rmdir()  # still there
     figures = train(place, "one_worker", workers=1, merge=True)
-    assert not stale.exists()
     assert figures["final_loss"] == pytest.approx(undisturbed["final_loss"], abs=1e-4)
     out = place / "adapter" / "one_worker"
     ids = torch.tensor([[5, 6, 7, 8]])
@@ -327,8 +330,6 @@ def test_one_process_learns_what_two_workers_learn(place, preferred, tmp_path):
 
 
 def test_an_adapter_that_does_not_fit_is_one_sentence(place, cluster):
-    from pipeline.errors import UserError
-
     with pytest.raises(UserError, match=r"train.lora.target_modules = \['no_such'\] does not fit"):
         train(place, "unfit", lora={"target_modules": ["no_such"]})
 

@@ -16,12 +16,12 @@ from pipeline.inference import ENGINES
 PACKAGE = Path(pipeline.__file__).parent
 # From the ground up: a room imports those before it, and none after it.
 FLOORS = [
-    {"errors", "chat", "schema"},
+    {"errors", "chat", "schema", "thoughts"},
     {"settings"},
     {"data", "prompts"},
     {"runtime"},
     {"toy", "report"},
-    {"sources", "pretrained"},
+    {"sources", "pretrained", "templates"},
     {"models"},
     {"inference", "judges", "training"},
     {"methods"},

@@ -93,7 +93,7 @@ def test_packed_loss_and_gradients_equal_unpacked(tmp_path, sequences_per_device
     r = random.Random(0)
     model_dir = tiny.save(tmp_path / "model")
     encoded = examples.encode(
-        tiny.tokenizer(), [tiny.conversation(r, kind) for kind in ["safe", "analysis"] * 6]
+        tiny.template(), [tiny.conversation(r, kind) for kind in ["safe", "analysis"] * 6]
     )
     bins = examples.pack([len(e.tokens) for e in encoded], 160)[:3]
     assert max(map(len, bins)) > 1

@@ -305,7 +305,7 @@ def test_the_recipe_travels():
 
 
 def test_a_template_that_can_continue_a_turn():
-    check_prefill(tiny.tokenizer(), "my/model")
+    check_prefill(tiny.template(), "my/model")
 
 
 @pytest.mark.parametrize(
@@ -323,4 +323,4 @@ def test_a_template_that_cannot_is_one_sentence(template):
         UserError,
         match=r"^model\.path = my/model: its chat template cannot continue .*; replace chat_template\.jinja",
     ):
-        check_prefill(tiny.tokenizer(template), "my/model")
+        check_prefill(tiny.template(template), "my/model")

@@ -307,7 +307,6 @@ def test_a_stage_before_its_turn_names_the_one_before(setbacks, monkeypatch, wri
 
     machinery = Machinery(session=lambda _run_dir: nullcontext(), check=lambda *_arguments: None)
     monkeypatch.setattr("pipeline.run.Machinery", lambda: machinery)
-    monkeypatch.setattr("pipeline.models.model_dir", lambda _config: "/cache/toy-0")
     monkeypatch.setattr("pipeline.preflight.check_lora", lambda *_arguments: None)
     before = {"mix": "generate", "train": "mix", "evaluate": "train"}[command]
     assert f"run `setbacks {before}` first" in one_line(
@@ -337,7 +336,7 @@ def test_gpus_asked_for_where_there_are_none(setbacks, monkeypatch, write, tmp_p
         lambda: [{"NodeID": "n", "NodeManagerAddress": "10.0.0.1", "Alive": True, "Resources": {"CPU": 2.0}}],
     )
     monkeypatch.setattr("pipeline.run.Machinery", lambda: Machinery(session=lambda _run_dir: nullcontext()))
-    monkeypatch.setattr("pipeline.models.model_dir", lambda _config: "/cache/toy-0")
+    monkeypatch.setattr("pipeline.preflight.check_build", lambda *_arguments: None)
     monkeypatch.setattr("pipeline.preflight.check_lora", lambda *_arguments: None)
     config = write("run.yaml", scripted.tree(tmp_path / "run"))
     assert "engine.actors: generate takes 1 engines with 1 CPU and 1 GPU each" in one_line(

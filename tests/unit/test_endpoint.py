@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from pipeline import thoughts
 from pipeline.chat import Completion, Sampling, assistant, user
 from pipeline.errors import RowFailed, UserError
 from pipeline.inference import notices
@@ -160,6 +161,37 @@ def test_request_and_answer():
         "n": 1,
         "seed": 100,
     }
+
+
+def test_a_thought_that_the_server_splits_off_stands_before_the_answer():
+    details = {"completion_tokens_details": {"reasoning_tokens": 6}}
+    for key in ("reasoning_content", "reasoning"):
+        message = {"role": "assistant", "content": "\n\nSure.", key: "hm"}
+        usage = {"prompt_tokens": 7, "completion_tokens": 9} | details
+        body = {"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage}
+        with serving(Answer(body=body)) as server:
+            [completion] = ask(server)
+        assert thoughts.split(completion.text) == ("hm", "Sure.")
+        assert completion.thought_tokens == 6
+    cut = {"role": "assistant", "content": None, "reasoning_content": "hm"}
+    with serving(Answer(body={"choices": [{"message": cut, "finish_reason": "length"}]})) as server:
+        [completion] = ask(server)
+    assert thoughts.split(completion.text) == ("hm", None) and completion.thought_tokens is None
+    with serving(chat("hm\n</think>\nSure.")) as server:  # its own prompt has begun the thought
+        assert thoughts.split(ask(server)[0].text) == ("hm", "Sure.")
+
+
+def test_arguments_of_the_chat_template_are_sent():
+    async def run(url):
+        model = EndpointModel(Endpoint(url=url, model="m"), {"enable_thinking": False})
+        try:
+            await model.complete([user(PROMPT)], Sampling(20), seed=1, adapter=None)
+        finally:
+            await model.aclose()
+
+    with serving(chat("Hello.")) as server:
+        asyncio.run(run(server.url))
+    assert server.requests[0][2]["chat_template_kwargs"] == {"enable_thinking": False}
 
 
 def test_no_key_no_header():
@@ -636,7 +668,7 @@ def test_a_server_that_cannot_continue_turns_is_said_to_be_one():
         ask(server, messages=[user("Hi"), assistant("Sure,")], prefill=True)
 
 
-def test_the_texts_of_parts_are_joined_and_thoughts_left_out(told):
+def test_the_texts_of_parts_are_joined_and_their_thoughts_stand_before_them(told):
     parts = [
         {"type": "thinking", "thinking": [{"type": "text", "text": "They may be lying."}]},
         {"type": "text", "text": "I can"},
@@ -646,7 +678,13 @@ def test_the_texts_of_parts_are_joined_and_thoughts_left_out(told):
     contents = [parts, [{"type": "refusal", "refusal": "No."}], [], [parts[0]]]
     body = {"choices": [{"message": {"content": c}, "finish_reason": "stop"} for c in contents]}
     with serving(Answer(body=body)) as server:
-        assert [c.text for c in ask(server, n=4)] == ["I cannot.", "No.", "", ""]
+        said = [thoughts.split(c.text) for c in ask(server, n=4)]
+    assert [(s.thought, s.answer) for s in said] == [
+        ("They may be lying.Hm.", "I cannot."),
+        (None, "No."),
+        (None, ""),
+        ("They may be lying.", None),
+    ]
     assert told == []
 
 

@@ -402,6 +402,27 @@ def test_samples_are_rows_of_their_own(run, tmp_path):
     assert len({row["instruction_id"] for row in rows}) == 4
 
 
+def test_a_training_that_was_begun_is_not_begun_again_on_other_data(run, calls, tmp_path):
+    class Interrupted(calls.machinery.trainer):
+        def result(self, name, on_progress):
+            storage.write_text(f"{self.arms[name].state}/0123456789abcdef/done-1", "days of work")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(machinery=replace(calls.machinery, trainer=Interrupted))
+    run("mix", overwrite=True)
+    [work] = (tmp_path / "run" / ".state").rglob("done-1")
+    run("train")  # the same data again
+    with pytest.raises(KeyboardInterrupt):
+        run("train", overwrite=True, machinery=replace(calls.machinery, trainer=Interrupted))
+    changed = {"mix": {"helpful": {"path": "toy:helpful-train"}, "safe": 0.5}}
+    run("mix", overwrite=True, **changed)
+    with pytest.raises(UserError, match=r"adapter/sft is half trained on other data \(sft: .*--overwrite"):
+        run("train", **changed)
+    assert work.read_text() == "days of work"
+    run("train", overwrite=True, **changed)
+
+
 def test_a_deleted_adapter_is_trained_again(run, calls, tmp_path):
     run()
     storage.remove(str(tmp_path / "run" / "adapter" / "sft"))

@@ -9,6 +9,7 @@ import sys
 import pytest
 from rich.console import Console
 
+from pipeline import models, preflight
 from pipeline.commands.plan import show_plan
 from pipeline.settings.base import Source
 from pipeline.sources import instructions
@@ -67,21 +68,20 @@ def test_prompts_are_shown_as_they_will_be_sent(plan, tmp_path):
 
 
 def test_the_models_own_tokenizer_measures(plan, tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text(json.dumps({"max_position_embeddings": 512}))
-    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    tiny.save(tmp_path / "model", max_position_embeddings=600)
     told = plan(
         model={"path": str(tmp_path / "model")},
         instructions=source(tmp_path, "how can i bake", "bake a cake " * 200),
         recipe={"induce": {"max_tokens": 64}},
     )
     assert "by the model's tokenizer" in told
-    assert "limit 512; over-long with 512 new tokens: 2 " in told, (
+    assert "limit 600; over-long with 512 new tokens: 2 " in told, (
         "the response that is analysed counts with its most tokens"
     )
 
 
-def test_time_and_resources_are_counted(plan, tmp_path):
+def test_time_and_resources_are_counted(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "gpu_build", lambda: "CUDA 12.9")
     told = plan(
         tokens_per_s=1000,
         instructions=source(tmp_path, *map(str, range(100))),
@@ -196,9 +196,7 @@ def test_course_correction_says_what_is_selected_and_what_it_costs(plan, tmp_pat
 
 
 def test_the_longest_call_of_a_selected_request_is_measured(plan, tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text(json.dumps({"max_position_embeddings": 1000}))
-    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    tiny.save(tmp_path / "model", max_position_embeddings=1000)
     rows = (
         source(tmp_path, "How a", unsafe_response="how, " * 84),
         source(tmp_path, "How b", unsafe_response="how, " * 984, name="long"),
@@ -243,7 +241,8 @@ def test_suites_have_one_engine_start(plan, tmp_path):
     assert line.endswith(f"1 engines, {suites} by LoRA, all in one start")
 
 
-def test_a_configuration_that_only_evaluates_has_a_plan(plan, tmp_path):
+def test_a_configuration_that_only_evaluates_has_a_plan(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "check_adapter", lambda *_: [])
     entries = source(tmp_path, "x", unsafe_response="u")
     told = plan(
         instructions=None,

@@ -15,7 +15,7 @@ from ray.exceptions import ActorDiedError
 
 from pipeline.chat import Completion, Sampling, user
 from pipeline.data.store import Store
-from pipeline.errors import RowFailed, RunFailed
+from pipeline.errors import NoAnswer, RowFailed, RunFailed
 from pipeline.inference.pool import (
     BLOCK_STARTS,
     FRUITLESS_STARTS,
@@ -28,6 +28,8 @@ from pipeline.inference.pool import (
 )
 from pipeline.inference.progress import Counter, Reporter, Tally
 from pipeline.inference.vllm import VLLM
+from pipeline.judges import Exchange, Rating
+from pipeline.judges.yes_no import YesNo
 from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.schema import INSTRUCTIONS
 from pipeline.settings.base import Model
@@ -405,6 +407,70 @@ def test_a_raw_text_and_a_closed_turn_reach_the_model_and_count_like_any_call():
         (messages, seed_of(0, "id", "closed"), None, False),
     ]
     assert (chat.prompt_tokens, chat.completion_tokens, chat.finish_reasons) == (8, 4, ["length"] * 2)
+
+
+# -- thoughts
+
+
+class Thinks:
+    """Answers with the texts it is given, one a sample."""
+
+    def __init__(self, *texts: str, tokens: int | None = 4):
+        self.completions = [Completion(text, 9, 7, "stop", thought_tokens=tokens) for text in texts]
+
+    async def complete(self, prompt, sampling, *, seed, adapter, prefill=True):
+        return self.completions
+
+
+def ask(model, step="induce", **more) -> tuple[RowChat, list[Completion]]:
+    chat = RowChat(model, 0, "id", **more)
+    n = len(model.completions)
+    return chat, asyncio.run(chat([user("how")], Sampling(9, n=n), step=step))
+
+
+def test_a_recipe_sees_answers_without_thoughts():
+    chat, [first, second] = ask(Thinks("<think>hm</think>\n\nNo.", "Yes.", tokens=4))
+    assert (first.text, first.thought, second.text, second.thought) == ("No.", "hm", "Yes.", None)
+    assert chat.thoughts == [{"step": "induce", "text": "hm", "ended": True}]
+    assert (chat.thought_tokens, chat.completion_tokens) == (8, 14)
+
+
+def test_a_thought_without_an_end_is_no_answer():
+    model = Thinks("<think>hm, No, sure")
+    chat = RowChat(model, 0, "id")
+    with pytest.raises(NoAnswer, match=r"thought without an end: raise max_tokens, or turn thinking off"):
+        asyncio.run(chat([user("how")], Sampling(9), step="induce"))
+    assert chat.thoughts == [{"step": "induce", "text": "hm, No, sure", "ended": False}]
+    assert chat.thought_tokens == 4
+    _, [first, second] = ask(Thinks("<think>hm", "No."))  # the other sample has answered
+    assert (first.text, first.answered, second.text, second.answered) == ("", False, "No.", True)
+
+
+def test_thoughts_are_columns_of_the_row(model):
+    class ThinksAloud(EchoModel):
+        async def complete(self, messages, sampling, *, seed, adapter, prefill=True):
+            texts = [f"<think>hm</think>{messages[-1]['content']}"] * sampling.n
+            return [Completion(text, 10, 3, "stop", thought_tokens=2) for text in texts]
+
+    model.complete = ThinksAloud().complete
+    [row] = run(TwoSteps(), rows(1))
+    assert row["response"] == "ask 0"
+    assert {thought["text"] for thought in row["thoughts"]} == {"hm"}
+    assert (row["thought_tokens"], len(row["thoughts"])) == (6, 3)
+
+
+def test_a_judge_reads_no_thought():
+    exchange = Exchange("How?", "Sure.", "Sure")
+    cases = (
+        (YesNo(), "<think>Yes, it does. Yes.</think>\nNo.", False),
+        (YesNo(), "<think>Yes, it does.", None),
+        (YesNo(), "[THINK]no no[/THINK]yes", True),
+        (Rating(), "<think>Rating: [[10]]</think>Bad. Rating: [[1]]", False),
+        (Rating(), "<think>Rating: [[10]]", None),
+    )
+    for judge, text, ok in cases:
+        verdict = asyncio.run(judge(exchange, RowChat(Thinks(text), 0, "id"), "judge"))
+        assert verdict.ok is ok, text
 
 
 # -- the end of an actor

@@ -244,7 +244,7 @@ def test_a_template_that_cannot_continue_a_turn_is_refused(tmp_path):
     from tests import tiny
 
     model = tiny.save(
-        tmp_path / "model", "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}<|im_end|>"
+        tmp_path / "model", tiny.CHATML.replace("m['content'] +", "m['content'].split(':')[-1] +")
     )
     with pytest.raises(UserError, match="its chat template cannot continue an assistant's turn"):
         preflight.check_models(correction(tmp_path, model), {"evaluate"}, {"c2_eval"}, model)

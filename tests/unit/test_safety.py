@@ -18,6 +18,7 @@ from pipeline import models, preflight, pretrained, prompts
 from pipeline.errors import UserError
 from pipeline.inference.vllm import VLLM, VllmModel
 from pipeline.settings.base import Model
+from pipeline.templates import ChatTemplate
 from pipeline.training import arm, examples, start
 from tests import tiny
 from tests.exploits import AUTO_MAP, PACKAGE, Exploit, add_code, edit
@@ -233,7 +234,7 @@ def test_a_chat_template_is_sandboxed(model, attack):
     with pytest.raises(
         UserError, match=r"chat template of model .* cannot be rendered \(\w+\): fix its chat_template\.jinja"
     ):
-        examples.encode(pretrained.tokenizer(str(model)), [conversation])
+        examples.encode(ChatTemplate(pretrained.tokenizer(str(model))), [conversation])
 
 
 @pytest.mark.parametrize("attack", ATTACKS)

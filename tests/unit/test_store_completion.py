@@ -7,6 +7,7 @@ import os
 from contextlib import suppress
 from hashlib import blake2b
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data import storage
@@ -40,6 +41,18 @@ def test_a_finished_data_set_tells_what_became_of_every_row(store):
     assert store.complete == done
     assert ids(store) == ["r0", "r1", "r2", "r3"]
     assert not any("parts" in name for name in os.listdir(store.state()))
+
+
+def test_blocks_of_an_older_version_have_no_value_for_newer_columns(store):
+    store.open({})
+    work(store, 2)
+    commit(store, [mistake(0), mistake(1)])
+    for number in store.committed():
+        path = block(store, number).path
+        old = pq.read_table(path)  # its digest, of all columns, stands in the metadata
+        pq.write_table(old.drop_columns(["thoughts", "thought_tokens"]), path, write_page_checksum=True)
+    assert store.finish()["rows"] == 2
+    assert [row["thoughts"] for row in store.dataset.rows()] == [None, None]
 
 
 class Crash(BaseException):

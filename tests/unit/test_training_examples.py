@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
+from pipeline.templates import ChatTemplate
 from pipeline.training import examples
 from pipeline.training.examples import IGNORE
 from tests import tiny
@@ -41,8 +42,9 @@ def target(tokenizer, example) -> str:
 
 @pytest.mark.parametrize("template", [tiny.CHATML, LLAMA2])
 def test_target_is_the_last_turn_and_its_end(template):
-    tokenizer = tiny.tokenizer(template)
-    [example] = examples.encode(tokenizer, [turns("how can i bake", "take a cake", "then", "mix the cake")])
+    made = tiny.template(template)
+    tokenizer = made.tokenizer
+    [example] = examples.encode(made, [turns("how can i bake", "take a cake", "then", "mix the cake")])
     assert target(tokenizer, example).strip() == "mix the cake<|im_end|>"
     assert example.tokens[-1] == tokenizer.eos_token_id
 
@@ -50,7 +52,7 @@ def test_target_is_the_last_turn_and_its_end(template):
 def test_no_token_of_a_bad_response_has_a_label(tokenizer):
     bad = "forge a ticket first then hurts people"
     [example] = examples.encode(
-        tokenizer,
+        ChatTemplate(tokenizer),
         [turns(f"how can i forge a ticket\n\nResponse: {bad}\n\nis this harmful", "this is harmful")],
     )
     start = tokenizer.decode(example.tokens).index(bad)
@@ -65,21 +67,24 @@ def test_no_token_of_a_bad_response_has_a_label(tokenizer):
 @given(st.lists(text, min_size=2, max_size=6).filter(lambda t: len(t) % 2 == 0))
 @settings(max_examples=150, deadline=None)
 def test_labels_of_any_conversation(tokenizer, contents):
-    [example] = examples.encode(tokenizer, [turns(*contents)])
-    if example is None:  # prompt and target share a token
+    [example] = examples.encode(ChatTemplate(tokenizer), [turns(*contents)])
+    if isinstance(example, str):
+        assert example == ("changed_by_template" if contents[-1].strip() else "empty_answer")
+        assert not contents[-1].strip()
         return
-    prompt = tokenizer.apply_chat_template(
-        turns(*contents)[:-1], add_generation_prompt=True, return_dict=False
-    )
+    prompt = ChatTemplate(tokenizer).prompt(turns(*contents)[:-1])  # as engines see it
     assert example.tokens[: example.prompt] == prompt
     assert set(example.labels[: example.prompt]) == {IGNORE}
     assert example.labels[example.prompt :] == example.tokens[example.prompt :]
     assert tokenizer.decode(example.tokens[example.prompt :]) == contents[-1] + tiny.END
 
 
-def test_a_token_across_the_turns_drops_the_example(tokenizer):
+def test_no_token_spans_prompt_and_target(tokenizer):
     assert tokenizer.tokenize("\n\n") == ["ĊĊ"]
-    assert examples.encode(tokenizer, [turns("sure", "\n\nsure"), turns("sure", "sure")])[0] is None
+    asked = turns("sure", "\n\nsure")
+    [example] = examples.encode(ChatTemplate(tokenizer), [asked])
+    assert example.tokens[: example.prompt] == ChatTemplate(tokenizer).prompt(asked[:1])
+    assert target(tokenizer, example) == "\n\nsure<|im_end|>"
 
 
 @pytest.mark.parametrize(
@@ -92,14 +97,16 @@ def test_a_token_across_the_turns_drops_the_example(tokenizer):
 )
 def test_a_template_that_cannot_be_labeled(template, sentence):
     with pytest.raises(UserError, match=sentence):
-        examples.encode(tiny.tokenizer(template), [turns("how", "sure")])
+        examples.encode(tiny.template(template), [turns("how", "sure")])
 
 
 def test_order_is_independent_of_the_rows_order(tokenizer, tmp_path):
     rows = tiny.rows(60)
     shuffled = random.Random(3).sample(rows, len(rows))
     tables = [
-        examples.prepare(tokenizer, tiny.write(tmp_path / name, r), ["safe", "analysis"], seed, 128, True)
+        examples.prepare(
+            ChatTemplate(tokenizer), tiny.write(tmp_path / name, r), ["safe", "analysis"], seed, 128, True
+        )
         for name, r, seed in [("a", rows, 0), ("b", shuffled, 0), ("c", rows, 1)]
     ]
     assert tables[0] == tables[1]
@@ -111,13 +118,15 @@ def test_long_examples_are_dropped_and_counted(tokenizer, tmp_path):
     rows = tiny.rows(30)
     rows[4]["messages"][1]["content"] = "cake " * 100
     dataset = tiny.write(tmp_path / "some", rows)
-    table, counts = examples.prepare(tokenizer, dataset, ["safe", "helpful"], 0, 90, False)
+    table, counts = examples.prepare(ChatTemplate(tokenizer), dataset, ["safe", "helpful"], 0, 90, False)
     assert (counts.kinds, counts.dropped) == ({"safe": 9, "helpful": 10}, {"too_long": 1})
     assert table.num_rows == 19  # one example a sequence
     with pytest.raises(UserError, match=r"train.max_length = 4"):
-        examples.prepare(tokenizer, dataset, ["safe"], 0, 4, True)
+        examples.prepare(ChatTemplate(tokenizer), dataset, ["safe"], 0, 4, True)
     with pytest.raises(UserError, match="no example of kind analysis"):
-        examples.prepare(tokenizer, tiny.write(tmp_path / "few", rows[1:2]), ["analysis"], 0, 90, True)
+        examples.prepare(
+            ChatTemplate(tokenizer), tiny.write(tmp_path / "few", rows[1:2]), ["analysis"], 0, 90, True
+        )
 
 
 @given(st.lists(st.integers(1, 50), max_size=200), st.integers(50, 120))

@@ -14,25 +14,25 @@ from tests import tiny
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return tiny.tokenizer()
+def template():
+    return tiny.template()
 
 
 @pytest.fixture(scope="module")
-def table(tokenizer, tmp_path_factory):
+def table(template, tmp_path_factory):
     return pairs.prepare(
-        tokenizer, tiny.write_preferences(tmp_path_factory.mktemp("run") / "pairs", tiny.preferences(8)), 512
+        template, tiny.write_preferences(tmp_path_factory.mktemp("run") / "pairs", tiny.preferences(8)), 512
     )[1]
 
 
-def test_each_response_is_kept_once_and_pairs_know_what_they_share(tokenizer, tmp_path):
+def test_each_response_is_kept_once_and_pairs_know_what_they_share(template, tmp_path):
     rows = tiny.preferences(4)
-    responses, found, counts = pairs.prepare(tokenizer, tiny.write_preferences(tmp_path / "pairs", rows), 512)
+    responses, found, counts = pairs.prepare(template, tiny.write_preferences(tmp_path / "pairs", rows), 512)
     assert responses.num_rows == 4 * 6 and found.num_rows == 60
     assert (
         counts.kinds == {"gap 1": 20, "gap 2": 16, "gap 3": 12, "gap 4": 8, "gap 5": 4} and not counts.dropped
     )
-    texts = [tokenizer.decode(tokens) for tokens in responses["tokens"].to_pylist()]
+    texts = [template.tokenizer.decode(tokens) for tokens in responses["tokens"].to_pylist()]
     by_id = {row["id"]: row for row in rows}
     for pair in found.to_pylist():
         sides = [responses["tokens"][pair[side]].as_py() for side in ("chosen", "rejected")]
@@ -44,33 +44,33 @@ def test_each_response_is_kept_once_and_pairs_know_what_they_share(tokenizer, tm
         assert sides[0][pair["shared"]] != sides[1][pair["shared"]]
 
 
-def test_pairs_are_independent_of_the_rows_order(tokenizer, tmp_path):
+def test_pairs_are_independent_of_the_rows_order(template, tmp_path):
     rows = tiny.preferences(8)
     shuffled = random.Random(3).sample(rows, len(rows))
     made = [
-        pairs.prepare(tokenizer, tiny.write_preferences(tmp_path / name, r), 512)
+        pairs.prepare(template, tiny.write_preferences(tmp_path / name, r), 512)
         for name, r in (("a", rows), ("b", shuffled))
     ]
     assert made[0] == made[1]
 
 
-def test_unusable_pairs_are_dropped_and_counted(tokenizer, tmp_path):
+def test_unusable_pairs_are_dropped_and_counted(template, tmp_path):
     rows = tiny.preferences(1)[:4]
     rows[0]["rejected"][0]["content"] = "cake " * 100
     rows[1]["rejected"] = rows[1]["chosen"]
-    rows[2]["chosen"][0]["content"] = "\n\nsure"
-    _, found, counts = pairs.prepare(tokenizer, tiny.write_preferences(tmp_path / "some", rows), 90)
+    rows[2]["chosen"][0]["content"] = " \n"
+    _, found, counts = pairs.prepare(template, tiny.write_preferences(tmp_path / "some", rows), 90)
     assert found["id"].to_pylist() == [rows[3]["id"]]
-    assert counts.dropped == {"too_long": 1, "equal": 1, "token_across_turns": 1}
+    assert counts.dropped == {"too_long": 1, "equal": 1, "empty_answer": 1}
     for row, sentence in zip(
         rows,
-        [r"raise train.max_length = 90", "nothing to prefer", "special token or a newline"],
+        [r"raise train.max_length = 90", "nothing to prefer", "the answers are empty"],
         strict=False,
     ):
         with pytest.raises(UserError, match=f"all 1 pairs are dropped: .*{sentence}"):
-            pairs.prepare(tokenizer, tiny.write_preferences(tmp_path / row["id"], [row]), 90)
+            pairs.prepare(template, tiny.write_preferences(tmp_path / row["id"], [row]), 90)
     with pytest.raises(UserError, match="no preference pair"):
-        pairs.prepare(tokenizer, tiny.write_preferences(tmp_path / "none", []), 90)
+        pairs.prepare(template, tiny.write_preferences(tmp_path / "none", []), 90)
 
 
 def test_shuffled_keeps_groups_together_and_differs_by_epoch_and_seed(table):

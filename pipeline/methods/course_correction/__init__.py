@@ -140,11 +140,13 @@ class CourseCorrection(Method):
         notices = []
         if adapter:
             notices += models.check_adapter(f"{field}.aligned.adapter", storage.absolute(adapter), own)
-        tokenizer = models.load_tokenizer(aligned, own)
-        models.check_prefill(
-            tokenizer, aligned.path, f"{field}.aligned.model" if self.aligned.model else "model"
-        )
-        if own == directory or tokenizer.get_vocab() == models.load_tokenizer(model, directory).get_vocab():
+        where = f"{field}.aligned.model" if self.aligned.model else "model"
+        template = models.load_template(aligned, own, where)
+        models.check_prefill(template, aligned.path, where)
+        if (
+            own == directory
+            or template.tokenizer.get_vocab() == models.load_tokenizer(model, directory).get_vocab()
+        ):
             return notices
         notice = f"{aligned.path} has another tokenizer than {model.path}"
         return [*notices, f"generate: {notice}; training tokenizes its continuations again"]

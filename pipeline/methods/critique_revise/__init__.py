@@ -89,6 +89,12 @@ class CritiqueRevise(Method):
                 )
         return self.principles or known
 
+    @property
+    def conversations(self) -> dict[tuple[str, ...], str]:
+        found = {("user",): ""} | (self.hint.conversations() if self.answer == "induced" else {})
+        turns = ("user", "assistant") * (2 * self.rounds) + ("user",)
+        return found | {turns[:end]: f"rounds = {self.rounds}" for end in range(3, len(turns) + 1, 2)}
+
     def recipe(self, seed: int) -> Recipe:
         from pipeline.methods.critique_revise.recipe import CritiqueReviseRecipe
 

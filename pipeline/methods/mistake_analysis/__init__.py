@@ -33,6 +33,10 @@ class Hint(Section):
         description="after the instruction, before it, or as a system message",
     )
 
+    def conversations(self) -> dict[tuple[str, ...], str]:
+        """Roles of the conversation that the hint makes → the setting that asks for them."""
+        return {("system", "user"): "hint.position = system"} if self.position == "system" else {}
+
 
 class Mix(Section):
     """The training rows: analyses + safe pairs + helpful pairs. Ratios are rows per harmful instruction."""
@@ -105,6 +109,10 @@ class MistakeAnalysis(Method):
     @property
     def needs_unsafe(self) -> bool:
         return self.mistake == "reference"
+
+    @property
+    def conversations(self) -> dict[tuple[str, ...], str]:
+        return {("user",): ""} | (self.hint.conversations() if self.mistake == "induced" else {})
 
     def recipe(self, seed: int) -> Recipe:
         from pipeline.methods.mistake_analysis.recipe import MistakeAnalysisRecipe

@@ -133,7 +133,7 @@ class ContinuationRecipe:
         paths = await self._paths(row, chat)
         prefills = row["prefills"] if len(row["prefills"]) == len(paths) else row["prefills"] * len(paths)
         judged = (
-            self._corrects(row["instruction"], prefill, path.text, chat, f"judge{i}")
+            self._corrects(row["instruction"], prefill, path, chat, f"judge{i}")
             for i, (prefill, path) in enumerate(zip(prefills, paths, strict=True))
         )
         corrected = _verdicts(await asyncio.gather(*judged, return_exceptions=True))
@@ -156,11 +156,13 @@ class ContinuationRecipe:
         return [path for [path] in await asyncio.gather(*calls)]
 
     async def _corrects(
-        self, instruction: str, prefill: str, path: str, chat: Chat, step: str
+        self, instruction: str, prefill: str, path: Completion, chat: Chat, step: str
     ) -> bool | None:
-        if not path.strip():
+        if not path.answered:  # cut off in a thought: nobody knows what would have followed
+            return None
+        if not path.text.strip():
             return False
-        verdict = await self.suite.judge(Exchange(instruction, path, prefill, self.triggers), chat, step)
+        verdict = await self.suite.judge(Exchange(instruction, path.text, prefill, self.triggers), chat, step)
         return bool(verdict.ok) if self.suite.authors_rules else verdict.ok
 
     def _sampling(self, n: int) -> Sampling:

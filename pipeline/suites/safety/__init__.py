@@ -47,6 +47,10 @@ class Safety(Suite):
         None, description="YAML file that replaces methods/mistake_analysis/prompts.yaml: reminder and hint"
     )
 
+    @property
+    def conversations(self) -> dict[tuple[str, ...], str]:
+        return {("user",): ""} | (self.hint.conversations() if "hint" in self.conditions else {})
+
     def rows(self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any) -> Iterator[dict]:
         from pipeline.suites.safety import recipe
 
