@@ -22,7 +22,7 @@ FLOORS = [
     {"toy", "report"},
     {"sources", "pretrained"},
     {"models"},
-    {"inference", "judges", "training"},
+    {"inference", "judges", "training", "gates"},
     {"methods"},
     {"suites"},
     {"config"},
