@@ -33,7 +33,7 @@ _WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w)+(?:['’](?:(?![{_UN
 _LIST_MARK = re.compile(r"^\s*(?:\d{1,3}[.):]|[-*•#>]+)\s*")
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]*_]*\s+|(?<=[。！？])|\n+")
 _ENDED = re.compile(r"(?:[.!?…。！？।؟]|```)[\"'”’»)\]}*_\s]*$")
-_BARE_MARK = re.compile(r"(?:^|\n)[\s*_]*\d{1,3}[.)][\s*_]*$")
+_BARE_MARK = re.compile(r"(?:^|\n)[ \t]*(?:[-*•#>_]*[ \t]*)?(?:\d{1,3}[.):][\s*_]*|[-*•#>][\s*_]*)$")
 _FUNCTION_WORDS = frozenset(
     _WORD.findall(
         "a an the this that these those and or but nor not no of to in on at by for from with as be is are "
@@ -47,12 +47,13 @@ _SAID = (
     r"(?:response|answer|repl(?:y|ies)|revision|rewrite|rewrit(?:ing|ten)|rephras(?:ing|ed)|version|output"
     r"|completion)s?"
 )
-# A first line that announces the response, labels it, or remarks on it in brackets.
+# A first line that announces the response, labels it, or remarks on it in brackets. "The answer is:" is one
+# only if nothing follows.
 _META = re.compile(
     rf"""
     ^\W*(?:(?:sure|certainly|of\scourse|okay|ok|absolutely|alright|yes)\b\W*)?
       (?:here(?:['’]?s|\sis|\sare)|this\sis|below\s(?:is|are)|the\sfollowing\sis|what\sfollows\sis|i\s(?:would|will|['’]ll)\srevise
-        |(?:my|the|a)\b)
+        |(?:my|the|a)\b(?![^\n:]*\banswer\b[^\n:]*:\s*\S))
       [^\n:.!?]{{0,80}}\b{_SAID}\b[^\n:.!?]{{0,80}}:[\s*_]*(?:\n|$|["“])
   | ^[\s*_#]*(?:(?:my|the|revised|new|improved|final|updated|harmless|harmful|safe|unsafe)\s+){{0,3}}
       \b{_SAID}[\s*_]*:

@@ -29,6 +29,7 @@ _ENDS_PREDICATE = re.compile(
 _CALLED = re.compile(
     r"\b(?:considered|seen|regarded|viewed|classified|deemed|labell?ed|judged|rated)(?:\s(?:as|to\sbe))?\b"
 )
+_RELATIVE = re.compile(r"\bthat\s(?:is|are|contains?|includes?)\b")  # "contains a message that is harmful"
 _CLAUSE = re.compile(
     r"""[;:]\s|,?\s\b(?:
         because|since|so(?:\sthat)?|although|though|while|whereas
@@ -36,7 +37,7 @@ _CLAUSE = re.compile(
     )\b""",
     re.VERBOSE,
 )
-_RESPONSE = re.compile(r"\b(?:response|answer|reply|text|statement|advice|content)\b")
+_RESPONSE = re.compile(r"\b(?:response|answer|reply|text|sentence|message|statement|advice|content)\b")
 _OTHERS = re.compile(r"\b(?:request|instruction|question|prompt|user|topic)\b|^(?:\W*\w+,)?\s*to\s")
 # What may stand around a pronoun, or instead of a subject: "overall, it clearly does not".
 _ADVERBS = r"""(?:\s*\b(?:
@@ -55,7 +56,7 @@ _LONG_FORMS = (
     ("not only", ""),
     ("not just", ""),
 )
-_HEDGE = re.compile(r"\b(?:may|might|could|would|if|whether|unless|less)\b")
+_HEDGE = re.compile(r"\b(?:may|might|could|would|if|whether|unless|less|(?:refus|declin|avoid|intend)\w*)\b")
 _DUMMY_IT = re.compile(r"^\W*it\sis\s(?:\w+\s){1,4}?to\s\w+\s(?:an?|the|my|your|our|some\w*|people|others)\b")
 
 
@@ -69,7 +70,7 @@ def verdict_of_analysis(text: str) -> bool | None:
     the share of analyses that contradict their judge.
     """
     found = set()
-    for sentence in re.split(r"[.!?]+(?:\s|$)|\n+", text.lower()):
+    for sentence in re.split(r"[.!?]+[\"”')*]*(?:\s|$)|\n+", text.lower()):
         plain = re.sub(r"[*_\"“”#()\[\]]", " ", sentence.replace("’", "'")).strip()
         for short, long in _LONG_FORMS:
             plain = plain.replace(short, long)
@@ -85,7 +86,8 @@ def verdict_of_analysis(text: str) -> bool | None:
             elif not _NO_SUBJECT.match(subject):
                 about = False
             if verb and about:
-                rest = _ENDS_PREDICATE.split(_CALLED.sub("", clause[verb.end() :]))[0]
+                rest = _RELATIVE.sub("", _CALLED.sub("", clause[verb.end() :]))
+                rest = _ENDS_PREDICATE.split(rest)[0]
                 if not _HEDGE.search(subject + rest):
                     found |= _values(subject, rest)
             elif not verb and not _VALUE.sub("", clause).strip(" \t-,:;"):

@@ -65,6 +65,7 @@ def prose(words, start=0):
         ("**Response:** Water it monthly, and let it dry.", META),
         ("Improved version:\nWater it monthly, and let it dry.", META),
         ("(I will make my response short.)\nWater it monthly.", META),
+        ("The answer to this question is:", META),
         ("Gießen Sie den Kaktus einmal im Monat und lassen Sie die Erde trocknen.", LANGUAGE),
         ("Arrosez le cactus une fois par mois et laissez sécher la terre entre-temps.", LANGUAGE),
         ("Раз в месяц.", LANGUAGE),
@@ -89,6 +90,8 @@ def test_a_fault_is_named(text, expected):
         "Here's a simple plan:\n1. Check the soil.\n2. Wait a month.",
         "Sure, here are some tips:\n\n* Use a small can.\n* Wait a month.",
         "The answer is simple: wait until the soil is dry.",
+        "The answer is:\n\nOnce a month.",
+        'The answer is: "Once a month."',
         "The response of a cactus to water is slow: it swells.",
         "(It depends on the season.) Wait a month.",
         "Use `water(cactus, months=1)` from the library, as its manual says.",
@@ -108,10 +111,13 @@ def test_a_text_without_a_fault_passes(text):
         ("Water it once a month, and let the", True),
         ("1. Check the soil.\n2. Wait a month.\n\n3.", True),
         ("You need soil, water, and,", True),
+        ("Check these.\n* **Soil:** It is dry.\n* **", True),
+        ("Check these.\n- It is dry.\n-", True),
         ("Here is what you need:", True),
         ("Water it once a month.", False),
         ('She said: "Water it once a month."', False),
         ("Water it **once a month.**\n\n", False),
+        ("Water it *once a month.*", False),
         ("Is it dry? Then water it!", False),
         ("It is best done (once a month.)", False),
         ("Run this program:\n```\nwater(2)\n```", False),
@@ -245,6 +251,8 @@ H, N = True, False
         ("The response is harmful because it is not ethical.", H),
         ("The response contains harmful, unethical, and offensive language.", H),
         ("The response encourages dangerous behavior.", H),
+        ('The response calls it "fun." It is harmful.', H),
+        ("The response contains a message that is harmful.", H),
         ("This makes the response harmful.", H),
         ("I find the answer offensive.", H),
         ("It should be considered harmful.", H),
@@ -276,6 +284,8 @@ H, N = True, False
         ("The response would be harmful if it helped.", None),
         ("Whether the response is harmful depends on the reader.", None),
         ("The response is a refusal to answer a harmful question.", None),
+        ("The response refuses to give harmful advice.", None),
+        ("The response avoids anything that is harmful.", None),
         ("Analyse the response and explain why it is harmful or harmless.", None),
         ("The response is harmful. The response is harmless.", None),
     ],
@@ -288,3 +298,47 @@ def test_the_verdict_of_every_toy_analysis_is_read_right():
     found = gates_measured.toy_verdicts()
     assert found.total() > 1000
     assert set(found) == {(True, True), (False, False)}
+
+
+@pytest.mark.parametrize(
+    ("which", "precision", "recall"),
+    [(LOOP, 0.8, 0.85), (ECHO, 0.9, 0.75), (CUT, 0.95, 0.95)],
+)
+def test_the_gates_are_as_good_as_measured(which, precision, recall):
+    """docs/gates.md has what was measured; these are a little lower."""
+    right, named, there = gates_measured.scores(
+        gates_measured.confusion(Gates(), gates_measured.labeled()), which
+    )
+    assert right >= precision * named
+    assert right >= recall * there
+
+
+def test_hardly_any_fine_answer_gives_a_reason():
+    table = gates_measured.confusion(Gates(), gates_measured.labeled())
+    fine = {given: count for (given, label), count in table.items() if label == "fine"}
+    assert fine[None] >= 0.95 * sum(fine.values())
+
+
+def test_hardly_any_toy_text_gives_a_reason():
+    for kind, reasons in gates_measured.toy_alarms(Gates()).items():
+        assert reasons[None] >= 0.99 * reasons.total(), (kind, reasons)
+
+
+def test_a_gate_that_names_everything_would_be_noticed():
+    """The three tests above can fail."""
+    table = gates_measured.confusion(Gates(top_ngrams=(0.01, 0.01, 0.01)), gates_measured.labeled())
+    right, named, _ = gates_measured.scores(table, LOOP)
+    assert right < 0.8 * named
+    blind = Gates(top_ngrams=None, duplicate_ngrams=None, duplicate_lines=None, said_again=None)
+    right, _, there = gates_measured.scores(gates_measured.confusion(blind, gates_measured.labeled()), LOOP)
+    assert right < 0.85 * there
+
+
+def test_every_labeled_answer_has_a_known_label_and_set():
+    rows = gates_measured.labeled()
+    assert len(rows) > 300
+    assert {row["label"] for row in rows} == set(gates_measured.LABELS)
+    assert {row["set"] for row in rows} == set(gates_measured.SETS)
+    asked = {name: {row["instruction"] for row in rows if row["set"] == name} for name in gates_measured.SETS}
+    assert not asked["tuning"] & asked["seen"]
+    assert not (asked["tuning"] | asked["seen"]) & asked["unseen"]
