@@ -114,7 +114,7 @@ class Gates(Section):
         2.4, description="repetition: the greatest ratio of bytes to zlib-compressed bytes (Whisper)"
     )
     echo: Fraction | None = Field(
-        0.7, description="least ROUGE of a sentence and what was asked that makes the sentence an echo"
+        0.7, description="ROUGE with what was asked above which a sentence is an echo"
     )
     meta_line: bool = Field(True, description="refuse a first line that speaks about the response")
     language: Fraction | None = Field(
