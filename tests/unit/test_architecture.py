@@ -23,7 +23,7 @@ FLOORS = [
     {"toy", "report"},
     {"sources", "pretrained", "templates"},
     {"models"},
-    {"inference", "judges", "training"},
+    {"inference", "judges", "training", "gates"},
     {"methods"},
     {"suites"},
     {"config"},
