@@ -1,7 +1,6 @@
 """What fresh processes import and what they execute: here, since each of them imports torch, Ray or vLLM and
 takes seconds."""
 
-import json
 import pickle
 from pathlib import Path
 
@@ -38,11 +37,9 @@ print([name for name in ("vllm", "ray") if name in sys.modules])
 
 
 def test_a_plan_imports_no_engine(tmp_path):
-    local = Path(tmp_path / "model")
-    tiny.tokenizer().save_pretrained(local)
-    (local / "config.json").write_text(json.dumps({"max_position_embeddings": 256}))
+    local = tiny.save(tmp_path / "model")
     files = []
-    for number, model in enumerate(("org/model-on-the-hub", str(local), "toy")):
+    for number, model in enumerate(("org/model-on-the-hub", local, "toy")):
         files.append(tmp_path / f"{number}.yaml")
         files[-1].write_text(yaml.safe_dump(scripted.tree(tmp_path / "run", model={"path": model})))
     told = run_python(PLAN, *files)
