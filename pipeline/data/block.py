@@ -65,7 +65,12 @@ class Block:
             return None
 
     def _completed(self, table: pa.Table) -> pa.Table:
-        """The table with the columns of the schema; those that an older version did not write are null."""
+        """The table with the columns of the schema; those that an older version did not write are null.
+
+        Raises LookupError for an unknown column: its name, which no checksum covers, may be damaged.
+        """
+        if unknown := set(table.column_names) - set(self.schema.names):
+            raise LookupError(f"{len(unknown)} unknown columns")
         for column in self.schema.columns:
             if column.name not in table.column_names:
                 table = table.append_column(column.field, pa.nulls(table.num_rows, column.type))

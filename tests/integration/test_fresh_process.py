@@ -1,6 +1,7 @@
 """What fresh processes import and what they execute: here, since each of them imports torch, Ray or vLLM and
 takes seconds."""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -36,7 +37,9 @@ print([name for name in ("vllm", "ray") if name in sys.modules])
 """
 
 
-def test_a_plan_imports_no_engine(tmp_path):
+def test_a_plan_imports_no_engine(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("VLLM_")]:  # set by an engine of another test
+        monkeypatch.delenv(name)
     local = tiny.save(tmp_path / "model")
     files = []
     for number, model in enumerate(("org/model-on-the-hub", local, "toy")):

@@ -58,7 +58,7 @@ class Echo(BaseHTTPRequestHandler):
         choice = {
             "index": 0,
             "finish_reason": key,
-            "message": {"role": "assistant", "content": "Sure, take the tea.", "reasoning": key},
+            "message": {"role": "assistant", "content": "Sure, take the tea.", "name": key},
         }
         answers = [
             (
