@@ -38,7 +38,9 @@ def plan(tmp_path):
 
 def source(tmp_path, *texts: str, name: str = "asks", **columns: str) -> dict:
     path = tmp_path / f"{name}.jsonl"
-    path.write_text("".join(json.dumps({"instruction": text, **columns}) + "\n" for text in texts))
+    responses = columns or {"safe_response": "no"}
+    rows = ({"instruction": text, **responses} for text in texts)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {"path": str(path)}
 
 
