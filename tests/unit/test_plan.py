@@ -113,7 +113,7 @@ def test_time_and_resources_are_counted(plan, tmp_path, monkeypatch):
 
 def test_a_reference_mistake_costs_no_induction(plan, tmp_path):
     told = plan(
-        instructions=source(tmp_path, "a", unsafe_response="b"),
+        instructions=source(tmp_path, "a", unsafe_response="b", safe_response="no"),
         recipe={"mistake": "reference", "analyse": {"max_tokens": 10}},
     )
     assert "at most 10 new tokens" in told
