@@ -157,8 +157,8 @@ def _has_chat_template(directory: Path) -> bool:
 # vLLM 0.32's largest rank, `vllm.config.lora.MaxLoRARanks`. Importing vLLM takes seconds.
 MOST_RANK = 512
 _MERGE = "train plain LoRA, or merge it into the model (PEFT's merge_and_unload) and give that as model.path"
-# PEFT options that change what the adapter computes, and that vLLM does not know or refuses when a request
-# first names the adapter, by dying. It computes rsLoRA, and ranks and alphas per module, as PEFT does.
+# PEFT options that change what the adapter computes. vLLM ignores them, or dies when a request first names
+# the adapter. vLLM computes rsLoRA, and ranks and alphas per module, as PEFT does.
 _NOT_SERVED = {
     "use_dora": "DoRA",
     "modules_to_save": "whole modules besides the LoRA matrices",
@@ -180,7 +180,7 @@ _MATRIX = re.compile(r"(?:base_model\.model\.)?(.+)\.(?:lora_([AB])\.weight|lora
 
 
 def check_adapter(field: str, adapter: str, base_dir: str) -> list[str]:
-    """The engine must be able to apply an adapter, as PEFT does, to the base model. Raises UserError.
+    """Check that the engine can apply an adapter to the base model as PEFT does. Raises UserError.
 
     Reads adapter_config.json and the safetensors headers; a base that is a hub id is compared only if it has
     been downloaded. Returns notices.
@@ -208,9 +208,9 @@ def check_adapter(field: str, adapter: str, base_dir: str) -> list[str]:
 
 
 def _not_served(settings: dict) -> str | None:
-    """What makes an adapter one that vLLM cannot apply; None if nothing does.
+    """Why vLLM cannot apply the adapter; None if it can.
 
-    Raises ValueError if its rank is no number.
+    Raises ValueError if the rank is not a number.
     """
     kind = settings.get("peft_type", "LORA")
     if kind != "LORA":

@@ -164,7 +164,7 @@ def _check_no_password(field: str, path: str) -> None:
 
 
 def _check_source(field: str, source: Source, needs: Mapping[str, bool]) -> list[str]:
-    """needs: responses that some rows should have, and whether one must. Returns notices."""
+    """Check one source. needs: response → whether at least one row must have it. Returns notices."""
     notices = []
     try:
         instructions.check(source)
@@ -174,16 +174,16 @@ def _check_source(field: str, source: Source, needs: Mapping[str, bool]) -> list
             except UserError as e:
                 if must:
                     raise
-                notices.append(f"{field}: {e}; `mix` ends if an arm is trained on a kind that has no row")
+                notices.append(f"{field}: {e}; `mix` fails if an arm is trained on a kind without rows")
     except UserError as e:
         raise type(e)(f"{field}: {e}") from None
     return notices
 
 
 def _needed_responses(config: Config, stages: set[str]) -> dict[str, dict[str, bool]]:
-    """By field of a source: the responses that some of its rows should have, and whether one must.
+    """Field of a source → response that its rows should have → whether at least one row must have it.
 
-    A source that only `mix` reads is of no use without them.
+    A source that only `mix` reads is useless without such a row.
     """
     needed: defaultdict[str, dict[str, bool]] = defaultdict(dict)
     trained_on = {kind for arm in config.arms.values() for kind in arm.kinds or ()}
@@ -441,7 +441,8 @@ def _check_lengths(config: Config, stages: set[str], suites: set[str], directory
         if "train" in stages and "max_length" in arm.train.model_fields_set and arm.train.max_length > most
     }
     return [
-        f"{field}: the model has {most} positions, and has not learned longer texts" for field in sorted(long)
+        f"{field}: the model has {most} positions and was not trained on longer texts"
+        for field in sorted(long)
     ]
 
 

@@ -22,7 +22,7 @@ from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import gpu_build
 from pipeline.settings.base import Count, Model, Natural
 
-_PROBE_TOKENS = 15  # fewer than a block of the prefix cache has, so the cache takes no part
+_PROBE_TOKENS = 15  # fewer than a block of the prefix cache holds, so the cache is not used
 
 
 class VLLM(Engine):
@@ -74,7 +74,7 @@ class VLLM(Engine):
         return VllmModel(model, model_dir, self, adapters)
 
     def determines(self) -> dict:
-        return {}  # of any size and on any device, it samples from the model's distribution
+        return {}  # vLLM samples from the model's distribution, whatever its settings and device
 
 
 class VllmModel:
@@ -166,10 +166,10 @@ class VllmModel:
         return [samples[i] for i in range(sampling.n)]
 
     async def _probe(self) -> None:
-        """Before the first request: tell which adapters leave the model as it is.
+        """Before the first request, report adapters that do not change the model's answers.
 
-        vLLM ignores matrices of modules that it does not find. One token each, one request at a time, so that
-        equal models give equal numbers; no request of a row is changed.
+        vLLM ignores matrices of modules that it does not find. Each adapter samples one token, one request
+        at a time, so that equal models give equal numbers. Requests of rows are not changed.
         """
         if not self._unprobed:
             return

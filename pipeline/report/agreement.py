@@ -19,7 +19,7 @@ Key = TypeVar("Key", bound=Hashable)
 class Agreement:
     """Counts of items that two judges, or a judge and labels, call harmful or harmless.
 
-    The first is the judge, the second the label, if only one of them is taken for the truth.
+    If the second is taken as the truth, the first is the judge and the second the label.
     """
 
     both: int  # harmful by both

@@ -54,7 +54,7 @@ def ray_session(run_dir: str) -> Iterator[None]:
     machine only."""
     for variable, value in {**TRAIN_ENVIRONMENT, **_ENVIRONMENT}.items():
         os.environ.setdefault(variable, value)
-    # Ray and accelerate take an empty one for a value
+    # Ray and accelerate would use an empty value
     for variable in ("RAY_TMPDIR", "TMPDIR", "RAY_ADDRESS", "OMP_NUM_THREADS"):
         if os.environ.get(variable) == "":
             del os.environ[variable]

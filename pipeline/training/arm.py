@@ -298,7 +298,7 @@ def _check_rank(arm: ArmSpec, rank: int, begin: str | None) -> None:
 
 
 def _check_targets(model: Any, targets: str | list[str], field: str) -> None:
-    """Raises UserError for a name that is no module's: PEFT leaves it out if another one matches."""
+    """Raises UserError for a target that names no module: PEFT ignores it if another target matches."""
     if isinstance(targets, str):
         return
     names = [name for name, _ in model.named_modules()]
@@ -369,7 +369,7 @@ def refuse_others(state_dir: str, name: str, facts: dict) -> None:
         changes = differences(known, facts) if known is not None else ["by another version of setbacks"]
         raise UserError(
             f"{state_dir} holds an unfinished training under other settings ({'; '.join(changes)}): restore"
-            " them to go on with it, choose another run_dir, or train anew with --overwrite"
+            " them to resume it, choose another run_dir, or train anew with --overwrite"
         )
 
 

@@ -52,6 +52,8 @@ def _pattern(modules: str | list[str]) -> str | list[str]:
 
 
 class Lora(Section):
+    """The LoRA adapter to train, in PEFT's terms."""
+
     rank: Count = Field(16, description="rank of the adapter's matrices")
     alpha: float = Field(32, gt=0, description="the adapter's output is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the adapter's input in training")

@@ -244,7 +244,7 @@ def _node_cpus() -> int:
 
 
 def _wandb(job: Job) -> str:
-    """`wandb` if its key is set and a W&B run can be started, else `none`: without W&B, training goes on.
+    """`wandb` if its key is set and a W&B run can be started, else `none`: training does not need W&B.
 
     A restarted worker continues the same W&B run. No other integration is ever started, whatever the
     environment says.
@@ -257,7 +257,7 @@ def _wandb(job: Job) -> str:
     try:
         # an optional package, which transformers finds
         importlib.import_module("wandb").init(name=job.name)  # transformers logs into a run that is open
-    except Exception as e:  # not installed, broken, no network, a key that is none; the text may hold the key
+    except Exception as e:  # not installed, broken, no network, invalid key; the text may hold the key
         if job.progress is not None:
             job.progress.post.remote(
                 {"notice": f"W&B does not work ({type(e).__name__}), so training is not logged there"}
