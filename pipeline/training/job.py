@@ -1,7 +1,7 @@
 """The jobs that the driver gives to the training workers, and the directories that both use.
 
     STATE/<fingerprint>/<table>.parquet    an arm's training set: the driver writes it, every worker reads it
-    STATE/<fingerprint>/start, frozen      adapter that training begins from, or is stacked on
+    STATE/<fingerprint>/start              adapter that training begins from
     STATE/<fingerprint>/done-1             adapter and history of a finished run; the driver writes them
     CHECKPOINTS/0003-1/<run>-step-…        Ray Train's checkpoints: adapter, optimizer, scheduler, RNG, step
     CHECKPOINTS/0003-1/<run>-finished      the same, written by a worker; the driver copies it to `done-1`
@@ -58,7 +58,6 @@ class Job:
     name: str  # of the run and its checkpoints; contains the fingerprint
     group: str = ""  # CHECKPOINTS/<attempt>-<group>: written by this attempt's workers
     start: str | None = None  # adapter whose matrices are trained further; None = fresh matrices
-    frozen: str | None = None  # adapter that the trained one is stacked on
     resume: str | None = None  # copy of an earlier attempt's checkpoint
     progress: Any = None  # actor for log lines
 

@@ -130,7 +130,7 @@ def start(
     trainer_of: Callable[[Any, Any], Trainer],
     attention_of: Callable[[Any, bool], str],
 ) -> Trainer:
-    """The trainer before the first step: base model, frozen adapter if any, and the adapter to train.
+    """The trainer before the first step: base model, and the adapter to train.
 
     trainer_of(model, lora) makes the trainer; attention_of(model config, use_gpu) names the attention to load
     with.
@@ -143,8 +143,6 @@ def start(
         dtype=model.dtype if t.bf16 else "float32",
         attention=attention_of(architecture, t.use_gpu),
     )
-    if job.frozen is not None:
-        start_adapter.freeze_under(modules, adapter.fetch(job.frozen, scratch))
     begin = adapter.fetch(job.start, scratch) if job.start is not None else None
     trainer = trainer_of(modules, lora_config(t, model.revision, begin))
     if begin is not None:
