@@ -20,6 +20,7 @@ from pipeline.methods.base import Method
 from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import cpu_has_bf16, gpu_build
 from pipeline.settings.base import Draw, Endpoint, Model, PathKind, Section, Source
+from pipeline.settings.shown import first_line
 from pipeline.settings.walk import paths, sections
 from pipeline.sources import instructions
 from pipeline.templates import ChatTemplate
@@ -483,6 +484,5 @@ def check_lora(config: Config, directory: str) -> None:
     # the hub is unreachable, or transformers does not understand config.json
     except (OSError, ValueError) as e:
         raise UserError(
-            f"model.path = {config.model.path}: its configuration cannot be loaded"
-            f" ({str(e).strip().splitlines()[0]})"
+            f"model.path = {config.model.path}: its configuration cannot be loaded ({first_line(e)})"
         ) from None

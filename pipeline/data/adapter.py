@@ -11,7 +11,8 @@ from pipeline.data import storage
 _PIECE = 2**20  # bytes read at once
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
-MOST_RANK = 512  # of an adapter that vLLM loads (the largest of its `MaxLoRARanks`)
+# The largest rank that vLLM 0.32 loads, of `vllm.config.lora.MaxLoRARanks`. Importing vLLM takes seconds.
+MOST_RANK = 512
 
 
 def copy(source: str, target: str) -> None:

@@ -52,14 +52,6 @@ class Agreement:
         return Rate(self.neither, self.neither + self.only_first)
 
     @property
-    def judged_harmful(self) -> Rate:
-        return Rate(self.both + self.only_first, self.n)
-
-    @property
-    def labeled_harmful(self) -> Rate:
-        return Rate(self.both + self.only_second, self.n)
-
-    @property
     def kappa(self) -> float | None:
         """Agreement beyond chance (Cohen 1960); None if both put all items into the same class."""
         return _kappa(self.both, self.only_first, self.only_second, self.neither)

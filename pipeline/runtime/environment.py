@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.runtime import imports
+from pipeline.settings.shown import first_line
 
 # Ray appends this to its temporary directory, and Linux allows a socket's path 107 bytes.
 _SOCKET = "/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
@@ -66,9 +67,8 @@ def check_vllm_variables() -> None:
         try:
             getattr(envs, name, None)  # vLLM ignores names that it does not know
         except (ValueError, TypeError) as e:
-            reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
             raise UserError(
-                f"{name}: vLLM does not accept its value ({reason}); unset it or correct it"
+                f"{name}: vLLM does not accept its value ({first_line(e)}); unset it or correct it"
             ) from None
 
 

@@ -27,6 +27,7 @@ from pipeline.data.output import differences
 from pipeline.errors import UserError
 from pipeline.runtime import attempt
 from pipeline.settings.base import Model
+from pipeline.settings.shown import first_line
 from pipeline.toy.model import shipped_recipe
 from pipeline.training import adapter, examples, start
 from pipeline.training.config import Train
@@ -242,7 +243,7 @@ def check(arm: ArmSpec) -> int:
         with torch.device("meta"):  # shapes without memory, however large the rank
             model = get_peft_model(model, lora)
     except ValueError as e:
-        reason = str(e).splitlines()[0]
+        reason = first_line(e)
         if begin is not None:
             raise UserError(
                 f"{where} = {begin}: it does not fit the model ({reason}); name an adapter of this model"
