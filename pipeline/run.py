@@ -42,7 +42,8 @@ class Trainer(Protocol):
 
 
 def train_arms(arms: list, checkpoints: str) -> AbstractContextManager[Trainer]:
-    from pipeline.training.arm import Training  # imports torch
+    """The trainer of a real run. Imports torch."""
+    from pipeline.training.arm import Training
 
     return Training(arms, checkpoints)
 

@@ -8,6 +8,7 @@ from pipeline.report.sections import Section
 
 
 def settings(config: Config) -> Section:
+    """The report's section of settings and judges."""
     suites = config.suites.items()
     pairs = {
         "Model": (

@@ -33,6 +33,7 @@ def copy(source: str, target: str) -> None:
 
 
 def is_whole(adapter: str) -> bool:
+    """Whether a directory holds a complete adapter (see `copy`)."""
     return storage.exists(storage.join(adapter, FILES[0]))
 
 

@@ -98,6 +98,7 @@ def forget(checkpoints: str, arms: Collection[str]) -> None:
 
 
 def read_table(path: str) -> pa.Table:
+    """Read a Parquet file from any storage."""
     fs, inner = storage.filesystem(path)
     return pq.read_table(inner, filesystem=fs)
 
