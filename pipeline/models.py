@@ -9,11 +9,11 @@ from typing import Any
 from pipeline import pretrained
 from pipeline.chat import assistant, user
 from pipeline.data import storage
-from pipeline.data.adapter import FILES, changes_nothing, rank, shapes
+from pipeline.data.adapter import FILES, MOST_RANK, changes_nothing, rank, shapes
 from pipeline.data.adapter import settings as settings_of
 from pipeline.errors import UserError
 from pipeline.settings.base import Model
-from pipeline.settings.shown import shown
+from pipeline.settings.shown import first_line, shown
 from pipeline.templates import ChatTemplate
 
 check_weights = pretrained.check
@@ -82,7 +82,7 @@ def load_tokenizer(model: Model, directory: str) -> Any:
     except Exception as e:  # each backend has its own exceptions for missing, broken or unreachable files
         if _on_hub(model, "tekken.json") and not _on_hub(model, "tokenizer.json"):
             raise UserError(f"model.path = {model.path}: {_TEKKEN_ALONE}") from None
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        reason = first_line(e)
         raise UserError(f"model.path = {model.path}: its tokenizer cannot be loaded ({reason})") from None
     if not tokenizer.chat_template:
         raise UserError(
@@ -154,11 +154,9 @@ def _has_chat_template(directory: Path) -> bool:
         ) from None
 
 
-# vLLM 0.32's largest rank, `vllm.config.lora.MaxLoRARanks`. Importing vLLM takes seconds.
-MOST_RANK = 512
 _MERGE = "train plain LoRA, or merge it into the model (PEFT's merge_and_unload) and give that as model.path"
-# PEFT options that change what the adapter computes, and that vLLM does not know or refuses when a request
-# first names the adapter, by dying. It computes rsLoRA, and ranks and alphas per module, as PEFT does.
+# PEFT options that change what the adapter computes. vLLM ignores them, or dies when a request first names
+# the adapter. vLLM computes rsLoRA, and ranks and alphas per module, as PEFT does.
 _NOT_SERVED = {
     "use_dora": "DoRA",
     "modules_to_save": "whole modules besides the LoRA matrices",
@@ -180,7 +178,7 @@ _MATRIX = re.compile(r"(?:base_model\.model\.)?(.+)\.(?:lora_([AB])\.weight|lora
 
 
 def check_adapter(field: str, adapter: str, base_dir: str) -> list[str]:
-    """The engine must be able to apply an adapter, as PEFT does, to the base model. Raises UserError.
+    """Check that the engine can apply an adapter to the base model as PEFT does. Raises UserError.
 
     Reads adapter_config.json and the safetensors headers; a base that is a hub id is compared only if it has
     been downloaded. Returns notices.
@@ -192,7 +190,7 @@ def check_adapter(field: str, adapter: str, base_dir: str) -> list[str]:
         matrices, nothing = shapes(storage.join(adapter, FILES[1])), changes_nothing(adapter)
     except (OSError, ValueError) as e:
         raise UserError(
-            f"{field}: {adapter} is not a readable PEFT adapter ({_first_line(e)}); train it again with"
+            f"{field}: {adapter} is not a readable PEFT adapter ({first_line(e)}); train it again with"
             " --overwrite"
         ) from None
     pairs = _pairs(field, adapter, matrices)
@@ -208,9 +206,9 @@ def check_adapter(field: str, adapter: str, base_dir: str) -> list[str]:
 
 
 def _not_served(settings: dict) -> str | None:
-    """What makes an adapter one that vLLM cannot apply; None if nothing does.
+    """Why vLLM cannot apply the adapter; None if it can.
 
-    Raises ValueError if its rank is no number.
+    Raises ValueError if the rank is not a number.
     """
     kind = settings.get("peft_type", "LORA")
     if kind != "LORA":
@@ -323,10 +321,6 @@ def _adapts_embeddings(base_dir: str) -> bool:
 
 def _last(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2].lower()
-
-
-def _first_line(e: Exception) -> str:
-    return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
 
 
 def check_prefill(template: ChatTemplate, path: str, field: str = "model") -> None:

@@ -20,6 +20,7 @@ from pipeline.methods.base import Method
 from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import cpu_has_bf16, gpu_build
 from pipeline.settings.base import Draw, Endpoint, Model, PathKind, Section, Source
+from pipeline.settings.shown import first_line
 from pipeline.settings.walk import paths, sections
 from pipeline.sources import instructions
 from pipeline.templates import ChatTemplate
@@ -162,7 +163,7 @@ def _check_no_password(field: str, path: str) -> None:
 
 
 def _check_source(field: str, source: Source, needs: Mapping[str, str]) -> None:
-    """needs: responses that some rows must have, and who needs them besides the source's own reader."""
+    """Check one source. needs: response that at least one row must have → remedy for the message."""
     try:
         instructions.check(source)
         for response, asker in needs.items():
@@ -175,7 +176,7 @@ def _check_source(field: str, source: Source, needs: Mapping[str, str]) -> None:
 
 
 def _needed_responses(config: Config, stages: set[str]) -> dict[str, dict[str, str]]:
-    """By field of a source: the responses that some of its rows must have, and what to do without them."""
+    """Field of a source → response that at least one of its rows must have → remedy for the message."""
     needed: defaultdict[str, dict[str, str]] = defaultdict(dict)
     for name, method in config.methods.items():
         if method.needs_unsafe:
@@ -435,7 +436,8 @@ def _check_lengths(config: Config, stages: set[str], suites: set[str], directory
         if "train" in stages and "max_length" in arm.train.model_fields_set and arm.train.max_length > most
     }
     return [
-        f"{field}: the model has {most} positions, and has not learned longer texts" for field in sorted(long)
+        f"{field}: the model has {most} positions and was not trained on longer texts"
+        for field in sorted(long)
     ]
 
 
@@ -476,6 +478,5 @@ def check_lora(config: Config, directory: str) -> None:
     # the hub is unreachable, or transformers does not understand config.json
     except (OSError, ValueError) as e:
         raise UserError(
-            f"model.path = {config.model.path}: its configuration cannot be loaded"
-            f" ({str(e).strip().splitlines()[0]})"
+            f"model.path = {config.model.path}: its configuration cannot be loaded ({first_line(e)})"
         ) from None

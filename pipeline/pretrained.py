@@ -33,7 +33,7 @@ def tokenizer(directory: str, revision: str | None = None) -> Any:
 def stop_tokens(directory: str, revision: str | None, tokenizer: Any) -> set[int]:
     """The token ids at which an engine stops: the tokenizer's, and those of generation_config.json.
 
-    As vLLM does, a model without that file is asked by its config.json.
+    For a model without that file, config.json is read, as vLLM does.
     """
     from transformers import GenerationConfig
 

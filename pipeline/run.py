@@ -42,7 +42,8 @@ class Trainer(Protocol):
 
 
 def train_arms(arms: list, checkpoints: str) -> AbstractContextManager[Trainer]:
-    from pipeline.training.arm import Training  # imports torch
+    """The trainer of a real run. Imports torch."""
+    from pipeline.training.arm import Training
 
     return Training(arms, checkpoints)
 
@@ -69,7 +70,7 @@ class Making:
     """A data set to make by running a recipe over rows.
 
     rows:   the rows to do, of schema `listed`; reading them fills the counts of the sources.
-    field:  of the section whose sources they are.
+    field:  the configuration field of the section that names the sources.
     inputs: digests of the upstream outputs, by name.
     """
 
@@ -236,8 +237,9 @@ class Run:
     ) -> None:
         """Make a training set at once.
 
-        rows: takes a counter of what is left out, by reason, and the counts of sources. nothing: why there
-        can be no row. Raises RunFailed if there is none, or none of a kind that an arm is trained on.
+        rows: yields the rows; called with a counter of omissions by reason, and the counts of sources.
+        nothing: why there can be no row. Raises RunFailed if there is no row, or none of a kind that an arm
+        is trained on.
         """
         self._start(
             store, {source.name: self.complete(source, "generate")["digest"] for source in inputs.values()}
@@ -309,7 +311,7 @@ class Run:
             return
         if changes := output.other_inputs(inputs):
             raise UserError(
-                f"{output.path} is half trained on other data ({'; '.join(changes)}): "
+                f"{output.path} is partly trained on other data ({'; '.join(changes)}): "
                 "choose another run_dir, or train anew with --overwrite"
             )
 

@@ -122,7 +122,7 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
 def _show_sources(
     config: Config, stages: set[str], out_of_reach: dict[str, str], counts: Accounts, console: Console
 ) -> None:
-    """Print how every source is read, each to its end if its rows are counted, else its first rows."""
+    """Print how every source is read: to its end if its rows are counted, else only its first rows."""
     for field, source in preflight.sources(config, stages, set(config.suites.items())).items():
         if field not in out_of_reach and counts.known(field) is None:
             for _ in itertools.islice(instructions.read(source, counts.of(field)), ROWS_COUNTED):
@@ -135,7 +135,7 @@ def _show_sources(
 
 
 def _check_models(config: Config, stages: set[str]) -> list[str]:
-    """What `run` checks of models before it starts. Returns notices. Raises UserError."""
+    """Check models as `run` does before it starts. Returns notices. Raises UserError."""
     for field, model in config.models().items():
         if models.cached_model_dir(model) is None:
             return [f"{field}.path = {model.path} is not on this disk; skipping the checks of models"]

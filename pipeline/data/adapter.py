@@ -11,7 +11,8 @@ from pipeline.data import storage
 _PIECE = 2**20  # bytes read at once
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
-MOST_RANK = 512  # of an adapter that vLLM loads (the largest of its `MaxLoRARanks`)
+# The largest rank that vLLM 0.32 loads, of `vllm.config.lora.MaxLoRARanks`. Importing vLLM takes seconds.
+MOST_RANK = 512
 
 
 def copy(source: str, target: str) -> None:
@@ -32,6 +33,7 @@ def copy(source: str, target: str) -> None:
 
 
 def is_whole(adapter: str) -> bool:
+    """Whether a directory holds a complete adapter (see `copy`)."""
     return storage.exists(storage.join(adapter, FILES[0]))
 
 
@@ -79,7 +81,7 @@ def changes_nothing(adapter: str) -> bool:
                 begin, end = entry["data_offsets"]
                 for at in range(begin, end, _PIECE):
                     f.seek(start + at)
-                    # every type of number spells 0 with zero bits, but for the sign of −0
+                    # in every number type, 0 has only zero bits, except the sign of −0
                     if f.read(min(_PIECE, end - at)).strip(b"\x00\x80"):
                         return False
     return True
@@ -97,7 +99,7 @@ def shapes(file: str) -> dict[str, tuple[int, ...]]:
 
 
 def _header(file: pa.NativeFile) -> tuple[int, dict]:
-    """Where the numbers begin, and the entries by name. Raises ValueError."""
+    """The offset of the numbers, and the entries by name. Raises ValueError."""
     length = int.from_bytes(file.read(8), "little")
     if not 2 <= length < file.size():
         raise ValueError("no safetensors header")

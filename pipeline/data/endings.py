@@ -23,6 +23,7 @@ _DONE = {
 
 
 def entry(step: str, ending: str) -> str:
+    """An entry of the column `endings`."""
     return f"{step}: {ending}"
 
 

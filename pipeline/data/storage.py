@@ -26,6 +26,7 @@ _REMOVALS, _REMOVAL_S = 10, 0.3  # tries to delete a directory, and the time bet
 
 
 def is_local(path: str) -> bool:
+    """Whether a path is on a mounted file system, not in an object store."""
     return "://" not in path
 
 
@@ -35,6 +36,7 @@ def absolute(path: str) -> str:
 
 
 def join(path: str, *parts: str) -> str:
+    """A path below another one."""
     return "/".join([path.rstrip("/"), *parts])
 
 
@@ -60,6 +62,7 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
 
 
 def exists(path: str) -> bool:
+    """Whether there is a file or directory at a path."""
     fs, inner = filesystem(path)
     return fs.get_file_info(inner).type != pafs.FileType.NotFound
 
@@ -99,6 +102,7 @@ def write_bytes(path: str, content: bytes | pa.Buffer) -> None:
 
 
 def write_text(path: str, text: str) -> None:
+    """Write a text file atomically, in UTF-8. Raises OSError as `write_bytes` does."""
     write_bytes(path, text.encode())
 
 

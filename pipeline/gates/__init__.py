@@ -1,7 +1,7 @@
 """Quality gates: is a generated text what was asked for, or a loop, an echo, a fragment, a remark on itself?
 
 `Gates.reason` names the first fault that it finds. The gates read form, not meaning: word salad and refusals
-without need pass. `docs/gates.md` has their precision and recall on a labelled set.
+without need pass. `docs/gates.md` has their precision and recall on a labeled set.
 """
 
 import re
@@ -19,7 +19,7 @@ from pipeline.settings.base import Count, Fraction, Section
 
 EMPTY, SHORT, LOOP, ECHO = "empty", "too short", "degenerate repetition", "echo"
 META, LANGUAGE, CUT = "meta line", "other language", "cut at the limit"
-# In the order in which they are asked: a loop that also ran into the limit is a loop.
+# In the order of the checks: a loop that also ran into the limit is a loop.
 REASONS = (EMPTY, SHORT, LOOP, ECHO, META, LANGUAGE, CUT)
 
 _REPEATS = 3  # an n-gram counts as repeated from this many occurrences on

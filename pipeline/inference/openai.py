@@ -1,11 +1,10 @@
 """An OpenAI-compatible server as engine, and its client: concurrency limit, retries, n samples, prefill.
 
-Servers differ in the parameters that they take. A request that is refused for one of them is sent again
-without it, or under its other name; the client remembers that and tells it once.
+Servers accept different parameters. If a server refuses one, the request is sent again without it or under
+its other name; the client remembers this and reports it once.
 
 The key is read from the environment, kept only in the request header, and never part of a message. A server's
-error
-text is never part of a message either: it may repeat the prompt or the key.
+error text is never part of a message either, because it may repeat the prompt or the key.
 """
 
 import asyncio
@@ -52,7 +51,7 @@ _NO_SUCH_PARAMETER = re.compile(
     r"|not\s(?:permitted|allowed|accepted|available)|only\sthe\sdefault|max_completion_tokens",
     re.IGNORECASE,
 )
-# A message may quote the prompt: a parameter's name counts only in quotation marks, or beside a complaint.
+# A message may quote the prompt, so a parameter's name counts only in quotation marks or next to a complaint.
 _COMPLAINS_OF = (
     r"""["'`]{name}["'`]|\bparameters?:?\s{name}\b|\b{name}\s?(?:[:=>]|is\b|must\b)"""
     r"""|\bun(?:known|recognized|expected|supported)\b[^."'`]{{0,40}}\b{name}\b"""
@@ -63,8 +62,8 @@ _COMPLAINS_OF = (
 class _Parameter:
     """A parameter that a server may refuse.
 
-    instead:    the name to use then; None = left out
-    whenever:   left out for any complaint about it, such as about its value, too
+    instead:  the other name to send it under; None = leave it out
+    whenever: also leave it out for other complaints about it, such as one about its value
     """
 
     instead: str | None = None
@@ -259,13 +258,13 @@ class EndpointModel:
         raise RowFailed(f"endpoint gave no usable answer in {retry + 1} tries, last: {problem}")
 
     def _remember(self, refused: frozenset[str]) -> None:
-        """Without these parameters the server has answered: leave them out from now on, and tell so."""
+        """Leave out these parameters from now on, because the server answered without them; report that."""
         for name in sorted(refused - self._refused):
             instead = _REFUSABLE[name].instead
             done = (
-                f"{instead} is sent instead" if instead else "it is left out, so the server's own way applies"
+                f"{instead} is sent instead" if instead else "it is left out, so the server's default applies"
             )
-            notices.tell(f"the server {self._endpoint.url} does not take {name}: {done}")
+            notices.tell(f"the server {self._endpoint.url} does not accept {name}: {done}")
         self._refused |= refused
 
     async def _post(self, body: dict) -> "httpx.Response":
@@ -432,7 +431,7 @@ def _completions(response: "httpx.Response", max_tokens: int) -> list[Completion
 def _text(message: dict) -> str:
     """The new text; null counts as empty, and the text of a separate refusal field counts as text.
 
-    Of a list of parts, the texts are joined. A thought that the server has split off, as a field or a part,
+    The texts of a list of parts are joined. A thought that the server has split off, as a field or a part,
     is put back before the answer (see `thoughts.split`).
     """
     content, thought = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
@@ -444,9 +443,8 @@ def _text(message: dict) -> str:
         text = thoughts.written(thought, text, ended=bool(text.strip()))
     else:
         text = thoughts.guessed(text)
-    return text.encode(
-        "utf-8", "replace"
-    ).decode()  # JSON can spell half a surrogate pair, which Parquet cannot hold
+    # JSON can hold half a surrogate pair, which Parquet cannot.
+    return text.encode("utf-8", "replace").decode()
 
 
 def _part(part: dict) -> str:
@@ -498,7 +496,7 @@ def _backoff(retry: int) -> float:
 
 
 def _asked_to_wait(headers: Mapping[str, str]) -> float:
-    """Seconds to wait by a response's headers; 0 if they do not say."""
+    """Seconds that a response's headers ask to wait; 0 if they name none."""
     milliseconds = headers.get("retry-after-ms", "").strip()
     if _SECONDS.fullmatch(milliseconds):
         return min(float(milliseconds) / 1000, MAX_RETRY_AFTER_S)

@@ -285,8 +285,7 @@ class Progress:
 
         `seconds` is the output's part of the engines' time, plus all other time since the last output ended
         (or since the start). So the seconds of all outputs add up to wall-clock time. The outputs share the
-        engines'
-        start, so it is reported once: with the first output that ends.
+        engines' start, so it is reported once: with the first output that ends.
         """
         found = self.figures()
         apart = time.monotonic() - self._started - sum(figures["busy_s"] for figures in found.values())

@@ -21,8 +21,9 @@ from pipeline.inference.base import Engine, EngineDead
 from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import gpu_build
 from pipeline.settings.base import Count, Model, Natural
+from pipeline.settings.shown import first_line
 
-_PROBE_TOKENS = 15  # fewer than a block of the prefix cache has, so the cache takes no part
+_PROBE_TOKENS = 15  # fewer than a block of the prefix cache holds, so the cache is not used
 
 
 class VLLM(Engine):
@@ -74,7 +75,7 @@ class VLLM(Engine):
         return VllmModel(model, model_dir, self, adapters)
 
     def determines(self) -> dict:
-        return {}  # of any size and on any device, it samples from the model's distribution
+        return {}  # vLLM samples from the model's distribution, whatever its settings and device
 
 
 class VllmModel:
@@ -106,7 +107,7 @@ class VllmModel:
         try:
             self._engine = AsyncLLM.from_engine_args(_arguments(model, model_dir, engine, local))
         except Exception as e:
-            raise RunFailed(f"the vLLM engine for {model.path} did not start ({_first_line(e)})") from e
+            raise RunFailed(f"the vLLM engine for {model.path} did not start ({first_line(e)})") from e
         self.max_length = self._engine.model_config.max_model_len
         self._watchdog = _end_with_this_process(_children())
 
@@ -166,10 +167,10 @@ class VllmModel:
         return [samples[i] for i in range(sampling.n)]
 
     async def _probe(self) -> None:
-        """Before the first request: tell which adapters leave the model as it is.
+        """Before the first request, report adapters that do not change the model's answers.
 
-        vLLM ignores matrices of modules that it does not find. One token each, one request at a time, so that
-        equal models give equal numbers; no request of a row is changed.
+        vLLM ignores matrices of modules that it does not find. Each adapter samples one token, one request
+        at a time, so that equal models give equal numbers. Requests of rows are not changed.
         """
         if not self._unprobed:
             return
@@ -334,7 +335,3 @@ def _end_with_this_process(pids: list[int]) -> subprocess.Popen:
     """
     kill = f"cat >/dev/null; kill -9 {' '.join(map(str, pids))} 2>/dev/null"
     return subprocess.Popen(["sh", "-c", kill], stdin=subprocess.PIPE, start_new_session=True)
-
-
-def _first_line(e: Exception) -> str:
-    return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__

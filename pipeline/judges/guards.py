@@ -1,7 +1,7 @@
 """Guard models and StrongREJECT's rubric as judges of harm.
 
 A guard answers in a fixed form, which is read exactly or not at all. Verdicts of different guards disagree in
-direction, not only in level, so they are never averaged. A guard's own error is its card's to tell.
+direction, not only in level, so they are never averaged. For a guard's own error rate, see its card.
 """
 
 import re

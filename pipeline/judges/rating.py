@@ -70,7 +70,7 @@ class Rating(Judge):
         who = f"The model {self.endpoint.model} on a server" if self.endpoint else "The base model"
         return (
             f"{who} rates {what} from 1 to 10{rule}. It reads meaning, but it shares the blind spots"
-            " of the arms it judges and may favour its own style; a small model's ratings are mostly noise."
+            " of the arms it judges and may favor its own style; a small model's ratings are mostly noise."
             " Ratings that cannot be read are counted, never guessed."
         )
 

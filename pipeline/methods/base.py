@@ -81,10 +81,10 @@ class Method(Section):
 
     @property
     def conversations(self) -> dict[tuple[str, ...], str]:
-        """Roles of the conversations that the model is asked to go on with → the setting that asks for them.
+        """Roles of the conversations that the model is asked to answer → the setting that asks for them.
 
-        Prefilled turns apart: `check` looks at those. The setting is a field with its value, such as
-        `hint.position = system`, or empty.
+        Prefilled turns are not among them: `check` checks those. The setting is a field with its value, such
+        as `hint.position = system`, or empty.
         """
         return {("user",): ""}
 

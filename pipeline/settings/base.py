@@ -65,6 +65,8 @@ def _can_be_arguments(value: dict[str, Scalar]) -> dict[str, Scalar]:
 
 
 class Model(Section):
+    """A chat model: its files, precision, and how its chat template is rendered."""
+
     path: Name = Field(
         description="`toy`, a local directory or a hub id",
     )

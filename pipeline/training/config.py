@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from pipeline.data.dataset import Dataset
 from pipeline.schema import PREFERENCES, Schema
@@ -52,6 +52,8 @@ def _pattern(modules: str | list[str]) -> str | list[str]:
 
 
 class Lora(Section):
+    """The LoRA adapter to train, in PEFT's terms."""
+
     rank: Count = Field(16, description="rank of the adapter's matrices")
     alpha: float = Field(32, gt=0, description="the adapter's output is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the adapter's input in training")
@@ -61,15 +63,20 @@ class Lora(Section):
 
 
 class Start(Section):
-    """Training begins from an adapter of the same base model; the result is one adapter of the base model."""
+    """Training begins from an adapter of the same base model, and trains its matrices further."""
 
     adapter: AdapterPath = Field(description="directory of a PEFT LoRA adapter")
-    how: Literal["continue", "stack"] = Field(
-        "continue",
-        description=(
-            "continue = train its matrices further; stack = freeze it and train a new one (train.lora) on top"
-        ),
+    # One value is left. The field stays, because fingerprints of finished trainings hold it.
+    how: Literal["continue"] = Field(
+        "continue", description="the adapter's matrices are trained further; `train.lora` is not used"
     )
+
+    @field_validator("how", mode="before")
+    @classmethod
+    def _only_continues(cls, how: Any) -> Any:
+        if how == "stack":
+            raise ValueError("is no longer possible: leave how out to train the adapter's matrices further")
+        return how
 
 
 class Train(Section):

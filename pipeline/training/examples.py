@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.templates import ChatTemplate
 
 IGNORE = -100  # the label of a token that is not a training target
-# Why a conversation cannot be an example, and what helps if that is so of every one.
+# Why a conversation cannot be an example → the remedy if no conversation can.
 REMEDIES = {
     "token_across_turns": (
         "the chat template lets prompt and target share a token; end its generation prompt with a special"

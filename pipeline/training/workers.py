@@ -87,7 +87,7 @@ class WorkerGroup:
             ) from e
 
     def take_notices(self) -> list[str]:
-        """What the workers have told since the last call."""
+        """The workers' notices since the last call."""
         notices, self._notices = list(self._notices), {}
         return notices
 

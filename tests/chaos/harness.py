@@ -34,7 +34,7 @@ class Job:
         return self.run / ".state/mistakes"
 
     def committed(self) -> int:
-        """Blocks that are committed; all of them where the data set is whole."""
+        """Blocks that are committed; all of them if the data set is complete."""
         if (self.state / "complete.json").exists():
             return self.blocks()
         return len(list(self.state.glob("parts-*/*.parquet")))

@@ -232,7 +232,7 @@ def test_what_is_said_of_vllm_is_in_the_installed_vllm():
 
     root = Path(importlib.util.find_spec("vllm").submodule_search_locations[0])
     ranks = re.search(r"MaxLoRARanks = Literal\[(.*)\]", (root / "config" / "lora.py").read_text())[1]
-    assert max(map(int, ranks.split(","))) == models.MOST_RANK
+    assert max(map(int, ranks.split(","))) == adapter_files.MOST_RANK
     for name in ("llama", "mistral", "mixtral", "qwen3"):
         text = (root / "model_executor" / "models" / f"{name}.py").read_text()
         assert "embedding_modules = {" in text

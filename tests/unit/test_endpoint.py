@@ -599,7 +599,7 @@ def test_a_parameter_that_the_server_refuses_is_left_out_from_then_on_and_told_o
         body.get("max_completion_tokens") == (20 if name == "max_tokens" else None) for body in bodies[1:]
     )
     [notice] = told
-    assert f"does not take {name}: " in notice and PROMPT not in notice and KEY not in notice
+    assert f"does not accept {name}: " in notice and PROMPT not in notice and KEY not in notice
 
 
 @pytest.mark.parametrize(

@@ -422,7 +422,7 @@ def test_a_training_that_was_begun_is_not_begun_again_on_other_data(run, calls, 
         run("train", overwrite=True, machinery=replace(calls.machinery, trainer=Interrupted))
     changed = {"mix": {"helpful": {"path": "toy:helpful-train"}, "safe": 0.5}}
     run("mix", overwrite=True, **changed)
-    with pytest.raises(UserError, match=r"adapter/sft is half trained on other data \(sft: .*--overwrite"):
+    with pytest.raises(UserError, match=r"adapter/sft is partly trained on other data \(sft: .*--overwrite"):
         run("train", **changed)
     assert work.read_text() == "days of work"
     run("train", overwrite=True, **changed)

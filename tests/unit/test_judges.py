@@ -81,7 +81,7 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize("text", REFUSALS)
-def test_refusals_are_recognised(text):
+def test_refusals_are_recognized(text):
     assert is_refusal(text)
 
 

@@ -67,7 +67,7 @@ def test_reveal_shows_everything(tmp_path):
 
 
 @pytest.mark.parametrize(("harmful", "response_shown"), [(True, False), (None, False), (False, True)])
-def test_a_response_is_shown_only_where_it_was_judged_harmless(tmp_path, harmful, response_shown):
+def test_a_response_is_shown_only_if_it_was_judged_harmless(tmp_path, harmful, response_shown):
     text = shown(write(tmp_path / "mistakes", MISTAKES, [mistake(harmful=harmful)]))
     assert ("Hide it in a hat." in text) is response_shown
     assert "How can I steal tea?" not in text

@@ -222,7 +222,7 @@ def test_files_that_cannot_be_read_are_no_traceback(run_dir):
 
 
 @pytest.mark.parametrize("place", ["never", "empty"])
-def test_where_nothing_ran_it_is_one_sentence(setbacks, tmp_path, place):
+def test_it_is_one_sentence_if_nothing_ran(setbacks, tmp_path, place):
     (tmp_path / "empty").mkdir()
     code, out, err = setbacks(tmp_path / place)
     assert (code, out) == (2, "")

@@ -53,7 +53,7 @@ class _Beginning:
 
 
 class CourseCorrectionRecipe:
-    """The recipe of data set `corrections` (`data.schema.CORRECTIONS`)."""
+    """The recipe of data set `corrections` (`schema.CORRECTIONS`)."""
 
     def __init__(self, config: "CourseCorrection", seed: int):
         self.config, self.seed = config, seed
@@ -174,7 +174,7 @@ def cut(text: str, cuts: int, drawn: random.Random) -> list[str]:
 
 
 def pairs(rows: Iterable[dict], drops: Counter[str]) -> Iterator[dict]:
-    """Rows of `data.schema.PREFERENCES`: every two responses of a row of `corrections`, the better one
+    """Rows of `schema.PREFERENCES`: every two responses of a row of `corrections`, the better one
     chosen.
 
     Two responses with equal text make no pair; `drops` counts them.

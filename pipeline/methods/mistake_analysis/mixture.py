@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def examples(
     method: "MistakeAnalysis", mistakes: Iterable[dict], helpful: Iterable[dict], seed: int
 ) -> Iterator[dict]:
-    """Rows of `data.schema.SFT`.
+    """Rows of `schema.SFT`.
 
     An analysis example asks with the unguided template and answers with the analysis: the bad response is in
     the prompt, so no loss falls on a harmful token. A ratio r gives floor(r) copies of a row's example and

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class MistakeAnalysisRecipe:
-    """The recipe of data set `mistakes` (`data.schema.MISTAKES`)."""
+    """The recipe of data set `mistakes` (`schema.MISTAKES`)."""
 
     def __init__(self, config: "MistakeAnalysis"):
         self.config = config
