@@ -384,10 +384,11 @@ def _check_templates(config: Config, stages: set[str], suites: set[str], directo
                 if setting:
                     raise UserError(f"{setting}: {why}: choose another value, or another template") from None
                 raise UserError(f"{field}.path = {model.path}: {why}: {remedy}") from None
-        if thinking := template.thinking():
-            notices.append(thinking)
         if (model, field) == own:
             _check_own_template(config, stages, suites, template)
+        trained = (model, field) == own and "train" in stages and bool(config.arms)
+        if thinking := template.thinking(trained=trained):
+            notices.append(thinking)
     return notices
 
 
