@@ -118,21 +118,28 @@ def _check_generator(field: str, method: Method, engine_field: str, engine: Engi
             )
 
 
-def dated(config: Config) -> Config:
+def dated(config: Config, *, anew: bool = False) -> Config:
     """The configuration with the date that chat templates take for today's.
 
     A run directory keeps the day on which it began, so that it is resumed with the same prompts on any day.
-    Raises UserError if the configuration names another one.
+    anew: whether all that the directory holds is made again, so that the configuration may name another day.
+    Raises UserError if it names another day otherwise.
     """
     path = date_file(config)
-    recorded = date.fromisoformat(storage.read_text(path)) if storage.exists(path) else None
+    try:
+        recorded = date.fromisoformat(storage.read_text(path)) if storage.exists(path) else None
+    except ValueError:
+        raise UserError(
+            f"{path} holds no date: write the day on which the run began into it, as 2026-01-31"
+        ) from None
     named = config.model.date
-    if recorded and named and named != recorded:
+    if recorded and named and named != recorded and not anew:
         raise UserError(
             f"model.date = {named}: the run directory {config.run_dir} was begun with {recorded}; leave it"
-            " out, or choose another run_dir"
+            " out, choose another run_dir, or make all of it anew with --overwrite"
         )
-    model = config.model.model_copy(update={"date": recorded or named or date.today()})
+    day = (named or recorded) if anew else (recorded or named)
+    model = config.model.model_copy(update={"date": day or date.today()})
     return config.model_copy(update={"model": model})
 
 

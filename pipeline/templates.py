@@ -275,8 +275,8 @@ class ChatTemplate:
         )
         if trained and self.frame(("user", "assistant")).before.strip():
             told += (
-                "; what the template writes before the answer of a training example, such as an empty thought,"
-                " carries no loss, so the model does not learn to leave its thoughts out"
+                "; what the template writes before the answer of a training example, such as an empty"
+                " thought, carries no loss, so the model does not learn to leave its thoughts out"
             )
         off = f"; to turn thinking off, set {self.field}.chat_template_kwargs: {setting}" if setting else ""
         return told + off
