@@ -226,6 +226,7 @@ class Run:
                             **figures,
                             **read,
                             **done["status"],
+                            **{name: done[name] for name in ("thoughts", "unended_thoughts") if name in done},
                             "drops": done["reasons"],
                         },
                     )
@@ -425,7 +426,7 @@ class Run:
         done = store.facts
         counts = ", ".join(f"{count:,} {status}" for status, count in sorted(done["status"].items()))
         self.log(f"{stage}: {done['rows']:,} rows{f' ({counts})' if counts else ''} → {store.path}")
-        for sentence in endings.told(done.get("endings", {})):
+        for sentence in endings.told(done):
             self.log(f"{stage}: {sentence}")
         nothing = [status for status in (FAILED, DROPPED) if done["status"].get(status)]
         if done["rows"] and sum(done["status"][status] for status in nothing) == done["rows"]:
