@@ -328,6 +328,7 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
         wanted = [suite for name, suite in config.suites.items().items() if name in suites]
         if any(suite.reads_tokenizer for suite in wanted):
             models.load_tokenizer(config.model, directory)
+    _check_quantized(config, stages, directory)
     notices += _check_templates(config, stages, suites, directory)
     notices += _check_lengths(config, stages, suites, directory)
     if "generate" in stages:
@@ -366,11 +367,7 @@ def _check_templates(config: Config, stages: set[str], suites: set[str], directo
         for name, method in config.methods.items():
             if not config.engine_of(name)[1].reads_model:
                 continue
-            model, _ = method.generator(config.model)
-            field = next(
-                (f for f, one in sections(method, Model, f"methods.{name}").items() if one == model), ""
-            )
-            place = own if model == config.model else (model, field)
+            place = _generator(config, name)
             asked[place] = _asking(f"methods.{name}", method.conversations) | asked.get(place, {})
     for name, suite in config.suites.items().items():
         if "evaluate" in stages and name in suites and config.engine.reads_model:
@@ -397,6 +394,32 @@ def _check_templates(config: Config, stages: set[str], suites: set[str], directo
         if thinking := template.thinking(trained=trained):
             notices.append(thinking)
     return notices
+
+
+def _generator(config: Config, name: str) -> tuple[Model, str]:
+    """The model that a method generates with, and its field."""
+    method = config.methods[name]
+    model, _ = method.generator(config.model)
+    if model == config.model:
+        return model, "model"
+    found = sections(method, Model, f"methods.{name}").items()
+    return model, next((field for field, one in found if one == model), "")
+
+
+def _check_quantized(config: Config, stages: set[str], directory: str) -> None:
+    """Raises UserError if an engine cannot load the quantized weights of a model."""
+    loaded: dict[tuple[Model, str], list[Engine]] = {}
+    if "evaluate" in stages:
+        loaded[config.model, "model"] = [config.engine]
+    for name in config.methods if "generate" in stages else ():
+        loaded.setdefault(_generator(config, name), []).append(config.engine_of(name)[1])
+    for (model, field), engines in loaded.items():
+        if not any(engine.reads_model for engine in engines):
+            continue
+        place = directory if field == "model" else models.model_dir(model)
+        if settings := models.quantization(model, place, field):
+            for engine in engines:
+                engine.check_quantized(field, model, settings)
 
 
 def _asking(place: str, conversations: dict[tuple[str, ...], str]) -> dict[tuple[str, ...], str]:
