@@ -278,6 +278,8 @@ def _default_arms(tree: dict) -> dict:
             given = _known(TRAINERS, tag(train, "method", "sft")) if isinstance(train, dict | Train) else None
             fits = given is None or given.accepts in method.training_sets
             trainer = {} if fits else {"train": {"method": _trainer_of(method.training_sets[0])}}
+            if fits and given is not None and not method.example_kinds.get(given.accepts.name):
+                arm = {key: value for key, value in arm.items() if key != "kinds"}
             arms[name] = {**arm, **trainer}
     return arms
 

@@ -120,6 +120,19 @@ def positions(model: Model, directory: str) -> int | None:
     return int(most * stretched) if most and stretched else most
 
 
+def quantization(model: Model, directory: str, field: str = "model") -> dict[str, Any] | None:
+    """How a model's weights are quantized; None if they are not.
+
+    Raises UserError if its files cannot be read.
+    """
+    try:
+        return pretrained.quantization(directory, model.revision)
+    except (OSError, ValueError) as e:
+        raise UserError(
+            f"{field}.path = {model.path}: its configuration cannot be loaded ({shown(e)})"
+        ) from None
+
+
 def _on_hub(model: Model, file: str) -> bool:
     """Whether a hub repository is known to hold a file."""
     from huggingface_hub import file_exists

@@ -117,21 +117,28 @@ def _check_generator(field: str, method: Method, engine_field: str, engine: Engi
             )
 
 
-def dated(config: Config) -> Config:
+def dated(config: Config, *, anew: bool = False) -> Config:
     """The configuration with the date that chat templates take for today's.
 
     A run directory keeps the day on which it began, so that it is resumed with the same prompts on any day.
-    Raises UserError if the configuration names another one.
+    anew: whether all that the directory holds is made again, so that the configuration may name another day.
+    Raises UserError if it names another day otherwise.
     """
     path = date_file(config)
-    recorded = date.fromisoformat(storage.read_text(path)) if storage.exists(path) else None
+    try:
+        recorded = date.fromisoformat(storage.read_text(path)) if storage.exists(path) else None
+    except ValueError:
+        raise UserError(
+            f"{path} holds no date: write the day on which the run began into it, as 2026-01-31"
+        ) from None
     named = config.model.date
-    if recorded and named and named != recorded:
+    if recorded and named and named != recorded and not anew:
         raise UserError(
             f"model.date = {named}: the run directory {config.run_dir} was begun with {recorded}; leave it"
-            " out, or choose another run_dir"
+            " out, choose another run_dir, or make all of it anew with --overwrite"
         )
-    model = config.model.model_copy(update={"date": recorded or named or date.today()})
+    day = (named or recorded) if anew else (recorded or named)
+    model = config.model.model_copy(update={"date": day or date.today()})
     return config.model_copy(update={"model": model})
 
 
@@ -316,6 +323,7 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
         wanted = [suite for name, suite in config.suites.items().items() if name in suites]
         if any(suite.reads_tokenizer for suite in wanted):
             models.load_tokenizer(config.model, directory)
+    _check_quantized(config, stages, directory)
     notices += _check_templates(config, stages, suites, directory)
     notices += _check_lengths(config, stages, suites, directory)
     if "generate" in stages:
@@ -354,11 +362,7 @@ def _check_templates(config: Config, stages: set[str], suites: set[str], directo
         for name, method in config.methods.items():
             if not config.engine_of(name)[1].reads_model:
                 continue
-            model, _ = method.generator(config.model)
-            field = next(
-                (f for f, one in sections(method, Model, f"methods.{name}").items() if one == model), ""
-            )
-            place = own if model == config.model else (model, field)
+            place = _generator(config, name)
             asked[place] = _asking(f"methods.{name}", method.conversations) | asked.get(place, {})
     for name, suite in config.suites.items().items():
         if "evaluate" in stages and name in suites and config.engine.reads_model:
@@ -379,11 +383,38 @@ def _check_templates(config: Config, stages: set[str], suites: set[str], directo
                 if setting:
                     raise UserError(f"{setting}: {why}: choose another value, or another template") from None
                 raise UserError(f"{field}.path = {model.path}: {why}: {remedy}") from None
-        if thinking := template.thinking():
-            notices.append(thinking)
         if (model, field) == own:
             _check_own_template(config, stages, suites, template)
+        trained = (model, field) == own and "train" in stages and bool(config.arms)
+        if thinking := template.thinking(trained=trained):
+            notices.append(thinking)
     return notices
+
+
+def _generator(config: Config, name: str) -> tuple[Model, str]:
+    """The model that a method generates with, and its field."""
+    method = config.methods[name]
+    model, _ = method.generator(config.model)
+    if model == config.model:
+        return model, "model"
+    found = sections(method, Model, f"methods.{name}").items()
+    return model, next((field for field, one in found if one == model), "")
+
+
+def _check_quantized(config: Config, stages: set[str], directory: str) -> None:
+    """Raises UserError if an engine cannot load the quantized weights of a model."""
+    loaded: dict[tuple[Model, str], list[Engine]] = {}
+    if "evaluate" in stages:
+        loaded[config.model, "model"] = [config.engine]
+    for name in config.methods if "generate" in stages else ():
+        loaded.setdefault(_generator(config, name), []).append(config.engine_of(name)[1])
+    for (model, field), engines in loaded.items():
+        if not any(engine.reads_model for engine in engines):
+            continue
+        place = directory if field == "model" else models.model_dir(model)
+        if settings := models.quantization(model, place, field):
+            for engine in engines:
+                engine.check_quantized(field, model, settings)
 
 
 def _asking(place: str, conversations: dict[tuple[str, ...], str]) -> dict[tuple[str, ...], str]:

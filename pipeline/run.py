@@ -151,7 +151,7 @@ class Run:
         """
         wanted = set(stages)
         preflight.check(self.config, wanted, suites=set(self.suites))
-        self.config = preflight.dated(self.config)
+        self.config = preflight.dated(self.config, anew=self._makes_all_anew(wanted))
         if not self.overwrite:
             for output in (output for stage in stages for output in self.outputs(stage)):
                 output.check(self.fingerprints[output.name])
@@ -171,9 +171,14 @@ class Run:
                 for output in self.outputs(stage)
             ):
                 self.connect()  # finds missing cluster resources first
-            storage.create(preflight.date_file(self.config), str(self.config.model.date))
+            storage.write_text(preflight.date_file(self.config), str(self.config.model.date))
             storage.write_text(storage.join(self.path, "config.yaml"), dump(self.config))
             yield
+
+    def _makes_all_anew(self, stages: set[str]) -> bool:
+        """Whether --overwrite covers every output that the run directory holds."""
+        others = (output for stage in STAGES if stage not in stages for output in self.outputs(stage))
+        return self.overwrite and not any(storage.exists(output.path) for output in others)
 
     def begin(self, stage: str) -> None:
         attempt.begin(stage)
@@ -221,6 +226,7 @@ class Run:
                             **figures,
                             **read,
                             **done["status"],
+                            **{name: done[name] for name in ("thoughts", "unended_thoughts") if name in done},
                             "drops": done["reasons"],
                         },
                     )
@@ -421,7 +427,7 @@ class Run:
         done = store.facts
         counts = ", ".join(f"{count:,} {status}" for status, count in sorted(done["status"].items()))
         self.log(f"{stage}: {done['rows']:,} rows{f' ({counts})' if counts else ''} → {store.path}")
-        for sentence in endings.told(done.get("endings", {})):
+        for sentence in endings.told(done):
             self.log(f"{stage}: {sentence}")
         nothing = [status for status in (FAILED, DROPPED) if done["status"].get(status)]
         if done["rows"] and sum(done["status"][status] for status in nothing) == done["rows"]:

@@ -42,6 +42,12 @@ def _endings(generated: pa.Table) -> list[tables.Table]:
     return [tables.of_endings(counted)] if any(step.cut for step in counted) else []
 
 
+def thoughts(stages: list[dict]) -> Section | None:
+    """The answers that are missing, since the model did not end its thought; None if there are none."""
+    told = [f"{line['name']}: {text}." for line in stages for text in endings.unended(line)]
+    return Section("Thoughts", told) if told else None
+
+
 def sources(stages: list[dict]) -> Section | None:
     """How every source was read; None if the run has not recorded that."""
     told = [

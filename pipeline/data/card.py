@@ -103,7 +103,7 @@ def _counts(done: dict) -> list[str]:
     lines += [f"* {count:,} {status}" for status, count in sorted(done["status"].items())]
     lost = "dropped or failed" if DROPPED in done["status"] else "failed"
     lines += [f"* {lost}, {reason}: {count:,}" for reason, count in sorted(done["reasons"].items())]
-    lines += [f"* {sentence}" for sentence in endings.told(done.get("endings", {}))]
+    lines += [f"* {sentence}" for sentence in endings.told(done)]
     return lines
 
 

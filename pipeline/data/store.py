@@ -45,7 +45,7 @@ class Store(Output):
 
     @property
     def complete(self) -> dict | None:
-        """Rows, rows per status, failure reasons, endings, shards and digest; None until complete.
+        """Rows, rows per status, failure reasons, endings, thoughts, shards and digest; None until complete.
 
         Raises UserError if a shard of a complete data set is missing or has another size.
         """
@@ -177,6 +177,7 @@ class Store(Output):
             "status": dict(counts.status),
             "reasons": dict(counts.reasons),
             **({"endings": dict(sorted(counts.endings.items()))} if counts.endings else {}),
+            **({"thoughts": counts.thoughts, "unended_thoughts": counts.unended} if counts.thoughts else {}),
             "shards": written,
             "digest": digest.hex(),
         }
@@ -232,12 +233,13 @@ class Store(Output):
 
 
 class _Counts:
-    """Statuses, reasons and endings of a data set, if it has these columns."""
+    """Statuses, reasons, endings and thoughts of a data set, if it has these columns."""
 
     def __init__(self):
         self.status: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.endings: Counter[str] = Counter()
+        self.thoughts = self.unended = 0
 
     def add(self, table: pa.Table) -> None:
         if "status" in table.column_names:
@@ -248,6 +250,10 @@ class _Counts:
                 self.reasons[reason(error)] += 1
         if "endings" in table.column_names:
             self.endings.update(pc.list_flatten(table["endings"]).to_pylist())
+        if "thoughts" in table.column_names:
+            ended = pc.struct_field(pc.list_flatten(table["thoughts"]), "ended")
+            self.thoughts += len(ended)
+            self.unended += len(ended) - (pc.sum(ended).as_py() or 0)
 
 
 def reason(error: str) -> str:

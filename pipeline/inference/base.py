@@ -93,6 +93,12 @@ class Engine(Section):
     def check_build(self, field: str) -> None:
         """Check that what is installed here can run the engine. field: its path. Raises UserError."""
 
+    def check_quantized(self, field: str, model: Model, settings: dict) -> None:
+        """Raises UserError, naming the model's field, if the engine cannot load such quantized weights.
+
+        settings: the model's `quantization_config`.
+        """
+
     def check_prefill(self, field: str, asker: str) -> None:
         """Raises UserError, naming the field to change, if the engine cannot continue a prefilled turn.
 

