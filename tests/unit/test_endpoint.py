@@ -826,7 +826,7 @@ def test_a_server_that_streams_only_is_asked_so(told):
         assert [c.finish_reason for c in ask(server, n=2)] == ["stop", "length"]
     assert [body.get("stream") for *_, body in server.requests] == [None, True]
     assert told == [
-        f"the server {server.url} does not take requests without stream: they are sent with it, and the"
+        f"the server {server.url} does not accept requests without stream: they are sent with it, and the"
         " parts joined"
     ]
 
