@@ -28,7 +28,7 @@ def is_entry(text: str) -> bool:
 def by_step(counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
     """Step → fault → texts, the most frequent fault first. counts: entries of the column → how many."""
     found: dict[str, dict[str, int]] = {}
-    for name, count in sorted(counts.items(), key=lambda item: -item[1]):
+    for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         step, _, fault = name.partition(": ")
         found.setdefault(step, {})[fault] = count
     return dict(sorted(found.items()))
@@ -38,7 +38,7 @@ def told(counts: Mapping[str, int], ended: Mapping[str, int]) -> list[str]:
     """A sentence per step that has texts with faults. ended: entries of the column `endings` → how many."""
     texts = Counter({step.step: step.texts for step in endings.by_step(ended)})
     return [
-        f"{step}: {sum(found.values()):,}{f' of {texts[step]:,}' if texts[step] else ''} texts have a fault"
+        f"{step}: faults in {sum(found.values()):,}{f' of {texts[step]:,}' if texts[step] else ''} texts"
         f" ({', '.join(f'{count:,} {fault}' for fault, count in found.items())})"
         for step, found in by_step(counts).items()
     ]
