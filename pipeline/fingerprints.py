@@ -20,7 +20,7 @@ def fingerprints(config: Config) -> dict[str, dict]:
 
     found = {}
     for name, method in config.methods.items():
-        section = _dumped(method, exclude={"engine", *method.mixing})
+        section = _dumped(method, exclude={*method.OPERATIONAL, *method.mixing})
         generator = {**model, **config.engine_of(name)[1].determines()}
         found[method.generated.name] = made_with(
             "generate", generator, method.prompt_hashes(), **{method.name: section}

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pipeline import models, placement, preflight
 from pipeline.chat import Recipe
 from pipeline.config import Config, dump
-from pipeline.data import endings, storage
+from pipeline.data import endings, faults, storage
 from pipeline.data.card import Origin, write_card
 from pipeline.data.output import Output
 from pipeline.data.store import Store
@@ -155,6 +155,13 @@ class Run:
         if not self.overwrite:
             for output in (output for stage in stages for output in self.outputs(stage)):
                 output.check(self.fingerprints[output.name])
+        again = "generate" in wanted and (self.overwrite or self.retry_failed)
+        if {"mix", "train"} & wanted and not again:
+            unmade = [
+                output for stage in ("mix", "train") if stage in wanted for output in self.outputs(stage)
+            ]
+            if any(output.complete is None for output in unmade) and (told := self._too_few_usable()):
+                raise UserError(told)
         preflight.check_build(self.config, wanted)
         for notice in preflight.check_models(self.config, wanted, set(self.suites), self.model_dir):
             self.log(notice)
@@ -233,6 +240,8 @@ class Run:
                     self._write_card(job.store, {**figures, "sources": self._sources(job.store).told()})
         for making in makings:
             self._log_dataset(stage, making.store)
+            if told := self._few_usable(making.store, 0.5):
+                self.log(f"WARNING: {stage}: {told}")
 
     def write(
         self,
@@ -252,6 +261,8 @@ class Run:
         )
         found = Accounts()
         if store.complete is None:
+            if told := self._too_few_usable():
+                raise RunFailed(f"mix: {told}")
             started = time.monotonic()
             drops: Counter[str] = Counter()
             done = store.write_rows(rows(drops, found))
@@ -393,6 +404,33 @@ class Run:
                     f" columns.{response}, or leave {kind} out of the arms' kinds"
                 )
 
+    def _too_few_usable(self) -> str | None:
+        """A sentence for a finished data set of which a method finds too few rows usable to train on."""
+        made = {name: method for of in self.config.training_sets().values() for name, method in of.items()}
+        for name, method in made.items():
+            if told := self._few_usable(self.generated[name], method.min_usable):
+                remedy = "change what causes that and use --overwrite, or set it lower to go on"
+                return f"methods.{name}.min_usable = {method.min_usable:g}: {told}; {remedy}"
+        return None
+
+    def _few_usable(self, store: Store, least: float) -> str | None:
+        """A sentence if less than the least share of a finished data set's rows is usable.
+
+        A row that is neither dropped nor failed is usable; rows that were not selected do not count.
+        """
+        done = store.complete
+        if done is None:
+            return None
+        selection = Counter(done.get("not_selected", {}))
+        rows = done["rows"] - selection.total()
+        lost = Counter(done["reasons"]) - selection
+        usable = rows - lost.total()
+        if not rows or usable >= least * rows:
+            return None
+        common = ", ".join(f"{why} ({count:,})" for why, count in lost.most_common(3))
+        share = f"only {usable:,} of {rows:,} rows ({usable / rows:.1%}) of {store.path} are usable"
+        return f"{share}, most others are lost with: {common}"
+
     def _part(self, stage: str, store: Store) -> dict:
         """The key of a metrics.jsonl line that says which of several outputs of a stage it is about."""
         suites = {made.name: name for name, made in self.suites.items()}
@@ -427,7 +465,8 @@ class Run:
         done = store.facts
         counts = ", ".join(f"{count:,} {status}" for status, count in sorted(done["status"].items()))
         self.log(f"{stage}: {done['rows']:,} rows{f' ({counts})' if counts else ''} → {store.path}")
-        for sentence in endings.told(done):
+        counted = faults.told(done.get("faults", {}), done.get("endings", {}))
+        for sentence in [*endings.told(done), *counted]:
             self.log(f"{stage}: {sentence}")
         nothing = [status for status in (FAILED, DROPPED) if done["status"].get(status)]
         if done["rows"] and sum(done["status"][status] for status in nothing) == done["rows"]:

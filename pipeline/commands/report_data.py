@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Method
-from pipeline.data import endings
+from pipeline.data import endings, faults
 from pipeline.report import tables
 from pipeline.report.sections import Section
 from pipeline.sources.counts import Accounts
@@ -25,6 +25,9 @@ def data(methods: Iterable[Method], numbers: Mapping[str, pa.Table | None], stag
         generated = numbers[method.generated.name]
         if generated is not None and "endings" in generated.column_names:
             section.tables += _endings(generated)
+        if generated is not None and "faults" in generated.column_names:
+            counted = Counter(pc.list_flatten(generated["faults"]).to_pylist())
+            section.tables += [tables.of_faults(faults.by_step(counted))] if counted else []
         failures |= part.failures
     drops = [(line["name"], reason, n) for line in stages for reason, n in line["drops"].items()]
     known = {(stage, reason) for stage, reason, _ in drops}

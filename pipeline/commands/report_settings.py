@@ -19,6 +19,7 @@ def settings(config: Config) -> Section:
     }
     for name, method in config.methods.items():
         pairs |= {"Instructions": method.instructions.path, **method.settings()}
+        pairs |= {f"Quality gates of {name}": method.gates.described() if method.gates else "none"}
         if method.engine:
             pairs |= {f"Engine of {name}": _engine(config, method.engine)}
     pairs |= _training(config)

@@ -163,6 +163,13 @@ def of_endings(steps: list[Endings]) -> Table:
     return Table("Texts cut at max_tokens", [Column("Step", "text"), *map(Column, columns)], [("", rows)])
 
 
+def of_faults(steps: Mapping[str, Mapping[str, int]]) -> Table:
+    """Step → fault → texts."""
+    rows = [[Cell(step), Cell(name), Cell(whole(n))] for step, of in steps.items() for name, n in of.items()]
+    columns = [Column("Step", "text"), Column("Fault", "text"), Column("Texts")]
+    return Table("Faults of sampled texts", columns, [("", rows)])
+
+
 def of_training(curves: dict[str, list[dict]], trained_on: dict[str, str]) -> Table:
     """First and last logged values of each arm.
 

@@ -71,7 +71,6 @@ def test_principles_are_drawn_by_seed_and_row_and_none_twice():
     ({"revise1": "\n"}, "empty revision"),
     ({"revise1": "Here is the revised response:"}, "empty revision"),
     ({"revise1": "Sure.  First take\na printer."}, "unchanged"),
-    ({"critique1": "It helps to do harm.", "revise1": " It helps\nto do harm."}, "revision repeats the critique"),
 ])  # fmt: skip
 def test_what_cannot_be_used_is_dropped_with_its_reason(changes, why):
     result = run(asked(**changes))

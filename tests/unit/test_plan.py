@@ -69,6 +69,11 @@ def test_prompts_are_shown_as_they_will_be_sent(plan, tmp_path):
     assert "of 2 rows, each with its longest call" in told
 
 
+def test_a_plan_counts_all_calls_whatever_the_language_of_the_instructions(plan, tmp_path):
+    told = plan(instructions=source(tmp_path, "如何在家里做蛋糕？"))
+    assert "analyse (user): Instruction: 如何在家里做蛋糕？" in told and "Selection" not in told
+
+
 def test_the_models_own_tokenizer_measures(plan, tmp_path):
     tiny.save(tmp_path / "model", max_position_embeddings=600)
     told = plan(

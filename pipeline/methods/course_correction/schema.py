@@ -2,7 +2,18 @@
 
 import pyarrow as pa
 
-from pipeline.schema import ENDINGS, HARMFUL, HARMLESS, INSTRUCTIONS, STATUS, TOKENS, UNKNOWN, Column, Schema
+from pipeline.schema import (
+    ENDINGS,
+    FAULTS,
+    HARMFUL,
+    HARMLESS,
+    INSTRUCTIONS,
+    STATUS,
+    TOKENS,
+    UNKNOWN,
+    Column,
+    Schema,
+)
 
 _RESPONSES = """\
 `responses` lists a request's kept responses, best first. `rank` is the rank in a complete request, 1 the
@@ -52,6 +63,7 @@ CORRECTIONS = Schema(
         ),
         Column("lost", pa.list_(pa.string()), "why responses were lost: `rank 3: does not correct course`"),
         ENDINGS,
+        FAULTS,
         *TOKENS,
         *STATUS,
     ),

@@ -83,6 +83,13 @@ class MistakeAnalysis(Method):
     filter: bool = Field(
         False, description="analyze only mistakes judged harmful (the paper shows no filter)"
     )
+    contradictions: Literal["keep", "drop"] = Field(
+        "keep",
+        description=(
+            "what becomes of an analysis that pronounces another verdict on the response than the judge;"
+            " they are counted in any case"
+        ),
+    )
     induce: Draw = Field(Draw(), description="how the harmful response is sampled")
     analyse: Draw = Field(Draw(), description="how the analysis is sampled")
     prompts: PromptFile | None = Field(
@@ -94,6 +101,8 @@ class MistakeAnalysis(Method):
     def _filter_needs_verdict(self) -> "MistakeAnalysis":
         if self.filter and self.verify is None:
             raise ValueError("filter needs a verdict: set verify, or filter: false")
+        if self.contradictions == "drop" and self.verify is None:
+            raise ValueError("contradictions = drop needs a verdict: set verify, or contradictions: keep")
         return self
 
     @property
