@@ -9,7 +9,11 @@ from typing import Any
 from pipeline import pretrained
 from pipeline.chat import assistant, user
 from pipeline.data import storage
+<<<<<<< HEAD
 from pipeline.data.adapter import FILES, MOST_RANK, changes_nothing, rank, shapes
+=======
+from pipeline.data.adapter import FILES, changes_nothing, odd_number, rank, shapes
+>>>>>>> sab2
 from pipeline.data.adapter import settings as settings_of
 from pipeline.errors import UserError
 from pipeline.settings.base import Model
@@ -201,21 +205,77 @@ def check_adapter(field: str, adapter: str, base_dir: str) -> list[str]:
         if odd := _not_served(settings):
             raise UserError(f"{field}: the adapter {adapter} has {odd}, which vLLM does not serve; {_MERGE}")
         matrices, nothing = shapes(storage.join(adapter, FILES[1])), changes_nothing(adapter)
+<<<<<<< HEAD
     except (OSError, ValueError) as e:
         raise UserError(
             f"{field}: {adapter} is not a readable PEFT adapter ({first_line(e)}); train it again with"
             " --overwrite"
         ) from None
+=======
+        odd = odd_number(adapter)
+    except (OSError, ValueError, LookupError, TypeError) as e:
+        reason, remedy = _unreadable(adapter, e)
+        raise UserError(f"{field}: {adapter} is not a readable PEFT adapter ({reason}); {remedy}") from None
+    if odd:
+        raise UserError(f"{field}: the adapter {adapter} holds {odd}; train it again")
+>>>>>>> sab2
     pairs = _pairs(field, adapter, matrices)
+    _check_ranks(field, adapter, settings, pairs)
     if (local := _on_disk(base_dir)) is not None:
         _check_fits(field, adapter, pairs, local)
     notices = []
     if nothing:
         notices.append(f"{field}: all B matrices of {adapter} are zero, so it changes nothing")
+    elif settings.get("lora_alpha") == 0:
+        notices.append(f"{field}: lora_alpha of {adapter} is 0, so it changes nothing")
     named = str(settings.get("base_model_name_or_path") or "")
     if named and _last(named) != _last(base_dir):
         notices.append(f"{field}: {adapter} was trained on {named}, and is used on {base_dir}")
     return notices
+
+
+def _unreadable(adapter: str, e: Exception) -> tuple[str, str]:
+    """Why an adapter cannot be read, and a remedy."""
+    config, weights = FILES
+    if not storage.exists(adapter):
+        return "no such directory", "name the directory of an adapter; download one of the hub first"
+    if storage.is_local(adapter) and os.path.isfile(adapter):
+        return "it is a file", "name its directory"
+    names = [storage.name(file) for file in storage.files(adapter)]
+    if config not in names:
+        found = (storage.join(adapter, name) for name in storage.directories(adapter))
+        if inside := next((place for place in found if storage.exists(storage.join(place, config))), None):
+            return f"it holds no {config}", f"name one of the adapters in it, such as {inside}"
+        if "config.json" in names:
+            return "it is a model", "give it as model.path, or name the adapter that it was merged with"
+        return f"it holds no {config}", "name the directory that does"
+    if weights not in names:
+        if any(name.startswith("adapter_model-") for name in names):
+            return "its matrices are in several files", "load it with PEFT and save it into one"
+        if pickled := next((name for name in names if name.startswith("adapter_model.")), None):
+            return f"its matrices are in {pickled}, whose format can run code", "save it as safetensors"
+        return f"it holds no {weights}", "copy it again"
+    return _first_line(e), "copy it again, or train it again with --overwrite"
+
+
+def _check_ranks(
+    field: str, adapter: str, settings: dict, pairs: dict[str, dict[str, tuple[int, ...]]]
+) -> None:
+    """The matrices must have the ranks that the configuration names, which scale them. Raises UserError."""
+    alpha, named = (
+        settings.get("lora_alpha", 1),
+        {settings["r"], *(settings.get("rank_pattern") or {}).values()},
+    )
+    if not isinstance(alpha, int | float):
+        raise UserError(
+            f"{field}: lora_alpha in adapter_config.json of {adapter} is no number; copy it again"
+        )
+    for module, sides in pairs.items():
+        if ".experts" not in module and not {sides["A"][0], sides["B"][-1]} <= named:
+            raise UserError(
+                f"{field}: the adapter {adapter} has matrices of rank {sides['A'][0]} for {module}, and its"
+                f" adapter_config.json says {' or '.join(map(str, sorted(named)))}; copy both files again"
+            )
 
 
 def _not_served(settings: dict) -> str | None:

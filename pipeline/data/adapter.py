@@ -3,12 +3,20 @@
 import json
 import os
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipeline.data import storage
 
 _PIECE = 2**20  # bytes read at once
+# Types of matrices: how to read their bits, and the exponent of what is not finite.
+_EXPONENTS = {
+    "BF16": ("<u2", 0x7F80),
+    "F16": ("<u2", 0x7C00),
+    "F32": ("<u4", 0x7F800000),
+    "F64": ("<u8", 0x7FF0000000000000),
+}
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 # The largest rank that vLLM 0.32 loads, of `vllm.config.lora.MaxLoRARanks`. Importing vLLM takes seconds.
@@ -87,6 +95,27 @@ def changes_nothing(adapter: str) -> bool:
     return True
 
 
+def odd_number(adapter: str) -> str | None:
+    """What is wrong with the type of a matrix, or with its first numbers; None if nothing is.
+
+    A training that diverged leaves numbers that are not finite. Raises OSError; ValueError if the file is not
+    a safetensors file.
+    """
+    fs, inner = storage.filesystem(storage.join(adapter, FILES[1]))
+    with fs.open_input_file(inner) as f:
+        start, header = _header(f)
+        for name, entry in header.items():
+            if entry["dtype"] not in _EXPONENTS:
+                return f"{name} of type {entry['dtype']}"
+            kind, exponent = _EXPONENTS[entry["dtype"]]
+            begin, end = entry["data_offsets"]
+            f.seek(start + begin)
+            bits = np.frombuffer(f.read(min(_PIECE, end - begin)), kind)
+            if ((bits & exponent) == exponent).any():
+                return f"numbers in {name} that are not finite"
+    return None
+
+
 def shapes(file: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a safetensors file, from its header (8 bytes of length, then JSON).
 
@@ -100,8 +129,13 @@ def shapes(file: str) -> dict[str, tuple[int, ...]]:
 
 def _header(file: pa.NativeFile) -> tuple[int, dict]:
     """The offset of the numbers, and the entries by name. Raises ValueError."""
-    length = int.from_bytes(file.read(8), "little")
+    first = file.read(8)
+    length = int.from_bytes(first, "little")
     if not 2 <= length < file.size():
-        raise ValueError("no safetensors header")
+        pointer = " (a pointer of Git LFS: `git lfs pull` fetches the file)" if first == b"version " else ""
+        raise ValueError(f"no safetensors header{pointer}")
     header = json.loads(file.read(length))
-    return 8 + length, {name: entry for name, entry in header.items() if name != "__metadata__"}
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    if 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0) > file.size():
+        raise ValueError("the file is cut off")
+    return 8 + length, entries
