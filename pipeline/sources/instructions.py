@@ -250,7 +250,7 @@ def _text(name: str, value: Any) -> str:
         raise BadContent(f"{name} is not a string but {type(value).__name__}")
     if len(value) > MAX_CHARACTERS:
         raise BadContent(f"{name} is longer than {MAX_CHARACTERS} characters ({len(value)})")
-    if not value.strip():
+    if is_missing(value):
         raise BadContent(f"{name} is empty")
     try:
         value.encode()
