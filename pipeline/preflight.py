@@ -171,7 +171,7 @@ def _check_source(field: str, source: Source, needs: Mapping[str, bool]) -> list
         for response, must in needs.items():
             try:
                 instructions.check(source, [response])
-            except UserError as e:
+            except instructions.NoResponse as e:
                 if must:
                     raise
                 notices.append(f"{field}: {e}; `mix` ends if an arm is trained on a kind that has no row")

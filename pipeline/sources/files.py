@@ -46,6 +46,7 @@ _DISGUISED = (  # first bytes, the format that begins so, and what else such a f
         "is a pointer of Git LFS, not the file; fetch it by `git lfs pull`",
     ),
     (b"<!DOCTYPE", None, "is a web page and not the file; download the file itself"),
+    (b"<!doctype", None, "is a web page and not the file; download the file itself"),
     (b"<html", None, "is a web page and not the file; download the file itself"),
     (b"PK\x03\x04", None, "is a zip archive; unpack it"),
     (b"\x1f\x8b", None, "is compressed by gzip; add .gz to its name"),

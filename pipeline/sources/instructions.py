@@ -24,7 +24,7 @@ from pipeline.errors import UserError
 from pipeline.schema import FAILED, OK
 from pipeline.settings.base import Source
 from pipeline.sources import files
-from pipeline.sources.counts import Counts, listed
+from pipeline.sources.counts import Counts
 from pipeline.sources.files import BadRow
 from pipeline.sources.shapes import Fields, Shape, recognize
 from pipeline.sources.values import BadContent, decoded, is_missing, says_safe
@@ -66,20 +66,25 @@ def check(source: Source, needs: Collection[str] = ()) -> Counts:
     if not counts.ok:
         raise UserError(
             f"{source.path}: none of its first {counts.read} rows can be used ({counts.why()}); check its"
-            f" format{_unused(counts, ', and name the columns as columns: {instruction: NAME}')}"
+            f" format{_left_out(counts, ', and name the columns as columns: {instruction: NAME}')}"
         )
     for need in sorted(lacking):
-        kind = "an unsafe" if need == "unsafe_response" else "a safe"
-        raise UserError(
-            f"{source.path}: none of its first {counts.read} rows has {kind} response; name the column that"
-            f" holds it as columns.{need}, or take another source"
-            f"{_unused(counts)}"
+        kind, other = ("an unsafe", "safe") if need == "unsafe_response" else ("a safe", "unsafe")
+        others = f", {count} have the {other} one" if (count := getattr(counts, other)) else ""
+        raise NoResponse(
+            f"{source.path}: none of its first {counts.read} rows has {kind} response{others}; name the column"
+            f" that holds it as columns.{need}, or take another source{_left_out(counts)}"
         )
     return counts
 
 
-def _unused(counts: Counts, remedy: str = "") -> str:
-    return f" (columns not used: {listed(counts.unused)}){remedy}" if counts.unused else ""
+class NoResponse(UserError):
+    """A source none of whose rows has a response that is needed."""
+
+
+def _left_out(counts: Counts, remedy: str = "") -> str:
+    left_out = counts.left_out()
+    return f" ({'; '.join(left_out)}){remedy if counts.unused else ''}" if left_out else ""
 
 
 def read(source: Source, counts: Counts | None = None) -> Iterator[dict]:
@@ -172,6 +177,8 @@ def _rows(
                 counts.duplicates += 1
                 continue
             counts.ok += 1
+            counts.safe += made.safe_response is not None
+            counts.unsafe += made.unsafe_response is not None
             counts.notes.update(notes.keys())
             yield _row(digest.hex(), f"{part.name}#{number}", made, OK, None)
             if counts.ok == limit:

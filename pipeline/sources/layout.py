@@ -26,7 +26,9 @@ _SPLITS = {
 }
 _SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
 # Files of any split, as push_to_hub and the hub's conversion to Parquet name them.
-_OF_SPLIT = re.compile(r"data/(.+)-\d{5}-of-\d{5,}\.|[^/]+/([^/]+)/\d{4}\.parquet$")
+_OF_SPLIT = re.compile(
+    r"data/(.+)-\d{5}-of-\d{5,}\.|[^/]+/([^/=]*(?:train|test|val|dev)[^/=]*)/\d{4}\.parquet$"
+)
 _SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5,})(\..*)")
 # Names of JSON files that describe data, and are not read beside data.
 _METADATA = {
