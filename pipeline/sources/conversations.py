@@ -17,7 +17,7 @@ from pipeline.sources.values import BadContent, decoded, is_missing, plain
 USER, ASSISTANT, SYSTEM, TOOL = "user", "assistant", "system", "tool"
 
 _ROLE_KEYS = ("role", "from", "speaker", "author", "sender", "type")
-_CONTENT_KEYS = ("content", "value", "text", "message", "body", "utterance", "parts")
+_CONTENT_KEYS = ("content", "value", "text", "message", "body", "utterance", "parts", "refusal")
 _PART_KEYS = ("text", "content", "value", "refusal")
 _TEXT_PARTS = {None, "text", "input_text", "output_text", "refusal"}
 _THOUGHT_PARTS = {"thinking", "redacted_thinking", "reasoning"}
@@ -251,6 +251,8 @@ def _text(column: str, turns: list[Message], notes: Notes) -> str:
 def _content(column: str, content: Any, notes: Notes) -> str:
     """The text of a message: a string, or the text parts of a list of typed parts."""
     content = decoded(column, content)
+    if isinstance(content, str) and content.startswith(('[{"type"', "[{'type'")):
+        content = _value(content, ast.literal_eval) or content
     if isinstance(content, str):
         return content
     parts = [content] if isinstance(content, dict) else content

@@ -69,11 +69,12 @@ def check(source: Source, needs: Collection[str] = ()) -> Counts:
             f" format{_left_out(counts, ', and name the columns as columns: {instruction: NAME}')}"
         )
     for need in sorted(lacking):
-        kind, other = ("an unsafe", "safe") if need == "unsafe_response" else ("a safe", "unsafe")
-        others = f", {count} have the {other} one" if (count := getattr(counts, other)) else ""
+        kinds = [("a safe", counts.safe), ("an unsafe", counts.unsafe)]
+        (kind, _), (other, count) = kinds if need == "safe_response" else kinds[::-1]
         raise NoResponse(
-            f"{source.path}: none of its first {counts.read} rows has {kind} response{others}; name the column"
-            f" that holds it as columns.{need}, or take another source{_left_out(counts)}"
+            f"{source.path}: none of its first {counts.read} rows has {kind} response"
+            f"{f' ({other} one: {count:,})' if count else ''}; name the column that holds it as"
+            f" columns.{need}, or take another source{_left_out(counts)}"
         )
     return counts
 

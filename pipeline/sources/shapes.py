@@ -239,13 +239,15 @@ def recognize(found: Iterable[str], mapping: Columns | None, where: str) -> Shap
         raise UserError(
             f"{where}: holds the arms' answers that `evaluate` wrote; name the source that the suite read"
         )
-    asks = any(names & set(NAMES[field]) for field in ("instruction", "conversation", "chosen", "rejected"))
+    sure = {name for field in ("instruction", "conversation", "chosen", "rejected") for name in NAMES[field]}
+    unsure = {"input", "user", "human"}  # such as a user's number
+    asks = names & (sure - unsure) or (names & unsure and names & set(NAMES["response"]))
     if not asks and "role" in names:
         raise UserError(
             f"{where}: its rows are single messages; join those of a conversation to one row with a list"
             " `messages`"
         )
-    if not asks and not ("input" in names and names & set(NAMES["response"])):
+    if not asks:
         raise UserError(
             f"{where}: no known shape has the columns {listed(found)}; name the column of the instruction, as"
             " in columns: {instruction: NAME}"

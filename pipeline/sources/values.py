@@ -24,7 +24,8 @@ _INVISIBLE = " \t\r\n\0\u200b\u200c\u200d\u2060\ufeff"
 _NO_LABEL = {"", "nan", "null", "none", "na", "n/a", "nat", "unknown", "unlabeled", "unlabelled"}
 _TRUE, _FALSE = {"true", "yes", "t", "y"}, {"false", "no", "f", "n"}
 _SAFE = {"safe", "harmless", "unharmful", "benign", "non-toxic", "nontoxic", "not harmful", "not unsafe"}
-_UNSAFE = {"unsafe", "harmful", "toxic", "malicious", "not safe", "not harmless"}
+_SAFE |= {"not toxic", "desirable"}
+_UNSAFE = {"unsafe", "harmful", "toxic", "malicious", "not safe", "not harmless", "undesirable"}
 
 
 @lru_cache(4096)

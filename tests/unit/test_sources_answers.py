@@ -34,6 +34,7 @@ NAN = float("nan")
         {"problem": "Ask", "solution": "Say"},
         {"user_input": "Ask", "model_output": "Say"},
         {"goal": "Ask", "output": "Say"},
+        {"user": "Ask", "assistant": "Say"},
         {"prompt": "Ask", "response": "Say", "label": None},
         {"prompt": "Ask", "response": "Say", "is_safe": 1},
     ],
@@ -92,7 +93,7 @@ SAFE = [
 ]
 SAFE += [{"harmful": value} for value in (False, 0, "0.0", "no", "unharmful", "harmless")]
 SAFE += [{"kto_tag": value} for value in (True, 1, "true")]
-SAFE += [{"label": value} for value in ("safe", "harmless", True, "True")]
+SAFE += [{"label": value} for value in ("safe", "harmless", True, "True", "desirable")]
 SAFE += [{"response_harm_label": "unharmful"}, {"Is Safe": "y"}, {"is_safe": decimal.Decimal(1)}]
 UNSAFE = [{"is_safe": value} for value in (False, 0, 0.0, "0", "false", "No", "unsafe", "harmful")]
 UNSAFE += [{"is_harmful": value} for value in (True, 1.0, "1", "yes", "unsafe")]
@@ -165,6 +166,11 @@ def test_a_label_of_a_message_outweighs_that_of_its_conversation(tmp_path):
 def test_a_target_to_elicit_is_no_response(tmp_path):
     rows, counts = counted(write_jsonl(tmp_path / "a.jsonl", [{"goal": "Ask", "target": "Sure, here is"}]))
     assert rows[0]["safe_response"] is None and counts.unused == ["target"]
+
+
+def test_a_users_number_is_no_instruction(tmp_path):
+    with pytest.raises(UserError, match="no known shape has the columns text, user"):
+        rows_of(write_jsonl(tmp_path / "a.jsonl", [{"user": "u7", "text": "Ask"}]))
 
 
 def test_an_adversarial_prompt_is_the_one_that_was_answered(tmp_path):

@@ -67,6 +67,12 @@ READ = {
     "a transcript by lines": {"transcript": f"Human: {ASKED}\nAssistant: {SAID}\nHuman: More?"},
     "a transcript of Windows": {"conversation": f"Human: {ASKED}\r\n\r\nAssistant: {SAID}"},
     "no conversation but a prompt": {"turns": 2, "prompt": ASKED, "response": SAID},
+    "parts as JSON text": {
+        "messages": turns(("user", json.dumps([{"type": "text", "text": ASKED}])), ("assistant", SAID))
+    },
+    "a refusal beside empty content": {
+        "messages": [EXCHANGE[0], {"role": "assistant", "content": None, "refusal": SAID}]
+    },
     "an answer in two messages": {
         "messages": turns(("user", ASKED), ("assistant", "Cut above"), ("assistant", "an outward bud."))
     },

@@ -130,7 +130,7 @@ def test_the_refusal_of_a_source_without_a_response_says_why_there_is_none(tmp_p
             {"prompt": "a", "response": "nan"},
             r"\(a text that says null, such as NaN, is not used: 1; columns not",
         ),
-        ({"prompt": "a", "response": "x", "is_safe": 0}, "has a safe response, 1 have the unsafe one; name"),
+        ({"prompt": "a", "response": "x", "is_safe": 0}, r"has a safe response \(an unsafe one: 1\); name"),
     ):
         with pytest.raises(instructions.NoResponse, match=why):
             instructions.check(Source(path=write_jsonl(tmp_path / "a.jsonl", [row])), needs=["safe_response"])
