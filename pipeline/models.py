@@ -9,11 +9,7 @@ from typing import Any
 from pipeline import pretrained
 from pipeline.chat import assistant, user
 from pipeline.data import storage
-<<<<<<< HEAD
-from pipeline.data.adapter import FILES, MOST_RANK, changes_nothing, rank, shapes
-=======
-from pipeline.data.adapter import FILES, changes_nothing, odd_number, rank, shapes
->>>>>>> sab2
+from pipeline.data.adapter import FILES, MOST_RANK, changes_nothing, odd_number, rank, shapes
 from pipeline.data.adapter import settings as settings_of
 from pipeline.errors import UserError
 from pipeline.settings.base import Model
@@ -205,20 +201,12 @@ def check_adapter(field: str, adapter: str, base_dir: str) -> list[str]:
         if odd := _not_served(settings):
             raise UserError(f"{field}: the adapter {adapter} has {odd}, which vLLM does not serve; {_MERGE}")
         matrices, nothing = shapes(storage.join(adapter, FILES[1])), changes_nothing(adapter)
-<<<<<<< HEAD
-    except (OSError, ValueError) as e:
-        raise UserError(
-            f"{field}: {adapter} is not a readable PEFT adapter ({first_line(e)}); train it again with"
-            " --overwrite"
-        ) from None
-=======
         odd = odd_number(adapter)
     except (OSError, ValueError, LookupError, TypeError) as e:
         reason, remedy = _unreadable(adapter, e)
         raise UserError(f"{field}: {adapter} is not a readable PEFT adapter ({reason}); {remedy}") from None
     if odd:
         raise UserError(f"{field}: the adapter {adapter} holds {odd}; train it again")
->>>>>>> sab2
     pairs = _pairs(field, adapter, matrices)
     _check_ranks(field, adapter, settings, pairs)
     if (local := _on_disk(base_dir)) is not None:
@@ -255,7 +243,7 @@ def _unreadable(adapter: str, e: Exception) -> tuple[str, str]:
         if pickled := next((name for name in names if name.startswith("adapter_model.")), None):
             return f"its matrices are in {pickled}, whose format can run code", "save it as safetensors"
         return f"it holds no {weights}", "copy it again"
-    return _first_line(e), "copy it again, or train it again with --overwrite"
+    return first_line(e), "copy it again, or train it again with --overwrite"
 
 
 def _check_ranks(

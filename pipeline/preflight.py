@@ -176,7 +176,7 @@ def _check_source(field: str, source: Source, needs: Mapping[str, str]) -> None:
         for response, asker in needs.items():
             try:
                 instructions.check(source, [response])
-            except UserError as e:
+            except instructions.NoResponse as e:
                 raise type(e)(f"{e}{asker}") from None
     except UserError as e:
         raise type(e)(f"{field}: {e}") from None

@@ -8,6 +8,7 @@ import json
 import re
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -16,11 +17,13 @@ from pipeline.sources.values import BadContent, decoded, is_missing, plain
 USER, ASSISTANT, SYSTEM, TOOL = "user", "assistant", "system", "tool"
 
 _ROLE_KEYS = ("role", "from", "speaker", "author", "sender", "type")
-_CONTENT_KEYS = ("content", "value", "text", "message", "body", "utterance")
+_CONTENT_KEYS = ("content", "value", "text", "message", "body", "utterance", "parts", "refusal")
 _PART_KEYS = ("text", "content", "value", "refusal")
 _TEXT_PARTS = {None, "text", "input_text", "output_text", "refusal"}
 _THOUGHT_PARTS = {"thinking", "redacted_thinking", "reasoning"}
-_CALLS = ("tool_calls", "function_call", "tool_call")
+_CALLS = ("tool_calls", "function_call", "tool_call", "functionCall")
+_TOOL_PARTS = {"tool_use", "tool_call", "function_call", "server_tool_use"}
+_TRAINED = ("weight", "train", "loss")  # a turn of weight 0 is one not to learn
 # By the letters of the role.
 _ROLES = {
     USER: "user human prompter instruction instructions question prompt input customer client person asker",
@@ -61,36 +64,62 @@ def messages(value: Any) -> list[Message] | None:
     return None
 
 
-def first_exchange(column: str, talk: list[Message], notes: Notes) -> tuple[str, str | None]:
-    """The first user turn and the assistant turn right after it. Later turns are not looked at.
+def bare(value: Any) -> list[Message] | None:
+    """The messages of a list of texts or pairs without roles: the user begins, and turns alternate.
 
-    Raises BadContent if there is no user turn, or if these turns are no text.
+    Pairs may also be a role and a text; texts may also be JSON of messages. The list may be JSON (or Python's
+    repr). None: it is no such list.
+    """
+    if isinstance(value, str):
+        value = _value(value, ast.literal_eval)
+    if not isinstance(value, list) or not value:
+        return None
+    if all(isinstance(one, list | tuple) and len(one) == 2 for one in value):
+        if all(isinstance(role, str) and _role_of(role) for role, _ in value):
+            return [{"role": role, "content": text} for role, text in value]
+        value = [text for pair in value for text in pair]
+    if not all(isinstance(one, str) for one in value):
+        return None
+    if all(parsed := [_parsed(one) for one in value]):
+        return [message for one in parsed for message in one or ()]
+    return [{"role": ASSISTANT if i % 2 else USER, "content": text} for i, text in enumerate(value)]
+
+
+def first_exchange(column: str, talk: list[Message], notes: Notes) -> tuple[str, str | None, list[Message]]:
+    """The first user turn, the assistant turn right after it, and the messages of that turn.
+
+    Later turns are not looked at. Raises BadContent if there is no user turn, or if these turns are no text.
     """
     talk = _without_system(talk, notes)
     roles = [_role(message) for message in talk]
     start = next((i for i, role in enumerate(roles) if role != ASSISTANT), len(roles))
     if start == len(roles):
         raise BadContent(f"{column} has no user turn")
+    if any(message.get("replies") for message in talk):
+        notes["replies in a tree of messages are not used"] += 1
     if start:
         notes["an assistant's turn before the first user turn is not used"] += 1
     _check_role(column, roles[start])
     end = _end(roles, start)
     asked = _text(column, talk[start:end], notes)
     if end == len(roles):
-        return asked, None
+        return asked, None, []
     if roles[end] is None:
         raise BadContent(f"{column} has a message without a known role")
     after = _end(roles, end)
     goes_on = after < len(roles)
-    through_tool = roles[end] == TOOL or (goes_on and roles[after] == TOOL)
-    if through_tool or any(message.get(key) for message in talk[end:after] for key in _CALLS):
+    answer = talk[end:after]
+    if roles[end] == TOOL or (goes_on and roles[after] == TOOL) or any(map(_calls_tool, answer)):
         notes["an answer that goes through a tool is not used"] += 1
-        return asked, None
+        return asked, None, []
     if goes_on:
         notes["turns after the first exchange are not used"] += 1
-    if all(is_missing(_first(message, _CONTENT_KEYS)) for message in talk[end:after]):
-        return asked, None
-    return asked, _text(column, talk[end:after], notes)
+    if any(message.get(key) == 0 for message in answer for key in _TRAINED):
+        notes["an answer of weight 0 is not used"] += 1
+        return asked, None, []
+    if all(is_missing(_first(message, _CONTENT_KEYS)) for message in answer):
+        return asked, None, []
+    return asked, _text(column, answer, notes), answer
 
 
 def dialogue(column: str, talk: list[Message], notes: Notes) -> tuple[list[tuple[str, str]], str | None]:
@@ -130,15 +159,29 @@ def _is_message(value: Any) -> bool:
     return not keys.isdisjoint(_CONTENT_KEYS) and not keys.isdisjoint(_ROLE_KEYS)
 
 
+def _calls_tool(message: Message) -> bool:
+    content = _first(message, _CONTENT_KEYS)
+    parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    return any(one.get(key) for one in [message, *parts] for key in _CALLS) or any(
+        part.get("type") in _TOOL_PARTS for part in parts
+    )
+
+
 def _parsed(text: str) -> list[Message] | None:
-    if not text.lstrip()[:1] or text.lstrip()[0] not in "[{":
+    value = _value(text, _literal)
+    return messages(value) or None if isinstance(value, list | dict | str) else None
+
+
+def _value(text: str, literal: Callable[[str], Any]) -> Any:
+    """The value of JSON, or of what Python's repr writes; None if it is neither."""
+    if not text.lstrip().startswith(("[", "{", '"')):
         return None
-    for parse in (json.loads, _literal):
+    for parse in (json.loads, literal):
         try:
-            value = parse(text.strip())
+            with warnings.catch_warnings(action="ignore"):  # of odd escapes
+                return parse(text.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        return messages(value) or None if isinstance(value, list | dict) else None
     return None
 
 
@@ -146,8 +189,7 @@ def _literal(text: str) -> Any:
     """A value as Python's repr writes it. Raises ValueError if a key of messages is not among its words."""
     if not any(f"'{key}'" in text for key in _ROLE_KEYS):
         raise ValueError
-    with warnings.catch_warnings(action="ignore"):  # of odd escapes
-        return ast.literal_eval(text)
+    return ast.literal_eval(text)
 
 
 def _of_dict(value: dict) -> list[Message] | None:
@@ -162,9 +204,11 @@ def _of_dict(value: dict) -> list[Message] | None:
 
 
 def _transcript(text: str) -> list[Message] | None:
-    before, *parts = re.split(r"(?:^|\n\n)(Human|Assistant):", text)
-    if before.strip() or not parts:
+    text = text.strip().replace("\r\n", "\n")
+    if not text.startswith(("Human:", "Assistant:")):
         return None
+    gap = "\n\n" if "\n\nAssistant:" in text else "\n+"  # HH-RLHF's texts may hold single lines of this kind
+    parts = re.split(f"(?:^|{gap})(Human|Assistant):", text)[1:]
     turns = zip(parts[::2], parts[1::2], strict=True)
     return [{"role": speaker, "content": said.strip()} for speaker, said in turns]
 
@@ -207,6 +251,8 @@ def _text(column: str, turns: list[Message], notes: Notes) -> str:
 def _content(column: str, content: Any, notes: Notes) -> str:
     """The text of a message: a string, or the text parts of a list of typed parts."""
     content = decoded(column, content)
+    if isinstance(content, str) and content.startswith(('[{"type"', "[{'type'")):
+        content = _value(content, ast.literal_eval) or content
     if isinstance(content, str):
         return content
     parts = [content] if isinstance(content, dict) else content

@@ -16,7 +16,7 @@ class Counts:
     """What became of the rows read: read = ok + duplicates + malformed. Filled while the rows are read.
 
     reasons: reason → malformed rows. notes: sentence → rows used without a part, or files not read.
-    unused: columns that are not used. source: its path.
+    unused: columns that are not used. source: its path. safe, unsafe: rows used that have such a response.
     """
 
     read: int = 0
@@ -27,6 +27,8 @@ class Counts:
     notes: Counter[str] = field(default_factory=Counter)
     unused: list[str] = field(default_factory=list)
     source: str = ""
+    safe: int = 0
+    unsafe: int = 0
 
     def spoil(self, why: str) -> None:
         """Count a malformed row."""
@@ -36,21 +38,29 @@ class Counts:
     @property
     def noteworthy(self) -> bool:
         """Whether anything was not used."""
-        return bool(self.duplicates or self.malformed or self.notes or self.unused)
+        return bool(self.duplicates or self.malformed or self.notes or self.unused or self._some())
 
     def told(self) -> str:
         """The accounting in one line: `a.jsonl: 4 rows read, 2 used, 1 repeats an instruction, …`."""
-        parts = [f"{_rows(self.read)} read", f"{self.ok:,} used"]
+        parts = [f"{_rows(self.read)} read", f"{self.ok:,} used{self._some()}"]
         if self.duplicates:
             parts.append(f"{self.duplicates:,} repeat{'s' if self.duplicates == 1 else ''} an instruction")
         if self.malformed:
             parts.append(f"{self.malformed:,} malformed ({self.why()})")
-        text = ", ".join(parts)
-        if self.notes:
-            text += f"; {_counted(self.notes)}"
-        if self.unused:
-            text += f"; columns not used: {listed(self.unused)}"
+        text = "; ".join([", ".join(parts), *self.left_out()])
         return f"{shown(self.source)}: {text}" if self.source else text
+
+    def left_out(self) -> list[str]:
+        """What was left out of rows that are used."""
+        return [_counted(self.notes)] * bool(self.notes) + [
+            f"columns not used: {listed(self.unused)}"
+        ] * bool(self.unused)
+
+    def _some(self) -> str:
+        """How many rows have a response, if only some of them have."""
+        kinds = (("a safe", self.safe), ("an unsafe", self.unsafe))
+        told = [f"{count:,} with {kind} response" for kind, count in kinds if 0 < count < self.ok]
+        return f" ({', '.join(told)})" if told else ""
 
     def why(self) -> str:
         """The reasons of malformed rows, most frequent first."""

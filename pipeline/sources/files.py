@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from pipeline.data import storage
 from pipeline.errors import OutOfReach, UserError
 from pipeline.settings.shown import shown
 from pipeline.sources import layout
+from pipeline.sources.conversations import messages
 from pipeline.sources.json_tables import rows_of
 from pipeline.sources.network import is_unreachable
 from pipeline.sources.rows import MAX_LINE_BYTES, BadRow
@@ -28,14 +30,31 @@ FORMATS = {
     ".arrow": "Arrow",
     ".jsonl": "JSONL",
     ".ndjson": "JSONL",
+    ".jsonlines": "JSONL",
     ".json": "JSON",
     ".csv": "CSV",
     ".tsv": "TSV",
 }
 _OTHER_DATA = {  # endings of files that hold data and cannot be read
     *(".xlsx", ".xls", ".ods", ".orc", ".avro", ".feather", ".pkl", ".pickle", ".npz", ".h5"),
-    *(".zip", ".tar", ".tgz", ".7z", ".db", ".sqlite", ".xml"),
+    *(".zip", ".tar", ".tgz", ".7z", ".db", ".sqlite", ".xml", ".gz", ".zst", ".bz2", ".lz4", ".xz"),
 }
+_DISGUISED = (  # first bytes, the format that begins so, and what else such a file is
+    (
+        b"version https://git-lfs",
+        None,
+        "is a pointer of Git LFS, not the file; fetch it by `git lfs pull`",
+    ),
+    (b"<!DOCTYPE", None, "is a web page and not the file; download the file itself"),
+    (b"<!doctype", None, "is a web page and not the file; download the file itself"),
+    (b"<html", None, "is a web page and not the file; download the file itself"),
+    (b"PK\x03\x04", None, "is a zip archive; unpack it"),
+    (b"\x1f\x8b", None, "is compressed by gzip; add .gz to its name"),
+    (b"\x28\xb5\x2f\xfd", None, "is compressed by Zstandard; add .zst to its name"),
+    (b"BZh", None, "is compressed by bzip2; add .bz2 to its name"),
+    (b"PAR1", "Parquet", "is a Parquet file; end its name in .parquet"),
+    (b"ARROW1", "Arrow", "is an Arrow file; end its name in .arrow"),
+)
 _BINARY = ("Parquet", "Arrow")
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".lz4")
 
@@ -79,6 +98,7 @@ class File:
         stream = io.BufferedReader(
             self.filesystem.open_input_stream(self.path, compression="detect", buffer_size=2**20), 2**20
         )
+        self.check_start(stream.peek(32)[:32])
         start = stream.peek(4)[:4]
         encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)
         if encoding is not None:
@@ -90,9 +110,15 @@ class File:
             )
         return stream
 
+    def check_start(self, start: bytes) -> None:
+        """Raises UserError if the first bytes are those of another kind of file."""
+        for mark, format, what in _DISGUISED:
+            if start.startswith(mark) and self.format != format:
+                raise UserError(f"{shown(self.name, 1000)}: {what}")
+
     def _partitions(self) -> dict[str, str]:
-        """Columns that the directories below the source's path name, as Hive and Spark write them."""
-        named = [part.split("=", 1) for part in self.key.split("/")[:-1] if "=" in part.strip("=")]
+        """Columns that the directories of the path name, as Hive and Spark write them."""
+        named = [part.split("=", 1) for part in self.path.split("/")[:-1] if "=" in part.strip("=")]
         values = {name: unquote(value) for name, value in named}
         return {name: value for name, value in values.items() if value != "__HIVE_DEFAULT_PARTITION__"}
 
@@ -166,7 +192,7 @@ def _errors(path: str) -> tuple[type[Exception], ...]:
 def _find(path: str, split: str, config: str | None, notes: Counter[str]) -> list[File]:
     literal = storage.is_local(path) and os.path.exists(storage.absolute(path))
     if _first_wildcard(path) < len(path) and not literal:
-        _check_no_config(path, config)
+        check_whole(path, split, config)
         return _matching(path)
     filesystem, root = storage.filesystem(path)
     info = filesystem.get_file_info(root)
@@ -178,7 +204,7 @@ def _find(path: str, split: str, config: str | None, notes: Counter[str]) -> lis
                 f"{path}: unknown kind of file; known are {', '.join(FORMATS)}, all but .parquet and .arrow"
                 f" also with {', '.join(COMPRESSIONS)}"
             )
-        _check_no_config(path, config)
+        check_whole(path, split, config)
         return [File(filesystem, root, path, root.rpartition("/")[2], format)]
     if info.type == fs.FileType.NotFound:
         raise UserError(f"{path}: no such file or directory")
@@ -191,9 +217,13 @@ def _find(path: str, split: str, config: str | None, notes: Counter[str]) -> lis
     raise UserError(f"{path}: the directory holds no {', '.join(FORMATS)} file")
 
 
-def _check_no_config(path: str, config: str | None) -> None:
-    if config is not None:
-        raise UserError(f"{path}: config = {config}: only hub sets and directories have one; leave it out")
+def check_whole(path: str, split: str, config: str | None) -> None:
+    """Raises UserError if a split or configuration is named of a source that is read as it is."""
+    for field, value in (("config", config), ("split", split if split != "train" else None)):
+        if value is not None:
+            raise UserError(
+                f"{path}: {field} = {shown(value)}: only hub sets and directories have one; leave it out"
+            )
 
 
 def _matching(pattern: str) -> list[File]:
@@ -278,7 +308,7 @@ def _of_known_format(filesystem: fs.FileSystem, paths: list[str], root: str, sho
 def _unreadable(path: str) -> str | None:
     """The ending of a file that holds data in a format that is not known."""
     ending = os.path.splitext(path.lower())[1]
-    return ending if ending in _OTHER_DATA else None
+    return ending if ending in _OTHER_DATA and _format(path) is None else None
 
 
 def _format(path: str) -> str | None:
@@ -292,6 +322,7 @@ def _parquet(file: File, columns: Container[str] | None) -> Iterator[dict | BadR
     import pyarrow.parquet as pq
 
     with file.filesystem.open_input_file(file.path) as handle:
+        file.check_start(handle.read_at(32, 0))
         parquet = pq.ParquetFile(handle, page_checksum_verification=True)
         schema = parquet.schema_arrow
         check_names(schema.names, file.name)
@@ -303,8 +334,10 @@ def _parquet(file: File, columns: Container[str] | None) -> Iterator[dict | BadR
 def _arrow(file: File, columns: Container[str] | None) -> Iterator[dict | BadRow]:
     """Arrow's stream format, which `save_to_disk` writes, or its file format."""
     with file.filesystem.open_input_file(file.path) as handle:
-        is_file = handle.read(6) == b"ARROW1"
+        start = handle.read(32)
         handle.seek(0)
+        file.check_start(start)
+        is_file = start.startswith(b"ARROW1")
         reader = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(handle)
         check_names(reader.schema.names, file.name)
         names = enumerate(reader.schema.names)
@@ -359,7 +392,14 @@ def _row_of(batch: pa.RecordBatch, i: int) -> dict | BadRow:
     return row
 
 
-def _jsonl(file: File, _columns: Container[str] | None) -> Iterator[dict | BadRow]:
+def _jsonl(file: File, columns: Container[str] | None) -> Iterator[dict | BadRow]:
+    """One object per line; an array despite the file name."""
+    with file.open() as stream:
+        is_array = stream.peek(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+    yield from (_json if is_array else _json_lines)(file, columns)
+
+
+def _json_lines(file: File, _columns: Container[str] | None) -> Iterator[dict | BadRow]:
     with file.open() as stream:
         for line in _lines(stream):
             yield line if isinstance(line, BadRow) else _parse_line(line)
@@ -389,7 +429,14 @@ def _parse_line(line: bytes) -> dict | BadRow:
         return BadRow("not valid UTF-8", line)
     except (ValueError, RecursionError):
         return BadRow("not valid JSON", line)
-    return row if isinstance(row, dict) else BadRow("not a JSON object", line)
+    return _as_row(row, line)
+
+
+def _as_row(value: Any, raw: bytes = b"") -> dict | BadRow:
+    """A row of a JSON value: an object, or the list of messages of a conversation."""
+    if isinstance(value, list) and value and messages(value):
+        return {"messages": value}
+    return value if isinstance(value, dict) else BadRow("not a JSON object", raw)
 
 
 def _json(file: File, columns: Container[str] | None) -> Iterator[dict | BadRow]:
@@ -407,13 +454,15 @@ def _json(file: File, columns: Container[str] | None) -> Iterator[dict | BadRow]
         )
     except (ValueError, RecursionError) as e:
         first_line = text[:MAX_LINE_BYTES].lstrip().partition(b"\n")[0]
-        if not (first_line.startswith(b"{") and isinstance(_parse_line(first_line), dict)):
-            raise UserError(f"{shown(file.name, 1000)}: not valid JSON ({shown(e)})") from None
+        if not (first_line.startswith((b"{", b"[")) and isinstance(_parse_line(first_line), dict)):
+            raise UserError(
+                f"{shown(file.name, 1000)}: not valid JSON ({shown(e)}); check that the file is complete, and"
+                " is one array of objects"
+            ) from None
         del text
-        yield from _jsonl(file, columns)
+        yield from _json_lines(file, columns)
         return
-    for row in rows_of(value, file.name):
-        yield row if isinstance(row, dict) else BadRow("not a JSON object", b"")
+    yield from map(_as_row, rows_of(value, file.name))
 
 
 def _separated(delimiters: str, file: File, _columns: Container[str] | None) -> Iterator[dict | BadRow]:

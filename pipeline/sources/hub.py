@@ -15,6 +15,8 @@ def rows(source: Source, name: str) -> Callable[[Container[str] | None], Iterato
 
     Raises OutOfReach without a network, and UserError for a set, configuration or split that is not there.
     """
+    if not name:
+        raise UserError(f"{source.path}: names no data set; write hub:OWNER/NAME")
     import datasets
     from huggingface_hub.utils import logging as hub_logging
 

@@ -24,7 +24,7 @@ from pipeline.errors import UserError
 from pipeline.schema import FAILED, OK
 from pipeline.settings.base import Source
 from pipeline.sources import files
-from pipeline.sources.counts import Counts, listed
+from pipeline.sources.counts import Counts
 from pipeline.sources.files import BadRow
 from pipeline.sources.shapes import Fields, Shape, recognize
 from pipeline.sources.values import BadContent, decoded, is_missing, says_safe
@@ -66,20 +66,26 @@ def check(source: Source, needs: Collection[str] = ()) -> Counts:
     if not counts.ok:
         raise UserError(
             f"{source.path}: none of its first {counts.read} rows can be used ({counts.why()}); check its"
-            f" format{_unused(counts, ', and name the columns as columns: {instruction: NAME}')}"
+            f" format{_left_out(counts, ', and name the columns as columns: {instruction: NAME}')}"
         )
     for need in sorted(lacking):
-        kind = "an unsafe" if need == "unsafe_response" else "a safe"
-        raise UserError(
-            f"{source.path}: none of its first {counts.read} rows has {kind} response; name the column that"
-            f" holds it as columns.{need}, or take another source"
-            f"{_unused(counts)}"
+        kinds = [("a safe", counts.safe), ("an unsafe", counts.unsafe)]
+        (kind, _), (other, count) = kinds if need == "safe_response" else kinds[::-1]
+        raise NoResponse(
+            f"{source.path}: none of its first {counts.read} rows has {kind} response"
+            f"{f' ({other} one: {count:,})' if count else ''}; name the column that holds it as"
+            f" columns.{need}, or take another source{_left_out(counts)}"
         )
     return counts
 
 
-def _unused(counts: Counts, remedy: str = "") -> str:
-    return f" (columns not used: {listed(counts.unused)}){remedy}" if counts.unused else ""
+class NoResponse(UserError):
+    """A source none of whose rows has a response that is needed."""
+
+
+def _left_out(counts: Counts, remedy: str = "") -> str:
+    left_out = counts.left_out()
+    return f" ({'; '.join(left_out)}){remedy if counts.unused else ''}" if left_out else ""
 
 
 def read(source: Source, counts: Counts | None = None) -> Iterator[dict]:
@@ -121,6 +127,7 @@ def _parts(source: Source, counts: Counts) -> list[_Part]:
     if scheme == "toy":
         from pipeline.toy import world
 
+        files.check_whole(source.path, source.split, source.config)
         return [_Part(source.path, source.path, lambda _columns: world.rows(name))]
     found = files.find(source.path, source.split, source.config, counts.notes)
     return [_Part(file.name, file.key, file.rows) for file in found]
@@ -171,6 +178,8 @@ def _rows(
                 counts.duplicates += 1
                 continue
             counts.ok += 1
+            counts.safe += made.safe_response is not None
+            counts.unsafe += made.unsafe_response is not None
             counts.notes.update(notes.keys())
             yield _row(digest.hex(), f"{part.name}#{number}", made, OK, None)
             if counts.ok == limit:
@@ -250,7 +259,7 @@ def _text(name: str, value: Any) -> str:
         raise BadContent(f"{name} is not a string but {type(value).__name__}")
     if len(value) > MAX_CHARACTERS:
         raise BadContent(f"{name} is longer than {MAX_CHARACTERS} characters ({len(value)})")
-    if not value.strip():
+    if is_missing(value):
         raise BadContent(f"{name} is empty")
     try:
         value.encode()

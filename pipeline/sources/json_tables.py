@@ -20,7 +20,7 @@ def rows_of(value: Any, where: str) -> list[Any]:
     columns, data, inner = value.get("columns"), value.get("data"), list(value.values())
     if isinstance(columns, list) and isinstance(data, list):
         return [dict(zip(map(str, columns), row)) if isinstance(row, list) else row for row in data]  # noqa: B905
-    if any(map(is_known, value)):
+    if any(is_known(name) for name in value if name != "data"):
         return _by_columns(value, where)
     if inner and all(isinstance(row, dict) and any(map(is_known, row)) for row in inner):
         return inner

@@ -25,7 +25,11 @@ _SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
-_SHARD = re.compile(r"data/(.+)-\d{5}-of-\d{5,}\.")  # as push_to_hub names the files of any split
+# Files of any split, as push_to_hub and the hub's conversion to Parquet name them.
+_OF_SPLIT = re.compile(
+    r"data/(.+)-\d{5}-of-\d{5,}\.|[^/]+/([^/=]*(?:train|test|val|dev)[^/=]*)/\d{4}\.parquet$"
+)
+_SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5,})(\..*)")
 # Names of JSON files that describe data, and are not read beside data.
 _METADATA = {
     *("dataset_infos", "dataset_info", "dataset_dict", "state", "dataset-metadata", "dataset_metadata"),
@@ -50,9 +54,14 @@ class Directory:
         not there, or if there are several configurations and none is named.
         """
         keys = _without_metadata(keys)
-        found = self._by_dictionary(keys) or self._by_readme(keys, config) or _by_names(keys)
+        saved = self._by_dictionary(keys)
+        if saved and config is not None:
+            raise UserError(f"{self.path}: config = {config}: a saved data set has none; leave it out")
+        found = saved or self._by_readme(keys, config) or _by_names(keys)
         if not found:
-            return keys
+            if split != "train":
+                raise UserError(f"{self.path}: has no splits, so split = {split} is not there; leave it out")
+            return self._complete(keys, keys)
         wanted = split if split in found else _SPLIT_OF.get(split, split)
         if wanted not in found:
             names = ", ".join(sorted(map(shown, found)))
@@ -60,13 +69,29 @@ class Directory:
                 f"{self.path}: has no split {split}; found are {names}: set split, or name files by a glob"
             )
         for other, files in found.items():
-            if other != wanted and (left := set(files) - set(found[wanted])):
+            if other != wanted and (left := set(files).intersection(keys).difference(found[wanted])):
                 notes[f"a file of split {shown(other, 60)} is not read"] += len(left)
         if unnamed := set(keys).difference(*found.values()):
             notes["a file of no split or another configuration is not read"] += len(unnamed)
         if not found[wanted]:
             raise UserError(f"{self.path}: the files of split {split} are not there; fetch them first")
-        return found[wanted]
+        return self._complete(found[wanted], keys)
+
+    def _complete(self, files: list[str], there: list[str]) -> list[str]:
+        """The files. Raises UserError if one of them is missing, or a shard that their names count."""
+        shards = Counter(shard.groups() for shard in map(_SHARD.fullmatch, files) if shard)
+        for (name, total, ending), count in shards.items():
+            if count < int(total):
+                raise UserError(
+                    f"{self.path}: holds {count} of the {int(total)} files {name}-…-of-{total}{ending}; fetch"
+                    " the others, or name what is there by a glob"
+                )
+        if missing := sorted(set(files).difference(there)):
+            raise UserError(
+                f"{self.path}: {shown(missing[0])} of its README is not there; fetch it, or name files by a"
+                " glob"
+            )
+        return files
 
     def _by_dictionary(self, keys: list[str]) -> dict[str, list[str]]:
         """The splits of a saved DatasetDict: a directory each."""
@@ -83,7 +108,8 @@ class Directory:
         if not configs:
             if config is not None:
                 raise UserError(
-                    f"{self.path}: config = {config}: its README lists no configurations; leave it out"
+                    f"{self.path}: config = {config}: its README lists no configurations; leave it"
+                    " out, or name a directory or a glob as path"
                 )
             return {}
         default = next((n for n, c in zip(names, configs, strict=True) if c.get("default") is True), None)
@@ -148,7 +174,8 @@ def _matching(config: dict[str, Any], keys: list[str]) -> dict[str, list[str]]:
         if isinstance(entry, dict):
             split, paths = entry.get("split", "train"), entry.get("path")
         for pattern in paths if isinstance(paths, list) else [paths]:
-            found.setdefault(str(split), []).extend(_glob(f"{prefix}{pattern}".removeprefix("./"), keys))
+            pattern = f"{prefix}{pattern}".removeprefix("./")
+            found.setdefault(str(split), []).extend(_glob(pattern, keys) or [pattern])
     return {split: list(dict.fromkeys(names)) for split, names in found.items()}
 
 
@@ -169,9 +196,11 @@ def _by_names(keys: list[str]) -> dict[str, list[str]]:
 
 
 def _split_of(key: str) -> str | None:
+    if found := _OF_SPLIT.match(key):
+        name = found[1] or found[2]
+        return _SPLIT_OF.get(name, name)
     for part in reversed(key.split("/")):
         words = re.split(r"[^a-z]+", part.lower())
         if named := next((_SPLIT_OF[word] for word in words if word in _SPLIT_OF), None):
             return named
-    shard = _SHARD.match(key)
-    return shard[1] if shard else None
+    return None

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -15,7 +16,7 @@ _ROWS_OF_TWO, _ROWS_OF_MORE = 5, 2
 
 
 def separated(text: io.TextIOWrapper, where: str, delimiters: str) -> Iterator[dict | BadRow]:
-    """The rows of a text with a header line. delimiters: the first that the header holds is taken.
+    """The rows of a text with a header line. delimiters: the one that the header holds most often is taken.
 
     Quotes are read strictly. After an error, reading resumes after the line at which quotes are balanced
     again: a row that began inside a quoted text would be an invention. Raises UserError if two columns have
@@ -26,9 +27,13 @@ def separated(text: io.TextIOWrapper, where: str, delimiters: str) -> Iterator[d
     csv.field_size_limit(MAX_LINE_BYTES)
     lines = _Lines(text)
     first = next(lines, "")
-    delimiter = next((one for one in delimiters if one in first), delimiters[0])
+    if named := re.fullmatch(r"sep=(.)\s*", first):  # as Excel writes it
+        first, delimiters = next(lines, ""), named[1]
+    unquoted = re.sub('"[^"]*"', "", first)
+    delimiter = max(delimiters, key=unquoted.count)
     lines.back = first
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    spaced = f"{delimiter} " in unquoted or f'{delimiter} "' in first
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=spaced)
     header: list[str] | None = None
     while True:
         lines.begin()

@@ -34,6 +34,7 @@ from pipeline.sources.values import (
     decoded,
     is_missing,
     is_no_input,
+    is_null_text,
     plain,
     says_safe,
     zero_or_one,
@@ -45,13 +46,17 @@ NAMES: dict[str, tuple[str, ...]] = {
     for field, names in {
         "instruction": (
             "instruction prompt question query request goal behavior forbidden_prompt user_prompt user_query"
-            " user_message user human"
+            " user_message user_input user human problem inputs adversarial vanilla"
         ),
         "input": "input context context_string",
-        "conversation": "messages conversations conversation dialogue dialog turns chat",
+        "conversation": (
+            "messages conversations conversation dialogue dialog turns chat transcript contents data"
+        ),
+        "history": "history",
         "response": (
             "response output completion answer reply assistant assistant_response model_response model_output"
-            " reference reference_answer reference_response best_answer solution helpful_response bot"
+            " reference reference_answer reference_response best_answer solution generated_solution"
+            " helpful_response bot targets"
         ),
         "safe_response": (
             "safe_response safe_answer safe_output safe_completion harmless_response harmless_answer"
@@ -71,9 +76,14 @@ NAMES: dict[str, tuple[str, ...]] = {
         "category": "category categories harm_category harm_categories semantic_category topic",
         "instances": "instances",
         **{
-            name: name
+            name: names
             for i in (0, 1)
-            for name in (f"response_{i}", f"is_response_{i}_safe", f"response_{i}_harm_category")
+            for name, names in {
+                f"response_{i}": f"response_{i}",
+                f"safe_{i}": f"is_response_{i}_safe response_{i}_safe response_{i}_is_safe",
+                f"unsafe_{i}": f"is_response_{i}_unsafe response_{i}_unsafe is_response_{i}_harmful",
+                f"harms_{i}": f"response_{i}_harm_category",
+            }.items()
         },
         "safer": "safer_response_id",
         "run_status": "status",
@@ -85,6 +95,7 @@ LABELS: dict[str, bool | None] = {
     name: says
     for names, says in {
         "is_safe safe is_response_safe response_is_safe response_safe is_harmless harmless": True,
+        "kto_tag desirable is_desirable": True,
         "is_unsafe unsafe is_response_unsafe is_harmful harmful is_response_harmful response_harmful": False,
         "response_harm_label is_toxic toxic": False,
         "label safety safety_label response_label response_safety safety_assessment": None,
@@ -92,6 +103,8 @@ LABELS: dict[str, bool | None] = {
     for name in names.split()
 }
 UNLABELLED = "a response without a label is not used"
+NULL_TEXT = "a text that says null, such as NaN, is not used"
+NO_INPUT = "an input that stands for none, such as <noinput>, is left out"
 _KNOWN = {name for names in NAMES.values() for name in names} | LABELS.keys()
 
 
@@ -138,11 +151,13 @@ class Row:
         if column is None:
             return None
         self.used.add(column)
-        return decoded(name, self._content[column])
+        value = self._content[column]
+        return None if self._is_null(field, value) else decoded(name, value)
 
     def has(self, field: str) -> bool:
         """Whether a field has a value."""
-        return any(not is_missing(self._content[column]) for _, column in self._places[field])
+        values = (self._content[column] for _, column in self._places[field])
+        return any(not is_missing(value) and not self._is_null(field, value) for value in values)
 
     def names(self, field: str) -> bool:
         """Whether there is a column of a field, with or without a value."""
@@ -162,9 +177,16 @@ class Row:
     def _place(self, field: str) -> tuple[str, str | None]:
         places = self._places[field]
         for place in places:
-            if not is_missing(self._content[place[1]]):
+            if not is_missing(value := self._content[place[1]]) and not is_null_text(value):
                 return place
         return places[0] if places else (field, None)
+
+    def _is_null(self, field: str, value: Any) -> bool:
+        """Whether a value is text that says null, which is told."""
+        if not is_null_text(value):
+            return False
+        self.notes[NO_INPUT if field == "input" else NULL_TEXT] += 1
+        return True
 
 
 def is_known(name: object) -> bool:
@@ -217,8 +239,15 @@ def recognize(found: Iterable[str], mapping: Columns | None, where: str) -> Shap
         raise UserError(
             f"{where}: holds the arms' answers that `evaluate` wrote; name the source that the suite read"
         )
-    asks = any(names & set(NAMES[field]) for field in ("instruction", "conversation", "chosen", "rejected"))
-    if not asks and not ("input" in names and names & set(NAMES["response"])):
+    sure = {name for field in ("instruction", "conversation", "chosen", "rejected") for name in NAMES[field]}
+    unsure = {"input", "user", "human"}  # such as a user's number
+    asks = names & (sure - unsure) or (names & unsure and names & set(NAMES["response"]))
+    if not asks and "role" in names:
+        raise UserError(
+            f"{where}: its rows are single messages; join those of a conversation to one row with a list"
+            " `messages`"
+        )
+    if not asks:
         raise UserError(
             f"{where}: no known shape has the columns {listed(found)}; name the column of the instruction, as"
             " in columns: {instruction: NAME}"
@@ -243,10 +272,9 @@ def _possible(columns: tuple[str, ...]) -> "list[tuple[tuple[str, ...], Callable
 
 
 def _pku(row: Row) -> Fields:
-    names = ("is_response_0_safe", "is_response_1_safe")
-    marks = [says_safe(name, row.get(name), True) for name in names]
+    marks = [_mark(row, i) for i in (0, 1)]
     named = zero_or_one("safer_response_id", row.get("safer"))
-    if named is not None and not any(map(row.names, names)):
+    if named is not None and not any(map(row.names, ("safe_0", "safe_1", "unsafe_0", "unsafe_1"))):
         marks = [i == named for i in (0, 1)]
     responses = [row.get(f"response_{i}") for i in (0, 1)]
     there = [not is_missing(response) for response in responses]
@@ -259,14 +287,31 @@ def _pku(row: Row) -> Fields:
 
     safe, unsafe = pick(True, safer), pick(False, 1 - safer)
     about = unsafe if unsafe is not None else safer  # a safe response has no harm category
-    harms = [row.get(f"response_{i}_harm_category") for i in (0, 1)]
+    harms = [row.get(f"harms_{i}") for i in (0, 1)]
     return Fields(
         _asked(row),
         safe_response=None if safe is None else responses[safe],
         unsafe_response=None if unsafe is None else responses[unsafe],
-        category=harms[about] if row.names(f"response_{about}_harm_category") else row.get("category"),
+        category=harms[about] if row.names(f"harms_{about}") else row.get("category"),
         unsafe_responses=[responses[i] for i in (0, 1) if marks[i] is False],
     )
+
+
+def _mark(row: Row, i: int) -> bool | None:
+    """What the labels of response i say."""
+    said = [
+        says_safe(row.column(field), row.get(field), true_means)
+        for field, true_means in ((f"safe_{i}", True), (f"unsafe_{i}", False))
+    ]
+    return _agreed(said)
+
+
+def _agreed(labels: list[bool | None]) -> bool | None:
+    """What labels say together. Raises BadContent if they contradict each other."""
+    said = set(labels) - {None}
+    if len(said) > 1:
+        raise BadContent("its labels contradict each other")
+    return said.pop() if said else None
 
 
 def _seed_task(row: Row) -> Fields:
@@ -350,15 +395,30 @@ def _side(
         raise BadContent(f"{column} has no assistant turn")
     if asked and context and context[0][0] == "Assistant":
         return [*asked, *context], response
-    if asked and len(context) <= len(asked):
+    if asked and (not context or _same(context, asked[-len(context) :])):
         return asked, response
+    if asked and len(context) <= len(asked):
+        notes["a prompt that differs from the dialogue before its responses is not used"] += 1
     if not context or context[-1][0] != "Human":
         raise BadContent(f"{column} has no human turn before its last response")
     return context, response
 
 
+def _same(one: list[tuple[str, str]], other: list[tuple[str, str]]) -> bool:
+    return [(who, text.split()) for who, text in one] == [(who, text.split()) for who, text in other]
+
+
 def _conversation(row: Row) -> Fields:
-    talk = conversations.messages(row.get("conversation"))
+    value = row.get("conversation")
+    talk = conversations.messages(value)
+    if talk is None and (talk := conversations.bare(value)) and row.column("conversation") == "turns":
+        # of MT-bench: all of them are the user's
+        if talk[1:]:
+            row.notes["turns after the first exchange are not used"] += 1
+        talk = talk[:1]
+    if talk is None and row.has("instruction"):
+        row.notes[f"{row.column('conversation')} that is not a list of messages is not used"] += 1
+        return _answers(row)
     if talk is None:
         raise BadContent(f"{row.column('conversation')} is not a list of messages")
     return _talk(row, "conversation", talk)
@@ -369,7 +429,14 @@ def _answers(row: Row) -> Fields:
     field = "instruction" if row.names("instruction") or not row.has("response") else "input"
     if talk := conversations.messages(row.get(field)):
         return _talk(row, field, talk)
-    return _placed(row, _asked(row) if field == "instruction" else row.get("input"), None)
+    asked = _asked(row) if field == "instruction" else row.get("input")
+    if row.has("history") and (before := row.get("history")):
+        talk = conversations.messages(before) or conversations.bare(before)
+        if not talk or not isinstance(asked, str):
+            raise BadContent("history is not a list of turns before an instruction")
+        talk = [*talk, {"role": "user", "content": asked}]
+        asked = conversations.told(conversations.dialogue("history", talk, row.notes)[0])
+    return _placed(row, asked, None)
 
 
 def _talk(row: Row, field: str, talk: list[Message]) -> Fields:
@@ -379,23 +446,28 @@ def _talk(row: Row, field: str, talk: list[Message]) -> Fields:
     if answered and conversations.ends_with_user(talk):
         turns, _ = conversations.dialogue(column, talk, row.notes)
         return _placed(row, conversations.told(turns), None)
-    return _placed(row, *conversations.first_exchange(column, talk, row.notes))
+    asked, answer, turn = conversations.first_exchange(column, talk, row.notes)
+    said = [label for message in turn for label in Row(message, row.notes, set()).labels()]
+    return _placed(row, asked, answer, said if set(said) - {None} else None)
 
 
-def _placed(row: Row, instruction: Any, answer: str | None) -> Fields:
-    """The responses in their places: those whose column says which they are, and one that a label places."""
+def _placed(
+    row: Row, instruction: Any, answer: str | None, labels: list[bool | None] | None = None
+) -> Fields:
+    """The responses in their places: those whose column says which they are, and one that a label places.
+
+    labels: those of the answer itself; None: those of the row.
+    """
     safe, unsafe = (_response(row, field) for field in ("safe_response", "unsafe_response"))
     explicit = any(map(row.names, ("safe_response", "unsafe_response")))
     if answer is None and row.has("response"):
         answer = _response(row, "response") if row.names("labels") or not explicit else None
     all_unsafe = [unsafe]
-    if answer is not None and (labels := row.labels()):
-        said = set(labels) - {None}
-        if len(said) > 1:
-            raise BadContent("its labels contradict each other")
-        if said == {True}:
+    if answer is not None and (labels := labels or row.labels()):
+        said = _agreed(labels)
+        if said is True:
             safe = answer if safe is None else safe
-        elif said == {False}:
+        elif said is False:
             all_unsafe.append(answer)
             unsafe = answer if unsafe is None else unsafe
         else:
@@ -421,12 +493,12 @@ def _asked(row: Row) -> Any:
     The caller rejects an instruction that is not text.
     """
     instruction, input = row.get("instruction"), row.get("input")
-    if not isinstance(instruction, str) or is_missing(input):
+    if not isinstance(instruction, str) or is_missing(input) or input in ([], {}):
         return instruction
     if not isinstance(input, str):
         raise BadContent(f"{row.column('input')} is a {type(input).__name__}, not a string")
     if is_no_input(input):
-        row.notes["an input that stands for none, such as <noinput>, is left out"] += 1
+        row.notes[NO_INPUT] += 1
         return instruction
     return f"{instruction}\n\n{input}"
 

@@ -16,11 +16,16 @@ _NO_INPUT = {
     *("noinput", "none", "nan", "null", "nil", "empty", "notapplicable", "noinputprovided", "noinputneeded"),
     *("nat", "undefined", "blank", "noneprovided", "nothingprovided", "noinputisneeded", "noinputdata"),
     *("noinputrequired", "noinputgiven", "noadditionalinput", "nocontext", "nocontextprovided", "emptyinput"),
+    *("nooutput", "inputnone", "noneneeded", "notneeded", "notrequired", "notprovided", "notgiven"),
 }
+# What tools write as text for a value that is not there. As a whole answer it means the same.
+_NULLS = {"nan", "NaN", "null", "NULL", "None", "<NA>", "#N/A", "\\N", "NaT"}
+_INVISIBLE = " \t\r\n\0\u200b\u200c\u200d\u2060\ufeff"
 _NO_LABEL = {"", "nan", "null", "none", "na", "n/a", "nat", "unknown", "unlabeled", "unlabelled"}
 _TRUE, _FALSE = {"true", "yes", "t", "y"}, {"false", "no", "f", "n"}
 _SAFE = {"safe", "harmless", "unharmful", "benign", "non-toxic", "nontoxic", "not harmful", "not unsafe"}
-_UNSAFE = {"unsafe", "harmful", "toxic", "malicious", "not safe", "not harmless"}
+_SAFE |= {"not toxic", "desirable"}
+_UNSAFE = {"unsafe", "harmful", "toxic", "malicious", "not safe", "not harmless", "undesirable"}
 
 
 @lru_cache(4096)
@@ -34,11 +39,18 @@ def plain(name: str) -> str:
 
 def is_missing(value: Any) -> bool:
     """Whether a value is what tools write for no value: null, NaN, text without a visible character."""
-    if isinstance(value, str | bytes):
+    if isinstance(value, str):
+        return not value.strip().strip(_INVISIBLE)
+    if isinstance(value, bytes):
         return not value.strip()
     if isinstance(value, Decimal):
         return value.is_nan()
     return value is None or (isinstance(value, float) and value != value)
+
+
+def is_null_text(value: Any) -> bool:
+    """Whether a text is how a tool writes that there is no value, such as `nan` of pandas."""
+    return isinstance(value, str) and len(value) < 8 and value.strip() in _NULLS
 
 
 def decoded(column: str, value: Any) -> Any:
@@ -64,7 +76,7 @@ def is_no_input(text: str) -> bool:
 def _word(value: Any) -> str:
     """A label as a word: 1.0 and "1.00" become 1."""
     word = str(value).strip(" .!\t\r\n").lower().replace("_", " ")
-    return re.sub(r"^([01])\.0+$", r"\1", word)
+    return re.sub(r"^(-?[01])\.0+$", r"\1", word)
 
 
 def says_safe(column: str, value: Any, true_means: bool | None) -> bool | None:
@@ -85,10 +97,10 @@ def says_safe(column: str, value: Any, true_means: bool | None) -> bool | None:
 
 
 def zero_or_one(column: str, value: Any) -> int | None:
-    """The number of a response; None if there is none. Raises BadContent for any other value."""
-    if is_missing(value) or (word := _word(decoded(column, value))) in _NO_LABEL:
+    """The number of a response; None if there is none, or if it is -1. Raises BadContent for other values."""
+    if is_missing(value) or (word := _word(decoded(column, value))) in _NO_LABEL | {"-1"}:
         return None
     number = {"0": 0, "1": 1, "false": 0, "true": 1}.get(word)
     if number is None:
-        raise BadContent(f"{column} is neither 0 nor 1")
+        raise BadContent(f"{column} is not the number of a response")
     return number

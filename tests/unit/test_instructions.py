@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.schema import FAILED, INSTRUCTIONS, OK
 from pipeline.settings.base import Columns, Source
 from pipeline.sources.instructions import MAX_CHARACTERS, Counts, instruction_id, read
+from pipeline.sources.values import is_missing, is_null_text
 from tests.unit.sources import TABLE, THREE, only, rows_of, write_csv, write_jsonl
 
 REAL_SAMPLE = Path(__file__).parents[3] / "shared/data/pku_saferlhf_sample.jsonl"
@@ -347,7 +348,8 @@ def test_ids_are_stable_and_unique(tmp_path, texts):
     rows = rows_of(path)
     assert len({r["id"] for r in rows}) == len(rows)
     assert rows == rows_of(path)
-    good = {unicodedata.normalize("NFC", t.strip()) for t in texts} - {""}
+    kept = [text for text in texts if not is_missing(text) and not is_null_text(text)]
+    good = {unicodedata.normalize("NFC", text.strip()) for text in kept}
     assert {unicodedata.normalize("NFC", r["instruction"].strip()) for r in rows if r["status"] == OK} == good
 
 

@@ -29,7 +29,7 @@ BAD_LINES = {
     b'{"instruction": "cut off': "not valid JSON",
     b'["instruction"]': "not a JSON object",
     b'{"instruction": "x", "output": 5}': "safe_response is not a string but int",
-    b'{"instruction": "x", "input": {}}': "input is a dict, not a string",
+    b'{"instruction": "x", "input": {"a": 1}}': "input is a dict, not a string",
     b"[" * 100_000: "not valid JSON",
     json.dumps(
         {"instruction": LONG}

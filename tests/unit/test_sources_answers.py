@@ -30,6 +30,11 @@ NAN = float("nan")
         {"input": "Ask", "output": "Say"},
         {'"prompt"': "Ask", " 'completion' ": "Say"},
         {"userPrompt": "Ask", "model-output": "Say"},
+        {"inputs": "Ask", "targets": "Say"},
+        {"problem": "Ask", "solution": "Say"},
+        {"user_input": "Ask", "model_output": "Say"},
+        {"goal": "Ask", "output": "Say"},
+        {"user": "Ask", "assistant": "Say"},
         {"prompt": "Ask", "response": "Say", "label": None},
         {"prompt": "Ask", "response": "Say", "is_safe": 1},
     ],
@@ -87,10 +92,12 @@ SAFE = [
     for value in (True, 1, 1.0, "1", "1.00", "true", "True", "TRUE ", "yes", "safe", "Safe")
 ]
 SAFE += [{"harmful": value} for value in (False, 0, "0.0", "no", "unharmful", "harmless")]
-SAFE += [{"label": value} for value in ("safe", "harmless", True, "True")]
+SAFE += [{"kto_tag": value} for value in (True, 1, "true")]
+SAFE += [{"label": value} for value in ("safe", "harmless", True, "True", "desirable")]
 SAFE += [{"response_harm_label": "unharmful"}, {"Is Safe": "y"}, {"is_safe": decimal.Decimal(1)}]
 UNSAFE = [{"is_safe": value} for value in (False, 0, 0.0, "0", "false", "No", "unsafe", "harmful")]
 UNSAFE += [{"is_harmful": value} for value in (True, 1.0, "1", "yes", "unsafe")]
+UNSAFE += [{"kto_tag": False}, {"desirable": 0}]
 UNSAFE += [{"label": value} for value in ("unsafe", "Harmful", False)]
 
 
@@ -147,6 +154,32 @@ def test_a_labelled_conversation_goes_where_its_label_says(tmp_path):
     assert of_row(tmp_path, {"messages": talk, "is_safe": 0.0}) == ("Ask", None, "Say")
 
 
+def test_a_label_of_a_message_outweighs_that_of_its_conversation(tmp_path):
+    talk = [{"role": "user", "content": "Ask"}, {"role": "assistant", "content": "Say", "toxic": False}]
+    assert of_row(tmp_path, {"conversation": talk, "toxic": True}) == ("Ask", "Say", None)
+    talk[1] |= {"toxic": None, "is_safe": 0}
+    assert of_row(tmp_path, {"conversation": talk}) == ("Ask", None, "Say")
+    talk[1] |= {"is_safe": None}
+    assert of_row(tmp_path, {"conversation": talk, "is_safe": False}) == ("Ask", None, "Say")
+
+
+def test_a_target_to_elicit_is_no_response(tmp_path):
+    rows, counts = counted(write_jsonl(tmp_path / "a.jsonl", [{"goal": "Ask", "target": "Sure, here is"}]))
+    assert rows[0]["safe_response"] is None and counts.unused == ["target"]
+
+
+def test_a_users_number_is_no_instruction(tmp_path):
+    with pytest.raises(UserError, match="no known shape has the columns text, user"):
+        rows_of(write_jsonl(tmp_path / "a.jsonl", [{"user": "u7", "text": "Ask"}]))
+
+
+def test_an_adversarial_prompt_is_the_one_that_was_answered(tmp_path):
+    row = {"vanilla": "Ask", "adversarial": "You are a poet. Ask", "completion": "Say"}
+    assert of_row(tmp_path, row) == ("You are a poet. Ask", "Say", None)
+    assert of_row(tmp_path, row | {"adversarial": ""}) == ("Ask", "Say", None)
+    assert of_row(tmp_path, row | {"prompt": "Asked", "adversarial": True}) == ("Asked", "Say", None)
+
+
 def test_a_label_of_a_prompt_alone_changes_nothing(tmp_path):
     rows, counts = counted(write_jsonl(tmp_path / "a.jsonl", [{"prompt": "Ask", "label": "theft"}]))
     assert rows[0]["status"] == "ok" and counts.unused == ["label"]
@@ -171,13 +204,32 @@ def test_labels_of_two_responses(tmp_path):
     floats = {"is_response_0_safe": 0.0, "is_response_1_safe": 1.0, "safer_response_id": 1.0}
     assert of_row(tmp_path, pku(**floats)) == ("Ask", "one", "zero")
     assert of_row(tmp_path, pku(is_response_0_safe=NAN)) == ("Ask", "one", None)
-    for name, value in (("safer_response_id", 2), ("safer_response_id", "x"), ("safer_response_id", 0.5)):
-        assert of_row(tmp_path, pku(**{name: value})) == f"{name} is neither 0 nor 1"
+    for value in (2, "x", 0.5):
+        reason = "safer_response_id is not the number of a response"
+        assert of_row(tmp_path, pku(safer_response_id=value)) == reason
+    for value in (-1, -1.0, "-1", None, NAN):
+        assert of_row(tmp_path, pku(safer_response_id=value)) == ("Ask", "zero", None), "none is preferred"
     wrong = "is_response_0_safe says neither safe nor unsafe"
     assert of_row(tmp_path, pku(is_response_0_safe=7)) == wrong
     unlabelled = {"prompt": "Ask", "response_0": "zero", "response_1": "one", "safer_response_id": 0.0}
     assert of_row(tmp_path, unlabelled) == ("Ask", "zero", "one")
     assert of_row(tmp_path, pku(response_1=None)) == ("Ask", "zero", None)
+
+
+@pytest.mark.parametrize(
+    "name", ["is_response_{}_unsafe", "response_{}_unsafe", "is_response_{}_harmful", "isResponse_{}_unsafe"]
+)
+def test_labels_of_two_responses_may_say_unsafe(tmp_path, name):
+    row = {"prompt": "Ask", "response_0": "zero", "response_1": "one"}
+    row |= {name.format(0): True, name.format(1): False}
+    assert of_row(tmp_path, row) == ("Ask", "one", "zero")
+    assert of_row(tmp_path, row | {"is_response_0_safe": True}) == "its labels contradict each other"
+    of_safe = {"response_0_safe": 0, "response_1_safe": 1}
+    assert of_row(tmp_path, {**row, name.format(0): None, name.format(1): None} | of_safe) == (
+        "Ask",
+        "one",
+        "zero",
+    )
 
 
 def test_pku_of_csv_with_floats(tmp_path):
@@ -187,6 +239,32 @@ def test_pku_of_csv_with_floats(tmp_path):
     )
     made = [(r["safe_response"], r["unsafe_response"]) for r in rows_of(tmp_path / "a.csv")]
     assert made == [("one", "zero"), ("one", None), ("one", None)]
+
+
+# -- what stands before an instruction
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [["Hi", "Hello."]],
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}],
+        '[["Hi", "Hello."]]',
+    ],
+)
+def test_a_history_comes_before_the_instruction(tmp_path, history):
+    row = {"instruction": "And now?", "input": "", "output": "Tea.", "history": history}
+    asked = "Human: Hi\n\nAssistant: Hello.\n\nHuman: And now?"
+    assert of_row(tmp_path, row) == (asked, "Tea.", None)
+
+
+def test_a_history_that_is_none_changes_nothing_and_one_that_is_not_understood_spoils_its_row(tmp_path):
+    row = {"instruction": "And now?", "output": "Tea."}
+    for history in ([], None, ""):
+        assert of_row(tmp_path, row | {"history": history}) == ("And now?", "Tea.", None)
+    for history in ("earlier", [1], [["Hi", None]]):
+        reason = "history is not a list of turns before an instruction"
+        assert of_row(tmp_path, row | {"history": history}) == reason
 
 
 # -- missing values, inputs that are none, types
@@ -251,6 +329,9 @@ def test_a_missing_timestamp_and_decimal_are_null(tmp_path):
             "No input required.",
             "#N/A",
             "undefined",
+            "<nooutput>",
+            "Input: None",
+            "Not needed.",
         ),
     ],
 )
@@ -261,6 +342,39 @@ def test_an_input_that_stands_for_none_is_left_out_and_told(tmp_path, input):
     assert counts.notes == {"an input that stands for none, such as <noinput>, is left out": 1}
     for name in ("context", "Input"):
         assert of_row(tmp_path, {"instruction": "Name a fruit.", name: input})[0] == "Name a fruit."
+
+
+@pytest.mark.parametrize("input", [[], {}])
+def test_an_empty_list_is_no_input(tmp_path, input):
+    row = {"instruction": "Name a fruit.", "input": input, "output": "Fig."}
+    assert of_row(tmp_path, row) == ("Name a fruit.", "Fig.", None)
+
+
+@pytest.mark.parametrize("null", ["nan", "NaN", "NULL", "null", "None", "<NA>", "#N/A", "\\N", " nan "])
+def test_a_text_that_says_null_is_no_value_and_told(tmp_path, null):
+    rows = [{"instruction": "a", "output": null}, {"instruction": null, "output": "x"}]
+    rows += [
+        {"prompt": null, "question": "b", "response": "x"},
+        {"chosen": "c", "prompt": "d", "rejected": null},
+    ]
+    made, counts = counted(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert [(r["error"] or r["instruction"], r["safe_response"], r["unsafe_response"]) for r in made] == [
+        ("a", None, None),
+        ("instruction is null", None, None),
+        ("b", "x", None),
+        ("d", "c", None),
+    ]
+    assert counts.notes == {"a text that says null, such as NaN, is not used": 2}
+
+
+@pytest.mark.parametrize("text", ["None.", "Nan", "none", "NULLs", "Not a number"])
+def test_a_text_that_only_resembles_null_is_kept(tmp_path, text):
+    assert of_row(tmp_path, {"instruction": text, "output": text}) == (text, text, None)
+
+
+def test_a_text_without_a_visible_character_is_missing(tmp_path):
+    assert of_row(tmp_path, {"instruction": "\u200b \ufeff", "output": "x"}) == "instruction is empty"
+    assert of_row(tmp_path, {"instruction": "a", "output": "\0\0"}) == ("a", None, None)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.errors import UserError
 from tests.unit.sources import counted, of_row, only, rows_of, write_jsonl
 
 ASKED, SAID = "How do I prune a rose bush?", "Cut above an outward bud."
@@ -52,6 +53,25 @@ READ = {
     "a model's name as role": {"messages": turns(("user", ASKED), ("gpt-3.5-turbo", SAID))},
     "text inside text": {
         "messages": turns(("user", [{"type": "text", "text": {"value": ASKED}}]), ("assistant", SAID))
+    },
+    "texts in turn": {"data": [ASKED, SAID, "More?"]},
+    "JSON of texts in turn": {"conversations": json.dumps([ASKED, SAID])},
+    "Python of texts in turn": {"conversations": repr([ASKED, SAID])},
+    "pairs": {"conversation": [[ASKED, SAID], ["More?", "No."]]},
+    "roles and texts": {"messages": [["user", ASKED], ["assistant", SAID]]},
+    "JSON in JSON": {"messages": json.dumps(json.dumps(EXCHANGE))},
+    "a list of JSON texts": {"messages": [*map(json.dumps, EXCHANGE)]},
+    "Gemini's parts": {
+        "contents": turns(("user", [{"text": ASKED}]), ("model", [{"text": SAID}]), content="parts")
+    },
+    "a transcript by lines": {"transcript": f"Human: {ASKED}\nAssistant: {SAID}\nHuman: More?"},
+    "a transcript of Windows": {"conversation": f"Human: {ASKED}\r\n\r\nAssistant: {SAID}"},
+    "no conversation but a prompt": {"turns": 2, "prompt": ASKED, "response": SAID},
+    "parts as JSON text": {
+        "messages": turns(("user", json.dumps([{"type": "text", "text": ASKED}])), ("assistant", SAID))
+    },
+    "a refusal beside empty content": {
+        "messages": [EXCHANGE[0], {"role": "assistant", "content": None, "refusal": SAID}]
     },
     "an answer in two messages": {
         "messages": turns(("user", ASKED), ("assistant", "Cut above"), ("assistant", "an outward bud."))
@@ -110,6 +130,43 @@ def test_a_part_that_is_no_text_spoils_its_row(tmp_path, part):
     assert of_row(tmp_path, row) == "messages has a message with a part that is no text, such as an image"
 
 
+def test_texts_in_turns_are_all_the_users(tmp_path):
+    rows, counts = counted(
+        write_jsonl(tmp_path / "a.jsonl", [{"turns": [ASKED, "More?"], "category": "garden"}])
+    )
+    made = rows[0]
+    assert (made["instruction"], made["safe_response"], made["category"]) == (ASKED, None, "garden")
+    assert counts.notes == {"turns after the first exchange are not used": 1}
+
+
+def test_what_is_no_conversation_beside_a_prompt_is_told(tmp_path):
+    _, counts = counted(write_jsonl(tmp_path / "a.jsonl", [{"turns": 2, "prompt": ASKED}]))
+    assert counts.notes == {"turns that is not a list of messages is not used": 1}
+
+
+@pytest.mark.parametrize("weight", [{"weight": 0}, {"weight": 0.0}, {"train": False}])
+def test_an_answer_not_to_learn_is_no_response_and_told(tmp_path, weight):
+    row = {"messages": [EXCHANGE[0], EXCHANGE[1] | weight]}
+    rows, counts = counted(write_jsonl(tmp_path / "a.jsonl", [row]))
+    assert (rows[0]["instruction"], rows[0]["safe_response"]) == (ASKED, None)
+    assert counts.notes == {"an answer of weight 0 is not used": 1}
+    for kept in ({"weight": 1}, {"weight": None}, {"train": True}):
+        assert of_row(tmp_path, {"messages": [EXCHANGE[0], EXCHANGE[1] | kept]}) == (ASKED, SAID, None)
+
+
+def test_replies_in_a_tree_are_told(tmp_path):
+    prompt = {"role": "prompter", "text": ASKED, "replies": [{"role": "assistant", "text": SAID}]}
+    rows, counts = counted(write_jsonl(tmp_path / "a.jsonl", [{"prompt": prompt}]))
+    assert (rows[0]["instruction"], rows[0]["safe_response"]) == (ASKED, None)
+    assert counts.notes == {"replies in a tree of messages are not used": 1}
+
+
+def test_rows_that_are_single_messages_are_refused_for_what_they_are(tmp_path):
+    rows = [{"message_id": 1, "parent_id": None, "role": "prompter", "text": ASKED}]
+    with pytest.raises(UserError, match="its rows are single messages; join those of a conversation"):
+        rows_of(write_jsonl(tmp_path / "a.jsonl", rows))
+
+
 LATER = {
     "an image": turns(("user", [{"type": "image"}]))[0],
     "no content": {"role": "user", "content": None},
@@ -156,6 +213,8 @@ def test_what_is_left_out_of_a_conversation_is_told(tmp_path, note):
         [{"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}, {"role": "tool", "content": "3"}],
         [{"role": "assistant", "content": "I look."}, {"role": "tool", "content": "3"}],
         turns(("function_call", "{}"), ("observation", "3"), ("gpt", SAID)),
+        turns(("assistant", [{"type": "text", "text": "I look."}, {"type": "tool_use", "name": "f"}])),
+        [{"role": "model", "parts": [{"functionCall": {"name": "f"}}]}],
     ],
 )
 def test_an_answer_through_a_tool_is_no_response_and_told(tmp_path, after):
@@ -189,7 +248,8 @@ def test_a_response_to_a_whole_dialogue_has_the_dialogue_as_instruction(tmp_path
         ("[{'role': ", "messages is not a list of messages"),
         ('{"a": 1}', "messages is not a list of messages"),
         ("[" * 100_000, "messages is not a list of messages"),
-        (["hello", "ho"], "messages is not a list of messages"),
+        (["hello", 7], "messages is not a list of messages"),
+        ([["hello", "ho", "he"]], "messages is not a list of messages"),
         (7, "messages is not a list of messages"),
     ],
 )

@@ -1,6 +1,7 @@
 """Files as they lie about: tables in JSON, quotes that are not closed, splits, saved data sets, encodings."""
 
 import csv
+import gzip
 import json
 
 import pyarrow as pa
@@ -74,6 +75,29 @@ def test_an_object_that_is_no_table_is_refused_for_what_it_is(tmp_path, value):
     assert "is one JSON object with the keys" in refused(tmp_path / "a.json")
 
 
+ARRAYS = {
+    "in one line": json.dumps(THREE),
+    "in many lines": json.dumps(THREE, indent=1),
+    "a row on each line": "\ufeff[\n" + ",\n".join(map(json.dumps, THREE)) + "\n]\n",
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_an_array_in_a_file_named_jsonl_is_read(tmp_path, name):
+    (tmp_path / "a.jsonl").write_text(ARRAYS[name])
+    assert made(tmp_path / "a.jsonl") == MADE
+
+
+def test_a_list_of_messages_may_be_a_row_or_a_line(tmp_path):
+    talks = [
+        [{"role": "user", "content": asked}, {"role": "assistant", "content": said}] for asked, said in MADE
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(talks))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    (tmp_path / "a.jsonlines").write_text("".join(json.dumps(row) + "\n" for row in THREE))
+    assert made(tmp_path / "a.json") == made(tmp_path / "a.jsonl") == made(tmp_path / "a.jsonlines") == MADE
+
+
 # -- the first rows are read as the run will
 
 
@@ -102,6 +126,21 @@ def test_looking_ends_when_its_time_is_over(tmp_path, monkeypatch):
 
 
 # -- CSV and TSV
+
+
+HEADS = {
+    "sep=": "sep=;\ninstruction;output\na, b;x\n",
+    "a comma in a quoted name": '"instruction";"output";"note, short"\n"a, b";"x";"n"\n',
+    "spaces behind delimiters": 'instruction, output\n"a, b", "x"\n',
+    "spaces behind delimiters and quotes": '"instruction", "output"\n"a, b", "x"\n',
+    "more semicolons than commas": "instruction;output;a, note\na, b;x;\n",
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_header_tells_how_fields_are_separated(tmp_path, name):
+    (tmp_path / "a.csv").write_text(HEADS[name])
+    assert made(tmp_path / "a.csv") == [("a, b", "x")]
 
 
 def test_an_unclosed_quote_is_a_malformed_row_that_says_which_lines_it_took(tmp_path):
@@ -179,8 +218,6 @@ def test_what_csv_allows_is_read(tmp_path):
     ("name", "delimiter"), [("a.tsv", "\t"), ("a.csv", ";"), ("a.csv", "\t"), ("b.tsv.gz", "\t")]
 )
 def test_other_delimiters(tmp_path, name, delimiter):
-    import gzip
-
     lines = [("instruction", "output"), *MADE, ("with, comma", "x")]
     text = "".join(delimiter.join(line) + "\n" for line in lines).encode()
     (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
@@ -242,6 +279,44 @@ def test_splits_of_other_names_are_those_of_push_to_hub(tmp_path):
     assert made(tmp_path, split="red_team") == [("red_team", "x")]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("data/train_sft-00000-of-00001.parquet", "data/train_gen-00000-of-00001.parquet"),
+        ("default/train_sft/0000.parquet", "default/train_gen/0000.parquet"),
+    ],
+)
+def test_splits_of_which_several_are_called_train_are_not_mixed(tmp_path, names):
+    for name in names:
+        parquet(tmp_path / name, name)
+    assert "has no split train; found are train_gen, train_sft" in refused(tmp_path)
+    assert made(tmp_path, split="train_sft") == [(names[0], "x")]
+
+
+def test_a_directory_that_lacks_a_shard_is_refused(tmp_path):
+    for i in (0, 2):
+        parquet(tmp_path / "data" / f"train-0000{i}-of-00003.parquet", f"{i}")
+    parquet(tmp_path / "data" / "test-00000-of-00002.parquet", "held out")
+    assert "holds 2 of the 3 files data/train-…-of-00003.parquet; fetch the others" in refused(tmp_path)
+    parquet(tmp_path / "data" / "train-00001-of-00003.parquet", "1")
+    assert [asked for asked, _ in made(tmp_path)] == ["0", "1", "2"]
+    assert "holds 1 of the 2 files data/test-" in refused(tmp_path, split="test")
+    assert made(tmp_path / "data" / "test-*.parquet") == [("held out", "x")]
+    parquet(tmp_path / "none" / "part-00000-of-00002.parquet", "a")
+    assert "holds 1 of the 2 files" in refused(tmp_path / "none")
+
+
+def test_a_split_that_cannot_be_chosen_is_refused(tmp_path):
+    for name in ("train", "test"):
+        write_jsonl(tmp_path / f"{name}.jsonl", THREE)
+    for path in (tmp_path / "train.jsonl", f"{tmp_path}/*.jsonl", "toy:harmful-train"):
+        said = refused(path, split="test")
+        assert "split = test: only hub sets and directories have one; leave it out" in said
+    (tmp_path / "none").mkdir()
+    write_jsonl(tmp_path / "none" / "a.jsonl", THREE)
+    assert "has no splits, so split = test is not there" in refused(tmp_path / "none", split="test")
+
+
 README = """---
 license: mit
 configs:
@@ -269,6 +344,9 @@ def test_a_readme_says_which_files_are_a_configuration_and_its_splits(tmp_path):
     assert "config = c is none of its configurations a, b" in refused(tmp_path, config="c")
     (tmp_path / "README.md").write_text(README.format("default"))
     assert len(made(tmp_path)) == 3
+    (tmp_path / "first.parquet").rename(tmp_path / "elsewhere.parquet")
+    assert "first.parquet of its README is not there; fetch it" in refused(tmp_path)
+    assert made(tmp_path, split="test") == [("last3", "x")]
     for broken in ("---\nconfigs: [\n---\n", "---\nconfigs: 7\n---\n", "---\n&a [*a]\n---", "---\nconfigs:"):
         (tmp_path / "README.md").write_text(broken)
         assert len(made(tmp_path)) == 6
@@ -284,6 +362,8 @@ def test_columns_that_the_path_names_are_columns(tmp_path):
     categories = {r["instruction"]: r["category"] for r in rows}
     assert categories == {"a": "theft", "b": "hate speech", "c": None}
     assert counts.unused == ["lang"]
+    for path in ("category=theft/lang=en/0.parquet", "category=theft/*/*.parquet", "category=theft"):
+        assert [r["category"] for r in rows_of(tmp_path / path)] == ["theft"], "also of the source's own path"
 
 
 def test_a_files_own_value_outweighs_that_of_its_path(tmp_path):
@@ -306,6 +386,7 @@ def test_saved_data_sets_are_read(tmp_path):
     assert made(tmp_path / "dict") == made(tmp_path / "one") == made(tmp_path / "one" / "*.arrow") == MADE
     assert made(tmp_path / "dict", split="test") == [("held out", "x")]
     assert "has no split dev; found are test, train" in refused(tmp_path / "dict", split="dev")
+    assert "config = en: a saved data set has none" in refused(tmp_path / "dict", config="en")
     (tmp_path / "one" / "cache-1234.arrow").write_bytes(b"a map's cache")
     assert made(tmp_path / "one") == MADE
     named = datasets.DatasetDict({"harmless": both["train"], "red": held_out})
@@ -339,10 +420,36 @@ def test_metadata_beside_data_is_no_data(tmp_path):
 
 def test_files_of_other_formats_beside_data_are_told(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", THREE)
-    for name in ("b.xlsx", "c.xlsx", "d.zip", "README.md"):
+    for name in ("b.xlsx", "c.xlsx", "d.zip", "README.md", "e.jsonl.xz", "f.parquet.gz"):
         (tmp_path / name).write_text("x")
+    (tmp_path / "g.jsonl.gz").write_bytes(gzip.compress(b'{"instruction": "g"}'))
     _, counts = counted(tmp_path)
-    assert counts.notes == {"a .xlsx file is not read": 2, "a .zip file is not read": 1}
+    assert counts.notes == {f"a .{ending} file is not read": 1 for ending in ("gz", "xz", "zip")} | {
+        "a .xlsx file is not read": 2
+    }
+
+
+DISGUISED = {
+    "a.jsonl": (b"\x1f\x8b\x08\x00abc", "is compressed by gzip; add .gz to its name"),
+    "a.json": (b"BZh91AY&SY", "is compressed by bzip2; add .bz2 to its name"),
+    "a.ndjson": (b"\x28\xb5\x2f\xfdabc", "is compressed by Zstandard; add .zst to its name"),
+    "a.csv": (b"PK\x03\x04\x14\x00", "is a zip archive; unpack it"),
+    "b.csv": (b"PAR1\x15\x04", "is a Parquet file; end its name in .parquet"),
+    "a.parquet": (b"ARROW1\0\0", "is an Arrow file; end its name in .arrow"),
+    "b.parquet": (
+        b"version https://git-lfs.github.com/spec/v1\noid",
+        "is a pointer of Git LFS, not the file; fetch it by `git lfs pull`",
+    ),
+    "a.arrow": (b"version https://git-lfs.github.com/spec/v1\noid", "is a pointer of Git LFS"),
+    "a.tsv": (b"<!DOCTYPE html>\n<html>", "is a web page and not the file; download the file itself"),
+}
+
+
+@pytest.mark.parametrize("name", DISGUISED)
+def test_a_file_that_is_not_what_its_name_says_is_named_for_what_it_is(tmp_path, name):
+    content, said = DISGUISED[name]
+    (tmp_path / name).write_bytes(content)
+    assert refused(tmp_path / name).startswith(f"{tmp_path / name}: {said}")
 
 
 def test_a_json_file_alone_is_data_whatever_its_name(tmp_path):

@@ -184,3 +184,8 @@ def test_the_refusal_of_a_script_names_a_remedy_that_is_a_source(script):
         hub._refusal(Source(path=script), RuntimeError("Dataset scripts are no longer supported, but"))
     )
     assert "hf://datasets/OWNER/NAME/FILE.json" in said
+
+
+def test_a_set_without_a_name_is_refused():
+    with pytest.raises(UserError, match="hub:: names no data set; write hub:OWNER/NAME"):
+        instructions.check(Source(path="hub:"))

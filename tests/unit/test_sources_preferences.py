@@ -136,6 +136,19 @@ def test_pairs_that_lack_something(tmp_path, changes, expected):
     assert of_row(tmp_path, PAIRS["strings"] | changes) == expected
 
 
+def test_a_prompt_that_its_dialogues_do_not_repeat_is_not_used_and_told(tmp_path):
+    row = {
+        "prompt": "Another question",
+        "chosen": [user(ASKED), bot(GOOD)],
+        "rejected": [user(ASKED), bot(BAD)],
+    }
+    [made], counts = counted(write_jsonl(tmp_path / "a.jsonl", [row]))
+    assert (made["instruction"], made["safe_response"], made["unsafe_response"]) == (ASKED, GOOD, BAD)
+    assert counts.notes == {"a prompt that differs from the dialogue before its responses is not used": 1}
+    _, counts = counted(write_jsonl(tmp_path / "a.jsonl", [row | {"prompt": f" {ASKED}\n"}]))
+    assert not counts.notes, "white space is no difference"
+
+
 # -- the project's own data sets
 
 

@@ -4,6 +4,8 @@ import io
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -11,8 +13,10 @@ from pipeline import preflight
 from pipeline.commands.plan import show_plan
 from pipeline.commands.report import write_report
 from pipeline.errors import UserError
+from pipeline.settings.base import Source
+from pipeline.sources import instructions
 from tests import scripted
-from tests.unit.sources import rows_of, write_jsonl
+from tests.unit.sources import counted, rows_of, write_jsonl
 from tests.unit.test_experiment import calls, run
 
 __all__ = ["calls", "run"]  # fixtures
@@ -116,3 +120,39 @@ def test_accounts_of_an_older_run_are_not_needed(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"stage": "generate", "seconds": 1, "read": 4}) + "\n")
     config = scripted.config(tmp_path)
     assert "Sources" not in Path(write_report(config, str(tmp_path))[1]).read_text()
+
+
+def test_how_many_rows_have_a_response_is_told_if_only_some_do(tmp_path):
+    rows = [{"prompt": f"{i}", "response": "x", "is_safe": label} for i, label in enumerate([1, 0, 0, None])]
+    _, counts = counted(write_jsonl(tmp_path / "a.jsonl", rows))
+    told = (
+        "4 rows read, 4 used (1 with a safe response, 2 with an unsafe response); a response without a label"
+    )
+    assert f"a.jsonl: {told}" in counts.told() and counts.noteworthy
+    _, counts = counted(write_jsonl(tmp_path / "a.jsonl", rows[1:3]))
+    assert "2 used" in counts.told() and "with a" not in counts.told()
+
+
+def test_the_refusal_of_a_source_without_a_response_says_why_there_is_none(tmp_path):
+    for row, why in (
+        (
+            {"prompt": "a", "response": "nan"},
+            r"\(a text that says null, such as NaN, is not used: 1; columns not",
+        ),
+        ({"prompt": "a", "response": "x", "is_safe": 0}, r"has a safe response \(an unsafe one: 1\); name"),
+    ):
+        with pytest.raises(instructions.NoResponse, match=why):
+            instructions.check(Source(path=write_jsonl(tmp_path / "a.jsonl", [row])), needs=["safe_response"])
+
+
+def test_a_file_that_cannot_be_read_is_an_error_where_a_missing_response_is_a_notice(tmp_path, changes):
+    many = [{"prompt": f"{i}"} for i in range(300)]
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.Table.from_pylist(many), tmp_path / "data" / "1.parquet")
+    (tmp_path / "data" / "2.parquet").write_bytes(b"cut")
+    source = {"path": f"{tmp_path}/data"}
+    config = scripted.config(tmp_path / "run", **{**changes, "instructions": source})
+    with pytest.raises(
+        UserError, match=r"methods.mistakes.instructions: .*2.parquet: cannot be read as Parquet"
+    ):
+        preflight.check(config, {"generate", "mix"})
