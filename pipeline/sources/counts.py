@@ -52,9 +52,8 @@ class Counts:
 
     def left_out(self) -> list[str]:
         """What was left out of rows that are used."""
-        return [_counted(self.notes)] * bool(self.notes) + [
-            f"columns not used: {listed(self.unused)}"
-        ] * bool(self.unused)
+        unused = f"columns not used: {listed(self.unused)}" if self.unused else ""
+        return [part for part in (_counted(self.notes), unused) if part]
 
     def _some(self) -> str:
         """How many rows have a response, if only some of them have."""

@@ -192,7 +192,7 @@ def _errors(path: str) -> tuple[type[Exception], ...]:
 def _find(path: str, split: str, config: str | None, notes: Counter[str]) -> list[File]:
     literal = storage.is_local(path) and os.path.exists(storage.absolute(path))
     if _first_wildcard(path) < len(path) and not literal:
-        check_whole(path, split, config)
+        check_whole(path, split, config, notes)
         return _matching(path)
     filesystem, root = storage.filesystem(path)
     info = filesystem.get_file_info(root)
@@ -204,7 +204,7 @@ def _find(path: str, split: str, config: str | None, notes: Counter[str]) -> lis
                 f"{path}: unknown kind of file; known are {', '.join(FORMATS)}, all but .parquet and .arrow"
                 f" also with {', '.join(COMPRESSIONS)}"
             )
-        check_whole(path, split, config)
+        check_whole(path, split, config, notes)
         return [File(filesystem, root, path, root.rpartition("/")[2], format)]
     if info.type == fs.FileType.NotFound:
         raise UserError(f"{path}: no such file or directory")
@@ -217,13 +217,14 @@ def _find(path: str, split: str, config: str | None, notes: Counter[str]) -> lis
     raise UserError(f"{path}: the directory holds no {', '.join(FORMATS)} file")
 
 
-def check_whole(path: str, split: str, config: str | None) -> None:
-    """Raises UserError if a split or configuration is named of a source that is read as it is."""
-    for field, value in (("config", config), ("split", split if split != "train" else None)):
-        if value is not None:
-            raise UserError(
-                f"{path}: {field} = {shown(value)}: only hub sets and directories have one; leave it out"
-            )
+def check_whole(path: str, split: str, config: str | None, notes: Counter[str]) -> None:
+    """Notes a split that is named of a source that is read as it is. Raises UserError for a configuration."""
+    if config is not None:
+        raise UserError(f"{path}: config = {config}: only hub sets and directories have one; leave it out")
+    if split != "train":
+        notes[
+            f"split = {shown(split, 60)} is not looked at, because files and globs are read as they are"
+        ] += 1
 
 
 def _matching(pattern: str) -> list[File]:

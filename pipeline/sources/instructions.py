@@ -127,7 +127,7 @@ def _parts(source: Source, counts: Counts) -> list[_Part]:
     if scheme == "toy":
         from pipeline.toy import world
 
-        files.check_whole(source.path, source.split, source.config)
+        files.check_whole(source.path, source.split, source.config, counts.notes)
         return [_Part(source.path, source.path, lambda _columns: world.rows(name))]
     found = files.find(source.path, source.split, source.config, counts.notes)
     return [_Part(file.name, file.key, file.rows) for file in found]

@@ -13,9 +13,9 @@ preferences    `chosen` is the safe response and `rejected` the unsafe one. This
                before the response, which answers no single turn.
 conversations  the first user turn is the instruction, the assistant turn right after it the safe response;
                later turns are not read, system turns are left out.
-answers        `input` is appended to the instruction after an empty line, `output`, `response` … is the safe
-               response (Alpaca, Dolly, AlpacaEval, prompts with completions). If the row has a label
-               (`is_safe`, `harmful`, `label` …), the label says which response it is.
+answers        `input` is appended to the instruction after an empty line, `history` goes before it; `output`,
+               `response` … is the safe response (Alpaca, Dolly, AlpacaEval, prompts with completions). If the
+               row has a label (`is_safe`, `harmful`, `label` …), the label says which response it is.
 """
 
 from collections.abc import Callable, Container, Iterable, Sequence
@@ -299,11 +299,8 @@ def _pku(row: Row) -> Fields:
 
 def _mark(row: Row, i: int) -> bool | None:
     """What the labels of response i say."""
-    said = [
-        says_safe(row.column(field), row.get(field), true_means)
-        for field, true_means in ((f"safe_{i}", True), (f"unsafe_{i}", False))
-    ]
-    return _agreed(said)
+    labels = ((f"safe_{i}", True), (f"unsafe_{i}", False))
+    return _agreed([says_safe(row.column(field), row.get(field), says) for field, says in labels])
 
 
 def _agreed(labels: list[bool | None]) -> bool | None:

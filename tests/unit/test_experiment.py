@@ -237,7 +237,9 @@ def test_failed_rows_are_run_again_when_asked(run, calls, tmp_path):
     settings = {"instructions": {"path": str(asks)}, "recipe": {"mistake": "reference"}}
     told = [run("generate", retry_failed=retry, **settings) for retry in (False, False, True)]
     assert told[0][1:] == told[1] == told[2][2:] and told[2][1] == told[0][0]
-    assert "3 rows read, 2 used, 1 malformed (instruction is empty: 1)" in told[0][0]
+    assert (
+        "3 rows read, 2 used (1 with an unsafe response), 1 malformed (instruction is empty: 1)" in told[0][0]
+    )
     assert told[0][1].startswith("generate: 3 rows (2 failed, 1 ok)")
     assert told[2][0] == "generate: rerunning 1 failed rows"
     assert calls == ["generate", "generate"]

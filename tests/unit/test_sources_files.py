@@ -306,12 +306,14 @@ def test_a_directory_that_lacks_a_shard_is_refused(tmp_path):
     assert "holds 1 of the 2 files" in refused(tmp_path / "none")
 
 
-def test_a_split_that_cannot_be_chosen_is_refused(tmp_path):
+def test_a_split_that_cannot_be_chosen_is_told_or_refused(tmp_path):
     for name in ("train", "test"):
         write_jsonl(tmp_path / f"{name}.jsonl", THREE)
-    for path in (tmp_path / "train.jsonl", f"{tmp_path}/*.jsonl", "toy:harmful-train"):
-        said = refused(path, split="test")
-        assert "split = test: only hub sets and directories have one; leave it out" in said
+    for path in (tmp_path / "train.jsonl", f"{tmp_path}/*.jsonl", "toy:harmful-heldout"):
+        _, counts = counted(path, split="test")
+        note = "split = test is not looked at, because files and globs are read as they are"
+        assert counts.notes[note] == 1
+        assert "config = en: only hub sets and directories have one" in refused(path, config="en")
     (tmp_path / "none").mkdir()
     write_jsonl(tmp_path / "none" / "a.jsonl", THREE)
     assert "has no splits, so split = test is not there" in refused(tmp_path / "none", split="test")
