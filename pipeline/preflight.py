@@ -33,12 +33,11 @@ MIN_FREE_BYTES = 256 * 2**20
 
 def check(
     config: Config, stages: set[str], skip: Collection[str] = (), suites: set[str] | None = None
-) -> list[str]:
+) -> None:
     """Check the needs of stages ("generate", "mix", "train", "evaluate"), except models and cluster.
 
     skip:   fields of sources that are not checked.
     suites: suites to evaluate; None is all configured ones.
-    Returns notices: what is allowed, and worth a log line.
     """
     suites = set(config.suites.items()) if suites is None else suites
     if not config.methods and (needs := sorted(stages & {"generate", "mix", "train"})):
@@ -52,11 +51,11 @@ def check(
     for field, judge in sections(config, Judge).items():
         judge.check(field, config.model)
     _check_no_password("run_dir", config.run_dir)
-    needed, notices = _needed_responses(config, stages), []
+    needed = _needed_responses(config, stages)
     for field, source in sources(config, stages, suites).items():
         _check_no_password(f"{field}.path", source.path)
         if field not in skip:
-            notices += _check_source(field, source, needed.get(field, {}))
+            _check_source(field, source, needed.get(field, {}))
     for field, endpoint in _servers(config, stages, suites).items():
         check_server(endpoint, field)
     for field, model in config.models().items():
@@ -67,7 +66,6 @@ def check(
         environment.check_threads()
     if stages & {"generate", "train", "evaluate"} and not os.environ.get("RAY_ADDRESS"):
         environment.check_temporary_directory()
-    return notices
 
 
 def _check_engines(config: Config, stages: set[str], suites: set[str]) -> None:
@@ -164,40 +162,36 @@ def _check_no_password(field: str, path: str) -> None:
         raise UserError(f"{field}: contains a password, which would be stored; {remedy}")
 
 
-def _check_source(field: str, source: Source, needs: Mapping[str, bool]) -> list[str]:
-    """Check one source. needs: response → whether at least one row must have it. Returns notices."""
-    notices = []
+def _check_source(field: str, source: Source, needs: Mapping[str, str]) -> None:
+    """Check one source. needs: response that some row must have → the remedy that the message adds."""
     try:
         instructions.check(source)
-        for response, must in needs.items():
+        for response, asker in needs.items():
             try:
                 instructions.check(source, [response])
             except UserError as e:
-                if must:
-                    raise
-                notices.append(f"{field}: {e}; `mix` fails if an arm is trained on a kind without rows")
+                raise type(e)(f"{e}{asker}") from None
     except UserError as e:
         raise type(e)(f"{field}: {e}") from None
-    return notices
 
 
-def _needed_responses(config: Config, stages: set[str]) -> dict[str, dict[str, bool]]:
-    """Field of a source → response that its rows should have → whether at least one row must have it.
-
-    A source that only `mix` reads is useless without such a row.
-    """
-    needed: defaultdict[str, dict[str, bool]] = defaultdict(dict)
-    trained_on = {kind for arm in config.arms.values() for kind in arm.kinds or ()}
+def _needed_responses(config: Config, stages: set[str]) -> dict[str, dict[str, str]]:
+    """Field of a source → response that some of its rows must have → the remedy to add to the message."""
+    needed: defaultdict[str, dict[str, str]] = defaultdict(dict)
     for name, method in config.methods.items():
         if method.needs_unsafe:
-            needed[f"methods.{name}.instructions"]["unsafe_response"] = True
-        for kind in trained_on.intersection(method.kinds or ()) if "mix" in stages else ():
-            if kind in method.made_from:
+            needed[f"methods.{name}.instructions"]["unsafe_response"] = ""
+        for kind in sorted(method.made_from.keys() & (method.kinds or ())) if "mix" in stages else ():
+            arms = [arm for arm, section in config.arms.items() if kind in (section.kinds or ())]
+            if arms:
                 source, response = method.made_from[kind]
-                needed[f"methods.{name}.{source}"].setdefault(response, source.split(".")[0] in method.mixing)
+                remedy = f"; or leave {kind} out of arms.{arms[0]}.kinds" + (
+                    f" (and of {', '.join(arms[1:])})" if arms[1:] else ""
+                )
+                needed[f"methods.{name}.{source}"].setdefault(response, remedy)
     for name, suite in config.suites.items().items():
         for source in suite.needs_unsafe:
-            needed[f"suites.{name}.{source}"]["unsafe_response"] = True
+            needed[f"suites.{name}.{source}"]["unsafe_response"] = ""
     return needed
 
 

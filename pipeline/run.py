@@ -150,14 +150,13 @@ class Run:
         Raises UserError if a check fails before anything starts, RunFailed if another attempt takes over.
         """
         wanted = set(stages)
-        notices = preflight.check(self.config, wanted, suites=set(self.suites))
+        preflight.check(self.config, wanted, suites=set(self.suites))
         self.config = preflight.dated(self.config)
         if not self.overwrite:
             for output in (output for stage in stages for output in self.outputs(stage)):
                 output.check(self.fingerprints[output.name])
         preflight.check_build(self.config, wanted)
-        notices += preflight.check_models(self.config, wanted, set(self.suites), self.model_dir)
-        for notice in notices:
+        for notice in preflight.check_models(self.config, wanted, set(self.suites), self.model_dir):
             self.log(notice)
         self._stages = stages
         with (

@@ -89,7 +89,7 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     stages = set(config.stages)
     out_of_reach = preflight.unreachable(config, stages)
-    notices = preflight.check(config, stages, skip=set(out_of_reach))
+    preflight.check(config, stages, skip=set(out_of_reach))
     config = preflight.dated(config)
     if config.model.path == "toy" and "model" in config.models():
         console.print("model        toy, the embedded demonstration model")
@@ -102,7 +102,7 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     for name, why in out_of_reach.items():
         notice = f"{name} cannot be reached from here; skipping its checks"
         console.print(f"[yellow]{notice}[/yellow]: {escape(why)}")
-    for notice in [*notices, *_check_models(config, stages, console)]:
+    for notice in _check_models(config, stages):
         console.print(f"[yellow]{escape(safe_text(notice))}[/yellow]")
     work: list[resources.Work] = []
     counts = Accounts()
@@ -134,7 +134,7 @@ def _show_sources(
         console.print()
 
 
-def _check_models(config: Config, stages: set[str], console: Console) -> list[str]:
+def _check_models(config: Config, stages: set[str]) -> list[str]:
     """Check models as `run` does before it starts. Returns notices. Raises UserError."""
     for field, model in config.models().items():
         if models.cached_model_dir(model) is None:

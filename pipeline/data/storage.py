@@ -22,6 +22,7 @@ from pipeline.errors import RunFailed, UserError
 
 CLAIM_S = 15.0  # a claim that is this old belongs to a dead process
 CLAIM_POLL_S = 0.3
+_REMOVALS, _REMOVAL_S = 10, 0.3  # tries to delete a directory, and the time between them
 
 
 def is_local(path: str) -> bool:
@@ -214,11 +215,23 @@ def copy(source: str, target: str) -> str:
 
 
 def remove(path: str) -> None:
-    """Delete a file or a directory and its content; a missing path is no error."""
+    """Delete a file or a directory and its content; a missing path is no error.
+
+    Raises OSError. A process that is about to end may still write into the directory, such as Ray Train's
+    controller beside its checkpoints: a directory that did not stay empty is deleted again.
+    """
     fs, inner = filesystem(path)
     kind = fs.get_file_info(inner).type
     if kind == pafs.FileType.Directory:
-        fs.delete_dir(inner)
+        for left in reversed(range(_REMOVALS)):
+            try:
+                return fs.delete_dir(inner)
+            except FileNotFoundError:
+                return None
+            except OSError as e:
+                if not left or e.errno != errno.ENOTEMPTY:
+                    raise
+            time.sleep(_REMOVAL_S)
     elif kind == pafs.FileType.File:
         fs.delete_file(inner)
 

@@ -285,7 +285,7 @@ def test_nothing_to_train_on(run, tmp_path):
     bare = tmp_path / "bare.jsonl"
     bare.write_text('{"instruction": "without a safe response", "help": "Well."}\n')
     changes = {"instructions": {"path": str(bare)}, "mix": {"analysis": 0}}
-    with pytest.raises(RunFailed, match="mix: no training example"):
+    with pytest.raises(UserError, match="has a safe response"):
         run(**changes)
 
 
@@ -306,12 +306,17 @@ def test_a_kind_that_an_arm_is_trained_on_and_no_row_has_ends_the_stage(run, cal
     run(**settings, arms={"only_safe": {"kinds": ["safe"]}})
 
 
-def test_a_source_without_safe_responses_is_told_before_generate_and_ends_mix(run, calls, tmp_path):
+def test_a_source_without_safe_responses_is_refused_before_generate_and_ends_mix(run, calls, tmp_path):
     asks = tmp_path / "asks.jsonl"
     asks.write_text('{"instruction": "a", "aid": "b"}\n')
-    with pytest.raises(RunFailed, match=r"kind safe, .*instructions = .*columns not used: aid; name its col"):
+    with pytest.raises(
+        UserError, match=r"safe response; .*columns not used: aid\); or leave safe out of arms"
+    ):
         run(instructions={"path": str(asks)})
-    assert calls == ["generate"]
+    assert calls == []
+    run("generate", instructions={"path": str(asks)})
+    with pytest.raises(RunFailed, match=r"kind safe, .*instructions = .*columns not used: aid; name its col"):
+        run("mix", instructions={"path": str(asks)})
 
 
 def test_two_sources_may_be_the_same_file(run, tmp_path):

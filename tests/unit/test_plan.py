@@ -38,7 +38,9 @@ def plan(tmp_path):
 
 def source(tmp_path, *texts: str, name: str = "asks", **columns: str) -> dict:
     path = tmp_path / f"{name}.jsonl"
-    path.write_text("".join(json.dumps({"instruction": text, **columns}) + "\n" for text in texts))
+    responses = columns or {"safe_response": "no"}
+    rows = ({"instruction": text, **responses} for text in texts)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {"path": str(path)}
 
 
@@ -111,7 +113,7 @@ def test_time_and_resources_are_counted(plan, tmp_path, monkeypatch):
 
 def test_a_reference_mistake_costs_no_induction(plan, tmp_path):
     told = plan(
-        instructions=source(tmp_path, "a", unsafe_response="b"),
+        instructions=source(tmp_path, "a", unsafe_response="b", safe_response="no"),
         recipe={"mistake": "reference", "analyse": {"max_tokens": 10}},
     )
     assert "at most 10 new tokens" in told
