@@ -37,7 +37,7 @@ MAX_DELAY_S = 60.0
 MAX_RETRY_AFTER_S = 600.0  # limit on Retry-After; longer than our back-off
 
 _MOVED = "the server redirects: set the endpoint's url to the address that it redirects to"
-_MENDS = {
+_REMEDIES = {
     **dict.fromkeys((301, 302, 303, 307, 308), _MOVED),
     401: "check the key in the environment variable that the endpoint's api_key_env names",
     402: "the account's credit is used up",
@@ -562,14 +562,14 @@ def _refusal(response: "httpx.Response") -> str:
         code = ""
     secret = code in response.request.headers.get("authorization", "")
     told = f" ({code})" if re.fullmatch(r"[A-Za-z_]{3,40}", code) and not secret else ""
-    mend = f"; {_MENDS[status]}" if status in _MENDS else ""
+    remedy = f"; {_REMEDIES[status]}" if status in _REMEDIES else ""
     if status == 429:
-        mend = "; the account's quota is used up"
+        remedy = "; the account's quota is used up"
     if status in (404, 405) and not re.search(r"/v\d", response.request.url.path):
-        mend += ": most servers answer under a path that ends in /v1"
+        remedy += ": most servers answer under a path that ends in /v1"
     if status in (400, 422) and any(name in response.text for name in _PREFILL):
-        mend = "; it does not seem to continue an assistant turn, as prefill: true promises"
-    return f"endpoint refused the request: HTTP {status}{told}{mend}"
+        remedy = "; it does not seem to continue an assistant turn, as prefill: true promises"
+    return f"endpoint refused the request: HTTP {status}{told}{remedy}"
 
 
 def _backoff(retry: int) -> float:

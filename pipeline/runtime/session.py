@@ -92,7 +92,7 @@ def ray_session(run_dir: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def beside_driver(cls: type):
+def actor_on_driver_node(cls: type):
     """Start a small actor pinned to the driver's node, so that losing another node does not kill it."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
-from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from pipeline.data.dataset import Dataset
 from pipeline.schema import PREFERENCES, Schema
@@ -62,21 +62,21 @@ class Lora(Section):
     )
 
 
+def _continues(how: str) -> str:
+    if how != "continue":
+        raise ValueError("is not possible: leave how out to train the adapter's matrices further")
+    return how
+
+
 class Start(Section):
     """Training begins from an adapter of the same base model, and trains its matrices further."""
 
     adapter: AdapterPath = Field(description="directory of a PEFT LoRA adapter")
     # One value is left. The field stays, because fingerprints of finished trainings hold it.
-    how: Literal["continue"] = Field(
-        "continue", description="the adapter's matrices are trained further; `train.lora` is not used"
+    how: Annotated[str, AfterValidator(_continues)] = Field(
+        "continue",
+        description="only continue: the adapter's matrices are trained further, and `lora` is not used",
     )
-
-    @field_validator("how", mode="before")
-    @classmethod
-    def _only_continues(cls, how: Any) -> Any:
-        if how == "stack":
-            raise ValueError("is no longer possible: leave how out to train the adapter's matrices further")
-        return how
 
 
 class Train(Section):

@@ -108,7 +108,7 @@ def engine(monkeypatch):
 
     monkeypatch.setattr(ModelSpec, "open", opened)
     monkeypatch.setattr(pool, "_run_tasks", run_tasks)
-    monkeypatch.setattr(progress, "beside_driver", Local)
+    monkeypatch.setattr(progress, "actor_on_driver_node", Local)
     monkeypatch.setattr(progress, "EngineMetrics", lambda _label: SimpleNamespace(record=lambda *_: None))
     monkeypatch.setattr("ray.get", lambda value: value)
     return found

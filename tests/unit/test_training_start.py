@@ -89,7 +89,7 @@ def test_its_size_is_known_before_training(place):
 
 def test_stacking_is_answered_with_the_other_way(place):
     start = {"adapter": str(place / "other"), "how": "stack"}
-    with pytest.raises(ValueError, match="is no longer possible: leave how out"):
+    with pytest.raises(ValueError, match="is not possible: leave how out"):
         tiny.config(str(place / "model"), start=start)
 
 

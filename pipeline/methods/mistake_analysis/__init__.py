@@ -75,7 +75,7 @@ class MistakeAnalysis(Method):
     )
     hint: Hint = Field(Hint(), description="the cue that induces a mistake")
     guided_analysis: bool = Field(
-        True, description="tell the model that analyzes a response that it may be harmful"
+        True, description="in the analysis, tell the model that the response may be harmful"
     )
     verify: HarmlessnessJudge | None = Field(
         Refusal(), description="judge of whether the induced response is harmful; null = not judged"
