@@ -16,8 +16,8 @@ from pipeline.sources.counts import Accounts
 def data(methods: Iterable[Method], numbers: Mapping[str, pa.Table | None], stages: list[dict]) -> Section:
     """numbers: data sets by name, without their texts; None if the run has none yet. stages: the run's
     timings and counts."""
-    section = Section("Data")
-    failures: dict[str, int] = {}
+    section, methods = Section("Data"), list(methods)
+    failures: list[tuple[str, str, int]] = []
     for method in methods:
         part = method.report(numbers)
         section.text += part.text
@@ -28,12 +28,11 @@ def data(methods: Iterable[Method], numbers: Mapping[str, pa.Table | None], stag
         if generated is not None and "faults" in generated.column_names:
             counted = Counter(pc.list_flatten(generated["faults"]).to_pylist())
             section.tables += [tables.of_faults(faults.by_step(counted))] if counted else []
-        failures |= part.failures
+        stage = f"generate ({method.generated.name})" if len(methods) > 1 else "generate"
+        failures += [(stage, reason, n) for reason, n in part.failures.items()]
     drops = [(line["name"], reason, n) for line in stages for reason, n in line["drops"].items()]
     known = {(stage, reason) for stage, reason, _ in drops}
-    drops = [
-        ("generate", reason, n) for reason, n in failures.items() if ("generate", reason) not in known
-    ] + drops
+    drops = [loss for loss in failures if loss[:2] not in known] + drops
     if drops:
         section.tables.append(tables.of_losses(drops))
     return section

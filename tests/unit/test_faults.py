@@ -17,6 +17,7 @@ from pipeline.fingerprints import fingerprints
 from pipeline.methods.course_correction import CourseCorrection
 from pipeline.methods.course_correction.schema import CORRECTIONS
 from pipeline.methods.critique_revise import CritiqueRevise
+from pipeline.methods.critique_revise.schema import REVISIONS
 from pipeline.methods.mistake_analysis import MistakeAnalysis
 from pipeline.methods.mistake_analysis.report import data as report_of_mistakes
 from pipeline.methods.mistake_analysis.schema import MISTAKES
@@ -333,6 +334,26 @@ def test_the_report_has_faults_by_step_and_the_rows_they_cost():
     ]
     assert ["generate", "analyse: echo", "2"] in tables["Dropped and failed rows"]
     assert "Faults of sampled texts" not in found(FOUND[-1])
+
+
+def test_the_report_keeps_the_losses_of_two_methods_apart_and_tells_none_twice():
+    methods = [MistakeAnalysis(instructions={"path": "x"}), CritiqueRevise(instructions={"path": "x"})]
+    lost = ("dropped", "induce: echo", ["induce: echo"])
+    numbers: dict[str, pa.Table | None] = {
+        "mistakes": MISTAKES.table(rows_of(MISTAKES, lost, lost)),
+        "revisions": REVISIONS.table(rows_of(REVISIONS, lost)),
+        "sft": None,
+    }
+    recorded = [{"name": "generate (mistakes)", "drops": {"induce: echo": 2}}]
+    [table] = [
+        table
+        for table in report_data.data(methods, numbers, recorded).tables
+        if table.title == "Dropped and failed rows"
+    ]
+    assert sorted([cell.text for cell in row] for row in table.groups[0][1]) == [
+        ["generate (mistakes)", "induce: echo", "2"],
+        ["generate (revisions)", "induce: echo", "1"],
+    ]
 
 
 # -- too few usable rows
