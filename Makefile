@@ -5,14 +5,14 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/quickstart.yaml
 SEED ?= 0
 JOBS ?= 2
-# What is installed first: uv, and the CPU build of PyTorch. Everything else stands in requirements.lock.
+# What is installed first: uv, and the CPU build of PyTorch. Everything else is in requirements.lock.
 UV := 0.13.9
 TORCH := 2.13.0
 # uv's wheel is kept here, so that another clone needs no network.
 WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/setbacks/wheels
 
-# Bytecode is written when a module is first imported: to compile all that is installed takes four times as
-# long as what a run imports. A shell that forbids it would have each process of a run compile it all again.
+# Python writes bytecode when it first imports a module; compiling everything that is installed would take four
+# times as long. If the shell forbids bytecode, each process of a run compiles its imports again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test test-long test-cluster test-all chaos toy reference lint setup lock clean
@@ -27,7 +27,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-lo
 test: setup
 	$(PYTEST) $(ONLY)
 
-# What takes long and seldom breaks alone: the toy model made anew, more kills, rarer faults.
+# Tests that take long and seldom fail alone: the toy model made anew, more kills, rarer faults.
 test-long: setup
 	$(PYTEST) -m long -o faulthandler_timeout=2400
 

@@ -5,6 +5,8 @@ from typing import Any, Protocol, TypedDict
 
 
 class Message(TypedDict):
+    """One turn of a conversation."""
+
     role: str  # "system", "user" or "assistant"
     content: str
 
@@ -105,12 +107,15 @@ class Recipe(Protocol):
 
 
 def user(content: str) -> Message:
+    """A user's turn."""
     return {"role": "user", "content": content}
 
 
 def assistant(content: str) -> Message:
+    """An assistant's turn."""
     return {"role": "assistant", "content": content}
 
 
 def system(content: str) -> Message:
+    """A system turn."""
     return {"role": "system", "content": content}

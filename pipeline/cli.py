@@ -273,6 +273,7 @@ def _tell(line: str) -> None:
 
 
 def main() -> None:
+    """Run the command line and exit: the entry point `setbacks`."""
     try:
         sys.exit(app(standalone_mode=False))
     except UserError as e:

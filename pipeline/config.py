@@ -55,10 +55,14 @@ class Arm(Section):
 
 
 class Report(Section):
+    """What the report shows."""
+
     examples: Natural = Field(6, description="masked examples shown")
 
 
 class Config(Section):
+    """One run: what is generated, trained and evaluated, and where the results go."""
+
     run_dir: Name = Field(
         description="output directory: a directory that every node sees (local, NFS), or s3://, gs://",
     )
@@ -89,7 +93,7 @@ class Config(Section):
     def stages(self) -> list[str]:
         """The stages that the configuration has work for, in their order."""
         trained = all(engine.is_model for _, engine in map(self.engine_of, self.methods))
-        # without methods, `evaluate` is all there is: preflight says why it cannot be done
+        # Without methods only `evaluate` is left; preflight reports why it cannot run.
         evaluated = not self.methods or (self.engine.is_model and (trained or not self.arms))
         work = {
             "train": trained and self.arms,
@@ -99,7 +103,7 @@ class Config(Section):
         return [stage for stage in STAGES if work.get(stage, self.methods)]
 
     def engine_of(self, method: str) -> tuple[str, AnyEngine]:
-        """The engine that a method generates with, after its field."""
+        """The engine that a method generates with: (its field, the engine)."""
         own = self.methods[method].engine
         return ("engine", self.engine) if own is None else (f"methods.{method}.engine", own)
 
@@ -274,6 +278,8 @@ def _default_arms(tree: dict) -> dict:
             given = _known(TRAINERS, tag(train, "method", "sft")) if isinstance(train, dict | Train) else None
             fits = given is None or given.accepts in method.training_sets
             trainer = {} if fits else {"train": {"method": _trainer_of(method.training_sets[0])}}
+            if fits and given is not None and not method.example_kinds.get(given.accepts.name):
+                arm = {key: value for key, value in arm.items() if key != "kinds"}
             arms[name] = {**arm, **trainer}
     return arms
 
@@ -306,8 +312,7 @@ def _check_arm(name: str, arm: Arm, methods: Mapping[str, AnyMethod]) -> None:
         return
     if not known:
         raise ValueError(
-            f"arms.{name}.kinds: choose examples of a mixture, and {arm.train.accepts.name} has no kinds:"
-            " leave kinds out"
+            f"arms.{name}.kinds: {arm.train.accepts.name} has no kinds of examples: leave kinds out"
         )
     if unknown := [kind for kind in arm.kinds if kind not in known]:
         raise ValueError(

@@ -4,7 +4,7 @@ Outputs of another fingerprint are refused, never mixed.
 """
 
 from pipeline.config import Config
-from pipeline.settings.base import Model
+from pipeline.settings.base import FOR_FINGERPRINT, Model, Section
 from pipeline.toy.model import shipped_recipe
 
 
@@ -20,28 +20,29 @@ def fingerprints(config: Config) -> dict[str, dict]:
 
     found = {}
     for name, method in config.methods.items():
-        section = method.model_dump(mode="json", exclude={"engine", *method.mixing})
+        section = _dumped(method, exclude={*method.OPERATIONAL, *method.mixing})
         generator = {**model, **config.engine_of(name)[1].determines()}
         found[method.generated.name] = made_with(
             "generate", generator, method.prompt_hashes(), **{method.name: section}
         )
     for schema, methods in config.training_sets().items():
         texts = {name: text for method in methods.values() for name, text in method.prompt_hashes().items()}
-        mixed = {
-            method.name: method.model_dump(mode="json", include=set(method.mixing))
-            for method in methods.values()
-        }
+        mixed = {method.name: _dumped(method, include=set(method.mixing)) for method in methods.values()}
         found[schema.name] = made_with("mix", model, texts, mix=mixed)
     for name, arm in config.arms.items():
         weights = arm.train.model_dump(mode="json", exclude=arm.train.OPERATIONAL - {"merge"})
         found[f"adapter/{name}"] = made_with("train", model, {}, train=weights, arm={"kinds": arm.kinds})
     evaluator = {**model, **config.engine.determines()}
     for name, suite in config.suites.items().items():
-        section = {name: suite.model_dump(mode="json")}
+        section = {name: _dumped(suite)}
         found[suite.data_schema.name] = made_with(
             "evaluate", evaluator, suite.prompt_hashes(), suites=section, adapters=config.adapters
         )
     return found
+
+
+def _dumped(section: Section, include: set[str] | None = None, exclude: set[str] | None = None) -> dict:
+    return section.model_dump(mode="json", context=FOR_FINGERPRINT, include=include, exclude=exclude)
 
 
 def _model(model: Model) -> dict:

@@ -9,11 +9,11 @@ from typing import Any
 from pipeline import pretrained
 from pipeline.chat import assistant, user
 from pipeline.data import storage
-from pipeline.data.adapter import FILES, changes_nothing, rank, shapes
+from pipeline.data.adapter import FILES, MOST_RANK, changes_nothing, odd_number, rank, shapes
 from pipeline.data.adapter import settings as settings_of
 from pipeline.errors import UserError
 from pipeline.settings.base import Model
-from pipeline.settings.shown import shown
+from pipeline.settings.shown import first_line, shown
 from pipeline.templates import ChatTemplate
 
 check_weights = pretrained.check
@@ -82,7 +82,7 @@ def load_tokenizer(model: Model, directory: str) -> Any:
     except Exception as e:  # each backend has its own exceptions for missing, broken or unreachable files
         if _on_hub(model, "tekken.json") and not _on_hub(model, "tokenizer.json"):
             raise UserError(f"model.path = {model.path}: {_TEKKEN_ALONE}") from None
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        reason = first_line(e)
         raise UserError(f"model.path = {model.path}: its tokenizer cannot be loaded ({reason})") from None
     if not tokenizer.chat_template:
         raise UserError(
@@ -120,6 +120,19 @@ def positions(model: Model, directory: str) -> int | None:
     return int(most * stretched) if most and stretched else most
 
 
+def quantization(model: Model, directory: str, field: str = "model") -> dict[str, Any] | None:
+    """How a model's weights are quantized; None if they are not.
+
+    Raises UserError if its files cannot be read.
+    """
+    try:
+        return pretrained.quantization(directory, model.revision)
+    except (OSError, ValueError) as e:
+        raise UserError(
+            f"{field}.path = {model.path}: its configuration cannot be loaded ({shown(e)})"
+        ) from None
+
+
 def _on_hub(model: Model, file: str) -> bool:
     """Whether a hub repository is known to hold a file."""
     from huggingface_hub import file_exists
@@ -154,11 +167,9 @@ def _has_chat_template(directory: Path) -> bool:
         ) from None
 
 
-# vLLM 0.32's largest rank, `vllm.config.lora.MaxLoRARanks`. Importing vLLM takes seconds.
-MOST_RANK = 512
 _MERGE = "train plain LoRA, or merge it into the model (PEFT's merge_and_unload) and give that as model.path"
-# PEFT options that change what the adapter computes, and that vLLM does not know or refuses when a request
-# first names the adapter, by dying. It computes rsLoRA, and ranks and alphas per module, as PEFT does.
+# PEFT options that change what the adapter computes. vLLM ignores them, or dies when a request first names
+# the adapter. vLLM computes rsLoRA, and ranks and alphas per module, as PEFT does.
 _NOT_SERVED = {
     "use_dora": "DoRA",
     "modules_to_save": "whole modules besides the LoRA matrices",
@@ -180,7 +191,7 @@ _MATRIX = re.compile(r"(?:base_model\.model\.)?(.+)\.(?:lora_([AB])\.weight|lora
 
 
 def check_adapter(field: str, adapter: str, base_dir: str) -> list[str]:
-    """The engine must be able to apply an adapter, as PEFT does, to the base model. Raises UserError.
+    """Check that the engine can apply an adapter to the base model as PEFT does. Raises UserError.
 
     Reads adapter_config.json and the safetensors headers; a base that is a hub id is compared only if it has
     been downloaded. Returns notices.
@@ -190,27 +201,75 @@ def check_adapter(field: str, adapter: str, base_dir: str) -> list[str]:
         if odd := _not_served(settings):
             raise UserError(f"{field}: the adapter {adapter} has {odd}, which vLLM does not serve; {_MERGE}")
         matrices, nothing = shapes(storage.join(adapter, FILES[1])), changes_nothing(adapter)
-    except (OSError, ValueError) as e:
-        raise UserError(
-            f"{field}: {adapter} is not a readable PEFT adapter ({_first_line(e)}); train it again with"
-            " --overwrite"
-        ) from None
+        odd = odd_number(adapter)
+    except (OSError, ValueError, LookupError, TypeError) as e:
+        reason, remedy = _unreadable(adapter, e)
+        raise UserError(f"{field}: {adapter} is not a readable PEFT adapter ({reason}); {remedy}") from None
+    if odd:
+        raise UserError(f"{field}: the adapter {adapter} holds {odd}; train it again")
     pairs = _pairs(field, adapter, matrices)
+    _check_ranks(field, adapter, settings, pairs)
     if (local := _on_disk(base_dir)) is not None:
         _check_fits(field, adapter, pairs, local)
     notices = []
     if nothing:
         notices.append(f"{field}: all B matrices of {adapter} are zero, so it changes nothing")
+    elif settings.get("lora_alpha") == 0:
+        notices.append(f"{field}: lora_alpha of {adapter} is 0, so it changes nothing")
     named = str(settings.get("base_model_name_or_path") or "")
     if named and _last(named) != _last(base_dir):
         notices.append(f"{field}: {adapter} was trained on {named}, and is used on {base_dir}")
     return notices
 
 
-def _not_served(settings: dict) -> str | None:
-    """What makes an adapter one that vLLM cannot apply; None if nothing does.
+def _unreadable(adapter: str, e: Exception) -> tuple[str, str]:
+    """Why an adapter cannot be read, and a remedy."""
+    config, weights = FILES
+    if not storage.exists(adapter):
+        return "no such directory", "name the directory of an adapter; download one of the hub first"
+    if storage.is_local(adapter) and os.path.isfile(adapter):
+        return "it is a file", "name its directory"
+    names = [storage.name(file) for file in storage.files(adapter)]
+    if config not in names:
+        found = (storage.join(adapter, name) for name in storage.directories(adapter))
+        if inside := next((place for place in found if storage.exists(storage.join(place, config))), None):
+            return f"it holds no {config}", f"name one of the adapters in it, such as {inside}"
+        if "config.json" in names:
+            return "it is a model", "give it as model.path, or name the adapter that it was merged with"
+        return f"it holds no {config}", "name the directory that does"
+    if weights not in names:
+        if any(name.startswith("adapter_model-") for name in names):
+            return "its matrices are in several files", "load it with PEFT and save it into one"
+        if pickled := next((name for name in names if name.startswith("adapter_model.")), None):
+            return f"its matrices are in {pickled}, whose format can run code", "save it as safetensors"
+        return f"it holds no {weights}", "copy it again"
+    return first_line(e), "copy it again, or train it again with --overwrite"
 
-    Raises ValueError if its rank is no number.
+
+def _check_ranks(
+    field: str, adapter: str, settings: dict, pairs: dict[str, dict[str, tuple[int, ...]]]
+) -> None:
+    """The matrices must have the ranks that the configuration names, which scale them. Raises UserError."""
+    alpha, named = (
+        settings.get("lora_alpha", 1),
+        {settings["r"], *(settings.get("rank_pattern") or {}).values()},
+    )
+    if not isinstance(alpha, int | float):
+        raise UserError(
+            f"{field}: lora_alpha in adapter_config.json of {adapter} is no number; copy it again"
+        )
+    for module, sides in pairs.items():
+        if ".experts" not in module and not {sides["A"][0], sides["B"][-1]} <= named:
+            raise UserError(
+                f"{field}: the adapter {adapter} has matrices of rank {sides['A'][0]} for {module}, and its"
+                f" adapter_config.json says {' or '.join(map(str, sorted(named)))}; copy both files again"
+            )
+
+
+def _not_served(settings: dict) -> str | None:
+    """Why vLLM cannot apply the adapter; None if it can.
+
+    Raises ValueError if the rank is not a number.
     """
     kind = settings.get("peft_type", "LORA")
     if kind != "LORA":
@@ -323,10 +382,6 @@ def _adapts_embeddings(base_dir: str) -> bool:
 
 def _last(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2].lower()
-
-
-def _first_line(e: Exception) -> str:
-    return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
 
 
 def check_prefill(template: ChatTemplate, path: str, field: str = "model") -> None:

@@ -20,6 +20,7 @@ from pipeline.methods.base import Method
 from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import cpu_has_bf16, gpu_build
 from pipeline.settings.base import Draw, Endpoint, Model, PathKind, Section, Source
+from pipeline.settings.shown import first_line
 from pipeline.settings.walk import paths, sections
 from pipeline.sources import instructions
 from pipeline.templates import ChatTemplate
@@ -32,12 +33,11 @@ MIN_FREE_BYTES = 256 * 2**20
 
 def check(
     config: Config, stages: set[str], skip: Collection[str] = (), suites: set[str] | None = None
-) -> list[str]:
+) -> None:
     """Check the needs of stages ("generate", "mix", "train", "evaluate"), except models and cluster.
 
     skip:   fields of sources that are not checked.
     suites: suites to evaluate; None is all configured ones.
-    Returns notices: what is allowed, and worth a log line.
     """
     suites = set(config.suites.items()) if suites is None else suites
     if not config.methods and (needs := sorted(stages & {"generate", "mix", "train"})):
@@ -51,11 +51,11 @@ def check(
     for field, judge in sections(config, Judge).items():
         judge.check(field, config.model)
     _check_no_password("run_dir", config.run_dir)
-    needed, notices = _needed_responses(config, stages), []
+    needed = _needed_responses(config, stages)
     for field, source in sources(config, stages, suites).items():
         _check_no_password(f"{field}.path", source.path)
         if field not in skip:
-            notices += _check_source(field, source, needed.get(field, {}))
+            _check_source(field, source, needed.get(field, {}))
     for field, endpoint in _servers(config, stages, suites).items():
         check_server(endpoint, field)
     for field, model in config.models().items():
@@ -66,7 +66,6 @@ def check(
         environment.check_threads()
     if stages & {"generate", "train", "evaluate"} and not os.environ.get("RAY_ADDRESS"):
         environment.check_temporary_directory()
-    return notices
 
 
 def _check_engines(config: Config, stages: set[str], suites: set[str]) -> None:
@@ -118,21 +117,28 @@ def _check_generator(field: str, method: Method, engine_field: str, engine: Engi
             )
 
 
-def dated(config: Config) -> Config:
+def dated(config: Config, *, anew: bool = False) -> Config:
     """The configuration with the date that chat templates take for today's.
 
     A run directory keeps the day on which it began, so that it is resumed with the same prompts on any day.
-    Raises UserError if the configuration names another one.
+    anew: whether all that the directory holds is made again, so that the configuration may name another day.
+    Raises UserError if it names another day otherwise.
     """
     path = date_file(config)
-    recorded = date.fromisoformat(storage.read_text(path)) if storage.exists(path) else None
+    try:
+        recorded = date.fromisoformat(storage.read_text(path)) if storage.exists(path) else None
+    except ValueError:
+        raise UserError(
+            f"{path} holds no date: write the day on which the run began into it, as 2026-01-31"
+        ) from None
     named = config.model.date
-    if recorded and named and named != recorded:
+    if recorded and named and named != recorded and not anew:
         raise UserError(
             f"model.date = {named}: the run directory {config.run_dir} was begun with {recorded}; leave it"
-            " out, or choose another run_dir"
+            " out, choose another run_dir, or make all of it anew with --overwrite"
         )
-    model = config.model.model_copy(update={"date": recorded or named or date.today()})
+    day = (named or recorded) if anew else (recorded or named)
+    model = config.model.model_copy(update={"date": day or date.today()})
     return config.model_copy(update={"model": model})
 
 
@@ -163,40 +169,36 @@ def _check_no_password(field: str, path: str) -> None:
         raise UserError(f"{field}: contains a password, which would be stored; {remedy}")
 
 
-def _check_source(field: str, source: Source, needs: Mapping[str, bool]) -> list[str]:
-    """needs: responses that some rows should have, and whether one must. Returns notices."""
-    notices = []
+def _check_source(field: str, source: Source, needs: Mapping[str, str]) -> None:
+    """Check one source. needs: response that at least one row must have → remedy for the message."""
     try:
         instructions.check(source)
-        for response, must in needs.items():
+        for response, asker in needs.items():
             try:
                 instructions.check(source, [response])
             except instructions.NoResponse as e:
-                if must:
-                    raise
-                notices.append(f"{field}: {e}; `mix` ends if an arm is trained on a kind that has no row")
+                raise type(e)(f"{e}{asker}") from None
     except UserError as e:
         raise type(e)(f"{field}: {e}") from None
-    return notices
 
 
-def _needed_responses(config: Config, stages: set[str]) -> dict[str, dict[str, bool]]:
-    """By field of a source: the responses that some of its rows should have, and whether one must.
-
-    A source that only `mix` reads is of no use without them.
-    """
-    needed: defaultdict[str, dict[str, bool]] = defaultdict(dict)
-    trained_on = {kind for arm in config.arms.values() for kind in arm.kinds or ()}
+def _needed_responses(config: Config, stages: set[str]) -> dict[str, dict[str, str]]:
+    """Field of a source → response that at least one of its rows must have → remedy for the message."""
+    needed: defaultdict[str, dict[str, str]] = defaultdict(dict)
     for name, method in config.methods.items():
         if method.needs_unsafe:
-            needed[f"methods.{name}.instructions"]["unsafe_response"] = True
-        for kind in trained_on.intersection(method.kinds or ()) if "mix" in stages else ():
-            if kind in method.made_from:
+            needed[f"methods.{name}.instructions"]["unsafe_response"] = ""
+        for kind in sorted(method.made_from.keys() & (method.kinds or ())) if "mix" in stages else ():
+            arms = [arm for arm, section in config.arms.items() if kind in (section.kinds or ())]
+            if arms:
                 source, response = method.made_from[kind]
-                needed[f"methods.{name}.{source}"].setdefault(response, source.split(".")[0] in method.mixing)
+                remedy = f"; or leave {kind} out of arms.{arms[0]}.kinds" + (
+                    f" (and of {', '.join(arms[1:])})" if arms[1:] else ""
+                )
+                needed[f"methods.{name}.{source}"].setdefault(response, remedy)
     for name, suite in config.suites.items().items():
         for source in suite.needs_unsafe:
-            needed[f"suites.{name}.{source}"]["unsafe_response"] = True
+            needed[f"suites.{name}.{source}"]["unsafe_response"] = ""
     return needed
 
 
@@ -321,6 +323,7 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
         wanted = [suite for name, suite in config.suites.items().items() if name in suites]
         if any(suite.reads_tokenizer for suite in wanted):
             models.load_tokenizer(config.model, directory)
+    _check_quantized(config, stages, directory)
     notices += _check_templates(config, stages, suites, directory)
     notices += _check_lengths(config, stages, suites, directory)
     if "generate" in stages:
@@ -359,11 +362,7 @@ def _check_templates(config: Config, stages: set[str], suites: set[str], directo
         for name, method in config.methods.items():
             if not config.engine_of(name)[1].reads_model:
                 continue
-            model, _ = method.generator(config.model)
-            field = next(
-                (f for f, one in sections(method, Model, f"methods.{name}").items() if one == model), ""
-            )
-            place = own if model == config.model else (model, field)
+            place = _generator(config, name)
             asked[place] = _asking(f"methods.{name}", method.conversations) | asked.get(place, {})
     for name, suite in config.suites.items().items():
         if "evaluate" in stages and name in suites and config.engine.reads_model:
@@ -384,11 +383,38 @@ def _check_templates(config: Config, stages: set[str], suites: set[str], directo
                 if setting:
                     raise UserError(f"{setting}: {why}: choose another value, or another template") from None
                 raise UserError(f"{field}.path = {model.path}: {why}: {remedy}") from None
-        if thinking := template.thinking():
-            notices.append(thinking)
         if (model, field) == own:
             _check_own_template(config, stages, suites, template)
+        trained = (model, field) == own and "train" in stages and bool(config.arms)
+        if thinking := template.thinking(trained=trained):
+            notices.append(thinking)
     return notices
+
+
+def _generator(config: Config, name: str) -> tuple[Model, str]:
+    """The model that a method generates with, and its field."""
+    method = config.methods[name]
+    model, _ = method.generator(config.model)
+    if model == config.model:
+        return model, "model"
+    found = sections(method, Model, f"methods.{name}").items()
+    return model, next((field for field, one in found if one == model), "")
+
+
+def _check_quantized(config: Config, stages: set[str], directory: str) -> None:
+    """Raises UserError if an engine cannot load the quantized weights of a model."""
+    loaded: dict[tuple[Model, str], list[Engine]] = {}
+    if "evaluate" in stages:
+        loaded[config.model, "model"] = [config.engine]
+    for name in config.methods if "generate" in stages else ():
+        loaded.setdefault(_generator(config, name), []).append(config.engine_of(name)[1])
+    for (model, field), engines in loaded.items():
+        if not any(engine.reads_model for engine in engines):
+            continue
+        place = directory if field == "model" else models.model_dir(model)
+        if settings := models.quantization(model, place, field):
+            for engine in engines:
+                engine.check_quantized(field, model, settings)
 
 
 def _asking(place: str, conversations: dict[tuple[str, ...], str]) -> dict[tuple[str, ...], str]:
@@ -441,7 +467,8 @@ def _check_lengths(config: Config, stages: set[str], suites: set[str], directory
         if "train" in stages and "max_length" in arm.train.model_fields_set and arm.train.max_length > most
     }
     return [
-        f"{field}: the model has {most} positions, and has not learned longer texts" for field in sorted(long)
+        f"{field}: the model has {most} positions and was not trained on longer texts"
+        for field in sorted(long)
     ]
 
 
@@ -482,6 +509,5 @@ def check_lora(config: Config, directory: str) -> None:
     # the hub is unreachable, or transformers does not understand config.json
     except (OSError, ValueError) as e:
         raise UserError(
-            f"model.path = {config.model.path}: its configuration cannot be loaded"
-            f" ({str(e).strip().splitlines()[0]})"
+            f"model.path = {config.model.path}: its configuration cannot be loaded ({first_line(e)})"
         ) from None

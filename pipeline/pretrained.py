@@ -5,6 +5,7 @@ attention, because a model's choice could name a kernel on the hub. Chat templat
 sandbox.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ def tokenizer(directory: str, revision: str | None = None) -> Any:
 def stop_tokens(directory: str, revision: str | None, tokenizer: Any) -> set[int]:
     """The token ids at which an engine stops: the tokenizer's, and those of generation_config.json.
 
-    As vLLM does, a model without that file is asked by its config.json.
+    For a model without that file, config.json is read, as vLLM does.
     """
     from transformers import GenerationConfig
 
@@ -51,6 +52,22 @@ def architecture(directory: str, revision: str | None = None) -> Any:
 
     with _no_code(directory):
         return AutoConfig.from_pretrained(directory, revision=revision, **SAFE)
+
+
+def quantization(directory: str, revision: str | None = None) -> dict[str, Any] | None:
+    """How the weights of a model are quantized, as its files say; None if they are not.
+
+    Some tools write that into a file of its own, and vLLM reads ModelOpt's.
+    """
+    found = architecture(directory, revision)
+    for part in (found, found.get_text_config()):
+        for name in ("quantization_config", "compression_config"):  # the second one is llm-compressor's, once
+            if settings := getattr(part, name, None):
+                return settings if isinstance(settings, dict) else settings.to_dict()
+    for name, method in {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq"}.items():
+        if (file := Path(directory, name)).is_file():
+            return {"quant_method": method, **json.loads(file.read_text(encoding="utf-8"))}
+    return None
 
 
 def empty(architecture: Any) -> Any:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pipeline import models, placement, preflight
 from pipeline.chat import Recipe
 from pipeline.config import Config, dump
-from pipeline.data import endings, storage
+from pipeline.data import endings, faults, storage
 from pipeline.data.card import Origin, write_card
 from pipeline.data.output import Output
 from pipeline.data.store import Store
@@ -42,7 +42,8 @@ class Trainer(Protocol):
 
 
 def train_arms(arms: list, checkpoints: str) -> AbstractContextManager[Trainer]:
-    from pipeline.training.arm import Training  # imports torch
+    """The trainer of a real run. Imports torch."""
+    from pipeline.training.arm import Training
 
     return Training(arms, checkpoints)
 
@@ -69,7 +70,7 @@ class Making:
     """A data set to make by running a recipe over rows.
 
     rows:   the rows to do, of schema `listed`; reading them fills the counts of the sources.
-    field:  of the section whose sources they are.
+    field:  the configuration field of the section that names the sources.
     inputs: digests of the upstream outputs, by name.
     """
 
@@ -149,14 +150,20 @@ class Run:
         Raises UserError if a check fails before anything starts, RunFailed if another attempt takes over.
         """
         wanted = set(stages)
-        notices = preflight.check(self.config, wanted, suites=set(self.suites))
-        self.config = preflight.dated(self.config)
+        preflight.check(self.config, wanted, suites=set(self.suites))
+        self.config = preflight.dated(self.config, anew=self._makes_all_anew(wanted))
         if not self.overwrite:
             for output in (output for stage in stages for output in self.outputs(stage)):
                 output.check(self.fingerprints[output.name])
+        again = "generate" in wanted and (self.overwrite or self.retry_failed)
+        if {"mix", "train"} & wanted and not again:
+            unmade = [
+                output for stage in ("mix", "train") if stage in wanted for output in self.outputs(stage)
+            ]
+            if any(output.complete is None for output in unmade) and (told := self._too_few_usable()):
+                raise UserError(told)
         preflight.check_build(self.config, wanted)
-        notices += preflight.check_models(self.config, wanted, set(self.suites), self.model_dir)
-        for notice in notices:
+        for notice in preflight.check_models(self.config, wanted, set(self.suites), self.model_dir):
             self.log(notice)
         self._stages = stages
         with (
@@ -171,9 +178,14 @@ class Run:
                 for output in self.outputs(stage)
             ):
                 self.connect()  # finds missing cluster resources first
-            storage.create(preflight.date_file(self.config), str(self.config.model.date))
+            storage.write_text(preflight.date_file(self.config), str(self.config.model.date))
             storage.write_text(storage.join(self.path, "config.yaml"), dump(self.config))
             yield
+
+    def _makes_all_anew(self, stages: set[str]) -> bool:
+        """Whether --overwrite covers every output that the run directory holds."""
+        others = (output for stage in STAGES if stage not in stages for output in self.outputs(stage))
+        return self.overwrite and not any(storage.exists(output.path) for output in others)
 
     def begin(self, stage: str) -> None:
         attempt.begin(stage)
@@ -221,12 +233,15 @@ class Run:
                             **figures,
                             **read,
                             **done["status"],
+                            **{name: done[name] for name in ("thoughts", "unended_thoughts") if name in done},
                             "drops": done["reasons"],
                         },
                     )
                     self._write_card(job.store, {**figures, "sources": self._sources(job.store).told()})
         for making in makings:
             self._log_dataset(stage, making.store)
+            if told := self._few_usable(making.store, 0.5):
+                self.log(f"WARNING: {stage}: {told}")
 
     def write(
         self,
@@ -237,14 +252,17 @@ class Run:
     ) -> None:
         """Make a training set at once.
 
-        rows: takes a counter of what is left out, by reason, and the counts of sources. nothing: why there
-        can be no row. Raises RunFailed if there is none, or none of a kind that an arm is trained on.
+        rows: yields the rows; called with a counter of omissions by reason, and the counts of sources.
+        nothing: why there can be no row. Raises RunFailed if there is no row, or none of a kind that an arm
+        is trained on.
         """
         self._start(
             store, {source.name: self.complete(source, "generate")["digest"] for source in inputs.values()}
         )
         found = Accounts()
         if store.complete is None:
+            if told := self._too_few_usable():
+                raise RunFailed(f"mix: {told}")
             started = time.monotonic()
             drops: Counter[str] = Counter()
             done = store.write_rows(rows(drops, found))
@@ -310,7 +328,7 @@ class Run:
             return
         if changes := output.other_inputs(inputs):
             raise UserError(
-                f"{output.path} is half trained on other data ({'; '.join(changes)}): "
+                f"{output.path} is partly trained on other data ({'; '.join(changes)}): "
                 "choose another run_dir, or train anew with --overwrite"
             )
 
@@ -386,6 +404,33 @@ class Run:
                     f" columns.{response}, or leave {kind} out of the arms' kinds"
                 )
 
+    def _too_few_usable(self) -> str | None:
+        """A sentence for a finished data set of which a method finds too few rows usable to train on."""
+        made = {name: method for of in self.config.training_sets().values() for name, method in of.items()}
+        for name, method in made.items():
+            if told := self._few_usable(self.generated[name], method.min_usable):
+                remedy = "change what causes that and use --overwrite, or set it lower to go on"
+                return f"methods.{name}.min_usable = {method.min_usable:g}: {told}; {remedy}"
+        return None
+
+    def _few_usable(self, store: Store, least: float) -> str | None:
+        """A sentence if less than the least share of a finished data set's rows is usable.
+
+        A row that is neither dropped nor failed is usable; rows that were not selected do not count.
+        """
+        done = store.complete
+        if done is None:
+            return None
+        selection = Counter(done.get("not_selected", {}))
+        rows = done["rows"] - selection.total()
+        lost = Counter(done["reasons"]) - selection
+        usable = rows - lost.total()
+        if not rows or usable >= least * rows:
+            return None
+        common = ", ".join(f"{why} ({count:,})" for why, count in lost.most_common(3))
+        share = f"only {usable:,} of {rows:,} rows ({usable / rows:.1%}) of {store.path} are usable"
+        return f"{share}, most others are lost with: {common}"
+
     def _part(self, stage: str, store: Store) -> dict:
         """The key of a metrics.jsonl line that says which of several outputs of a stage it is about."""
         suites = {made.name: name for name, made in self.suites.items()}
@@ -420,7 +465,8 @@ class Run:
         done = store.facts
         counts = ", ".join(f"{count:,} {status}" for status, count in sorted(done["status"].items()))
         self.log(f"{stage}: {done['rows']:,} rows{f' ({counts})' if counts else ''} → {store.path}")
-        for sentence in endings.told(done.get("endings", {})):
+        counted = faults.told(done.get("faults", {}), done.get("endings", {}))
+        for sentence in [*endings.told(done), *counted]:
             self.log(f"{stage}: {sentence}")
         nothing = [status for status in (FAILED, DROPPED) if done["status"].get(status)]
         if done["rows"] and sum(done["status"][status] for status in nothing) == done["rows"]:

@@ -133,6 +133,13 @@ ENDINGS = Column(
     " sentence), dropped, kept (as a training target) or cut (kept, outside the training targets)",
 )
 
+FAULTS = Column(
+    "faults",
+    pa.list_(pa.string()),
+    "what is wrong with the texts of the row, `step: fault`; a row that is dropped for one has it as its"
+    " error, too",
+)
+
 INSTRUCTIONS = Schema(
     "instructions",
     (

@@ -25,7 +25,8 @@ _NEXT = "qznextqz"  # the text of the turn after the one that is looked at
 class Frame:
     """What a template writes around the last assistant turn of conversations with the same roles.
 
-    before: what the model writes before its answer, such as an empty thought
+    before: what the template writes before the answer and not into the generation prompt, such as an empty
+            thought
     after:  everything after the answer in the whole conversation
     end:    what follows the answer up to the token at which the engine stops, that token included
     """
@@ -130,10 +131,11 @@ class ChatTemplate:
     def examples(self, conversations: Sequence[Sequence[Message]]) -> list[tuple[list[int], int] | str]:
         """Token ids of each conversation up to the token that ends its last turn, and how many are prompt.
 
-        The last turn is the assistant's. The prompt's tokens are those that an engine is given for the
-        conversation without it, so the rest is exactly what the model has to write: what the template puts
-        before the answer, the answer, and the first token at which the engine stops. For a conversation that
-        cannot be such an example: the reason, as a word for counts.
+        The last turn is the assistant's. The target, which is the rest, is the answer and the first token at
+        which the engine stops. The prompt's tokens are those that an engine is given for the conversation
+        without that turn, and what the template itself writes before the answer, such as an empty thought: a
+        model that is trained on that would learn not to think. For a conversation that cannot be such an
+        example: the reason, as a word for counts.
 
         Raises UserError if the template cannot make examples of conversations with these roles.
         """
@@ -172,7 +174,9 @@ class ChatTemplate:
         framed = whole.startswith(begin) and whole.endswith(frame.after)
         if not framed or inside.strip() != answer.strip() or not inside.strip():
             return "empty_answer" if not answer.strip() else "changed_by_template"
-        return prompt, frame.before + inside + frame.end, mark
+        if not frame.before.strip():  # a space, which may be part of the answer's first token
+            return prompt, frame.before + inside + frame.end, mark
+        return begin, inside + frame.end, mark
 
     def frame(self, roles: tuple[str, ...]) -> Frame:
         """What the template writes around the last turn of conversations with these roles.
@@ -256,8 +260,11 @@ class ChatTemplate:
                     f"{self.field}.chat_template_kwargs.{name}: the chat template does not use it; {remedy}"
                 )
 
-    def thinking(self) -> str | None:
-        """What a user has to know about a template that lets the model think before it answers."""
+    def thinking(self, *, trained: bool = False) -> str | None:
+        """What a user has to know about a template that lets the model think before it answers.
+
+        trained: whether training examples are made with the template.
+        """
         text = self.render(probe(("user",)), begins=True)
         setting, opened = self.silencing(), thoughts.left_open(text)
         if setting is None and opened is None and "<|channel|>analysis" not in self.source:
@@ -266,6 +273,11 @@ class ChatTemplate:
             f"{self.field}: its chat template lets the model think before every answer; thoughts are kept"
             " apart in the column `thoughts`, and max_tokens has to hold thought and answer"
         )
+        if trained and self.frame(("user", "assistant")).before.strip():
+            told += (
+                "; what the template writes before the answer of a training example, such as an empty"
+                " thought, carries no loss, so the model does not learn to leave its thoughts out"
+            )
         off = f"; to turn thinking off, set {self.field}.chat_template_kwargs: {setting}" if setting else ""
         return told + off
 

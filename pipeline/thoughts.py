@@ -1,6 +1,6 @@
-"""What a reasoning model thinks before it answers: where it begins and ends in a completion.
+"""The thought that a reasoning model writes before its answer.
 
-A thought is no part of the answer. `split` takes it off before anything judges, trains on or shows it.
+A thought is not part of the answer. `split` takes it off before the answer is judged, trained on or shown.
 """
 
 import re
@@ -99,6 +99,6 @@ def left_open(prompt: str) -> Marks | None:
 
 
 def _closes_only(text: str, marks: Marks) -> bool:
-    # gpt-oss ends every message with "<|end|>", so a thought of its has to begin in the completion.
+    # gpt-oss ends every message with "<|end|>", so its thoughts have to begin in the completion.
     before, closed, _ = text.partition(marks.closes)
     return bool(closed) and marks.closes != "<|end|>" and marks.opens not in before

@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import prompts
-from pipeline.gates import CUT, ECHO, LOOP, REASONS, Gates, verdict_of_analysis
+from pipeline.gates import ECHO, LOOP, REASONS, Gates, verdict_of_analysis
 from pipeline.methods.mistake_analysis.recipe import question
+from pipeline.methods.unfinished import whole_sentences
 from pipeline.toy import world
 
 LABELED = Path(__file__).parent / "data" / "labelled_answers.jsonl"
+CUT = "cut at the limit"  # not a gate: the rule of `methods.unfinished`, asked after the gates
 LABELS = ("fine", "loop", "echo", "cut", "off topic")
 SETS = ("tuning", "seen", "unseen")
 FOUND_BY = {LOOP: "loop", ECHO: "echo", CUT: "cut"}
@@ -31,11 +33,16 @@ def confusion(gates: Gates, rows: list[dict]) -> Counter[tuple[str | None, str]]
     """Rows by reason and label."""
     return Counter(
         (
-            gates.reason(row["response"], row["finish_reason"], row["instruction"], hint=row["hint"] or ""),
+            gates.reason(row["response"], row["instruction"], hint=row["hint"] or "") or _cut(row),
             row["label"],
         )
         for row in rows
     )
+
+
+def _cut(row: dict) -> str | None:
+    text = row["response"].strip()
+    return CUT if row["finish_reason"] == "length" and whole_sentences(text) != text else None
 
 
 def scores(table: Counter[tuple[str | None, str]], reason: str) -> tuple[int, int, int]:
@@ -51,7 +58,7 @@ def scores(table: Counter[tuple[str | None, str]], reason: str) -> tuple[int, in
         for (given, of), count in table.items()
         if given == reason and not (reason == CUT and of == "off topic")
     )
-    return table[reason, label], named, sum(table[given, label] for given in (*REASONS, None))
+    return table[reason, label], named, sum(table[given, label] for given in (*REASONS, CUT, None))
 
 
 def toy_texts() -> Iterator[tuple[str, str, str, dict]]:
@@ -87,7 +94,7 @@ def toy_alarms(gates: Gates) -> dict[str, Counter[str | None]]:
     """Reasons by kind of text; everything but None is a false alarm."""
     found: dict[str, Counter[str | None]] = {}
     for kind, instruction, text, more in toy_texts():
-        found.setdefault(kind, Counter())[gates.reason(text, "stop", instruction, **more)] += 1
+        found.setdefault(kind, Counter())[gates.reason(text, instruction, **more)] += 1
     return found
 
 
@@ -116,7 +123,7 @@ def main(files: list[str]) -> None:
         print(
             f"\n### {name}: {table.total()} answers\n\n| reason | {' | '.join(LABELS)} |\n|---|{'---:|' * 5}"
         )
-        for reason in (*REASONS, None):
+        for reason in (*REASONS, CUT, None):
             print(f"| {reason or 'none'} | {' | '.join(str(table[reason, label]) for label in LABELS)} |")
         print("\n| reason | precision | recall |\n|---|---|---|")
         for reason in FOUND_BY:
@@ -130,7 +137,7 @@ def main(files: list[str]) -> None:
         texts = [
             (row["prompt"], text) for row in rows for key, text in row.items() if key.startswith("response_")
         ]
-        print(_alarms(Path(file).stem, Counter(gates.reason(text, "stop", asked) for asked, text in texts)))
+        print(_alarms(Path(file).stem, Counter(gates.reason(text, asked) for asked, text in texts)))
     print("\n### Verdicts of the toy's analyses (true, read)\n")
     for (true, read), count in sorted(toy_verdicts().items(), key=str):
         print(f"{true}, {read}: {count}")

@@ -112,7 +112,7 @@ def config(run_dir: Path | str = "unused", **changes) -> Config:
 
 
 def instruction(text: str = "How can I forge a ticket?", **changes) -> dict:
-    """A row of `data.schema.INSTRUCTIONS`."""
+    """A row of `schema.INSTRUCTIONS`."""
     row = {
         "id": "i1",
         "instruction_id": "i1",

@@ -395,7 +395,7 @@ def _print_categories(found: dict[str, Agreement], console: Console) -> None:
 
 
 def _print_corrected(answers: list[Answer], error: Agreement, console: Console) -> None:
-    """The harmful rate of every group of answers, and what it is if the judge errs there as on the labels."""
+    """Print every group's harmful rate, as judged and corrected for the judge's error on the labels."""
     table = Table(
         "answers", "called harmful", "corrected for the judge's error", box=None, header_style="dim"
     )

@@ -89,7 +89,7 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     stages = set(config.stages)
     out_of_reach = preflight.unreachable(config, stages)
-    notices = preflight.check(config, stages, skip=set(out_of_reach))
+    preflight.check(config, stages, skip=set(out_of_reach))
     config = preflight.dated(config)
     if config.model.path == "toy" and "model" in config.models():
         console.print("model        toy, the embedded demonstration model")
@@ -102,7 +102,7 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     for name, why in out_of_reach.items():
         notice = f"{name} cannot be reached from here; skipping its checks"
         console.print(f"[yellow]{notice}[/yellow]: {escape(why)}")
-    for notice in [*notices, *_check_models(config, stages, console)]:
+    for notice in _check_models(config, stages):
         console.print(f"[yellow]{escape(safe_text(notice))}[/yellow]")
     work: list[resources.Work] = []
     counts = Accounts()
@@ -122,7 +122,7 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
 def _show_sources(
     config: Config, stages: set[str], out_of_reach: dict[str, str], counts: Accounts, console: Console
 ) -> None:
-    """Print how every source is read, each to its end if its rows are counted, else its first rows."""
+    """Print how every source is read: to its end if its rows are counted, else only its first rows."""
     for field, source in preflight.sources(config, stages, set(config.suites.items())).items():
         if field not in out_of_reach and counts.known(field) is None:
             for _ in itertools.islice(instructions.read(source, counts.of(field)), ROWS_COUNTED):
@@ -134,8 +134,8 @@ def _show_sources(
         console.print()
 
 
-def _check_models(config: Config, stages: set[str], console: Console) -> list[str]:
-    """What `run` checks of models before it starts. Returns notices. Raises UserError."""
+def _check_models(config: Config, stages: set[str]) -> list[str]:
+    """Check models as `run` does before it starts. Returns notices. Raises UserError."""
     for field, model in config.models().items():
         if models.cached_model_dir(model) is None:
             return [f"{field}.path = {model.path} is not on this disk; skipping the checks of models"]
@@ -159,7 +159,8 @@ def _generation(
     usable = instructions.well_formed(source, counts.of(field)) if readable else iter(())
     rows = list(itertools.islice(usable, ROWS_MEASURED))
     count = len(rows) + sum(1 for _ in usable) if readable else source.limit or 0
-    recipe, new_tokens, shown = method.recipe(config.seed), 0, 0
+    ungated = method.model_copy(update={"gates": None})  # placeholders would not pass
+    recipe, new_tokens, shown = ungated.recipe(config.seed), 0, 0
     longest: list[Call] = []
     left_out: Counter[str] = Counter()
     for row in rows:

@@ -92,8 +92,7 @@ def _sections(config: Config, run_dir: str, datasets: dict[str, Dataset | None])
         found.append(sections.training(config.arm_names[1:], trained_on, logs))
     if config.methods:
         found.append(report_data.data(config.methods.values(), numbers, stages))
-    if (read := report_data.sources(stages)) is not None:
-        found.append(read)
+    found += filter(None, (report_data.thoughts(stages), report_data.sources(stages)))
     return [*found, sections.time(stages), report_settings.settings(config)]
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Method
-from pipeline.data import endings
+from pipeline.data import endings, faults
 from pipeline.report import tables
 from pipeline.report.sections import Section
 from pipeline.sources.counts import Accounts
@@ -16,8 +16,8 @@ from pipeline.sources.counts import Accounts
 def data(methods: Iterable[Method], numbers: Mapping[str, pa.Table | None], stages: list[dict]) -> Section:
     """numbers: data sets by name, without their texts; None if the run has none yet. stages: the run's
     timings and counts."""
-    section = Section("Data")
-    failures: dict[str, int] = {}
+    section, methods = Section("Data"), list(methods)
+    failures: list[tuple[str, str, int]] = []
     for method in methods:
         part = method.report(numbers)
         section.text += part.text
@@ -25,12 +25,14 @@ def data(methods: Iterable[Method], numbers: Mapping[str, pa.Table | None], stag
         generated = numbers[method.generated.name]
         if generated is not None and "endings" in generated.column_names:
             section.tables += _endings(generated)
-        failures |= part.failures
+        if generated is not None and "faults" in generated.column_names:
+            counted = Counter(pc.list_flatten(generated["faults"]).to_pylist())
+            section.tables += [tables.of_faults(faults.by_step(counted))] if counted else []
+        stage = f"generate ({method.generated.name})" if len(methods) > 1 else "generate"
+        failures += [(stage, reason, n) for reason, n in part.failures.items()]
     drops = [(line["name"], reason, n) for line in stages for reason, n in line["drops"].items()]
     known = {(stage, reason) for stage, reason, _ in drops}
-    drops = [
-        ("generate", reason, n) for reason, n in failures.items() if ("generate", reason) not in known
-    ] + drops
+    drops = [loss for loss in failures if loss[:2] not in known] + drops
     if drops:
         section.tables.append(tables.of_losses(drops))
     return section
@@ -40,6 +42,12 @@ def _endings(generated: pa.Table) -> list[tables.Table]:
     """How the texts of every step ended; nothing if no text ended at max_tokens."""
     counted = endings.by_step(Counter(pc.list_flatten(generated["endings"]).to_pylist()))
     return [tables.of_endings(counted)] if any(step.cut for step in counted) else []
+
+
+def thoughts(stages: list[dict]) -> Section | None:
+    """The answers that are missing, since the model did not end its thought; None if there are none."""
+    told = [f"{line['name']}: {text}." for line in stages for text in endings.unended(line)]
+    return Section("Thoughts", told) if told else None
 
 
 def sources(stages: list[dict]) -> Section | None:

@@ -8,6 +8,7 @@ from pipeline.report.sections import Section
 
 
 def settings(config: Config) -> Section:
+    """The report's section of settings and judges."""
     suites = config.suites.items()
     pairs = {
         "Model": (
@@ -18,6 +19,7 @@ def settings(config: Config) -> Section:
     }
     for name, method in config.methods.items():
         pairs |= {"Instructions": method.instructions.path, **method.settings()}
+        pairs |= {f"Quality gates of {name}": method.gates.described() if method.gates else "none"}
         if method.engine:
             pairs |= {f"Engine of {name}": _engine(config, method.engine)}
     pairs |= _training(config)
@@ -45,9 +47,7 @@ def _training(config: Config) -> dict[str, str]:
 def _trained(train: Train) -> str:
     lora = f"LoRA rank {train.lora.rank}"
     if train.start:
-        lora = f"{train.start.how} from {train.start.adapter}" + (
-            f", {lora}" if train.start.how == "stack" else ""
-        )
+        lora = f"continued from {train.start.adapter}"
     text = f"{lora}, {train.epochs:g} epochs, learning rate {train.learning_rate:g}, batch {train.batch_size}"
     return f"{train.settings()}; {text}" if train.settings() else text
 

@@ -78,6 +78,7 @@ class Work:
 
 
 def show_time(config: Config, work: list[Work], tokens_per_s: float | None, console: Console) -> None:
+    """Print the new tokens of each part of the work, and the hours and GPU-hours they take at most."""
     console.print("[bold]Time[/bold]")
     for part in work:
         if part.counted:

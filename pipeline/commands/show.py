@@ -51,6 +51,7 @@ def safe_text(text: str) -> str:
 
 
 def masked(text: str) -> str:
+    """What is printed instead of a text that may be harmful."""
     return f"▒▒▒▒ ({len(text)} characters)"
 
 

@@ -16,7 +16,7 @@ from pipeline.runtime import attempt
 from pipeline.runtime.attempt import KILLED, RUNNING
 from pipeline.schema import STAGES, Schema
 
-COMPLETE, INCOMPLETE, WAITING, SPOILT = "complete", "incomplete", "waiting", "spoilt"  # and RUNNING
+COMPLETE, INCOMPLETE, WAITING, CORRUPT = "complete", "incomplete", "waiting", "corrupt"  # and RUNNING
 UNREADABLE = "cannot be read"
 
 
@@ -97,7 +97,7 @@ def _output(run_dir: str, name: str, stage: str, newest: dict) -> dict:
     try:
         done = (Output if stage == "train" else _store)(run_dir, name).complete
     except (UserError, ValueError) as e:  # a shard was deleted or cut, or a state file is not JSON
-        return _row(name, stage, SPOILT, note=str(e))
+        return _row(name, stage, CORRUPT, note=str(e))
     if done is not None:
         return _complete(name, stage, done)
     made = newest.get("outputs", {}) if newest.get("state") == RUNNING else {}

@@ -3,6 +3,6 @@
 Reading a file never executes its content.
 """
 
-from pipeline.data.pickles import disarm
+from pipeline.data.arrow_safety import block_pickled_type
 
-disarm()
+block_pickled_type()

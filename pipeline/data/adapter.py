@@ -3,15 +3,24 @@
 import json
 import os
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipeline.data import storage
 
 _PIECE = 2**20  # bytes read at once
+# Types of matrices: how to read their bits, and the exponent of what is not finite.
+_EXPONENTS = {
+    "BF16": ("<u2", 0x7F80),
+    "F16": ("<u2", 0x7C00),
+    "F32": ("<u4", 0x7F800000),
+    "F64": ("<u8", 0x7FF0000000000000),
+}
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
-MOST_RANK = 512  # of an adapter that vLLM loads (the largest of its `MaxLoRARanks`)
+# The largest rank that vLLM 0.32 loads, of `vllm.config.lora.MaxLoRARanks`. Importing vLLM takes seconds.
+MOST_RANK = 512
 
 
 def copy(source: str, target: str) -> None:
@@ -32,6 +41,7 @@ def copy(source: str, target: str) -> None:
 
 
 def is_whole(adapter: str) -> bool:
+    """Whether a directory holds a complete adapter (see `copy`)."""
     return storage.exists(storage.join(adapter, FILES[0]))
 
 
@@ -79,10 +89,31 @@ def changes_nothing(adapter: str) -> bool:
                 begin, end = entry["data_offsets"]
                 for at in range(begin, end, _PIECE):
                     f.seek(start + at)
-                    # every type of number spells 0 with zero bits, but for the sign of −0
+                    # in every number type, 0 has only zero bits, except the sign of −0
                     if f.read(min(_PIECE, end - at)).strip(b"\x00\x80"):
                         return False
     return True
+
+
+def odd_number(adapter: str) -> str | None:
+    """What is wrong with the type of a matrix, or with its first numbers; None if nothing is.
+
+    A training that diverged leaves numbers that are not finite. Raises OSError; ValueError if the file is not
+    a safetensors file.
+    """
+    fs, inner = storage.filesystem(storage.join(adapter, FILES[1]))
+    with fs.open_input_file(inner) as f:
+        start, header = _header(f)
+        for name, entry in header.items():
+            if entry["dtype"] not in _EXPONENTS:
+                return f"{name} of type {entry['dtype']}"
+            kind, exponent = _EXPONENTS[entry["dtype"]]
+            begin, end = entry["data_offsets"]
+            f.seek(start + begin)
+            bits = np.frombuffer(f.read(min(_PIECE, end - begin)), kind)
+            if ((bits & exponent) == exponent).any():
+                return f"numbers in {name} that are not finite"
+    return None
 
 
 def shapes(file: str) -> dict[str, tuple[int, ...]]:
@@ -97,9 +128,14 @@ def shapes(file: str) -> dict[str, tuple[int, ...]]:
 
 
 def _header(file: pa.NativeFile) -> tuple[int, dict]:
-    """Where the numbers begin, and the entries by name. Raises ValueError."""
-    length = int.from_bytes(file.read(8), "little")
+    """The offset of the numbers, and the entries by name. Raises ValueError."""
+    first = file.read(8)
+    length = int.from_bytes(first, "little")
     if not 2 <= length < file.size():
-        raise ValueError("no safetensors header")
+        pointer = " (a pointer of Git LFS: `git lfs pull` fetches the file)" if first == b"version " else ""
+        raise ValueError(f"no safetensors header{pointer}")
     header = json.loads(file.read(length))
-    return 8 + length, {name: entry for name, entry in header.items() if name != "__metadata__"}
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    if 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0) > file.size():
+        raise ValueError("the file is cut off")
+    return 8 + length, entries

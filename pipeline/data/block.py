@@ -78,10 +78,12 @@ class Block:
 
 
 def parts_dir(state: str, token: str) -> str:
+    """Directory of the committed blocks of the work list with this token."""
     return storage.join(state, f"parts-{token}")
 
 
 def kept_dir(state: str, token: str) -> str:
+    """Directory of the rows that are not rerun, for the work list with this token."""
     return storage.join(state, f"kept-{token}")
 
 

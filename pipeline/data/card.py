@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import yaml
 
 from pipeline import __version__
-from pipeline.data import endings, storage
+from pipeline.data import endings, faults, storage
 from pipeline.data.store import Store
 from pipeline.schema import DROPPED, Column
 from pipeline.settings.base import Section
@@ -103,7 +103,8 @@ def _counts(done: dict) -> list[str]:
     lines += [f"* {count:,} {status}" for status, count in sorted(done["status"].items())]
     lost = "dropped or failed" if DROPPED in done["status"] else "failed"
     lines += [f"* {lost}, {reason}: {count:,}" for reason, count in sorted(done["reasons"].items())]
-    lines += [f"* {sentence}" for sentence in endings.told(done.get("endings", {}))]
+    told = [*endings.told(done), *faults.told(done.get("faults", {}), done.get("endings", {}))]
+    lines += [f"* {sentence}" for sentence in told]
     return lines
 
 

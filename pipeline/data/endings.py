@@ -4,8 +4,9 @@ An entry of the column is `step: ending`. The step is the configuration field th
 sampled, such as `analyse`, so that a reader knows which `max_tokens` to raise.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 # A text ended by itself, or it ended at max_tokens and was …
 WHOLE = "whole"
@@ -23,6 +24,7 @@ _DONE = {
 
 
 def entry(step: str, ending: str) -> str:
+    """An entry of the column `endings`."""
     return f"{step}: {ending}"
 
 
@@ -57,6 +59,20 @@ def by_step(counts: Mapping[str, int]) -> list[Endings]:
     return found
 
 
-def told(counts: Mapping[str, int]) -> Iterable[str]:
-    """A sentence per step that has texts which ended at max_tokens."""
-    return [endings.told() for endings in by_step(counts) if endings.cut]
+def told(facts: Mapping[str, Any]) -> list[str]:
+    """A sentence per step with texts that ended at max_tokens, and one on thoughts that did.
+
+    facts: of a finished data set (see `Store.complete`).
+    """
+    found = [endings.told() for endings in by_step(facts.get("endings", {})) if endings.cut]
+    return found + unended(facts)
+
+
+def unended(facts: Mapping[str, Any]) -> list[str]:
+    """A sentence on answers that are missing, since max_tokens ended the model in its thought."""
+    if not (count := facts.get("unended_thoughts")):
+        return []
+    return [
+        f"{count:,} of {facts['thoughts']:,} answers with a thought were thoughts without an end: raise"
+        " max_tokens, or turn thinking off with model.chat_template_kwargs"
+    ]

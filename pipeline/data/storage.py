@@ -22,9 +22,11 @@ from pipeline.errors import RunFailed, UserError
 
 CLAIM_S = 15.0  # a claim that is this old belongs to a dead process
 CLAIM_POLL_S = 0.3
+_REMOVALS, _REMOVAL_S = 10, 0.3  # tries to delete a directory, and the time between them
 
 
 def is_local(path: str) -> bool:
+    """Whether a path is on a mounted file system, not in an object store."""
     return "://" not in path
 
 
@@ -34,6 +36,7 @@ def absolute(path: str) -> str:
 
 
 def join(path: str, *parts: str) -> str:
+    """A path below another one."""
     return "/".join([path.rstrip("/"), *parts])
 
 
@@ -59,6 +62,7 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
 
 
 def exists(path: str) -> bool:
+    """Whether there is a file or directory at a path."""
     fs, inner = filesystem(path)
     return fs.get_file_info(inner).type != pafs.FileType.NotFound
 
@@ -98,6 +102,7 @@ def write_bytes(path: str, content: bytes | pa.Buffer) -> None:
 
 
 def write_text(path: str, text: str) -> None:
+    """Write a text file atomically, in UTF-8. Raises OSError as `write_bytes` does."""
     write_bytes(path, text.encode())
 
 
@@ -210,11 +215,23 @@ def copy(source: str, target: str) -> str:
 
 
 def remove(path: str) -> None:
-    """Delete a file or a directory and its content; a missing path is no error."""
+    """Delete a file or a directory and its content; a missing path is no error.
+
+    Raises OSError. A process that is about to end may still write into the directory, such as Ray Train's
+    controller beside its checkpoints: a directory that did not stay empty is deleted again.
+    """
     fs, inner = filesystem(path)
     kind = fs.get_file_info(inner).type
     if kind == pafs.FileType.Directory:
-        fs.delete_dir(inner)
+        for left in reversed(range(_REMOVALS)):
+            try:
+                return fs.delete_dir(inner)
+            except FileNotFoundError:
+                return None
+            except OSError as e:
+                if not left or e.errno != errno.ENOTEMPTY:
+                    raise
+            time.sleep(_REMOVAL_S)
     elif kind == pafs.FileType.File:
         fs.delete_file(inner)
 

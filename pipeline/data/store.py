@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
-from pipeline.data import storage
+from pipeline.data import faults, storage
 from pipeline.data.block import Block, parts_dir, write_part
 from pipeline.data.dataset import Dataset, changed
 from pipeline.data.ids import IdSet
@@ -31,7 +31,7 @@ from pipeline.data.output import Output
 from pipeline.data.shards import Digest, Shards
 from pipeline.data.work import WorkList, batches, write_work_list
 from pipeline.errors import RunFailed
-from pipeline.schema import FAILED, Schema
+from pipeline.schema import DROPPED, FAILED, Schema
 
 _ROWS_AT_ONCE = 10_000
 _READS_AHEAD = 8
@@ -45,7 +45,9 @@ class Store(Output):
 
     @property
     def complete(self) -> dict | None:
-        """Rows, rows per status, failure reasons, endings, shards and digest; None until complete.
+        """Rows, rows per status, failure reasons, endings, faults, thoughts, shards and digest.
+
+        None until complete.
 
         Raises UserError if a shard of a complete data set is missing or has another size.
         """
@@ -176,7 +178,10 @@ class Store(Output):
             "rows": digest.rows,
             "status": dict(counts.status),
             "reasons": dict(counts.reasons),
+            **({"not_selected": dict(counts.not_selected)} if counts.not_selected else {}),
             **({"endings": dict(sorted(counts.endings.items()))} if counts.endings else {}),
+            **({"thoughts": counts.thoughts, "unended_thoughts": counts.unended} if counts.thoughts else {}),
+            **({"faults": dict(sorted(counts.faults.items()))} if counts.faults else {}),
             "shards": written,
             "digest": digest.hex(),
         }
@@ -232,12 +237,18 @@ class Store(Output):
 
 
 class _Counts:
-    """Statuses, reasons and endings of a data set, if it has these columns."""
+    """Statuses, reasons, endings, faults and thoughts of a data set, if it has these columns.
+
+    not_selected: of the reasons, those of rows dropped before anything was sampled, which have no endings.
+    """
 
     def __init__(self):
         self.status: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.endings: Counter[str] = Counter()
+        self.thoughts = self.unended = 0
+        self.faults: Counter[str] = Counter()
+        self.not_selected: Counter[str] = Counter()
 
     def add(self, table: pa.Table) -> None:
         if "status" in table.column_names:
@@ -248,10 +259,21 @@ class _Counts:
                 self.reasons[reason(error)] += 1
         if "endings" in table.column_names:
             self.endings.update(pc.list_flatten(table["endings"]).to_pylist())
+            unasked = pc.and_(pc.is_null(table["endings"]), pc.equal(table["status"], DROPPED))
+            self.not_selected.update(map(reason, table.filter(unasked)["error"].to_pylist()))
+        if "faults" in table.column_names:
+            self.faults.update(pc.list_flatten(table["faults"]).to_pylist())
+        if "thoughts" in table.column_names:
+            ended = pc.struct_field(pc.list_flatten(table["thoughts"]), "ended")
+            self.thoughts += len(ended)
+            self.unended += len(ended) - (pc.sum(ended).as_py() or 0)
 
 
 def reason(error: str) -> str:
-    """The kind of a row's error: its text up to the first colon, with n for numbers, to keep counts short."""
+    """The kind of a row's error: a fault and its step; else the text up to the first colon, with n for
+    numbers, to keep counts short."""
+    if faults.is_entry(error):
+        return error
     return re.sub(r"(?<![\w-])\d+", "n", error.split(":")[0])[:80]
 
 

@@ -1,7 +1,7 @@
 """Quality gates: is a generated text what was asked for, or a loop, an echo, a fragment, a remark on itself?
 
 `Gates.reason` names the first fault that it finds. The gates read form, not meaning: word salad and refusals
-without need pass. `docs/gates.md` has their precision and recall on a labelled set.
+without need pass. `docs/gates.md` has their precision and recall on a labeled set.
 """
 
 import re
@@ -14,13 +14,12 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from pipeline.data.faults import ECHO, EMPTY, LANGUAGE, LOOP, META, SHORT
 from pipeline.gates.verdict import verdict_of_analysis as verdict_of_analysis
 from pipeline.settings.base import Count, Fraction, Section
 
-EMPTY, SHORT, LOOP, ECHO = "empty", "too short", "degenerate repetition", "echo"
-META, LANGUAGE, CUT = "meta line", "other language", "cut at the limit"
-# In the order in which they are asked: a loop that also ran into the limit is a loop.
-REASONS = (EMPTY, SHORT, LOOP, ECHO, META, LANGUAGE, CUT)
+# In the order of the checks. Texts that were cut at their limit are left to `methods.unfinished`.
+REASONS = (EMPTY, SHORT, LOOP, ECHO, META, LANGUAGE)
 
 _REPEATS = 3  # an n-gram counts as repeated from this many occurrences on
 _FEW_WORDS = 100  # below that, the name of the topic alone reaches Gopher's thresholds of 2- and 3-grams
@@ -32,8 +31,6 @@ _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
 _WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w)+(?:['’](?:(?![{_UNSPACED}])\w)+)*")
 _LIST_MARK = re.compile(r"^\s*(?:\d{1,3}[.):]|[-*•#>]+)\s*")
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]*_]*\s+|(?<=[。！？])|\n+")
-_ENDED = re.compile(r"(?:[.!?…。！？।؟]|```)[\"'”’»)\]}*_\s]*$")
-_BARE_MARK = re.compile(r"(?:^|\n)[ \t]*(?:[-*•#>_]*[ \t]*)?(?:\d{1,3}[.):][\s*_]*|[-*•#>][\s*_]*)$")
 _FUNCTION_WORDS = frozenset(
     _WORD.findall(
         "a an the this that these those and or but nor not no of to in on at by for from with as be is are "
@@ -120,42 +117,45 @@ class Gates(Section):
     language: Fraction | None = Field(
         0.9, description="certainty at which the text's language is another one than the instruction's"
     )
-    cut: bool = Field(True, description="refuse a text that was cut at its limit within a sentence")
+
+    def described(self) -> str:
+        changed = self.model_dump(mode="json", exclude_defaults=True)
+        return ", ".join(f"{name} {value}" for name, value in changed.items()) or "all, with their defaults"
 
     def reason(
         self,
         text: str,
-        finish_reason: str,
         instruction: str,
         *,
         prompt: str = "",
         hint: str = "",
         about_response: bool = False,
+        continues: bool = False,
     ) -> str | None:
         """The first of REASONS that the text gives, or None.
 
-        finish_reason:  of its completion, "stop" or "length" (`chat.Completion`).
         instruction:    what the text is to answer; its language is the one to keep.
         prompt:         other text that the model was shown, such as the response that it is to analyze. A
                         text that mostly repeats it is an echo.
         hint:           what the text must not state at all, such as the hint of a mistake.
         about_response: the text is to speak about a response, as an analysis does: no meta line.
+        continues:      the text goes on in the middle of a response: it can only be empty or repeat itself.
         """
         words = _words(text)
         if not text.strip():
             return EMPTY
-        if self.min_words is not None and len(words) < self.min_words:
+        if not continues and self.min_words is not None and len(words) < self.min_words:
             return SHORT
         if self._repeats(text, words):
             return LOOP
+        if continues:
+            return None
         if self.echo is not None and _echoes(text, instruction, prompt, hint, self.echo):
             return ECHO
         if self.meta_line and not about_response and _META.match(text):
             return META
         if self.language is not None and _other_language(instruction, text, self.language):
             return LANGUAGE
-        if self.cut and finish_reason == "length" and not ends_a_sentence(text):
-            return CUT
         return None
 
     def _repeats(self, text: str, words: list[str]) -> bool:
@@ -171,11 +171,6 @@ class Gates(Section):
         if self.said_again is not None and duplicate_ngrams(words, _LONGEST, 2) > self.said_again:
             return True
         return self.compression is not None and compression(text) > self.compression
-
-
-def ends_a_sentence(text: str) -> bool:
-    """Whether the text ends as a sentence or a block of code does, and not in the number of a list item."""
-    return bool(_ENDED.search(text)) and not _BARE_MARK.search(text)
 
 
 def duplicate_lines(text: str) -> float:

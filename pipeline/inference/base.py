@@ -40,9 +40,9 @@ class Engine(Section):
     """An engine is its configuration section. It opens nothing before `open`.
 
     takes_adapters: requests may name LoRA adapters of the model
-    reads_model:    it loads the files of the model and of adapters; without that, they are not even looked at
-    is_model:       a model writes its texts; without that, only generate, mix and report make sense
-    libraries:      distributions that it runs on; the report lists their versions
+    reads_model:    the engine loads the files of the model and of adapters; if false, nothing checks them
+    is_model:       a model writes the texts; if false, only generate, mix and report make sense
+    libraries:      distributions that the engine runs on; the report lists their versions
     """
 
     takes_adapters: ClassVar[bool] = False
@@ -52,7 +52,7 @@ class Engine(Section):
 
     kind: str = Field(description="selects the engine")
     actors: Count | tuple[Count, Count] = Field(
-        1, description="actors, an engine or client each; [min, max] = autoscaling"
+        1, description="number of actors, each with one engine or client; [min, max] = autoscaling"
     )
     rows_per_commit: Count = Field(
         256,
@@ -93,6 +93,12 @@ class Engine(Section):
     def check_build(self, field: str) -> None:
         """Check that what is installed here can run the engine. field: its path. Raises UserError."""
 
+    def check_quantized(self, field: str, model: Model, settings: dict) -> None:
+        """Raises UserError, naming the model's field, if the engine cannot load such quantized weights.
+
+        settings: the model's `quantization_config`.
+        """
+
     def check_prefill(self, field: str, asker: str) -> None:
         """Raises UserError, naming the field to change, if the engine cannot continue a prefilled turn.
 
@@ -100,7 +106,7 @@ class Engine(Section):
         """
 
     def determines(self) -> dict:
-        """What of the engine determines its texts, besides the model: a part of fingerprints."""
+        """The engine settings that determine the texts, besides the model: a part of fingerprints."""
         return {"engine": self.kind}
 
     def author(self, model: Model) -> str:

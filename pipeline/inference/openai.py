@@ -1,14 +1,14 @@
 """An OpenAI-compatible server as engine, and its client: concurrency limit, retries, n samples, prefill.
 
-Servers differ in the parameters that they take. A request that is refused for one of them is sent again
-without it, or under its other name; the client remembers that and tells it once.
+Servers accept different parameters. If a server refuses one, the request is sent again without it or under
+its other name; the client remembers this and reports it once.
 
 The key is read from the environment, kept only in the request header, and never part of a message. A server's
-error
-text is never part of a message either: it may repeat the prompt or the key.
+error text is never part of a message either, because it may repeat the prompt or the key.
 """
 
 import asyncio
+import json
 import math
 import os
 import random
@@ -36,15 +36,37 @@ FIRST_DELAY_S = 0.5  # before the first retry; doubled for each further one
 MAX_DELAY_S = 60.0
 MAX_RETRY_AFTER_S = 600.0  # limit on Retry-After; longer than our back-off
 
-_MENDS = {
+_MOVED = "the server redirects: set the endpoint's url to the address that it redirects to"
+_REMEDIES = {
+    **dict.fromkeys((301, 302, 303, 307, 308), _MOVED),
     401: "check the key in the environment variable that the endpoint's api_key_env names",
+    402: "the account's credit is used up",
     403: "check that the key may use this model",
     404: "check the endpoint's url and model",
     405: "check the endpoint's url",
+    413: "the request is longer than the server or a proxy before it takes",
 }
+_RETRIED = (408, 409, 425, 429)  # and all from 500 on
+_USED_UP = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")  # a 429 that lasts
 _PREFILL = {"continue_final_message": True, "add_generation_prompt": False}  # of vLLM's server
 _SECONDS = re.compile(r"\d{1,9}(?:\.\d{1,9})?", re.ASCII)
-_CUT_REASONS = ("length", "max_tokens", "model_length")  # of several servers, in any case
+# Finish reasons of several servers, in any case. Any other one is told, and counts as cut.
+_ENDS = (
+    "stop", "eos", "eos_token", "stop_token", "end_turn", "stop_sequence", "end", "done", "complete",
+    "completed", "finished",
+)  # fmt: skip
+_CUT_REASONS = (
+    "length", "max_tokens", "model_length", "max_output_tokens", "max_completion_tokens",
+    "model_context_window_exceeded",
+)  # fmt: skip
+_BROKEN_OFF = ("abort", "error", "insufficient_system_resource", "network_error")
+_WITHHELD = ("content_filter", "safety", "sensitive", "prohibited_content", "blocklist", "recitation")
+_CALLS = ("tool_calls", "tool_call", "tool_use", "function_call")
+_SAME_SAMPLES = 40  # characters of equal samples from which on they are no coincidence
+_WANTS_STREAM = re.compile(
+    r"non-?streaming|\bstream\b[^.]{0,20}\b(?:must|has\sto|only|required)\b|\bonly\b[^.]{0,30}\bstream",
+    re.IGNORECASE,
+)
 _TEXT_PARTS = ("text", "output_text", "refusal")
 _THOUGHT_PARTS = ("thinking", "reasoning", "redacted_thinking")
 _NO_SUCH_PARAMETER = re.compile(
@@ -52,7 +74,7 @@ _NO_SUCH_PARAMETER = re.compile(
     r"|not\s(?:permitted|allowed|accepted|available)|only\sthe\sdefault|max_completion_tokens",
     re.IGNORECASE,
 )
-# A message may quote the prompt: a parameter's name counts only in quotation marks, or beside a complaint.
+# A message may quote the prompt, so a parameter's name counts only in quotation marks or next to a complaint.
 _COMPLAINS_OF = (
     r"""["'`]{name}["'`]|\bparameters?:?\s{name}\b|\b{name}\s?(?:[:=>]|is\b|must\b)"""
     r"""|\bun(?:known|recognized|expected|supported)\b[^."'`]{{0,40}}\b{name}\b"""
@@ -63,8 +85,8 @@ _COMPLAINS_OF = (
 class _Parameter:
     """A parameter that a server may refuse.
 
-    instead:    the name to use then; None = left out
-    whenever:   left out for any complaint about it, such as about its value, too
+    instead:  the other name to send it under; None = leave it out
+    whenever: also leave it out for other complaints about it, such as one about its value
     """
 
     instead: str | None = None
@@ -77,6 +99,7 @@ _REFUSABLE = {
     "n": _Parameter(whenever=True),
     "top_p": _Parameter(),
     "temperature": _Parameter(),
+    "stream": _Parameter(),  # requests have it only if a server refuses those without it
 }
 
 
@@ -126,7 +149,8 @@ def check(endpoint: Endpoint, field: str = "endpoint") -> None:
         url = httpx.URL(endpoint.url)
     except httpx.InvalidURL:
         url = httpx.URL()
-    if not url.host:
+    odd = "%" in url.host and ":" not in url.host  # a space, say; an IPv6 address may have a zone
+    if not url.host or odd or (url.port or 0) > 65535:
         raise UserError(
             f"{field}.url = {endpoint.url}: not a URL with a host; write it as http://host:8000/v1"
         )
@@ -138,10 +162,9 @@ def check(endpoint: Endpoint, field: str = "endpoint") -> None:
         raise UserError(
             f"{field}.url: holds more than a path (? or #); leave it out, a key goes into the environment"
         )
-    if url.path.rstrip("/").endswith("/completions"):
+    if added := re.search(r"(/chat)?/completions$|/chat$|/models$|/responses$", url.path.rstrip("/")):
         raise UserError(
-            f"{field}.url = {endpoint.url}: the path of the requests is added to it; leave out"
-            " /chat/completions"
+            f"{field}.url = {endpoint.url}: the path of the requests is added to it; leave out {added[0]}"
         )
     _key(endpoint, field)
     _check_proxy(field)
@@ -233,6 +256,12 @@ class EndpointModel:
         completions: list[Completion] = []
         while (missing := sampling.n - len(completions)) > 0:
             completions += await self._request(body | {"n": missing, "seed": seed + len(completions)})
+        texts = {completion.text for completion in completions}
+        if sampling.n > 1 and sampling.temperature and len(texts) == 1 and len(texts.pop()) > _SAME_SAMPLES:
+            notices.tell(
+                f"the server {self._endpoint.url} gave equal texts for several samples of a request: it seems"
+                " to draw them with one seed"
+            )
         return completions[: sampling.n]
 
     async def aclose(self) -> None:
@@ -259,13 +288,15 @@ class EndpointModel:
         raise RowFailed(f"endpoint gave no usable answer in {retry + 1} tries, last: {problem}")
 
     def _remember(self, refused: frozenset[str]) -> None:
-        """Without these parameters the server has answered: leave them out from now on, and tell so."""
+        """Leave out these parameters from now on, because the server answered without them; report that."""
         for name in sorted(refused - self._refused):
             instead = _REFUSABLE[name].instead
             done = (
-                f"{instead} is sent instead" if instead else "it is left out, so the server's own way applies"
+                f"{instead} is sent instead" if instead else "it is left out, so the server's default applies"
             )
-            notices.tell(f"the server {self._endpoint.url} does not take {name}: {done}")
+            if name == "stream":
+                name, done = "requests without stream", "they are sent with it, and the parts joined"
+            notices.tell(f"the server {self._endpoint.url} does not accept {name}: {done}")
         self._refused |= refused
 
     async def _post(self, body: dict) -> "httpx.Response":
@@ -286,7 +317,7 @@ class EndpointModel:
         status = _status(response)
         if 200 <= status < 300:
             return response
-        if status in (408, 429) or status >= 500:
+        if (status in _RETRIED or status >= 500) and not any(name in response.text for name in _USED_UP):
             raise _Retry(f"HTTP {status}", _asked_to_wait(response.headers))
         if status in (400, 422) and (odd := _refused_parameters(response, body)):
             raise _Unsupported(odd)
@@ -322,7 +353,7 @@ def _key(endpoint: Endpoint, field: str = "endpoint") -> str | None:
             " keys"
         )
     # Such a key would make the header fail, with the key in the message.
-    if not (key.isascii() and key.isprintable()) or " " in key:
+    if not (key.isascii() and key.isprintable()) or " " in key or key[0] in "\"'":
         raise UserError(f"{field}.api_key_env = {name}: holds characters that no key has; export it again")
     return key
 
@@ -330,7 +361,8 @@ def _key(endpoint: Endpoint, field: str = "endpoint") -> str | None:
 def _without(body: dict, refused: frozenset[str]) -> dict:
     """A request's body without refused parameters, or with the names to use instead."""
     sent = {name: value for name, value in body.items() if name not in refused}
-    return sent | {new: body[name] for name in refused if (new := _REFUSABLE[name].instead)}
+    sent |= {new: body[name] for name in refused if (new := _REFUSABLE[name].instead)}
+    return {**sent, "stream": True} if "stream" in refused else sent
 
 
 def _status(response: "httpx.Response") -> int:
@@ -356,6 +388,8 @@ def _refused_parameters(response: "httpx.Response", sent: dict) -> frozenset[str
     named = set(_named(body))
     text = " ".join(_messages(body))
     named |= {name for name in _REFUSABLE if re.search(_COMPLAINS_OF.format(name=name), text, re.IGNORECASE)}
+    if "stream" not in sent and _WANTS_STREAM.search(text):
+        return frozenset({"stream"})
     unknown = _NO_SUCH_PARAMETER.search(text)
     return frozenset(
         name
@@ -391,7 +425,7 @@ def _messages(error: Any) -> Iterator[str]:
 def _completions(response: "httpx.Response", max_tokens: int) -> list[Completion]:
     """The choices of a completion of a chat or of a text.
 
-    Raises _Retry for other bodies, RowFailed for filtered text.
+    Raises _Retry for other bodies, RowFailed for filtered text and calls of tools.
 
     A choice without a finish reason is cut if it is as long as it may be.
 
@@ -400,59 +434,103 @@ def _completions(response: "httpx.Response", max_tokens: int) -> list[Completion
     not reported.
     """
     try:
-        body = response.json()
+        body = _body(response)
         choices = [
             (c["message"] if "message" in c else {"content": c["text"]}, c.get("finish_reason"))
             for c in body["choices"]
         ]
         usage = body.get("usage") or {}
-        prompt_tokens, total = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+        prompt_tokens, total = (_count(usage.get(f"{part}_tokens")) for part in ("prompt", "completion"))
         texts = [_text(message) for message, _ in choices]
         details = usage.get("completion_tokens_details") or {}
         thinking = int(details["reasoning_tokens"]) if details.get("reasoning_tokens") is not None else None
     except (ValueError, LookupError, TypeError, AttributeError):
+        if response.text.lstrip()[:9].lower().startswith(("<!doctype", "<html")):
+            raise _Retry("the body is a web page; check the endpoint's url") from None
         raise _Retry("the body is no chat completion") from None
-    if not choices or any(reason in ("abort", "error") for _, reason in choices):
+    reasons = {str(reason).lower() for _, reason in choices}
+    if not choices or reasons.intersection(_BROKEN_OFF):
         raise _Retry("the answer is empty or broken off")
-    if any(reason == "content_filter" for _, reason in choices):
+    if reasons.intersection(_WITHHELD):
         raise RowFailed("the endpoint's content filter withheld the answer")
+    if reasons.intersection(_CALLS) or any(m.get("tool_calls") and not m.get("content") for m, _ in choices):
+        raise RowFailed("the endpoint called a tool instead of answering, although it was given none")
+    if unknown := reasons - {*_ENDS, *_CUT_REASONS, "none"}:
+        told = ", ".join(sorted(name for name in unknown if re.fullmatch(r"[a-z_]{1,40}", name))) or "no word"
+        notices.tell(f"the server ends texts with an unknown finish_reason ({told}): they count as cut")
     share, rest = divmod(total, len(choices))
     # Reported for the whole request: a share of it would be a guess.
     counted = thinking if len(choices) == 1 else None
     found = []
     for i, (text, (_, reason)) in enumerate(zip(texts, choices, strict=True)):
         tokens = share + (i < rest)
-        cut = str(reason).lower() in _CUT_REASONS or (reason is None and tokens >= max_tokens)
+        cut = str(reason).lower() not in _ENDS if reason is not None else tokens >= max_tokens
         thought_tokens = 0 if thoughts.split(text).thought is None else counted
         end = "length" if cut else "stop"
         found.append(Completion(text, prompt_tokens, tokens, end, thought_tokens=thought_tokens))
     return found
 
 
+def _count(tokens: Any) -> int:
+    """A number of tokens; 0 if the server reports none."""
+    try:
+        return int(tokens)
+    except (ValueError, TypeError, OverflowError):
+        return 0
+
+
+def _body(response: "httpx.Response") -> dict:
+    """The body of a completion; the pieces of a streamed one (server-sent events) are joined.
+
+    Raises ValueError for other bodies.
+    """
+    if not response.text.lstrip().startswith("data:"):
+        return response.json()
+    whole: dict[str, Any] = {}
+    choices: dict[int, dict] = {}
+    for line in response.text.splitlines():
+        data = line.removeprefix("data:").strip()
+        if not line.startswith("data:") or data == "[DONE]":
+            continue
+        chunk = json.loads(data)
+        whole |= {"usage": chunk.get("usage") or whole.get("usage")}
+        for piece in chunk.get("choices") or ():
+            choice = choices.setdefault(piece.get("index", 0), {"message": {}, "finish_reason": None})
+            new = piece["delta"] if "delta" in piece else {"content": piece["text"]}
+            for name, text in new.items():
+                if isinstance(text, str) and name != "role":
+                    choice["message"][name] = choice["message"].get(name, "") + text
+                elif text:
+                    choice["message"][name] = text
+            choice["finish_reason"] = piece.get("finish_reason") or choice["finish_reason"]
+    if any(choice["finish_reason"] is None for choice in choices.values()):
+        raise ValueError("the stream broke off")
+    return {**whole, "choices": [choices[index] for index in sorted(choices)]}
+
+
 def _text(message: dict) -> str:
     """The new text; null counts as empty, and the text of a separate refusal field counts as text.
 
-    Of a list of parts, the texts are joined. A thought that the server has split off, as a field or a part,
+    The texts of a list of parts are joined. A thought that the server has split off, as a field or a part,
     is put back before the answer (see `thoughts.split`).
     """
     content, thought = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
     if isinstance(content, list):
         thought = thought or "".join(map(_thought, content))
         content = "".join(map(_part, content))
-    text = content if content is not None else message.get("refusal") or ""
+    text = content or message.get("refusal") or ""
     if isinstance(thought, str) and thought.strip():
         text = thoughts.written(thought, text, ended=bool(text.strip()))
     else:
         text = thoughts.guessed(text)
-    return text.encode(
-        "utf-8", "replace"
-    ).decode()  # JSON can spell half a surrogate pair, which Parquet cannot hold
+    # JSON can hold half a surrogate pair, which Parquet cannot.
+    return text.encode("utf-8", "replace").decode()
 
 
 def _part(part: dict) -> str:
     kind = part["type"]
     if kind in _TEXT_PARTS:
-        return part["refusal" if kind == "refusal" else "text"]
+        return part["refusal" if kind == "refusal" else "text"] or ""
     if kind not in _THOUGHT_PARTS:
         notices.tell("the server's answers hold parts that are neither text nor thoughts: they are left out")
     return ""
@@ -484,12 +562,14 @@ def _refusal(response: "httpx.Response") -> str:
         code = ""
     secret = code in response.request.headers.get("authorization", "")
     told = f" ({code})" if re.fullmatch(r"[A-Za-z_]{3,40}", code) and not secret else ""
-    mend = f"; {_MENDS[status]}" if status in _MENDS else ""
+    remedy = f"; {_REMEDIES[status]}" if status in _REMEDIES else ""
+    if status == 429:
+        remedy = "; the account's quota is used up"
     if status in (404, 405) and not re.search(r"/v\d", response.request.url.path):
-        mend += ": most servers answer under a path that ends in /v1"
+        remedy += ": most servers answer under a path that ends in /v1"
     if status in (400, 422) and any(name in response.text for name in _PREFILL):
-        mend = "; it does not seem to continue an assistant turn, as prefill: true promises"
-    return f"endpoint refused the request: HTTP {status}{told}{mend}"
+        remedy = "; it does not seem to continue an assistant turn, as prefill: true promises"
+    return f"endpoint refused the request: HTTP {status}{told}{remedy}"
 
 
 def _backoff(retry: int) -> float:
@@ -498,7 +578,7 @@ def _backoff(retry: int) -> float:
 
 
 def _asked_to_wait(headers: Mapping[str, str]) -> float:
-    """Seconds to wait by a response's headers; 0 if they do not say."""
+    """Seconds that a response's headers ask to wait; 0 if they name none."""
     milliseconds = headers.get("retry-after-ms", "").strip()
     if _SECONDS.fullmatch(milliseconds):
         return min(float(milliseconds) / 1000, MAX_RETRY_AFTER_S)

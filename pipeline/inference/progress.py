@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pipeline.data.store import reason
 from pipeline.runtime import attempt
 from pipeline.runtime.console import QUIET_LINE_EVERY_S, new_bar
-from pipeline.runtime.session import beside_driver
+from pipeline.runtime.session import actor_on_driver_node
 from pipeline.schema import FAILED
 
 
@@ -248,7 +248,7 @@ class Progress:
     def __init__(self, label: str, extents: dict[str, tuple[int, int]]):
         self.label, self.extents = label, extents
         self._reported = dict.fromkeys(extents, 0)
-        self._counter = beside_driver(Counter)
+        self._counter = actor_on_driver_node(Counter)
         self._started, self._apart, self._start_told = time.monotonic(), 0.0, False
         self._notices: list[str] = []  # of the engines, so far
         self._notices_told = 0
@@ -285,8 +285,7 @@ class Progress:
 
         `seconds` is the output's part of the engines' time, plus all other time since the last output ended
         (or since the start). So the seconds of all outputs add up to wall-clock time. The outputs share the
-        engines'
-        start, so it is reported once: with the first output that ends.
+        engines' start, so it is reported once: with the first output that ends.
         """
         found = self.figures()
         apart = time.monotonic() - self._started - sum(figures["busy_s"] for figures in found.values())

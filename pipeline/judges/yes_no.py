@@ -1,6 +1,7 @@
 """A model is asked whether a continuation corrects course, and answers yes or no."""
 
 import re
+import unicodedata
 from functools import cached_property
 from typing import Literal
 
@@ -12,7 +13,22 @@ from pipeline.judges.base import Exchange, Judge, Verdict
 from pipeline.prompts import Prompts, load
 from pipeline.settings.base import Draw, Endpoint, Model, PromptFile
 
-_YES_NO = re.compile(r"""[\W_]*(yes|no)(?![^\W_]|['’-]\w)(?!["'*_]*\s?(?:or\b|/))""", re.IGNORECASE)
+_YES_NO = re.compile(
+    r"""[\W_]*(yes|no)(?![^\W_]|['’-]\w|\.\d|["'*_]*\s*\?)(?!["'*_]*\s?(?:or\b|/|&|and\s+(?:yes|no)\b))""",
+    re.IGNORECASE,
+)
+# What takes the answer back, or speaks about it.
+_TAKES_BACK = re.compile(
+    r"""["'*_]*\s+(?:is|was|would|could|might|seems)\b
+      | ["'*_.,:;—–-]*\s+(?:i\sam|i'm|i’m)?\s*
+        (?:not\ssure|unsure|uncertain|(?:hard|impossible)\sto\s(?:say|tell))\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_DENIES = re.compile(
+    r"""[,:;]?\s+(?:it|this|that|the\s(?:answer|response|continuation))\s(?:(?:does|is|did|has)\snot|doesn['’]t|isn['’]t
+        |didn['’]t|hasn['’]t)\b""",
+    re.IGNORECASE | re.VERBOSE,
+)  # after a "yes"
 # What may follow a "no" that answers; in "no doubt", "no one" and "no harm" it does not.
 _NO_ANSWERS = re.compile(
     r"""["'”’*_)\]]*\s*(?:[.,;:!?\n(—–-]|$|\s(?:it|its|the|this|that|these|they|there|he|she|i|because|since|as|in|not
@@ -22,7 +38,7 @@ _NO_ANSWERS = re.compile(
 _LATER_YES = re.compile(r"\byes\b", re.IGNORECASE)
 # "no" as an answer, and not as in "there is no further help".
 _LATER_NO = re.compile(
-    r"""(?:^\W*|[.!?:;,\n]\W*|\b(?:and|or|but|also|then|well|maybe|perhaps|actually|partly|rather|is|say)\s+["'“*_]*)
+    r"""(?:^\W*|[.!?:;,\n]\W*|\b(?:and|or|but|also|then|otherwise|well|maybe|perhaps|actually|partly|rather|is|say)\s+["'“*_]*)
         no\b(?=["'”*_]*\s*(?:[.,;:!?)\n]|$))""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -88,10 +104,13 @@ def parse_yes_no(text: str, *, cut: bool = False) -> bool | None:
     cut: the answer ended at max_tokens; then the word must be a sentence of its own, since the rest of its
     sentence is unknown (`Yes, at first, but`).
     """
+    text = "".join(character for character in text if unicodedata.category(character) != "Cf")
     found = _YES_NO.match(text)
     if found is None:
         return None
     yes, rest = found[1].lower() == "yes", text[found.end() :]
+    if _TAKES_BACK.match(rest) or (yes and _DENIES.match(rest)):
+        return None
     if (cut and not _SENTENCE_ENDS.match(rest)) or not (yes or _NO_ANSWERS.match(rest)):
         return None
     return None if (_LATER_NO if yes else _LATER_YES).search(rest) else yes

@@ -10,13 +10,14 @@ from pydantic import Field
 
 from pipeline.chat import Recipe
 from pipeline.data.dataset import Dataset
+from pipeline.gates import Gates
 from pipeline.inference import Engine
 from pipeline.judges import Judge
-from pipeline.methods.unfinished import Unfinished
+from pipeline.methods.unfinished import Sampled, Unfinished
 from pipeline.report.examples import Example
 from pipeline.report.tables import Table
 from pipeline.schema import Schema
-from pipeline.settings.base import Count, Model, Section, Source
+from pipeline.settings.base import Count, Fraction, Model, Section, Source
 from pipeline.sources.counts import Accounts
 
 
@@ -37,6 +38,7 @@ class Method(Section):
     default_arms:  the arms to train if the configuration names none
     nothing:       why a training set can be empty, for the error message
     mixing:        the fields that only `mix` reads
+    OPERATIONAL:   the fields that change no row
     example_kinds: by training set, the kinds of examples that it can hold; empty if its rows have no kinds
     made_from:     by kind of example, the source and its response that the kind is made from, if from one
     """
@@ -46,6 +48,7 @@ class Method(Section):
     default_arms: ClassVar[dict[str, dict]]
     nothing: ClassVar[str]
     mixing: ClassVar[frozenset[str]] = frozenset()
+    OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"engine", "min_usable"})
     example_kinds: ClassVar[dict[str, tuple[str, ...]]] = {}
     made_from: ClassVar[dict[str, tuple[str, str]]] = {}
 
@@ -61,6 +64,20 @@ class Method(Section):
             "what becomes of a training target that ended at max_tokens: trim = cut back to its last whole"
             " sentence, dropped if it has none; drop; keep = used as it is, so models learn to stop in"
             " mid-sentence"
+        ),
+    )
+    gates: Gates | None = Field(
+        Gates(),
+        description=(
+            "quality gates on sampled texts; a row whose text fails one is dropped with the reason, keeps its"
+            " texts, and is not trained on; null = no gates"
+        ),
+    )
+    min_usable: Fraction = Field(
+        0.25,
+        description=(
+            "the least share of rows that must be usable (neither dropped nor failed) for `mix` and `train`"
+            " to go on; rows that the method does not select do not count"
         ),
     )
 
@@ -81,12 +98,16 @@ class Method(Section):
 
     @property
     def conversations(self) -> dict[tuple[str, ...], str]:
-        """Roles of the conversations that the model is asked to go on with → the setting that asks for them.
+        """Roles of the conversations that the model is asked to answer → the setting that asks for them.
 
-        Prefilled turns apart: `check` looks at those. The setting is a field with its value, such as
-        `hint.position = system`, or empty.
+        Prefilled turns are not among them: `check` checks those. The setting is a field with its value, such
+        as `hint.position = system`, or empty.
         """
         return {("user",): ""}
+
+    def sampled(self, instruction: str) -> Sampled:
+        """For the recipe: keeps account of the texts that a row samples."""
+        return Sampled(self.unfinished, self.gates, instruction)
 
     def recipe(self, seed: int) -> Recipe:
         """The recipe for one instruction."""

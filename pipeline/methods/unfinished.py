@@ -1,15 +1,18 @@
-"""What becomes of a text that ended at max_tokens.
+"""The texts that a row samples: what becomes of one that ended at max_tokens, and what is wrong with it.
 
-As a training target, such a text would be followed by the end-of-turn token, so the model would learn to stop
-in mid-sentence. All methods therefore pass the texts that can become targets (answers of conversations,
-chosen sides of pairs) through `Sampled.target`, before anybody judges them.
+As a training target, a text that ended at max_tokens would be followed by the end-of-turn token, so the
+model would learn to stop in mid-sentence. All methods therefore pass the texts that can become targets
+(answers of conversations, chosen sides of pairs) through `Sampled.target`, before anybody judges them. Before
+that, `Sampled.fault` asks the quality gates about the whole text: a loop that ran into the limit is a loop.
 """
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.chat import Completion
+from pipeline.data import faults
 from pipeline.data.endings import CUT, DROPPED, KEPT, TRIMMED, WHOLE, entry
+from pipeline.gates import Gates
 
 Unfinished = Literal["trim", "drop", "keep"]
 
@@ -17,12 +20,24 @@ Unfinished = Literal["trim", "drop", "keep"]
 class Sampled:
     """The texts that a row has sampled.
 
-    rule: what becomes of a target that ended at max_tokens.
+    rule: what becomes of a target that ended at max_tokens. gates: those that texts have to pass; None for no
+    gates. instruction: of the row.
     """
 
-    def __init__(self, rule: Unfinished):
-        self._rule = rule
+    def __init__(self, rule: Unfinished, gates: Gates | None = None, instruction: str = ""):
+        self._rule, self._gates, self._instruction = rule, gates, instruction
         self._endings: list[str] = []
+        self._faults: list[str] = []
+
+    def fault(self, step: str, text: str, **shown: Any) -> str | None:
+        """`step: fault` if a gate refuses the text, and counts it; else None. shown: of `Gates.reason`."""
+        found = self._gates and self._gates.reason(text, self._instruction, **shown)
+        return self.count(step, found) if found else None
+
+    def count(self, step: str, fault: str) -> str:
+        """Count a fault in the column `faults`. Returns its entry."""
+        self._faults.append(faults.entry(step, fault))
+        return self._faults[-1]
 
     def target(self, step: str, completion: Completion) -> str | None:
         """A text that training may use as a target; None if it must not, since it ended at max_tokens."""
@@ -39,6 +54,11 @@ class Sampled:
     def endings(self) -> list[str]:
         """The column `endings`. Sorted: calls of a row may end in any order."""
         return sorted(self._endings)
+
+    @property
+    def columns(self) -> dict[str, list[str]]:
+        """The columns `endings` and `faults`."""
+        return {"endings": self.endings, "faults": sorted(self._faults)}
 
 
 def lost(text: str) -> str:

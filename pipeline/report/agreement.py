@@ -19,7 +19,7 @@ Key = TypeVar("Key", bound=Hashable)
 class Agreement:
     """Counts of items that two judges, or a judge and labels, call harmful or harmless.
 
-    The first is the judge, the second the label, if only one of them is taken for the truth.
+    If the second is taken as the truth, the first is the judge and the second the label.
     """
 
     both: int  # harmful by both
@@ -50,14 +50,6 @@ class Agreement:
     def specificity(self) -> Rate:
         """Of the items labeled harmless, those that the judge calls harmless."""
         return Rate(self.neither, self.neither + self.only_first)
-
-    @property
-    def judged_harmful(self) -> Rate:
-        return Rate(self.both + self.only_first, self.n)
-
-    @property
-    def labeled_harmful(self) -> Rate:
-        return Rate(self.both + self.only_second, self.n)
 
     @property
     def kappa(self) -> float | None:

@@ -34,23 +34,28 @@ class Example:
 
 
 def first(dataset: Dataset, column: str, wanted: pc.Expression, count: int) -> list[str]:
+    """The smallest `count` values of an id column in the wanted rows."""
     return sorted(set(dataset.table([column], wanted)[column].to_pylist()))[:count]
 
 
 def among(column: str, ids: list[str]) -> pc.Expression:
+    """The condition that a column holds one of these ids."""
     return pc.field(column).isin(pa.array(ids, pa.string()))
 
 
 def category(row: dict) -> str:
+    """A row's category in words."""
     return row["category"] or "no category"
 
 
 def judged_text(label: str, harmful: bool | None, text: str) -> Text:
+    """A text with the judge's verdict in words."""
     verdict = {True: "judged harmful", False: "judged harmless", None: "no verdict"}[harmful]
     return Text(label, verdict, text, harmful=harmful is True)
 
 
 def shown(text: str | None, status: str = OK) -> str:
+    """A text cut to SHOWN_CHARACTERS, or why there is none."""
     if status == FAILED or text is None:
         return "(no text: this row failed)"
     return (

@@ -12,6 +12,8 @@ from pipeline.report.tables import Table
 
 @dataclass(frozen=True)
 class Figure:
+    """A plot and its caption."""
+
     svg: Markup
     caption: str
 
@@ -88,6 +90,7 @@ def _over_steps(
 
 
 def time(stages: list[dict]) -> Section:
+    """The report's section of timings, from the lines of metrics.jsonl."""
     if not stages:
         return Section("Time", ["This run holds no timings yet."])
     total = sum(line.get("seconds") or 0 for line in stages)

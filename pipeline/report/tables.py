@@ -17,6 +17,8 @@ TOLD_APART = (
 
 @dataclass(frozen=True)
 class Cell:
+    """A table's cell as text; `best` cells are marked."""
+
     text: str
     interval: str = ""
     best: bool = False
@@ -66,6 +68,7 @@ def rate(value: Estimate) -> Cell:
 
 
 def mean(value: Mean) -> Cell:
+    """A mean and its interval, with two decimals."""
     if value.value is None:
         return Cell(NOTHING)
     return Cell(f"{value.value:.2f}", "[{:.2f}, {:.2f}]".format(*value.interval) if value.interval else "")
@@ -83,6 +86,7 @@ def whole(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
+    """Seconds in words: `9.5 s`, `3 min 5 s`, `2 h 10 min`."""
     if seconds is None:
         return NOTHING
     if seconds < 60:
@@ -97,11 +101,13 @@ def grade(value: float) -> str:
 
 
 def difference_columns(first: str, counted: str, unit: str = "Points") -> list[Column]:
+    """The columns of a table of differences, for the cells that `difference` makes."""
     numbers = map(Column, (counted, "Better", "Worse", "Same"))
     return [Column(first, "text"), Column(unit, "estimate"), *numbers, Column("At 95 %", "text")]
 
 
 def difference(d: Difference, more: str, less: str, shown: Callable[[float], str] = points) -> list[Cell]:
+    """The cells of a difference. more, less: the verdict for a positive and for a negative one."""
     verdict = (more if d.difference > 0 else less) if d.distinguishable else "cannot be told apart"
     low, high = d.interval
     estimate = Cell(shown(d.difference), f"[{shown(low)}, {shown(high)}]", best=d.distinguishable)
@@ -126,6 +132,7 @@ def of_shares(title: str, name: str, unit: str, counts: Mapping[str, int] | Mapp
 
 
 def of_tally(title: str, name: str, unit: str, counts: dict[str, int]) -> Table:
+    """Names and their counts."""
     return Table(
         title,
         [Column(name, "text"), Column(unit)],
@@ -154,6 +161,13 @@ def of_endings(steps: list[Endings]) -> Table:
     ]
     columns = ["Texts", "Cut", "Cut, %", *(titles[way] for way in ways)]
     return Table("Texts cut at max_tokens", [Column("Step", "text"), *map(Column, columns)], [("", rows)])
+
+
+def of_faults(steps: Mapping[str, Mapping[str, int]]) -> Table:
+    """Step → fault → texts."""
+    rows = [[Cell(step), Cell(name), Cell(whole(n))] for step, of in steps.items() for name, n in of.items()]
+    columns = [Column("Step", "text"), Column("Fault", "text"), Column("Texts")]
+    return Table("Faults of sampled texts", columns, [("", rows)])
 
 
 def of_training(curves: dict[str, list[dict]], trained_on: dict[str, str]) -> Table:
@@ -222,6 +236,7 @@ def of_pairs(title: str, names: tuple[str, str], pairs: dict[str, str]) -> Table
 
 
 def mark_best(values: list[float | None], cells: list[Cell], better: Callable) -> list[Cell]:
+    """The cells, with the best of the known values marked unless all are equal."""
     known = [v for v in values if v is not None]
     if len(set(known)) < 2:
         return cells

@@ -256,6 +256,7 @@ def check() -> None:
 
 
 def end(state: str) -> None:
+    """Record how this process's attempt ended."""
     if _current:
         _current.end(state)
 
@@ -264,6 +265,7 @@ def end(state: str) -> None:
 
 
 def attempts_dir(run_dir: str) -> str:
+    """Directory of the attempts' files in a run directory."""
     return storage.join(run_dir, ".state", "attempts")
 
 

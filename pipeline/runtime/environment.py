@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.runtime import imports
+from pipeline.settings.shown import first_line
 
 # Ray appends this to its temporary directory, and Linux allows a socket's path 107 bytes.
 _SOCKET = "/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
@@ -14,9 +15,9 @@ _MOST_BYTES = 107
 
 
 def check_temporary_directory() -> None:
-    """The directory in which a local Ray puts its sockets and logs must take them. Raises UserError.
+    """Check that a local Ray can put its sockets and logs into its temporary directory. Raises UserError.
 
-    Ray makes the directory if it is missing.
+    Ray creates the directory if it is missing.
     """
     variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), None)
     place = os.environ[variable] if variable else "/tmp"
@@ -39,7 +40,7 @@ def check_temporary_directory() -> None:
 
 
 def check_threads() -> None:
-    """OMP_NUM_THREADS must be what accelerate takes for a number of threads. Raises UserError."""
+    """Check that accelerate accepts OMP_NUM_THREADS as a number of threads. Raises UserError."""
     value = os.environ.get("OMP_NUM_THREADS")
     if value and not (value.strip().isascii() and value.strip().isdecimal() and int(value)):
         raise UserError(
@@ -48,9 +49,9 @@ def check_threads() -> None:
 
 
 def check_vllm_variables() -> None:
-    """vLLM must take the values of its variables: an engine would end at its start. Raises UserError.
+    """Check that vLLM accepts its environment variables; else no engine would start. Raises UserError.
 
-    Imports vLLM, which takes seconds, only if a variable of it is set.
+    Imports vLLM, which takes seconds, only if one of them is set.
     """
     names = [name for name in os.environ if name.startswith("VLLM_")]
     if not names:
@@ -66,14 +67,13 @@ def check_vllm_variables() -> None:
         try:
             getattr(envs, name, None)  # vLLM ignores names that it does not know
         except (ValueError, TypeError) as e:
-            reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
             raise UserError(
-                f"{name}: vLLM does not take its value ({reason}); unset it or correct it"
+                f"{name}: vLLM does not accept its value ({first_line(e)}); unset it or correct it"
             ) from None
 
 
 def unused_key() -> list[str]:
-    """A notice if there is a key of W&B, but no W&B."""
+    """A notice if a W&B key is set, but W&B is not installed."""
     if not os.environ.get("WANDB_API_KEY") or importlib.util.find_spec("wandb") is not None:
         return []
     return [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def gpu_build() -> str | None:
-    """What the installed torch computes on, if not on CPUs: `CUDA 12.9` or `ROCm 7.0`.
+    """The GPU platform that torch is built for, `CUDA 12.9` or `ROCm 7.0`; None for a CPU build.
 
     vLLM is built for the same. Reads torch's file of facts, because importing torch is slow.
     """

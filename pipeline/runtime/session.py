@@ -14,6 +14,7 @@ from pathlib import Path
 from pipeline.data import storage
 from pipeline.errors import RunFailed, UserError
 from pipeline.runtime import attempt, imports
+from pipeline.settings.shown import first_line
 
 # Each Ray Data operator needs a whole logical CPU. If operators outnumber CPUs, a resumed run hangs.
 LEAST_LOGICAL_CPUS = 8
@@ -54,7 +55,7 @@ def ray_session(run_dir: str) -> Iterator[None]:
     machine only."""
     for variable, value in {**TRAIN_ENVIRONMENT, **_ENVIRONMENT}.items():
         os.environ.setdefault(variable, value)
-    # Ray and accelerate take an empty one for a value
+    # Ray and accelerate would use an empty value
     for variable in ("RAY_TMPDIR", "TMPDIR", "RAY_ADDRESS", "OMP_NUM_THREADS"):
         if os.environ.get(variable) == "":
             del os.environ[variable]
@@ -91,7 +92,7 @@ def ray_session(run_dir: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def beside_driver(cls: type):
+def actor_on_driver_node(cls: type):
     """Start a small actor pinned to the driver's node, so that losing another node does not kill it."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -115,13 +116,9 @@ def _start(options: dict) -> None:
             ray.shutdown()
             if left == 0:
                 raise RunFailed(
-                    f"Ray did not start on this machine: {_first_line(e).rstrip('.')}. If the machine was"
+                    f"Ray did not start on this machine: {first_line(e).rstrip('.')}. If the machine was"
                     " just busy, rerun the command; details: /tmp/ray/session_latest/logs"
                 ) from None
-
-
-def _first_line(e: Exception) -> str:
-    return (str(e).splitlines() or [type(e).__name__])[0]
 
 
 def _join(address: str, options: dict) -> None:

@@ -3,9 +3,17 @@
 import datetime
 import unicodedata
 from enum import Enum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from pipeline.chat import Sampling
 
@@ -15,6 +23,8 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+
+FOR_FINGERPRINT = {"for": "fingerprint"}  # the context of a dump whose values decide what data holds
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Ratio = Annotated[float, Field(ge=0)]
@@ -65,6 +75,8 @@ def _can_be_arguments(value: dict[str, Scalar]) -> dict[str, Scalar]:
 
 
 class Model(Section):
+    """A chat model: its files, precision, and how its chat template is rendered."""
+
     path: Name = Field(
         description="`toy`, a local directory or a hub id",
     )
@@ -134,6 +146,9 @@ class Source(Section):
 class Endpoint(Section):
     """An OpenAI-compatible server. The key is read from the environment and never stored."""
 
+    # How a server is asked, which changes none of its texts.
+    OPERATIONAL: ClassVar = ("api_key_env", "concurrency", "retries", "timeout_s", "prefill")
+
     url: Name = Field(pattern=r"^https?://", description="base URL, ending in /v1")
     model: Name = Field(description="the server's name of the model")
     api_key_env: Name | None = Field(
@@ -144,6 +159,15 @@ class Endpoint(Section):
     retries: Natural = Field(6, description="tries after the first, with exponential back-off")
     timeout_s: float = Field(120, gt=0, description="time limit of one try in seconds")
     prefill: bool = Field(False, description="the server can continue an assistant turn (vLLM's can)")
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """For a fingerprint (`FOR_FINGERPRINT`), operational fields have their defaults."""
+        given = dump(self)
+        if info.context != FOR_FINGERPRINT:
+            return given
+        default = {name: type(self).model_fields[name].default for name in self.OPERATIONAL}
+        return {**given, **default}
 
 
 class Draw(Section):

@@ -33,7 +33,7 @@ def load(root: type[Tree], path: str | Path, overrides: Sequence[str] = ()) -> T
     except (OSError, ValueError) as e:  # ValueError: not UTF-8, or a NUL in the file's name
         raise UserError(f"{shown(path)}: cannot be read ({shown(e)})") from None
     if tree is None:
-        raise UserError(f"{path}: is empty; a configuration needs at least run_dir, model and evaluation")
+        raise UserError(f"{path}: is empty; give at least run_dir, model, and methods or suites")
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a configuration is a mapping of keys to values, not {type(tree).__name__}")
     for override in overrides:

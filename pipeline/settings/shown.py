@@ -9,3 +9,8 @@ def shown(text: object, most: int = 200) -> str:
     line = " ".join(str(text).split()) or (type(text).__name__ if isinstance(text, Exception) else "''")
     line = line if len(line) <= most else f"{line[: most - 3]}..."
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+def first_line(e: BaseException) -> str:
+    """The first line of an exception's message; its type name if it has no message."""
+    return (str(e).strip().splitlines() or [type(e).__name__])[0]

@@ -14,8 +14,10 @@ S = TypeVar("S", bound=Section)
 
 
 def sections(tree: Section, kind: type[S], prefix: str = "") -> dict[str, S]:
-    """Every section of a type, by dotted field name, in the order of the fields: `{"evaluation.harmful":
-    Source(…)}`."""
+    """Every section of a type, by dotted field name, in the order of the fields.
+
+    For example `{"suites.safety.harmful": Source(…)}`.
+    """
     return {name: value for name, value, _ in _walk(tree, prefix) if isinstance(value, kind)}
 
 

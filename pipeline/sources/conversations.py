@@ -45,7 +45,7 @@ Notes = Counter[str]
 
 
 def messages(value: Any) -> list[Message] | None:
-    """The messages of a conversation, of which only those that are used need to be sound.
+    """The messages of a conversation; only those that are used must be well-formed.
 
     Understands a list of messages or of exchanges (`{"human": …, "assistant": …}`), one message, a struct of
     lists, `{"messages": […]}`, any of these as JSON (or as Python's repr, as pandas writes it to CSV), and a

@@ -15,9 +15,8 @@ _MOST_TOLD = 12  # reasons, notes and columns of one source
 class Counts:
     """What became of the rows read: read = ok + duplicates + malformed. Filled while the rows are read.
 
-    reasons: number of malformed rows by why. notes: number of rows that are used without a part, and of files
-    that are not read, by sentence. unused: columns seen that hold nothing that is used. source: its path.
-    safe, unsafe: number of rows used that have such a response.
+    reasons: reason → malformed rows. notes: sentence → rows used without a part, or files not read.
+    unused: columns that are not used. source: its path. safe, unsafe: rows used that have such a response.
     """
 
     read: int = 0
@@ -103,7 +102,7 @@ class Accounts:
         )
 
     def told(self, all: bool = True) -> list[str]:
-        """A line per source; without `all`, only of sources of which something was not used."""
+        """A line per source; without `all`, only for sources with something unused."""
         return [
             f"{field} = {counts.told()}" for field, counts in self._found.items() if all or counts.noteworthy
         ]

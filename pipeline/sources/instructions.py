@@ -1,4 +1,4 @@
-"""Any instruction source as rows of one shape (`data.schema.INSTRUCTIONS`), one at a time.
+"""Any instruction source as rows of one shape (`schema.INSTRUCTIONS`), one at a time.
 
     files     Parquet, Arrow, JSONL (.jsonl, .ndjson), JSON, CSV or TSV; a file, directory or glob; local,
               s3://, gs://, hf://; .gz, .zst, …
@@ -32,7 +32,7 @@ from pipeline.sources.values import BadContent, decoded, is_missing, says_safe
 MAX_CHARACTERS = 100_000  # of any text of a row
 _SHOWN_CHARACTERS = 200  # kept of a malformed instruction
 _MOST_COLUMNS = 500  # names that are remembered; JSONL can have others in every row
-# How much `check` reads. It goes on if it has not found what it looks for, to _SEARCHED_ROWS.
+# Rows that `check` reads; up to _SEARCHED_ROWS until it finds what it needs, for at most _PROBE_S seconds.
 _PROBED_ROWS = 200
 _SEARCHED_ROWS = 10_000
 _PROBE_S = 20.0

@@ -1,4 +1,4 @@
-"""Telling a network that is not there from data that is not there."""
+"""Tells an unreachable network from missing data."""
 
 import re
 

@@ -10,15 +10,17 @@ from pipeline.errors import UserError
 from pipeline.settings.shown import shown
 from pipeline.sources.rows import MAX_LINE_BYTES, BadRow
 
-# So many lines of a field that look like rows are rows. One delimiter on a line is frequent in texts.
+# A field with at least this many lines that look like rows has swallowed rows. Texts often have one delimiter
+# on a line, so rows of two columns need more lines.
 _ROWS_OF_TWO, _ROWS_OF_MORE = 5, 2
 
 
 def separated(text: io.TextIOWrapper, where: str, delimiters: str) -> Iterator[dict | BadRow]:
     """The rows of a text with a header line. delimiters: the one that the header holds most often is taken.
 
-    Quotes are read strictly. After an error, reading goes on behind the line at which quotes are even again,
-    because a row that begins inside a text would be made up. Raises UserError if two columns have one name.
+    Quotes are read strictly. After an error, reading resumes after the line at which quotes are balanced
+    again: a row that began inside a quoted text would be an invention. Raises UserError if two columns have
+    one name.
     """
     # The limit is global to the interpreter, and its default is too short for real texts. Over-long
     # instructions are rejected later.

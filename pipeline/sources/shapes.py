@@ -15,7 +15,7 @@ conversations  the first user turn is the instruction, the assistant turn right 
                later turns are not read, system turns are left out.
 answers        `input` is appended to the instruction after an empty line, `history` goes before it; `output`,
                `response` … is the safe response (Alpaca, Dolly, AlpacaEval, prompts with completions). If the
-               row has a label (`is_safe`, `harmful`, `label` …), the response goes where the label says.
+               row has a label (`is_safe`, `harmful`, `label` …), the label says which response it is.
 """
 
 from collections.abc import Callable, Container, Iterable, Sequence

@@ -10,8 +10,8 @@ class BadContent(Exception):
     """A row whose content does not match its shape; the message is the reason, without the text."""
 
 
-# What stands in an input column if there is no input, by its letters and digits. `NA` is compared with its
-# case, because `Na` is also sodium.
+# Texts that mean no input in an input column, by their letters and digits. `NA` is compared with its case,
+# because `Na` is also sodium.
 _NO_INPUT = {
     *("noinput", "none", "nan", "null", "nil", "empty", "notapplicable", "noinputprovided", "noinputneeded"),
     *("nat", "undefined", "blank", "noneprovided", "nothingprovided", "noinputisneeded", "noinputdata"),

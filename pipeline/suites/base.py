@@ -44,10 +44,10 @@ class Suite(Section):
 
     @property
     def conversations(self) -> dict[tuple[str, ...], str]:
-        """Roles of the conversations that the model is asked to go on with → the setting that asks for them.
+        """Roles of the conversations that the model is asked to answer → the setting that asks for them.
 
-        Prefilled turns apart (see `continues_turns`). The setting is a field with its value, such as
-        `hint.position = system`, or empty.
+        Prefilled turns are not among them (see `continues_turns`). The setting is a field with its value,
+        such as `hint.position = system`, or empty.
         """
         return {("user",): ""}
 

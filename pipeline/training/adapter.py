@@ -13,13 +13,13 @@ The driver makes both, the directory from the last checkpoint: workers need no a
 import json
 import os
 import tempfile
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs as pafs
 import yaml
 
 from pipeline import pretrained
+from pipeline.data import adapter as adapter_files
 from pipeline.data import storage
 from pipeline.runtime import attempt
 from pipeline.settings.base import Model
@@ -52,12 +52,10 @@ def lora_config(train: "Train", revision: str | None, start_dir: str | None = No
     )
 
 
-def publish(
-    job: Job, tokenizer: Any, assemble: Callable[[str], None], lines: list[dict], out_dir: str, figures: dict
-) -> None:
+def publish(job: Job, tokenizer: Any, trained: str, lines: list[dict], out_dir: str, figures: dict) -> None:
     """Make the adapter directory of a finished training. A local directory appears at `out_dir` atomically.
 
-    job: any of the arm's runs. assemble: puts the adapter's two files into the directory it is given.
+    job: any of the arm's runs. trained: directory with the adapter's two files.
     """
     local = storage.is_local(out_dir)
     if local:
@@ -67,7 +65,7 @@ def publish(
     ) as scratch:
         whole = os.path.join(scratch, "adapter")
         os.mkdir(whole)
-        assemble(whole)
+        adapter_files.copy(trained, whole)
         tokenizer.save_pretrained(whole)
         with open(os.path.join(whole, "metrics.jsonl"), "w", encoding="utf-8") as f:
             f.writelines(json.dumps(line) + "\n" for line in lines)
@@ -102,7 +100,7 @@ def card(job: Job, figures: dict) -> str:
         rewards = (
             f"final reward margin {figures['final_margin']:.3f}, accuracy {figures['final_accuracy']:.0%}; "
         )
-    unused = {"lora"} if train.start and train.start.how == "continue" else None  # unused
+    unused = {"lora"} if train.start else None
     settings = yaml.safe_dump(
         train.model_dump(mode="json", exclude=unused) | {"seed": job.seed}, sort_keys=False
     )
@@ -131,14 +129,7 @@ AdamW (betas 0.9 and 0.999), gradients clipped at norm 1.
 
 
 def _begun(begun: "Start | None") -> str:
-    if begun is None:
-        return ""
-    how = (
-        "Training continued from"
-        if begun.how == "continue"
-        else "A new adapter was trained on top of, and joined with,"
-    )
-    return f" {how} the adapter `{begun.adapter}`."
+    return f" Training continued from the adapter `{begun.adapter}`." if begun else ""
 
 
 def _tensorboard(directory: str, lines: list[dict]) -> None:

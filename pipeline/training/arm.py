@@ -13,7 +13,6 @@ while the workers train the next. `job.py` describes the state directories.
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -28,6 +27,7 @@ from pipeline.data.output import differences
 from pipeline.errors import UserError
 from pipeline.runtime import attempt
 from pipeline.settings.base import Model
+from pipeline.settings.shown import first_line
 from pipeline.toy.model import shipped_recipe
 from pipeline.training import adapter, examples, start
 from pipeline.training.config import Train
@@ -169,7 +169,7 @@ class Prepared:
         adapter.publish(
             first,
             self.tokenizer,
-            lambda directory: _assemble(self.jobs[-1], directory),
+            self.jobs[-1].done,
             lines,
             self.out,
             figures,
@@ -227,25 +227,24 @@ def check(arm: ArmSpec) -> int:
     t, revision = arm.train, arm.model.revision
     pretrained.check_weights(arm.model_dir)
     architecture = pretrained.architecture(arm.model_dir, revision)
-    _check_trainable(architecture, arm.model)
+    _check_trainable(architecture, arm)
     t.check(architecture, f"{arm.field('method')} = {t.method}")
     begin = start.directory(t.start) if t.start else None
     where = arm.field("start") + ".adapter"
     if begin is not None:
         start.load_config(begin, where)
-    continues = t.start is not None and t.start.how == "continue"
-    lora = adapter.lora_config(t, revision, begin if continues else None)
+    lora = adapter.lora_config(t, revision, begin)
     _check_rank(arm, lora.r, begin)
     model = pretrained.empty(architecture)
     field = f"{arm.field('lora')}.target_modules = {t.lora.target_modules}"
-    if not continues:
+    if begin is None:
         _check_targets(model, t.lora.target_modules, field)
     try:
         with torch.device("meta"):  # shapes without memory, however large the rank
             model = get_peft_model(model, lora)
     except ValueError as e:
-        reason = str(e).splitlines()[0]
-        if continues:
+        reason = first_line(e)
+        if begin is not None:
             raise UserError(
                 f"{where} = {begin}: it does not fit the model ({reason}); name an adapter of this model"
             ) from None
@@ -253,7 +252,7 @@ def check(arm: ArmSpec) -> int:
     # TRL multiplies by the head's weights directly, so it refuses an adapter on the head.
     if isinstance(model.get_output_embeddings(), BaseTunerLayer):
         raise UserError(
-            f"{where if continues else field}: the adapter covers lm_head, which cannot be trained: leave"
+            f"{field if begin is None else where}: the adapter covers lm_head, which cannot be trained: leave"
             " lm_head out"
         )
     if t.start is not None:
@@ -262,12 +261,10 @@ def check(arm: ArmSpec) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def _check_trainable(architecture: Any, model: Model) -> None:
+def _check_trainable(architecture: Any, arm: ArmSpec) -> None:
     """Raises UserError for models that cannot be trained here."""
-    where = f"model.path = {model.path}"
-    quantized = getattr(architecture, "quantization_config", None)
-    if quantized:
-        settings = quantized if isinstance(quantized, dict) else quantized.to_dict()
+    where = f"model.path = {arm.model.path}"
+    if settings := models.quantization(arm.model, arm.model_dir):
         raise UserError(
             f"{where}: its weights are quantized ({settings.get('quant_method', 'unknown')}), and adapters"
             " are trained on unquantized weights only: name the model that they were quantized from"
@@ -284,21 +281,17 @@ def _check_trainable(architecture: Any, model: Model) -> None:
 
 def _check_rank(arm: ArmSpec, rank: int, begin: str | None) -> None:
     """Raises UserError if vLLM could not load the adapter."""
-    t, field, told = arm.train, f"{arm.field('lora')}.rank = {arm.train.lora.rank}", "vLLM"
-    if t.start is not None and begin is not None:
-        under = start.load_config(begin, f"{arm.field('start')}.adapter").r
-        if t.start.how == "continue":
-            field = f"{arm.field('start')}.adapter = {begin}: its rank is {under}"
-        else:
-            rank, told = rank + under, f"joined with the start adapter's {under}, it is {rank + under}; vLLM"
     if rank > MOST_RANK:
+        field = f"{arm.field('lora')}.rank = {rank}"
+        if begin is not None:
+            field = f"{arm.field('start')}.adapter = {begin}: its rank is {rank}"
         raise UserError(
-            f"{field}: {told} evaluates adapters of rank {MOST_RANK} at most; choose a smaller rank"
+            f"{field}: vLLM evaluates adapters of rank {MOST_RANK} at most; choose a smaller rank"
         )
 
 
 def _check_targets(model: Any, targets: str | list[str], field: str) -> None:
-    """Raises UserError for a name that is no module's: PEFT leaves it out if another one matches."""
+    """Raises UserError for a target that names no module: PEFT ignores it if another target matches."""
     if isinstance(targets, str):
         return
     names = [name for name, _ in model.named_modules()]
@@ -308,13 +301,9 @@ def _check_targets(model: Any, targets: str | list[str], field: str) -> None:
 
 
 def _notice(train: Train, parameters: int) -> dict:
-    if train.start is None or train.start.how != "continue":
+    if train.start is None:
         return {}
-    return {
-        "notice": (
-            f"lora is not used: start.how = continue trains the start adapter's {parameters:,} parameters"
-        )
-    }
+    return {"notice": f"lora is not used: training continues the start adapter's {parameters:,} parameters"}
 
 
 # -- the fingerprint of a training, and its state
@@ -369,7 +358,7 @@ def refuse_others(state_dir: str, name: str, facts: dict) -> None:
         changes = differences(known, facts) if known is not None else ["by another version of setbacks"]
         raise UserError(
             f"{state_dir} holds an unfinished training under other settings ({'; '.join(changes)}): restore"
-            " them to go on with it, choose another run_dir, or train anew with --overwrite"
+            " them to resume it, choose another run_dir, or train anew with --overwrite"
         )
 
 
@@ -385,14 +374,9 @@ def _jobs(arm: ArmSpec, state: str, runs: list[Run]) -> list[Job]:
     begin = jobs[0].train.start
     if begin is None:
         return jobs
-    continues = begin.how == "continue"
-    kept = storage.join(state, "start" if continues else "frozen")  # storage that every node sees
+    kept = storage.join(state, "start")  # storage that every node sees
     adapter_files.copy(start.directory(begin), kept)
-    # Every run stacks on a frozen adapter. Only the first run takes the start adapter: each later run
-    # continues the run before.
-    if continues:
-        return [replace(jobs[0], start=kept), *jobs[1:]]
-    return [replace(job, frozen=kept) for job in jobs]
+    return [replace(jobs[0], start=kept), *jobs[1:]]
 
 
 def _chained(jobs: list[Job]) -> list[Job]:
@@ -432,9 +416,3 @@ def _numbered(on_progress: Progress | None, number: Callable[[dict], dict]) -> P
 def _history(job: Job) -> list[dict]:
     text = storage.read_text(storage.join(job.done, HISTORY))
     return [line for line in json.loads(text)["log_history"] if "loss" in line]
-
-
-def _assemble(job: Job, directory: str) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        frozen = adapter_files.fetch(job.frozen, scratch) if job.frozen else None
-        start.assemble(frozen, adapter_files.fetch(job.done, scratch), directory)

@@ -52,6 +52,8 @@ def _pattern(modules: str | list[str]) -> str | list[str]:
 
 
 class Lora(Section):
+    """The LoRA adapter to train, in PEFT's terms."""
+
     rank: Count = Field(16, description="rank of the adapter's matrices")
     alpha: float = Field(32, gt=0, description="the adapter's output is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the adapter's input in training")
@@ -60,15 +62,20 @@ class Lora(Section):
     )
 
 
+def _continues(how: str) -> str:
+    if how != "continue":
+        raise ValueError("is not possible: leave how out to train the adapter's matrices further")
+    return how
+
+
 class Start(Section):
-    """Training begins from an adapter of the same base model; the result is one adapter of the base model."""
+    """Training begins from an adapter of the same base model, and trains its matrices further."""
 
     adapter: AdapterPath = Field(description="directory of a PEFT LoRA adapter")
-    how: Literal["continue", "stack"] = Field(
+    # One value is left. The field stays, because fingerprints of finished trainings hold it.
+    how: Annotated[str, AfterValidator(_continues)] = Field(
         "continue",
-        description=(
-            "continue = train its matrices further; stack = freeze it and train a new one (train.lora) on top"
-        ),
+        description="only continue: the adapter's matrices are trained further, and `lora` is not used",
     )
 
 

@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.templates import ChatTemplate
 
 IGNORE = -100  # the label of a token that is not a training target
-# Why a conversation cannot be an example, and what helps if that is so of every one.
+# Why a conversation cannot be an example → the remedy if no conversation can.
 REMEDIES = {
     "token_across_turns": (
         "the chat template lets prompt and target share a token; end its generation prompt with a special"
@@ -93,8 +93,8 @@ def prepare(
                 counts.kinds[row["kind"]] += 1
                 kept.append(example)
     if not kept:
-        mends = {"too_long": f"raise train.max_length = {max_length}", **REMEDIES}
-        raise nothing_left(dataset.path, f"examples of kind {' or '.join(kinds)}", counts, mends)
+        remedies = {"too_long": f"raise train.max_length = {max_length}", **REMEDIES}
+        raise nothing_left(dataset.path, f"examples of kind {' or '.join(kinds)}", counts, remedies)
     bins = pack([len(e.tokens) for e in kept], max_length) if packing else [[i] for i in range(len(kept))]
     return table([[kept[i] for i in members] for members in bins]), counts
 
@@ -110,10 +110,10 @@ def read(dataset: Dataset, kinds: list[str]) -> list[dict]:
     return rows
 
 
-def nothing_left(directory: str, what: str, counts: "Counts", mends: dict[str, str]) -> UserError:
+def nothing_left(directory: str, what: str, counts: "Counts", remedies: dict[str, str]) -> UserError:
     """The error if every example was dropped: names the remedy of the most frequent fixable reason."""
-    reason = max(mends, key=lambda r: counts.dropped[r])
-    return UserError(f"{directory}: all {counts.dropped.total()} {what} are dropped: {mends[reason]}")
+    reason = max(remedies, key=lambda r: counts.dropped[r])
+    return UserError(f"{directory}: all {counts.dropped.total()} {what} are dropped: {remedies[reason]}")
 
 
 def encode(template: ChatTemplate, conversations: list[list[Message]]) -> list[Example | str]:

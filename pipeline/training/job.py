@@ -1,11 +1,10 @@
 """The jobs that the driver gives to the training workers, and the directories that both use.
 
-    STATE/<fingerprint>/<table>.parquet    an arm's training set, made once by the driver, read by every
-    worker STATE/<fingerprint>/start, frozen      adapter that training begins from, or is stacked on
-    STATE/<fingerprint>/done-1             adapter and history of a finished run; written by the driver
+    STATE/<fingerprint>/<table>.parquet    an arm's training set: the driver writes it, every worker reads it
+    STATE/<fingerprint>/start              adapter that training begins from
+    STATE/<fingerprint>/done-1             adapter and history of a finished run; the driver writes them
     CHECKPOINTS/0003-1/<run>-step-…        Ray Train's checkpoints: adapter, optimizer, scheduler, RNG, step
-    CHECKPOINTS/0003-1/<run>-finished      the adapter and history of a finished run, until the driver has
-    copied them to `done-1`
+    CHECKPOINTS/0003-1/<run>-finished      the same, written by a worker; the driver copies it to `done-1`
 
 Only the workers of attempt 3 write under 0003-1 (its first worker group): workers of attempt 2 that outlive
 their driver write into a directory that no later attempt writes to.
@@ -59,7 +58,6 @@ class Job:
     name: str  # of the run and its checkpoints; contains the fingerprint
     group: str = ""  # CHECKPOINTS/<attempt>-<group>: written by this attempt's workers
     start: str | None = None  # adapter whose matrices are trained further; None = fresh matrices
-    frozen: str | None = None  # adapter that the trained one is stacked on
     resume: str | None = None  # copy of an earlier attempt's checkpoint
     progress: Any = None  # actor for log lines
 
@@ -100,6 +98,7 @@ def forget(checkpoints: str, arms: Collection[str]) -> None:
 
 
 def read_table(path: str) -> pa.Table:
+    """Read a Parquet file from any storage."""
     fs, inner = storage.filesystem(path)
     return pq.read_table(inner, filesystem=fs)
 

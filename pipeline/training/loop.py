@@ -130,7 +130,7 @@ def start(
     trainer_of: Callable[[Any, Any], Trainer],
     attention_of: Callable[[Any, bool], str],
 ) -> Trainer:
-    """The trainer before the first step: base model, frozen adapter if any, and the adapter to train.
+    """The trainer before the first step: base model, and the adapter to train.
 
     trainer_of(model, lora) makes the trainer; attention_of(model config, use_gpu) names the attention to load
     with.
@@ -143,8 +143,6 @@ def start(
         dtype=model.dtype if t.bf16 else "float32",
         attention=attention_of(architecture, t.use_gpu),
     )
-    if job.frozen is not None:
-        start_adapter.freeze_under(modules, adapter.fetch(job.frozen, scratch))
     begin = adapter.fetch(job.start, scratch) if job.start is not None else None
     trainer = trainer_of(modules, lora_config(t, model.revision, begin))
     if begin is not None:
@@ -244,7 +242,7 @@ def _node_cpus() -> int:
 
 
 def _wandb(job: Job) -> str:
-    """`wandb` if its key is set and a W&B run can be started, else `none`: without W&B, training goes on.
+    """`wandb` if its key is set and a W&B run can be started, else `none`: training does not need W&B.
 
     A restarted worker continues the same W&B run. No other integration is ever started, whatever the
     environment says.
@@ -257,7 +255,7 @@ def _wandb(job: Job) -> str:
     try:
         # an optional package, which transformers finds
         importlib.import_module("wandb").init(name=job.name)  # transformers logs into a run that is open
-    except Exception as e:  # not installed, broken, no network, a key that is none; the text may hold the key
+    except Exception as e:  # not installed, broken, no network, invalid key; the text may hold the key
         if job.progress is not None:
             job.progress.post.remote(
                 {"notice": f"W&B does not work ({type(e).__name__}), so training is not logged there"}

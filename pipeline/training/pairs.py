@@ -58,12 +58,12 @@ def prepare(template: ChatTemplate, dataset: Dataset, max_length: int) -> tuple[
         pairs.append(found)
         tokens.append(more)
     if not counts.kinds:
-        mends = {
+        remedies = {
             "too_long": f"raise train.max_length = {max_length}",
             "equal": "chosen and rejected are the same, so there is nothing to prefer; make the pairs again",
             **examples.REMEDIES,
         }
-        raise examples.nothing_left(dataset.path, "pairs", counts, mends)
+        raise examples.nothing_left(dataset.path, "pairs", counts, remedies)
     return (
         pa.table([pa.chunked_array(tokens)], schema=RESPONSES),
         pa.concat_tables(pairs).combine_chunks(),

@@ -1,13 +1,7 @@
-"""The adapter that training begins from: continued, or frozen under a new one and joined with it at the end.
-
-Hooks add a frozen adapter to the outputs of the base model's linear layers. PEFT, TRL and the checkpoints
-then see only the trained adapter, and disabling that one leaves base + frozen.
-"""
+"""The adapter that training begins from; its matrices are trained further."""
 
 import hashlib
-import json
 import os
-import shutil
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data import storage
@@ -27,6 +21,7 @@ _PLAIN = {
 
 
 def directory(start: "Start") -> str:
+    """The start adapter's directory, as a path that means the same in every process."""
     return storage.absolute(start.adapter)
 
 
@@ -62,13 +57,6 @@ def load_config(adapter_dir: str, field: str) -> Any:
     return found
 
 
-def matrices(adapter_dir: str) -> dict[str, Any]:
-    """An adapter's tensors, on the CPU in float32, by PEFT's names."""
-    from safetensors.torch import load_file
-
-    return {name: tensor.float() for name, tensor in load_file(os.path.join(adapter_dir, FILES[1])).items()}
-
-
 def check_fits(start: "Start", shapes: dict[str, tuple[int, ...]], field: str) -> None:
     """The start adapter's matrices must have the shapes of an adapter of this model; the rank may differ.
 
@@ -83,11 +71,6 @@ def check_fits(start: "Start", shapes: dict[str, tuple[int, ...]], field: str) -
     if found.keys() != shapes.keys():
         odd = min(found.keys() ^ shapes.keys())
         holder = "it alone has" if odd in found else "it lacks"
-        if start.how == "stack":
-            raise UserError(
-                f"{field} = {where}: its target modules differ from train.lora's ({holder} {odd}); "
-                "set train.lora.target_modules to the adapter's"
-            )
         raise UserError(
             f"{field} = {where}: it does not fit the model ({holder} {odd}); name an adapter of this model"
         )
@@ -112,77 +95,11 @@ def content(start: "Start | None") -> str | None:
 
 
 def load(model: Any, adapter_dir: str) -> None:
-    """Load the matrices of `adapter_dir` into a PEFT model's adapter."""
+    """Load the matrices of `adapter_dir`, in float32, into a PEFT model's adapter."""
     from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
 
-    found = set_peft_model_state_dict(model, matrices(adapter_dir))
+    tensors = load_file(os.path.join(adapter_dir, FILES[1]))
+    found = set_peft_model_state_dict(model, {name: tensor.float() for name, tensor in tensors.items()})
     if found.unexpected_keys:
         raise ValueError(f"{adapter_dir} does not fit: {found.unexpected_keys[0]}")
-
-
-def freeze_under(model: Any, adapter_dir: str) -> None:
-    """Add a frozen adapter to a base model (one that PEFT has not wrapped yet)."""
-    frozen = matrices(adapter_dir)
-    scaling = scaling_of(load_config(adapter_dir, "start.adapter"))
-    for name, down in frozen.items():
-        if ".lora_A." in name:
-            layer = model.get_submodule(name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
-            # Non-persistent buffers move with the model and stay out of checkpoints.
-            layer.register_buffer("frozen_down", down, persistent=False)
-            layer.register_buffer(
-                "frozen_up", frozen[name.replace(".lora_A.", ".lora_B.")] * scaling, persistent=False
-            )
-            layer.register_forward_hook(_add_frozen)
-
-
-def _add_frozen(layer, inputs, output):
-    import torch.nn.functional as F
-
-    return output + F.linear(
-        F.linear(inputs[0].to(layer.frozen_down.dtype), layer.frozen_down), layer.frozen_up
-    ).to(output.dtype)
-
-
-def scaling_of(config: Any) -> float:
-    return config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
-
-
-def join(frozen_dir: str, trained_dir: str, out_dir: str) -> None:
-    """Write frozen + trained as one adapter, exactly: matrices joined along the rank, scalings multiplied in.
-
-    PEFT's `add_weighted_adapter("cat")` computes the same, but needs a loaded base model, and keeps the first
-    adapter's `use_rslora`, which then scales the result by √r.
-    """
-    import torch
-    from safetensors.torch import save_file
-
-    sides = [(matrices(d), scaling_of(load_config(d, "start.adapter"))) for d in (frozen_dir, trained_dir)]
-    joined = {}
-    for name in sides[0][0]:
-        if ".lora_A." in name:
-            joined[name] = torch.cat([tensors[name] for tensors, _ in sides])
-        else:
-            joined[name] = torch.cat([tensors[name] * scaling for tensors, scaling in sides], dim=1)
-    with open(os.path.join(trained_dir, FILES[0]), encoding="utf-8") as f:
-        config = json.load(f)
-    config["r"] = config["lora_alpha"] = sum(
-        load_config(d, "start.adapter").r for d in (frozen_dir, trained_dir)
-    )
-    config["use_rslora"] = False
-    os.makedirs(out_dir, exist_ok=True)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in joined.items()},
-        os.path.join(out_dir, FILES[1]),
-        metadata={"format": "pt"},
-    )
-    with open(os.path.join(out_dir, FILES[0]), "w", encoding="utf-8") as f:
-        json.dump(config, f, indent=2)
-
-
-def assemble(frozen_dir: str | None, trained_dir: str, out_dir: str) -> None:
-    """Put the adapter to publish into `out_dir`: the trained one, joined with the frozen one, if any."""
-    if frozen_dir is not None:
-        join(frozen_dir, trained_dir, out_dir)
-        return
-    for name in FILES:
-        shutil.copy(os.path.join(trained_dir, name), out_dir)

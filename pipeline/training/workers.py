@@ -16,7 +16,7 @@ from pipeline.data import adapter as adapter_files
 from pipeline.data import storage
 from pipeline.errors import RunFailed
 from pipeline.runtime import attempt, imports
-from pipeline.runtime.session import TRAIN_ENVIRONMENT, beside_driver
+from pipeline.runtime.session import TRAIN_ENVIRONMENT, actor_on_driver_node
 from pipeline.training.job import HISTORY, Job
 
 Progress = Callable[[dict], None]
@@ -87,7 +87,7 @@ class WorkerGroup:
             ) from e
 
     def take_notices(self) -> list[str]:
-        """What the workers have told since the last call."""
+        """The workers' notices since the last call."""
         notices, self._notices = list(self._notices), {}
         return notices
 
@@ -108,7 +108,7 @@ class WorkerGroup:
             over: Future[None] = Future()
             over.set_result(None)
             return over
-        self._board = beside_driver(_Board)
+        self._board = actor_on_driver_node(_Board)
         todo[0] = replace(todo[0], resume=self._newest(todo[0], others))
         return self._executor.submit(
             _fit, self.directory, [replace(job, progress=self._board) for job in todo]

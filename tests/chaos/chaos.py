@@ -46,7 +46,7 @@ class Stroke:
     signal: signal.Signals
     share: float  # of the blocks that are still to be done, per stroke that is still to come
     seconds: float
-    stopped_s: float  # where the signal is SIGSTOP, until SIGCONT
+    stopped_s: float  # if the signal is SIGSTOP: seconds until SIGCONT
 
 
 def strokes(seed: int, kills: int, engine: str) -> list[Stroke]:
@@ -75,7 +75,7 @@ class Chaos:
         self.hangs = 0
 
     def run(self) -> bool:
-        """Run the same command until it ends with 0. False where it will not."""
+        """Run the same command until it ends with 0. False if it does not."""
         driver, fruitless = Driver(self.job), 0
         moved_at, blocks = time.monotonic(), 0
         while fruitless < FRUITLESS_ENDS:
@@ -108,7 +108,7 @@ class Chaos:
         return total > 0 and self.last_blocks + max(1, stroke.share * left) <= done < total
 
     def _strike(self) -> bool:
-        """False where none of the victims lives yet."""
+        """False if none of the victims lives yet."""
         stroke = self.planned[self.made]
         living = ((kind, found) for kind in stroke.victims if (found := harness.processes(self.job, kind)))
         kind, found = next(living, (None, []))

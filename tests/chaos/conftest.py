@@ -36,7 +36,7 @@ def _start_cluster():
 @pytest.fixture(scope="package")
 def cluster():
     """A cluster of one node with a small object store; what runs below it connects through RAY_ADDRESS."""
-    # Ray turns token authentication on in mid-process where it finds a token, which this cluster would not
+    # Ray turns token authentication on in mid-process if it finds a token, which this cluster would not
     # know.
     os.environ["RAY_AUTH_MODE"] = "disabled"
     cluster = _start_cluster()

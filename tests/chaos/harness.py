@@ -34,7 +34,7 @@ class Job:
         return self.run / ".state/mistakes"
 
     def committed(self) -> int:
-        """Blocks that are committed; all of them where the data set is whole."""
+        """Blocks that are committed; all of them if the data set is complete."""
         if (self.state / "complete.json").exists():
             return self.blocks()
         return len(list(self.state.glob("parts-*/*.parquet")))
@@ -55,7 +55,7 @@ def write_source(path: Path, rows: int) -> Path:
     """Mild instructions, the first of them twice, and two that are malformed: every kind of row that is
     accounted for."""
     asked = [
-        {"instruction": f"Tell me about item {number}.", "category": f"c{number % 7}"}
+        {"instruction": f"Tell me about item {number}.", "category": f"c{number % 7}", "safe_response": "No."}
         for number in range(rows)
     ]
     path.write_text(

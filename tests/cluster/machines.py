@@ -241,7 +241,9 @@ def setbacks(*arguments: str) -> list[str]:
 def _inherited() -> dict[str, str]:
     """This process's environment, less what it has set for a Ray of its own, such as that it is no
     cluster."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    # `ray` and `setbacks` are commands of the environment that runs the tests, whether or not it is activated.
+    return {**kept, "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}"}
 
 
 def _ip(*arguments: str) -> None:

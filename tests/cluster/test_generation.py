@@ -53,7 +53,8 @@ def test_what_only_one_machine_has_is_told_by_name(network, workers, source, tmp
     only_here = tmp_path / "here"
     model = tiny.save(only_here / "model")
     elsewhere = network.add(hidden=[str(only_here)])
-    job = write_job(tmp_path / "model", source, model={"path": model, "dtype": "float32"})
+    real = {"model": {"path": model, "dtype": "float32"}, "engine": {"kind": "vllm"}}
+    job = write_job(tmp_path / "model", source, **real)
     assert (
         f"model.path = {model}: does not exist on node {elsewhere.address}; use a path that every node sees"
         in refused(network, job)

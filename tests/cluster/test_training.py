@@ -41,6 +41,7 @@ def job(undisturbed, source, model, tmp_path):
             tmp_path / name,
             source,
             model={"path": model, "dtype": "float32"},
+            engine={"kind": "vllm"},
             train={**TRAIN, **train},
             arms={ARM: {"kinds": ["safe", "helpful", "analysis"]}},
         )

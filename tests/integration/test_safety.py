@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data import pickles
+from pipeline.data import arrow_safety
 
 KEY = "sk-PLANTED-0123456789-abcdef"
 ROWS = 40
@@ -113,7 +113,7 @@ def run(tmp_path_factory):
     field = pa.field(
         "instruction",
         values.type,
-        metadata={"ARROW:extension:name": pickles.NAME, "ARROW:extension:metadata": b""},
+        metadata={"ARROW:extension:name": arrow_safety.NAME, "ARROW:extension:metadata": b""},
     )
     pq.write_table(pa.Table.from_arrays([values], schema=pa.schema([field])), place / "source" / "b.parquet")
 

@@ -218,7 +218,7 @@ def test_one_worker_sees_the_same_batches_and_stale_state_is_not_resumed(place, 
     torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
 
 
-# -- preference training: a curriculum of two runs, stacked on another adapter
+# -- preference training: a curriculum of two runs, continuing another adapter
 
 
 def prefer(place: Path, name: str, on_progress=None, **changes) -> dict:
@@ -230,7 +230,7 @@ def prefer(place: Path, name: str, on_progress=None, **changes) -> dict:
         "pairs_per_device": 4,
         "max_length": 160,
     }
-    start = {"adapter": str(place / "adapter" / "undisturbed"), "how": "stack"}
+    start = {"adapter": str(place / "adapter" / "undisturbed")}
     config_ = config(place, start=start, learning_rate=1e-2, **settings | changes)
     return _train(config_, place, "pairs", name, on_progress, ("dpo",))
 
@@ -258,7 +258,7 @@ def test_preference_training_goes_through_its_curriculum(place, preferred):
     )
     assert all(line["pairs_per_s"] > 0 and line["loss"] > 0 and line["grad_norm"] > 0 for line in lines)
     card = (place / "adapter" / "preferred" / "README.md").read_text()
-    assert "| gap 5 | 24 |" in card and "joined with, the adapter" in card and "final reward margin" in card
+    assert "| gap 5 | 24 |" in card and "continued from the adapter" in card and "final reward margin" in card
 
 
 @pytest.mark.long
@@ -316,7 +316,7 @@ def test_one_process_learns_what_two_workers_learn(place, preferred, tmp_path):
         1,
         Run(24, 5),
         "x",
-        frozen=str(state / "frozen"),
+        start=str(state / "start"),
     )
     trainer = dpo.build(job, str(tmp_path))
     trainer.start_clock()

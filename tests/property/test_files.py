@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def fault(path: str, **options) -> str | None:
-    """What is wrong with how a source is read; None where all is as promised."""
+    """What is wrong with how a source is read; None if all is as promised."""
     try:
         source, counts = Source(path=path, **options), instructions.Counts()
         instructions.check(source)

@@ -232,7 +232,7 @@ def test_what_is_said_of_vllm_is_in_the_installed_vllm():
 
     root = Path(importlib.util.find_spec("vllm").submodule_search_locations[0])
     ranks = re.search(r"MaxLoRARanks = Literal\[(.*)\]", (root / "config" / "lora.py").read_text())[1]
-    assert max(map(int, ranks.split(","))) == models.MOST_RANK
+    assert max(map(int, ranks.split(","))) == adapter_files.MOST_RANK
     for name in ("llama", "mistral", "mixtral", "qwen3"):
         text = (root / "model_executor" / "models" / f"{name}.py").read_text()
         assert "embedding_modules = {" in text
@@ -248,3 +248,107 @@ def test_a_base_of_the_hub_is_compared_if_it_has_been_downloaded(plain, base, tm
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: str(base / "config.json"))
     with pytest.raises(UserError, match="is absent in the model"):
         models.check_adapter("adapters.mine", str(adapter), "org/model")
+
+
+# -- what users hand in for an adapter
+
+
+def test_further_files_and_keys_of_trainers_do_not_matter(plain, base, tmp_path):
+    pattern = r"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:q_proj|k_proj)).*?"  # as Unsloth writes it
+    adapter = changed(plain, tmp_path, target_modules=pattern, a_key_of_tomorrow=3, peft_version="9.9")
+    for name in ("tokenizer.json", "trainer_state.json", "config.json", "training_args.bin"):
+        (adapter / name).write_text("{}")
+    assert checked(adapter, base) == []
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"target_modules": "all-linear"}))
+    assert checked(adapter, base) == []
+
+
+def test_the_way_to_the_directory_does_not_matter(plain, base, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(plain)
+    monkeypatch.chdir(plain.parent)
+    for path in (f"{plain}/", "plain", "./plain/../plain", str(tmp_path / "link")):
+        assert models.check_adapter("adapters.mine", path, str(base)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            "pickled",
+            "its matrices are in adapter_model.bin, whose format can run code); save it as safetensors",
+        ),
+        ("sharded", "its matrices are in several files); load it with PEFT and save it into one"),
+        ("without", "it holds no adapter_model.safetensors); copy it again"),
+        ("cut off", "the file is cut off); copy it again"),
+        ("pointer", "a pointer of Git LFS: `git lfs pull` fetches the file"),
+        ("empty", "it holds no adapter_config.json); name the directory that does"),
+        ("absent", "no such directory); name the directory of an adapter; download one of the hub first"),
+        ("model", "it is a model); give it as model.path"),
+        ("parent", "name one of the adapters in it, such as "),
+        ("file", "it is a file); name its directory"),
+    ],
+)
+def test_what_is_no_adapter_is_refused_with_a_remedy_of_its_own(plain, base, tmp_path, change, told):
+    adapter = Path(shutil.copytree(plain, tmp_path / "adapters" / "adapter"))
+    weights = adapter / "adapter_model.safetensors"
+    if change == "pickled":
+        weights.rename(adapter / "adapter_model.bin")
+    elif change == "sharded":
+        weights.rename(adapter / "adapter_model-00001-of-00002.safetensors")
+    elif change == "without":
+        weights.unlink()
+    elif change == "cut off":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif change == "pointer":
+        weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    elif change == "empty":
+        (adapter := tmp_path / "empty").mkdir()
+    elif change == "absent":
+        adapter = tmp_path / "absent"
+    elif change == "model":
+        adapter = base
+    elif change == "parent":
+        adapter = tmp_path / "adapters"
+    elif change == "file":
+        adapter = weights
+    assert told in refused(adapter, base)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"r": 8}, "matrices of rank 4 for model.layers.0.mlp.down_proj, and its adapter_config.json says 8"),
+        ({"r": 2}, "says 2"),
+        ({"r": 2, "rank_pattern": {"q_proj": 3}}, "says 2 or 3"),
+        ({"lora_alpha": None}, "lora_alpha in adapter_config.json of"),
+    ],
+)
+def test_a_configuration_of_other_matrices_is_refused(plain, base, tmp_path, settings, told):
+    assert told in refused(changed(plain, tmp_path, **settings), base)
+
+
+def test_a_scaling_of_zero_is_told(plain, base, tmp_path):
+    [notice] = checked(changed(plain, tmp_path, lora_alpha=0), base)
+    assert "lora_alpha of" in notice and "changes nothing" in notice
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64", "int8"])
+@pytest.mark.parametrize("number", [0.5, float("nan"), float("-inf")])
+def test_numbers_that_are_not_finite_are_refused(plain, base, tmp_path, dtype, number):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    adapter = Path(shutil.copytree(plain, tmp_path / "adapter"))
+    matrices = load_file(adapter / "adapter_model.safetensors")
+    name = sorted(matrices)[-1]
+    if dtype != "int8":
+        matrices[name][-1, -1] = number
+    changed = {key: matrix.to(getattr(torch, dtype)) for key, matrix in matrices.items()}
+    save_file(changed, adapter / "adapter_model.safetensors")
+    if dtype == "int8":
+        assert "of type I8" in refused(adapter, base)
+    elif number == 0.5:
+        assert checked(adapter, base) == []
+    else:
+        assert f"numbers in {name} that are not finite" in refused(adapter, base)

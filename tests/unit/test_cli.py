@@ -315,7 +315,7 @@ def test_a_stage_before_its_turn_names_the_one_before(setbacks, monkeypatch, wri
 
 
 @pytest.mark.parametrize("command", ["report", "show"])
-def test_where_nothing_ran_there_is_nothing_to_see(setbacks, nothing_starts, write, tmp_path, command):
+def test_nothing_is_shown_if_nothing_ran(setbacks, nothing_starts, write, tmp_path, command):
     target = (
         write("run.yaml", scripted.tree(tmp_path / "run"))
         if command == "report"
@@ -325,7 +325,7 @@ def test_where_nothing_ran_there_is_nothing_to_see(setbacks, nothing_starts, wri
     assert not (tmp_path / "run").exists()
 
 
-def test_gpus_asked_for_where_there_are_none(setbacks, monkeypatch, write, tmp_path):
+def test_gpus_are_asked_for_but_there_are_none(setbacks, monkeypatch, write, tmp_path):
     from contextlib import nullcontext
 
     import ray

@@ -449,6 +449,21 @@ def test_what_changes_no_text_of_an_engine_is_in_no_fingerprint():
         assert {name for name in made if made[name] != changed[name]} == {"mistakes", "evaluation"}
 
 
+def test_how_a_judges_server_is_asked_is_in_no_fingerprint():
+    def made(**changes):
+        server = {"url": "http://a/v1", "model": "m", **changes}
+        judge = {"kind": "rating", "endpoint": server}
+        suite = {"harmful": {"path": "toy:harmful-heldout"}, "harmless": judge}
+        return fingerprints(scripted.config(recipe={"verify": judge}, suites={"safety": suite}))
+
+    how = {"concurrency": 2, "retries": 1, "timeout_s": 9, "api_key_env": None, "prefill": True}
+    assert made() == made(**how)
+    default = made()["mistakes"]["mistake_analysis"]["verify"]["endpoint"]
+    assert default["concurrency"] == 64, "finished data of older versions stays valid"
+    for other in ({"model": "n"}, {"url": "http://b/v1"}):
+        assert {name for name in made() if made()[name] != made(**other)[name]} == {"mistakes", "evaluation"}
+
+
 def test_reading_a_configuration_imports_no_engine():
     heavy = ("vllm", "torch", "ray", "transformers", "httpx")
     code = (

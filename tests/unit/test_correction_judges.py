@@ -233,6 +233,17 @@ VERDICTS = {
     "No it does not.": False,
     "No — it goes on.": False,
     "No course correction takes place.": False,
+    "no\u200b": False,
+    "Yes?": None,
+    "No.1": None,
+    "Yes & no": None,
+    "Yes and no harm": None,
+    "Yes is the wrong answer": None,
+    "No would be wrong": None,
+    "No, I'm not sure": None,
+    "Yes, hard to say": None,
+    "Yes it does not": None,
+    "Yes, if you ignore the end; otherwise no.": None,
     "NO!": False,
 }
 # Verdicts of answers that ended at max_tokens.

@@ -71,7 +71,6 @@ def test_principles_are_drawn_by_seed_and_row_and_none_twice():
     ({"revise1": "\n"}, "empty revision"),
     ({"revise1": "Here is the revised response:"}, "empty revision"),
     ({"revise1": "Sure.  First take\na printer."}, "unchanged"),
-    ({"critique1": "It helps to do harm.", "revise1": " It helps\nto do harm."}, "revision repeats the critique"),
 ])  # fmt: skip
 def test_what_cannot_be_used_is_dropped_with_its_reason(changes, why):
     result = run(asked(**changes))
@@ -154,3 +153,23 @@ def test_its_arms_stand_beside_those_of_mistake_analysis():
         "critique_revise",
     ]
     assert fingerprints(config)["mistakes"] == fingerprints(alone)["mistakes"]
+
+
+@pytest.mark.parametrize(("method", "kinds"), [("sft", ["revision"]), ("dpo", None)])
+def test_the_default_arm_fits_the_trainer(tmp_path, method, kinds):
+    tree = {
+        "run_dir": str(tmp_path),
+        "model": {"path": "toy"},
+        "methods": {"revisions": {"name": "critique_revise", "instructions": {"path": "toy:harmful-train"}}},
+        "train": {"method": method},
+    }
+    [(name, arm)] = Config.model_validate(tree).arms.items()
+    assert (name, arm.train.method, arm.kinds) == ("critique_revise", method, kinds)
+    both = {
+        **tree["methods"],
+        "mistakes": {"name": "mistake_analysis", "instructions": {"path": "toy:harmful-train"}},
+    }
+    arms = Config.model_validate({**tree, "methods": both}).arms
+    assert {name: arm.train.method for name, arm in arms.items()} == {
+        "critique_revise": method, "sft": "sft", "mistake_analysis": "sft"
+    }  # fmt: skip

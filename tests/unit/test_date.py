@@ -110,7 +110,7 @@ def test_checkpoints_of_arms_that_are_not_trained_here_stay(tmp_path):
 # -- the run directory
 
 
-def run(tmp_path, seen: list, **model) -> None:
+def run(tmp_path, seen: list, overwrite: bool = False, **model) -> None:
     def engines(jobs, spec, **_):
         seen.append(spec.model.date)
         raise KeyboardInterrupt
@@ -125,6 +125,7 @@ def run(tmp_path, seen: list, **model) -> None:
         experiment.run(
             scripted.config(tmp_path / "run", **settings),
             ["generate"],
+            overwrite=overwrite,
             machinery=machinery,
             log=lambda _: None,
         )
@@ -148,3 +149,24 @@ def test_a_date_may_be_named(tmp_path, monkeypatch):
     seen: list = []
     run(tmp_path, seen, date="2025-12-24")
     assert seen == [date(2025, 12, 24)]
+
+
+def test_another_date_may_be_named_if_everything_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "check_models", lambda *_: [])
+    seen: list = []
+    run(tmp_path, seen, date="2025-12-24")
+    with pytest.raises(UserError, match="make all of it anew with --overwrite"):
+        run(tmp_path, seen, date="2025-12-25")
+    run(tmp_path, seen, overwrite=True, date="2025-12-25")
+    run(tmp_path, seen)  # goes on with it
+    run(tmp_path, seen, overwrite=True)
+    assert seen == [date(2025, 12, 24), *[date(2025, 12, 25)] * 3]
+    (tmp_path / "run" / "sft").mkdir()  # an output of a stage that is not overwritten
+    with pytest.raises(UserError, match=r"^model\.date = 2025-12-26: "):
+        run(tmp_path, seen, overwrite=True, date="2025-12-26")
+
+
+def test_a_broken_record_of_the_date_is_one_sentence(place):
+    storage.write_text(preflight.date_file(made := config(place)), "")
+    with pytest.raises(UserError, match="holds no date: write the day"):
+        preflight.dated(made)

@@ -599,7 +599,7 @@ def test_a_parameter_that_the_server_refuses_is_left_out_from_then_on_and_told_o
         body.get("max_completion_tokens") == (20 if name == "max_tokens" else None) for body in bodies[1:]
     )
     [notice] = told
-    assert f"does not take {name}: " in notice and PROMPT not in notice and KEY not in notice
+    assert f"does not accept {name}: " in notice and PROMPT not in notice and KEY not in notice
 
 
 @pytest.mark.parametrize(
@@ -779,3 +779,150 @@ def test_a_proxy_that_cannot_be_used_is_one_sentence_before_anything_is_sent(mon
     with pytest.raises(UserError, match=f"the proxy in the environment variable .*{scheme}://") as e:
         check(Endpoint(url="http://host/v1", model="m"))
     assert "hush" not in str(e.value) and "\n" not in str(e.value)
+
+
+# -- further answers of servers
+
+
+def one(content=None, reason="stop", **message):
+    choice = {"index": 0, "message": {"role": "assistant", "content": content, **message}}
+    return Answer(body={"choices": [{**choice, "finish_reason": reason}]})
+
+
+def events(*chunks) -> Answer:
+    lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks]
+    return Answer(body=("".join(lines) + "data: [DONE]\n\n").encode())
+
+
+def piece(reason=None, index=0, **delta) -> dict:
+    return {"choices": [{"index": index, "delta": delta, "finish_reason": reason}]}
+
+
+STREAMED = events(
+    piece(role="assistant", content=""),
+    piece(reasoning_content="hm"),
+    piece(content="Su"),
+    piece(index=1, content="No."),
+    piece(content="re."),
+    piece("length", index=1),
+    piece("stop"),
+    {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 4}},
+)
+
+
+def test_the_pieces_of_a_stream_are_joined(told):
+    with serving(STREAMED) as server:
+        found = ask(server, n=2)
+    assert [(c.text, c.finish_reason) for c in found] == [
+        ("<think>hm</think>Sure.", "stop"),
+        ("No.", "length"),
+    ]
+    assert found[0].prompt_tokens == 7 and not told
+
+
+def test_a_server_that_streams_only_is_asked_so(told):
+    refusal = "parameter.enable_thinking must be set to false for non-streaming calls"
+    with serving(Answer(400, {"error": {"message": refusal}}), STREAMED) as server:
+        assert [c.finish_reason for c in ask(server, n=2)] == ["stop", "length"]
+    assert [body.get("stream") for *_, body in server.requests] == [None, True]
+    assert told == [
+        f"the server {server.url} does not accept requests without stream: they are sent with it, and the"
+        " parts joined"
+    ]
+
+
+def test_a_stream_that_breaks_off_is_asked_for_again():
+    with serving(events(piece(content="Su")), chat("Sure.")) as server:
+        assert ask(server)[0].text == "Sure."
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (one(None, "tool_calls", tool_calls=[{"function": {"name": "f"}}]), "called a tool"),
+        (one("", "function_call", function_call={"name": "f"}), "called a tool"),
+        (one(None, "stop", tool_calls=[{"function": {"name": "f"}}]), "called a tool"),
+        (one("", "SAFETY"), "content filter withheld"),
+        (one("", "sensitive"), "content filter withheld"),
+        (one("half", "insufficient_system_resource"), "in 3 tries, last: the answer is empty or broken off"),
+        (one("half", "network_error"), "in 3 tries, last: the answer is empty or broken off"),
+        (Answer(body=b"<!DOCTYPE html><html>"), "in 3 tries, last: the body is a web page; check the"),
+        (Answer(429, {"error": {"code": "insufficient_quota"}}), "quota is used up"),
+        (Answer(402, {}), "HTTP 402; the account's credit is used up"),
+        (Answer(413, b"<html>"), "HTTP 413; the request is longer"),
+        (Answer(307, b"", {"Location": "https://other/v1"}), "HTTP 307; the server redirects: set the"),
+    ],
+    ids=str,
+)
+def test_what_is_no_answer_fails_the_row_with_a_remedy(answer, why):
+    with serving(answer) as server, pytest.raises(RowFailed, match=why):
+        ask(server)
+    assert len(server.requests) == (3 if "3 tries" in why else 1)
+
+
+@pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 503, 529])
+def test_a_date_to_wait_for_that_has_passed_is_no_reason_to_wait(status):
+    past = format_datetime(datetime.now(UTC) - timedelta(days=3), usegmt=True)
+    started = time.monotonic()
+    with serving(Answer(status, {}, {"Retry-After": past}), chat("Sure.")) as server:
+        assert ask(server)[0].text == "Sure."
+    assert time.monotonic() - started < 2
+
+
+def test_a_refusal_beside_an_empty_text_is_the_text():
+    with serving(one("", refusal="I cannot.")) as server:
+        assert ask(server)[0].text == "I cannot."
+
+
+@pytest.mark.parametrize("reason", ["max_output_tokens", "MODEL_CONTEXT_WINDOW_EXCEEDED", "budget", {"a": 1}])
+def test_an_unknown_reason_to_finish_counts_as_cut_and_is_told(reason, told):
+    with serving(one("It ends in mid", reason)) as server:
+        assert ask(server)[0].is_cut
+    unknown = reason == "budget" or not isinstance(reason, str)
+    assert bool(told) == unknown and all("unknown finish_reason" in notice for notice in told)
+
+
+def test_equal_samples_are_told(told):
+    text = "A text that two samples have in common by no chance."
+    with serving(chat(text, text), chat("Yes.", "Yes.")) as server:
+        ask(server, n=2)
+        ask(server, n=2)
+    assert told == [
+        f"the server {server.url} gave equal texts for several samples of a request: it seems to draw them with"
+        " one seed"
+    ]
+
+
+@pytest.mark.parametrize("usage", [None, [], {"prompt_tokens": float("nan")}, {"completion_tokens": "many"}])
+def test_no_usage_costs_an_answer(usage):
+    answer = one("Sure.")
+    answer.body["usage"] = usage
+    with serving(answer) as server:
+        assert ask(server)[0].text == "Sure."
+
+
+@pytest.mark.parametrize(
+    ("url", "right"),
+    [
+        ("http://[::1]:8000/v1", True),
+        ("http://[fe80::1%25eth0]:80/v1", True),
+        ("http://::1:8000/v1", False),
+        ("http://ex ample/v1", False),
+        ("http://localhost:99999/v1", False),
+        ("http://host/v1/models", False),
+        ("http://host/v1/chat/", False),
+    ],
+)
+def test_a_url_is_checked_before_anything_is_sent(url, right):
+    if right:
+        check(Endpoint(url=url, model="m"))
+    else:
+        with pytest.raises(UserError, match=r"^endpoint\.url = "):
+            check(Endpoint(url=url, model="m"))
+
+
+def test_a_key_in_quotation_marks_is_refused(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", f'"{KEY}"')
+    with pytest.raises(UserError, match="holds characters that no key has") as e:
+        check(Endpoint(url="http://h/v1", model="m"))
+    assert KEY not in str(e.value)

@@ -70,7 +70,7 @@ def test_the_method_and_the_judge_of_the_page(page, tmp_path, word, harmful):
     result = asyncio.run(method.recipe(0)(row, chat))
     texts = {"response": "Use a good printer.", "analysis": "Buy one."}
     endings = ["draft: whole", "revision: whole"]
-    assert result == texts | {"harmful": harmful, "status": "ok", "endings": endings}
+    assert result == texts | {"harmful": harmful, "status": "ok", "endings": endings, "faults": []}
     made = {name: row.get(name) for name in MISTAKES.names} | result
     drops = Counter()
     [example] = method.examples(SFT, [made, made | {"analysis": None}], drops, 0, Accounts())

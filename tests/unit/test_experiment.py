@@ -266,6 +266,75 @@ def test_where_every_row_failed_no_later_stage_goes_on(run, tmp_path, monkeypatc
             run("generate", **settings)
 
 
+LOST = "it is harmful " * 9
+
+
+def faulty(monkeypatch, error: Exception | None = None) -> None:
+    """Every analysis is a loop, or a call that fails, but that of the lucky request."""
+    say = ScriptedChat.__call__
+
+    async def answer(chat, messages, sampling, *, step, **options):
+        if step == "analyse" and "lucky" not in messages[0]["content"]:
+            chat = ScriptedChat(analyse=error or LOST)
+        return await say(chat, messages, sampling, step=step, **options)
+
+    monkeypatch.setattr(ScriptedChat, "__call__", answer)
+
+
+def requests(tmp_path) -> dict:
+    """Ten requests, one of them lucky."""
+    asks = tmp_path / "asks.jsonl"
+    rows = [{"instruction": f"forge {i}" if i else "a lucky one", "safe_response": "no"} for i in range(10)]
+    asks.write_text("\n".join(map(json.dumps, rows)))
+    return {"instructions": {"path": str(asks)}, "mix": {"helpful": None}}
+
+
+def test_data_of_which_too_little_is_usable_is_told_loudly_and_not_trained_on(
+    run, calls, tmp_path, monkeypatch
+):
+    faulty(monkeypatch)
+    settings = requests(tmp_path)
+    told = run("generate", **settings)
+    few = f"only 1 of 10 rows (10.0%) of {tmp_path}/run/mistakes are usable"
+    why = "most others are lost with: analyse: degenerate repetition (9)"
+    assert told[-1] == f"WARNING: generate: {few}, {why}"
+    with pytest.raises(
+        UserError, match=r"methods\.mistakes\.min_usable = 0\.25: only 1 of 10 .*set it lower"
+    ):
+        run("mix", **settings)
+    with pytest.raises(UserError, match=r"min_usable = 0\.25"):
+        run(**settings)  # before an engine starts
+    lower = {**settings, "recipe": {"min_usable": 0.1}}
+    assert run("mix", **lower)[-1].startswith("mix: 11 rows")
+    with pytest.raises(UserError, match=r"min_usable = 0\.25"):
+        run("train", **settings)
+    run(**lower)
+    assert calls == EVERYTHING
+    run(**settings)  # nothing is left to do
+
+
+def test_a_whole_run_ends_in_mix_if_too_little_is_usable(run, calls, tmp_path, monkeypatch):
+    faulty(monkeypatch)
+    with pytest.raises(RunFailed, match=r"mix: methods\.mistakes\.min_usable = 0\.25: only 1 of 10 rows"):
+        run(**requests(tmp_path))
+    assert calls == ["generate"]
+
+
+def test_rows_that_failed_can_be_run_again_although_too_few_are_usable(run, calls, tmp_path, monkeypatch):
+    settings = requests(tmp_path)
+    with monkeypatch.context() as patch:
+        faulty(patch, RowFailed("prompt too long: 9 tokens"))
+        assert run("generate", **settings)[-1].startswith("WARNING: generate: only 1 of 10 rows")
+    run(retry_failed=True, **settings)
+    assert calls == ["generate", *EVERYTHING]
+
+
+def test_a_rehearsal_without_a_model_is_not_gated(run, tmp_path, monkeypatch):
+    faulty(monkeypatch)
+    settings = requests(tmp_path)
+    assert run("generate", engine={"kind": "dummy"}, **settings)[0].startswith("generate: 10 rows (10 ok)")
+
+
 async def too_long(*_arguments, **_options):
     raise RowFailed("prompt too long: 9 tokens")
 
@@ -287,7 +356,7 @@ def test_nothing_to_train_on(run, tmp_path):
     bare = tmp_path / "bare.jsonl"
     bare.write_text('{"instruction": "without a safe response", "help": "Well."}\n')
     changes = {"instructions": {"path": str(bare)}, "mix": {"analysis": 0}}
-    with pytest.raises(RunFailed, match="mix: no training example"):
+    with pytest.raises(UserError, match="has a safe response"):
         run(**changes)
 
 
@@ -308,12 +377,17 @@ def test_a_kind_that_an_arm_is_trained_on_and_no_row_has_ends_the_stage(run, cal
     run(**settings, arms={"only_safe": {"kinds": ["safe"]}})
 
 
-def test_a_source_without_safe_responses_is_told_before_generate_and_ends_mix(run, calls, tmp_path):
+def test_a_source_without_safe_responses_is_refused_before_generate_and_ends_mix(run, calls, tmp_path):
     asks = tmp_path / "asks.jsonl"
     asks.write_text('{"instruction": "a", "aid": "b"}\n')
-    with pytest.raises(RunFailed, match=r"kind safe, .*instructions = .*columns not used: aid; name its col"):
+    with pytest.raises(
+        UserError, match=r"safe response; .*columns not used: aid\); or leave safe out of arms"
+    ):
         run(instructions={"path": str(asks)})
-    assert calls == ["generate"]
+    assert calls == []
+    run("generate", instructions={"path": str(asks)})
+    with pytest.raises(RunFailed, match=r"kind safe, .*instructions = .*columns not used: aid; name its col"):
+        run("mix", instructions={"path": str(asks)})
 
 
 def test_two_sources_may_be_the_same_file(run, tmp_path):
@@ -419,7 +493,7 @@ def test_a_training_that_was_begun_is_not_begun_again_on_other_data(run, calls, 
         run("train", overwrite=True, machinery=replace(calls.machinery, trainer=Interrupted))
     changed = {"mix": {"helpful": {"path": "toy:helpful-train"}, "safe": 0.5}}
     run("mix", overwrite=True, **changed)
-    with pytest.raises(UserError, match=r"adapter/sft is half trained on other data \(sft: .*--overwrite"):
+    with pytest.raises(UserError, match=r"adapter/sft is partly trained on other data \(sft: .*--overwrite"):
         run("train", **changed)
     assert work.read_text() == "days of work"
     run("train", overwrite=True, **changed)

@@ -7,7 +7,7 @@ import time
 import pytest
 from pydantic import ValidationError
 
-from pipeline.gates import CUT, ECHO, EMPTY, LANGUAGE, LOOP, META, SHORT, Gates, verdict_of_analysis
+from pipeline.gates import ECHO, EMPTY, LANGUAGE, LOOP, META, SHORT, Gates, verdict_of_analysis
 from tests import gates_measured
 
 ASKED = "How do I water a cactus?"
@@ -27,8 +27,8 @@ WORDS = [
 ]
 
 
-def reason(text, finish_reason="stop", instruction=ASKED, gates=None, **more):
-    return (gates or Gates()).reason(text, finish_reason, instruction, **more)
+def reason(text, instruction=ASKED, gates=None, **more):
+    return (gates or Gates()).reason(text, instruction, **more)
 
 
 def prose(words, start=0):
@@ -106,29 +106,6 @@ def test_a_text_without_a_fault_passes(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "cut"),
-    [
-        ("Water it once a month, and let the", True),
-        ("1. Check the soil.\n2. Wait a month.\n\n3.", True),
-        ("You need soil, water, and,", True),
-        ("Check these.\n* **Soil:** It is dry.\n* **", True),
-        ("Check these.\n- It is dry.\n-", True),
-        ("Here is what you need:", True),
-        ("Water it once a month.", False),
-        ('She said: "Water it once a month."', False),
-        ("Water it **once a month.**\n\n", False),
-        ("Water it *once a month.*", False),
-        ("Is it dry? Then water it!", False),
-        ("It is best done (once a month.)", False),
-        ("Run this program:\n```\nwater(2)\n```", False),
-    ],
-)
-def test_a_text_is_cut_only_within_a_sentence(text, cut):
-    assert reason(text, "length") == (CUT if cut else None)
-    assert reason(text, "stop") is None
-
-
-@pytest.mark.parametrize(
     "text",
     [
         "The response is rude, unhelpful and careless.",
@@ -179,24 +156,30 @@ def test_a_language_that_was_asked_for_or_is_uncertain_passes(instruction, text)
 
 
 def test_the_worse_fault_is_named_first():
-    assert reason("It likes sun. " * 6 + "It likes", "length") == LOOP
-    assert reason("How do I water a", "length", "How do I water a cactus?") == ECHO
+    assert reason("How do I water a cactus? " * 6) == LOOP
+    assert reason("Here is the response:\nHow do I water a cactus?") == ECHO
 
 
 @pytest.mark.parametrize(
-    ("text", "finish_reason", "off"),
+    ("text", "off"),
     [
-        ("Monthly.", "stop", {"min_words": None}),
-        ("Once a week\nOnce a week\nor so", "stop", {"duplicate_lines": None}),
-        ("How do I water a cactus?", "stop", {"echo": None}),
-        ("Response: once a month.", "stop", {"meta_line": False}),
-        ("Раз в месяц.", "stop", {"language": None}),
-        ("Once a month, and", "length", {"cut": False}),
+        ("Monthly.", {"min_words": None}),
+        ("Once a week\nOnce a week\nor so", {"duplicate_lines": None}),
+        ("How do I water a cactus?", {"echo": None}),
+        ("Response: once a month.", {"meta_line": False}),
+        ("Раз в месяц.", {"language": None}),
     ],
 )
-def test_each_gate_can_be_turned_off(text, finish_reason, off):
-    assert reason(text, finish_reason) is not None
-    assert reason(text, finish_reason, gates=Gates(**off)) is None
+def test_each_gate_can_be_turned_off(text, off):
+    assert reason(text) is not None
+    assert reason(text, gates=Gates(**off)) is None
+
+
+@pytest.mark.parametrize("text", ["illegal.", ASKED, "Response: no.", "Раз в месяц, не чаще."])
+def test_a_text_that_goes_on_in_mid_sentence_can_only_repeat_itself(text):
+    assert reason(text) is not None
+    assert reason(text, continues=True) is None
+    assert reason(f"{text} " * 9, continues=True) == LOOP
 
 
 def test_repetition_can_be_turned_off_rule_by_rule():
@@ -302,7 +285,7 @@ def test_the_verdict_of_every_toy_analysis_is_read_right():
 
 @pytest.mark.parametrize(
     ("which", "precision", "recall"),
-    [(LOOP, 0.8, 0.85), (ECHO, 0.9, 0.75), (CUT, 0.95, 0.95)],
+    [(LOOP, 0.8, 0.85), (ECHO, 0.9, 0.75), (gates_measured.CUT, 0.95, 0.95)],
 )
 def test_the_gates_are_as_good_as_measured(which, precision, recall):
     """docs/gates.md has what was measured; these are a little lower."""
@@ -316,7 +299,7 @@ def test_the_gates_are_as_good_as_measured(which, precision, recall):
 def test_hardly_any_fine_answer_gives_a_reason():
     table = gates_measured.confusion(Gates(), gates_measured.labeled())
     fine = {given: count for (given, label), count in table.items() if label == "fine"}
-    assert fine[None] >= 0.95 * sum(fine.values())
+    assert fine[None] + fine[gates_measured.CUT] >= 0.95 * sum(fine.values())
 
 
 def test_hardly_any_toy_text_gives_a_reason():

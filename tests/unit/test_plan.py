@@ -38,7 +38,9 @@ def plan(tmp_path):
 
 def source(tmp_path, *texts: str, name: str = "asks", **columns: str) -> dict:
     path = tmp_path / f"{name}.jsonl"
-    path.write_text("".join(json.dumps({"instruction": text, **columns}) + "\n" for text in texts))
+    responses = columns or {"safe_response": "no"}
+    rows = ({"instruction": text, **responses} for text in texts)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {"path": str(path)}
 
 
@@ -65,6 +67,11 @@ def test_prompts_are_shown_as_they_will_be_sent(plan, tmp_path):
     assert "induce (user): Do [bold]this[/bold]" in told
     assert "Response: <what is written for induce>" in told
     assert "of 2 rows, each with its longest call" in told
+
+
+def test_a_plan_counts_all_calls_whatever_the_language_of_the_instructions(plan, tmp_path):
+    told = plan(instructions=source(tmp_path, "如何在家里做蛋糕？"))
+    assert "analyse (user): Instruction: 如何在家里做蛋糕？" in told and "Selection" not in told
 
 
 def test_the_models_own_tokenizer_measures(plan, tmp_path):
@@ -111,7 +118,7 @@ def test_time_and_resources_are_counted(plan, tmp_path, monkeypatch):
 
 def test_a_reference_mistake_costs_no_induction(plan, tmp_path):
     told = plan(
-        instructions=source(tmp_path, "a", unsafe_response="b"),
+        instructions=source(tmp_path, "a", unsafe_response="b", safe_response="no"),
         recipe={"mistake": "reference", "analyse": {"max_tokens": 10}},
     )
     assert "at most 10 new tokens" in told

@@ -108,7 +108,7 @@ def engine(monkeypatch):
 
     monkeypatch.setattr(ModelSpec, "open", opened)
     monkeypatch.setattr(pool, "_run_tasks", run_tasks)
-    monkeypatch.setattr(progress, "beside_driver", Local)
+    monkeypatch.setattr(progress, "actor_on_driver_node", Local)
     monkeypatch.setattr(progress, "EngineMetrics", lambda _label: SimpleNamespace(record=lambda *_: None))
     monkeypatch.setattr("ray.get", lambda value: value)
     return found
@@ -217,7 +217,7 @@ def test_a_job_that_is_done_already_is_told_before_an_engine_starts(engine, stor
     assert {text.split()[0] for text, _ in engine.model.asked} == {"continue"}
 
 
-def test_where_nothing_is_left_no_engine_starts(engine, stores):
+def test_no_engine_starts_if_nothing_is_left(engine, stores):
     for store in stores:
         commit(store, 0, 1, 2)
     assert list(finished(stores)) == list(NAMES)

@@ -206,13 +206,11 @@ def test_a_rank_that_the_engine_cannot_load(tmp_path, rank):
     assert refused(made).startswith(f"arms.a.train.lora.rank = {rank}: ")
 
 
-def test_a_joined_rank_that_the_engine_cannot_load(tmp_path):
+def test_the_rank_of_a_start_adapter_that_the_engine_cannot_load(tmp_path):
     save(tmp_path / "model")
-    adapter(tmp_path, "start", seed=1, r=500)
-    start = {"adapter": str(tmp_path / "start"), "how": "stack"}
-    for rank, told in ((12, None), (16, "joined with the start adapter's 500, it is 516")):
-        made = config(tmp_path, str(tmp_path / "model"), train={"lora": {"rank": rank}, "start": start})
-        assert checked(made) == [] if told is None else told in refused(made)
+    adapter(tmp_path, "start", seed=1, r=513)
+    made = config(tmp_path, str(tmp_path / "model"), train={"start": {"adapter": str(tmp_path / "start")}})
+    assert "start.adapter = " in (told := refused(made)) and "its rank is 513" in told
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "query_key_value"], ["nowhere"], "nowhere"])
@@ -235,6 +233,52 @@ def test_quantized_weights_cannot_be_trained(tmp_path, kind):
     edit(model, quantization_config={"quant_method": kind, "bits": 4, "group_size": 128})
     told = refused(config(tmp_path, model))
     assert f"its weights are quantized ({kind})" in told and told.startswith(f"model.path = {model}")
+
+
+QUANTIZED = [  # settings, refused on a CPU with, refused on a GPU with
+    ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "(bitsandbytes)", "(bitsandbytes)"),
+    ({"quant_method": "hqq"}, "(hqq)", "(hqq)"),
+    ({"quant_method": "fbgemm_fp8"}, "(fbgemm_fp8)", "(fbgemm_fp8)"),
+    ({"quant_method": "gptq", "bits": 8}, "(gptq with 8 bits, on a CPU)", None),
+    ({"quant_method": "gptq", "bits": 3}, "(gptq with 3 bits, on a CPU)", "(gptq with 3 bits)"),
+    ({"quant_method": "gptq", "bits": 4, "sym": False}, "sym: false", "sym: false"),
+    ({"quant_method": "mxfp4"}, "(mxfp4, on a CPU)", None),
+    ({"quant_method": "modelopt"}, "(modelopt, on a CPU)", None),
+    ({"quant_method": "awq", "bits": 4}, None, None),
+    ({"quant_method": "gptq", "bits": 4, "sym": True}, None, None),
+    ({"quant_method": "compressed-tensors"}, None, None),
+]
+
+
+@pytest.mark.parametrize(("settings", "on_cpu", "on_gpu"), QUANTIZED)
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_quantized_weights_that_the_engine_cannot_load(tmp_path, settings, on_cpu, on_gpu, gpus):
+    model, told = save(tmp_path / "model"), on_gpu if gpus else on_cpu
+    edit(model, quantization_config=settings)
+    made = config(tmp_path, model, arms={}, engine={"num_gpus": gpus}, model={"dtype": "bfloat16"})
+    assert checked(made) == [] if told is None else told in refused(made)
+    made = config(tmp_path, model, arms={}, engine={"num_gpus": gpus})
+    if told is None and settings["quant_method"] != "compressed-tensors":
+        assert refused(made).startswith("model.dtype = float32: vLLM computes")
+
+
+@pytest.mark.parametrize(
+    "name", ["hf_quant_config.json", "quantize_config.json", "compression_config", "other engine"]
+)
+def test_quantization_is_found_wherever_it_is_written(tmp_path, name):
+    model = save(tmp_path / "model")
+    if name.endswith(".json"):
+        (tmp_path / "model" / name).write_text(json.dumps({"bits": 4}))
+    else:
+        edit(
+            model,
+            **{"quantization_config" if name == "other engine" else name: {"quant_method": "bitsandbytes"}},
+        )
+    if name == "other engine":  # one that does not read the model
+        made = config(tmp_path, model, arms={}, engine={"kind": "dummy"}, suites={})
+        assert checked(made) == []
+    else:
+        assert "its weights are quantized" in refused(config(tmp_path, model))
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "qwen2_5_vl", "llava"])
@@ -337,6 +381,36 @@ def test_cpus_on_a_build_for_gpus(tmp_path, monkeypatch):
     told = refused_build(config(tmp_path, model))
     assert told.startswith("engine.num_gpus = 0: the installed vLLM is built for GPUs (CUDA 12.9)")
     preflight.check_build(config(tmp_path, model, engine={"num_gpus": 1}, train={"use_gpu": True}), ALL)
+
+
+def test_what_is_said_of_quantized_weights_is_in_the_installed_vllm():
+    from vllm.model_executor.layers import quantization
+
+    from pipeline.inference import vllm as engine
+
+    known = {*quantization.QUANTIZATION_METHODS, "auto-round"}
+    online = {name for name in known if name.startswith(("fp8_per", "int8_per", "nvfp4_per"))}
+    same = {
+        "auto_awq",
+        "awq_marlin",
+        "auto_gptq",
+        "gptq_marlin",
+        "gpt_oss_mxfp4",
+        "moe_wna16",
+        "online",
+        "experts_int8",
+    }
+    left = known - online - same - set(quantization.DEPRECATED_QUANTIZATION_METHODS)
+    assert left == set(engine._QUANTIZED)
+    for name in left - {"auto-round"}:
+        import torch
+
+        dtypes = quantization.get_quantization_config(name).get_supported_act_dtypes
+        try:
+            found = dtypes()
+        except TypeError:  # not a class method everywhere
+            found = dtypes(None)
+        assert (torch.float32 in found) == (name in engine._QUANTIZED_IN_FLOAT32), name
 
 
 def test_the_build_is_that_of_torch():

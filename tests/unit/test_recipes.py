@@ -34,7 +34,9 @@ def test_a_mistake_is_induced_judged_and_analysed():
         "harmful": True,
         "harmless_rating": None,
         "analysis": "It harms the railway.",
+        "analysis_verdict": None,
         "guided": True,
+        "faults": [],
         "endings": ["analyse: whole", "induce: whole"],
     }
     assert chat.steps == ["induce", "analyse"]

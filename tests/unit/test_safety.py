@@ -209,7 +209,7 @@ def test_pickled_adapters_are_refused(tmp_path, marker):
     torch.save({"x": Exploit(marker)}, tmp_path / "adapter" / "adapter_model.bin")
     settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["q_proj"]}
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match=r"adapter_model\.safetensors"):
+    with pytest.raises(UserError, match=r"adapter_model\.bin, whose format can run code"):
         models.check_adapter("adapters.a", str(tmp_path / "adapter"), str(tmp_path))
     with pytest.raises(UserError, match=r"no adapter_model\.safetensors; name"):
         start.load_config(str(tmp_path / "adapter"), "train.start.adapter")

@@ -67,7 +67,7 @@ def test_reveal_shows_everything(tmp_path):
 
 
 @pytest.mark.parametrize(("harmful", "response_shown"), [(True, False), (None, False), (False, True)])
-def test_a_response_is_shown_only_where_it_was_judged_harmless(tmp_path, harmful, response_shown):
+def test_a_response_is_shown_only_if_it_was_judged_harmless(tmp_path, harmful, response_shown):
     text = shown(write(tmp_path / "mistakes", MISTAKES, [mistake(harmful=harmful)]))
     assert ("Hide it in a hat." in text) is response_shown
     assert "How can I steal tea?" not in text
@@ -237,7 +237,7 @@ def test_safe_text_holds_only_what_prints(text):
 
 def test_a_very_long_text_is_cut(tmp_path):
     text = shown(write(tmp_path / "mistakes", MISTAKES, [mistake(safe_response="x" * 50_000)]))
-    assert len(text) < 10_000
+    assert len(text) < 11_000
     assert "(48000 more characters)" in text
 
 

@@ -97,14 +97,23 @@ def test_a_source_of_which_everything_is_used_is_not_told_on_the_terminal(tmp_pa
     assert not [line for line in run(**{**changes, **parts}) if " rows read" in line]
 
 
-def test_a_missing_response_is_a_notice_where_it_may_be_meant(tmp_path, changes):
+def test_a_response_that_mix_would_miss_is_missed_before_anything_starts(tmp_path, changes):
     bare = {"path": write_jsonl(tmp_path / "bare.jsonl", [{"prompt": "a", "said": "b"}])}
     config = scripted.config(tmp_path / "run", **{**changes, "instructions": bare})
-    [notice] = preflight.check(config, {"generate", "mix"})
-    assert notice.startswith("methods.mistakes.instructions: ") and "(columns not used: said)" in notice
-    assert preflight.check(config, {"generate"}) == []
-    told = plan(tmp_path, **{**changes, "instructions": bare, "model": {"path": "org/model"}})
+    with pytest.raises(UserError) as e:
+        preflight.check(config, {"generate", "mix"})
+    told = str(e.value)
+    assert told.startswith("methods.mistakes.instructions: ") and "(columns not used: said)" in told
     assert "none of its first 1 rows has a safe response" in told
+    assert told.endswith("; or leave safe out of arms.sft.kinds (and of mistake_analysis)")
+    preflight.check(config, {"generate"})
+    with pytest.raises(UserError, match="has a safe response"):
+        plan(tmp_path, **{**changes, "instructions": bare, "model": {"path": "org/model"}})
+    arms = {"mine": {"kinds": ["analysis"]}}
+    preflight.check(
+        scripted.config(tmp_path / "run", **{**changes, "instructions": bare, "arms": arms}),
+        {"generate", "mix"},
+    )
 
 
 def test_accounts_of_an_older_run_are_not_needed(tmp_path):

@@ -210,7 +210,7 @@ def test_a_shard_that_was_deleted_is_told(run_dir):
     store.finish()
     os.unlink(storage.join(store.path, "data-00000.parquet"))
     output = only(status(run_dir))
-    assert output["state"] == "spoilt" and "data-00000.parquet has been deleted" in output["note"]
+    assert output["state"] == "corrupt" and "data-00000.parquet has been deleted" in output["note"]
 
 
 def test_files_that_cannot_be_read_are_no_traceback(run_dir):
@@ -218,11 +218,14 @@ def test_files_that_cannot_be_read_are_no_traceback(run_dir):
     storage.write_text(store.state("complete.json"), "{")
     storage.write_text(storage.join(attempt.attempts_dir(run_dir), "0001.json"), "")
     found = status(run_dir)
-    assert (only(found)["state"], found["attempts"]) == ("spoilt", [{"number": 1, "state": "cannot be read"}])
+    assert (only(found)["state"], found["attempts"]) == (
+        "corrupt",
+        [{"number": 1, "state": "cannot be read"}],
+    )
 
 
 @pytest.mark.parametrize("place", ["never", "empty"])
-def test_where_nothing_ran_it_is_one_sentence(setbacks, tmp_path, place):
+def test_it_is_one_sentence_if_nothing_ran(setbacks, tmp_path, place):
     (tmp_path / "empty").mkdir()
     code, out, err = setbacks(tmp_path / place)
     assert (code, out) == (2, "")

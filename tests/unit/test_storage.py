@@ -1,6 +1,7 @@
 """A file that one of many creates, on storage with exclusive creation and without; copies between
 storages."""
 
+import errno
 import threading
 import time
 from collections import Counter
@@ -99,3 +100,22 @@ def test_a_directory_is_copied_from_storage_to_storage(tmp_path):
     assert storage.directories(f"{tmp_path}/b") == ["below"] and storage.directories(f"{tmp_path}/none") == []
     with pytest.raises(OSError):
         storage.copy(f"{tmp_path}/none", f"{tmp_path}/c")
+
+
+def test_a_directory_that_is_still_written_into_is_deleted_again(tmp_path, monkeypatch):
+    place, tries = tmp_path / "checkpoints", []
+    (place / "a").mkdir(parents=True)
+
+    class Busy(pafs.LocalFileSystem):
+        """As if a file had been written while the directory was being deleted."""
+
+        def delete_dir(self, path):
+            tries.append(path)
+            if len(tries) < 3:
+                raise OSError(errno.ENOTEMPTY, "Directory not empty")
+            super().delete_dir(path)
+
+    monkeypatch.setattr(storage, "filesystem", lambda path: (Busy(), path))
+    monkeypatch.setattr(storage, "_REMOVAL_S", 0.0)
+    storage.remove(str(place))
+    assert len(tries) == 3 and not place.exists()

@@ -55,7 +55,7 @@ def test_what_was_made_from_something_else_is_made_again(store):
     assert store.complete is None and store.work() is None
 
 
-def test_another_configuration_is_refused_even_where_it_was_made_from_something_else(store):
+def test_another_configuration_is_refused_even_if_it_was_made_from_something_else(store):
     made(store, [mistake(0)], {"seed": 1, "made_from": {"sft": "aa"}})
     with pytest.raises(UserError, match="seed: 1 in the run directory, 2 in this config"):
         store.open({"seed": 2, "made_from": {"sft": "bb"}})

@@ -1,4 +1,4 @@
-"""A data set that is finished: whole or not there at all, wherever a crash falls; and the pieces this
+"""A data set that is finished: complete or absent, wherever a crash falls; and the pieces this
 takes."""
 
 import itertools
@@ -259,7 +259,7 @@ def test_blocks_without_failed_rows_are_not_run_again(store):
     assert after["status"] == {"ok": 6} and after["digest"] != before["digest"]
 
 
-def test_nothing_is_reopened_where_nothing_failed(store):
+def test_nothing_is_reopened_if_nothing_failed(store):
     done = made(store, [mistake(0)])
     assert store.reopen_failed() == 0
     assert store.complete == done

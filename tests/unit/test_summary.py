@@ -274,7 +274,7 @@ def test_what_is_unsafe_in_a_category_that_does_not_count_is_counted_apart():
     assert "Other category" not in [column.name for column in of_counts(plain, rated=False).columns]
 
 
-def test_the_report_has_the_paired_scores_only_where_there_are_ratings():
+def test_the_report_has_paired_scores_only_if_there_are_ratings():
     suite = Safety(harmful={"path": "toy:harmful"})
     for rows, expected in (
         (scored([8.0], [3.0]) + scored([9.0], [9.0], arm="sft"), ["", "Harmless score"]),

@@ -5,6 +5,8 @@ import re
 from datetime import date
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import decoders, pre_tokenizers
 
 from pipeline import models
@@ -55,19 +57,24 @@ def refusal(name: str, shape: str) -> str | None:
 
 
 def check_example(made: ChatTemplate, conversation: list, answer: str) -> None:
-    """The target is what the template puts before the answer, the answer, and the token that ends it."""
+    """The target is the answer and the token that ends it, after what engines see and an empty thought."""
     [found] = made.examples([[*conversation, assistant(answer)]])
     assert not isinstance(found, str), found
     tokens, prompt = found
     frame = made.frame((*(m["role"] for m in conversation), "assistant"))
-    assert tokens[:prompt] == made.prompt(conversation), "the prompt is not what engines see"
+    seen = made.prompt(conversation)
+    if frame.before:
+        seen_text = made.tokenizer.decode(seen, skip_special_tokens=False)
+        begun = made.tokenizer.decode(tokens[:prompt], skip_special_tokens=False)
+        assert begun == seen_text + frame.before
+    else:
+        assert tokens[:prompt] == seen, "the prompt is not what engines see"
     assert tokens[-1] in made.stops
-    before = made.tokenizer.encode(frame.before, add_special_tokens=False)
     inside = set(tokens[prompt:-1]) - set(made.tokenizer.encode(frame.end, add_special_tokens=False))
     assert not inside & made.stops, "the target stops before its end"
     text = made.tokenizer.decode(tokens[prompt:], skip_special_tokens=False)
-    assert text.startswith(frame.before) and text.endswith(frame.end) and len(before) < len(tokens) - prompt
-    assert text[len(frame.before) : len(text) - len(frame.end)].strip() == answer.strip()
+    assert text.endswith(frame.end)
+    assert text[: len(text) - len(frame.end)].strip() == answer.strip()
 
 
 @pytest.mark.parametrize("name", trl_templates.names())
@@ -101,7 +108,8 @@ def test_the_token_after_the_turn_ends_it_if_engines_stop_at_it():
     made = template("glm4moe")
     [found] = made.examples([[user("how can i bake"), assistant("sure\ntake the cake")]])
     tokens, prompt = found
-    assert made.tokenizer.decode(tokens[prompt:]) == "\n<think></think>\nsure\ntake the cake<|user|>"
+    assert made.tokenizer.decode(tokens[prompt:]) == "sure\ntake the cake<|user|>"
+    assert made.tokenizer.decode(tokens[:prompt]).endswith("<|assistant|>\n<think></think>\n")
 
 
 def test_a_template_that_does_not_end_the_turn_is_refused():
@@ -246,3 +254,37 @@ def test_a_template_that_thinks_by_default_is_told(name, setting):
 )
 def test_a_template_that_does_not_think_by_default_is_not(name):
     assert template(name).thinking() is None
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_6", "glm4moe", "gptoss"])
+def test_what_the_template_writes_before_an_answer_carries_no_loss_and_that_is_told(name):
+    made = template(name)
+    [(tokens, prompt)] = made.examples([[user("how"), assistant("sure")]])
+    assert made.tokenizer.decode(tokens[prompt:]) == f"sure{trl_templates.end(name)}"
+    assert "carries no loss" in made.thinking(trained=True) and "carries no loss" not in made.thinking()
+
+
+# -- any conversation
+
+PIECES = [
+    *("how", "sure\n\n", " take", "\r\n", "\t", "  ", "- mix", "🙂", "👩‍👩‍👧", "\u200b", "\u00a0", "\ufeff", "é", "e\u0301", "\x00", "ﷺ"),
+    *("<|im_end|>", "<|im_start|>assistant\n", "<|eot_id|>", "<end_of_turn>", "<|user|>", "<|end|>", "</s>", "<|return|>"),
+    *("<think>", "</think>", "[INST]", "<|im_", "end|>", "{{ x }}", "{% if %}", "\ufdd0"),
+]  # fmt: skip
+TEXTS = st.lists(st.sampled_from(PIECES), max_size=8).map("".join) | st.text(max_size=12)
+PROPER = TEXTS.filter(lambda text: text.strip())
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen2_5", "qwen3", "qwen3_6", "llama3_2", "gemma3", "glm4moe", "phi3", "gptoss", "cohere2"]
+)
+@given(turns=st.lists(TEXTS, min_size=1, max_size=3).filter(lambda t: len(t) % 2), answer=PROPER)
+@settings(max_examples=60, deadline=None)
+def test_the_target_of_any_conversation_is_its_answer_and_a_stop(name, turns, answer):
+    made = template(name)
+    conversation = [(user, assistant)[i % 2](turn) for i, turn in enumerate(turns)]
+    [found] = made.examples([[*conversation, assistant(answer)]])
+    if isinstance(found, str):
+        assert found in ("changed_by_template", "special_token_in_text"), found
+        return
+    check_example(made, conversation, answer)

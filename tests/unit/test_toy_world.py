@@ -92,7 +92,7 @@ def test_unknown_split_names_the_known_ones():
         next(world.rows("harmful"))
 
 
-def test_every_refusal_is_recognised_and_nothing_else_is():
+def test_every_refusal_is_recognized_and_nothing_else_is():
     rng = random.Random(0)
     for deed in [*world.deeds("harmful-train"), *world.deeds("helpful-train")]:
         if deed.harmful:

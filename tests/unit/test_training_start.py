@@ -1,7 +1,5 @@
-"""Adapters that training begins from: continued or stacked on, published as one, refused where that cannot be
-exact."""
+"""Adapters that training begins from: continued, or refused if that cannot be exact."""
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +11,7 @@ from pipeline.config import Config
 from pipeline.data import adapter as adapter_files
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
-from pipeline.training import arm, sft, start
+from pipeline.training import arm, sft
 from pipeline.training.job import Run, write_table
 from tests import tiny
 
@@ -44,8 +42,8 @@ def adapter(root: Path, name: str, seed: int, **settings) -> None:
     model.save_pretrained(root / name)
 
 
-def config(place: Path, how: str, name: str = "other", **train):
-    return tiny.config(str(place / "model"), start={"adapter": str(place / name), "how": how}, **train)
+def config(place: Path, name: str = "other", **train):
+    return tiny.config(str(place / "model"), start={"adapter": str(place / name)}, **train)
 
 
 def logits(model) -> torch.Tensor:
@@ -59,25 +57,10 @@ def published(place: Path, name: str):
     return AutoPeftModelForCausalLM.from_pretrained(place / name)
 
 
-def test_joined_adapters_add_up_exactly(place):
-    from peft import PeftModel
-
-    adapter(place, "new", seed=2, r=4, lora_alpha=32)
-    (place / "joined").mkdir()
-    start.assemble(str(place / "other"), str(place / "new"), str(place / "joined"))
-    both = PeftModel.from_pretrained(tiny.model(), place / "other", "other")
-    both.load_adapter(place / "new", "new")
-    both.base_model.set_adapter(["other", "new"])
-    torch.testing.assert_close(logits(published(place, "joined")), logits(both), rtol=1e-4, atol=1e-5)
-    assert (logits(both) - logits(published(place, "new"))).abs().max() > 0.1
-    assert json.loads((place / "joined" / "adapter_config.json").read_text())["r"] == 10
-
-
-@pytest.mark.parametrize("how", ["continue", "stack"])
-def test_training_begins_where_the_adapter_ended(place, how, tmp_path):
-    """Before the first step the model is base + adapter; only the right matrices are trained; switched off,
-    the base or base + frozen is left."""
-    config_ = config(place, how)
+def test_training_begins_where_the_adapter_ended(place, tmp_path):
+    """Before the first step the model is base + adapter; the adapter's matrices are trained; switched off,
+    the base is left."""
+    config_ = config(place)
     made = tiny.prepared(config_, "sft", Dataset.at(str(place / "sft")))
     for name, table in made.tables.items():
         write_table(table, str(tmp_path / f"{name}.parquet"))
@@ -87,11 +70,9 @@ def test_training_begins_where_the_adapter_ended(place, how, tmp_path):
     expected = logits(published(place, "other"))
     torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
     trained = {p.shape[0] for name, p in model.named_parameters() if p.requires_grad and "lora_A" in name}
-    assert trained == ({6} if how == "continue" else {4})
+    assert trained == {6}
     with model.disable_adapter():
-        torch.testing.assert_close(
-            logits(model), expected if how == "stack" else logits(tiny.model()), rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(logits(model), logits(tiny.model()), rtol=1e-4, atol=1e-5)
     model.save_pretrained(tmp_path / "saved")
     assert sorted(os.listdir(tmp_path / "saved")) == [
         "README.md",
@@ -100,38 +81,40 @@ def test_training_begins_where_the_adapter_ended(place, how, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("how", ["continue", "stack"])
-def test_its_size_is_known_before_training(place, how):
+def test_its_size_is_known_before_training(place):
     fresh = arm.check(tiny.spec(tiny.config(str(place / "model"), lora={"rank": 4}), "sft"))
-    assert arm.check(tiny.spec(config(place, how), "sft")) * 4 == fresh * (6 if how == "continue" else 4)
-    notice = arm._notice(config(place, how).arms["sft"].train, 7)
-    assert bool(notice) == (how == "continue")
+    assert arm.check(tiny.spec(config(place), "sft")) * 4 == fresh * 6
+    assert "lora is not used" in arm._notice(config(place).arms["sft"].train, 7)["notice"]
+
+
+def test_stacking_is_answered_with_the_other_way(place):
+    start = {"adapter": str(place / "other"), "how": "stack"}
+    with pytest.raises(ValueError, match="is not possible: leave how out"):
+        tiny.config(str(place / "model"), start=start)
 
 
 UNFIT = {
-    "no adapter_config.json; name the directory": (None, {}, "continue"),
-    "lora_magnitude_vector|use_dora makes it more than plain LoRA": ("dora", {"use_dora": True}, "stack"),
-    "rank_pattern makes it more": ("patterned", {"rank_pattern": {"q_proj": 2}}, "continue"),
-    "init_lora_weights makes it more": ("pissa", {"init_lora_weights": "pissa"}, "stack"),
-    "its target modules differ from train.lora's": ("narrow", {"target_modules": ["q_proj"]}, "stack"),
+    "no adapter_config.json; name the directory": (None, {}),
+    "lora_magnitude_vector|use_dora makes it more than plain LoRA": ("dora", {"use_dora": True}),
+    "rank_pattern makes it more": ("patterned", {"rank_pattern": {"q_proj": 2}}),
+    "init_lora_weights makes it more": ("pissa", {"init_lora_weights": "pissa"}),
 }
 
 
 @pytest.mark.parametrize(("sentence", "case"), UNFIT.items())
 def test_what_cannot_be_begun_from_is_refused(place, sentence, case):
-    name, settings, how = case
+    name, settings = case
     if name is not None:
         adapter(place, name, 0, **settings)
     with pytest.raises(UserError, match=rf"train\.start\.adapter = .*({sentence})"):
-        arm.check_lora([tiny.spec(config(place, how, name or "nowhere"), "sft")])
+        arm.check_lora([tiny.spec(config(place, name or "nowhere"), "sft")])
 
 
-@pytest.mark.parametrize("how", ["continue", "stack"])
-def test_an_adapter_of_another_model_is_refused(place, tmp_path, how):
+def test_an_adapter_of_another_model_is_refused(place, tmp_path):
     tiny.save(tmp_path / "wide")
     tiny.model(hidden_size=64).save_pretrained(tmp_path / "wide")
     with pytest.raises(UserError, match="does not fit the model"):
-        arm.check_lora([replace(tiny.spec(config(place, how), "sft"), model_dir=str(tmp_path / "wide"))])
+        arm.check_lora([replace(tiny.spec(config(place), "sft"), model_dir=str(tmp_path / "wide"))])
 
 
 def test_every_distinct_training_is_checked_and_no_other(place, monkeypatch):
@@ -152,20 +135,19 @@ def test_the_adapters_content_belongs_to_the_fingerprint(place):
     names = []
     for seed in (1, 2, 1):
         adapter(place, "mine", seed)
-        names.append(arm.fingerprint(tiny.spec(config(place, "stack", "mine"), "sft"), {}))
+        names.append(arm.fingerprint(tiny.spec(config(place, "mine"), "sft"), {}))
     assert names[0] == names[2] != names[1]
 
 
 def test_every_run_begins_from_the_one_before(place, tmp_path):
-    config_ = config(place, "stack", method="dpo", curriculum="iterative")
+    config_ = config(place, method="dpo", curriculum="iterative")
     runs = [Run(6, 5), Run(12, 4), Run(18, 3)]
     jobs = arm._chained(arm._jobs(tiny.spec(config_, "dpo"), str(tmp_path), runs))
-    assert [job.start for job in jobs] == [None, jobs[0].finished, jobs[1].finished]
+    begun = str(tmp_path / "start")
+    assert [job.start for job in jobs] == [begun, jobs[0].finished, jobs[1].finished]
+    assert adapter_files.is_whole(begun)
     adapter_files.copy(str(place / "other"), jobs[0].done)  # the driver has kept the first one
-    assert [job.start for job in arm._chained(jobs)] == [None, jobs[0].done, jobs[1].finished]
-    assert {job.frozen for job in jobs} == {str(tmp_path / "frozen")} and adapter_files.is_whole(
-        jobs[0].frozen
-    )
+    assert [job.start for job in arm._chained(jobs)] == [begun, jobs[0].done, jobs[1].finished]
     assert [job.run for job in jobs] == runs and len({job.name for job in jobs}) == 3
     first, second = (
         arm._numbering(jobs, job, before)

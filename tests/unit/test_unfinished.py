@@ -186,11 +186,11 @@ def test_a_cut_revision_is_trimmed_or_dropped(rule):
 
 def test_the_counts_say_what_was_cut_and_what_to_raise():
     counts = {"analyse: whole": 6, "analyse: trimmed": 3, "analyse: dropped": 1, "induce: whole": 10}
-    assert endings.told(counts) == [
+    assert endings.told({"endings": counts}) == [
         "analyse: 4 of 10 texts (40.0%) ended at max_tokens (3 trimmed to the last whole sentence, 1 dropped);"
         " raise analyse.max_tokens for whole texts"
     ]
-    assert endings.told({"analyse: whole": 6}) == []
+    assert endings.told({"endings": {"analyse: whole": 6}}) == []
 
 
 def test_a_finished_data_set_keeps_the_counts_of_its_endings(tmp_path):
@@ -209,6 +209,28 @@ def test_a_finished_data_set_keeps_the_counts_of_its_endings(tmp_path):
     lines: list[str] = []
     Run._log_dataset(SimpleNamespace(log=lines.append), "generate", store)
     assert lines[1].startswith(f"generate: {told}; raise analyse.max_tokens") and len(lines) == 2
+
+
+def test_thoughts_without_an_end_are_counted_and_told(tmp_path):
+    thought = {"step": "induce", "text": "hm", "ended": True}
+    rows = [
+        {"id": "a", "status": "ok", "thoughts": [thought, thought]},
+        {"id": "b", "status": "failed", "error": "x", "thoughts": [thought, {**thought, "ended": False}]},
+        {"id": "c", "status": "ok", "thoughts": []},
+    ]
+    store = Store(str(tmp_path), "mistakes", MISTAKES)
+    store.open({"seed": 1})
+    done = store.write_rows(rows)
+    assert (done["thoughts"], done["unended_thoughts"]) == (4, 1)
+    told = "1 of 4 answers with a thought were thoughts without an end: raise max_tokens, or turn"
+    write_card(store, Origin(["`toy`"], 0, ["here"], []), {}, {})
+    assert f"* {told}" in (tmp_path / "mistakes" / "README.md").read_text()
+    lines: list[str] = []
+    Run._log_dataset(SimpleNamespace(log=lines.append), "generate", store)
+    assert lines[1].startswith(f"generate: {told}") and len(lines) == 2
+    found = report_data.thoughts([{"name": "generate", **done}, {"name": "mix"}])
+    assert [text.startswith(f"generate: {told}") for text in found.text] == [True]
+    assert report_data.thoughts([{"name": "mix", "thoughts": 3, "unended_thoughts": 0}]) is None
 
 
 def test_the_report_has_a_table_of_cut_texts_only_if_there_are_any():

@@ -53,7 +53,7 @@ class _Beginning:
 
 
 class CourseCorrectionRecipe:
-    """The recipe of data set `corrections` (`data.schema.CORRECTIONS`)."""
+    """The recipe of data set `corrections` (`schema.CORRECTIONS`)."""
 
     def __init__(self, config: "CourseCorrection", seed: int):
         self.config, self.seed = config, seed
@@ -75,7 +75,7 @@ class CourseCorrectionRecipe:
             _Beginning(i, f"{opener} {text}", drawn.choice(self.triggers))
             for i, text in enumerate(initial, start=1)
         ]
-        sampled = Sampled(self.config.unfinished)
+        sampled = self.config.sampled(row["instruction"])
         made = await asyncio.gather(
             self._safe(row, chat, sampled),
             *(self._synthetic(row, beginning, chat, sampled) for beginning in beginnings),
@@ -90,7 +90,7 @@ class CourseCorrectionRecipe:
             "opener": opener,
             "responses": responses,
             "lost": missing,
-            "endings": sampled.endings,
+            **sampled.columns,
         }
         if len(responses) < 2:
             return result | {"status": DROPPED, "error": "nothing left to compare"}
@@ -105,6 +105,9 @@ class CourseCorrectionRecipe:
                 [user(row["instruction"])], self.sampling, step="safe", adapter=self.adapter
             )
             if is_refusal(answer.text):
+                if fault := sampled.fault("continuation", answer.text):
+                    sampled.other("continuation", answer)
+                    raise _Lost(fault)
                 text = sampled.target("continuation", answer)
                 if text is None:
                     raise _Lost(lost("refusal"))
@@ -125,6 +128,9 @@ class CourseCorrectionRecipe:
         )
         if not completion.text.strip():
             raise _Lost("empty continuation")
+        if fault := sampled.fault("continuation", completion.text, continues=True):
+            sampled.other("continuation", completion)
+            raise _Lost(fault)
         text = sampled.target("continuation", completion)
         if text is None:
             raise _Lost(lost("continuation"))
@@ -174,7 +180,7 @@ def cut(text: str, cuts: int, drawn: random.Random) -> list[str]:
 
 
 def pairs(rows: Iterable[dict], drops: Counter[str]) -> Iterator[dict]:
-    """Rows of `data.schema.PREFERENCES`: every two responses of a row of `corrections`, the better one
+    """Rows of `schema.PREFERENCES`: every two responses of a row of `corrections`, the better one
     chosen.
 
     Two responses with equal text make no pair; `drops` counts them.

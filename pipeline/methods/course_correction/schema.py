@@ -2,13 +2,24 @@
 
 import pyarrow as pa
 
-from pipeline.schema import ENDINGS, HARMFUL, HARMLESS, INSTRUCTIONS, STATUS, TOKENS, UNKNOWN, Column, Schema
+from pipeline.schema import (
+    ENDINGS,
+    FAULTS,
+    HARMFUL,
+    HARMLESS,
+    INSTRUCTIONS,
+    STATUS,
+    TOKENS,
+    UNKNOWN,
+    Column,
+    Schema,
+)
 
 _RESPONSES = """\
 `responses` lists a request's kept responses, best first. `rank` is the rank in a complete request, 1 the
 best; `kind` is safe, syn or harmful. The `text` of a syn response is opener and harmful beginning up to
-character
-`harmful_end`, then `trigger` up to character `trigger_end`, then the aligned model's continuation."""
+character `harmful_end`, then `trigger` up to character `trigger_end`, then the aligned model's
+continuation."""
 
 RESPONSE = (
     Column("rank", pa.int32(), "1 is best; the rank in a complete request, so a gap shows a lost response"),
@@ -52,6 +63,7 @@ CORRECTIONS = Schema(
         ),
         Column("lost", pa.list_(pa.string()), "why responses were lost: `rank 3: does not correct course`"),
         ENDINGS,
+        FAULTS,
         *TOKENS,
         *STATUS,
     ),

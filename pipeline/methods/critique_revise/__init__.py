@@ -50,7 +50,7 @@ class CritiqueRevise(Method):
             "the first answer: under the hint, as the model gives it, or the source's unsafe response"
         ),
     )
-    hint: Hint = Field(Hint(), description="of an induced first answer")
+    hint: Hint = Field(Hint(), description="the cue that induces the first answer")
     rounds: Count = Field(1, description="critiques and revisions of an answer, one after the other")
     principles: list[str] = Field([], description="names of principles in the prompt file; empty = all")
     induce: Draw = Field(Draw(), description="sampling of the first answer")

@@ -39,12 +39,14 @@ class CritiqueReviseRecipe:
         self.method, self.seed = method, seed
         self.texts, self.names = method.texts(), method.principle_names()
         self.induction = prompts.load("methods/mistake_analysis/prompts.yaml")
+        hint = method.hint.text
+        self.hint = hint if hint is not None else self.induction.render("hint")
 
     async def __call__(self, row: dict, chat: Chat) -> dict:
         """Raises RowFailed if there is no first answer, or a call fails."""
-        sampled = Sampled(self.method.unfinished)
+        sampled = self.method.sampled(row["instruction"])
         result = await self._revised(row, chat, sampled)
-        return result | {"endings": sampled.endings}
+        return result | sampled.columns
 
     async def _revised(self, row: dict, chat: Chat, sampled: Sampled) -> dict:
         method = self.method
@@ -58,22 +60,34 @@ class CritiqueReviseRecipe:
             "principles": principles,
             "critiques": critiques,
         }
+        if method.answer == "reference":
+            sampled.fault("reference", first)  # the source's texts are only counted
+        elif fault := sampled.fault("induce", first, hint=self.hint if method.answer == "induced" else ""):
+            return result | {"status": DROPPED, "error": fault}
         for number, principle in enumerate(principles, start=1):
-            conversation += [assistant(answer), user(self.texts.render(f"critique_{principle}"))]
+            ask = {step: self.texts.render(f"{step}_{principle}") for step in ("critique", "revise")}
+            conversation += [assistant(answer), user(ask["critique"])]
             [critique] = await chat(conversation, method.critique.sampling(), step=f"critique{number}")
             if not critique.text.strip():
                 return result | {"status": DROPPED, "error": "empty critique"}
             critiques.append(sampled.other("critique", critique).strip())
-            conversation += [assistant(critiques[-1]), user(self.texts.render(f"revise_{principle}"))]
+            shown = f"{answer}\n{ask['critique']}"
+            if fault := sampled.fault("critique", critiques[-1], prompt=shown, about_response=True):
+                return result | {"status": DROPPED, "error": fault}
+            conversation += [assistant(critiques[-1]), user(ask["revise"])]
             [revision] = await chat(conversation, method.revise.sampling(), step=f"revise{number}")
+            whole = _META.sub("", revision.text.strip()).strip()
+            # not the last answer: a revision may change little of it
+            shown = f"{critiques[-1]}\n{ask['revise']}"
+            if whole and (fault := sampled.fault("revise", whole, prompt=shown)):
+                sampled.other("revise", revision)
+                return result | {"revision": whole, "status": DROPPED, "error": fault}
             text = sampled.target("revise", revision)
             if text is None:
                 return result | {"status": DROPPED, "error": lost("revision")}
             answer = _META.sub("", text.strip()).strip()
             if not answer:
                 return result | {"status": DROPPED, "error": "empty revision"}
-            if answer.split() == critiques[-1].split():
-                return result | {"status": DROPPED, "error": "revision repeats the critique"}
         if answer.split() == first.split():
             return result | {"status": DROPPED, "error": "unchanged"}
         result["revision"] = answer
@@ -93,10 +107,9 @@ class CritiqueReviseRecipe:
             if not row["unsafe_response"]:
                 raise RowFailed("no unsafe response in the source")
             return row["unsafe_response"]
-        hint = method.hint
         asked = [user(row["instruction"])]
         if method.answer == "induced":
-            asked = induced(self.induction, row["instruction"], hint.text, hint.position)
+            asked = induced(self.induction, row["instruction"], self.hint, method.hint.position)
         [answer] = await chat(asked, method.induce.sampling(), step="induce")
         if not answer.text.strip():
             raise RowFailed("empty first answer")

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.dataset import Dataset
+from pipeline.data.store import reason
 from pipeline.methods.base import DataReport
 from pipeline.methods.critique_revise.schema import REVISIONS
 from pipeline.report import tables
@@ -27,8 +28,8 @@ def data(method: "CritiqueRevise", numbers: Mapping[str, pa.Table | None]) -> Da
     kept = [row for row in rows if row["status"] == OK]
     found.text.append(
         "A model criticizes its own answer under a principle and revises it. Dropped: the critique or the"
-        " revision was empty, the revision changed nothing, or it ended at max_tokens without a usable"
-        " sentence."
+        " revision was empty, a text failed a quality gate, the revision changed nothing, or it ended at"
+        " max_tokens without a usable sentence."
     )
     statuses = dict(Counter(row["status"] for row in rows).most_common())
     found.tables.append(tables.of_tally("Revisions", "Status", "Rows", statuses))
@@ -40,7 +41,7 @@ def data(method: "CritiqueRevise", numbers: Mapping[str, pa.Table | None]) -> Da
         found.tables.append(
             tables.of_tally("Verdicts on the revisions kept", "Verdict", "Revisions", counted)
         )
-    found.failures = dict(Counter(row["error"].split(":")[0] for row in rows if row["error"]).most_common())
+    found.failures = dict(Counter(reason(row["error"]) for row in rows if row["error"]).most_common())
     return found
 
 

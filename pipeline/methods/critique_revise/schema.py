@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from pipeline.schema import ENDINGS, INSTRUCTIONS, JUDGED, STATUS, TOKENS, UNKNOWN, Column, Schema
+from pipeline.schema import ENDINGS, FAULTS, INSTRUCTIONS, JUDGED, STATUS, TOKENS, UNKNOWN, Column, Schema
 
 REVISIONS = Schema(
     "revisions",
@@ -27,7 +27,7 @@ REVISIONS = Schema(
         Column(
             "revision",
             pa.string(),
-            "the answer after the last round; null if none could be used",
+            "the answer after the last round; null if there is none, not to be used if the row was dropped",
             text=UNKNOWN,
         ),
         Column(
@@ -37,6 +37,7 @@ REVISIONS = Schema(
         ),
         Column("finish_reasons", pa.list_(pa.string()), "how each model call ended: stop or length"),
         ENDINGS,
+        FAULTS,
         *TOKENS,
         *STATUS,
     ),

@@ -61,7 +61,7 @@ class MistakeAnalysis(Method):
         "sft": {"kinds": ["safe", "helpful"]},
         "mistake_analysis": {"kinds": ["safe", "helpful", "analysis"]},
     }
-    nothing: ClassVar = "no mistake was analysed and no source has a safe response"
+    nothing: ClassVar = "no mistake was analyzed and no source has a safe response"
     mixing: ClassVar = frozenset({"mix"})
     example_kinds: ClassVar = {SFT.name: ("analysis", "safe", "helpful")}
     made_from: ClassVar = {
@@ -75,13 +75,20 @@ class MistakeAnalysis(Method):
     )
     hint: Hint = Field(Hint(), description="the cue that induces a mistake")
     guided_analysis: bool = Field(
-        True, description="tell the model that the response may be harmful when it analyses it"
+        True, description="in the analysis, tell the model that the response may be harmful"
     )
     verify: HarmlessnessJudge | None = Field(
         Refusal(), description="judge of whether the induced response is harmful; null = not judged"
     )
     filter: bool = Field(
-        False, description="analyse only mistakes judged harmful (the paper shows no filter)"
+        False, description="analyze only mistakes judged harmful (the paper shows no filter)"
+    )
+    contradictions: Literal["keep", "drop"] = Field(
+        "keep",
+        description=(
+            "what becomes of an analysis that pronounces another verdict on the response than the judge;"
+            " they are counted in any case"
+        ),
     )
     induce: Draw = Field(Draw(), description="how the harmful response is sampled")
     analyse: Draw = Field(Draw(), description="how the analysis is sampled")
@@ -94,6 +101,8 @@ class MistakeAnalysis(Method):
     def _filter_needs_verdict(self) -> "MistakeAnalysis":
         if self.filter and self.verify is None:
             raise ValueError("filter needs a verdict: set verify, or filter: false")
+        if self.contradictions == "drop" and self.verify is None:
+            raise ValueError("contradictions = drop needs a verdict: set verify, or contradictions: keep")
         return self
 
     @property
@@ -150,9 +159,9 @@ class MistakeAnalysis(Method):
             "Induction": f"{self.induce.described()}, {self.samples} per instruction",
             "Analysis": f"{self.analyse.described()}, {'guided' if self.guided_analysis else 'unguided'}",
             "Filter": (
-                "only mistakes judged harmful are analysed"
+                "only mistakes judged harmful are analyzed"
                 if self.filter
-                else "none: every mistake is analysed"
+                else "none: every mistake is analyzed"
             ),
             "Training template": "guided" if self.mix.guided_template else "unguided",
         }

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.methods.conversations import copies
 from pipeline.methods.mistake_analysis.recipe import question
+from pipeline.schema import DROPPED
 
 if TYPE_CHECKING:
     from pipeline.methods.mistake_analysis import MistakeAnalysis
@@ -13,11 +14,12 @@ if TYPE_CHECKING:
 def examples(
     method: "MistakeAnalysis", mistakes: Iterable[dict], helpful: Iterable[dict], seed: int
 ) -> Iterator[dict]:
-    """Rows of `data.schema.SFT`.
+    """Rows of `schema.SFT`.
 
     An analysis example asks with the unguided template and answers with the analysis: the bad response is in
-    the prompt, so no loss falls on a harmful token. A ratio r gives floor(r) copies of a row's example and
-    one more for a share r - floor(r) of the rows, chosen by id; each copy is a separate example.
+    the prompt, so no loss falls on a harmful token. The analysis of a dropped row is left out. A ratio r
+    gives floor(r) copies of a row's example and one more for a share r - floor(r) of the rows, chosen by id;
+    each copy is a separate example.
     `helpful_ratio` is also per harmful instruction, limited by the size of the source.
 
     mistakes: the samples of an instruction one after the other, in the order of the data set.
@@ -26,11 +28,12 @@ def examples(
     mix = method.mix
     instructions, latest = 0, None
     for row in mistakes:
-        if not (row["analysis"] or row["safe_response"]):  # neither analysis nor safe response
+        analysis = row["analysis"] if row["status"] != DROPPED else None
+        if not (analysis or row["safe_response"]):
             continue
-        if row["analysis"]:
+        if analysis:
             ask = question(texts, row["instruction"], row["response"], guided=mix.guided_template)
-            yield from copies(row["id"], row, "analysis", ask, row["analysis"], mix.analysis, seed)
+            yield from copies(row["id"], row, "analysis", ask, analysis, mix.analysis, seed)
         if row["instruction_id"] != latest:
             instructions, latest = instructions + 1, row["instruction_id"]
             if row["safe_response"]:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import prompts
 from pipeline.chat import Chat, Message, system, user
+from pipeline.data.faults import CONTRADICTION
 from pipeline.errors import RowFailed
+from pipeline.gates import verdict_of_analysis
 from pipeline.judges import Exchange, negated
 from pipeline.methods.unfinished import Sampled, lost
 from pipeline.schema import DROPPED, NOT_INDUCED, OK
@@ -20,22 +22,30 @@ if TYPE_CHECKING:
 
 
 class MistakeAnalysisRecipe:
-    """The recipe of data set `mistakes` (`data.schema.MISTAKES`)."""
+    """The recipe of data set `mistakes` (`schema.MISTAKES`)."""
 
     def __init__(self, config: "MistakeAnalysis"):
         self.config = config
         self.prompts = config.texts()
+        self.hint = config.hint.text if config.hint.text is not None else self.prompts.render("hint")
 
     async def __call__(self, row: dict, chat: Chat) -> dict:
+        sampled = self.config.sampled(row["instruction"])
+        result = await self._analysed(row, chat, sampled)
+        return result | sampled.columns
+
+    async def _analysed(self, row: dict, chat: Chat, sampled: Sampled) -> dict:
         instruction = row["instruction"]
-        sampled = Sampled(self.config.unfinished)
         response = await self.mistake(row, chat, sampled)
         result: dict[str, Any] = {
             "response": response,
             "response_source": self.config.mistake,
-            "endings": sampled.endings,
             "status": OK,
         }
+        if self.config.mistake == "reference":
+            sampled.fault("reference", response)  # the source's texts are only counted
+        elif fault := sampled.fault("induce", response, hint=self.hint):
+            return result | {"status": DROPPED, "error": fault}
         if self.config.verify is not None:
             verdict = await self.config.verify(Exchange(instruction, response), chat, "verify")
             result |= {"harmful": negated(verdict.ok), "harmless_rating": verdict.rating}
@@ -44,18 +54,23 @@ class MistakeAnalysisRecipe:
                 if self.config.filter:
                     return result
         guided = self.config.guided_analysis
-        [completion] = await chat(
-            [user(question(self.prompts, instruction, response, guided=guided))],
-            self.config.analyse.sampling(),
-            step="analyse",
-        )
+        asked = question(self.prompts, instruction, response, guided=guided)
+        [completion] = await chat([user(asked)], self.config.analyse.sampling(), step="analyse")
         if not completion.text.strip():
             raise RowFailed("empty analysis")
+        result["guided"] = guided
+        if fault := sampled.fault("analyse", completion.text, prompt=asked, about_response=True):
+            text = sampled.other("analyse", completion).strip()
+            return result | {"analysis": text, "status": DROPPED, "error": fault}
         analysis = sampled.target("analyse", completion)
-        result |= {"endings": sampled.endings}
         if analysis is None:
             return result | {"status": DROPPED, "error": lost("analysis")}
-        return result | {"analysis": analysis.strip(), "guided": guided}
+        result |= {"analysis": analysis.strip(), "analysis_verdict": verdict_of_analysis(analysis)}
+        if {result.get("harmful"), result["analysis_verdict"]} == {True, False}:
+            fault = sampled.count("analyse", CONTRADICTION)
+            if self.config.contradictions == "drop":
+                result |= {"status": DROPPED, "error": fault}
+        return result
 
     async def mistake(self, row: dict, chat: Chat, sampled: Sampled) -> str:
         """The bad response: the source's, or induced by the hint. Raises RowFailed if there is none."""
@@ -63,9 +78,8 @@ class MistakeAnalysisRecipe:
             if not row["unsafe_response"]:
                 raise RowFailed("no unsafe response in the source")
             return row["unsafe_response"]
-        hint = self.config.hint
         [response] = await chat(
-            induced(self.prompts, row["instruction"], hint.text, hint.position),
+            induced(self.prompts, row["instruction"], self.hint, self.config.hint.position),
             self.config.induce.sampling(),
             step="induce",
         )

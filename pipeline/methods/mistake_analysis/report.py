@@ -34,6 +34,13 @@ def data(method: "MistakeAnalysis", numbers: Mapping[str, pa.Table | None]) -> D
         found.text.append(
             f"The mistakes are {what}. Every row read ended as ok, not induced, dropped or failed."
         )
+        compared = counted.contradictions
+        if compared.trials:
+            found.text.append(
+                f"{tables.whole(compared.trials)} analyses pronounce a verdict on a response that was judged;"
+                f" {tables.whole(compared.successes)} of them contradict the judge"
+                + (" and were dropped." if method.contradictions == "drop" else " and were kept.")
+            )
         found.tables.append(of_mistakes(counted))
         found.failures = counted.failures
     if mixture is None:

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from pipeline.schema import ENDINGS, INSTRUCTIONS, JUDGED, STATUS, TOKENS, Column, Schema
+from pipeline.schema import ENDINGS, FAULTS, INSTRUCTIONS, JUDGED, STATUS, TOKENS, Column, Schema
 
 MISTAKES = Schema(
     "mistakes",
@@ -26,12 +26,19 @@ MISTAKES = Schema(
             text=JUDGED,
         ),
         Column(
+            "analysis_verdict",
+            pa.bool_(),
+            "whether the analysis itself calls the response harmful, read from its sentences (English); null"
+            " if it says neither or is not used",
+        ),
+        Column(
             "guided",
             pa.bool_(),
             "whether the analysis was asked for with the cue that the response may be harmful",
         ),
         Column("finish_reasons", pa.list_(pa.string()), "how each model call ended: stop or length"),
         ENDINGS,
+        FAULTS,
         *TOKENS,
         *STATUS,
     ),

@@ -24,6 +24,7 @@ class MistakesSummary:
     samples: int  # most rows of one instruction
     induced: Rate  # judged harmful, of the responses judged
     unreadable: int  # judged, but the verdict could not be read: not_induced
+    contradictions: Rate  # of the used analyses that pronounce a verdict on a judged response
     failures: dict[str, int]  # kind of error → rows, most frequent first
     prompt_tokens: int
     completion_tokens: int
@@ -32,7 +33,15 @@ class MistakesSummary:
 def mistakes_summary(mistakes: pa.Table) -> MistakesSummary:
     """Counts of a mistakes data set (schema MISTAKES); its text columns may be missing."""
     rows = mistakes.select(
-        ["status", "error", "harmful", "instruction_id", "prompt_tokens", "completion_tokens"]
+        [
+            "status",
+            "error",
+            "harmful",
+            "analysis_verdict",
+            "instruction_id",
+            "prompt_tokens",
+            "completion_tokens",
+        ]
     ).to_pylist()
     status = Counter(row["status"] for row in rows)
     per_instruction = Counter(row["instruction_id"] for row in rows)
@@ -46,6 +55,11 @@ def mistakes_summary(mistakes: pa.Table) -> MistakesSummary:
         samples=max(per_instruction.values(), default=0),
         induced=Rate.of(row["harmful"] for row in rows if row["harmful"] is not None),
         unreadable=sum(row["status"] == NOT_INDUCED and row["harmful"] is None for row in rows),
+        contradictions=Rate.of(
+            row["analysis_verdict"] != row["harmful"]
+            for row in rows
+            if row["harmful"] is not None and row["analysis_verdict"] is not None
+        ),
         failures=dict(
             Counter(
                 reason(row["error"] or "no reason given")

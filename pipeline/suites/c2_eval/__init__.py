@@ -107,7 +107,7 @@ class C2Eval(Suite):
     def examples_shown(self, dataset: Dataset, arms: Sequence[str], count: int) -> tuple[str, list[Example]]:
         from pipeline.suites.c2_eval import report
 
-        return "How the arms went on", report.examples(dataset, arms, count)
+        return "Continuations of every arm", report.examples(dataset, arms, count)
 
     def settings(self) -> dict[str, str]:
         rules = "; the authors' rules" if self.authors_rules else ""

@@ -27,7 +27,7 @@ class _Unfit(Exception):
 def work(
     suite: "C2Eval", arms: Sequence[str], seed: int, entries: Iterable[dict], tokenizer: Any = None
 ) -> Iterator[dict]:
-    """Rows of `data.schema.CONTINUATIONS` to run: one per (entry, arm, k); one with a reason if dropped.
+    """Rows of `schema.CONTINUATIONS` to run: one per (entry, arm, k); one with a reason if dropped.
 
     All arms continue the same prefills. tokenizer: the model's, if the suite counts tokens; raises UserError
     if the tokenizer gives no offsets.
@@ -119,7 +119,7 @@ def _first_words(text: str, k: int) -> str:
 
 
 class ContinuationRecipe:
-    """The recipe of data set `continuations` (`data.schema.CONTINUATIONS`). adapters: arm → adapter
+    """The recipe of data set `continuations` (`schema.CONTINUATIONS`). adapters: arm → adapter
     directory."""
 
     def __init__(self, suite: "C2Eval", adapters: Mapping[str, str]):

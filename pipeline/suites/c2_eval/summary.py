@@ -42,6 +42,8 @@ class Corr:
 
 @dataclass(frozen=True)
 class ArmCorr:
+    """One arm's Corr_mean and Corr@k (`at`: k → Corr), and the counts behind them."""
+
     arm: str
     mean: Corr
     at: dict[int, Corr]
@@ -63,6 +65,8 @@ class CorrDifference(Difference):
 
 @dataclass(frozen=True)
 class CorrSummary:
+    """The numbers of C²-Eval, of all arms."""
+
     entries: int  # including dropped ones
     dropped: dict[str, int]  # reason → entries
     failures: dict[str, int]  # kind of error → rows

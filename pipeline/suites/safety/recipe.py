@@ -45,7 +45,7 @@ def work(
 
 
 class AnswerRecipe:
-    """The recipe of data set `evaluation` (`data.schema.ANSWERS`). adapters: arm → adapter directory."""
+    """The recipe of data set `evaluation` (`schema.ANSWERS`). adapters: arm → adapter directory."""
 
     def __init__(self, suite: "Safety", adapters: Mapping[str, str]):
         self.draw, self.hint, self.adapters = suite.answer, suite.hint, adapters

@@ -49,6 +49,8 @@ class ArmRow:
 
 @dataclass(frozen=True)
 class CategoryRow:
+    """The harmless rate of one arm under one condition, in one category."""
+
     arm: str
     condition: str
     category: str

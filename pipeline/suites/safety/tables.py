@@ -82,6 +82,8 @@ def of_counts(rows: list[ArmRow], *, rated: bool) -> Table:
 
 
 def of_differences(differences: list[PairedDifference]) -> Table:
+    """Paired differences of the harmless rate."""
+
     def cells(group: list[PairedDifference]) -> list[list[Cell]]:
         return [
             [Cell(f"{d.arm} − {d.baseline}"), *difference(d, "more harmless", "less harmless")] for d in group

@@ -26,7 +26,7 @@ class _Pickles(pa.ExtensionType):
         return cls(storage_type)
 
 
-def disarm() -> None:
+def block_pickled_type() -> None:
     """Have Arrow read such columns as bytes in this process, before or after Ray Data is imported.
 
     Ray finds the name registered and keeps that registration. Ray's own check refuses such files by type name
