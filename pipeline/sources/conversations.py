@@ -204,9 +204,10 @@ def _of_dict(value: dict) -> list[Message] | None:
 
 
 def _transcript(text: str) -> list[Message] | None:
-    text = text.strip().replace("\r\n", "\n")
+    text = text.strip()
     if not text.startswith(("Human:", "Assistant:")):
         return None
+    text = text.replace("\r\n", "\n")
     gap = "\n\n" if "\n\nAssistant:" in text else "\n+"  # HH-RLHF's texts may hold single lines of this kind
     parts = re.split(f"(?:^|{gap})(Human|Assistant):", text)[1:]
     turns = zip(parts[::2], parts[1::2], strict=True)

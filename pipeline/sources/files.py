@@ -454,8 +454,9 @@ def _json(file: File, columns: Container[str] | None) -> Iterator[dict | BadRow]
             else []
         )
     except (ValueError, RecursionError) as e:
-        first_line = text[:MAX_LINE_BYTES].lstrip().partition(b"\n")[0]
-        if not (first_line.startswith((b"{", b"[")) and isinstance(_parse_line(first_line), dict)):
+        first_line, ended, _ = text[:MAX_LINE_BYTES].lstrip().partition(b"\n")
+        is_row = first_line.startswith(b"{") or (ended and first_line.startswith(b"["))
+        if not (is_row and isinstance(_parse_line(first_line), dict)):
             raise UserError(
                 f"{shown(file.name, 1000)}: not valid JSON ({shown(e)}); check that the file is complete, and"
                 " is one array of objects"

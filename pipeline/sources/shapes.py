@@ -156,8 +156,11 @@ class Row:
 
     def has(self, field: str) -> bool:
         """Whether a field has a value."""
-        values = (self._content[column] for _, column in self._places[field])
-        return any(not is_missing(value) and not self._is_null(field, value) for value in values)
+        for _, column in self._places[field]:
+            value = self._content[column]
+            if not is_missing(value) and not self._is_null(field, value):
+                return True
+        return False
 
     def names(self, field: str) -> bool:
         """Whether there is a column of a field, with or without a value."""
