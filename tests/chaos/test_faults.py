@@ -179,7 +179,8 @@ def run_deadly(job: Job, how: str) -> dict:
         INSTRUCTIONS,
         block_rows=config.engine.rows_per_commit,
     )
-    recipe = Deadly(method.recipe(config.seed), how, f"{job.run}/marker")
+    ungated = method.model_copy(update={"gates": None})  # as the main path does for an engine without a model
+    recipe = Deadly(ungated.recipe(config.seed), how, f"{job.run}/marker")
     spec = ModelSpec(config.model, "", config.engine)
     with ray_session(config.run_dir):
         list(run_recipes([Work(recipe, store)], spec, seed=config.seed, label="generate"))
