@@ -31,7 +31,7 @@ CONFIG = """
 run_dir: {place}/run
 model: {{path: toy}}
 engine: {{kind: openai, rows_per_commit: 8, url: "http://127.0.0.1:{port}/v1", model: served, retries: 1}}
-methods: {{mistakes: {{name: mistake_analysis, instructions: {{path: "{place}/source"}}}}}}
+methods: {{mistakes: {{name: mistake_analysis, gates: null, instructions: {{path: "{place}/source"}}}}}}
 suites: {{safety: {{harmful: {{path: "{place}/source"}}}}}}
 """
 
