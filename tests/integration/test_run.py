@@ -34,10 +34,11 @@ def test_every_row_is_accounted_for(finished_run):
     [read] = work["sources"].values()
     assert read["duplicates"] == 1 and read["malformed"] == 2
     assert work["rows"] == len(rows) == (INSTRUCTIONS + 1) * SAMPLES + 2
-    by_status = {
-        status: [r for r in rows if r["status"] == status] for status in ("ok", "not_induced", "failed")
-    }
+    statuses = ("ok", "not_induced", "dropped", "failed")
+    by_status = {status: [r for r in rows if r["status"] == status] for status in statuses}
     assert sum(map(len, by_status.values())) == len(rows)
+    assert len(by_status["dropped"]) <= 0.02 * len(rows)  # quality gates, and texts cut at max_tokens
+    assert all(r["error"] for r in by_status["dropped"])
     assert len(by_status["failed"]) == 2 + SAMPLES  # malformed ones, and every sample of the over-long one
     assert all(r["error"] for r in by_status["failed"])
     assert sum("too long" in r["error"] for r in by_status["failed"]) == SAMPLES
