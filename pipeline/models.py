@@ -32,6 +32,11 @@ def check_model_path(model: Model, field: str) -> None:
     if path == "toy":
         return
     if os.path.isdir(directory):
+        if os.path.exists(os.path.join(directory, FILES[0])):
+            raise UserError(
+                f"{field}.path = {path}: the directory holds an adapter ({FILES[0]}); name the model that it"
+                " belongs to, and the adapter in adapters, in a directory of its own"
+            )
         if not os.path.exists(os.path.join(directory, "config.json")):
             raise UserError(
                 f"{field}.path = {path}: the directory holds no config.json, so it is not a model; name the"
@@ -98,7 +103,10 @@ def load_template(model: Model, directory: str, field: str = "model") -> ChatTem
     try:
         stops = pretrained.stop_tokens(directory, model.revision, tokenizer)
     except (OSError, ValueError) as e:
-        raise UserError(f"{field}.path = {model.path}: its config.json cannot be read ({shown(e)})") from None
+        raise UserError(
+            f"{field}.path = {model.path}: its config.json or generation_config.json cannot be read"
+            f" ({shown(e)})"
+        ) from None
     return ChatTemplate(tokenizer, model.chat_template_kwargs, day=model.date, stops=stops, field=field)
 
 
@@ -120,6 +128,32 @@ def positions(model: Model, directory: str) -> int | None:
     return int(most * stretched) if most and stretched else most
 
 
+# Endings of architectures that read texts and write none; their weights have no head that does.
+_READERS = (
+    "Classification",
+    "RewardModel",
+    "MaskedLM",
+    "QuestionAnswering",
+    "Model",
+    "MultipleChoice",
+    "Regression",
+)
+
+
+def check_writes(model: Model, directory: str, field: str = "model") -> None:
+    """Raises UserError for a model whose weights cannot write a text, such as a classifier or an encoder."""
+    try:
+        named = (pretrained.architecture(directory, model.revision).architectures or [""])[0]
+    except (OSError, ValueError) as e:
+        raise UserError(
+            f"{field}.path = {model.path}: its configuration cannot be loaded ({shown(e)})"
+        ) from None
+    if named.endswith(_READERS) and not named.endswith("LMHeadModel"):
+        raise UserError(
+            f"{field}.path = {model.path}: {named} writes no texts; name a model that does (…ForCausalLM)"
+        )
+
+
 def quantization(model: Model, directory: str, field: str = "model") -> dict[str, Any] | None:
     """How a model's weights are quantized; None if they are not.
 
@@ -131,6 +165,11 @@ def quantization(model: Model, directory: str, field: str = "model") -> dict[str
         raise UserError(
             f"{field}.path = {model.path}: its configuration cannot be loaded ({shown(e)})"
         ) from None
+
+
+def vocabulary(model: Model, directory: str) -> int | None:
+    """How many tokens a model has embeddings for, by its config.json."""
+    return getattr(pretrained.architecture(directory, model.revision).get_text_config(), "vocab_size", None)
 
 
 def _on_hub(model: Model, file: str) -> bool:
@@ -241,7 +280,7 @@ def _unreadable(adapter: str, e: Exception) -> tuple[str, str]:
         if any(name.startswith("adapter_model-") for name in names):
             return "its matrices are in several files", "load it with PEFT and save it into one"
         if pickled := next((name for name in names if name.startswith("adapter_model.")), None):
-            return f"its matrices are in {pickled}, whose format can run code", "save it as safetensors"
+            return f"its matrices are in {pickled}, whose format can run code", f"save it as {weights}"
         return f"it holds no {weights}", "copy it again"
     return first_line(e), "copy it again, or train it again with --overwrite"
 

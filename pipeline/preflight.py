@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import models
-from pipeline.chat import assistant, user
 from pipeline.config import Config, Suites
 from pipeline.data import storage
 from pipeline.errors import OutOfReach, UserError
@@ -23,7 +22,7 @@ from pipeline.settings.base import Draw, Endpoint, Model, PathKind, Section, Sou
 from pipeline.settings.shown import first_line
 from pipeline.settings.walk import paths, sections
 from pipeline.sources import instructions
-from pipeline.templates import ChatTemplate
+from pipeline.templates import ChatTemplate, probe
 
 if TYPE_CHECKING:
     from pipeline.training.arm import ArmSpec
@@ -323,7 +322,7 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
         wanted = [suite for name, suite in config.suites.items().items() if name in suites]
         if any(suite.reads_tokenizer for suite in wanted):
             models.load_tokenizer(config.model, directory)
-    _check_quantized(config, stages, directory)
+    _check_loaded(config, stages, directory)
     notices += _check_templates(config, stages, suites, directory)
     notices += _check_lengths(config, stages, suites, directory)
     if "generate" in stages:
@@ -384,7 +383,7 @@ def _check_templates(config: Config, stages: set[str], suites: set[str], directo
                     raise UserError(f"{setting}: {why}: choose another value, or another template") from None
                 raise UserError(f"{field}.path = {model.path}: {why}: {remedy}") from None
         if (model, field) == own:
-            _check_own_template(config, stages, suites, template)
+            _check_own_template(config, stages, suites, template, directory)
         trained = (model, field) == own and "train" in stages and bool(config.arms)
         if thinking := template.thinking(trained=trained):
             notices.append(thinking)
@@ -401,8 +400,8 @@ def _generator(config: Config, name: str) -> tuple[Model, str]:
     return model, next((field for field, one in found if one == model), "")
 
 
-def _check_quantized(config: Config, stages: set[str], directory: str) -> None:
-    """Raises UserError if an engine cannot load the quantized weights of a model."""
+def _check_loaded(config: Config, stages: set[str], directory: str) -> None:
+    """Raises UserError if an engine cannot load the weights of a model, or they cannot write texts."""
     loaded: dict[tuple[Model, str], list[Engine]] = {}
     if "evaluate" in stages:
         loaded[config.model, "model"] = [config.engine]
@@ -412,6 +411,7 @@ def _check_quantized(config: Config, stages: set[str], directory: str) -> None:
         if not any(engine.reads_model for engine in engines):
             continue
         place = directory if field == "model" else models.model_dir(model)
+        models.check_writes(model, place, field)
         if settings := models.quantization(model, place, field):
             for engine in engines:
                 engine.check_quantized(field, model, settings)
@@ -421,19 +421,28 @@ def _asking(place: str, conversations: dict[tuple[str, ...], str]) -> dict[tuple
     return {roles: f"{place}.{setting}" if setting else "" for roles, setting in conversations.items()}
 
 
-def _check_own_template(config: Config, stages: set[str], suites: set[str], template: ChatTemplate) -> None:
+def _check_own_template(
+    config: Config, stages: set[str], suites: set[str], template: ChatTemplate, directory: str
+) -> None:
     """Raises UserError if the model's template cannot make training examples, or continue turns."""
     if "train" in stages and config.arms:
         try:
             template.frame(("user", "assistant"))
             # one example as `train` will make it: the tokens too
-            [example] = template.examples([[user("How?"), assistant("Sure, here is how.")]])
+            [example] = template.examples([probe(("user", "assistant"))])
         except UserError as e:
             raise UserError(f"model.path = {config.model.path}: {e}") from None
         if isinstance(example, str):
             raise UserError(
                 f"model.path = {config.model.path}: {template.name} makes no training example"
                 f" ({example.replace('_', ' ')}): use another template"
+            )
+        most = models.vocabulary(config.model, directory)
+        if most is not None and (beyond := [token for token in example[0] if token >= most]):
+            raise UserError(
+                f"model.path = {config.model.path}: its chat template writes the token"
+                f" {template.tokenizer.convert_ids_to_tokens(beyond[0])}, for which the model has no"
+                f" embedding ({most} tokens): name a model that has been trained with the template"
             )
     continuing = [name for name, suite in config.suites.items().items() if suite.continues_turns]
     if "evaluate" in stages and config.engine.reads_model and suites & set(continuing):

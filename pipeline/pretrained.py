@@ -7,15 +7,18 @@ sandbox.
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.data import adapter
 from pipeline.errors import UserError
 
 SAFE = {"trust_remote_code": False}
 SAFE_WEIGHTS = {**SAFE, "use_safetensors": True}
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5")
 
 
@@ -40,9 +43,13 @@ def stop_tokens(directory: str, revision: str | None, tokenizer: Any) -> set[int
 
     try:
         found = GenerationConfig.from_pretrained(directory, revision=revision, **SAFE).eos_token_id
+    except TypeError as e:  # no object
+        raise ValueError(f"generation_config.json: {e}") from None
     except OSError:
         found = architecture(directory, revision).get_text_config().eos_token_id
-    ids = found if isinstance(found, list) else [found]
+    ids = [token for token in (found if isinstance(found, list) else [found]) if token is not None]
+    if odd := [token for token in ids if not isinstance(token, int)]:
+        raise ValueError(f"eos_token_id holds {odd[0]!r}, which is no token id")
     return {token for token in (tokenizer.eos_token_id, *ids) if token is not None}
 
 
@@ -51,7 +58,10 @@ def architecture(directory: str, revision: str | None = None) -> Any:
     from transformers import AutoConfig
 
     with _no_code(directory):
-        return AutoConfig.from_pretrained(directory, revision=revision, **SAFE)
+        try:
+            return AutoConfig.from_pretrained(directory, revision=revision, **SAFE)
+        except (LookupError, TypeError, AttributeError) as e:  # of values that no model has
+            raise ValueError(f"config.json: {type(e).__name__}: {e}") from None
 
 
 def quantization(directory: str, revision: str | None = None) -> dict[str, Any] | None:
@@ -75,8 +85,11 @@ def empty(architecture: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(architecture, attn_implementation="eager", **SAFE)
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(architecture, attn_implementation="eager", **SAFE)
+    except (LookupError, TypeError, AttributeError) as e:  # of values that no model has
+        raise ValueError(f"config.json: {type(e).__name__}: {e}") from None
 
 
 def model(directory: str, revision: str | None = None, *, dtype: str, attention: str = "eager") -> Any:
@@ -110,14 +123,67 @@ def check_weights(directory: str, field: str = "model.path") -> None:
     if not os.path.isdir(directory):
         return
     names = sorted(os.listdir(directory))
-    if any(name.endswith(".safetensors") for name in names):
+    if "adapter_config.json" in names:  # transformers would load the model that the adapter names instead
+        raise UserError(
+            f"{field} = {directory}: holds an adapter beside the model (adapter_config.json); move the"
+            " adapter into a directory of its own, and name it in adapters"
+        )
+    if weights := [name for name in names if name.endswith(".safetensors")]:
+        _check_whole(directory, weights, field)
         return
+    if gguf := next((name for name in names if name.endswith(".gguf")), None):
+        raise UserError(
+            f"{field} = {directory}: its weights are in {gguf}, which is not read; name the model in"
+            " safetensors"
+        )
     if pickled := [name for name in names if Path(name).suffix in _PICKLES]:
         raise UserError(
             f"{field} = {directory}: its weights are in {pickled[0]}, whose format can run code; save the"
             " model as safetensors"
         )
     raise UserError(f"{field} = {directory}: holds no *.safetensors, so no weights; copy the model again")
+
+
+def _check_whole(directory: str, names: list[str], field: str) -> None:
+    """Raises UserError for files of weights that are cut off or missing, or hold too few layers."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    index = Path(directory, "model.safetensors.index.json")
+    try:
+        named = set(json.loads(index.read_bytes())["weight_map"].values()) if index.is_file() else set()
+        if absent := sorted(named - set(names)):
+            raise ValueError(f"{absent[0]} is missing")
+        for name in sorted(named) or names:
+            try:
+                shapes |= adapter.shapes(str(Path(directory, name)))
+            except (OSError, ValueError) as e:
+                raise ValueError(f"{name}: {str(e) or type(e).__name__}") from None
+        settings = _settings(directory)
+        layers = settings.get("num_hidden_layers")
+        numbers = [int(found[1]) for name in shapes if (found := _LAYER.search(name))]
+        if isinstance(layers, int) and numbers and max(numbers) + 1 < layers:
+            raise ValueError(f"config.json names {layers} layers, and they hold {max(numbers) + 1}")
+        size = (settings.get("vocab_size"), settings.get("hidden_size"))
+        for name, shape in shapes.items():
+            if name.endswith(".embed_tokens.weight") and None not in size and shape != size:
+                raise ValueError(f"{name} has shape {list(shape)}, by config.json {list(size)}")
+    except FileNotFoundError:  # without a config.json it is no model, which others say
+        return
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
+        raise UserError(
+            f"{field} = {directory}: its weights are not whole ({str(e) or type(e).__name__}); copy the"
+            " model again"
+        ) from None
+
+
+def _settings(directory: str) -> dict:
+    """The content of config.json. Raises FileNotFoundError; ValueError if it is no JSON object."""
+    try:
+        found = json.loads(Path(directory, "config.json").read_bytes())
+    except ValueError as e:
+        raise ValueError(f"config.json: {e}") from None
+    if not isinstance(found, dict):
+        raise ValueError("config.json holds no object")
+    return found
 
 
 def check(directory: str, revision: str | None = None, field: str = "model.path") -> None:

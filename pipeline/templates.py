@@ -21,6 +21,10 @@ _BREAKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 _NEXT = "qznextqz"  # the text of the turn after the one that is looked at
 
 
+# What templates change that cut, quote or escape a text.
+_ANY_TEXT = ' "It\'s 1 < 2" & more — é, 文.\n\n  * a\\b\n' + "and so on " * 200
+
+
 @dataclass(frozen=True)
 class Frame:
     """What a template writes around the last assistant turn of conversations with the same roles.
@@ -376,5 +380,5 @@ _ON: dict[str, Scalar] = {
 def probe(roles: tuple[str, ...]) -> list[Message]:
     """A conversation with these roles whose texts can be found again in its rendering."""
     make = {"system": system, "user": user, "assistant": assistant}
-    texts = [f"qz{chr(ord('a') + number)}qz" for number in range(len(roles))]
+    texts = [f"qz{chr(ord('a') + number)}qz{_ANY_TEXT}qz" for number in range(len(roles))]
     return [make[role](text) for role, text in zip(roles, texts, strict=True)]

@@ -276,7 +276,7 @@ def test_the_way_to_the_directory_does_not_matter(plain, base, tmp_path, monkeyp
     [
         (
             "pickled",
-            "its matrices are in adapter_model.bin, whose format can run code); save it as safetensors",
+            "its matrices are in adapter_model.bin, whose format can run code); save it as adapter_model.safetensors",
         ),
         ("sharded", "its matrices are in several files); load it with PEFT and save it into one"),
         ("without", "it holds no adapter_model.safetensors); copy it again"),

@@ -116,6 +116,19 @@ MODELS = {
     "broken tokenizer": "its tokenizer cannot be loaded",
     "unknown kind": "its configuration cannot be loaded",
     "tekken": "its tokenizer is in tekken.json alone",
+    "cut off": "its weights are not whole (model.safetensors: the file is cut off); copy the model again",
+    "pointer": "a pointer of Git LFS: `git lfs pull` fetches the file",
+    "shard": "its weights are not whole (model-00002-of-00002.safetensors is missing)",
+    "layers": "its weights are not whole (config.json names 5 layers, and they hold 2)",
+    "shape": "its weights are not whole (model.embed_tokens.weight has shape ",
+    "beside an adapter": "the directory holds an adapter (adapter_config.json)",
+    "gguf": "its weights are in model.gguf, which is not read",
+    "classifier": "LlamaForSequenceClassification writes no texts",
+    "stop": "eos_token_id holds 'x', which is no token id",
+    "rope": "its configuration cannot be loaded (config.json: KeyError: 'nonsense')",
+    "template cuts": "leaves out or moves the text of the user turn",
+    "template quotes": "leaves out or moves the text of the user turn",
+    "embeddings": "for which the model has no embedding",
 }
 
 
@@ -151,6 +164,37 @@ def test_models_that_a_later_stage_would_refuse(tmp_path, model, said, case):
         for name in ("tokenizer.json", "tokenizer_config.json"):
             (place / name).unlink()
         (place / "tekken.json").write_text("{}")
+    elif case == "cut off":
+        (place / "model.safetensors").write_bytes((place / "model.safetensors").read_bytes()[:-500])
+    elif case == "pointer":
+        (place / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    elif case == "shard":
+        names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+        (place / "model.safetensors").rename(place / names[0])
+        index = {"metadata": {}, "weight_map": dict(zip("ab", names, strict=True))}
+        (place / "model.safetensors.index.json").write_text(json.dumps(index))
+    elif case == "layers":
+        edit(str(place), num_hidden_layers=5)
+    elif case == "shape":
+        edit(str(place), hidden_size=64)
+    elif case == "beside an adapter":
+        (place / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/other"}))
+    elif case == "gguf":
+        (place / "model.safetensors").rename(place / "model.gguf")
+    elif case == "classifier":
+        edit(str(place), architectures=["LlamaForSequenceClassification"])
+    elif case == "stop":
+        (place / "generation_config.json").write_text(json.dumps({"eos_token_id": ["x"]}))
+    elif case == "rope":
+        edit(str(place), rope_scaling={"type": "nonsense", "factor": 2})
+    elif case == "template cuts":
+        (place / "chat_template.jinja").write_text(tiny.CHATML.replace("m['content']", "m['content'][:1000]"))
+    elif case == "template quotes":
+        (place / "chat_template.jinja").write_text(tiny.CHATML.replace("m['content']", "m['content']|tojson"))
+    elif case == "embeddings":
+        tokenizer = tiny.tokenizer(tiny.CHATML.replace("<|im_start|>", "<|new|><|im_start|>"))
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|new|>"]})
+        tokenizer.save_pretrained(place)
     told = said(tree(tmp_path, place, **changes))
     assert MODELS[case] in told and "Traceback" not in told
 
