@@ -22,7 +22,7 @@ _NEXT = "qznextqz"  # the text of the turn after the one that is looked at
 
 
 # What templates change that cut, quote or escape a text.
-_ANY_TEXT = ' "It\'s 1 < 2" & more — é, 文.\n\n  * a\\b\n' + "and so on " * 200
+_ANY_TEXT = ' "It\'s 1 < 2" & more — é, 文.\n\n  * a\\b\n' + "and so on " * 50
 
 
 @dataclass(frozen=True)
