@@ -306,7 +306,9 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
 
     directory: as returned by `model_dir`. Returns notices: allowed settings that are worth a log line.
     """
-    notices = _check_precision(config, stages) + (environment.unused_key() if "train" in stages else [])
+    notices = _check_precision(config, stages)
+    if "train" in stages:
+        notices += environment.unused_key() + environment.unused_accelerate()
     if _reads_model(config, stages):
         models.check_weights(directory, config.model.revision)
     if "train" in stages:

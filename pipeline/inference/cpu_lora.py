@@ -14,6 +14,7 @@ from types import ModuleType
 from pipeline.errors import RunFailed
 
 SWITCH = "SETBACKS_GROUPED_CPU_LORA"
+PLUGIN = "setbacks_cpu_lora"  # the entry point
 
 
 def register() -> None:

@@ -340,6 +340,8 @@ def _environment(engine: VLLM) -> None:
     """Set the variables that vLLM reads when it is imported."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if (listed := os.environ.get("VLLM_PLUGINS")) is not None and cpu_lora.PLUGIN not in listed.split(","):
+        os.environ["VLLM_PLUGINS"] = f"{listed},{cpu_lora.PLUGIN}"  # a list of the only ones that vLLM loads
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # An engine is on one node. By default gloo would listen on the address of the host's name.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

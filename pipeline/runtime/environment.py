@@ -72,6 +72,27 @@ def check_vllm_variables() -> None:
             ) from None
 
 
+def of_accelerate() -> list[str]:
+    """Names of the variables by which accelerate would train in another way than the configuration says.
+
+    `accelerate launch` sets them for everything that runs below it.
+    """
+    return sorted(name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_")))
+
+
+def forget_accelerate() -> None:
+    """Remove these variables from this process, which is a training worker's."""
+    for name in of_accelerate():
+        del os.environ[name]
+
+
+def unused_accelerate() -> list[str]:
+    """A notice if there are such variables."""
+    if not (names := of_accelerate()):
+        return []
+    return [f"{', '.join(names)}: not used, training takes its settings from the configuration alone"]
+
+
 def unused_key() -> list[str]:
     """A notice if a W&B key is set, but W&B is not installed."""
     if not os.environ.get("WANDB_API_KEY") or importlib.util.find_spec("wandb") is not None:

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.data import adapter as adapter_files
 from pipeline.data import storage
 from pipeline.errors import RunFailed
-from pipeline.runtime import attempt, imports
+from pipeline.runtime import attempt, environment, imports
 from pipeline.runtime.session import TRAIN_ENVIRONMENT, actor_on_driver_node
 from pipeline.training.job import HISTORY, Job
 
@@ -202,6 +202,7 @@ def _fit(directory: str, jobs: list[Job]) -> None:
 
 def _train(arguments: dict) -> None:
     """The workers' function; imports torch in the worker, not in the driver."""
+    environment.forget_accelerate()
     with imports.quick():
         from pipeline.training import loop
 

@@ -2,12 +2,14 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
 from pipeline import preflight
 from pipeline.errors import UserError
 from pipeline.runtime import environment, session
+from pipeline.training import workers
 from tests.scripted import config
 
 
@@ -135,3 +137,36 @@ def test_a_number_of_threads_that_is_none_is_refused(tmp_path, monkeypatch, valu
 def test_a_number_of_threads_passes(monkeypatch, value):
     monkeypatch.setenv("OMP_NUM_THREADS", value)
     environment.check_threads()
+
+
+def test_variables_of_accelerate_change_no_training_and_are_told(monkeypatch):
+    """Left alone, ACCELERATE_MIXED_PRECISION trains in bfloat16 although `bf16: false`, and others end workers."""
+    for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]:
+        monkeypatch.delenv(name)
+    assert environment.unused_accelerate() == []
+    odd = {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_USE_CPU": "maybe", "FSDP_VERSION": "2"}
+    for name, value in odd.items():
+        monkeypatch.setenv(name, value)
+    [notice] = environment.unused_accelerate()
+    assert notice.startswith("ACCELERATE_MIXED_PRECISION, ACCELERATE_USE_CPU, FSDP_VERSION: not used")
+    seen: list[list[str]] = []
+    monkeypatch.setattr("pipeline.training.loop.train", lambda _: seen.append(environment.of_accelerate()))
+    workers._train({"jobs": []})
+    assert seen == [[]]
+
+
+@pytest.mark.parametrize("listed", [None, "", "mine", "mine,setbacks_cpu_lora"])
+def test_a_list_of_plugins_does_not_turn_off_our_own(monkeypatch, listed):
+    import tomllib
+
+    from pipeline.inference import cpu_lora, vllm
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    os.environ.pop("VLLM_PLUGINS", None)
+    if listed is not None:
+        os.environ["VLLM_PLUGINS"] = listed
+    vllm._environment(vllm.VLLM())
+    found = os.environ.get("VLLM_PLUGINS")
+    assert found is None if listed is None else found.split(",").count(cpu_lora.PLUGIN) == 1
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert cpu_lora.PLUGIN in project["entry-points"]["vllm.general_plugins"]
