@@ -75,9 +75,10 @@ def check_vllm_variables() -> None:
 def of_accelerate() -> list[str]:
     """Names of the variables by which accelerate would train in another way than the configuration says.
 
-    `accelerate launch` sets them for everything that runs below it.
+    `accelerate launch` sets them for everything that runs below it. The device is Ray Train's to set.
     """
-    return sorted(name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_")))
+    found = {name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))}
+    return sorted(found - {"ACCELERATE_TORCH_DEVICE"})
 
 
 def forget_accelerate() -> None:
