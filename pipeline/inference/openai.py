@@ -50,7 +50,7 @@ _RETRIED = (408, 409, 425, 429)  # and all from 500 on
 _USED_UP = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")  # a 429 that lasts
 _PREFILL = {"continue_final_message": True, "add_generation_prompt": False}  # of vLLM's server
 _SECONDS = re.compile(r"\d{1,9}(?:\.\d{1,9})?", re.ASCII)
-# Finish reasons of several servers, in any case. Any other one is told, and counts as cut.
+# Finish reasons of several servers, in any case. Any other reason is reported and counts as cut.
 _ENDS = (
     "stop", "eos", "eos_token", "stop_token", "end_turn", "stop_sequence", "end", "done", "complete",
     "completed", "finished",

@@ -185,7 +185,7 @@ class Row:
         return places[0] if places else (field, None)
 
     def _is_null(self, field: str, value: Any) -> bool:
-        """Whether a value is text that says null, which is told."""
+        """Whether a value is text that says null. Such values are reported."""
         if not is_null_text(value):
             return False
         self.notes[NO_INPUT if field == "input" else NULL_TEXT] += 1
