@@ -219,15 +219,15 @@ def differences(job: Job, reference: Job, *, sampled: bool = False) -> list[str]
 
 
 def _leftovers(job: Job) -> list[str]:
-    """Files that a whole data set has no use for: half-written ones and parts; and failed rows without a
-    reason."""
+    """Files that a whole data set has no use for: half-written ones and parts; and rows that failed or were
+    dropped without a reason, or have a reason and did not."""
     patterns = ("**/*.tmp", ".state/mistakes/parts-*", ".state/mistakes/kept-*", ".state/mistakes/shards*")
     found = [f"{path.relative_to(job.run)} is left" for pattern in patterns for path in job.run.glob(pattern)]
     rows = rows_of(job.run).select(["id", "status", "error"]).to_pylist()
     return found + [
         f"{row['id']} is {row['status']}, error {row['error']}"
         for row in rows
-        if (row["status"] == "failed") != bool(row["error"])
+        if (row["status"] in ("failed", "dropped")) != bool(row["error"])
     ]
 
 
