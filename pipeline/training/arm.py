@@ -100,7 +100,7 @@ class Training:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         for group in self._groups.values():
-            group.release()
+            group.release(trained=error is None)
         if error is None:
             attempt.check()  # before the checkpoints of other attempts are removed
             forget(self._checkpoints, self._arms)

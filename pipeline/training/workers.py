@@ -22,6 +22,7 @@ from pipeline.training.job import HISTORY, Job
 Progress = Callable[[dict], None]
 RESIZE_S = 60.0  # interval at which elastic training checks whether the number of workers can change
 POLL_S = 0.3  # interval at which the driver reads the workers' log lines
+END_S = 60.0  # wait for Ray Train's controller to end after its last run
 SEEN_S = 60.0  # wait for a worker's file to become visible to the driver: NFS caches missing files
 _TRIES = 3  # attempts to read a checkpoint
 WORKER_ENVIRONMENT = {
@@ -91,7 +92,15 @@ class WorkerGroup:
         notices, self._notices = list(self._notices), {}
         return notices
 
-    def release(self) -> None:
+    def release(self, *, trained: bool) -> None:
+        """Let go of the workers.
+
+        trained: all runs are finished. Then this waits until Ray Train has ended. Its controller would still
+                 write beside the checkpoints while they are removed. Its thread would call Ray
+                 after the shutdown, which starts another Ray or ends the process with exit status 1.
+        """
+        if trained and self._running is not None:
+            wait([self._running], timeout=END_S)
         self._executor.shutdown(wait=False)
 
     def _start(self) -> Future[None]:
