@@ -74,8 +74,8 @@ $(VENV)/.installed: pyproject.toml requirements.lock $(BIN)/uv
 	touch $@
 
 $(BIN)/uv:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) or sys.platform != "linux")' \
-		|| { echo "setbacks needs Linux and Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) or sys.platform != "linux")' \
+		|| { echo "setbacks needs Linux and Python 3.11 to 3.14: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > $(VENV)/uv.txt
 	$(PIP) install --no-index --find-links $(WHEELS) --require-hashes -r $(VENV)/uv.txt 2>/dev/null \
