@@ -23,14 +23,13 @@ from pipeline.data import adapter as adapter_files
 from pipeline.data import storage
 from pipeline.data.adapter import MOST_RANK
 from pipeline.data.dataset import Dataset
-from pipeline.data.output import differences
 from pipeline.errors import UserError
 from pipeline.runtime import attempt
 from pipeline.settings.base import Model
 from pipeline.settings.shown import first_line
-from pipeline.toy.model import shipped_recipe
 from pipeline.training import adapter, examples, start
 from pipeline.training.config import Train
+from pipeline.training.identity import facts_of, fingerprint, refuse_others, with_tables
 from pipeline.training.job import HISTORY, Job, Run, forget, write_table
 from pipeline.training.workers import Progress, WorkerGroup
 
@@ -184,11 +183,11 @@ def _prepare(arm: ArmSpec, places: Places) -> Prepared:
     name = fingerprint(arm, made.tables)
     state_dir = storage.absolute(places.state)
     state = storage.join(state_dir, name)
-    facts = _facts(arm)
+    facts = facts_of(arm)
     shown = {
         **facts,
         "weights": hashlib.sha256(json.dumps(facts["weights"]).encode()).hexdigest()[:12],
-        "training set": _content(hashlib.sha256(), made.tables).hexdigest()[:12],
+        "training set": with_tables(hashlib.sha256(), made.tables).hexdigest()[:12],
     }
     refuse_others(state_dir, name, shown)
     storage.write_text(storage.join(state, "facts.json"), json.dumps(shown, indent=1))
@@ -304,62 +303,6 @@ def _notice(train: Train, parameters: int) -> dict:
     if train.start is None:
         return {}
     return {"notice": f"lora is not used: training continues the start adapter's {parameters:,} parameters"}
-
-
-# -- the fingerprint of a training, and its state
-
-
-def fingerprint(arm: ArmSpec, tables: dict[str, Any]) -> str:
-    """A hash of everything that determines the weights.
-
-    That is: hyper-parameters, model, seed, start adapter, and every token of the training set.
-    """
-    digest = hashlib.sha256(json.dumps(_facts(arm), sort_keys=True).encode())
-    return _content(digest, tables).hexdigest()[:16]
-
-
-def _content(digest: Any, tables: dict[str, Any]) -> Any:
-    """The digest, fed with the tables."""
-    for table in tables.values():
-        for batch in table.combine_chunks().to_batches():
-            digest.update(batch.serialize())
-    return digest
-
-
-def _facts(arm: ArmSpec) -> dict:
-    return {
-        "train": arm.train.model_dump(mode="json", exclude=arm.train.OPERATIONAL),
-        "start": start.content(arm.train.start),
-        "model": arm.model.identity(),
-        "weights": _weights(arm.model, arm.model_dir),
-        "seed": arm.seed,
-    }
-
-
-def _weights(model: Model, model_dir: str) -> Any:
-    """The identity of the weights. The toy model's are the same in every installation of the package."""
-    if model.path == "toy":
-        return shipped_recipe()["hash"]
-    if not os.path.isdir(model_dir):
-        return model_dir
-    return [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in storage.files(model_dir)]
-
-
-def refuse_others(state_dir: str, name: str, facts: dict) -> None:
-    """Raises UserError, with the differences, if a training of another fingerprint is unfinished here.
-
-    Its checkpoints may be days of work, so nothing but --overwrite deletes them.
-    """
-    for other in storage.directories(state_dir):
-        if other == name:
-            continue
-        path = storage.join(state_dir, other, "facts.json")
-        known = json.loads(storage.read_text(path)) if storage.exists(path) else None
-        changes = differences(known, facts) if known is not None else ["by another version of setbacks"]
-        raise UserError(
-            f"{state_dir} holds an unfinished training under other settings ({'; '.join(changes)}): restore"
-            " them to resume it, choose another run_dir, or train anew with --overwrite"
-        )
 
 
 # -- runs

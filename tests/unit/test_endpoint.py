@@ -18,7 +18,7 @@ import pytest
 from pipeline import thoughts
 from pipeline.chat import Completion, Sampling, assistant, user
 from pipeline.errors import RowFailed, UserError
-from pipeline.inference import notices
+from pipeline.inference import notices, openai_refusals
 from pipeline.inference import openai as module
 from pipeline.inference.openai import EndpointModel, check
 from pipeline.settings.base import Endpoint
@@ -355,12 +355,12 @@ def test_retry_after_is_honoured():
 
 def test_retry_after_forms():
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
-    assert module._retry_after("7") == 7
-    assert 25 < module._retry_after(soon) <= 30
-    assert module._retry_after("99999") == module.MAX_RETRY_AFTER_S
-    assert [module._retry_after(v) for v in ("", "soon", "-5", "nan", "Wed, 21 Oct 2015 07:28:00 GMT")] == [
-        0
-    ] * 5
+    assert openai_refusals._retry_after("7") == 7
+    assert 25 < openai_refusals._retry_after(soon) <= 30
+    assert openai_refusals._retry_after("99999") == openai_refusals.MAX_RETRY_AFTER_S
+    assert [
+        openai_refusals._retry_after(v) for v in ("", "soon", "-5", "nan", "Wed, 21 Oct 2015 07:28:00 GMT")
+    ] == [0] * 5
 
 
 def test_backoff_grows_and_is_bounded():
@@ -754,13 +754,13 @@ def test_a_url_with_the_path_of_the_requests_is_refused():
 
 def test_retry_after_is_rounded_up_and_nonsense_is_none():
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=1), usegmt=True)
-    found = [module._retry_after(v) for v in ("1.5", "0.2", " 3 ", soon)]
+    found = [openai_refusals._retry_after(v) for v in ("1.5", "0.2", " 3 ", soon)]
     assert found[:3] == [2, 1, 3] and found[3] == int(found[3]) and 0 <= found[3] <= 1
     for nonsense in ("-1.5", "nan", "inf", "1.5.5", "1e3", "٣", "1,5", "None"):
-        assert module._retry_after(nonsense) == 0
-    assert module._asked_to_wait({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5
-    assert module._asked_to_wait({"retry-after-ms": "soon", "retry-after": "9"}) == 9
-    assert module._asked_to_wait({"retry-after-ms": "9" * 9}) == module.MAX_RETRY_AFTER_S
+        assert openai_refusals._retry_after(nonsense) == 0
+    assert openai_refusals.asked_to_wait({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5
+    assert openai_refusals.asked_to_wait({"retry-after-ms": "soon", "retry-after": "9"}) == 9
+    assert openai_refusals.asked_to_wait({"retry-after-ms": "9" * 9}) == openai_refusals.MAX_RETRY_AFTER_S
 
 
 def test_a_fractional_retry_after_is_waited_for():

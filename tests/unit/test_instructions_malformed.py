@@ -64,9 +64,9 @@ def test_ids_of_malformed_rows_do_not_depend_on_where_the_source_lies(tmp_path):
 
 
 def test_a_line_without_end_is_not_kept(tmp_path, monkeypatch):
-    from pipeline.sources import files
+    from pipeline.sources import readers
 
-    monkeypatch.setattr(files, "MAX_LINE_BYTES", 2**20)
+    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 2**20)
     path = tmp_path / "a.jsonl"
     path.write_bytes(
         b'{"instruction": "a"}\n'

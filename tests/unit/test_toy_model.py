@@ -12,7 +12,7 @@ from pipeline import models, preflight, pretrained, prompts
 from pipeline.fingerprints import fingerprints
 from pipeline.settings.base import Model
 from pipeline.toy import corpus, model, world
-from pipeline.training import arm
+from pipeline.training import identity
 from tests import scripted
 
 ROOT = Path(__file__).parents[2]
@@ -137,5 +137,5 @@ def test_a_training_goes_on_where_the_package_lies_elsewhere(tmp_path):
     os.utime(elsewhere / "model.safetensors", (0, 0))
     toy = scripted.config(tmp_path / "run")
     specs = [preflight.arm_specs(toy, str(place))["sft"] for place in (model.WEIGHTS, elsewhere)]
-    names = [arm.fingerprint(spec, {}) for spec in specs]
+    names = [identity.fingerprint(spec, {}) for spec in specs]
     assert names[0] == names[1]

@@ -11,7 +11,7 @@ from pipeline.config import Config
 from pipeline.data import adapter as adapter_files
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
-from pipeline.training import arm, sft
+from pipeline.training import arm, identity, sft
 from pipeline.training.job import Run, write_table
 from tests import tiny
 
@@ -135,7 +135,7 @@ def test_the_adapters_content_belongs_to_the_fingerprint(place):
     names = []
     for seed in (1, 2, 1):
         adapter(place, "mine", seed)
-        names.append(arm.fingerprint(tiny.spec(config(place, "mine"), "sft"), {}))
+        names.append(identity.fingerprint(tiny.spec(config(place, "mine"), "sft"), {}))
     assert names[0] == names[2] != names[1]
 
 
