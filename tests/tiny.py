@@ -2,6 +2,8 @@
 training."""
 
 import random
+import tempfile
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
 from pipeline import preflight
@@ -64,8 +66,27 @@ def model(**changes):
 
 
 def save(directory: Path, chat_template: str | None = CHATML, **changes) -> str:
-    model(**changes).save_pretrained(directory)
-    tokenizer(chat_template).save_pretrained(directory)
+    """The model and its tokenizer as files, which a process makes once and copies from then on."""
+
+    def make(into: Path) -> None:
+        model(**changes).save_pretrained(into)
+        tokenizer(chat_template).save_pretrained(into)
+
+    return copied(directory, (chat_template, repr(changes)), make)
+
+
+_made: dict[Hashable, dict[str, bytes]] = {}
+
+
+def copied(directory: Path, key: Hashable, make: Callable[[Path], None]) -> str:
+    """A directory of the files that `make` writes; the key stands for its content."""
+    if key not in _made:
+        with tempfile.TemporaryDirectory() as scratch:
+            make(Path(scratch))
+            _made[key] = {file.name: file.read_bytes() for file in Path(scratch).iterdir()}
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    for name, content in _made[key].items():
+        Path(directory, name).write_bytes(content)
     return str(directory)
 
 

@@ -13,10 +13,12 @@ import math
 import os
 import random
 import re
+import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.request import getproxies
 
@@ -208,6 +210,7 @@ class EndpointModel:
             limits=httpx.Limits(
                 max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency
             ),
+            verify=_certificates(),
             # _post limits the time of a whole try. httpx's limits are per read, so a slow trickle would pass.
             timeout=None,
         )
@@ -338,6 +341,15 @@ class _Retry(Exception):
     def __init__(self, reason: str, after_s: float = 0.0):
         super().__init__(reason)
         self.after_s = after_s
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """The certificates that servers are checked against. Loading them takes longer than a request, so all
+    clients of a process share them."""
+    import httpx
+
+    return httpx.create_ssl_context()
 
 
 def _key(endpoint: Endpoint, field: str = "endpoint") -> str | None:

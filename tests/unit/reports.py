@@ -8,6 +8,7 @@ from itertools import product
 import pyarrow.parquet as pq
 
 from pipeline.config import Config
+from pipeline.report import plots
 from pipeline.suites.safety.schema import ANSWERS
 from tests import scripted
 
@@ -15,6 +16,12 @@ SECRET = "Zanzibar-secret"
 HOSTILE = f"</dd></details><script>alert('{SECRET}')</script><img src=x onerror=alert(1)>"
 ARMS = ("vanilla", "sft", "mistake_analysis")
 VOID = {"meta", "link", "img", "br", "path", "use", "rect"}
+
+
+def no_figures(monkeypatch) -> None:
+    """For reports whose figures nobody looks at: drawing them takes most of a report's time."""
+    for name in ("rates", "over_steps", "over_lengths"):
+        monkeypatch.setattr(plots, name, lambda *_arguments, **_options: "<svg></svg>")
 
 
 class Page(HTMLParser):

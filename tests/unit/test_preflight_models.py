@@ -26,13 +26,16 @@ def save(directory, name: str | None = None, template: str | None = None, **chan
     """The tiny model with a template of TRL's, or this one."""
     if name is None:
         return tiny.save(directory, template or tiny.CHATML, **changes)
-    tokenizer = trl_templates.tokenizer(name)
-    model = tiny.model(**changes)
-    model.resize_token_embeddings(len(tokenizer))
-    model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return str(directory)
+
+    def make(into) -> None:
+        tokenizer = trl_templates.tokenizer(name)
+        model = tiny.model(**changes)
+        model.resize_token_embeddings(len(tokenizer))
+        model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
+        model.save_pretrained(into)
+        tokenizer.save_pretrained(into)
+
+    return tiny.copied(directory, (name, repr(changes)), make)
 
 
 def config(tmp_path, path: str, **changes):

@@ -13,7 +13,7 @@ from pipeline.report.summary import Rate
 from pipeline.schema import SFT
 from pipeline.sources.counts import Accounts
 from pipeline.suites.safety.schema import ANSWERS
-from tests.unit.reports import ARMS, HOSTILE, SECRET, Page, config, titles, write, write_answers
+from tests.unit.reports import ARMS, HOSTILE, SECRET, Page, config, no_figures, titles, write, write_answers
 
 
 def write_mistakes(run_dir, text=SECRET):
@@ -84,6 +84,11 @@ def write_logs(run_dir):
         },
     ]
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(s) + "\n" for s in stages))
+
+
+@pytest.fixture
+def figureless(monkeypatch):
+    no_figures(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +188,7 @@ def test_hostile_text_is_escaped(tmp_path):
     assert "<script" not in markdown and "alert(2)&lt;/script> $x$ \\| `y`" in markdown
 
 
+@pytest.mark.usefixtures("figureless")
 @pytest.mark.parametrize("path", ["toy", "org/chat-7b"])
 def test_the_toy_note_stands_where_it_belongs(whole, path):
     for text in report(whole, report={"examples": 0}, model={"path": path, "revision": "abc123"}):
@@ -191,6 +197,7 @@ def test_the_toy_note_stands_where_it_belongs(whole, path):
         assert SECRET not in text  # no example is wanted
 
 
+@pytest.mark.usefixtures("figureless")
 def test_texts_without_a_model_are_told_and_the_unread_model_is_not_credited(whole):
     for text in report(whole, engine={"kind": "dummy"}):
         assert "No model" in text and "Texts of this run were written by dummy, which is no model" in text
@@ -199,6 +206,7 @@ def test_texts_without_a_model_are_told_and_the_unread_model_is_not_credited(who
         assert "Texts of this run were written by dummy, which is no model" in text
 
 
+@pytest.mark.usefixtures("figureless")
 def test_a_server_is_told_as_what_wrote_the_texts(whole):
     server = {"kind": "openai", "url": "http://a.host/v1", "model": "served"}
     _, markdown = report(whole, recipe={"engine": server})
@@ -237,12 +245,14 @@ def test_an_evaluation_in_which_everything_failed(tmp_path):
     assert "this row failed" in html and Page(html).open == []
 
 
+@pytest.mark.usefixtures("figureless")
 def test_columns_of_measures_that_were_not_taken_are_left_out(whole):
     _, markdown = report(whole, evaluation={"harmful": {"path": "toy:harmful"}, "help": None})
     assert "| Arm | Harmless, % |\n" in markdown
     assert "No rating" not in markdown and "Over-refusal" not in markdown
 
 
+@pytest.mark.usefixtures("figureless")
 def test_in_a_run_of_mistake_analysis_the_safety_suite_comes_first(whole):
     suite = {"entries": {"path": "toy:detailed-heldout"}}
     _, markdown = report(whole, evaluation={"harmful": {"path": "toy:harmful"}, "course_correction": suite})

@@ -12,7 +12,7 @@ from pipeline.methods.course_correction.schema import CORRECTIONS
 from pipeline.schema import PREFERENCES
 from pipeline.sources.counts import Accounts
 from pipeline.suites.c2_eval.schema import CONTINUATIONS
-from tests.unit.reports import HOSTILE, SECRET, Page, config, titles, write, write_answers
+from tests.unit.reports import HOSTILE, SECRET, Page, config, no_figures, titles, write, write_answers
 
 KS = (10, 80)
 CORRECTED = {"vanilla": 0, "dpo": 3, "given": 1}  # of four paths
@@ -249,7 +249,8 @@ def test_hostile_text_of_course_correction_is_escaped(tmp_path):
     assert SECRET not in "".join(page.visible) and SECRET not in markdown
 
 
-def test_over_refusal_stays_with_the_safety_suite_behind(tmp_path):
+def test_over_refusal_stays_with_the_safety_suite_behind(tmp_path, monkeypatch):
+    no_figures(monkeypatch)
     write_continuations(tmp_path)
     write_answers(tmp_path)
     _, markdown = correction_report(
@@ -266,7 +267,8 @@ def test_an_empty_run_of_course_correction_says_what_is_missing(tmp_path):
         assert "no evaluation yet" not in text, "the safety suite is not configured"
 
 
-def test_a_run_that_only_evaluates_has_no_training_and_no_data(tmp_path):
+def test_a_run_that_only_evaluates_has_no_training_and_no_data(tmp_path, monkeypatch):
+    no_figures(monkeypatch)
     write_continuations(tmp_path)
     suite = {"entries": {"path": "toy:detailed-heldout"}, "authors_rules": True}
     only = config(
