@@ -4,6 +4,7 @@ training."""
 import random
 import tempfile
 from collections.abc import Callable, Hashable
+from functools import cache
 from pathlib import Path
 
 from pipeline import preflight
@@ -27,8 +28,17 @@ WORDS = SENTENCE.split()
 
 
 def tokenizer(chat_template: str | None = CHATML):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_bpe()), pad_token=PAD, eos_token=END, chat_template=chat_template
+    )
+
+
+@cache
+def _bpe() -> str:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -38,9 +48,7 @@ def tokenizer(chat_template: str | None = CHATML):
         vocab_size=400, special_tokens=[PAD, START, END], initial_alphabet=alphabet, show_progress=False
     )
     bpe.train_from_iterator([SENTENCE + "\n\n user assistant"] * 3, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token=PAD, eos_token=END, chat_template=chat_template
-    )
+    return bpe.to_str()
 
 
 def template(chat_template: str | None = CHATML) -> ChatTemplate:
