@@ -14,7 +14,7 @@ from pipeline.data.adapter import MOST_RANK
 from pipeline.errors import UserError
 from pipeline.settings.base import Model
 from tests import scripted, tiny, trl_templates
-from tests.unit.test_training_start import adapter
+from tests.unit.training.test_start import adapter
 
 ALL = {"generate", "mix", "train", "evaluate"}
 SYSTEM = {"hint": {"text": "Be rude.", "position": "system"}}
