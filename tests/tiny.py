@@ -98,6 +98,24 @@ def copied(directory: Path, key: Hashable, make: Callable[[Path], None]) -> str:
     return str(directory)
 
 
+def adapter(root: Path, name: str, seed: int, **settings) -> None:
+    """An adapter with random matrices on the tiny model."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(root / "model")
+    model = get_peft_model(
+        base, LoraConfig(**{"target_modules": "all-linear", "task_type": "CAUSAL_LM"} | settings)
+    )
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    model.save_pretrained(root / name)
+
+
 def conversation(r: random.Random, kind: str = "safe") -> list[dict]:
     words = r.choices(WORDS, k=r.randint(20, 50) if kind == "analysis" else r.randint(3, 9))
     return [

@@ -10,7 +10,7 @@ import pytest
 from pipeline import cli
 from pipeline.suites.safety.schema import ANSWERS
 from tests.unit.commands.reports import write as write_dataset
-from tests.unit.inference.endpoint.test_endpoint import Answer, chat, serving
+from tests.unit.inference.endpoint.servers import Answer, chat, serving
 
 REFUSES, HELPS = "I cannot help you with that.", "Sure, first take a printer."
 

@@ -11,9 +11,8 @@ import yaml
 from pipeline import cli, experiment  # noqa: F401  the second one before its machinery is replaced
 from pipeline.run import Machinery
 from tests import tiny, trl_templates
-from tests.unit.test_preflight_models import OPENS, edit
-from tests.unit.test_preflight_models import save as save_model
-from tests.unit.training.test_start import adapter
+from tests.unit.models import OPENS, edit
+from tests.unit.models import save as save_model
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +200,7 @@ def test_models_that_a_later_stage_would_refuse(tmp_path, model, said, case):
 
 def test_an_adapter_of_another_rank_than_it_says(tmp_path, model, said):
     shutil.copytree(model, tmp_path / "model")
-    adapter(tmp_path, "mine", seed=1, r=4)
+    tiny.adapter(tmp_path, "mine", seed=1, r=4)
     file = tmp_path / "mine" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"r": 64}))
     told = said(tree(tmp_path, tmp_path / "model", adapters={"mine": str(tmp_path / "mine")}))

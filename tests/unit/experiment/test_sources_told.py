@@ -16,10 +16,7 @@ from pipeline.errors import UserError
 from pipeline.settings.base import Source
 from pipeline.sources import instructions
 from tests import scripted
-from tests.unit.experiment.test_stages import calls, run
 from tests.unit.sources.written import counted, rows_of, write_jsonl
-
-__all__ = ["calls", "run"]  # fixtures
 
 SPOILT = [
     {"instruction": "a", "output": "x", "topic2": 1},

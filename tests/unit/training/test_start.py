@@ -20,26 +20,9 @@ from tests import tiny
 def place(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("start")
     tiny.save(root / "model")
-    adapter(root, "other", seed=1, r=6, lora_alpha=9, use_rslora=True)
+    tiny.adapter(root, "other", seed=1, r=6, lora_alpha=9, use_rslora=True)
     tiny.write(root / "sft", tiny.rows(12))
     return root
-
-
-def adapter(root: Path, name: str, seed: int, **settings) -> None:
-    """An adapter with random matrices on the tiny model."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    base = AutoModelForCausalLM.from_pretrained(root / "model")
-    model = get_peft_model(
-        base, LoraConfig(**{"target_modules": "all-linear", "task_type": "CAUSAL_LM"} | settings)
-    )
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.normal_()
-    model.save_pretrained(root / name)
 
 
 def config(place: Path, name: str = "other", **train):
@@ -105,7 +88,7 @@ UNFIT = {
 def test_what_cannot_be_begun_from_is_refused(place, sentence, case):
     name, settings = case
     if name is not None:
-        adapter(place, name, 0, **settings)
+        tiny.adapter(place, name, 0, **settings)
     with pytest.raises(UserError, match=rf"train\.start\.adapter = .*({sentence})"):
         arm.check_lora([tiny.spec(config(place, name or "nowhere"), "sft")])
 
@@ -134,7 +117,7 @@ def test_every_distinct_training_is_checked_and_no_other(place, monkeypatch):
 def test_the_adapters_content_belongs_to_the_fingerprint(place):
     names = []
     for seed in (1, 2, 1):
-        adapter(place, "mine", seed)
+        tiny.adapter(place, "mine", seed)
         names.append(arm.fingerprint(tiny.spec(config(place, "mine"), "sft"), {}))
     assert names[0] == names[2] != names[1]
 
