@@ -163,11 +163,15 @@ class Gates(Section):
             return True
         for n, most in enumerate(self.top_ngrams or (), start=2):
             lenient = n < 4 and len(words) < _FEW_WORDS
-            if top_ngram(words, n) > (2 * most if lenient else most):
+            if (share := top_ngram(words, n)) > (2 * most if lenient else most):
                 return True
+            if not share:  # a longer n-gram occurs no more often than its beginning
+                break
         for n, most in enumerate(self.duplicate_ngrams or (), start=5):
-            if duplicate_ngrams(words, n, _REPEATS) > most:
+            if (share := duplicate_ngrams(words, n, _REPEATS)) > most:
                 return True
+            if not share:
+                break
         if self.said_again is not None and duplicate_ngrams(words, _LONGEST, 2) > self.said_again:
             return True
         return self.compression is not None and compression(text) > self.compression
@@ -201,6 +205,8 @@ def duplicate_ngrams(words: Sequence[str], n: int, occurrences: int) -> float:
     """Share of characters in n-grams that were there before, of those that occur at least so often; no
     character counts twice."""
     counts = Counter(_ngrams(words, n))
+    if max(counts.values(), default=0) < occurrences:
+        return 0.0
     seen: set[tuple[str, ...]] = set()
     covered: set[int] = set()
     for i, gram in enumerate(_ngrams(words, n)):

@@ -13,7 +13,9 @@ import asyncio
 import os
 import random
 import re
+import ssl
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.request import getproxies
 
@@ -152,6 +154,7 @@ class EndpointModel:
             limits=httpx.Limits(
                 max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency
             ),
+            verify=_certificates(),
             # _post limits the time of a whole try. httpx's limits are per read, so a slow trickle would pass.
             timeout=None,
         )
@@ -266,6 +269,15 @@ class EndpointModel:
         if status in (400, 422) and (odd := refused_parameters(response, body)):
             raise Unsupported(odd)
         raise RowFailed(refusal(response))
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """The certificates that servers are checked against. Loading them takes longer than a request, so all
+    clients of a process share them."""
+    import httpx
+
+    return httpx.create_ssl_context()
 
 
 def _key(endpoint: Endpoint, field: str = "endpoint") -> str | None:
