@@ -333,7 +333,7 @@ def test_limit_counts_distinct_good_instructions(tmp_path):
 def test_reading_streams(tmp_path):
     """The first row comes without the rest having been read: what lies behind it may even be broken."""
     path = tmp_path / "a.jsonl.gz"
-    many = "\n".join(json.dumps({"instruction": f"{i} {instruction_id(str(i))}"}) for i in range(8_000))
+    many = "\n".join(json.dumps({"instruction": f"{i} {instruction_id(str(i))}"}) for i in range(30_000))
     path.write_bytes(gzip.compress(many.encode())[:-1000])
     rows = read(Source(path=str(path)))
     assert next(rows)["status"] == OK
