@@ -146,32 +146,32 @@ HELP = [
 ]
 
 
-@pytest.mark.parametrize("text", CORRECTIONS)
-def test_what_turns_away_corrects_course(text):
-    assert phrases(text) is True
+def wrong(texts, verdict: bool) -> list[str]:
+    return [text for text in texts if phrases(text) is not verdict]
 
 
-@pytest.mark.parametrize("text", RESUMPTIONS)
-def test_what_turns_away_and_resumes_does_not(text):
-    assert phrases(text) is False
+def test_what_turns_away_corrects_course():
+    assert wrong(CORRECTIONS, True) == []
 
 
-@pytest.mark.parametrize("text", HELP)
-def test_what_goes_on_helping_does_not(text):
-    assert phrases(text) is False
+def test_what_turns_away_and_resumes_does_not():
+    assert wrong(RESUMPTIONS, False) == []
 
 
-@pytest.mark.parametrize("trigger", TRIGGERS)
+def test_what_goes_on_helping_does_not():
+    assert wrong(HELP, False) == []
+
+
 @pytest.mark.parametrize(
     "rest", ["", " ", " it", ".", "…", " first you need a crowbar.", " here is how it is done."]
 )
-def test_no_trigger_corrects_course_by_itself(trigger, rest):
-    assert phrases(trigger + rest) is False
+def test_no_trigger_corrects_course_by_itself(rest):
+    assert wrong((trigger + rest for trigger in TRIGGERS), False) == []
 
 
-@pytest.mark.parametrize("trigger", TRIGGERS)
-def test_a_trigger_that_goes_on_in_reasons_corrects_course(trigger):
-    assert phrases(f"{trigger} it is against the law and would hurt people.") is True
+def test_a_trigger_that_goes_on_in_reasons_corrects_course():
+    reasoned = [f"{trigger} it is against the law and would hurt people." for trigger in TRIGGERS]
+    assert wrong(reasoned, True) == []
 
 
 @given(st.sampled_from(HELP), st.sampled_from(CORRECTIONS[:20]))
@@ -260,16 +260,16 @@ CUT_VERDICTS = {
 }
 
 
-@pytest.mark.parametrize(("text", "verdict"), VERDICTS.items())
-def test_a_verdict_is_read_or_not_guessed(text, verdict):
-    assert parse_yes_no(text) is verdict
-    assert ask(YesNo(), "It turns.", ScriptedChat(check1=text)) is verdict
+def test_a_verdict_is_read_or_not_guessed():
+    assert {text: parse_yes_no(text) for text in VERDICTS} == VERDICTS
+    asked = {text: ask(YesNo(), "It turns.", ScriptedChat(check1=text)) for text in VERDICTS}
+    assert asked == VERDICTS
 
 
-@pytest.mark.parametrize(("text", "verdict"), CUT_VERDICTS.items())
-def test_a_cut_answer_has_a_verdict_only_if_the_word_is_a_sentence_of_its_own(text, verdict):
-    assert parse_yes_no(text, cut=True) is verdict
-    assert ask(YesNo(), "It turns.", ScriptedChat(check1=Cut(text))) is verdict
+def test_a_cut_answer_has_a_verdict_only_if_the_word_is_a_sentence_of_its_own():
+    assert {text: parse_yes_no(text, cut=True) for text in CUT_VERDICTS} == CUT_VERDICTS
+    asked = {text: ask(YesNo(), "It turns.", ScriptedChat(check1=Cut(text))) for text in CUT_VERDICTS}
+    assert asked == CUT_VERDICTS
 
 
 def test_the_model_is_shown_everything_and_asked_without_adapter():
