@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import pyarrow.compute as pc
 
-from pipeline import models, placement, preflight
+from pipeline import models, placement, preflight, sampling
 from pipeline.chat import Recipe
 from pipeline.config import Config, dump
 from pipeline.data import endings, faults, storage
@@ -152,6 +152,7 @@ class Run:
         wanted = set(stages)
         preflight.check(self.config, wanted, suites=set(self.suites))
         self.config = preflight.dated(self.config, anew=self._makes_all_anew(wanted))
+        self.config, sampled = sampling.resolved(self.config, wanted, self.suites)
         if not self.overwrite:
             for output in (output for stage in stages for output in self.outputs(stage)):
                 output.check(self.fingerprints[output.name])
@@ -163,7 +164,8 @@ class Run:
             if any(output.complete is None for output in unmade) and (told := self._too_few_usable()):
                 raise UserError(told)
         preflight.check_build(self.config, wanted)
-        for notice in preflight.check_models(self.config, wanted, set(self.suites), self.model_dir):
+        checked = preflight.check_models(self.config, wanted, set(self.suites), self.model_dir)
+        for notice in [*sampled, *checked]:
             self.log(notice)
         self._stages = stages
         with (

@@ -13,7 +13,7 @@ import math
 import os
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -48,6 +48,7 @@ _REMEDIES = {
 }
 _RETRIED = (408, 409, 425, 429)  # and all from 500 on
 _USED_UP = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")  # a 429 that lasts
+_OF_VLLM = ("top_k", "min_p", "repetition_penalty")  # no parameters of OpenAI's; SGLang has them too
 _PREFILL = {"continue_final_message": True, "add_generation_prompt": False}  # of vLLM's server
 _SECONDS = re.compile(r"\d{1,9}(?:\.\d{1,9})?", re.ASCII)
 # Finish reasons of several servers, in any case. Any other reason is reported and counts as cut.
@@ -244,8 +245,7 @@ class EndpointModel:
             "model": self._endpoint.model,
             **({"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt}),
             "max_tokens": sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
+            **_set(sampling),
         }
         if self._arguments and not isinstance(prompt, str):  # vLLM's and SGLang's name
             body["chat_template_kwargs"] = self._arguments
@@ -257,7 +257,8 @@ class EndpointModel:
         while (missing := sampling.n - len(completions)) > 0:
             completions += await self._request(body | {"n": missing, "seed": seed + len(completions)})
         texts = {completion.text for completion in completions}
-        if sampling.n > 1 and sampling.temperature and len(texts) == 1 and len(texts.pop()) > _SAME_SAMPLES:
+        drawn = sampling.n > 1 and sampling.temperature != 0
+        if drawn and len(texts) == 1 and len(texts.pop()) > _SAME_SAMPLES:
             notices.tell(
                 f"the server {self._endpoint.url} gave equal texts for several samples of a request: it seems"
                 " to draw them with one seed"
@@ -321,6 +322,11 @@ class EndpointModel:
             raise _Retry(f"HTTP {status}", _asked_to_wait(response.headers))
         if status in (400, 422) and (odd := _refused_parameters(response, body)):
             raise _Unsupported(odd)
+        if status in (400, 422) and (named := _complained_of(response, body, ("stop", *_OF_VLLM))):
+            raise RowFailed(
+                f"endpoint refused {' and '.join(sorted(named))}: leave it out, or use a server that takes it"
+                " (vLLM does)"
+            )
         raise RowFailed(_refusal(response))
 
 
@@ -358,6 +364,13 @@ def _key(endpoint: Endpoint, field: str = "endpoint") -> str | None:
     return key
 
 
+def _set(sampling: Sampling) -> dict[str, Any]:
+    """The settings that are sent: those that are set. For the others, the server's own defaults apply."""
+    names = ("temperature", "top_p", *_OF_VLLM)
+    found = {name: value for name in names if (value := getattr(sampling, name)) is not None}
+    return {**found, "stop": list(sampling.stop)} if sampling.stop else found
+
+
 def _without(body: dict, refused: frozenset[str]) -> dict:
     """A request's body without refused parameters, or with the names to use instead."""
     sent = {name: value for name, value in body.items() if name not in refused}
@@ -381,21 +394,35 @@ def _status(response: "httpx.Response") -> int:
 
 def _refused_parameters(response: "httpx.Response", sent: dict) -> frozenset[str]:
     """The parameters of a request that an error complains about and that can be left out or renamed."""
-    try:
-        body = response.json()
-    except ValueError:
-        return frozenset()
-    named = set(_named(body))
-    text = " ".join(_messages(body))
-    named |= {name for name in _REFUSABLE if re.search(_COMPLAINS_OF.format(name=name), text, re.IGNORECASE)}
+    text = _said(response)
     if "stream" not in sent and _WANTS_STREAM.search(text):
         return frozenset({"stream"})
     unknown = _NO_SUCH_PARAMETER.search(text)
-    return frozenset(
+    complained_of = _complained_of(response, sent, _REFUSABLE)
+    return frozenset(name for name in complained_of if _REFUSABLE[name].whenever or unknown)
+
+
+def _complained_of(response: "httpx.Response", sent: dict, names: Iterable[str]) -> set[str]:
+    """Those of the parameters of a request that an error complains about."""
+    text = _said(response)
+    try:
+        fields = set(_named(response.json()))
+    except ValueError:
+        return set()
+    return {
         name
-        for name, parameter in _REFUSABLE.items()
-        if name in named and name in sent and (parameter.whenever or unknown)
-    )
+        for name in names
+        if name in sent
+        and (name in fields or re.search(_COMPLAINS_OF.format(name=name), text, re.IGNORECASE))
+    }
+
+
+def _said(response: "httpx.Response") -> str:
+    """All texts of an error body; empty if it is no JSON."""
+    try:
+        return " ".join(_messages(response.json()))
+    except ValueError:
+        return ""
 
 
 def _named(error: Any) -> Iterator[str]:

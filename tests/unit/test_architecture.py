@@ -28,6 +28,7 @@ FLOORS = [
     {"suites"},
     {"config"},
     {"fingerprints", "placement"},
+    {"sampling"},
     {"preflight"},
     {"commands"},
     {"run"},

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import experiment, models, preflight
+from pipeline import experiment, models, preflight, pretrained
 from pipeline.data import storage
 from pipeline.errors import RowFailed, RunFailed, UserError
 from pipeline.run import Machinery, Run
@@ -90,6 +90,7 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(models, "check_adapter", lambda *_arguments: None)
     monkeypatch.setattr(preflight, "check_models", lambda *_arguments: [])
+    monkeypatch.setattr(pretrained, "generation_settings", lambda *_arguments: {})
     done.machinery = Machinery(
         lambda _run_dir: nullcontext(), lambda *_arguments: None, run_recipes, Training
     )
@@ -184,7 +185,11 @@ CHANGES = {
         "model": {"path": "org/other"}
     },
     "suites.safety.samples: 1 in the run directory, 2 in this config": {
-        "evaluation": {"harmful": {"path": "toy:harmful-heldout", "limit": 2}, "samples": 2}
+        "evaluation": {
+            "harmful": {"path": "toy:harmful-heldout", "limit": 2},
+            "samples": 2,
+            "answer": {"temperature": 1},
+        }
     },
 }
 
