@@ -10,7 +10,7 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from pipeline import models, preflight
+from pipeline import models, preflight, sampling
 from pipeline.config import Config
 from pipeline.data import storage
 from pipeline.errors import UserError
@@ -139,7 +139,8 @@ def report(run: Run) -> None:
         raise UserError(f"run_dir = {run.config.run_dir}: contains no run; use `setbacks run` first")
     from pipeline.commands.report import write_report  # imports the plotting library
 
-    html, markdown = write_report(run.config, run.path)
+    config, _ = sampling.resolved(run.config, stages=(), suites=())
+    html, markdown = write_report(config, run.path)
     run.log(f"report: {html} and {markdown}")
 
 

@@ -31,6 +31,8 @@ def fingerprints(config: Config) -> dict[str, dict]:
         found[schema.name] = made_with("mix", model, texts, mix=mixed)
     for name, arm in config.arms.items():
         weights = arm.train.model_dump(mode="json", exclude=arm.train.OPERATIONAL - {"merge"})
+        if not arm.train.equal_steps:  # finished adapters of older versions do not have it
+            weights["equal_steps"] = False
         found[f"adapter/{name}"] = made_with("train", model, {}, train=weights, arm={"kinds": arm.kinds})
     evaluator = {**model, **config.engine.determines()}
     for name, suite in config.suites.items().items():

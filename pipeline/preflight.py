@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import models
+from pipeline import models, sampling
 from pipeline.config import Config, Suites
 from pipeline.data import storage
 from pipeline.errors import OutOfReach, UserError
@@ -22,6 +22,7 @@ from pipeline.settings.base import Draw, Endpoint, Model, PathKind, Section, Sou
 from pipeline.settings.shown import first_line
 from pipeline.settings.walk import paths, sections
 from pipeline.sources import instructions
+from pipeline.suites.base import Suite
 from pipeline.templates import ChatTemplate, probe
 
 if TYPE_CHECKING:
@@ -364,10 +365,10 @@ def _check_templates(config: Config, stages: set[str], suites: set[str], directo
             if not config.engine_of(name)[1].reads_model:
                 continue
             place = _generator(config, name)
-            asked[place] = _asking(f"methods.{name}", method.conversations) | asked.get(place, {})
+            asked[place] = _asking(f"methods.{name}", method) | asked.get(place, {})
     for name, suite in config.suites.items().items():
         if "evaluate" in stages and name in suites and config.engine.reads_model:
-            asked[own] = _asking(f"suites.{name}", suite.conversations) | asked.get(own, {})
+            asked[own] = _asking(f"suites.{name}", suite) | asked.get(own, {})
     if "train" in stages:
         asked.setdefault(own, {})
     notices = []
@@ -419,8 +420,15 @@ def _check_loaded(config: Config, stages: set[str], directory: str) -> None:
                 engine.check_quantized(field, model, settings)
 
 
-def _asking(place: str, conversations: dict[tuple[str, ...], str]) -> dict[tuple[str, ...], str]:
-    return {roles: f"{place}.{setting}" if setting else "" for roles, setting in conversations.items()}
+def _asking(place: str, part: Method | Suite) -> dict[tuple[str, ...], str]:
+    """Roles of the conversations of a method or suite → the field that asks for them."""
+    conversations = part.conversations
+    found = {roles: f"{place}.{setting}" if setting else "" for roles, setting in conversations.items()}
+    prompted = [name for name, draw in sampling.of_engine(part, place).items() if draw.system]
+    for roles in conversations if prompted else ():
+        if roles[0] != "system":
+            found.setdefault(("system", *roles), f"{prompted[0]}.system is set")
+    return found
 
 
 def _check_own_template(

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline import models, preflight
-from pipeline.chat import Completion, Message, Recipe, Sampling, user
+from pipeline import models, preflight, sampling
+from pipeline.chat import Completion, Message, Recipe, Sampling, user, with_system
 from pipeline.commands import resources
 from pipeline.commands.show import masked, safe_text
 from pipeline.config import Config, Method
@@ -64,6 +64,7 @@ class RecordingChat:
         server=None,
         prefill: bool = True,
     ) -> list[Completion]:
+        messages = with_system(messages, sampling.system)
         text = "\n".join(message["content"] for message in messages)
         unknown = sum(tokens for stand_in, tokens in self._standing_in.items() if stand_in in text)
         if server is None:
@@ -102,7 +103,8 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     for name, why in out_of_reach.items():
         notice = f"{name} cannot be reached from here; skipping its checks"
         console.print(f"[yellow]{notice}[/yellow]: {escape(why)}")
-    for notice in _check_models(config, stages):
+    config, sampled = _sampled(config, stages)
+    for notice in [*sampled, *_check_models(config, stages)]:
         console.print(f"[yellow]{escape(safe_text(notice))}[/yellow]")
     work: list[resources.Work] = []
     counts = Accounts()
@@ -141,6 +143,13 @@ def _check_models(config: Config, stages: set[str]) -> list[str]:
             return [f"{field}.path = {model.path} is not on this disk; skipping the checks of models"]
     directory = models.model_dir(config.model) if "model" in config.models() else ""
     return preflight.check_models(config, stages, set(config.suites.items()), directory)
+
+
+def _sampled(config: Config, stages: set[str]) -> tuple[Config, list[str]]:
+    """The configuration with its models' own sampling settings, if they are on this disk, and notices."""
+    if any(models.cached_model_dir(model) is None for model in config.models().values()):
+        return config, []
+    return sampling.resolved(config, stages, set(config.suites.items()))
 
 
 def _generation(

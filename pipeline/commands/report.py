@@ -89,11 +89,28 @@ def _sections(config: Config, run_dir: str, datasets: dict[str, Dataset | None])
             arm: _training_log(storage.join(run_dir, "adapter", arm, "metrics.jsonl")) for arm in config.arms
         }
         trained_on = {name: arm.train.trained_on(arm.kinds) for name, arm in config.arms.items()}
-        found.append(sections.training(config.arm_names[1:], trained_on, logs))
+        section = sections.training(config.arm_names[1:], trained_on, logs)
+        section.notes.extend(_steps(lines))
+        found.append(section)
     if config.methods:
         found.append(report_data.data(config.methods.values(), numbers, stages))
     found += filter(None, (report_data.thoughts(stages), report_data.sources(stages)))
     return [*found, sections.time(stages), report_settings.settings(config)]
+
+
+def _steps(lines: list[dict]) -> list[str]:
+    """A note on arms whose steps were made equal to those of the longest arm."""
+    longer = [
+        f"{line['arm']} ({line['own_steps']} steps in its {line['own_epochs']:g} epochs)"
+        for line in lines
+        if "arm" in line and line.get("own_steps", line.get("steps")) != line.get("steps")
+    ]
+    if not longer:
+        return []
+    return [
+        "Steps: arms take as many as the longest one, so that none is better for being trained longer."
+        f" Trained longer for that: {', '.join(longer)}."
+    ]
 
 
 def _examples(config: Config, datasets: dict[str, Dataset | None]) -> list[tuple[str, list[Example]]]:

@@ -34,6 +34,7 @@ from pipeline.inference.openai_refusals import (
     Retry,
     Unsupported,
     asked_to_wait,
+    complained_of,
     refusal,
     refused_parameters,
     status_of,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 FIRST_DELAY_S = 0.5  # before the first retry; doubled for each further one
 MAX_DELAY_S = 60.0
+_OF_VLLM = ("top_k", "min_p", "repetition_penalty")  # no parameters of OpenAI's; SGLang has them too
 _SAME_SAMPLES = 40  # characters of equal samples from which on they are no coincidence
 
 
@@ -191,8 +193,7 @@ class EndpointModel:
             "model": self._endpoint.model,
             **({"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt}),
             "max_tokens": sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
+            **_set(sampling),
         }
         if self._arguments and not isinstance(prompt, str):  # vLLM's and SGLang's name
             body["chat_template_kwargs"] = self._arguments
@@ -204,7 +205,8 @@ class EndpointModel:
         while (missing := sampling.n - len(completions)) > 0:
             completions += await self._request(body | {"n": missing, "seed": seed + len(completions)})
         texts = {completion.text for completion in completions}
-        if sampling.n > 1 and sampling.temperature and len(texts) == 1 and len(texts.pop()) > _SAME_SAMPLES:
+        drawn = sampling.n > 1 and sampling.temperature != 0
+        if drawn and len(texts) == 1 and len(texts.pop()) > _SAME_SAMPLES:
             notices.tell(
                 f"the server {self._endpoint.url} gave equal texts for several samples of a request: it seems"
                 " to draw them with one seed"
@@ -268,6 +270,11 @@ class EndpointModel:
             raise Retry(f"HTTP {status}", asked_to_wait(response.headers))
         if status in (400, 422) and (odd := refused_parameters(response, body)):
             raise Unsupported(odd)
+        if status in (400, 422) and (named := complained_of(response, body, ("stop", *_OF_VLLM))):
+            raise RowFailed(
+                f"endpoint refused {' and '.join(sorted(named))}: leave it out, or use a server that takes it"
+                " (vLLM does)"
+            )
         raise RowFailed(refusal(response))
 
 
@@ -278,6 +285,13 @@ def _certificates() -> ssl.SSLContext:
     import httpx
 
     return httpx.create_ssl_context()
+
+
+def _set(sampling: Sampling) -> dict[str, Any]:
+    """The settings that are sent: those that are set. For the others, the server's own defaults apply."""
+    names = ("temperature", "top_p", *_OF_VLLM)
+    found = {name: value for name in names if (value := getattr(sampling, name)) is not None}
+    return {**found, "stop": list(sampling.stop)} if sampling.stop else found
 
 
 def _key(endpoint: Endpoint, field: str = "endpoint") -> str | None:

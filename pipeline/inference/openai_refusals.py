@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -104,21 +104,35 @@ def status_of(response: "httpx.Response") -> int:
 
 def refused_parameters(response: "httpx.Response", sent: dict) -> frozenset[str]:
     """The parameters of a request that an error complains about and that can be left out or renamed."""
-    try:
-        body = response.json()
-    except ValueError:
-        return frozenset()
-    named = set(_named(body))
-    text = " ".join(_messages(body))
-    named |= {name for name in REFUSABLE if re.search(_COMPLAINS_OF.format(name=name), text, re.IGNORECASE)}
+    text = _said(response)
     if "stream" not in sent and _WANTS_STREAM.search(text):
         return frozenset({"stream"})
     unknown = _NO_SUCH_PARAMETER.search(text)
-    return frozenset(
+    found = complained_of(response, sent, REFUSABLE)
+    return frozenset(name for name in found if REFUSABLE[name].whenever or unknown)
+
+
+def complained_of(response: "httpx.Response", sent: dict, names: Iterable[str]) -> set[str]:
+    """Those of the parameters of a request that an error complains about."""
+    text = _said(response)
+    try:
+        fields = set(_named(response.json()))
+    except ValueError:
+        return set()
+    return {
         name
-        for name, parameter in REFUSABLE.items()
-        if name in named and name in sent and (parameter.whenever or unknown)
-    )
+        for name in names
+        if name in sent
+        and (name in fields or re.search(_COMPLAINS_OF.format(name=name), text, re.IGNORECASE))
+    }
+
+
+def _said(response: "httpx.Response") -> str:
+    """All texts of an error body; empty if it is no JSON."""
+    try:
+        return " ".join(_messages(response.json()))
+    except ValueError:
+        return ""
 
 
 def _named(error: Any) -> Iterator[str]:

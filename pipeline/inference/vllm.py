@@ -20,7 +20,7 @@ from pipeline.inference import cpu_lora, notices
 from pipeline.inference.base import Engine, EngineDead
 from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import gpu_build
-from pipeline.settings.base import Count, Model, Natural
+from pipeline.settings.base import Count, Draw, Model, Natural
 from pipeline.settings.shown import first_line
 
 # What vLLM 0.32 loads, by the name in `quantization_config.quant_method`.
@@ -158,8 +158,8 @@ class VllmModel:
         params = SamplingParams(
             n=sampling.n,
             max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
+            **{name: _or(getattr(sampling, name), value) for name, value in Draw.NEUTRAL.items()},
+            stop=list(sampling.stop),
             seed=seed,
             output_kind=RequestOutputKind.FINAL_ONLY,
             skip_special_tokens=self._marks is None,
@@ -270,6 +270,10 @@ class VllmModel:
         gc.collect()
 
 
+def _or(value: float | None, neutral: float) -> float:
+    return neutral if value is None else value
+
+
 def _not_loaded(method: str, settings: dict, *, on_cpu: bool) -> str | None:
     """What vLLM cannot load about quantized weights; None if it can."""
     bits, known = settings.get("bits", 4), {"gptq": (4,) if on_cpu else (4, 8), "awq": (4,)}
@@ -310,6 +314,9 @@ def _arguments(model: Model, model_dir: str, engine: VLLM, adapters: list[str]):
         # batch holds both kinds: keep the last slot empty.
         max_loras=len(adapters) + 1 if on_cpu else max(1, len(adapters)),
         max_lora_rank=_engine_rank(adapters),
+        # Requests name every sampling setting (see `pipeline.sampling`). vLLM takes only the tokens that end
+        # an answer from generation_config.json.
+        generation_config="vllm",
         disable_log_stats=True,
     )
 

@@ -17,7 +17,7 @@ from pipeline.methods.unfinished import Sampled, Unfinished
 from pipeline.report.examples import Example
 from pipeline.report.tables import Table
 from pipeline.schema import Schema
-from pipeline.settings.base import Count, Fraction, Model, Section, Source
+from pipeline.settings.base import Count, Draw, Fraction, Model, Section, Source
 from pipeline.sources.counts import Accounts
 
 
@@ -104,6 +104,14 @@ class Method(Section):
         as `hint.position = system`, or empty.
         """
         return {("user",): ""}
+
+    @property
+    def repeats(self) -> tuple[str, int, dict[str, Draw]]:
+        """How often an instruction is used: the field, its value, and the draws that make a difference."""
+        draws = {
+            name: one for name in type(self).model_fields if isinstance(one := getattr(self, name), Draw)
+        }
+        return "samples", self.samples, draws
 
     def sampled(self, instruction: str) -> Sampled:
         """For the recipe: keeps account of the texts that a row samples."""

@@ -11,7 +11,7 @@ from pipeline.judges import Judge
 from pipeline.report import sections as report
 from pipeline.report.examples import Example
 from pipeline.schema import Schema
-from pipeline.settings.base import Model, Section, Source
+from pipeline.settings.base import Draw, Model, Section, Source
 from pipeline.sources.counts import Accounts
 
 
@@ -50,6 +50,11 @@ class Suite(Section):
         such as `hint.position = system`, or empty.
         """
         return {("user",): ""}
+
+    @property
+    def repeats(self) -> tuple[str, int, dict[str, Draw]]:
+        """How often an arm is asked the same: the field, its value, and the draws that make a difference."""
+        return "", 1, {}
 
     def rows(self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any) -> Iterator[dict]:
         """The rows to run, for every arm (the first is the base model). Raises UserError.

@@ -27,8 +27,9 @@ from pipeline.errors import UserError
 from pipeline.runtime import attempt
 from pipeline.settings.base import Model
 from pipeline.settings.shown import first_line
-from pipeline.training import adapter, examples, start
-from pipeline.training.config import Train
+from pipeline.templates import ChatTemplate
+from pipeline.training import adapter, equal, examples, start
+from pipeline.training.config import Train, TrainingSet
 from pipeline.training.identity import facts_of, fingerprint, refuse_others, with_tables
 from pipeline.training.job import HISTORY, Job, Run, forget, write_table
 from pipeline.training.workers import Progress, WorkerGroup
@@ -42,6 +43,7 @@ class ArmSpec:
     model_dir: a local model directory or a hub id (at `model.revision`)
     field:     setting → its path in the user's configuration, for messages: lora → `train.lora`
                or `arms.NAME.train.lora`
+    finished:  most steps of arms that are trained already and that this one is compared with (see `equal`)
     """
 
     name: str
@@ -51,6 +53,7 @@ class ArmSpec:
     model_dir: str
     seed: int
     field: Callable[[str], str]
+    finished: int = 0
 
     def __post_init__(self):
         if os.path.isdir(self.model_dir):
@@ -85,7 +88,12 @@ class Training:
 
     def __init__(self, arms: list[tuple[ArmSpec, Places]], checkpoints: str):
         self._checkpoints = storage.absolute(checkpoints)
-        self._arms = {arm.name: _prepare(arm, places) for arm, places in arms}
+        made = [(arm, places, _Made.of(arm, places)) for arm, places in arms]
+        lengths = [equal.Arm(arm.train, one.steps) for arm, _, one in made]
+        self._arms = {
+            arm.name: _prepare(arm, places, one, equal.target(own, lengths, arm.finished))
+            for (arm, places, one), own in zip(made, lengths, strict=True)
+        }
         self._groups: dict[str, WorkerGroup] = {}  # by arm
         shared = groupby(self._arms.items(), lambda item: _workers(item[1].jobs[0].train))
         for number, (_, members) in enumerate(shared, 1):
@@ -112,9 +120,10 @@ class Training:
                      rewards/margins, rewards/accuracies.
 
         Returns figures: examples, dropped, kinds (examples of each), drop_reasons, sequences, tokens, steps,
-        seconds (of training, starts not counted), tokens_per_s, final_loss (mean of the last logged steps),
-        trainable_parameters; for dpo also final_margin and final_accuracy (of the last logged steps); a
-        `notice` if something set has no effect.
+        own_steps and own_epochs (as configured, before steps were made equal), seconds (of training, starts
+        not counted), tokens_per_s, final_loss (mean of the last logged steps), trainable_parameters; for dpo
+        also final_margin and final_accuracy (of the last logged steps); a `notice` if something set has no
+        effect.
         Raises RunFailed if training gave up.
         """
         prepared = self._arms[arm]
@@ -138,6 +147,8 @@ class Prepared:
     counts: examples.Counts
     jobs: list[Job]
     parameters: int
+    own_steps: int
+    own_epochs: float
 
     def join(self, group: WorkerGroup) -> None:
         """Append the arm's runs to this group's jobs."""
@@ -158,6 +169,8 @@ class Prepared:
             "sequences": sum(job.run.items for job in self.jobs),
             "tokens": last["tokens"],
             "steps": last["step"],
+            "own_steps": self.own_steps,
+            "own_epochs": self.own_epochs,
             "seconds": seconds,
             "tokens_per_s": last["tokens"] / seconds,
             "final_loss": last["loss"],
@@ -176,10 +189,29 @@ class Prepared:
         return figures
 
 
-def _prepare(arm: ArmSpec, places: Places) -> Prepared:
-    parameters = check(arm)
-    template = models.load_template(arm.model, arm.model_dir)
-    made = arm.train.prepare(template, places.examples, arm.kinds, arm.seed)
+@dataclass(frozen=True)
+class _Made:
+    """An arm's training set, and the steps that its own epochs take."""
+
+    parameters: int
+    template: ChatTemplate
+    set: TrainingSet
+    steps: int
+
+    @classmethod
+    def of(cls, arm: ArmSpec, places: Places) -> "_Made":
+        parameters = check(arm)
+        template = models.load_template(arm.model, arm.model_dir)
+        made = arm.train.prepare(template, places.examples, arm.kinds, arm.seed)
+        return cls(parameters, template, made, equal.steps(made.runs, arm.train))
+
+
+def _prepare(arm: ArmSpec, places: Places, ready: _Made | None = None, wanted: int | None = None) -> Prepared:
+    """wanted: the steps to take; by default those of the arm's own epochs."""
+    ready = ready or _Made.of(arm, places)
+    own, made = arm.train, ready.set
+    if wanted is not None and wanted != ready.steps:
+        arm = replace(arm, train=equal.lengthened(own, made.runs, wanted))
     name = fingerprint(arm, made.tables)
     state_dir = storage.absolute(places.state)
     state = storage.join(state_dir, name)
@@ -193,7 +225,15 @@ def _prepare(arm: ArmSpec, places: Places) -> Prepared:
     storage.write_text(storage.join(state, "facts.json"), json.dumps(shown, indent=1))
     for table, content in made.tables.items():
         write_table(content, storage.join(state, f"{table}.parquet"))
-    return Prepared(places.out, template.tokenizer, made.counts, _jobs(arm, state, made.runs), parameters)
+    return Prepared(
+        places.out,
+        ready.template.tokenizer,
+        made.counts,
+        _jobs(arm, state, made.runs),
+        ready.parameters,
+        ready.steps,
+        own.epochs,
+    )
 
 
 def _workers(train: Train) -> tuple:

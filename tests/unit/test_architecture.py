@@ -29,6 +29,7 @@ FLOORS = [
     {"suites"},
     {"config"},
     {"fingerprints", "placement"},
+    {"sampling"},
     {"preflight"},
     {"commands"},
     {"run"},

@@ -123,6 +123,11 @@ class MistakeAnalysis(Method):
     def conversations(self) -> dict[tuple[str, ...], str]:
         return {("user",): ""} | (self.hint.conversations() if self.mistake == "induced" else {})
 
+    @property
+    def repeats(self) -> tuple[str, int, dict[str, Draw]]:
+        field, samples, draws = super().repeats
+        return field, samples, draws if self.mistake == "induced" else {"analyse": self.analyse}
+
     def recipe(self, seed: int) -> Recipe:
         from pipeline.methods.mistake_analysis.recipe import MistakeAnalysisRecipe
 

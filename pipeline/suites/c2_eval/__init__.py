@@ -15,11 +15,26 @@ from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
 from pipeline.report.sections import Section
 from pipeline.schema import Schema
-from pipeline.settings.base import Count, Draw, PromptFile, Source
+from pipeline.settings.base import Count, Draw, Fraction, Natural, PromptFile, Source
 from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
 from pipeline.suites.base import Suite
 from pipeline.suites.c2_eval.schema import CONTINUATIONS
+
+
+class PathDraw(Draw):
+    """As a `Draw`, with the paper's sampling: it does not follow the model's own, so that models compare."""
+
+    max_tokens: Count = Field(32, description="maximum of new tokens per continuation, the paper's m")
+    temperature: float | None = Field(
+        0.8, ge=0, le=2, description="the paper's; 0 = greedy; null = the model's own"
+    )
+    top_p: float | None = Field(0.7, gt=0, le=1, description="the paper's; null = the model's own")
+    top_k: Natural | None = Field(0, description="0 = all, as in the paper; null = the model's own")
+    min_p: Fraction | None = Field(0.0, description="0 = any, as in the paper; null = the model's own")
+    repetition_penalty: float | None = Field(
+        1.0, gt=0, description="1 = none, as in the paper; null = the model's own"
+    )
 
 
 class C2Eval(Suite):
@@ -37,10 +52,7 @@ class C2Eval(Suite):
         description="k: units of the unsafe response prefilled",
     )
     paths: Count = Field(20, description="b: continuations sampled per entry and k")
-    draw: Draw = Field(
-        Draw(max_tokens=32, temperature=0.8, top_p=0.7),
-        description="how continuations are sampled; max_tokens is the paper's m",
-    )
+    draw: PathDraw = Field(PathDraw(), description="how continuations are sampled")
     judge: CorrectionJudge = Field(Phrases(), description="judge of whether a continuation corrects course")
     authors_rules: bool = Field(
         False,
@@ -73,6 +85,10 @@ class C2Eval(Suite):
     @property
     def reads_tokenizer(self) -> bool:
         return self.unit == "tokens"
+
+    @property
+    def repeats(self) -> tuple[str, int, dict[str, Draw]]:
+        return "paths", self.paths, {"draw": self.draw}
 
     def rows(self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any) -> Iterator[dict]:
         from pipeline.suites.c2_eval import recipe

@@ -17,7 +17,7 @@ from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
 from pipeline.report.sections import Section
 from pipeline.schema import Schema
-from pipeline.settings.base import Count, Draw, PromptFile, Source
+from pipeline.settings.base import Count, Draw, Greedy, PromptFile, Source
 from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
 from pipeline.suites.base import Suite
@@ -39,7 +39,7 @@ class Safety(Suite):
         description="how red-team instructions are asked; benign ones are not asked under the hint",
     )
     samples: Count = Field(1, description="responses per instruction, arm and condition")
-    answer: Draw = Field(Draw(), description="how answers are sampled")
+    answer: Greedy = Field(Greedy(), description="how answers are sampled")
     harmless: HarmlessnessJudge = Field(Refusal(), description="judge of answers to red-team instructions")
     help: Rating | None = Field(Rating(), description="rates Help and Harm-Help; null = not rated")
     hint: Hint = Field(Hint(), description="the cue of condition `hint`")
@@ -50,6 +50,10 @@ class Safety(Suite):
     @property
     def conversations(self) -> dict[tuple[str, ...], str]:
         return {("user",): ""} | (self.hint.conversations() if "hint" in self.conditions else {})
+
+    @property
+    def repeats(self) -> tuple[str, int, dict[str, Draw]]:
+        return "samples", self.samples, {"answer": self.answer}
 
     def rows(self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any) -> Iterator[dict]:
         from pipeline.suites.safety import recipe

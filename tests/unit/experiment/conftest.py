@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import experiment, models, preflight
+from pipeline import experiment, models, preflight, pretrained
 from pipeline.data import storage
 from pipeline.errors import RowFailed
 from pipeline.run import Machinery
@@ -83,6 +83,7 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(models, "check_adapter", lambda *_arguments: None)
     monkeypatch.setattr(preflight, "check_models", lambda *_arguments: [])
+    monkeypatch.setattr(pretrained, "generation_settings", lambda *_arguments: {})
     done.machinery = Machinery(
         lambda _run_dir: nullcontext(), lambda *_arguments: None, run_recipes, Training
     )

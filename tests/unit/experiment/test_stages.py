@@ -60,7 +60,11 @@ CHANGES = {
         "model": {"path": "org/other"}
     },
     "suites.safety.samples: 1 in the run directory, 2 in this config": {
-        "evaluation": {"harmful": {"path": "toy:harmful-heldout", "limit": 2}, "samples": 2}
+        "evaluation": {
+            "harmful": {"path": "toy:harmful-heldout", "limit": 2},
+            "samples": 2,
+            "answer": {"temperature": 1},
+        }
     },
 }
 

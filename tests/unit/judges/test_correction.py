@@ -276,7 +276,7 @@ def test_the_model_is_shown_everything_and_asked_without_adapter():
     chat = ScriptedChat(check1="yes")
     ask(YesNo(), "the continuation", chat)
     [(step, [message], sampling, adapter)] = chat.asked
-    assert (step, sampling, adapter) == ("check1", Sampling(64, 0), None)
+    assert (step, sampling, adapter) == ("check1", Sampling(64, 0, None), None)
     assert message["role"] == "user"
     assert all(text in message["content"] for text in ("the request", "the beginning", "the continuation"))
 

@@ -11,7 +11,7 @@ from pipeline.errors import RowFailed, UserError
 from pipeline.judges import Exchange, Verdict
 from pipeline.judges.rating import Rating, parse_rating
 from pipeline.judges.refusal import Refusal, is_refusal
-from pipeline.settings.base import Draw, Model
+from pipeline.settings.base import Greedy, Model
 from tests.scripted import Cut
 
 
@@ -215,7 +215,7 @@ def test_the_only_rating_counts(before, n, after):
 
 
 def test_a_rating_judge_asks_once_and_compares_with_the_threshold():
-    draw = Draw(max_tokens=33, temperature=0.5, top_p=0.9)
+    draw = Greedy(max_tokens=33, temperature=0.5, top_p=0.9)
     for rating, ok in ((4.9, False), (5, True), (9, True)):
         chat = ScriptedChat(f"Because. Rating: [[{rating}]]")
         verdict = judge(Rating(threshold=5, draw=draw), chat)

@@ -41,8 +41,8 @@ def test_a_mistake_is_induced_judged_and_analysed():
     }
     assert chat.steps == ["induce", "analyse"]
     (_, _, induce, _), (_, _, analyse, _) = chat.asked
-    assert (induce.max_tokens, induce.temperature, induce.top_p, induce.n) == (7, 0.5, 1.0, 1)
-    assert (analyse.max_tokens, analyse.temperature, analyse.top_p) == (512, 1.0, 0.9)
+    assert (induce.max_tokens, induce.temperature, induce.top_p, induce.n) == (7, 0.5, None, 1)
+    assert (analyse.max_tokens, analyse.temperature, analyse.top_p) == (512, None, 0.9)
 
 
 @pytest.mark.parametrize(
