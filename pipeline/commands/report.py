@@ -5,7 +5,6 @@ The report shows everything that the run has written so far; a section without d
 and `pipeline.report` write the sections; this module reads the files of the run and orders the sections.
 """
 
-import json
 import platform
 import re
 from importlib import metadata
@@ -18,7 +17,7 @@ from markupsafe import Markup, escape
 import pipeline
 from pipeline.commands import report_data, report_settings
 from pipeline.config import WRITTEN, Config, dump
-from pipeline.data import storage
+from pipeline.data import records, storage
 from pipeline.data.dataset import Dataset
 from pipeline.inference import ENGINES
 from pipeline.report import sections, tables
@@ -160,15 +159,8 @@ def _training_log(path: str) -> list[dict]:
 
 
 def _last_lines(path: str, *keys: str) -> list[dict]:
-    """The last line for each value of `keys`, in order of first appearance; none if the file is missing."""
-    if not storage.exists(path):
-        return []
-    last = {}
-    for text in storage.read_text(path).splitlines():
-        if text.strip():
-            line = json.loads(text)
-            last[tuple(line.get(key) for key in keys)] = line
-    return list(last.values())
+    """The last line of a log for each value of `keys`, in order of first appearance. Raises UserError."""
+    return list({tuple(line.get(key) for key in keys): line for line in records.lines(path)}.values())
 
 
 def _versions() -> dict[str, str]:

@@ -1,6 +1,5 @@
 """The second half of `setbacks plan`: engines, workers, nodes and hours that a run needs."""
 
-import json
 import os
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ from rich.markup import escape
 
 from pipeline import placement
 from pipeline.config import Config, Train
-from pipeline.data import storage
+from pipeline.data import records, storage
 from pipeline.inference.base import Engine
 from pipeline.runtime.session import ray_session
 from pipeline.settings.base import span
@@ -121,9 +120,7 @@ def _measured(config: Config, parts: list[Work]) -> float | None:
     parts: the engine's work. If methods are among it, only their stage is comparable.
     """
     path = storage.join(storage.absolute(config.run_dir), "metrics.jsonl")
-    if not storage.exists(path):
-        return None
-    lines = [json.loads(line) for line in storage.read_text(path).splitlines()]
+    lines = records.lines(path)
     if made := [config.methods[part.name].generated.name for part in parts if part.stage == "generate"]:
         lines = [line for line in lines if line["stage"] == "generate" and line.get("suite") in (None, *made)]
     else:

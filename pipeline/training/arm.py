@@ -20,7 +20,7 @@ from typing import Any
 
 from pipeline import models, pretrained
 from pipeline.data import adapter as adapter_files
-from pipeline.data import storage
+from pipeline.data import records, storage
 from pipeline.data.adapter import MOST_RANK
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
@@ -222,7 +222,7 @@ def _prepare(arm: ArmSpec, places: Places, ready: _Made | None = None, wanted: i
         "training set": with_tables(hashlib.sha256(), made.tables).hexdigest()[:12],
     }
     refuse_others(state_dir, name, shown)
-    storage.write_text(storage.join(state, "facts.json"), json.dumps(shown, indent=1))
+    records.write(storage.join(state, "facts.json"), shown)
     for table, content in made.tables.items():
         write_table(content, storage.join(state, f"{table}.parquet"))
     return Prepared(

@@ -5,7 +5,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data import storage
+from pipeline.data import records, storage
 from pipeline.data.output import differences
 from pipeline.errors import UserError
 from pipeline.settings.base import Model
@@ -60,8 +60,7 @@ def refuse_others(state_dir: str, name: str, facts: dict) -> None:
     for other in storage.directories(state_dir):
         if other == name:
             continue
-        path = storage.join(state_dir, other, "facts.json")
-        known = json.loads(storage.read_text(path)) if storage.exists(path) else None
+        known = records.read(storage.join(state_dir, other, "facts.json"))
         changes = differences(known, facts) if known is not None else ["by another version of setbacks"]
         raise UserError(
             f"{state_dir} holds an unfinished training under other settings ({'; '.join(changes)}): restore"
