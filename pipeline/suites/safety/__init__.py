@@ -12,8 +12,8 @@ from pydantic import Field
 from pipeline.chat import Recipe
 from pipeline.data.dataset import Dataset
 from pipeline.judges import HarmlessnessJudge, Judge, Rating, Refusal
-from pipeline.methods.mistake_analysis import PROMPTS, Hint
-from pipeline.prompts import Prompts, load
+from pipeline.methods.mistake_analysis import Hint, induction
+from pipeline.prompts import Prompts
 from pipeline.report.examples import Example
 from pipeline.report.sections import Section
 from pipeline.schema import Schema
@@ -50,6 +50,10 @@ class Safety(Suite):
     @property
     def conversations(self) -> dict[tuple[str, ...], str]:
         return {("user",): ""} | (self.hint.conversations() if "hint" in self.conditions else {})
+
+    @property
+    def continues_turns(self) -> bool:
+        return "hint" in self.conditions and self.hint.continues_turns
 
     def rows(self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any) -> Iterator[dict]:
         from pipeline.suites.safety import recipe
@@ -98,7 +102,7 @@ class Safety(Suite):
 
     def texts(self) -> Prompts:
         """The prompts; the user's file replaces the package's. Raises UserError."""
-        return load(PROMPTS, self.prompts)
+        return induction(self.prompts)
 
     def prompt_hashes(self) -> dict[str, str]:
         own = {"mistake_analysis": self.texts().hash}
