@@ -21,6 +21,7 @@ from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
 from pipeline.schema import PREFERENCES, SFT, Schema
 from pipeline.settings.base import Count, Draw, Model, PromptFile, Ratio, Section
+from pipeline.settings.shown import plural
 from pipeline.sources.counts import Accounts
 
 PROMPTS = "methods/critique_revise/prompts.yaml"
@@ -145,7 +146,7 @@ class CritiqueRevise(Method):
         return {
             "First answer": f"{self.answer}; {self.induce.described()}",
             "Critique and revision": (
-                f"{self.rounds} rounds; {self.critique.described()}; {self.revise.described()}"
+                f"{plural(self.rounds, 'round')}; {self.critique.described()}; {self.revise.described()}"
             ),
             "Principles": ", ".join(self.principles) or "all of the prompt file",
         }

@@ -18,6 +18,7 @@ from pipeline.report.examples import Example
 from pipeline.report.sections import Section
 from pipeline.schema import Schema
 from pipeline.settings.base import Count, Draw, PromptFile, Source
+from pipeline.settings.shown import plural
 from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
 from pipeline.suites.base import Suite
@@ -70,7 +71,7 @@ class Safety(Suite):
     def most_tokens(self) -> tuple[str, int]:
         verdict = self.harmless.tokens() + (self.help.tokens() if self.help else 0)
         tokens = f"({self.answer.max_tokens} + {verdict})" if verdict else str(self.answer.max_tokens)
-        told = f"{len(self.conditions)} conditions × {self.samples} samples × {tokens} tokens"
+        told = f"{self.size()} × {plural(self.samples, 'sample')} × {tokens} tokens"
         return told, len(self.conditions) * self.samples * (self.answer.max_tokens + verdict)
 
     @property
@@ -78,7 +79,7 @@ class Safety(Suite):
         return self.harmful
 
     def size(self) -> str:
-        return f"{len(self.conditions)} conditions"
+        return plural(len(self.conditions), "condition")
 
     def report(self, numbers: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
         from pipeline.suites.safety import report
