@@ -63,8 +63,10 @@ def check(
     check_run_dir(config, stages)
     if "train" in stages:
         environment.check_threads()
-    if stages & {"generate", "train", "evaluate"} and not os.environ.get("RAY_ADDRESS"):
-        environment.check_temporary_directory()
+    if stages & {"generate", "train", "evaluate"}:
+        environment.check_imports()
+        if not os.environ.get("RAY_ADDRESS"):
+            environment.check_temporary_directory()
 
 
 def _check_engines(config: Config, stages: set[str], suites: set[str]) -> None:
