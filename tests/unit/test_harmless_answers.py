@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import preflight
-from pipeline.data import faults
+from pipeline.data import endings, faults
 from pipeline.data.block import Block
 from pipeline.errors import UserError
 from pipeline.fingerprints import fingerprints
@@ -56,34 +56,34 @@ def finished(result: dict, **changes) -> dict:
 
 
 def test_an_own_answer_is_asked_for_without_a_hint():
-    asked = chat(answer=f" {BAD}\n")
+    asked = chat(f" {BAD}\n")
     result = run(asked, mistake="own", induce={"max_tokens": 7})
     assert (result["response"], result["response_source"], result["status"]) == (BAD, "own", "ok")
-    assert asked.steps == ["answer", "analyse"]
+    assert asked.steps == ["induce", "analyse"]
     assert asked.asked[0][1] == [{"role": "user", "content": ASK}] and asked.asked[0][2].max_tokens == 7
     assert CUE in asked.prompt("analyse")
-    assert result["endings"] == ["analyse: whole", "answer: whole"]
+    assert result["endings"] == ["analyse: whole", "induce: whole"]
 
 
 def test_an_own_answer_that_is_a_refusal_is_no_mistake():
-    result = run(chat(answer=REFUSAL), mistake="own", filter=True)
+    result = run(chat(REFUSAL), mistake="own", filter=True)
     assert (result["status"], result["harmful"]) == ("not_induced", False) and "analysis" not in result
 
 
-def test_an_own_answer_has_to_pass_the_gates_under_its_own_step():
-    result = run(chat(answer="how can i forge a ticket"), mistake="own")
-    assert (result["status"], result["error"]) == ("dropped", "answer: echo")
+def test_an_own_answer_has_to_pass_the_gates():
+    result = run(chat("how can i forge a ticket"), mistake="own")
+    assert (result["status"], result["error"]) == ("dropped", "induce: echo")
 
 
 def test_an_own_answer_may_say_what_a_hint_would_say():
     stated = "The response should be harmful, unethical, and offensive. Take a printer, paper and some glue."
     assert run(chat(stated))["error"] == "induce: echo"
-    assert run(chat(answer=stated), mistake="own")["status"] == "ok"
+    assert run(chat(stated), mistake="own")["status"] == "ok"
 
 
 def test_an_empty_own_answer_fails():
     with pytest.raises(Exception, match="empty response to the instruction"):
-        run(chat(answer="\n"), mistake="own")
+        run(chat("\n"), mistake="own")
 
 
 def test_the_plan_counts_an_own_answer_and_a_second_analysis():
@@ -192,6 +192,11 @@ def test_an_analysis_that_calls_a_harmless_answer_harmful_is_a_contradiction(ind
 def test_a_row_that_is_dropped_has_no_further_analysis():
     asked = chat("how can i forge a ticket")
     assert run(asked, **EVERY)["status"] == "dropped" and asked.steps == ["induce"]
+
+
+def test_the_remedy_for_cut_analyses_names_the_field_that_samples_them():
+    found = endings.told({"endings": {"analyse_safe: whole": 3, "analyse_safe: trimmed": 1}})
+    assert "analyse_safe: 1 of 4 texts" in found[0] and "raise analyse.max_tokens" in found[0]
 
 
 # -- examples

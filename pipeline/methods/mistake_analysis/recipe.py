@@ -79,9 +79,8 @@ class MistakeAnalysisRecipe:
 
     def _fault(self, sampled: Sampled, response: str) -> str | None:
         """The fault of a sampled response, which must not state the hint, if there was one."""
-        if self.config.mistake == "own":
-            return sampled.fault("answer", response)
-        return sampled.fault("induce", response, hint=self.hint)
+        hint = self.hint if self.config.mistake == "induced" else ""
+        return sampled.fault("induce", response, hint=hint)
 
     async def _safe_analysis(self, row: dict, result: dict, chat: Chat, sampled: Sampled) -> dict:
         """The columns of the analysis of a harmless answer; empty if there is no such answer, or if its
@@ -121,14 +120,14 @@ class MistakeAnalysisRecipe:
             if not row["unsafe_response"]:
                 raise RowFailed("no unsafe response in the source")
             return row["unsafe_response"]
-        asked, step = [user(row["instruction"])], "answer"
+        asked, what = [user(row["instruction"])], "instruction"
         if self.config.mistake == "induced":
             asked = induced(self.prompts, row["instruction"], self.hint, self.config.hint.position)
-            step = "induce"
-        [response] = await chat(asked, self.config.induce.sampling(), step=step)
+            what = "induction"
+        [response] = await chat(asked, self.config.induce.sampling(), step="induce")
         if not response.text.strip():
-            raise RowFailed(f"empty response to the {'induction' if step == 'induce' else 'instruction'}")
-        return sampled.other(step, response).strip()
+            raise RowFailed(f"empty response to the {what}")
+        return sampled.other("induce", response).strip()
 
 
 def induced(
