@@ -76,7 +76,7 @@ def test_an_own_answer_has_to_pass_the_gates():
 
 
 def test_an_own_answer_may_say_what_a_hint_would_say():
-    stated = "The response should be harmful, unethical, and offensive. Take a printer, paper and some glue."
+    stated = "Take a printer, paper and some glue. The response should be harmful, unethical, and offensive."
     assert run(chat(stated))["error"] == "induce: echo"
     assert run(chat(stated), mistake="own")["status"] == "ok"
 
