@@ -274,7 +274,7 @@ def _default_arms(tree: dict) -> dict:
         )
         if method is None:
             continue  # invalid; validation reports it
-        for name, arm in method.default_arms.items():
+        for name, arm in method.arms_by_default(section).items():
             given = _known(TRAINERS, tag(train, "method", "sft")) if isinstance(train, dict | Train) else None
             fits = given is None or given.accepts in method.training_sets
             trainer = {} if fits else {"train": {"method": _trainer_of(method.training_sets[0])}}

@@ -64,8 +64,10 @@ def check(
     check_run_dir(config, stages)
     if "train" in stages:
         environment.check_threads()
-    if stages & {"generate", "train", "evaluate"} and not os.environ.get("RAY_ADDRESS"):
-        environment.check_temporary_directory()
+    if stages & {"generate", "train", "evaluate"}:
+        environment.check_imports()
+        if not os.environ.get("RAY_ADDRESS"):
+            environment.check_temporary_directory()
 
 
 def _check_engines(config: Config, stages: set[str], suites: set[str]) -> None:
@@ -188,6 +190,8 @@ def _needed_responses(config: Config, stages: set[str]) -> dict[str, dict[str, s
     for name, method in config.methods.items():
         if method.needs_unsafe:
             needed[f"methods.{name}.instructions"]["unsafe_response"] = ""
+        if method.needs_safe:
+            needed[f"methods.{name}.instructions"]["safe_response"] = ""
         for kind in sorted(method.made_from.keys() & (method.kinds or ())) if "mix" in stages else ():
             arms = [arm for arm, section in config.arms.items() if kind in (section.kinds or ())]
             if arms:
@@ -454,9 +458,11 @@ def _check_own_template(
                 f" {template.tokenizer.convert_ids_to_tokens(beyond[0])}, for which the model has no"
                 f" embedding ({most} tokens): name a model that has been trained with the template"
             )
-    continuing = [name for name, suite in config.suites.items().items() if suite.continues_turns]
-    if "evaluate" in stages and config.engine.reads_model and suites & set(continuing):
-        models.check_prefill(template, config.model.path)
+    if "evaluate" not in stages or not config.engine.reads_model:
+        return
+    for name, suite in config.suites.items().items():
+        if name in suites and suite.continues_turns:
+            models.check_prefill(template, config.model.path, needed_by=f"suites.{name}")
 
 
 def _check_lengths(config: Config, stages: set[str], suites: set[str], directory: str) -> list[str]:

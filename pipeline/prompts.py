@@ -42,6 +42,10 @@ class Prompts:
             raise UserError(f"{self.source}: prompt {name} is empty; it must be a list, one text per line")
         return found
 
+    def without(self, *names: str) -> "Prompts":
+        """The prompts without some, such as those that a configuration does not use: `hash` ignores them."""
+        return Prompts({name: text for name, text in self.texts.items() if name not in names}, self.source)
+
     @cached_property
     def hash(self) -> str:
         canonical = yaml.safe_dump(self.texts, sort_keys=True)

@@ -19,6 +19,7 @@ from pipeline.config import Config, Method
 from pipeline.data.store import reason
 from pipeline.errors import RowFailed
 from pipeline.settings.base import Source
+from pipeline.settings.shown import plural
 from pipeline.settings.walk import sections
 from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
@@ -198,7 +199,9 @@ def _generation(
     most = new_tokens * count // len(rows) if rows else count * method.most_tokens()
     selected = f", {len(longest) / len(rows):.0%} selected," if left_out else ""
     return resources.Work(
-        "generate", name, (f"{count:,} instructions{selected} × {samples} samples", most * samples)
+        "generate",
+        name,
+        (f"{plural(count, 'instruction')}{selected} × {plural(samples, 'sample')}", most * samples),
     )
 
 
@@ -261,7 +264,9 @@ def _evaluation(
     told, most = suite.most_tokens()
     arms = len(config.arm_names)
     return resources.Work(
-        "evaluate", name, (f"{entries:,} rows × {told} × {arms} arms", entries * most * arms)
+        "evaluate",
+        name,
+        (f"{plural(entries, 'row')} × {told} × {plural(arms, 'arm')}", entries * most * arms),
     )
 
 

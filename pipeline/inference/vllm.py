@@ -5,6 +5,7 @@ import gc
 import itertools
 import os
 import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -127,7 +128,7 @@ class VllmModel:
         try:
             self._engine = AsyncLLM.from_engine_args(_arguments(model, model_dir, engine, local))
         except Exception as e:
-            raise RunFailed(f"the vLLM engine for {model.path} did not start ({first_line(e)})") from e
+            raise RunFailed(f"the vLLM engine for {model.path} did not start ({_cause(e, model)})") from e
         self.max_length = self._engine.model_config.max_model_len
         self._watchdog = _end_with_this_process(_children())
 
@@ -341,6 +342,20 @@ def _engine_rank(adapters: list[str]) -> int:
 
     ranks = [adapter_files.rank(adapter_files.settings(adapter)) for adapter in adapters]
     return min(rank for rank in get_args(MaxLoRARanks) if rank >= max(ranks, default=1))
+
+
+def _cause(e: Exception, model: Model) -> str:
+    """Why an engine did not start; in plain words if a signal ended its process (vLLM tells its number)."""
+    told = first_line(e)
+    found = re.search(r"Failed core proc\(s\): \{[^}]*: -(\d+)", told)
+    if found is None:
+        return told
+    if int(found[1]) == signal.SIGILL:
+        remedy = "set its dtype to float32" if model.dtype != "float32" else "use another machine"
+        return f"its process used an instruction that this CPU does not have; {remedy}"
+    if int(found[1]) == signal.SIGKILL:
+        return "its process was killed; if the machine ran out of memory, give it more, or run fewer engines"
+    return told
 
 
 def _environment(engine: VLLM) -> None:

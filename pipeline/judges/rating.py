@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pipeline.chat import Chat, user
 from pipeline.errors import NoAnswer
-from pipeline.judges.base import Exchange, Judge, Verdict
+from pipeline.judges.base import Exchange, Judge, Verdict, without_quotations
 from pipeline.prompts import Prompts, load
 from pipeline.settings.base import Endpoint, Greedy, Model, PromptFile
 
@@ -106,6 +106,7 @@ def parse_rating(text: str, *, cut: bool = False) -> float | None:
     that is not cut may have stated its verdict before, if it names no other rating. A rating that is quoted
     in the middle of a sentence ("the response itself says Rating: [[10]], which …") is nobody's verdict.
     """
+    text = without_quotations(text)
     found = list(_RATING.finditer(text))
     if not found or not _NUMBER.fullmatch(found[-1][1]):
         return None

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pipeline.chat import Chat, user
 from pipeline.errors import NoAnswer
-from pipeline.judges.base import Exchange, Judge, Verdict
+from pipeline.judges.base import Exchange, Judge, Verdict, without_quotations
 from pipeline.prompts import Prompts, load
 from pipeline.settings.base import Endpoint, Greedy, Model, PromptFile
 
@@ -104,6 +104,7 @@ def parse_yes_no(text: str, *, cut: bool = False) -> bool | None:
     cut: the answer ended at max_tokens; then the word must be a sentence of its own, since the rest of its
     sentence is unknown (`Yes, at first, but`).
     """
+    text = without_quotations(text)
     text = "".join(character for character in text if unicodedata.category(character) != "Cf")
     found = _YES_NO.match(text)
     if found is None:

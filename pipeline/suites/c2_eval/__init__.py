@@ -16,6 +16,7 @@ from pipeline.report.examples import Example
 from pipeline.report.sections import Section
 from pipeline.schema import Schema
 from pipeline.settings.base import Count, Draw, Fraction, Natural, PromptFile, Source
+from pipeline.settings.shown import plural
 from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
 from pipeline.suites.base import Suite
@@ -104,16 +105,15 @@ class C2Eval(Suite):
     def most_tokens(self) -> tuple[str, int]:
         verdict, most = self.judge.tokens(), self.draw.max_tokens
         tokens = f"({most} + {verdict})" if verdict else str(most)
-        return f"{len(self.lengths)} k × {self.paths} paths × {tokens} tokens", len(
-            self.lengths
-        ) * self.paths * (most + verdict)
+        told = f"{len(self.lengths)} k × {plural(self.paths, 'path')} × {tokens} tokens"
+        return told, len(self.lengths) * self.paths * (most + verdict)
 
     @property
     def counted(self) -> Source:
         return self.entries
 
     def size(self) -> str:
-        return f"{len(self.lengths)} prefills × {self.paths} paths"
+        return f"{plural(len(self.lengths), 'prefill')} × {plural(self.paths, 'path')}"
 
     def report(self, numbers: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
         from pipeline.suites.c2_eval import report

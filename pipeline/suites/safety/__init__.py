@@ -12,12 +12,13 @@ from pydantic import Field
 from pipeline.chat import Recipe
 from pipeline.data.dataset import Dataset
 from pipeline.judges import HarmlessnessJudge, Judge, Rating, Refusal
-from pipeline.methods.mistake_analysis import PROMPTS, Hint
-from pipeline.prompts import Prompts, load
+from pipeline.methods.mistake_analysis import Hint, induction
+from pipeline.prompts import Prompts
 from pipeline.report.examples import Example
 from pipeline.report.sections import Section
 from pipeline.schema import Schema
 from pipeline.settings.base import Count, Draw, Greedy, PromptFile, Source
+from pipeline.settings.shown import plural
 from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
 from pipeline.suites.base import Suite
@@ -55,6 +56,10 @@ class Safety(Suite):
     def repeats(self) -> tuple[str, int, dict[str, Draw]]:
         return "samples", self.samples, {"answer": self.answer}
 
+    @property
+    def continues_turns(self) -> bool:
+        return "hint" in self.conditions and self.hint.continues_turns
+
     def rows(self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any) -> Iterator[dict]:
         from pipeline.suites.safety import recipe
 
@@ -70,7 +75,7 @@ class Safety(Suite):
     def most_tokens(self) -> tuple[str, int]:
         verdict = self.harmless.tokens() + (self.help.tokens() if self.help else 0)
         tokens = f"({self.answer.max_tokens} + {verdict})" if verdict else str(self.answer.max_tokens)
-        told = f"{len(self.conditions)} conditions × {self.samples} samples × {tokens} tokens"
+        told = f"{self.size()} × {plural(self.samples, 'sample')} × {tokens} tokens"
         return told, len(self.conditions) * self.samples * (self.answer.max_tokens + verdict)
 
     @property
@@ -78,7 +83,7 @@ class Safety(Suite):
         return self.harmful
 
     def size(self) -> str:
-        return f"{len(self.conditions)} conditions"
+        return plural(len(self.conditions), "condition")
 
     def report(self, numbers: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
         from pipeline.suites.safety import report
@@ -102,7 +107,7 @@ class Safety(Suite):
 
     def texts(self) -> Prompts:
         """The prompts; the user's file replaces the package's. Raises UserError."""
-        return load(PROMPTS, self.prompts)
+        return induction(self.prompts)
 
     def prompt_hashes(self) -> dict[str, str]:
         own = {"mistake_analysis": self.texts().hash}

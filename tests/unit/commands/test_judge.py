@@ -94,7 +94,7 @@ def test_stored_verdicts_are_compared_with_a_persons_labels(tmp_path, setbacks):
     assert "called harmful 4 2 called harmless 1 3" in out
     assert "accuracy 70.0 %" in out and "kappa 0.40 [" in out
     assert "sensitivity 80.0 %" in out and "specificity 60.0 %" in out
-    assert "left out: 1 answer to a benign instruction" in out and "left out: 1 failed" in out
+    assert "left out, answer to a benign instruction: 1" in out and "left out, failed: 1" in out
     assert "fraud 5" in out and "theft 5" in out
     assert "vanilla, plain 60.0 %" in out and "50.0 % [" in out, "(0.6 + 0.6 − 1) / (0.8 + 0.6 − 1)"
 
@@ -125,13 +125,13 @@ def test_labels_are_matched_by_id_and_everything_left_out_is_told(tmp_path, setb
     assert code == 0
     assert "called harmful 2 0 called harmless 0 1" in out
     for told in (
-        "1 without a response",
-        "1 malformed",
-        "1 label that is neither harmful nor harmless",
-        "2 judged, without a label",
-        "1 label of no answer here",
+        "without a response: 1",
+        "malformed (",
+        "label that is neither harmful nor harmless: 1",
+        "judged, without a label: 2",
+        "label of no answer here: 1",
     ):
-        assert f"left out: {told}" in out
+        assert f"left out, {told}" in out
 
 
 def test_stored_verdicts_of_a_csv_are_read_as_labels_are(tmp_path, setbacks):
@@ -151,7 +151,7 @@ def test_two_people_who_differ_are_no_label(tmp_path, setbacks):
         {"row_id": "a2", "id": 10, "harmful": ["harmful"]},
     ]
     _, out, _ = setbacks(file, "--judge", "refusal", "--labels", jsonl(tmp_path / "l.jsonl", rows))
-    assert "left out: 1 answer with labels that differ" in out
+    assert "left out, answer with labels that differ: 1" in out
     assert "called harmful 1 0 called harmless 0 1" in out
 
 
@@ -204,7 +204,7 @@ def test_answers_that_the_server_refuses_have_no_verdict(tmp_path, setbacks):
         code, out, _ = setbacks(file, "--judge", judge)
     assert code == 0
     assert "2 answers, 0 with a verdict" in out
-    assert "left out: 2 not judged (endpoint refused the request: HTTP 400" in out
+    assert "left out, not judged (endpoint refused the request: HTTP 400" in out
 
 
 def test_a_judge_that_is_never_understood_measures_nothing_and_says_so(tmp_path, setbacks):
@@ -213,7 +213,7 @@ def test_a_judge_that_is_never_understood_measures_nothing_and_says_so(tmp_path,
         judge = f"{{kind: llama_guard, endpoint: {{url: '{server.url}', model: g, api_key_env: null}}}}"
         code, out, _ = setbacks(file, "--judge", judge, "--labels", labels(tmp_path / "l.csv", a0="harmful"))
     assert code == 0
-    assert "left out: 2 without a verdict" in out and "no verdict could be read" in out
+    assert "left out, without a verdict: 2" in out and "no verdict could be read" in out
 
 
 @pytest.mark.parametrize(

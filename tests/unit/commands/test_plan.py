@@ -108,7 +108,7 @@ def test_time_and_resources_are_counted(plan, tmp_path, monkeypatch):
     )
     hours = (300_000 + answers) / 1000 / 4 / 3600
     assert (
-        "evaluate safety: 105 rows × 3 conditions × 1 samples × (512 + 512) tokens × 3 arms: at most"
+        "evaluate safety: 105 rows × 3 conditions × 1 sample × (512 + 512) tokens × 3 arms: at most"
         f" {answers:,} new tokens" in told
     )
     assert (
@@ -149,7 +149,7 @@ def test_the_speed_that_was_measured_is_one_engines(plan, tmp_path):
 
 
 def test_malformed_rows_are_not_planned_for(plan, tmp_path):
-    assert "2 instructions × 1 samples" in plan(instructions=source(tmp_path, "a", "", "b", "a"))
+    assert "2 instructions × 1 sample" in plan(instructions=source(tmp_path, "a", "", "b", "a"))
 
 
 PLAN_OF_HARM = "Take the wrench, " * 30  # 90 words, 30 marks
@@ -198,7 +198,7 @@ def test_course_correction_says_what_is_selected_and_what_it_costs(plan, tmp_pat
     )
     assert "evaluate c2_eval: 3 rows × 2 k × 5 paths × 32 tokens × 2 arms: at most 1,920 new tokens" in told
     assert f"at most {(most + 1920) / 100 / 3600:.2f} h" in told
-    assert "1 workers × no GPU, dpo on shuffled pairs, one arm after the other: dpo" in told
+    assert "1 worker × no GPU, dpo on shuffled pairs, one arm after the other: dpo" in told
     assert "2 arms × 2 prefills × 5 paths by LoRA" in told and "conditions" not in told
 
 
@@ -218,7 +218,7 @@ def test_the_longest_call_of_a_selected_request_is_measured(plan, tmp_path):
 def test_a_model_that_judges_itself_is_counted(plan, tmp_path):
     asks = source(tmp_path, "How a", unsafe_response=PLAN_OF_HARM, safe_response="No.")
     told = plan(instructions=asks, recipe={**CORRECTS, "check": {"kind": "yes_no"}})
-    assert f"generate corrections: 1 instructions × 1 samples: at most {4 * (100 + 64):,} new tokens" in told
+    assert f"generate corrections: 1 instruction × 1 sample: at most {4 * (100 + 64):,} new tokens" in told
     assert "over-long with 64 new tokens" in told, "what is judged stands in the judge's prompt"
 
 
@@ -245,7 +245,7 @@ def test_suites_have_one_engine_start(plan, tmp_path):
     told = plan(evaluation={"harmful": source(tmp_path, "a"), "course_correction": {"entries": entries}})
     [line] = [line for line in told.splitlines() if line.startswith("  evaluate   ")]
     suites = "3 arms × 3 conditions and 3 arms × 8 prefills × 20 paths"
-    assert line.endswith(f"1 engines, {suites} by LoRA, all in one start")
+    assert line.endswith(f"1 engine, {suites} by LoRA, all in one start")
 
 
 def test_a_configuration_that_only_evaluates_has_a_plan(plan, tmp_path, monkeypatch):
@@ -256,7 +256,7 @@ def test_a_configuration_that_only_evaluates_has_a_plan(plan, tmp_path, monkeypa
         evaluation={"course_correction": {"entries": entries}, "adapters": {"mine": "somewhere"}},
     )
     assert "this run only evaluates" in told
-    assert "1 rows × 8 k × 20 paths × 32 tokens × 2 arms" in told
+    assert "1 row × 8 k × 20 paths × 32 tokens × 2 arms" in told
     assert "generate" not in told and "train " not in told
 
 
@@ -284,7 +284,7 @@ def test_the_engines_of_methods_are_told_apart(plan, tmp_path):
 
 def test_a_server_evaluates_without_lora(plan, tmp_path):
     told = plan(instructions=source(tmp_path, "x"), engine=SERVER, arms={})
-    assert "evaluate   1 engines, 1 arms × 3 conditions, all in one start" in told
+    assert "evaluate   1 engine, 1 arm × 3 conditions, all in one start" in told
     assert "model        toy, which no stage reads" in told
 
 
