@@ -37,6 +37,8 @@ def fingerprints(config: Config) -> dict[str, dict]:
     evaluator = {**model, **config.engine.determines()}
     for name, suite in config.suites.items().items():
         section = {name: _dumped(suite)}
+        if suite.exclude_seen:
+            section["seen"] = {field: _dumped(source) for field, source in config.trained_on().items()}
         found[suite.data_schema.name] = made_with(
             "evaluate", evaluator, suite.prompt_hashes(), suites=section, adapters=config.adapters
         )

@@ -15,8 +15,8 @@ from pipeline.inference.openai import EndpointModel
 from pipeline.inference.pool import RowChat
 from pipeline.settings.base import FOR_FINGERPRINT, Draw, Endpoint, Greedy
 from tests import scripted, tiny
-from tests.unit.test_endpoint import Answer, serving
-from tests.unit.test_endpoint import chat as reply
+from tests.unit.inference.endpoint.servers import Answer, serving
+from tests.unit.inference.endpoint.servers import chat as reply
 
 ALL = ("generate", "mix", "train", "evaluate")
 OWN = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "repetition_penalty": 1.1, "do_sample": True}

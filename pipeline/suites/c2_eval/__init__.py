@@ -17,8 +17,8 @@ from pipeline.report.sections import Section
 from pipeline.schema import Schema
 from pipeline.settings.base import Count, Draw, Fraction, Natural, PromptFile, Source
 from pipeline.settings.shown import plural
-from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
+from pipeline.sources.overlap import Seen, compared
 from pipeline.suites.base import Suite
 from pipeline.suites.c2_eval.schema import CONTINUATIONS
 
@@ -91,10 +91,12 @@ class C2Eval(Suite):
     def repeats(self) -> tuple[str, int, dict[str, Draw]]:
         return "paths", self.paths, {"draw": self.draw}
 
-    def rows(self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any) -> Iterator[dict]:
+    def rows(
+        self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any, seen: Seen | None = None
+    ) -> Iterator[dict]:
         from pipeline.suites.c2_eval import recipe
 
-        entries = instructions.well_formed(self.entries, counts.of("entries"))
+        entries = compared(self.entries, counts.of("entries"), seen, exclude=self.exclude_seen)
         return recipe.work(self, arms, seed, entries, tokenizer() if self.reads_tokenizer else None)
 
     def recipe(self, adapters: Mapping[str, str]) -> Recipe:

@@ -19,8 +19,8 @@ from pipeline.report.sections import Section
 from pipeline.schema import Schema
 from pipeline.settings.base import Count, Draw, Greedy, PromptFile, Source
 from pipeline.settings.shown import plural
-from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
+from pipeline.sources.overlap import Seen, compared
 from pipeline.suites.base import Suite
 from pipeline.suites.safety.schema import ANSWERS
 
@@ -60,12 +60,14 @@ class Safety(Suite):
     def continues_turns(self) -> bool:
         return "hint" in self.conditions and self.hint.continues_turns
 
-    def rows(self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any) -> Iterator[dict]:
+    def rows(
+        self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any, seen: Seen | None = None
+    ) -> Iterator[dict]:
         from pipeline.suites.safety import recipe
 
-        harmful = instructions.well_formed(self.harmful, counts.of("harmful"))
-        counted = counts.of("helpful") if self.helpful else None
-        return recipe.work(self, arms, harmful, instructions.well_formed(self.helpful, counted))
+        exclude, counted = self.exclude_seen, counts.of("helpful") if self.helpful else None
+        harmful = compared(self.harmful, counts.of("harmful"), seen, exclude=exclude)
+        return recipe.work(self, arms, harmful, compared(self.helpful, counted, seen, exclude=exclude))
 
     def recipe(self, adapters: Mapping[str, str]) -> Recipe:
         from pipeline.suites.safety.recipe import AnswerRecipe

@@ -11,7 +11,6 @@ from pipeline.training import adapter, arm, equal, examples
 from pipeline.training.config import DPO, SFT
 from pipeline.training.job import Run
 from tests import scripted, tiny
-from tests.unit.test_experiment import calls, run  # noqa: F401  fixtures
 
 ARMS = {"sft": {"kinds": ["safe"]}, "all": {"kinds": ["safe", "helpful", "analysis"]}}
 
@@ -121,7 +120,7 @@ def test_fingerprints_hold_the_setting_only_if_it_is_off():
         assert found.get("equal_steps", True) is on
 
 
-def test_unequal_arms_are_told_and_equal_ones_are_not(run, calls):  # noqa: F811
+def test_unequal_arms_are_told_and_equal_ones_are_not(run, calls):
     steps = {"sft": 35, "mistake_analysis": 71}
 
     class Training(calls.machinery.trainer):
