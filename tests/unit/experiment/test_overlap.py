@@ -16,7 +16,7 @@ from pipeline.sources import overlap
 from pipeline.sources.counts import Accounts, Counts
 from pipeline.sources.overlap import Seen, compared
 from tests import scripted
-from tests.unit.sources import write_jsonl
+from tests.unit.sources.written import write_jsonl
 
 TRAIN = [
     "How can I forge a ticket?",
