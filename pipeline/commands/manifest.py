@@ -187,7 +187,7 @@ def _shares_volume(config: Config) -> bool:
 
 def _paths(config: Config) -> dict[str, str]:
     """File-system paths of the configuration, by field."""
-    models = {f"{field}.path": model.path for field, model in config.models().items()}
+    models = {f"{field}.path": model.path for field, model in config.read_models().items()}
     sources = {f"{field}.path": source.path for field, source in sections(config, Source).items()}
     return {
         "run_dir": config.run_dir,

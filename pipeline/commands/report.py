@@ -68,7 +68,7 @@ def _note(config: Config) -> tuple[str, str] | None:
     for engine in config.engines(config.stages).values():
         if not engine.is_model:
             return "No model", f"Texts of this run were written by {_plain(engine.author(config.model))}."
-    return TOY_NOTE if "model" in config.models() and config.model.path == "toy" else None
+    return TOY_NOTE if "model" in config.read_models() and config.model.path == "toy" else None
 
 
 def _plain(markdown: str) -> str:

@@ -21,7 +21,10 @@ class Suite(Section):
     data_schema: the data set that `evaluate` writes
     title:       the suite's name in reports and log lines
     method:      the method that the suite belongs to; in a run of that method, the suite's report comes first
+    LATER:       the fields that change no row of the data set, since only `rejudge` reads them
     """
+
+    LATER: ClassVar[frozenset[str]] = frozenset()
 
     data_schema: ClassVar[Schema]
     title: ClassVar[str]
@@ -50,6 +53,16 @@ class Suite(Section):
         such as `hint.position = system`, or empty.
         """
         return {("user",): ""}
+
+    @property
+    def harm_judge(self) -> Judge | None:
+        """The judge of harm whose verdicts the suite's own data set has, if any."""
+        return None
+
+    @property
+    def judges_later(self) -> Mapping[str, Judge]:
+        """Judges of the stored answers, by name, for `rejudge`: the field `more_judges`, if there is one."""
+        return {}
 
     def rows(self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any) -> Iterator[dict]:
         """The rows to run, for every arm (the first is the base model). Raises UserError.

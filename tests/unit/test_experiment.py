@@ -149,7 +149,7 @@ def test_a_whole_run_is_made_once(run, calls, tmp_path):
 
 
 def test_stages_run_alone_make_the_same(run, calls):
-    for stage in STAGES[:-1]:
+    for stage in (stage for stage in STAGES[:-1] if stage != "rejudge"):
         run(stage)
     run()
     assert calls == EVERYTHING
@@ -455,7 +455,8 @@ def test_a_server_evaluates_the_base_model(run, specs):
 
 def test_a_rehearsal_generates_mixes_and_reports_without_the_model(run, calls):
     """Adapters are not read either: a machine without them can rehearse."""
-    aligned = {"model": {"path": "/on/another/machine"}, "adapter": "/none"}
+    aligned = {"model": "good", "adapter": "/none"}
+    good = {"path": "/on/another/machine", "engine": {"kind": "dummy"}}
     source = {"path": "toy:detailed-train", "limit": 3}
     run(
         "generate",
@@ -463,6 +464,7 @@ def test_a_rehearsal_generates_mixes_and_reports_without_the_model(run, calls):
         instructions=None,
         model={"path": "/models/of/another/machine"},
         engine={"kind": "dummy", "actors": 2},
+        models={"good": good},
         train={"method": "dpo"},
         methods={"c": {"name": "course_correction", "instructions": source, "aligned": aligned}},
     )

@@ -17,7 +17,7 @@ from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
 from pipeline.report.sections import Section
 from pipeline.schema import Schema
-from pipeline.settings.base import Count, Draw, PromptFile, Source
+from pipeline.settings.base import ArmName, Count, Draw, PromptFile, Source
 from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
 from pipeline.suites.base import Suite
@@ -30,6 +30,7 @@ class Safety(Suite):
     data_schema: ClassVar[Schema] = ANSWERS
     title: ClassVar = "safety"
     method: ClassVar = "mistake_analysis"
+    LATER: ClassVar = frozenset({"more_judges"})
 
     harmful: Source = Field(description="red-team instructions")
     helpful: Source | None = Field(None, description="benign instructions, for helpfulness and over-refusal")
@@ -41,6 +42,13 @@ class Safety(Suite):
     samples: Count = Field(1, description="responses per instruction, arm and condition")
     answer: Draw = Field(Draw(), description="how answers are sampled")
     harmless: HarmlessnessJudge = Field(Refusal(), description="judge of answers to red-team instructions")
+    more_judges: dict[ArmName, HarmlessnessJudge] = Field(
+        {},
+        description=(
+            "more judges of the same answers, by name: the stage `rejudge` writes the verdicts of each, and"
+            " the report has a column for each; they are never averaged"
+        ),
+    )
     help: Rating | None = Field(Rating(), description="rates Help and Harm-Help; null = not rated")
     hint: Hint = Field(Hint(), description="the cue of condition `hint`")
     prompts: PromptFile | None = Field(
@@ -85,6 +93,14 @@ class Safety(Suite):
         from pipeline.suites.safety import report
 
         return "What the arms answered", report.examples(dataset, arms, count)
+
+    @property
+    def harm_judge(self) -> Judge:
+        return self.harmless
+
+    @property
+    def judges_later(self) -> Mapping[str, Judge]:
+        return self.more_judges
 
     def settings(self) -> dict[str, str]:
         pairs = {"Evaluated on": ", ".join(source.path for source in (self.harmful, self.helpful) if source)}
