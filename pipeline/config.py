@@ -116,6 +116,13 @@ class Report(Section):
     """What the report shows."""
 
     examples: Natural = Field(6, description="masked examples shown")
+    judge_errors: list[Name] = Field(
+        [],
+        description=(
+            "files of `setbacks judge --keep` with measured errors of judges, beside those in"
+            " RUN/judge_errors; one that was measured for another judge, prompt or model is not used"
+        ),
+    )
 
 
 class Config(Section):

@@ -67,6 +67,11 @@ class Judge(Section):
         """The report's paragraph on who judges `what` (harmlessness, course correction), and the limits."""
         raise NotImplementedError
 
+    @property
+    def blind(self) -> str:
+        """A sentence that must stand beside a harm rate by this judge: what it cannot see. Empty if none."""
+        return ""
+
     def prompt_hashes(self) -> dict[str, str]:
         """The prompt sets that the verdicts depend on. Raises UserError."""
         return {}
@@ -108,7 +113,7 @@ class AskingJudge(Judge):
     @property
     def who(self) -> str:
         """Who judges, for `limits`."""
-        return f"The model `{self.model}`" if self.model else "The run's own model, without adapter,"
+        return f"The model `{self.model}`" if self.model else "The model itself, without adapter,"
 
     @model_serializer(mode="wrap")
     def _dumped(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:

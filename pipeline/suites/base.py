@@ -1,6 +1,7 @@
 """The base class of suites: rows for every arm to answer, and the recipe for one row."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -9,10 +10,28 @@ from pipeline.chat import Recipe
 from pipeline.data.dataset import Dataset
 from pipeline.judges import Judge
 from pipeline.report import sections as report
+from pipeline.report.agreement import Agreement
 from pipeline.report.examples import Example
 from pipeline.schema import Schema
 from pipeline.settings.base import Model, Section, Source
 from pipeline.sources.counts import Accounts
+
+OWN_JUDGE = "-"  # stands for the suite's own judge where judges have names
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """What the report knows of the judges of a suite, by name.
+
+    verdicts: data sets of `rejudge` without texts; a judge without one has not judged yet
+    errors:   measured errors (first: the judge, second: the labels); a judge without one is unmeasured
+    """
+
+    verdicts: Mapping[str, pa.Table] = field(default_factory=dict)
+    errors: Mapping[str, Agreement] = field(default_factory=dict)
+
+
+NO_JUDGEMENTS = Judgements()
 
 
 class Suite(Section):
@@ -92,10 +111,13 @@ class Suite(Section):
         """How often an arm answers a row of the source: `3 conditions`."""
         raise NotImplementedError
 
-    def report(self, numbers: pa.Table | None, arms: Sequence[str], seed: int) -> list[report.Section]:
+    def report(
+        self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
+    ) -> list[report.Section]:
         """The suite's sections of the report.
 
         numbers: the data set without texts; None if not written yet. arms: all arms except the base model.
+        judgements: of more judges, and the judges' measured errors.
         """
         raise NotImplementedError
 

@@ -18,7 +18,7 @@ from pipeline.schema import Schema
 from pipeline.settings.base import Count, Draw, PromptFile, Source
 from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
-from pipeline.suites.base import Suite
+from pipeline.suites.base import Judgements, Suite
 from pipeline.suites.c2_eval.schema import CONTINUATIONS
 
 
@@ -99,7 +99,9 @@ class C2Eval(Suite):
     def size(self) -> str:
         return f"{len(self.lengths)} prefills × {self.paths} paths"
 
-    def report(self, numbers: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
+    def report(
+        self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
+    ) -> list[Section]:
         from pipeline.suites.c2_eval import report
 
         return report.sections(self, numbers, arms, seed)

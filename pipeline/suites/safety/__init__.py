@@ -20,7 +20,7 @@ from pipeline.schema import Schema
 from pipeline.settings.base import ArmName, Count, Draw, PromptFile, Source
 from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
-from pipeline.suites.base import Suite
+from pipeline.suites.base import Judgements, Suite
 from pipeline.suites.safety.schema import ANSWERS
 
 
@@ -84,10 +84,12 @@ class Safety(Suite):
     def size(self) -> str:
         return f"{len(self.conditions)} conditions"
 
-    def report(self, numbers: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
+    def report(
+        self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
+    ) -> list[Section]:
         from pipeline.suites.safety import report
 
-        return report.sections(self, numbers, arms, seed)
+        return report.sections(self, numbers, arms, seed, judgements)
 
     def examples_shown(self, dataset: Dataset, arms: Sequence[str], count: int) -> tuple[str, list[Example]]:
         from pipeline.suites.safety import report
@@ -110,7 +112,8 @@ class Safety(Suite):
 
     def judged(self) -> list[tuple[Judge, str, str]]:
         helping = [(self.help, "helpfulness", "Help and Harm-Help")] if self.help else []
-        return [(self.harmless, "harmlessness", "harmlessness of answers"), *helping]
+        more = [(judge, "harmlessness", name) for name, judge in self.more_judges.items()]
+        return [(self.harmless, "harmlessness", "harmlessness of answers"), *helping, *more]
 
     def texts(self) -> Prompts:
         """The prompts; the user's file replaces the package's. Raises UserError."""
