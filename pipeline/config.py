@@ -36,6 +36,7 @@ from pipeline.suites import VANILLA
 from pipeline.suites.base import Suite
 from pipeline.suites.c2_eval import C2Eval
 from pipeline.suites.safety import Safety
+from pipeline.suites.verdicts import VERDICTS
 from pipeline.training.config import SFT, Train, Trainer
 
 Method = Annotated[MistakeAnalysis | CourseCorrection | CritiqueRevise, Field(discriminator="name")]
@@ -404,6 +405,7 @@ WRITTEN = tuple(
         [method.generated for method in METHODS.values()]
         + [schema for method in METHODS.values() for schema in method.training_sets]
         + [suite.data_schema for suite in SUITES]
+        + [VERDICTS]
     )
 )
 

@@ -465,7 +465,7 @@ def _check_own_template(
 
 def _check_lengths(config: Config, stages: set[str], suites: set[str], directory: str) -> list[str]:
     """Check lengths against the positions that the model has. Returns notices. Raises UserError."""
-    limits: dict[str, int | None] = {}
+    limits = {one.field: _limit(one, models.model_dir(one.model)) for one in _others(config, stages)}
     for name, (draw, one) in _draws(config, stages, suites).items():
         if one.field not in limits:
             limits[one.field] = _limit(
