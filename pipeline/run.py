@@ -27,8 +27,8 @@ from pipeline.runtime import attempt
 from pipeline.runtime.console import step_bar
 from pipeline.runtime.session import ray_session, stage_logs
 from pipeline.schema import DROPPED, FAILED, STAGES, Schema
-from pipeline.settings.base import Model, Section, Source
-from pipeline.settings.walk import sections
+from pipeline.settings.base import Model, NameKind, Section, Source
+from pipeline.settings.walk import paths, sections
 from pipeline.sources.counts import Accounts
 from pipeline.suites.verdicts import VERDICTS
 from pipeline.training.job import forget
@@ -577,7 +577,9 @@ def origin(config: Config, schema: Schema, verdicts_of: tuple[str, str] | None =
         asked = config.answering(judge.asked) if judge.most_tokens() else None
         wrote = asked.engine.author(asked.model) if asked else "(none: its judge reads phrases)"
         answers = config.suites.items()[verdicts_of[0]].data_schema.name
-        return Origin([wrote], config.seed, [storage.join(config.run_dir, answers)], [judge])
+        return Origin(
+            [wrote], config.seed, [storage.join(config.run_dir, answers)], [judge], _authors(config, [judge])
+        )
     authors: dict[str, None] = {}  # in order
     made_by: list[Section] = []
     for name, method in config.methods.items():
@@ -596,7 +598,15 @@ def origin(config: Config, schema: Schema, verdicts_of: tuple[str, str] | None =
         for name, source in sections(section, Source).items()
         if _is_read(section, name, schema)
     }
-    return Origin([*authors], config.seed, sorted(read), made_by)
+    parts = [part.model_copy(update={key: {} for key in getattr(part, "LATER", ())}) for part in made_by]
+    return Origin([*authors], config.seed, sorted(read), parts, _authors(config, parts))
+
+
+def _authors(config: Config, parts: list[Section]) -> dict[str, str]:
+    """The entries of `models` that sections name, in words."""
+    names = sorted({name for part in parts for name in paths(part, NameKind.MODEL).values()})
+    found = map(config.answering, names)
+    return {name: one.engine.author(one.model) for name, one in zip(names, found, strict=True)}
 
 
 def _is_read(section: Section, name: str, schema: Schema) -> bool:

@@ -315,7 +315,8 @@ class Job:
 
     def ready(self, spec: ModelSpec) -> list[int]:
         """Numbers of the blocks that wait for this model."""
-        return [number for number, name in self.waiting().items() if self.models.get(name, spec) == spec]
+        served = {name for name in self.names if self.models.get(name, spec) == spec}
+        return [number for number, name in self.waiting().items() if name in served]
 
 
 class RecipeActor:

@@ -319,3 +319,14 @@ def test_a_named_model_is_asked_by_scripted_chats_too():
     chat = scripted.ScriptedChat(harmless="Rating: [[7]]")
     verdict = asyncio.run(Rating(model="guard")(Exchange("r", "a"), chat, "harmless"))
     assert verdict.ok and chat.models == {"harmless": "guard"}
+
+
+def test_a_card_says_who_the_named_models_are():
+    from pipeline.run import origin
+
+    made = origin(config(named={"guard": {"path": "org/m", "revision": "v1"}, "far": SERVER}), ANSWERS)
+    assert made.named == {"guard": "`org/m` at revision `v1`"}, "and not those that it does not name"
+    more = config(named={"guard": {"path": "org/m"}}, more_judges={"x": {"kind": "rating", "model": "guard"}})
+    from pipeline.suites.verdicts import VERDICTS
+
+    assert origin(more, VERDICTS, ("safety", "x")).authors == ["`org/m`"]
