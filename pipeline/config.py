@@ -261,7 +261,7 @@ class Config(Section):
             and tag(tree.get("engine"), "kind", None) != "dummy"
         ):
             raise ValueError("model.path = 'dummy' is no longer a model: set engine: {kind: dummy}")
-        tree = {key: _without_endpoints(part, key) for key, part in tree.items()}
+        tree = {key: _without_endpoints(part, str(key)) for key, part in tree.items()}
         if "arms" not in tree:
             tree = {**tree, "arms": _default_arms(tree)}
         if isinstance(tree["arms"], dict):
