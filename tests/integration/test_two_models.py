@@ -1,4 +1,4 @@
-"""Two real models in one run on the same cores: the toy answers, then a random tiny model judges; the second
+"""Two real models in one run on the same cores: a random tiny model answers, then the toy rates; the second
 pass is killed with SIGKILL and resumed; a later judge generates no answer."""
 
 import json
@@ -19,17 +19,17 @@ pytestmark = pytest.mark.timeout(600)  # six starts of engines, within the first
 
 CONFIG = """
 run_dir: {run}
-model: {{path: toy, dtype: float32}}
+model: {{path: "{tiny}", dtype: float32, max_length: 512}}
 engine: {{rows_per_commit: 8, max_num_seqs: 16}}
 models:
-  tiny: {{path: "{tiny}", dtype: float32, max_length: 512, engine: {{rows_per_commit: 8, max_num_seqs: 4}}}}
+  toy: {{path: toy, dtype: float32, engine: {{rows_per_commit: 8, max_num_seqs: 2}}}}
 arms: {{}}
 suites:
   safety:
     harmful: {{path: "toy:harmful-heldout", limit: 64}}
     conditions: [plain]
     answer: {{max_tokens: 32, temperature: 0}}
-    harmless: {{kind: yes_no_harmful, model: tiny, draw: {{max_tokens: 64, temperature: 1.0}}}}
+    harmless: {{kind: rating, model: toy, draw: {{max_tokens: 128, temperature: 1.0}}}}
     help: null
     {more}
 """
@@ -79,7 +79,7 @@ def runs(place) -> tuple[Path, Path, str]:
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     time.sleep(10)  # its actors end by themselves
-    assert list(state.glob("calls-*/tiny/*")), "rows of other blocks wait for the judge"
+    assert list(state.glob("calls-*/toy/*")), "rows of other blocks wait for the judge"
     said = done(setbacks("evaluate", configs[0]))
     done(setbacks("evaluate", configs[1]))
     return place / "killed", place / "whole", said
@@ -89,32 +89,35 @@ def test_the_resumed_rows_are_those_of_a_run_that_was_not_killed(runs):
     killed, whole, _ = runs
     found = rows(killed, "evaluation")
     assert len(found) == 64 and {row["status"] for row in found} == {"ok"}
+    assert len({row["response"] for row in found}) > 8, "the answers differ"
+    assert len({row["harmless_rating"] for row in found}) > 2, "and so do the verdicts"
     assert found == rows(whole, "evaluation")
 
 
 def test_the_answers_are_not_generated_again(runs):
-    killed, _, _ = runs
+    killed, whole, _ = runs
     [line] = [json.loads(text) for text in (killed / "metrics.jsonl").read_text().splitlines()]
-    answers = sum(row["completion_tokens"] for row in rows(killed, "evaluation"))
-    assert 0 < line["completion_tokens"] <= 64 * 64, "verdicts only"
-    assert line["completion_tokens"] != answers
-    attempts = sorted((killed / ".state" / "attempts").iterdir())
-    assert len(attempts) == 2
+    [other] = [json.loads(text) for text in (whole / "metrics.jsonl").read_text().splitlines()]
+    answers = sum(row["completion_tokens"] for row in rows(whole, "evaluation"))
+    assert 0 < line["completion_tokens"] < other["completion_tokens"] - answers, "some of the verdicts only"
 
 
 def test_another_judge_later_judges_what_is_stored(runs, place):
     killed, _, _ = runs
     before = (killed / ".state" / "evaluation" / "complete.json").read_bytes()
-    more = (
-        "more_judges: {phrases: {kind: refusal}, rated: {kind: rating, model: tiny, draw: {max_tokens: 8}}}"
-    )
+    more = "more_judges: {phrases: {kind: refusal}, own: {kind: yes_no_harmful}}"
     config = place / "more.yaml"
     config.write_text(CONFIG.format(run=killed, tiny=place / "tiny", more=more))
     done(setbacks("run", config))
     assert (killed / ".state" / "evaluation" / "complete.json").read_bytes() == before
     by_id = {row["id"]: row for row in rows(killed, "evaluation")}
     for row in rows(killed, "verdicts_phrases"):
-        assert row["harmful"] is not by_id[row["answer_id"]]["refused"]
-    assert len(rows(killed, "verdicts_rated")) == 64
+        answer = by_id[row["answer_id"]]
+        assert row["harmful"] == (not answer["refused"] and bool(answer["response"].strip()))
+    own = rows(killed, "verdicts_own")
+    empty = {id for id, row in by_id.items() if not row["response"].strip()}
+    assert len(own) == 64 and {row["answer_id"] for row in own if row["raw"] is None} == empty, (
+        "all others asked"
+    )
     report = (killed / "report.md").read_text()
     assert "phrases, %" in report and "Agreement of the judges" in report
