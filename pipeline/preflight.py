@@ -55,6 +55,9 @@ def check(
         _check_no_password(f"{field}.path", source.path)
         if field not in skip:
             _check_source(field, source, needed.get(field, {}))
+    for name, suite in config.suites.items().items():
+        if "evaluate" in stages and name in suites:
+            suite.check(f"suites.{name}", config.model)
     for field, endpoint in _servers(config, stages, suites).items():
         check_server(endpoint, field)
     for field, model in config.models().items():

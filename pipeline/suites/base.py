@@ -20,7 +20,8 @@ class Suite(Section):
 
     data_schema: the data set that `evaluate` writes
     title:       the suite's name in reports and log lines
-    method:      the method that the suite belongs to; in a run of that method, the suite's report comes first
+    method:      the method that the suite belongs to; in a run of that method, the suite's report comes
+                 first; empty if it belongs to none
     """
 
     data_schema: ClassVar[Schema]
