@@ -25,6 +25,7 @@ from pipeline.suites import VANILLA
 from pipeline.suites.base import Suite
 from pipeline.suites.borderline import Borderline
 from pipeline.suites.c2_eval import C2Eval
+from pipeline.suites.jailbreak import Jailbreak
 from pipeline.suites.safety import Safety
 from pipeline.training.config import SFT, Train, Trainer
 
@@ -39,6 +40,7 @@ class Suites(Section):
     borderline: Borderline | None = Field(
         None, description="answers to prompts that only sound harmful, by compliance; null = not run"
     )
+    jailbreak: Jailbreak | None = Field(None, description="judged answers to attacked goals; null = not run")
 
     def items(self) -> dict[str, Suite]:
         """The suites that are configured, by name."""
