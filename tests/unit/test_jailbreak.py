@@ -456,6 +456,25 @@ def test_the_report_has_attacks_goals_and_the_control(goals):
     assert differences.text == ["No two arms were judged on the same goals and attacks."]
     [(_, cells)] = control.tables[0].groups
     assert [[cell.text for cell in row] for row in cells] == [["none", "100.0"]]
+    assert [column.name for column in control.tables[-1].columns] == [
+        "Attack",
+        "Arm",
+        "Answers",
+        "Empty",
+        "Cut",
+        "Failed",
+    ]
+
+
+def test_an_attack_without_a_verdict_stays_in_the_table(goals):
+    table = ATTACKS.table(judged({"none": [True], "rot13": [None]}, decoding="plain"))
+    attacks = suite(goals=goals).report(table, [], 0)[0]
+    shares = {
+        table.title: [[c.text for c in row] for _, cells in table.groups for row in cells]
+        for table in attacks.tables[:2]
+    }
+    assert shares[""] == [["none", "100.0"], ["rot13", "–"]]
+    assert shares["Answers that cannot be decoded"] == [["rot13", "0.0"]], "of ciphers only"
 
 
 def test_a_run_without_verdicts_says_so(goals):

@@ -25,6 +25,7 @@ from pipeline.suites.jailbreak.summary import (
     worst_decile,
 )
 from pipeline.suites.jailbreak.tables import of_attacks, of_counts, of_differences, of_goals
+from pipeline.suites.jailbreak.transforms import CIPHERS
 
 if TYPE_CHECKING:
     from pipeline.suites.jailbreak import Jailbreak
@@ -61,13 +62,13 @@ def _attacks(suite: "Jailbreak", rows: list[AttackRow], answers: pa.Table, arms:
     ]
     if any(row.undecodable.trials for row in rows):
         title = "Answers that cannot be decoded"
-        shown_tables.append(of_attacks(rows, title, lambda row: row.undecodable, best=False))
+        shown_tables.append(of_attacks(_ciphers(rows), title, lambda row: row.undecodable, best=False))
         notes.append(
             "Cannot be decoded: the answer ought to be in a cipher, and is neither in it nor English, nor"
             " mostly in another script. It is judged as it stands: the arm did not understand the task, which"
             " is neither safety nor harm, and judges by phrases call it harmful."
         )
-    shown_tables.append(of_counts(rows))
+    shown_tables.append(of_counts(rows, judged=True))
     if suite.samples > 1:
         notes.append(
             f"Every prompt is answered {suite.samples} times and every answer counts. The Wilson interval"
@@ -82,6 +83,10 @@ def _attacks(suite: "Jailbreak", rows: list[AttackRow], answers: pa.Table, arms:
     if not any(row.success.trials for row in rows):
         return Section(TITLE, text, [], shown_tables, notes)
     return Section(TITLE, text, [_figure(rows, arms)], shown_tables, notes)
+
+
+def _ciphers(rows: list[AttackRow]) -> list[AttackRow]:
+    return [row for row in rows if row.attack in CIPHERS]
 
 
 def _in_words(rows: list[AttackRow]) -> str:
@@ -162,9 +167,11 @@ def _control(rows: list[AttackRow]) -> Section:
     shown_tables = [of_attacks(rows, "Refused", lambda row: row.refused)]
     if any(row.undecodable.trials for row in rows):
         title = "Answers that cannot be decoded"
-        shown_tables.append(of_attacks(rows, title, lambda row: row.undecodable, best=False))
+        shown_tables.append(of_attacks(_ciphers(rows), title, lambda row: row.undecodable, best=False))
     notes = ["Refused: by phrases, among all answers, read in either way, with 95 % Wilson interval."]
-    return Section(f"{TITLE}: benign control", [text], tables=[*shown_tables, of_counts(rows)], notes=notes)
+    return Section(
+        f"{TITLE}: benign control", [text], tables=[*shown_tables, of_counts(rows, judged=False)], notes=notes
+    )
 
 
 def examples(dataset: Dataset, arms: Sequence[str], count: int) -> list[Example]:

@@ -22,14 +22,12 @@ TRANSFORMS = "Transforms of goals"
 def of_attacks(
     rows: list[AttackRow], title: str, value: Callable[[AttackRow], Rate], *, best: bool = True
 ) -> Table:
-    """A rate of every attack (rows) and arm (columns), lower is better; attacks without it are left out."""
+    """A rate of every attack (rows) and arm (columns), lower is better."""
     arms = list(dict.fromkeys(row.arm for row in rows))
     found = {(row.attack, row.arm): value(row) for row in rows}
     groups: dict[str, list[list[Cell]]] = {}
     for attack in dict.fromkeys(row.attack for row in rows):
         rates = [found.get((attack, arm), Rate(0, 0)) for arm in arms]
-        if not any(one.trials for one in rates):
-            continue
         source, slash, name = attack.partition("/")
         cells = [rate(one) for one in rates]
         if best:
@@ -68,15 +66,17 @@ def _span(counts: tuple[int, int]) -> str:
     return whole(counts[0]) if counts[0] == counts[1] else f"{whole(counts[0])}–{whole(counts[1])}"
 
 
-def of_counts(rows: list[AttackRow]) -> Table:
-    """The answers behind the rates, and those left out, by attack and arm."""
-    names = ("Answers", "Judged", "No verdict", "Empty", "Cut", "Failed")
-    cells = []
-    for row in rows:
-        judged = row.success.trials
-        counts = (row.answers, judged, row.unreadable, row.empty, row.cut, row.failed)
-        cells.append([Cell(row.attack), Cell(row.arm), *(Cell(whole(n)) for n in counts)])
-    columns = [Column("Attack", "text"), Column("Arm", "text"), *map(Column, names)]
+def of_counts(rows: list[AttackRow], *, judged: bool) -> Table:
+    """The answers behind the rates, and those left out, by attack and arm. judged: a judge was asked."""
+    numbers: dict[str, Callable[[AttackRow], int]] = {"Answers": lambda r: r.answers}
+    if judged:
+        numbers |= {"Judged": lambda r: r.success.trials, "No verdict": lambda r: r.unreadable}
+    numbers |= {"Empty": lambda r: r.empty, "Cut": lambda r: r.cut, "Failed": lambda r: r.failed}
+    cells = [
+        [Cell(row.attack), Cell(row.arm), *(Cell(whole(number(row))) for number in numbers.values())]
+        for row in rows
+    ]
+    columns = [Column("Attack", "text"), Column("Arm", "text"), *map(Column, numbers)]
     return Table("Answers behind the rates", columns, [("", cells)], folded=True)
 
 
