@@ -3,6 +3,7 @@ report, whole evaluation."""
 
 import asyncio
 import json
+import typing
 
 import pytest
 from hypothesis import given
@@ -262,6 +263,26 @@ def test_columns_that_give_nothing_are_refused_before_anything_starts(sources, t
     config = evaluated.config(tmp_path, {"jailbreak": {"ready": sources}})
     with pytest.raises(UserError, match=told):
         preflight.check(config, {"evaluate"})
+
+
+@pytest.mark.parametrize(
+    ("wrapping", "told"),
+    [
+        ({"rot13": "Do it."}, r"prompt rot13 leaves a part of the goal out; write \{\{ text \}\}"),
+        ({"payload_split": "{{ first }} {{ third }}"}, r"payload_split leaves .* write \{\{ second \}\}"),
+        ({"prefill": " "}, "prompt prefill is empty"),
+    ],
+)
+def test_a_wrapping_without_the_goal_is_refused_before_anything_starts(goals, tmp_path, wrapping, told):
+    (tmp_path / "mine.yaml").write_text(json.dumps(wrapping))
+    settings = {"goals": goals, "attacks": list(wrapping), "prompts": str(tmp_path / "mine.yaml")}
+    with pytest.raises(UserError, match=told):
+        preflight.check(evaluated.config(tmp_path, {"jailbreak": settings}), {"evaluate"})
+
+
+def test_the_shipped_wrapping_holds_the_goal():
+    for attack in typing.get_args(t.Attack):
+        t.check(attack, TEXTS)
 
 
 def test_a_limit_counts_prompts(sources):

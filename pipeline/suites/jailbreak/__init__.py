@@ -76,9 +76,11 @@ class Jailbreak(Suite):
         return self.goals is not None and "prefill" in self.attacks
 
     def check(self, field: str, model: Model) -> None:
-        """Raises UserError if nothing of a source of ready prompts can be used."""
-        from pipeline.suites.jailbreak import ready
+        """Raises UserError if a wrapping leaves the goal out, or if a source has no usable ready prompt."""
+        from pipeline.suites.jailbreak import ready, transforms
 
+        for attack in self.attacks if self.goals else ():
+            transforms.check(attack, self.texts())
         for name, source in self.ready.items():
             counts = Counts()
             try:

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Literal
 
 from pipeline.chat import Message, assistant, user
+from pipeline.errors import UserError
 from pipeline.judges.refusal import is_refusal
 from pipeline.prompts import Prompts
 from pipeline.suites.jailbreak.schema import DECODED, PLAIN, UNDECODABLE
@@ -188,6 +189,23 @@ def messages(attack: str, goal: str, prompts: Prompts) -> list[Message]:
     if attack in ENCODE and text == goal:
         raise CannotAttack("the transform leaves the goal as it is")
     return [user(prompts.render(attack, text=text))]
+
+
+def check(attack: str, prompts: Prompts) -> None:
+    """Raises UserError if the wrapping of an attack leaves the goal out, or begins no turn."""
+    if attack == "prefill":
+        if not prompts.render(attack).strip():
+            raise UserError(f"{prompts.source}: prompt prefill is empty; write how the model's turn begins")
+        return
+    names = PIECES if attack == "payload_split" else ("text",)
+    probes = {name: f"probe-{number}" for number, name in enumerate(names)}
+    wrapped = prompts.render(attack, **probes)
+    for name, probe in probes.items():
+        if probe not in wrapped:
+            raise UserError(
+                f"{prompts.source}: prompt {attack} leaves a part of the goal out; write {{{{ {name} }}}}"
+                " where it belongs"
+            )
 
 
 def pieces(goal: str) -> list[str]:
