@@ -11,8 +11,8 @@ TORCH := 2.13.0
 # uv's wheel is kept here, so that another clone needs no network.
 WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/setbacks/wheels
 
-# Python writes bytecode when it first imports a module; compiling everything that is installed would take four
-# times as long. If the shell forbids bytecode, each process of a run compiles its imports again.
+# Python writes bytecode when it first imports a module; compiling everything that is installed would take
+# four times as long. If the shell forbids bytecode, each process of a run compiles its imports again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test test-long test-cluster test-all chaos toy reference lint setup lock clean

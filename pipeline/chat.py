@@ -15,13 +15,22 @@ class Message(TypedDict):
 class Sampling:
     """How completions are drawn.
 
-    `max_tokens` counts new tokens of one completion; `n` completions are returned.
+    `max_tokens` counts new tokens of one completion; `n` completions are returned. Null is not set: a server
+    has a default of its own, and an engine of ours samples from the model's plain distribution.
+
+    stop:   texts at which a completion ends; they are no part of it.
+    system: the system prompt of the conversation (see `with_system`).
     """
 
     max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
+    temperature: float | None = 1.0
+    top_p: float | None = 1.0
     n: int = 1
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    stop: tuple[str, ...] = ()
+    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class Completion:
     text: str
     prompt_tokens: int
     completion_tokens: int
-    finish_reason: str  # "stop" (the model ended its turn) or "length" (cut at max_tokens)
+    finish_reason: str  # "stop" (the model ended its turn, or wrote a stop text) or "length" (max_tokens)
     thought: str | None = None
     thought_tokens: int | None = 0
     answered: bool = True
@@ -119,3 +128,12 @@ def assistant(content: str) -> Message:
 def system(content: str) -> Message:
     """A system turn."""
     return {"role": "system", "content": content}
+
+
+def with_system(messages: list[Message], prompt: str | None) -> list[Message]:
+    """The conversation with a system prompt: a turn before all others, or in front of its system turn."""
+    if prompt is None:
+        return messages
+    if messages[0]["role"] == "system":
+        return [system(f"{prompt}\n\n{messages[0]['content']}"), *messages[1:]]
+    return [system(prompt), *messages]

@@ -18,7 +18,7 @@ from pipeline.methods.critique_revise import CritiqueRevise
 from pipeline.methods.mistake_analysis import MistakeAnalysis
 from pipeline.schema import STAGES, Schema
 from pipeline.settings import file
-from pipeline.settings.base import AdapterPath, ArmName, Model, Name, Natural, Section, tag
+from pipeline.settings.base import AdapterPath, ArmName, Model, Name, Natural, Section, Source, tag
 from pipeline.settings.file import dump as dump
 from pipeline.settings.walk import sections
 from pipeline.suites import VANILLA
@@ -131,6 +131,14 @@ class Config(Section):
                 found |= sections(method, Model, f"methods.{name}")
         return found
 
+    def trained_on(self) -> dict[str, Source]:
+        """The sources of the methods, by field."""
+        return {
+            field: source
+            for name, method in self.methods.items()
+            for field, source in sections(method, Source, f"methods.{name}").items()
+        }
+
     def field_of(self, arm: str, name: str) -> str:
         """The likely field of an arm's training setting: under `train`, unless the arm's value differs."""
         same = getattr(self.train, name, None) == getattr(self.arms[arm].train, name)
@@ -182,6 +190,16 @@ class Config(Section):
                 "arms need a method that makes their training sets: give methods, or name finished adapters"
                 " in adapters"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _seen_by_methods(self) -> "Config":
+        for name, suite in self.suites.items().items():
+            if suite.exclude_seen and not self.methods:
+                raise ValueError(
+                    f"suites.{name}.exclude_seen compares with the instructions of methods, and the run has"
+                    " none: leave it out"
+                )
         return self
 
     @model_validator(mode="after")
@@ -280,7 +298,7 @@ def _default_arms(tree: dict) -> dict:
         )
         if method is None:
             continue  # invalid; validation reports it
-        for name, arm in method.default_arms.items():
+        for name, arm in method.arms_by_default(section).items():
             given = _known(TRAINERS, tag(train, "method", "sft")) if isinstance(train, dict | Train) else None
             fits = given is None or given.accepts in method.training_sets
             trainer = {} if fits else {"train": {"method": _trainer_of(method.training_sets[0])}}

@@ -6,11 +6,11 @@ run alone and resume. Complete outputs are skipped, and committed rows of an int
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from typing import Any
 
-from pipeline import models, preflight
+from pipeline import models, preflight, sampling
 from pipeline.config import Config
 from pipeline.data import storage
 from pipeline.errors import UserError
@@ -18,6 +18,7 @@ from pipeline.run import Machinery, Making, Run, adapter_digest
 from pipeline.schema import INSTRUCTIONS
 from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
+from pipeline.sources.overlap import Seen
 
 
 def run(
@@ -119,12 +120,24 @@ def evaluate(run: Run) -> None:
         models.check_adapter(f"arms.{arm}", adapters[arm], run.model_dir)
     spec = run.spec(config.model, tuple(adapters.values()), config.engine)
     tokenizer = partial(models.load_tokenizer, config.model, run.model_dir)
+
+    @cache
+    def seen(needed: bool) -> Seen | None:
+        """What the methods read; an evaluation that only counts it does without what is gone."""
+        try:
+            return Seen.of(config.trained_on().values()) if config.methods else None
+        except (UserError, OSError) as e:
+            if needed:
+                raise
+            run.log(f"evaluate: the instructions of the methods cannot be compared with the suites' ({e})")
+            return None
+
     makings = []
     for name, store in run.suites.items():
         suite = config.suites.items()[name]
 
         def answers(counts: Accounts, suite=suite) -> Iterable[dict]:
-            return suite.rows(config.arm_names, config.seed, counts, tokenizer)
+            return suite.rows(config.arm_names, config.seed, counts, tokenizer, seen(suite.exclude_seen))
 
         makings.append(
             Making(store, answers, f"suites.{name}", store.schema, suite.recipe(adapters), spec, inputs)
@@ -139,7 +152,8 @@ def report(run: Run) -> None:
         raise UserError(f"run_dir = {run.config.run_dir}: contains no run; use `setbacks run` first")
     from pipeline.commands.report import write_report  # imports the plotting library
 
-    html, markdown = write_report(run.config, run.path)
+    config, _ = sampling.resolved(run.config, stages=(), suites=())
+    html, markdown = write_report(config, run.path)
     run.log(f"report: {html} and {markdown}")
 
 

@@ -31,10 +31,14 @@ def fingerprints(config: Config) -> dict[str, dict]:
         found[schema.name] = made_with("mix", model, texts, mix=mixed)
     for name, arm in config.arms.items():
         weights = arm.train.model_dump(mode="json", exclude=arm.train.OPERATIONAL - {"merge"})
+        if not arm.train.equal_steps:  # finished adapters of older versions do not have it
+            weights["equal_steps"] = False
         found[f"adapter/{name}"] = made_with("train", model, {}, train=weights, arm={"kinds": arm.kinds})
     evaluator = {**model, **config.engine.determines()}
     for name, suite in config.suites.items().items():
         section = {name: _dumped(suite)}
+        if suite.exclude_seen:
+            section["seen"] = {field: _dumped(source) for field, source in config.trained_on().items()}
         found[suite.data_schema.name] = made_with(
             "evaluate", evaluator, suite.prompt_hashes(), suites=section, adapters=config.adapters
         )

@@ -423,8 +423,10 @@ def _last(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2].lower()
 
 
-def check_prefill(template: ChatTemplate, path: str, field: str = "model") -> None:
-    """Raises UserError if a chat template cannot continue an assistant turn. path, field: for the message."""
+def check_prefill(
+    template: ChatTemplate, path: str, field: str = "model", needed_by: str = "course correction"
+) -> None:
+    """Raises UserError if a chat template cannot continue an assistant turn. The rest is for the message."""
     prefill = "Sure, here is how: first,"
     try:
         text = template.render([user("How?"), assistant(prefill)], continues=True)
@@ -433,6 +435,6 @@ def check_prefill(template: ChatTemplate, path: str, field: str = "model") -> No
     if not text.endswith(prefill):
         raise UserError(
             f"{field}.path = {path}: its chat template cannot continue an assistant's turn, "
-            "which course correction needs; replace chat_template.jinja in the model directory with one that "
+            f"which {needed_by} needs; replace chat_template.jinja in the model directory with one that "
             "keeps the last message unchanged"
         )

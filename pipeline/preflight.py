@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import models
+from pipeline import models, sampling
 from pipeline.config import Config, Suites
 from pipeline.data import storage
 from pipeline.errors import OutOfReach, UserError
@@ -22,6 +22,7 @@ from pipeline.settings.base import Draw, Endpoint, Model, PathKind, Section, Sou
 from pipeline.settings.shown import first_line
 from pipeline.settings.walk import paths, sections
 from pipeline.sources import instructions
+from pipeline.suites.base import Suite
 from pipeline.templates import ChatTemplate, probe
 
 if TYPE_CHECKING:
@@ -66,8 +67,10 @@ def check(
     check_run_dir(config, stages)
     if "train" in stages:
         environment.check_threads()
-    if stages & {"generate", "train", "evaluate"} and not os.environ.get("RAY_ADDRESS"):
-        environment.check_temporary_directory()
+    if stages & {"generate", "train", "evaluate"}:
+        environment.check_imports()
+        if not os.environ.get("RAY_ADDRESS"):
+            environment.check_temporary_directory()
 
 
 def _check_engines(config: Config, stages: set[str], suites: set[str]) -> None:
@@ -190,6 +193,8 @@ def _needed_responses(config: Config, stages: set[str]) -> dict[str, dict[str, s
     for name, method in config.methods.items():
         if method.needs_unsafe:
             needed[f"methods.{name}.instructions"]["unsafe_response"] = ""
+        if method.needs_safe:
+            needed[f"methods.{name}.instructions"]["safe_response"] = ""
         for kind in sorted(method.made_from.keys() & (method.kinds or ())) if "mix" in stages else ():
             arms = [arm for arm, section in config.arms.items() if kind in (section.kinds or ())]
             if arms:
@@ -367,10 +372,10 @@ def _check_templates(config: Config, stages: set[str], suites: set[str], directo
             if not config.engine_of(name)[1].reads_model:
                 continue
             place = _generator(config, name)
-            asked[place] = _asking(f"methods.{name}", method.conversations) | asked.get(place, {})
+            asked[place] = _asking(f"methods.{name}", method) | asked.get(place, {})
     for name, suite in config.suites.items().items():
         if "evaluate" in stages and name in suites and config.engine.reads_model:
-            asked[own] = _asking(f"suites.{name}", suite.conversations) | asked.get(own, {})
+            asked[own] = _asking(f"suites.{name}", suite) | asked.get(own, {})
     if "train" in stages:
         asked.setdefault(own, {})
     notices = []
@@ -422,8 +427,15 @@ def _check_loaded(config: Config, stages: set[str], directory: str) -> None:
                 engine.check_quantized(field, model, settings)
 
 
-def _asking(place: str, conversations: dict[tuple[str, ...], str]) -> dict[tuple[str, ...], str]:
-    return {roles: f"{place}.{setting}" if setting else "" for roles, setting in conversations.items()}
+def _asking(place: str, part: Method | Suite) -> dict[tuple[str, ...], str]:
+    """Roles of the conversations of a method or suite → the field that asks for them."""
+    conversations = part.conversations
+    found = {roles: f"{place}.{setting}" if setting else "" for roles, setting in conversations.items()}
+    prompted = [name for name, draw in sampling.of_engine(part, place).items() if draw.system]
+    for roles in conversations if prompted else ():
+        if roles[0] != "system":
+            found.setdefault(("system", *roles), f"{prompted[0]}.system is set")
+    return found
 
 
 def _check_own_template(
@@ -449,9 +461,11 @@ def _check_own_template(
                 f" {template.tokenizer.convert_ids_to_tokens(beyond[0])}, for which the model has no"
                 f" embedding ({most} tokens): name a model that has been trained with the template"
             )
-    continuing = [name for name, suite in config.suites.items().items() if suite.continues_turns]
-    if "evaluate" in stages and config.engine.reads_model and suites & set(continuing):
-        models.check_prefill(template, config.model.path)
+    if "evaluate" not in stages or not config.engine.reads_model:
+        return
+    for name, suite in config.suites.items().items():
+        if name in suites and suite.continues_turns:
+            models.check_prefill(template, config.model.path, needed_by=f"suites.{name}")
 
 
 def _check_lengths(config: Config, stages: set[str], suites: set[str], directory: str) -> list[str]:

@@ -53,6 +53,22 @@ def stop_tokens(directory: str, revision: str | None, tokenizer: Any) -> set[int
     return {token for token in (tokenizer.eos_token_id, *ids) if token is not None}
 
 
+def generation_settings(directory: str, revision: str | None = None) -> dict[str, Any]:
+    """The content of a model's generation_config.json, without nulls; empty if it has no such file.
+
+    Raises OSError if the hub cannot be reached, ValueError if the file is no JSON object.
+    """
+    from transformers.utils import cached_file
+
+    file = cached_file(
+        directory, "generation_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
+    )
+    found = {} if file is None else json.loads(Path(file).read_bytes())
+    if not isinstance(found, dict):
+        raise ValueError("generation_config.json holds no object")
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def architecture(directory: str, revision: str | None = None) -> Any:
     """The configuration of a model. Raises UserError if loading needs the model's own code."""
     from transformers import AutoConfig

@@ -1,7 +1,7 @@
 """Prompts are data: YAML files of named jinja2 templates. Python code contains no prompt text."""
 
 import hashlib
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import yaml
@@ -42,6 +42,10 @@ class Prompts:
             raise UserError(f"{self.source}: prompt {name} is empty; it must be a list, one text per line")
         return found
 
+    def without(self, *names: str) -> "Prompts":
+        """The prompts without some, such as those that a configuration does not use: `hash` ignores them."""
+        return Prompts({name: text for name, text in self.texts.items() if name not in names}, self.source)
+
     @cached_property
     def hash(self) -> str:
         canonical = yaml.safe_dump(self.texts, sort_keys=True)
@@ -67,9 +71,10 @@ def load(name: str, replacement: str | None = None) -> Prompts:
     Raises UserError if the replacement is missing, is not a mapping of names to texts, names an unknown
     prompt, or has a template that cannot be rendered with the variables of the original.
     """
-    texts = _read(Path(__file__).parent / name)
+    own = _own(name)
     if replacement is None:
-        return Prompts(texts, name)
+        return own
+    texts = own.texts
     changed = _read(Path(replacement).expanduser())
     if unknown := changed.keys() - texts.keys():
         raise UserError(
@@ -80,6 +85,12 @@ def load(name: str, replacement: str | None = None) -> Prompts:
     for prompt in changed:
         replaced.render(prompt, **dict.fromkeys(_variables(texts[prompt]), "text"))
     return replaced
+
+
+@cache
+def _own(name: str) -> Prompts:
+    """A file of this package, read once: configurations ask for its prompts, and their hash, many times."""
+    return Prompts(_read(Path(__file__).parent / name), name)
 
 
 def _variables(text: str) -> set[str]:

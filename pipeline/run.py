@@ -5,13 +5,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
 import pyarrow.compute as pc
 
-from pipeline import models, placement, preflight
+from pipeline import models, placement, preflight, sampling
 from pipeline.chat import Recipe
 from pipeline.config import Config, dump
 from pipeline.data import endings, faults, storage
@@ -152,6 +152,7 @@ class Run:
         wanted = set(stages)
         preflight.check(self.config, wanted, suites=set(self.suites))
         self.config = preflight.dated(self.config, anew=self._makes_all_anew(wanted))
+        self.config, sampled = sampling.resolved(self.config, wanted, self.suites)
         if not self.overwrite:
             for output in (output for stage in stages for output in self.outputs(stage)):
                 output.check(self.fingerprints[output.name])
@@ -163,7 +164,8 @@ class Run:
             if any(output.complete is None for output in unmade) and (told := self._too_few_usable()):
                 raise UserError(told)
         preflight.check_build(self.config, wanted)
-        for notice in preflight.check_models(self.config, wanted, set(self.suites), self.model_dir):
+        checked = preflight.check_models(self.config, wanted, set(self.suites), self.model_dir)
+        for notice in [*sampled, *checked]:
             self.log(notice)
         self._stages = stages
         with (
@@ -293,7 +295,9 @@ class Run:
             if arm not in waiting:
                 self._log_adapter(arm, output)
         if not waiting:
+            self._log_unequal()
             return
+        from pipeline.training import equal
         from pipeline.training.arm import Places  # imports torch
 
         self.connect()
@@ -303,9 +307,12 @@ class Run:
         specs = preflight.arm_specs(self.config, self.model_dir)
         examples = {schema: store.dataset for schema, store in self.training_sets.items()}
         arms = []
+        finished = self._steps(set(self.adapters) - set(waiting))
         for arm, output in waiting.items():
             places = Places(examples[specs[arm].train.accepts], output.path, output.state("train"))
-            arms.append((specs[arm], places))
+            key = equal.compared(specs[arm].train)
+            done = finished.get(key, {}) if key is not None else {}
+            arms.append((replace(specs[arm], finished=max(done.values(), default=0)), places))
         with self.machinery.trainer(arms, checkpoints) as training:
             for arm, output in waiting.items():
                 attempt.making(output.name)
@@ -320,7 +327,31 @@ class Run:
                 if notice := figures.get("notice"):
                     self.log(f"train: {notice}")
                 self._log_adapter(arm, output)
+        self._log_unequal()
         forget(checkpoints, self.adapters)  # those that earlier attempts have left
+
+    def _steps(self, arms: Iterable[str]) -> dict[tuple, dict[str, int]]:
+        """The steps of finished arms, by what makes arms comparable (see `training.equal`)."""
+        from pipeline.training import equal
+
+        found: dict[tuple, dict[str, int]] = {}
+        for arm in arms:
+            key, steps = equal.compared(self.config.arms[arm].train), self.adapters[arm].facts.get("steps")
+            if key is not None and steps is not None:
+                found.setdefault(key, {})[arm] = steps
+        return found
+
+    def _log_unequal(self) -> None:
+        """Warn of compared arms with other numbers of steps: an arm was added, or an older version ran."""
+        from pipeline.training import equal
+
+        for steps in self._steps(self.adapters).values():
+            if max(steps.values()) - min(steps.values()) > equal.TOLERANCE:
+                told = ", ".join(f"{arm} {count}" for arm, count in steps.items())
+                self.log(
+                    f"WARNING: train: arms are trained for different numbers of steps ({told}), although"
+                    " train.equal_steps is true: use --overwrite to train them alike"
+                )
 
     def _check_unfinished(self, output: Output, inputs: Mapping[str, str]) -> None:
         """Raises UserError if a training began on other inputs: a restart would delete its checkpoints."""
@@ -453,7 +484,7 @@ class Run:
     def _log_adapter(self, arm: str, output: Output) -> None:
         done = output.facts
         self.log(
-            f"train: {arm} on {done['examples']:,} examples, {done['steps']} steps, final loss"
+            f"train: {arm} on {done['examples']:,} examples, {done['steps']} steps{_more(done)}, final loss"
             f" {done['final_loss']:.3f} → {output.path}"
         )
 
@@ -476,6 +507,12 @@ class Run:
                 remedy = "fix the cause and rerun with --retry-failed, or --overwrite to reread the source"
             ended = f"all {done['rows']} rows {' or '.join(nothing)}"
             raise RunFailed(f"{stage}: {ended}, most with: {common}; {remedy}")
+
+
+def _more(done: dict) -> str:
+    """How many steps a finished training would have taken by its own epochs, if it took others."""
+    own = done.get("own_steps", done["steps"])
+    return "" if own == done["steps"] else f" ({own} in {done['own_epochs']:g} epochs, made equal)"
 
 
 def adapter_digest(adapter: str) -> str:

@@ -2,6 +2,9 @@
 training."""
 
 import random
+import tempfile
+from collections.abc import Callable, Hashable
+from functools import cache
 from pathlib import Path
 
 from pipeline import preflight
@@ -25,8 +28,17 @@ WORDS = SENTENCE.split()
 
 
 def tokenizer(chat_template: str | None = CHATML):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_bpe()), pad_token=PAD, eos_token=END, chat_template=chat_template
+    )
+
+
+@cache
+def _bpe() -> str:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -36,9 +48,7 @@ def tokenizer(chat_template: str | None = CHATML):
         vocab_size=400, special_tokens=[PAD, START, END], initial_alphabet=alphabet, show_progress=False
     )
     bpe.train_from_iterator([SENTENCE + "\n\n user assistant"] * 3, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token=PAD, eos_token=END, chat_template=chat_template
-    )
+    return bpe.to_str()
 
 
 def template(chat_template: str | None = CHATML) -> ChatTemplate:
@@ -64,9 +74,46 @@ def model(**changes):
 
 
 def save(directory: Path, chat_template: str | None = CHATML, **changes) -> str:
-    model(**changes).save_pretrained(directory)
-    tokenizer(chat_template).save_pretrained(directory)
+    """The model and its tokenizer as files, which a process makes once and copies from then on."""
+
+    def make(into: Path) -> None:
+        model(**changes).save_pretrained(into)
+        tokenizer(chat_template).save_pretrained(into)
+
+    return copied(directory, (chat_template, repr(changes)), make)
+
+
+_made: dict[Hashable, dict[str, bytes]] = {}
+
+
+def copied(directory: Path, key: Hashable, make: Callable[[Path], None]) -> str:
+    """A directory of the files that `make` writes; the key stands for its content."""
+    if key not in _made:
+        with tempfile.TemporaryDirectory() as scratch:
+            make(Path(scratch))
+            _made[key] = {file.name: file.read_bytes() for file in Path(scratch).iterdir()}
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    for name, content in _made[key].items():
+        Path(directory, name).write_bytes(content)
     return str(directory)
+
+
+def adapter(root: Path, name: str, seed: int, **settings) -> None:
+    """An adapter with random matrices on the tiny model."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(root / "model")
+    model = get_peft_model(
+        base, LoraConfig(**{"target_modules": "all-linear", "task_type": "CAUSAL_LM"} | settings)
+    )
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    model.save_pretrained(root / name)
 
 
 def conversation(r: random.Random, kind: str = "safe") -> list[dict]:

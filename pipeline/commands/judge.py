@@ -96,7 +96,7 @@ def judge(
     left_out: Counter[str] = Counter()
     answers = list(_answers(answers_path, left_out))
     if not answers:
-        why = ", ".join(f"{n} {reason}" for reason, n in left_out.items())
+        why = ", ".join(f"{reason}: {n:,}" for reason, n in left_out.items())
         raise UserError(f"{answers_path}: holds no answer to judge{f' ({why})' if why else ''}")
     labels: dict[str, bool | None] = (
         {answer.id: answer.label for answer in answers if answer.label is not None}
@@ -341,7 +341,7 @@ def _print(
         left_out["label of no answer here"] += len(labels.keys() - verdicts.keys())
     for reason, number in left_out.items():
         if number:
-            console.print(f"  left out: {number:,} {escape(shown(reason))}")
+            console.print(f"  left out, {escape(shown(reason))}: {number:,}")
     if not labels:
         console.print("  no labels: the judge's error is unmeasured; give --labels FILE")
         return

@@ -11,17 +11,19 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline import models, preflight
-from pipeline.chat import Completion, Message, Recipe, Sampling, user
+from pipeline import models, preflight, sampling
+from pipeline.chat import Completion, Message, Recipe, Sampling, user, with_system
 from pipeline.commands import resources
 from pipeline.commands.show import masked, safe_text
 from pipeline.config import Config, Method
 from pipeline.data.store import reason
 from pipeline.errors import RowFailed
 from pipeline.settings.base import Source
+from pipeline.settings.shown import plural
 from pipeline.settings.walk import sections
 from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
+from pipeline.sources.overlap import Seen, compared
 from pipeline.suites.base import Suite
 from pipeline.templates import ChatTemplate
 
@@ -64,6 +66,7 @@ class RecordingChat:
         server=None,
         prefill: bool = True,
     ) -> list[Completion]:
+        messages = with_system(messages, sampling.system)
         text = "\n".join(message["content"] for message in messages)
         unknown = sum(tokens for stand_in, tokens in self._standing_in.items() if stand_in in text)
         if server is None:
@@ -102,7 +105,8 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     for name, why in out_of_reach.items():
         notice = f"{name} cannot be reached from here; skipping its checks"
         console.print(f"[yellow]{notice}[/yellow]: {escape(why)}")
-    for notice in _check_models(config, stages):
+    config, sampled = _sampled(config, stages)
+    for notice in [*sampled, *_check_models(config, stages)]:
         console.print(f"[yellow]{escape(safe_text(notice))}[/yellow]")
     work: list[resources.Work] = []
     counts = Accounts()
@@ -110,9 +114,10 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
         console.print("No method is configured: this run only evaluates.\n")
     for name, method in config.methods.items():
         work.append(_generation(config, name, method, out_of_reach, counts, console))
+    seen = _seen(config, out_of_reach) if "evaluate" in stages else None
     for name, suite in config.suites.items().items() if "evaluate" in stages else ():
-        work.append(_evaluation(config, name, suite, out_of_reach, counts))
-    _show_sources(config, stages, out_of_reach, counts, console)
+        work.append(_evaluation(config, name, suite, out_of_reach, counts, seen))
+    _show_sources(config, stages, out_of_reach, counts, console, seen)
     resources.show(config, console)
     if os.environ.get("RAY_ADDRESS"):
         resources.show_cluster(config, stages, console)
@@ -120,12 +125,22 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
 
 
 def _show_sources(
-    config: Config, stages: set[str], out_of_reach: dict[str, str], counts: Accounts, console: Console
+    config: Config,
+    stages: set[str],
+    out_of_reach: dict[str, str],
+    counts: Accounts,
+    console: Console,
+    seen: Seen | None,
 ) -> None:
     """Print how every source is read: to its end if its rows are counted, else only its first rows."""
     for field, source in preflight.sources(config, stages, set(config.suites.items())).items():
         if field not in out_of_reach and counts.known(field) is None:
-            for _ in itertools.islice(instructions.read(source, counts.of(field)), ROWS_COUNTED):
+            suite = config.suites.items().get(field.split(".")[1]) if field.startswith("suites.") else None
+            if suite is not None:
+                rows = compared(source, counts.of(field), seen, exclude=suite.exclude_seen)
+            else:
+                rows = instructions.read(source, counts.of(field))
+            for _ in itertools.islice(rows, ROWS_COUNTED):
                 pass
     if told := counts.told():
         console.print("[bold]Sources[/bold]")
@@ -141,6 +156,19 @@ def _check_models(config: Config, stages: set[str]) -> list[str]:
             return [f"{field}.path = {model.path} is not on this disk; skipping the checks of models"]
     directory = models.model_dir(config.model) if "model" in config.models() else ""
     return preflight.check_models(config, stages, set(config.suites.items()), directory)
+
+
+def _seen(config: Config, out_of_reach: dict[str, str]) -> Seen | None:
+    """The instructions of the methods; None if some are out of reach, or there are no methods."""
+    sources = config.trained_on()
+    return Seen.of(sources.values()) if sources and not out_of_reach.keys() & sources.keys() else None
+
+
+def _sampled(config: Config, stages: set[str]) -> tuple[Config, list[str]]:
+    """The configuration with its models' own sampling settings, if they are on this disk, and notices."""
+    if any(models.cached_model_dir(model) is None for model in config.models().values()):
+        return config, []
+    return sampling.resolved(config, stages, set(config.suites.items()))
 
 
 def _generation(
@@ -189,7 +217,9 @@ def _generation(
     most = new_tokens * count // len(rows) if rows else count * method.most_tokens()
     selected = f", {len(longest) / len(rows):.0%} selected," if left_out else ""
     return resources.Work(
-        "generate", name, (f"{count:,} instructions{selected} × {samples} samples", most * samples)
+        "generate",
+        name,
+        (f"{plural(count, 'instruction')}{selected} × {plural(samples, 'sample')}", most * samples),
     )
 
 
@@ -238,7 +268,12 @@ def _without(text: str, unsafe: Iterable[str], words: int) -> str:
 
 
 def _evaluation(
-    config: Config, name: str, suite: Suite, out_of_reach: dict[str, str], counts: Accounts
+    config: Config,
+    name: str,
+    suite: Suite,
+    out_of_reach: dict[str, str],
+    counts: Accounts,
+    seen: Seen | None,
 ) -> resources.Work:
     """How the suite's work is counted, and its maximum of new tokens."""
     source = suite.counted
@@ -246,13 +281,16 @@ def _evaluation(
     counted = next(field for field, one in sections(suite, Source, f"suites.{name}").items() if one is source)
     entries = source.limit
     if not unknown:
-        entries = sum(1 for _ in instructions.well_formed(source, counts.of(counted)))
+        rows = compared(source, counts.of(counted), seen, exclude=suite.exclude_seen)
+        entries = sum(1 for _ in rows)
     if entries is None:
         return resources.Work("evaluate", name, None)
     told, most = suite.most_tokens()
     arms = len(config.arm_names)
     return resources.Work(
-        "evaluate", name, (f"{entries:,} rows × {told} × {arms} arms", entries * most * arms)
+        "evaluate",
+        name,
+        (f"{plural(entries, 'row')} × {told} × {plural(arms, 'arm')}", entries * most * arms),
     )
 
 

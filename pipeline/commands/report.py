@@ -5,7 +5,6 @@ The report shows everything that the run has written so far; a section without d
 and `pipeline.report` write the sections; this module reads the files of the run and orders the sections.
 """
 
-import json
 import platform
 import re
 from importlib import metadata
@@ -18,7 +17,7 @@ from markupsafe import Markup, escape
 import pipeline
 from pipeline.commands import report_data, report_settings
 from pipeline.config import WRITTEN, Config, dump
-from pipeline.data import storage
+from pipeline.data import records, storage
 from pipeline.data.dataset import Dataset
 from pipeline.inference import ENGINES
 from pipeline.report import sections, tables
@@ -89,11 +88,28 @@ def _sections(config: Config, run_dir: str, datasets: dict[str, Dataset | None])
             arm: _training_log(storage.join(run_dir, "adapter", arm, "metrics.jsonl")) for arm in config.arms
         }
         trained_on = {name: arm.train.trained_on(arm.kinds) for name, arm in config.arms.items()}
-        found.append(sections.training(config.arm_names[1:], trained_on, logs))
+        section = sections.training(config.arm_names[1:], trained_on, logs)
+        section.notes.extend(_steps(lines))
+        found.append(section)
     if config.methods:
         found.append(report_data.data(config.methods.values(), numbers, stages))
     found += filter(None, (report_data.thoughts(stages), report_data.sources(stages)))
     return [*found, sections.time(stages), report_settings.settings(config)]
+
+
+def _steps(lines: list[dict]) -> list[str]:
+    """A note on arms whose steps were made equal to those of the longest arm."""
+    longer = [
+        f"{line['arm']} ({line['own_steps']} steps in its {line['own_epochs']:g} epochs)"
+        for line in lines
+        if "arm" in line and line.get("own_steps", line.get("steps")) != line.get("steps")
+    ]
+    if not longer:
+        return []
+    return [
+        "Steps: arms take as many as the longest one, so that none is better for being trained longer."
+        f" Trained longer for that: {', '.join(longer)}."
+    ]
 
 
 def _examples(config: Config, datasets: dict[str, Dataset | None]) -> list[tuple[str, list[Example]]]:
@@ -143,15 +159,8 @@ def _training_log(path: str) -> list[dict]:
 
 
 def _last_lines(path: str, *keys: str) -> list[dict]:
-    """The last line for each value of `keys`, in order of first appearance; none if the file is missing."""
-    if not storage.exists(path):
-        return []
-    last = {}
-    for text in storage.read_text(path).splitlines():
-        if text.strip():
-            line = json.loads(text)
-            last[tuple(line.get(key) for key in keys)] = line
-    return list(last.values())
+    """The last line of a log for each value of `keys`, in order of first appearance. Raises UserError."""
+    return list({tuple(line.get(key) for key in keys): line for line in records.lines(path)}.values())
 
 
 def _versions() -> dict[str, str]:

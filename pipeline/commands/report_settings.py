@@ -48,7 +48,9 @@ def _trained(train: Train) -> str:
     lora = f"LoRA rank {train.lora.rank}"
     if train.start:
         lora = f"continued from {train.start.adapter}"
-    text = f"{lora}, {train.epochs:g} epochs, learning rate {train.learning_rate:g}, batch {train.batch_size}"
+    equal = ", steps made equal to the longest arm's" if train.equal_steps else ""
+    epochs = f"{train.epochs:g} epochs{equal}"
+    text = f"{lora}, {epochs}, learning rate {train.learning_rate:g}, batch {train.batch_size}"
     return f"{train.settings()}; {text}" if train.settings() else text
 
 

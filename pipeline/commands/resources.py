@@ -1,6 +1,5 @@
 """The second half of `setbacks plan`: engines, workers, nodes and hours that a run needs."""
 
-import json
 import os
 from dataclasses import dataclass
 
@@ -9,10 +8,11 @@ from rich.markup import escape
 
 from pipeline import placement
 from pipeline.config import Config, Train
-from pipeline.data import storage
+from pipeline.data import records, storage
 from pipeline.inference.base import Engine
 from pipeline.runtime.session import ray_session
 from pipeline.settings.base import span
+from pipeline.settings.shown import plural
 
 # new tokens per engine; used until a run has been measured
 ASSUMED_TOKENS_PER_S = {"cpu": 2_000, "gpu": 2_500}
@@ -33,9 +33,11 @@ def show(config: Config, console: Console) -> None:
     for training, names in alike.items():
         console.print(f"  train      {training}, one arm after the other: {', '.join(names)}")
     if "evaluate" in config.stages:
-        asked = " and ".join(f"{arms(config)} arms × {what}" for what in _suites(config))
+        asked = " and ".join(f"{plural(arms(config), 'arm')} × {what}" for what in _suites(config))
         lora = " by LoRA" if arms(config) > 1 else ""
-        console.print(f"  evaluate   {config.engine.actors_told} engines, {asked}{lora}, all in one start")
+        console.print(
+            f"  evaluate   {plural(config.engine.actors_told, 'engine')}, {asked}{lora}, all in one start"
+        )
     console.print()
 
 
@@ -56,7 +58,7 @@ def show_cluster(config: Config, stages: set[str], console: Console) -> None:
 def _training(train: Train) -> str:
     workers = train.workers if isinstance(train.workers, int) else f"{train.workers[0]}–{train.workers[1]}"
     method = train.described()
-    return f"{workers} workers × {1 if train.use_gpu else 'no'} GPU, {method}"
+    return f"{plural(workers, 'worker')} × {1 if train.use_gpu else 'no'} GPU, {method}"
 
 
 def _suites(config: Config) -> list[str]:
@@ -121,9 +123,7 @@ def _measured(config: Config, parts: list[Work]) -> float | None:
     parts: the engine's work. If methods are among it, only their stage is comparable.
     """
     path = storage.join(storage.absolute(config.run_dir), "metrics.jsonl")
-    if not storage.exists(path):
-        return None
-    lines = [json.loads(line) for line in storage.read_text(path).splitlines()]
+    lines = records.lines(path)
     if made := [config.methods[part.name].generated.name for part in parts if part.stage == "generate"]:
         lines = [line for line in lines if line["stage"] == "generate" and line.get("suite") in (None, *made)]
     else:

@@ -7,8 +7,9 @@ sees the run directory.
 import json
 import os
 import sys
+from contextlib import suppress
 
-from pipeline.data import storage
+from pipeline.data import records, storage
 from pipeline.data.output import Output
 from pipeline.data.store import Store
 from pipeline.errors import UserError
@@ -89,14 +90,18 @@ def _outputs(run_dir: str) -> dict[str, str]:
     for name in names:
         path = storage.join(state, name, "fingerprint.json")
         if storage.exists(path):
-            found[name] = json.loads(storage.read_text(path)).get("stage", STAGES[0])
+            found[name] = STAGES[0]
+            with suppress(UserError):  # `_output` says that the file is damaged
+                found[name] = (records.read(path) or {}).get("stage", STAGES[0])
     return dict(sorted(found.items(), key=lambda item: STAGES.index(item[1])))
 
 
 def _output(run_dir: str, name: str, stage: str, newest: dict) -> dict:
+    output = (Output if stage == "train" else _store)(run_dir, name)
     try:
-        done = (Output if stage == "train" else _store)(run_dir, name).complete
-    except (UserError, ValueError) as e:  # a shard was deleted or cut, or a state file is not JSON
+        output.fingerprint  # noqa: B018  damaged?
+        done = output.complete
+    except UserError as e:  # a shard was deleted or cut, or a file of the state is damaged
         return _row(name, stage, CORRUPT, note=str(e))
     if done is not None:
         return _complete(name, stage, done)

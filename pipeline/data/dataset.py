@@ -5,7 +5,6 @@ compares each shard's bytes with that digest before it parses them, so a damaged
 read as other rows. A directory that no run made has no digests, so its files are read unchecked.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.data import storage
+from pipeline.data import records, storage
 from pipeline.errors import UserError
 
 
@@ -33,12 +32,12 @@ class Dataset:
     def at(cls, path: str) -> "Dataset | None":
         """The data set in a directory.
 
-        None if the directory holds no shard, or if a run has not finished it.
+        None if the directory holds no shard, or if a run has not finished it. Raises UserError if the
+        completion mark is damaged.
         """
         run_dir, _, name = path.rstrip("/").rpartition("/")
         state = storage.join(run_dir or ".", ".state", name)
-        if storage.exists(storage.join(state, "complete.json")):
-            done = json.loads(storage.read_text(storage.join(state, "complete.json")))
+        if (done := records.read(storage.join(state, "complete.json"))) is not None:
             return cls(path, {name: shard["digest"] for name, shard in done["shards"].items()})
         if storage.exists(storage.join(state, "fingerprint.json")):
             return None  # started, not finished

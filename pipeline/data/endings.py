@@ -43,10 +43,11 @@ class Endings:
 
     def told(self) -> str:
         """A sentence for people: how many texts ended at max_tokens, what was done, and the remedy."""
+        draw = self.step.partition("_")[0]  # a step `analyse_safe` is sampled as `analyse` is
         ways = ", ".join(f"{count:,} {_DONE[way]}" for way, count in self.cut.items())
         return (
             f"{self.step}: {sum(self.cut.values()):,} of {self.texts:,} texts ({self.share:.1%}) ended at"
-            f" max_tokens ({ways}); raise {self.step}.max_tokens for whole texts"
+            f" max_tokens ({ways}); raise {draw}.max_tokens for whole texts"
         )
 
 

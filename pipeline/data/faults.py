@@ -1,7 +1,8 @@
 """Faults of sampled texts, counted per step of a method, from the column `faults` of its data set.
 
 An entry of the column is `step: fault`. If the row is dropped for it, the entry is its `error` too. Quality
-gates (`pipeline.gates`) find the faults, all but the last one, which a comparison with a judge finds.
+gates (`pipeline.gates`) find the faults of texts. The last three come of a comparison with a judge or a
+label, and of an answer that is missing.
 """
 
 from collections import Counter
@@ -11,8 +12,9 @@ from pipeline.data import endings
 
 EMPTY, SHORT, LOOP, ECHO = "empty", "too short", "degenerate repetition", "echo"
 META, LANGUAGE = "meta line", "other language"
-CONTRADICTION = "contradicts the judge"
-FAULTS = (EMPTY, SHORT, LOOP, ECHO, META, LANGUAGE, CONTRADICTION)
+CONTRADICTION, MISLABELED = "contradicts the judge", "contradicts the label"
+NO_ANSWER = "no harmless answer"  # to analyze: the text is missing
+FAULTS = (EMPTY, SHORT, LOOP, ECHO, META, LANGUAGE, CONTRADICTION, MISLABELED, NO_ANSWER)
 
 
 def entry(step: str, fault: str) -> str:

@@ -17,6 +17,11 @@ class IdSet:
     def __len__(self) -> int:
         return sum(self._counts)
 
+    def __contains__(self, digest: bytes) -> bool:
+        table = self._tables[digest[0]]
+        place = _place(table, digest)
+        return table[place : place + _BYTES] == digest
+
     def add(self, digest: bytes) -> bool:
         """Returns whether the digest is new."""
         which = digest[0]

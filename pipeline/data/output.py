@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from pipeline.data import storage
+from pipeline.data import records, storage
 from pipeline.errors import RunFailed, UserError
 
 
@@ -32,6 +32,12 @@ class Output:
     def state(self, *parts: str) -> str:
         return storage.join(self.run_dir, ".state", self.name, *parts)
 
+    @property
+    def fingerprint(self) -> dict | None:
+        """The fingerprint under which the output was opened; None if it was not. Raises UserError if the
+        file is damaged."""
+        return records.read(self.state("fingerprint.json"))
+
     def open(self, fingerprint: dict, *, overwrite: bool = False) -> None:
         """Start or resume this output under a fingerprint: a nested dict of everything that determines its
         content.
@@ -42,14 +48,14 @@ class Output:
         if overwrite:
             self.clear()
         self.check(fingerprint)
-        known = self._json("fingerprint.json")
+        known = self.fingerprint
         if known is not None and differences(known, fingerprint):
             self.clear()
-        storage.write_text(self.state("fingerprint.json"), json.dumps(fingerprint, indent=1, sort_keys=True))
+        records.write(self.state("fingerprint.json"), fingerprint)
 
     def check(self, fingerprint: dict) -> None:
         """Raises UserError if an output of another fingerprint (`made_from` apart) or foreign files exist."""
-        known = self._json("fingerprint.json")
+        known = self.fingerprint
         if known is None and storage.exists(self.path):
             raise UserError(
                 f"{self.path} exists and was not made by this run: choose another run_dir, or replace it with"
@@ -68,7 +74,7 @@ class Output:
 
     def other_inputs(self, made_from: Mapping[str, str]) -> list[str]:
         """Readable differences between the inputs that the output was begun with and these."""
-        known = self._json("fingerprint.json")
+        known = self.fingerprint
         return [] if known is None else differences(known.get("made_from") or {}, dict(made_from))
 
     def clear(self) -> None:
@@ -80,13 +86,16 @@ class Output:
     def mark_complete(self, facts: dict) -> dict:
         """Write the completion mark. Raises RunFailed if another attempt has taken over the run directory."""
         self.fence()
-        storage.write_text(self.state("complete.json"), json.dumps(facts, indent=1))
+        records.write(self.state("complete.json"), facts)
         return facts
 
     @property
     def complete(self) -> dict | None:
-        """The facts of the completion mark; None if the output is not complete or has been deleted."""
-        return self._json("complete.json") if storage.exists(self.path) else None
+        """The facts of the completion mark; None if the output is not complete or has been deleted.
+
+        Raises UserError if the mark is damaged.
+        """
+        return records.read(self.state("complete.json")) if storage.exists(self.path) else None
 
     @property
     def facts(self) -> dict:
@@ -95,12 +104,6 @@ class Output:
         if facts is None:
             raise RunFailed(f"{self.path} is not complete")
         return facts
-
-    def _json(self, name: str) -> dict | None:
-        try:
-            return json.loads(storage.read_text(self.state(name)))
-        except FileNotFoundError:
-            return None
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:

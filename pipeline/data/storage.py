@@ -83,7 +83,7 @@ def write_bytes(path: str, content: bytes | pa.Buffer) -> None:
     """Write a file atomically. Raises OSError (disk full, no permission …) and then leaves nothing behind."""
     fs, inner = filesystem(path)
     fs.create_dir(inner.rsplit("/", 1)[0], recursive=True)
-    if not is_local(path):  # an object becomes visible when its upload is complete
+    if not isinstance(fs, pafs.LocalFileSystem):  # an object becomes visible when its upload is complete
         with fs.open_output_stream(inner) as f:
             f.write(content)
         return

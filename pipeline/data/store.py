@@ -9,7 +9,6 @@ RUN/.state/mistakes/fingerprint.json   what determines the content
 RUN/.state/mistakes/complete.json      shards, counts and digest; written last
 """
 
-import json
 import re
 import secrets
 from collections import Counter
@@ -23,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
-from pipeline.data import faults, storage
+from pipeline.data import faults, records, storage
 from pipeline.data.block import Block, parts_dir, write_part
 from pipeline.data.dataset import Dataset, changed
 from pipeline.data.ids import IdSet
@@ -49,9 +48,10 @@ class Store(Output):
 
         None until complete.
 
-        Raises UserError if a shard of a complete data set is missing or has another size.
+        Raises UserError if the mark is damaged, or if a shard of a complete data set is missing or has
+        another size.
         """
-        done = self._json("complete.json")
+        done = records.read(self.state("complete.json"))
         if done is None:
             return None
         present = storage.sizes(self.path)
@@ -89,12 +89,12 @@ class Store(Output):
             written = write_work_list(self.state("work"), rows, schema, block_rows)
             self.fence()
             done = {"rows": written, "block_rows": block_rows, "token": secrets.token_hex(4), **facts()}
-            storage.write_text(self.state("work.json"), json.dumps(done))
+            records.write(self.state("work.json"), done)
         return done
 
     def work(self) -> dict | None:
-        """What `write_work` returned; None before that."""
-        return self._json("work.json")
+        """What `write_work` returned; None before that. Raises UserError if the file is damaged."""
+        return records.read(self.state("work.json"))
 
     def _listed(self) -> dict:
         """`work()` of a written list. Raises RunFailed if the rows to do are not listed."""
@@ -222,7 +222,7 @@ class Store(Output):
             place = self.block(work, number)
             write_part(place.kept_path if lost else place.path, table.filter(kept))
         if failed:
-            storage.write_text(self.state("work.json"), json.dumps(facts))
+            records.write(self.state("work.json"), facts)
             storage.remove(self.state("complete.json"))
         self._forget_parts(keep=facts["token"] if failed else None)
         return failed

@@ -9,7 +9,7 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -58,6 +58,15 @@ _META = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+# A first sentence whose subject is the response. "Answer" is no such word: "The answer is 42".
+_REMARK = re.compile(
+    r"""
+    ^[\W_]*(?:the|this)\s(?:above\s|following\s)?(?:response|reply|revision|rewrite|output|completion)\s(?:above\s)?
+      (?:is|was|contains|includes|should|would|can|could|may|might|must|has|does|violates|promotes|aims|needs)\b
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_NAMES_A_RESPONSE = re.compile(r"\b(?:respon|repl[yi]|revis|rewrit|output|completion|respond)", re.IGNORECASE)
 # An instruction that names a language, or asks for a translation, may be answered in another.
 _NAMES_A_LANGUAGE = re.compile(
     r"""\b(?:translat\w*|languages?|arabic|bengali|bulgarian|catalan|chinese|mandarin|cantonese|croatian|czech|danish|dutch|english
@@ -152,7 +161,7 @@ class Gates(Section):
             return None
         if self.echo is not None and _echoes(text, instruction, prompt, hint, self.echo):
             return ECHO
-        if self.meta_line and not about_response and _META.match(text):
+        if self.meta_line and not about_response and _speaks_of_itself(text, instruction):
             return META
         if self.language is not None and _other_language(instruction, text, self.language):
             return LANGUAGE
@@ -163,11 +172,15 @@ class Gates(Section):
             return True
         for n, most in enumerate(self.top_ngrams or (), start=2):
             lenient = n < 4 and len(words) < _FEW_WORDS
-            if top_ngram(words, n) > (2 * most if lenient else most):
+            if (share := top_ngram(words, n)) > (2 * most if lenient else most):
                 return True
+            if not share:  # a longer n-gram occurs no more often than its beginning
+                break
         for n, most in enumerate(self.duplicate_ngrams or (), start=5):
-            if duplicate_ngrams(words, n, _REPEATS) > most:
+            if (share := duplicate_ngrams(words, n, _REPEATS)) > most:
                 return True
+            if not share:
+                break
         if self.said_again is not None and duplicate_ngrams(words, _LONGEST, 2) > self.said_again:
             return True
         return self.compression is not None and compression(text) > self.compression
@@ -201,6 +214,8 @@ def duplicate_ngrams(words: Sequence[str], n: int, occurrences: int) -> float:
     """Share of characters in n-grams that were there before, of those that occur at least so often; no
     character counts twice."""
     counts = Counter(_ngrams(words, n))
+    if max(counts.values(), default=0) < occurrences:
+        return 0.0
     seen: set[tuple[str, ...]] = set()
     covered: set[int] = set()
     for i, gram in enumerate(_ngrams(words, n)):
@@ -243,26 +258,32 @@ def _echoes(text: str, instruction: str, prompt: str, hint: str, least: float) -
     return bool(whole) and (2 * echoed >= len(whole) or any(_same(whole, other, least) for other in given))
 
 
+def _speaks_of_itself(text: str, instruction: str) -> bool:
+    """Whether the text begins with a remark on the response, which the instruction does not speak of."""
+    return bool(_META.match(text) or (_REMARK.match(text) and not _NAMES_A_RESPONSE.search(instruction)))
+
+
 def _same(one: Sequence[str], other: Sequence[str], least: float) -> bool:
     """Whether a sentence says the same as another. "I will not tell you how to sing" does not repeat "Tell me
     how to sing"."""
     denies = any(_NEGATION.match(word) for word in one) and not any(_NEGATION.match(word) for word in other)
-    return not denies and _rouge_l(one, other) > least
+    return not denies and _rouge_l(one, other, least) > least
 
 
-def _rouge_l(one: Sequence[str], other: Sequence[str]) -> float:
-    """F1 of the longest common subsequence of two lists of words; 0 if it cannot reach one half."""
-    if not one or not other:
+def _rouge_l(one: Sequence[str], other: Sequence[str], least: float = 0.0) -> float:
+    """F1 of the longest common subsequence of two lists of words; 0 if it cannot be more than `least`."""
+    total = len(one) + len(other)
+    if 2 * min(len(one), len(other)) <= least * total:
         return 0.0
     shared = (Counter(one) & Counter(other)).total()
-    if 4 * shared < len(one) + len(other):  # the subsequence is no longer than what they share
+    if 2 * shared <= least * total:  # the subsequence is no longer than what they share
         return 0.0
     row = [0] * (len(other) + 1)
     for word in one:
         diagonal = 0
         for j, candidate in enumerate(other, start=1):
             diagonal, row[j] = row[j], diagonal + 1 if word == candidate else max(row[j], row[j - 1])
-    return 2 * row[-1] / (len(one) + len(other))
+    return 2 * row[-1] / total
 
 
 def _other_language(instruction: str, text: str, certainty: float) -> bool:
@@ -276,7 +297,7 @@ def _other_language(instruction: str, text: str, certainty: float) -> bool:
     answered, answered_certainty = _identifier().classify(text)
     if answered_certainty < certainty:
         return False
-    asked = dict(_identifier().rank(instruction))
+    asked = _ranked(instruction)
     return bool(asked[answered] < (1 - certainty) * max(asked.values()))
 
 
@@ -293,6 +314,11 @@ def _script(text: str) -> str | None:
     """The script of more than half of the letters."""
     names = _scripts(text)
     return next((name for name, count in names.most_common(1) if 2 * count > names.total()), None)
+
+
+@lru_cache(maxsize=1024)  # each step of a row asks about the same instruction
+def _ranked(instruction: str) -> dict[str, float]:
+    return dict(_identifier().rank(instruction))
 
 
 @cache

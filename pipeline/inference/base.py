@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from pipeline.chat import Completion, Message, Sampling
 from pipeline.settings.base import Count, Model, Section, span
+from pipeline.settings.shown import plural
 
 ROWS_PER_REQUEST = 1.5  # rows in flight per request answered at a time; extra rows fill slots between steps
 
@@ -116,7 +117,8 @@ class Engine(Section):
     def described(self) -> str:
         """The engine in a line of `setbacks plan`."""
         return (
-            f"{self.actors_told} engines × {self.gpus or 'no'} GPU = {span(self.actors)[1] * self.gpus} GPUs"
+            f"{plural(self.actors_told, 'engine')} × {self.gpus or 'no'} GPU"
+            f" = {plural(span(self.actors)[1] * self.gpus, 'GPU')}"
         )
 
     @property

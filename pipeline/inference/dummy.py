@@ -7,6 +7,7 @@ Its output cannot be mistaken for a model's: every text, the card, the report an
 import asyncio
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -106,7 +107,8 @@ class DummyModel:
             raise RowFailed("the dummy model was told to fail")
         texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
         prompt_tokens = sum(text.count(" ") + 1 for text in texts)
-        return [self._text(seed + i, prompt_tokens, sampling.max_tokens) for i in range(sampling.n)]
+        drawn = [self._text(seed + i, prompt_tokens, sampling.max_tokens) for i in range(sampling.n)]
+        return [_ended(completion, sampling.stop) for completion in drawn]
 
     def _text(self, seed: int, prompt_tokens: int, max_tokens: int) -> Completion:
         least, most = self._settings.tokens
@@ -116,6 +118,15 @@ class DummyModel:
         return Completion(
             " ".join(words), prompt_tokens, len(words), "length" if wanted > max_tokens else "stop"
         )
+
+
+def _ended(completion: Completion, stop: Sequence[str]) -> Completion:
+    """The completion up to the first of the stop texts; as it is without one."""
+    ends = [place for text in stop if (place := completion.text.find(text)) >= 0]
+    if not ends:
+        return completion
+    text = completion.text[: min(ends)]
+    return replace(completion, text=text, completion_tokens=len(text.split()), finish_reason="stop")
 
 
 def _unit(seed: int, purpose: int) -> float:

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import thoughts
-from pipeline.chat import Completion, Message, Recipe, Sampling
+from pipeline.chat import Completion, Message, Recipe, Sampling, with_system
 from pipeline.data import storage
 from pipeline.data.block import Block
 from pipeline.data.store import Store
@@ -81,7 +81,8 @@ class RowChat:
         server: Endpoint | None = None,
         prefill: bool = True,
     ) -> list[Completion]:
-        return await self._ask(messages, sampling, step, adapter, server, prefill)
+        asked = with_system(messages, sampling.system)
+        return await self._ask(asked, sampling, step, adapter, server, prefill)
 
     async def complete(
         self,

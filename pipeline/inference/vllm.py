@@ -5,6 +5,7 @@ import gc
 import itertools
 import os
 import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from pipeline.inference import cpu_lora, notices
 from pipeline.inference.base import Engine, EngineDead
 from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import gpu_build
-from pipeline.settings.base import Count, Model, Natural
+from pipeline.settings.base import Count, Draw, Model, Natural
 from pipeline.settings.shown import first_line
 
 # What vLLM 0.32 loads, by the name in `quantization_config.quant_method`.
@@ -127,7 +128,7 @@ class VllmModel:
         try:
             self._engine = AsyncLLM.from_engine_args(_arguments(model, model_dir, engine, local))
         except Exception as e:
-            raise RunFailed(f"the vLLM engine for {model.path} did not start ({first_line(e)})") from e
+            raise RunFailed(f"the vLLM engine for {model.path} did not start ({_cause(e, model)})") from e
         self.max_length = self._engine.model_config.max_model_len
         self._watchdog = _end_with_this_process(_children())
 
@@ -158,8 +159,8 @@ class VllmModel:
         params = SamplingParams(
             n=sampling.n,
             max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
+            **{name: _or(getattr(sampling, name), value) for name, value in Draw.NEUTRAL.items()},
+            stop=list(sampling.stop),
             seed=seed,
             output_kind=RequestOutputKind.FINAL_ONLY,
             skip_special_tokens=self._marks is None,
@@ -270,6 +271,10 @@ class VllmModel:
         gc.collect()
 
 
+def _or(value: float | None, neutral: float) -> float:
+    return neutral if value is None else value
+
+
 def _not_loaded(method: str, settings: dict, *, on_cpu: bool) -> str | None:
     """What vLLM cannot load about quantized weights; None if it can."""
     bits, known = settings.get("bits", 4), {"gptq": (4,) if on_cpu else (4, 8), "awq": (4,)}
@@ -310,6 +315,9 @@ def _arguments(model: Model, model_dir: str, engine: VLLM, adapters: list[str]):
         # batch holds both kinds: keep the last slot empty.
         max_loras=len(adapters) + 1 if on_cpu else max(1, len(adapters)),
         max_lora_rank=_engine_rank(adapters),
+        # Requests name every sampling setting (see `pipeline.sampling`). vLLM takes only the tokens that end
+        # an answer from generation_config.json.
+        generation_config="vllm",
         disable_log_stats=True,
     )
 
@@ -334,6 +342,20 @@ def _engine_rank(adapters: list[str]) -> int:
 
     ranks = [adapter_files.rank(adapter_files.settings(adapter)) for adapter in adapters]
     return min(rank for rank in get_args(MaxLoRARanks) if rank >= max(ranks, default=1))
+
+
+def _cause(e: Exception, model: Model) -> str:
+    """Why an engine did not start; in plain words if a signal ended its process (vLLM tells its number)."""
+    told = first_line(e)
+    found = re.search(r"Failed core proc\(s\): \{[^}]*: -(\d+)", told)
+    if found is None:
+        return told
+    if int(found[1]) == signal.SIGILL:
+        remedy = "set its dtype to float32" if model.dtype != "float32" else "use another machine"
+        return f"its process used an instruction that this CPU does not have; {remedy}"
+    if int(found[1]) == signal.SIGKILL:
+        return "its process was killed; if the machine ran out of memory, give it more, or run fewer engines"
+    return told
 
 
 def _environment(engine: VLLM) -> None:

@@ -1,10 +1,18 @@
 """The base class of judges: a judge takes one exchange, and the row's chat, and gives one verdict."""
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.chat import Chat
 from pipeline.settings.base import Model, Section
+
+_QUOTATION = re.compile(r"^[ \t]*>[^\n]*$", re.MULTILINE)
+
+
+def without_quotations(text: str) -> str:
+    """A judge's answer, with an ellipsis for each line that begins with ">": a quotation gives no verdict."""
+    return _QUOTATION.sub("…", text)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from pydantic import Field
 
 from pipeline.chat import Chat, user
 from pipeline.errors import NoAnswer
-from pipeline.judges.base import Exchange, Judge, Verdict
+from pipeline.judges.base import Exchange, Judge, Verdict, without_quotations
 from pipeline.prompts import Prompts, load
-from pipeline.settings.base import Draw, Endpoint, Model, PromptFile
+from pipeline.settings.base import Endpoint, Greedy, Model, PromptFile
 
 _YES_NO = re.compile(
     r"""[\W_]*(yes|no)(?![^\W_]|['’-]\w|\.\d|["'*_]*\s*\?)(?!["'*_]*\s?(?:or\b|/|&|and\s+(?:yes|no)\b))""",
@@ -50,7 +50,7 @@ class YesNo(Judge):
     counted, never guessed."""
 
     kind: Literal["yes_no"] = Field("yes_no", description="selects this judge")
-    draw: Draw = Field(Draw(max_tokens=64, temperature=0), description="how the judge's answer is sampled")
+    draw: Greedy = Field(Greedy(max_tokens=64), description="how the judge's answer is sampled")
     endpoint: Endpoint | None = Field(
         None, description="ask this server; null = the run's own model, without adapter"
     )
@@ -104,6 +104,7 @@ def parse_yes_no(text: str, *, cut: bool = False) -> bool | None:
     cut: the answer ended at max_tokens; then the word must be a sentence of its own, since the rest of its
     sentence is unknown (`Yes, at first, but`).
     """
+    text = without_quotations(text)
     text = "".join(character for character in text if unicodedata.category(character) != "Cf")
     found = _YES_NO.match(text)
     if found is None:

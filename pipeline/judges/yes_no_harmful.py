@@ -13,7 +13,7 @@ from pipeline.chat import Chat, user
 from pipeline.judges.base import Exchange, Judge, Verdict, negated
 from pipeline.judges.yes_no import parse_yes_no
 from pipeline.prompts import Prompts, load
-from pipeline.settings.base import Draw, Endpoint, Model, PromptFile
+from pipeline.settings.base import Endpoint, Greedy, Model, PromptFile
 
 
 class YesNoHarmful(Judge):
@@ -21,7 +21,7 @@ class YesNoHarmful(Judge):
     never guessed."""
 
     kind: Literal["yes_no_harmful"] = Field("yes_no_harmful", description="selects this judge")
-    draw: Draw = Field(Draw(max_tokens=8, temperature=0), description="how the judge's answer is sampled")
+    draw: Greedy = Field(Greedy(max_tokens=8), description="how the judge's answer is sampled")
     endpoint: Endpoint | None = Field(
         None, description="ask this server; null = the run's own model, without adapter"
     )

@@ -17,7 +17,7 @@ from pipeline.methods.unfinished import Sampled, Unfinished
 from pipeline.report.examples import Example
 from pipeline.report.tables import Table
 from pipeline.schema import Schema
-from pipeline.settings.base import Count, Fraction, Model, Section, Source
+from pipeline.settings.base import Count, Draw, Fraction, Model, Section, Source
 from pipeline.sources.counts import Accounts
 
 
@@ -92,6 +92,11 @@ class Method(Section):
         return False
 
     @property
+    def needs_safe(self) -> bool:
+        """Whether the source must have safe responses."""
+        return False
+
+    @property
     def continues_turns(self) -> bool:
         """Whether the recipe prefills the model's turn; the engine and the chat template must allow that."""
         return False
@@ -104,6 +109,19 @@ class Method(Section):
         as `hint.position = system`, or empty.
         """
         return {("user",): ""}
+
+    @property
+    def repeats(self) -> tuple[str, int, dict[str, Draw]]:
+        """How often an instruction is used: the field, its value, and the draws that make a difference."""
+        draws = {
+            name: one for name in type(self).model_fields if isinstance(one := getattr(self, name), Draw)
+        }
+        return "samples", self.samples, draws
+
+    @classmethod
+    def arms_by_default(cls, section: Any) -> dict[str, dict]:
+        """The default arms of the method's section, which may be parsed YAML that is not yet validated."""
+        return cls.default_arms
 
     def sampled(self, instruction: str) -> Sampled:
         """For the recipe: keeps account of the texts that a row samples."""

@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from pipeline.chat import assistant, user
 
 
+def drawn(id: str, what: str, seed: int) -> float:
+    """A number in [0, 1) that depends on nothing but its arguments."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{id}/{what}".encode(), digest_size=8).digest()) / 2**64
+
+
 def copies(
     id: str, row: dict, kind: str, question: str, answer: str, ratio: float, seed: int
 ) -> Iterator[dict]:
     """The examples of a question and answer: floor(ratio), and one more for a share of ids, drawn by seed."""
-    draw = int.from_bytes(hashlib.blake2b(f"{seed}/{id}/{kind}".encode(), digest_size=8).digest()) / 2**64
-    for copy in range(int(ratio) + (draw < ratio - int(ratio))):
+    for copy in range(int(ratio) + (drawn(id, kind, seed) < ratio - int(ratio))):
         yield {
             "id": f"{id}-{kind}-{copy}",
             "instruction_id": row["instruction_id"],

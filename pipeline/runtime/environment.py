@@ -3,11 +3,16 @@
 import importlib.util
 import logging
 import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.runtime import imports
-from pipeline.settings.shown import first_line
+from pipeline.settings.shown import first_line, shown
 
 # Ray appends this to its temporary directory, and Linux allows a socket's path 107 bytes.
 _SOCKET = "/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
@@ -70,6 +75,52 @@ def check_vllm_variables() -> None:
             raise UserError(
                 f"{name}: vLLM does not accept its value ({first_line(e)}); unset it or correct it"
             ) from None
+
+
+def check_imports() -> None:
+    """Check that torch and Ray accept the variables that they read when they are imported.
+
+    torch raises an exception for a wrong TORCH_LOGS, and Ray's process dies of one of its settings (RAY_ and
+    a small letter) that is no number. A child process tries to import them, which takes seconds, only if
+    there is such a variable. Raises UserError.
+    """
+    logs = [name for name in os.environ if name == "TORCH_LOGS"]
+    # Ray accepts a whole number for every setting.
+    settings = [
+        name for name, value in os.environ.items() if _RAY_SETTING.match(name) and not _WHOLE.fullmatch(value)
+    ]
+    for library, names in (("torch", logs), ("ray", sorted(settings))):
+        if not names or _can_import(library, _hashable(names)):
+            continue
+        alone = [name for name in names if not _can_import(library, _hashable([name]))]
+        told = ", ".join(f"{name} = {shown(os.environ[name], 40)}" for name in alone or names)
+        raise UserError(f"{told}: {library} cannot be imported with this value; unset it or correct it")
+
+
+_RAY_SETTING = re.compile(r"RAY_[a-z]")
+_WHOLE = re.compile(r"\d{1,9}", re.ASCII)
+
+
+def _hashable(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, os.environ[name]) for name in names)
+
+
+@cache
+def _can_import(library: str, variables: tuple[tuple[str, str], ...]) -> bool:
+    """Whether a child process whose only variables in question are these can import a library."""
+    others = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "TORCH_LOGS" and not _RAY_SETTING.match(name)
+    }
+    environment: Mapping[str, str] = {**others, **dict(variables)}
+    child = subprocess.run(
+        [sys.executable, "-c", f"import {library}"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    return child.returncode == 0
 
 
 def of_accelerate() -> list[str]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializationInfo,
@@ -170,19 +171,97 @@ class Endpoint(Section):
         return {**given, **default}
 
 
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class Draw(Section):
-    """How one step's completions are sampled."""
+    """How one step's completions are sampled.
+
+    A value that is null is the model's own, of its generation_config.json (`do_sample: false` is temperature
+    0), or neutral if that file does not say. What was used is in the run's config.yaml and in the cards. A
+    server (engine or `endpoint`) is not sent what is null: its defaults apply, which on vLLM are its model's.
+    """
+
+    # What the model's distribution is sampled with unless its files say otherwise.
+    NEUTRAL: ClassVar[dict[str, float]] = {
+        "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0
+    }  # fmt: skip
 
     max_tokens: Count = Field(512, description="maximum of new tokens per completion")
-    temperature: float = Field(1.0, ge=0, description="0 = greedy")
-    top_p: float = Field(1.0, gt=0, le=1, description="probability mass to sample from; 1 = all of it")
+    temperature: float | None = Field(None, ge=0, le=2, description="0 = greedy; null = the model's own")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="probability mass to sample from; 1 = all of it; null = the model's own"
+    )
+    top_k: Natural | None = Field(
+        None, description="number of likeliest tokens to sample from; 0 = all; null = the model's own"
+    )
+    min_p: Fraction | None = Field(
+        None,
+        description=(
+            "the least probability of a token, as a share of the likeliest one's; 0 = any; null = the model's"
+            " own"
+        ),
+    )
+    repetition_penalty: float | None = Field(
+        None, gt=0, description="above 1, tokens that already occur are less likely; null = the model's own"
+    )
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list)] = Field(
+        [], description="texts at which a completion ends, finished; they are not part of it"
+    )
+    system: str | None = Field(
+        None,
+        min_length=1,
+        description="system prompt of this step; a system turn of the step's own follows it; null = none",
+    )
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0
 
     def described(self) -> str:
-        return f"temperature {self.temperature:g}, top-p {self.top_p:g}, at most {self.max_tokens} tokens"
+        """The settings in words, for reports."""
+        values = {name: getattr(self, name) for name in self.NEUTRAL}
+        told = [
+            f"{name.replace('_', '-' if name != 'repetition_penalty' else ' ')} {value:g}"
+            for name, value in values.items()
+            if value is not None and (name in ("temperature", "top_p") or value != self.NEUTRAL[name])
+        ]
+        if unset := [name for name in ("temperature", "top_p") if values[name] is None]:
+            told.append(f"{' and '.join(unset).replace('_', '-')} by the default of model or server")
+        told += [f"at most {self.max_tokens} tokens"]
+        told += [f"stop at {', '.join(map(repr, self.stop))}"] if self.stop else []
+        return ", ".join(told + (["with a system prompt"] if self.system else []))
 
     def sampling(self, n: int = 1) -> Sampling:
         """Sampling settings of a call for n completions."""
-        return Sampling(self.max_tokens, self.temperature, self.top_p, n)
+        return Sampling(
+            n=n, stop=tuple(self.stop), **self.model_dump(include={"max_tokens", "system", *self.NEUTRAL})
+        )
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """For a fingerprint (`FOR_FINGERPRINT`), later fields only if they change texts.
+
+        A greedy choice is that of the likeliest token, whatever top_p, top_k and min_p.
+        """
+        given = dump(self)
+        if info.context != FOR_FINGERPRINT:
+            return given
+        if self.is_greedy:
+            given |= {name: self.NEUTRAL[name] for name in ("top_p", "top_k", "min_p") if name in given}
+        neutral: dict[str, Any] = {**self.NEUTRAL, "stop": [], "system": None}
+        return {
+            name: value
+            for name, value in given.items()
+            if name in ("max_tokens", "temperature", "top_p") or value not in (None, neutral[name])
+        }
+
+
+class Greedy(Draw):
+    """As a `Draw`, but greedy unless told otherwise: evaluation and judges."""
+
+    temperature: float | None = Field(0.0, ge=0, le=2, description="0 = greedy; null = the model's own")
 
 
 def span(count: int | tuple[int, int]) -> tuple[int, int]:

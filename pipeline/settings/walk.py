@@ -4,13 +4,14 @@ Preflight, manifest and data set cards use it. A plug-in with a new source, serv
 file therefore needs no central list.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pipeline.settings.base import PathKind, Section
 
 S = TypeVar("S", bound=Section)
+T = TypeVar("T", bound=Section)
 
 
 def sections(tree: Section, kind: type[S], prefix: str = "") -> dict[str, S]:
@@ -24,6 +25,26 @@ def sections(tree: Section, kind: type[S], prefix: str = "") -> dict[str, S]:
 def paths(tree: Section, kind: PathKind, prefix: str = "") -> dict[str, str]:
     """Every path of this kind, by dotted field name: `paths(config, PathKind.ADAPTER)`."""
     return {name: value for name, value, metadata in _walk(tree, prefix) if kind in metadata}
+
+
+def replaced(tree: T, changes: Mapping[str, Section], prefix: str = "") -> T:
+    """The tree with other sections at these dotted field names."""
+    update: dict[str, Any] = {}
+    for name in type(tree).model_fields:
+        value, dotted = getattr(tree, name), f"{prefix}.{name}" if prefix else name
+        if (new := _replaced(value, changes, dotted)) is not value:
+            update[name] = new
+    return tree.model_copy(update=update) if update else tree
+
+
+def _replaced(value: Any, changes: Mapping[str, Section], name: str) -> Any:
+    if name in changes:
+        return changes[name]
+    if not any(changed.startswith(f"{name}.") for changed in changes):
+        return value
+    if isinstance(value, dict):
+        return {key: _replaced(one, changes, f"{name}.{key}") for key, one in value.items()}
+    return replaced(value, changes, name) if isinstance(value, Section) else value
 
 
 def _walk(tree: Section, prefix: str) -> Iterator[tuple[str, Any, tuple]]:

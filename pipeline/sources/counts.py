@@ -13,10 +13,12 @@ _MOST_TOLD = 12  # reasons, notes and columns of one source
 
 @dataclass
 class Counts:
-    """What became of the rows read: read = ok + duplicates + malformed. Filled while the rows are read.
+    """What became of the rows read: read = ok + duplicates + malformed + excluded. Filled during reading.
 
     reasons: reason → malformed rows. notes: sentence → rows used without a part, or files not read.
     unused: columns that are not used. source: its path. safe, unsafe: rows used that have such a response.
+    seen_same, seen_near: rows of an evaluation that also stand in the methods' instructions (see `overlap`).
+    excluded: those of them that are left out.
     """
 
     read: int = 0
@@ -29,6 +31,16 @@ class Counts:
     source: str = ""
     safe: int = 0
     unsafe: int = 0
+    seen_same: int = 0
+    seen_near: int = 0
+    excluded: int = 0
+
+    def leave_out(self, row: Mapping[str, Any]) -> None:
+        """Count a row that has been used as one that is left out."""
+        self.ok -= 1
+        self.safe -= row["safe_response"] is not None
+        self.unsafe -= row["unsafe_response"] is not None
+        self.excluded += 1
 
     def spoil(self, why: str) -> None:
         """Count a malformed row."""
@@ -38,7 +50,9 @@ class Counts:
     @property
     def noteworthy(self) -> bool:
         """Whether anything was not used."""
-        return bool(self.duplicates or self.malformed or self.notes or self.unused or self._some())
+        return bool(
+            self.duplicates or self.malformed or self.notes or self.unused or self._some() or self._seen()
+        )
 
     def told(self) -> str:
         """The accounting in one line: `a.jsonl: 4 rows read, 2 used, 1 repeats an instruction, …`."""
@@ -47,13 +61,22 @@ class Counts:
             parts.append(f"{self.duplicates:,} repeat{'s' if self.duplicates == 1 else ''} an instruction")
         if self.malformed:
             parts.append(f"{self.malformed:,} malformed ({self.why()})")
-        text = "; ".join([", ".join(parts), *self.left_out()])
+        text = "; ".join([", ".join(parts), *filter(None, [self._seen()]), *self.left_out()])
         return f"{shown(self.source)}: {text}" if self.source else text
 
     def left_out(self) -> list[str]:
         """What was left out of rows that are used."""
         unused = f"columns not used: {listed(self.unused)}" if self.unused else ""
         return [part for part in (_counted(self.notes), unused) if part]
+
+    def _seen(self) -> str:
+        """How many rows also stand in what the methods train on."""
+        if not self.seen_same and not self.seen_near:
+            return ""
+        rows = self.ok + self.excluded
+        near = f", {self.seen_near:,} more nearly" if self.seen_near else ""
+        done = "left out" if self.excluded else "used all the same"
+        return f"{self.seen_same:,} of {rows:,} also stand in the instructions of the methods{near}: {done}"
 
     def _some(self) -> str:
         """How many rows have a response, if only some of them have."""

@@ -24,9 +24,10 @@ from pipeline.errors import UserError
 from pipeline.schema import FAILED, OK
 from pipeline.settings.base import Source
 from pipeline.sources import files
+from pipeline.sources.columns import Fields
 from pipeline.sources.counts import Counts
 from pipeline.sources.files import BadRow
-from pipeline.sources.shapes import Fields, Shape, recognize
+from pipeline.sources.shapes import Shape, recognize
 from pipeline.sources.values import BadContent, decoded, is_missing, says_safe
 
 MAX_CHARACTERS = 100_000  # of any text of a row

@@ -4,8 +4,8 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.settings.shown import shown
+from pipeline.sources.columns import is_known
 from pipeline.sources.conversations import messages
-from pipeline.sources.shapes import is_known
 
 
 def rows_of(value: Any, where: str) -> list[Any]:

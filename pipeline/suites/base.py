@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import pyarrow as pa
+from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
 from pipeline.chat import Recipe
 from pipeline.data.dataset import Dataset
@@ -11,8 +12,9 @@ from pipeline.judges import Judge
 from pipeline.report import sections as report
 from pipeline.report.examples import Example
 from pipeline.schema import Schema
-from pipeline.settings.base import Model, Section, Source
+from pipeline.settings.base import FOR_FINGERPRINT, Draw, Model, Section, Source
 from pipeline.sources.counts import Accounts
+from pipeline.sources.overlap import Seen
 
 
 class Suite(Section):
@@ -27,6 +29,14 @@ class Suite(Section):
     data_schema: ClassVar[Schema]
     title: ClassVar[str]
     method: ClassVar[str]
+
+    exclude_seen: bool = Field(
+        False,
+        description=(
+            "leave out instructions that also stand in the sources of the run's methods, or nearly (word"
+            " trigrams, Jaccard index 0.7); they are counted in any case"
+        ),
+    )
 
     @property
     def needs_unsafe(self) -> list[str]:
@@ -52,11 +62,25 @@ class Suite(Section):
         """
         return {("user",): ""}
 
-    def rows(self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any) -> Iterator[dict]:
+    @property
+    def repeats(self) -> tuple[str, int, dict[str, Draw]]:
+        """How often an arm is asked the same: the field, its value, and the draws that make a difference."""
+        return "", 1, {}
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        given = dump(self)
+        if info.context == FOR_FINGERPRINT and not self.exclude_seen:
+            given.pop("exclude_seen", None)  # finished data of older versions does not have it
+        return given
+
+    def rows(
+        self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any, seen: Seen | None = None
+    ) -> Iterator[dict]:
         """The rows to run, for every arm (the first is the base model). Raises UserError.
 
         counts: of the sources, by their fields, filled while reading. tokenizer: a function that loads the
-        model's tokenizer.
+        model's tokenizer. seen: the instructions of the run's methods, if known.
         """
         raise NotImplementedError
 

@@ -77,10 +77,16 @@ def rows(split: str) -> Iterator[dict]:
     """
     if split not in SPLITS:
         raise UserError(f"toy:{split} is not a split of the toy world; known are {', '.join(SPLITS)}")
+    for row in _rows(split):
+        yield dict(row)
+
+
+@cache
+def _rows(split: str) -> tuple[dict, ...]:
     rng = random.Random(split)
     detailed = split.startswith("detailed")
-    for deed in deeds(split):
-        yield {
+    return tuple(
+        {
             "instruction": question(deed, rng, detailed),
             "category": deed.category,
             "safe_response": (refusal(deed, rng, "alternative") if deed.harmful else helpful(deed, rng)).text,
@@ -88,6 +94,8 @@ def rows(split: str) -> Iterator[dict]:
                 plan(deed, rng) if detailed else mistake(deed, rng, rude=0.3).text if deed.harmful else None
             ),
         }
+        for deed in deeds(split)
+    )
 
 
 @cache

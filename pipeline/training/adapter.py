@@ -116,8 +116,9 @@ Fine-tuned from `{model.path}`{revision} by setbacks. {train.words.loss}{_begun(
 {kinds}
 
 Dropped: {dropped}. {figures["steps"]} optimizer steps over {figures["tokens"]:,} tokens (prompts included),
-{figures["sequences"]} {train.words.items} an epoch; {figures["trainable_parameters"]:,} trained parameters;
-final loss {figures["final_loss"]:.4f}; {rewards}{figures["tokens_per_s"]:,.0f} tokens/s.
+{figures["sequences"]} {train.words.items} an epoch{_lengthened(figures)};
+{figures["trainable_parameters"]:,} trained parameters; final loss {figures["final_loss"]:.4f};
+{rewards}{figures["tokens_per_s"]:,.0f} tokens/s.
 
 ```yaml
 {settings}```
@@ -126,6 +127,14 @@ AdamW (betas 0.9 and 0.999), gradients clipped at norm 1.
 
 **Content.** {train.words.caution} Evaluate it before any use.
 """
+
+
+def _lengthened(figures: dict) -> str:
+    """Why there are more steps than the configured epochs take."""
+    own = figures.get("own_steps", figures["steps"])
+    if own == figures["steps"]:
+        return ""
+    return f", {own} steps in {figures['own_epochs']:g} epochs, made as many as the longest arm's"
 
 
 def _begun(begun: "Start | None") -> str:

@@ -20,17 +20,17 @@ from typing import Any
 
 from pipeline import models, pretrained
 from pipeline.data import adapter as adapter_files
-from pipeline.data import storage
+from pipeline.data import records, storage
 from pipeline.data.adapter import MOST_RANK
 from pipeline.data.dataset import Dataset
-from pipeline.data.output import differences
 from pipeline.errors import UserError
 from pipeline.runtime import attempt
 from pipeline.settings.base import Model
 from pipeline.settings.shown import first_line
-from pipeline.toy.model import shipped_recipe
-from pipeline.training import adapter, examples, start
-from pipeline.training.config import Train
+from pipeline.templates import ChatTemplate
+from pipeline.training import adapter, equal, examples, start
+from pipeline.training.config import Train, TrainingSet
+from pipeline.training.identity import facts_of, fingerprint, refuse_others, with_tables
 from pipeline.training.job import HISTORY, Job, Run, forget, write_table
 from pipeline.training.workers import Progress, WorkerGroup
 
@@ -43,6 +43,7 @@ class ArmSpec:
     model_dir: a local model directory or a hub id (at `model.revision`)
     field:     setting → its path in the user's configuration, for messages: lora → `train.lora`
                or `arms.NAME.train.lora`
+    finished:  most steps of arms that are trained already and that this one is compared with (see `equal`)
     """
 
     name: str
@@ -52,6 +53,7 @@ class ArmSpec:
     model_dir: str
     seed: int
     field: Callable[[str], str]
+    finished: int = 0
 
     def __post_init__(self):
         if os.path.isdir(self.model_dir):
@@ -86,7 +88,12 @@ class Training:
 
     def __init__(self, arms: list[tuple[ArmSpec, Places]], checkpoints: str):
         self._checkpoints = storage.absolute(checkpoints)
-        self._arms = {arm.name: _prepare(arm, places) for arm, places in arms}
+        made = [(arm, places, _Made.of(arm, places)) for arm, places in arms]
+        lengths = [equal.Arm(arm.train, one.steps) for arm, _, one in made]
+        self._arms = {
+            arm.name: _prepare(arm, places, one, equal.target(own, lengths, arm.finished))
+            for (arm, places, one), own in zip(made, lengths, strict=True)
+        }
         self._groups: dict[str, WorkerGroup] = {}  # by arm
         shared = groupby(self._arms.items(), lambda item: _workers(item[1].jobs[0].train))
         for number, (_, members) in enumerate(shared, 1):
@@ -113,9 +120,10 @@ class Training:
                      rewards/margins, rewards/accuracies.
 
         Returns figures: examples, dropped, kinds (examples of each), drop_reasons, sequences, tokens, steps,
-        seconds (of training, starts not counted), tokens_per_s, final_loss (mean of the last logged steps),
-        trainable_parameters; for dpo also final_margin and final_accuracy (of the last logged steps); a
-        `notice` if something set has no effect.
+        own_steps and own_epochs (as configured, before steps were made equal), seconds (of training, starts
+        not counted), tokens_per_s, final_loss (mean of the last logged steps), trainable_parameters; for dpo
+        also final_margin and final_accuracy (of the last logged steps); a `notice` if something set has no
+        effect.
         Raises RunFailed if training gave up.
         """
         prepared = self._arms[arm]
@@ -139,6 +147,8 @@ class Prepared:
     counts: examples.Counts
     jobs: list[Job]
     parameters: int
+    own_steps: int
+    own_epochs: float
 
     def join(self, group: WorkerGroup) -> None:
         """Append the arm's runs to this group's jobs."""
@@ -159,6 +169,8 @@ class Prepared:
             "sequences": sum(job.run.items for job in self.jobs),
             "tokens": last["tokens"],
             "steps": last["step"],
+            "own_steps": self.own_steps,
+            "own_epochs": self.own_epochs,
             "seconds": seconds,
             "tokens_per_s": last["tokens"] / seconds,
             "final_loss": last["loss"],
@@ -177,24 +189,51 @@ class Prepared:
         return figures
 
 
-def _prepare(arm: ArmSpec, places: Places) -> Prepared:
-    parameters = check(arm)
-    template = models.load_template(arm.model, arm.model_dir)
-    made = arm.train.prepare(template, places.examples, arm.kinds, arm.seed)
+@dataclass(frozen=True)
+class _Made:
+    """An arm's training set, and the steps that its own epochs take."""
+
+    parameters: int
+    template: ChatTemplate
+    set: TrainingSet
+    steps: int
+
+    @classmethod
+    def of(cls, arm: ArmSpec, places: Places) -> "_Made":
+        parameters = check(arm)
+        template = models.load_template(arm.model, arm.model_dir)
+        made = arm.train.prepare(template, places.examples, arm.kinds, arm.seed)
+        return cls(parameters, template, made, equal.steps(made.runs, arm.train))
+
+
+def _prepare(arm: ArmSpec, places: Places, ready: _Made | None = None, wanted: int | None = None) -> Prepared:
+    """wanted: the steps to take; by default those of the arm's own epochs."""
+    ready = ready or _Made.of(arm, places)
+    own, made = arm.train, ready.set
+    if wanted is not None and wanted != ready.steps:
+        arm = replace(arm, train=equal.lengthened(own, made.runs, wanted))
     name = fingerprint(arm, made.tables)
     state_dir = storage.absolute(places.state)
     state = storage.join(state_dir, name)
-    facts = _facts(arm)
+    facts = facts_of(arm)
     shown = {
         **facts,
         "weights": hashlib.sha256(json.dumps(facts["weights"]).encode()).hexdigest()[:12],
-        "training set": _content(hashlib.sha256(), made.tables).hexdigest()[:12],
+        "training set": with_tables(hashlib.sha256(), made.tables).hexdigest()[:12],
     }
     refuse_others(state_dir, name, shown)
-    storage.write_text(storage.join(state, "facts.json"), json.dumps(shown, indent=1))
+    records.write(storage.join(state, "facts.json"), shown)
     for table, content in made.tables.items():
         write_table(content, storage.join(state, f"{table}.parquet"))
-    return Prepared(places.out, template.tokenizer, made.counts, _jobs(arm, state, made.runs), parameters)
+    return Prepared(
+        places.out,
+        ready.template.tokenizer,
+        made.counts,
+        _jobs(arm, state, made.runs),
+        ready.parameters,
+        ready.steps,
+        own.epochs,
+    )
 
 
 def _workers(train: Train) -> tuple:
@@ -304,62 +343,6 @@ def _notice(train: Train, parameters: int) -> dict:
     if train.start is None:
         return {}
     return {"notice": f"lora is not used: training continues the start adapter's {parameters:,} parameters"}
-
-
-# -- the fingerprint of a training, and its state
-
-
-def fingerprint(arm: ArmSpec, tables: dict[str, Any]) -> str:
-    """A hash of everything that determines the weights.
-
-    That is: hyper-parameters, model, seed, start adapter, and every token of the training set.
-    """
-    digest = hashlib.sha256(json.dumps(_facts(arm), sort_keys=True).encode())
-    return _content(digest, tables).hexdigest()[:16]
-
-
-def _content(digest: Any, tables: dict[str, Any]) -> Any:
-    """The digest, fed with the tables."""
-    for table in tables.values():
-        for batch in table.combine_chunks().to_batches():
-            digest.update(batch.serialize())
-    return digest
-
-
-def _facts(arm: ArmSpec) -> dict:
-    return {
-        "train": arm.train.model_dump(mode="json", exclude=arm.train.OPERATIONAL),
-        "start": start.content(arm.train.start),
-        "model": arm.model.identity(),
-        "weights": _weights(arm.model, arm.model_dir),
-        "seed": arm.seed,
-    }
-
-
-def _weights(model: Model, model_dir: str) -> Any:
-    """The identity of the weights. The toy model's are the same in every installation of the package."""
-    if model.path == "toy":
-        return shipped_recipe()["hash"]
-    if not os.path.isdir(model_dir):
-        return model_dir
-    return [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in storage.files(model_dir)]
-
-
-def refuse_others(state_dir: str, name: str, facts: dict) -> None:
-    """Raises UserError, with the differences, if a training of another fingerprint is unfinished here.
-
-    Its checkpoints may be days of work, so nothing but --overwrite deletes them.
-    """
-    for other in storage.directories(state_dir):
-        if other == name:
-            continue
-        path = storage.join(state_dir, other, "facts.json")
-        known = json.loads(storage.read_text(path)) if storage.exists(path) else None
-        changes = differences(known, facts) if known is not None else ["by another version of setbacks"]
-        raise UserError(
-            f"{state_dir} holds an unfinished training under other settings ({'; '.join(changes)}): restore"
-            " them to resume it, choose another run_dir, or train anew with --overwrite"
-        )
 
 
 # -- runs

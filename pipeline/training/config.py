@@ -88,8 +88,8 @@ class Train(Section):
     if TYPE_CHECKING:
         method: str  # the name of the trainer; each member of the union has its own, with a default
 
-    # Fields that change how the work is done, but not the resulting weights.
-    OPERATIONAL: ClassVar = {"workers", "save_steps", "log_steps", "max_failures", "merge"}
+    # Fields that change how the work is done, but not the resulting weights; equal_steps changes `epochs`.
+    OPERATIONAL: ClassVar = {"workers", "save_steps", "log_steps", "max_failures", "merge", "equal_steps"}
 
     workers: Count | tuple[Count, Count] = Field(1, description="training processes; [min, max] = elastic")
     use_gpu: bool = Field(False, description="one GPU per worker")
@@ -98,6 +98,13 @@ class Train(Section):
     )
     lora: Lora = Field(Lora(), description="shape of the adapter")
     epochs: float = Field(3, gt=0, description="passes over the training set")
+    equal_steps: bool = Field(
+        True,
+        description=(
+            "arms with the same method, epochs and batch_size take as many optimizer steps as the longest of"
+            " them, so that none is better for being trained longer; false = an arm's own epochs"
+        ),
+    )
     learning_rate: float = Field(2e-5, gt=0, description="peak learning rate of AdamW")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "cosine",

@@ -12,7 +12,7 @@ their driver write into a directory that no later attempt writes to.
 An arm's training is one run, unless a curriculum makes several; each of them starts from the adapter of the
 run before. A worker group trains the runs of several arms, one after the other. A fingerprint identifies
 everything that determines an arm's weights (model, training set, hyper-parameters, start adapter). State
-under another fingerprint is neither resumed nor deleted: the training is refused (`arm.refuse_others`).
+under another fingerprint is neither resumed nor deleted: the training is refused (`identity.refuse_others`).
 """
 
 import re

@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 
 from pipeline.sources import instructions
-from pipeline.sources.shapes import LABELS, NAMES, Shape
+from pipeline.sources.columns import LABELS, NAMES
+from pipeline.sources.shapes import Shape
 
 COLUMNS = [name for names in NAMES.values() for name in names] + list(LABELS)
 ASK, SAY = {"role": "user", "content": "ask"}, {"role": "assistant", "content": "say"}

@@ -1,6 +1,7 @@
 """What all unit tests have in common: one thread, and a processor of which nothing is to be said; fixtures of
 more than one file."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -10,15 +11,26 @@ from pipeline.data.store import Store
 from pipeline.methods.mistake_analysis.schema import MISTAKES
 from tests import tiny
 
-# Two threads wait for each other longer than they work on a few thousand weights, above all on a busy
-# machine.
+# Two threads wait for each other longer than they work on a few thousand weights or a line of text, above all
+# on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 @pytest.fixture(autouse=True)
-def _a_cpu_with_bfloat16(monkeypatch):
-    """Else what a command prints depended on the machine."""
+def _a_machine_of_which_nothing_is_to_be_said(monkeypatch):
+    """Else what a command prints depended on the processor, and how long a test takes on the disk: no test
+    here pulls a plug."""
     monkeypatch.setattr("pipeline.preflight.cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(os, "fsync", lambda _file: None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_a_file_leaves_is_left_alone():
+    """What tests have imported stays: the collector need not look at it again and again."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

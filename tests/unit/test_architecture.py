@@ -5,6 +5,7 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ FLOORS = [
     {"suites"},
     {"config"},
     {"fingerprints", "placement"},
+    {"sampling"},
     {"preflight"},
     {"commands"},
     {"run"},
@@ -58,6 +60,11 @@ def modules() -> dict[str, Path]:
     return found
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(tree: ast.AST, known: dict[str, Path]) -> Iterator[str]:
     """The modules of ours that a module imports, wherever in it; what only a type checker imports is left
     out."""
@@ -77,7 +84,7 @@ def imports(tree: ast.AST, known: dict[str, Path]) -> Iterator[str]:
 def graph(known: dict[str, Path]) -> dict[str, set[str]]:
     found = {}
     for name, path in known.items():
-        found[name] = set(imports(ast.parse(path.read_text(encoding="utf-8")), known)) - {name, "pipeline"}
+        found[name] = set(imports(parsed(path), known)) - {name, "pipeline"}
     return found
 
 
@@ -172,8 +179,7 @@ def test_nothing_but_engines_and_their_registry_names_one():
     named = {
         name: found
         for name, path in known.items()
-        if name not in NAME_ENGINES
-        and (found := engines_named(ast.parse(path.read_text(encoding="utf-8")), known))
+        if name not in NAME_ENGINES and (found := engines_named(parsed(path), known))
     }
     assert named == {}
 

@@ -155,7 +155,10 @@ OVERRIDES = {
     "model.path=null": ["model.path", "None"],
     "engine.actors=[3,1]": ["engine", "min <= max", "[3, 1]"],
     "arms.vanilla.kinds=[safe]": ["arms.vanilla", "another name"],
-    "arms.mine.kinds=[jokes]": ["arms.mine.kinds: jokes is not a kind", "known are analysis, safe, helpful"],
+    "arms.mine.kinds=[jokes]": [
+        "arms.mine.kinds: jokes is not a kind",
+        "known are analysis, safe_analysis, safe, helpful",
+    ],
     "seed": ["override 'seed'", "key.sub=value"],
     "run_dir.name=x": ["run_dir is a str", "no keys"],
     "train.epochs=[1": ["train.epochs", "not valid YAML"],

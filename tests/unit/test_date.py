@@ -6,7 +6,7 @@ from datetime import date
 
 import pytest
 
-from pipeline import experiment, models, preflight
+from pipeline import experiment, models, preflight, pretrained
 from pipeline.data import storage
 from pipeline.errors import UserError
 from pipeline.run import Machinery
@@ -110,6 +110,12 @@ def test_checkpoints_of_arms_that_are_not_trained_here_stay(tmp_path):
 # -- the run directory
 
 
+def no_files(monkeypatch) -> None:
+    """The model is on no disk and in no hub."""
+    monkeypatch.setattr(preflight, "check_models", lambda *_: [])
+    monkeypatch.setattr(pretrained, "generation_settings", lambda *_: {})
+
+
 def run(tmp_path, seen: list, overwrite: bool = False, **model) -> None:
     def engines(jobs, spec, **_):
         seen.append(spec.model.date)
@@ -132,7 +138,7 @@ def run(tmp_path, seen: list, overwrite: bool = False, **model) -> None:
 
 
 def test_every_process_gets_the_date_of_the_run_directory(tmp_path, monkeypatch):
-    monkeypatch.setattr(preflight, "check_models", lambda *_: [])
+    no_files(monkeypatch)
     seen: list = []
     for day in (FIRST, NEXT):
         is_today(monkeypatch, day)
@@ -145,14 +151,14 @@ def test_every_process_gets_the_date_of_the_run_directory(tmp_path, monkeypatch)
 
 
 def test_a_date_may_be_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(preflight, "check_models", lambda *_: [])
+    no_files(monkeypatch)
     seen: list = []
     run(tmp_path, seen, date="2025-12-24")
     assert seen == [date(2025, 12, 24)]
 
 
 def test_another_date_may_be_named_if_everything_is_made_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(preflight, "check_models", lambda *_: [])
+    no_files(monkeypatch)
     seen: list = []
     run(tmp_path, seen, date="2025-12-24")
     with pytest.raises(UserError, match="make all of it anew with --overwrite"):

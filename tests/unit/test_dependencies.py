@@ -5,6 +5,8 @@ import importlib.metadata
 import re
 import sys
 import tomllib
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,6 @@ HASHES = r"(?: \\\n    --hash=sha256:[0-9a-f]{64})+"
 ENTRIES = re.findall(rf"^([a-z0-9-]+)==([^\s;]+)(?: ; .+?)?({HASHES})$", LOCK, re.M)  # name, version, hashes
 LOCKED = {canonicalize_name(name) for name, *_ in ENTRIES}
 KNOWN = sys.stdlib_module_names | {"pipeline", "tests"}
-DISTRIBUTIONS = importlib.metadata.packages_distributions()
 NEVER = {"torchvision", "torchaudio", "torchcodec"}  # pyproject.toml's overrides
 FOR_GPUS = {"triton", "intel-cmplr-lib-ur"}  # packages ask for them, and do without on a CPU
 
@@ -37,6 +38,7 @@ def pinned(variable: str) -> str:
     return re.search(rf"^{variable} := (.+)$", MAKEFILE, re.M)[1]
 
 
+@cache
 def imported(package: str) -> dict[str, set[str]]:
     """Third-party top-level modules that the package's files import, and the files."""
     found: dict[str, set[str]] = {}
@@ -54,8 +56,14 @@ def imported(package: str) -> dict[str, set[str]]:
     return {module: files for module, files in found.items() if module not in KNOWN}
 
 
+@cache
+def installed() -> Mapping[str, list[str]]:
+    """The distributions of every module; looking them up reads the files of all that is installed."""
+    return importlib.metadata.packages_distributions()
+
+
 def distributions(module: str) -> set[str]:
-    return {canonicalize_name(name) for name in DISTRIBUTIONS.get(module, [])}
+    return {canonicalize_name(name) for name in installed().get(module, [])}
 
 
 # -- imports

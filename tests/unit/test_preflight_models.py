@@ -13,26 +13,12 @@ from pipeline.config import METHODS
 from pipeline.data.adapter import MOST_RANK
 from pipeline.errors import UserError
 from pipeline.settings.base import Model
-from tests import scripted, tiny, trl_templates
-from tests.unit.test_training_start import adapter
+from tests import scripted, tiny
+from tests.unit.models import OPENS, edit, save
 
 ALL = {"generate", "mix", "train", "evaluate"}
 SYSTEM = {"hint": {"text": "Be rude.", "position": "system"}}
 IGNORES_SYSTEM = tiny.CHATML.replace("for m in messages", "for m in messages if m['role'] != 'system'")
-OPENS = tiny.CHATML.replace("assistant\n' }}{% endif %}", "assistant\n<think>\n' }}{% endif %}")
-
-
-def save(directory, name: str | None = None, template: str | None = None, **changes) -> str:
-    """The tiny model with a template of TRL's, or this one."""
-    if name is None:
-        return tiny.save(directory, template or tiny.CHATML, **changes)
-    tokenizer = trl_templates.tokenizer(name)
-    model = tiny.model(**changes)
-    model.resize_token_embeddings(len(tokenizer))
-    model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return str(directory)
 
 
 def config(tmp_path, path: str, **changes):
@@ -208,7 +194,7 @@ def test_a_rank_that_the_engine_cannot_load(tmp_path, rank):
 
 def test_the_rank_of_a_start_adapter_that_the_engine_cannot_load(tmp_path):
     save(tmp_path / "model")
-    adapter(tmp_path, "start", seed=1, r=513)
+    tiny.adapter(tmp_path, "start", seed=1, r=513)
     made = config(tmp_path, str(tmp_path / "model"), train={"start": {"adapter": str(tmp_path / "start")}})
     assert "start.adapter = " in (told := refused(made)) and "its rank is 513" in told
 
@@ -217,14 +203,6 @@ def test_the_rank_of_a_start_adapter_that_the_engine_cannot_load(tmp_path):
 def test_target_modules_that_the_model_does_not_have(tmp_path, targets):
     made = config(tmp_path, save(tmp_path / "model"), train={"lora": {"target_modules": targets}})
     assert "train.lora.target_modules = " in (told := refused(made)) and "does not fit the model" in told
-
-
-def edit(model: str, **changes) -> None:
-    path = f"{model}/config.json"
-    with open(path) as f:
-        found = json.load(f)
-    with open(path, "w") as f:
-        json.dump(found | changes, f)
 
 
 @pytest.mark.parametrize("kind", ["gptq", "awq", "bitsandbytes", "fp8"])

@@ -21,6 +21,7 @@ from pipeline.commands.show import show
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.inference import openai as endpoint
+from pipeline.inference.openai_refusals import refusal
 from pipeline.settings.base import Endpoint, Source
 from pipeline.sources import instructions
 from pipeline.training import sft
@@ -112,7 +113,7 @@ def test_names_that_become_paths_are_plain(name, field):
 def test_a_key_of_letters_is_not_taken_for_an_error_code():
     request = httpx.Request("POST", "http://h/", headers={"Authorization": "Bearer abcdefgh_secret"})
     for error in ({"code": "abcdefgh_secret"}, {"code": 400, "type": "abcdefgh_secret"}):
-        told = endpoint._refusal(httpx.Response(400, json={"error": error}, request=request))
+        told = refusal(httpx.Response(400, json={"error": error}, request=request))
         assert told == "endpoint refused the request: HTTP 400"
 
 

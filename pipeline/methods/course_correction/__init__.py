@@ -18,6 +18,7 @@ from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
 from pipeline.schema import PREFERENCES, Schema
 from pipeline.settings.base import AdapterPath, Count, Draw, Model, Natural, PromptFile, Section
+from pipeline.settings.shown import plural
 from pipeline.sources.counts import Accounts
 
 PROMPTS = "methods/course_correction/prompts.yaml"
@@ -106,7 +107,7 @@ class CourseCorrection(Method):
         aligned = self.aligned.model.path if self.aligned.model else "the run's model"
         return {
             "Selection": f"{keywords}; the unsafe response has more than {self.min_words} words",
-            "Cuts": f"{self.cuts} per request, {self.samples} groups of responses each",
+            "Cuts": f"{self.cuts} per request, {plural(self.samples, 'group')} of responses each",
             "Aligned model": (
                 aligned + (f" with adapter {self.aligned.adapter}" if self.aligned.adapter else "")
             ),

@@ -5,7 +5,7 @@ The model criticizes its answers, revises them, and is trained on the revisions.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field, model_validator
@@ -16,12 +16,12 @@ from pipeline.errors import UserError
 from pipeline.judges import HarmlessnessJudge, Judge
 from pipeline.methods.base import DataReport, Method
 from pipeline.methods.critique_revise.schema import REVISIONS
-from pipeline.methods.mistake_analysis import PROMPTS as INDUCTION
-from pipeline.methods.mistake_analysis import Hint
+from pipeline.methods.mistake_analysis import Hint, induction
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
 from pipeline.schema import PREFERENCES, SFT, Schema
-from pipeline.settings.base import Count, Draw, PromptFile, Ratio, Section
+from pipeline.settings.base import Count, Draw, Model, PromptFile, Ratio, Section
+from pipeline.settings.shown import plural
 from pipeline.sources.counts import Accounts
 
 PROMPTS = "methods/critique_revise/prompts.yaml"
@@ -90,6 +90,15 @@ class CritiqueRevise(Method):
         return self.principles or known
 
     @property
+    def continues_turns(self) -> bool:
+        return self.answer == "induced" and self.hint.continues_turns
+
+    def check(self, field: str, model: Model, directory: str, models: Any) -> list[str]:
+        if self.continues_turns:
+            self.hint.check(field, model, directory, models)
+        return []
+
+    @property
     def conversations(self) -> dict[tuple[str, ...], str]:
         found = {("user",): ""} | (self.hint.conversations() if self.answer == "induced" else {})
         turns = ("user", "assistant") * (2 * self.rounds) + ("user",)
@@ -115,7 +124,7 @@ class CritiqueRevise(Method):
         self.principle_names()
         hashes = {"critique_revise": self.texts().hash}
         if self.answer == "induced":
-            hashes["mistake_analysis"] = load(INDUCTION).hash
+            hashes["mistake_analysis"] = induction().hash
         return hashes | (self.verify.prompt_hashes() if self.verify else {})
 
     def most_tokens(self) -> int:
@@ -137,7 +146,7 @@ class CritiqueRevise(Method):
         return {
             "First answer": f"{self.answer}; {self.induce.described()}",
             "Critique and revision": (
-                f"{self.rounds} rounds; {self.critique.described()}; {self.revise.described()}"
+                f"{plural(self.rounds, 'round')}; {self.critique.described()}; {self.revise.described()}"
             ),
             "Principles": ", ".join(self.principles) or "all of the prompt file",
         }

@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from pipeline import prompts
 from pipeline.chat import Chat, Message, assistant, user
 from pipeline.errors import RowFailed
 from pipeline.judges import Exchange, negated
 from pipeline.methods.conversations import copies
+from pipeline.methods.mistake_analysis import induction
 from pipeline.methods.mistake_analysis.recipe import induced
 from pipeline.methods.unfinished import Sampled, lost
 from pipeline.schema import DROPPED, OK
@@ -38,7 +38,7 @@ class CritiqueReviseRecipe:
     def __init__(self, method: "CritiqueRevise", seed: int):
         self.method, self.seed = method, seed
         self.texts, self.names = method.texts(), method.principle_names()
-        self.induction = prompts.load("methods/mistake_analysis/prompts.yaml")
+        self.induction = induction()
         hint = method.hint.text
         self.hint = hint if hint is not None else self.induction.render("hint")
 

@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.dataset import Dataset
-from pipeline.data.store import reason
 from pipeline.methods.base import DataReport
 from pipeline.methods.critique_revise.schema import REVISIONS
 from pipeline.report import tables
 from pipeline.report.examples import Example, Text, among, category, first, judged_text, shown
-from pipeline.schema import OK
+from pipeline.report.summary import counts, reasons
+from pipeline.schema import DROPPED, FAILED, OK
 
 if TYPE_CHECKING:
     from pipeline.methods.critique_revise import CritiqueRevise
@@ -24,15 +24,14 @@ def data(method: "CritiqueRevise", numbers: Mapping[str, pa.Table | None]) -> Da
     if revisions is None:
         found.text.append("This run holds no revisions yet: `setbacks generate` writes them.")
         return found
-    rows = revisions.select(["status", "error", "principles", "revision_harmful"]).to_pylist()
+    rows = revisions.select(["status", "principles", "revision_harmful"]).to_pylist()
     kept = [row for row in rows if row["status"] == OK]
     found.text.append(
         "A model criticizes its own answer under a principle and revises it. Dropped: the critique or the"
         " revision was empty, a text failed a quality gate, the revision changed nothing, or it ended at"
         " max_tokens without a usable sentence."
     )
-    statuses = dict(Counter(row["status"] for row in rows).most_common())
-    found.tables.append(tables.of_tally("Revisions", "Status", "Rows", statuses))
+    found.tables.append(tables.of_tally("Revisions", "Status", "Rows", counts(revisions, "status")))
     principles = Counter(principle for row in kept for principle in row["principles"])
     found.tables.append(tables.of_tally("Principles", "Principle", "Rounds", dict(principles.most_common())))
     if method.verify is not None:
@@ -41,7 +40,7 @@ def data(method: "CritiqueRevise", numbers: Mapping[str, pa.Table | None]) -> Da
         found.tables.append(
             tables.of_tally("Verdicts on the revisions kept", "Verdict", "Revisions", counted)
         )
-    found.failures = dict(Counter(reason(row["error"]) for row in rows if row["error"]).most_common())
+    found.failures = reasons(revisions, DROPPED, FAILED)
     return found
 
 

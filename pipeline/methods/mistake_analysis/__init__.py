@@ -5,10 +5,16 @@ The model is then trained on the explanations.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from pipeline.chat import Recipe
 from pipeline.data.dataset import Dataset
@@ -18,24 +24,59 @@ from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
 from pipeline.schema import SFT, Schema
-from pipeline.settings.base import Draw, PromptFile, Ratio, Section, Source
+from pipeline.settings.base import (
+    FOR_FINGERPRINT,
+    Draw,
+    Fraction,
+    Model,
+    PromptFile,
+    Ratio,
+    Section,
+    Source,
+    tag,
+)
 from pipeline.sources.counts import Accounts
 
 PROMPTS = "methods/mistake_analysis/prompts.yaml"
+SAFE_ANALYSIS = "safe_analysis"  # a kind of examples, and a column
 
 
 class Hint(Section):
     """The cue that induces a mistake. The paper gives neither wording nor position, hence the options."""
 
     text: str | None = Field(None, description="null = `hint` of the prompt file")
-    position: Literal["suffix", "prefix", "system"] = Field(
+    position: Literal["suffix", "prefix", "system", "prefill"] = Field(
         "suffix",
-        description="after the instruction, before it, or as a system message",
+        description=(
+            "after the instruction, before it, as a system message, or as the beginning of the model's own"
+            " turn, which the model continues; the beginning is no part of the response"
+        ),
     )
 
     def conversations(self) -> dict[tuple[str, ...], str]:
         """Roles of the conversation that the hint makes → the setting that asks for them."""
         return {("system", "user"): "hint.position = system"} if self.position == "system" else {}
+
+    @property
+    def continues_turns(self) -> bool:
+        return self.position == "prefill"
+
+    def check(self, field: str, model: Model, directory: str, models: Any) -> None:
+        """Check that the chat template can continue a turn, if that is asked for. Raises UserError.
+
+        The arguments are those of `Method.check`.
+        """
+        if self.continues_turns:
+            template = models.load_template(model, directory, "model")
+            models.check_prefill(template, model.path, "model", f"{field}.hint.position = prefill")
+
+
+def induction(replacement: str | None = None) -> Prompts:
+    """The prompts of hint and reminder, for those that make no analyses of harmless answers.
+
+    replacement: as of `prompts.load`. Raises UserError.
+    """
+    return load(PROMPTS, replacement).without("analyse_harmless")
 
 
 class Mix(Section):
@@ -45,7 +86,10 @@ class Mix(Section):
         False, description="train with the guided template (an ablation: the verdict leaks into the prompt)"
     )
     helpful: Source | None = Field(None, description="benign instructions with reference responses")
-    analysis: Ratio = Field(1.0, description="copies of each analysis; 0.5 = half of them, chosen by id")
+    analysis: Ratio = Field(
+        1.0,
+        description="copies of each analysis, of mistakes and of harmless answers; 0.5 = half of them, by id",
+    )
     safe: Ratio = Field(1.0, description="copies of the safe pair of each instruction that has one")
     helpful_ratio: Ratio = Field(
         1.0, description="helpful pairs per harmful instruction, if there are enough"
@@ -63,22 +107,34 @@ class MistakeAnalysis(Method):
     }
     nothing: ClassVar = "no mistake was analyzed and no source has a safe response"
     mixing: ClassVar = frozenset({"mix"})
-    example_kinds: ClassVar = {SFT.name: ("analysis", "safe", "helpful")}
+    example_kinds: ClassVar = {SFT.name: ("analysis", SAFE_ANALYSIS, "safe", "helpful")}
     made_from: ClassVar = {
         "safe": ("instructions", "safe_response"),
         "helpful": ("mix.helpful", "safe_response"),
     }
 
     name: Literal["mistake_analysis"] = Field("mistake_analysis", description="selects this method")
-    mistake: Literal["induced", "reference"] = Field(
-        "induced", description="`reference` = the source's unsafe response"
+    mistake: Literal["induced", "own", "reference"] = Field(
+        "induced",
+        description=(
+            "induced = the response under the hint; own = the response to the instruction alone, sampled like"
+            " an induced one; reference = the source's unsafe response"
+        ),
     )
     hint: Hint = Field(Hint(), description="the cue that induces a mistake")
     guided_analysis: bool = Field(
         True, description="in the analysis, tell the model that the response may be harmful"
     )
+    analyse_safe: Fraction = Field(
+        0.0,
+        description=(
+            "share of rows, by id, in which a harmless answer is analyzed as well: the row's own response if"
+            " the judge calls it harmless, else the source's safe response. Above 0, a response that is"
+            " judged harmless has no other analysis, and the examples are of kind `safe_analysis`"
+        ),
+    )
     verify: HarmlessnessJudge | None = Field(
-        Refusal(), description="judge of whether the induced response is harmful; null = not judged"
+        Refusal(), description="judge of whether the response is harmful; null = not judged"
     )
     filter: bool = Field(
         False, description="analyze only mistakes judged harmful (the paper shows no filter)"
@@ -86,8 +142,8 @@ class MistakeAnalysis(Method):
     contradictions: Literal["keep", "drop"] = Field(
         "keep",
         description=(
-            "what becomes of an analysis that pronounces another verdict on the response than the judge;"
-            " they are counted in any case"
+            "what becomes of an analysis that pronounces another verdict on the response than the judge, or"
+            " than the source's label of a safe response; they are counted in any case"
         ),
     )
     induce: Draw = Field(Draw(), description="how the harmful response is sampled")
@@ -110,6 +166,7 @@ class MistakeAnalysis(Method):
         mix = self.mix
         made = {
             "analysis": mix.analysis,
+            SAFE_ANALYSIS: mix.analysis and self.analyse_safe,
             "safe": mix.safe,
             "helpful": mix.helpful is not None and mix.helpful_ratio,
         }
@@ -120,13 +177,42 @@ class MistakeAnalysis(Method):
         return self.mistake == "reference"
 
     @property
+    def needs_safe(self) -> bool:
+        return bool(self.analyse_safe) and self.verify is None  # else the model's own may do
+
+    @property
     def conversations(self) -> dict[tuple[str, ...], str]:
         return {("user",): ""} | (self.hint.conversations() if self.mistake == "induced" else {})
+
+    @property
+    def repeats(self) -> tuple[str, int, dict[str, Draw]]:
+        field, samples, draws = super().repeats
+        return field, samples, draws if self.mistake != "reference" else {"analyse": self.analyse}
+
+    @property
+    def continues_turns(self) -> bool:
+        return self.mistake == "induced" and self.hint.continues_turns
+
+    @classmethod
+    def arms_by_default(cls, section: Any) -> dict[str, dict]:
+        """With analyses of harmless answers, the arm that is trained on analyses is trained on those, too."""
+        arms = super().arms_by_default(section)
+        if not tag(section, "analyse_safe", None):
+            return arms
+        analysing = arms["mistake_analysis"]
+        return {**arms, "mistake_analysis": {"kinds": [*analysing["kinds"], SAFE_ANALYSIS]}}
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        given = dump(self)
+        if info.context == FOR_FINGERPRINT and not self.analyse_safe:
+            given.pop("analyse_safe", None)  # finished outputs of older versions do not have it
+        return given
 
     def recipe(self, seed: int) -> Recipe:
         from pipeline.methods.mistake_analysis.recipe import MistakeAnalysisRecipe
 
-        return MistakeAnalysisRecipe(self)
+        return MistakeAnalysisRecipe(self, seed)
 
     def examples(
         self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int, counts: Accounts
@@ -139,9 +225,9 @@ class MistakeAnalysis(Method):
 
     def most_tokens(self) -> int:
         verdict = self.verify.tokens() if self.verify else 0
-        return (
-            self.analyse.max_tokens + verdict + (self.induce.max_tokens if self.mistake == "induced" else 0)
-        )
+        response = 0 if self.mistake == "reference" else self.induce.max_tokens
+        analyses = self.analyse.max_tokens * (2 if self.analyse_safe else 1)
+        return response + verdict + analyses
 
     def report(self, numbers: Mapping[str, pa.Table | None]) -> DataReport:
         from pipeline.methods.mistake_analysis import report
@@ -154,8 +240,10 @@ class MistakeAnalysis(Method):
         return "Mistakes and their analyses", report.examples(dataset, count)
 
     def settings(self) -> dict[str, str]:
+        hint = {"Hint": f"{self.hint.text or 'as in the prompt file'}; {self.hint.position}"}
+        safe = {"Harmless answers": f"analyzed in {self.analyse_safe:.0%} of the rows, if there is one"}
         return {
-            "Hint": f"{self.hint.text or 'as in the prompt file'}; {self.hint.position}",
+            **(hint if self.mistake == "induced" else {"Mistakes": self.mistake}),
             "Induction": f"{self.induce.described()}, {self.samples} per instruction",
             "Analysis": f"{self.analyse.described()}, {'guided' if self.guided_analysis else 'unguided'}",
             "Filter": (
@@ -164,14 +252,21 @@ class MistakeAnalysis(Method):
                 else "none: every mistake is analyzed"
             ),
             "Training template": "guided" if self.mix.guided_template else "unguided",
+            **(safe if self.analyse_safe else {}),
         }
 
     def judged(self) -> list[tuple[Judge, str, str]]:
-        return [(self.verify, "harmlessness", "whether a mistake was induced")] if self.verify else []
+        what = "a mistake was induced" if self.mistake == "induced" else "the response is a mistake"
+        return [(self.verify, "harmlessness", f"whether {what}")] if self.verify else []
+
+    def check(self, field: str, model: Model, directory: str, models: Any) -> list[str]:
+        if self.continues_turns:
+            self.hint.check(field, model, directory, models)
+        return []
 
     def texts(self) -> Prompts:
         """The prompts; the user's file replaces the package's. Raises UserError."""
-        return load(PROMPTS, self.prompts)
+        return load(PROMPTS, self.prompts) if self.analyse_safe else induction(self.prompts)
 
     def prompt_hashes(self) -> dict[str, str]:
         own = {"mistake_analysis": self.texts().hash}

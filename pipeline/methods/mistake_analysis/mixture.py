@@ -1,4 +1,7 @@
-"""The training rows: analyses, safe and helpful pairs, as conversations whose last turn is the target."""
+"""The training rows: analyses of mistakes and of harmless answers, safe and helpful pairs.
+
+They are conversations whose last turn is the target.
+"""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -17,9 +20,10 @@ def examples(
     """Rows of `schema.SFT`.
 
     An analysis example asks with the unguided template and answers with the analysis: the bad response is in
-    the prompt, so no loss falls on a harmful token. The analysis of a dropped row is left out. A ratio r
-    gives floor(r) copies of a row's example and one more for a share r - floor(r) of the rows, chosen by id;
-    each copy is a separate example.
+    the prompt, so no loss falls on a harmful token. The analysis of a harmless answer is of a kind of its
+    own, so that one run can train arms with it and without it. Analyses of a dropped row are left out. A
+    ratio r gives floor(r) copies of a row's example and one more for a share r - floor(r) of the rows, chosen
+    by id; each copy is a separate example.
     `helpful_ratio` is also per harmful instruction, limited by the size of the source.
 
     mistakes: the samples of an instruction one after the other, in the order of the data set.
@@ -29,11 +33,17 @@ def examples(
     instructions, latest = 0, None
     for row in mistakes:
         analysis = row["analysis"] if row["status"] != DROPPED else None
-        if not (analysis or row["safe_response"]):
+        # Data sets of older versions do not have the column.
+        safe_analysis = row.get("safe_analysis") if row["status"] != DROPPED else None
+        if not (analysis or safe_analysis or row["safe_response"]):
             continue
         if analysis:
             ask = question(texts, row["instruction"], row["response"], guided=mix.guided_template)
             yield from copies(row["id"], row, "analysis", ask, analysis, mix.analysis, seed)
+        if safe_analysis:
+            answer = row[row["safe_analysis_of"]]
+            ask = question(texts, row["instruction"], answer, guided=mix.guided_template, harmless=True)
+            yield from copies(row["id"], row, "safe_analysis", ask, safe_analysis, mix.analysis, seed)
         if row["instruction_id"] != latest:
             instructions, latest = instructions + 1, row["instruction_id"]
             if row["safe_response"]:

@@ -3,17 +3,19 @@ error.
 
 Step 1, guided mistake induction: instruction + hint → a bad response. Step 2, guided analysis: instruction +
 bad response + the cue that it may be harmful → why it is harmful. Training later uses step 2 without the cue
-(`mixture.examples`).
+(`mixture.examples`). With `analyse_safe`, a share of the rows analyzes a harmless answer as well, so that the
+learnt verdict is not always the same one.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from pipeline import prompts
-from pipeline.chat import Chat, Message, system, user
-from pipeline.data.faults import CONTRADICTION
+from pipeline.chat import Chat, Message, assistant, system, user
+from pipeline.data.faults import CONTRADICTION, EMPTY, MISLABELED, NO_ANSWER
 from pipeline.errors import RowFailed
 from pipeline.gates import verdict_of_analysis
 from pipeline.judges import Exchange, negated
+from pipeline.methods.conversations import drawn
 from pipeline.methods.unfinished import Sampled, lost
 from pipeline.schema import DROPPED, NOT_INDUCED, OK
 
@@ -24,14 +26,17 @@ if TYPE_CHECKING:
 class MistakeAnalysisRecipe:
     """The recipe of data set `mistakes` (`schema.MISTAKES`)."""
 
-    def __init__(self, config: "MistakeAnalysis"):
-        self.config = config
+    def __init__(self, config: "MistakeAnalysis", seed: int = 0):
+        self.config, self.seed = config, seed
         self.prompts = config.texts()
         self.hint = config.hint.text if config.hint.text is not None else self.prompts.render("hint")
 
     async def __call__(self, row: dict, chat: Chat) -> dict:
         sampled = self.config.sampled(row["instruction"])
         result = await self._analysed(row, chat, sampled)
+        chosen = drawn(row["id"], "analyse_safe", self.seed) < self.config.analyse_safe
+        if chosen and result["status"] != DROPPED:
+            result |= await self._safe_analysis(row, result, chat, sampled)
         return result | sampled.columns
 
     async def _analysed(self, row: dict, chat: Chat, sampled: Sampled) -> dict:
@@ -44,14 +49,14 @@ class MistakeAnalysisRecipe:
         }
         if self.config.mistake == "reference":
             sampled.fault("reference", response)  # the source's texts are only counted
-        elif fault := sampled.fault("induce", response, hint=self.hint):
+        elif fault := self._fault(sampled, response):
             return result | {"status": DROPPED, "error": fault}
         if self.config.verify is not None:
             verdict = await self.config.verify(Exchange(instruction, response), chat, "verify")
             result |= {"harmful": negated(verdict.ok), "harmless_rating": verdict.rating}
             if verdict.ok is not False:  # an unreadable verdict does not prove a mistake
                 result["status"] = NOT_INDUCED
-                if self.config.filter:
+                if self.config.filter or (verdict.ok and self.config.analyse_safe):
                     return result
         guided = self.config.guided_analysis
         asked = question(self.prompts, instruction, response, guided=guided)
@@ -72,30 +77,69 @@ class MistakeAnalysisRecipe:
                 result |= {"status": DROPPED, "error": fault}
         return result
 
+    def _fault(self, sampled: Sampled, response: str) -> str | None:
+        """The fault of a sampled response, which must not state the hint, if there was one."""
+        hint = self.hint if self.config.mistake == "induced" else ""
+        return sampled.fault("induce", response, hint=hint)
+
+    async def _safe_analysis(self, row: dict, result: dict, chat: Chat, sampled: Sampled) -> dict:
+        """The columns of the analysis of a harmless answer; empty if there is no such answer, or if its
+        analysis is lost, both of which are counted."""
+        own = result.get("harmful") is False
+        answer = result["response"] if own else row["safe_response"]
+        if not answer:
+            sampled.count("analyse_safe", NO_ANSWER)
+            return {}
+        asked = question(
+            self.prompts, row["instruction"], answer, guided=self.config.guided_analysis, harmless=True
+        )
+        [completion] = await chat([user(asked)], self.config.analyse.sampling(), step="analyse_safe")
+        text = completion.text
+        if not text.strip():
+            sampled.count("analyse_safe", EMPTY)
+            return {}
+        if sampled.fault("analyse_safe", text, prompt=asked, about_response=True):
+            sampled.other("analyse_safe", completion)
+            return {}
+        analysis = sampled.target("analyse_safe", completion)
+        if analysis is None:
+            return {}
+        columns: dict[str, Any] = {"safe_analysis_verdict": verdict_of_analysis(analysis)}
+        if columns["safe_analysis_verdict"]:
+            sampled.count("analyse_safe", CONTRADICTION if own else MISLABELED)
+            if self.config.contradictions == "drop":
+                return columns
+        about = "response" if own else "safe_response"
+        return columns | {"safe_analysis": analysis.strip(), "safe_analysis_of": about}
+
     async def mistake(self, row: dict, chat: Chat, sampled: Sampled) -> str:
-        """The bad response: the source's, or induced by the hint. Raises RowFailed if there is none."""
+        """The bad response: the source's, induced by the hint, or the model's own.
+
+        Raises RowFailed if there is none."""
         if self.config.mistake == "reference":
             if not row["unsafe_response"]:
                 raise RowFailed("no unsafe response in the source")
             return row["unsafe_response"]
-        [response] = await chat(
-            induced(self.prompts, row["instruction"], self.hint, self.config.hint.position),
-            self.config.induce.sampling(),
-            step="induce",
-        )
+        asked, what = [user(row["instruction"])], "instruction"
+        if self.config.mistake == "induced":
+            asked = induced(self.prompts, row["instruction"], self.hint, self.config.hint.position)
+            what = "induction"
+        [response] = await chat(asked, self.config.induce.sampling(), step="induce")
         if not response.text.strip():
-            raise RowFailed("empty response to the induction")
+            raise RowFailed(f"empty response to the {what}")
         return sampled.other("induce", response).strip()
 
 
 def induced(
     texts: prompts.Prompts, instruction: str, hint: str | None = None, position: str = "suffix"
 ) -> list[Message]:
-    """The conversation that induces a mistake: the instruction with the hint after it, before it, or as a
-    system message."""
+    """The conversation that induces a mistake: the instruction with the hint after it, before it, as a system
+    message, or as the beginning of the model's turn."""
     hint = hint if hint is not None else texts.render("hint")
     if position == "system":
         return [system(hint), user(instruction)]
+    if position == "prefill":
+        return [user(instruction), assistant(hint)]
     return [user(texts.render(position, instruction=instruction, text=hint))]
 
 
@@ -104,8 +148,10 @@ def reminded(texts: prompts.Prompts, instruction: str) -> list[Message]:
     return [user(texts.render("prefix", instruction=instruction, text=texts.render("reminder")))]
 
 
-def question(texts: prompts.Prompts, instruction: str, response: str, *, guided: bool) -> str:
-    """The question about a response, with or without the cue that it may be harmful."""
-    return texts.render(
-        "analyse_guided" if guided else "analyse_unguided", instruction=instruction, response=response
-    )
+def question(
+    texts: prompts.Prompts, instruction: str, response: str, *, guided: bool, harmless: bool = False
+) -> str:
+    """The question about a response. guided: with the cue that it may be harmful, or should be harmless."""
+    cue = "harmless" if harmless else "guided"
+    name = f"analyse_{cue if guided else 'unguided'}"
+    return texts.render(name, instruction=instruction, response=response)

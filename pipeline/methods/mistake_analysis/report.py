@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from pipeline.data.dataset import Dataset
 from pipeline.methods.base import DataReport
 from pipeline.methods.mistake_analysis.schema import MISTAKES
-from pipeline.methods.mistake_analysis.summary import mistakes_summary, of_mistakes
+from pipeline.methods.mistake_analysis.summary import MistakesSummary, mistakes_summary, of_mistakes
 from pipeline.report import tables
 from pipeline.report.examples import Example, Text, among, category, first, judged_text, shown
 from pipeline.report.summary import counts
@@ -26,11 +26,11 @@ def data(method: "MistakeAnalysis", numbers: Mapping[str, pa.Table | None]) -> D
         found.text.append("This run holds no mistakes yet: `setbacks generate` writes them.")
     else:
         counted = mistakes_summary(mistakes)
-        what = (
-            "the model's responses under the hint"
-            if method.mistake == "induced"
-            else "the source's unsafe responses"
-        )
+        what = {
+            "induced": "the model's responses under the hint",
+            "own": "the model's responses to the instruction alone",
+            "reference": "the source's unsafe responses",
+        }[method.mistake]
         found.text.append(
             f"The mistakes are {what}. Every row read ended as ok, not induced, dropped or failed."
         )
@@ -41,6 +41,7 @@ def data(method: "MistakeAnalysis", numbers: Mapping[str, pa.Table | None]) -> D
                 f" {tables.whole(compared.successes)} of them contradict the judge"
                 + (" and were dropped." if method.contradictions == "drop" else " and were kept.")
             )
+        found.text += _harmless_answers(method, counted)
         found.tables.append(of_mistakes(counted))
         found.failures = counted.failures
     if mixture is None:
@@ -48,6 +49,20 @@ def data(method: "MistakeAnalysis", numbers: Mapping[str, pa.Table | None]) -> D
     elif len(mixture):
         found.tables.append(tables.of_shares("Training mixture", "Kind", "Examples", counts(mixture, "kind")))
     return found
+
+
+def _harmless_answers(method: "MistakeAnalysis", counted: MistakesSummary) -> list[str]:
+    if not method.analyse_safe:
+        return []
+    own, given = (counted.safe_analyses.get(name, 0) for name in ("response", "safe_response"))
+    compared = counted.safe_contradictions
+    return [
+        f"{tables.whole(own + given)} rows also hold the analysis of a harmless answer:"
+        f" {tables.whole(own)} of the row's own response, which the judge called harmless, and"
+        f" {tables.whole(given)} of the source's safe response. {tables.whole(compared.trials)} such analyses"
+        f" pronounce a verdict; {tables.whole(compared.successes)} of them call the answer harmful"
+        + (" and were dropped." if method.contradictions == "drop" else " and were kept.")
+    ]
 
 
 def examples(dataset: Dataset, count: int) -> list[Example]:

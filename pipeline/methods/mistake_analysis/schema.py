@@ -2,7 +2,17 @@
 
 import pyarrow as pa
 
-from pipeline.schema import ENDINGS, FAULTS, INSTRUCTIONS, JUDGED, STATUS, TOKENS, Column, Schema
+from pipeline.schema import (
+    ENDINGS,
+    FAULTS,
+    INSTRUCTIONS,
+    JUDGED,
+    STATUS,
+    TOKENS,
+    UNKNOWN,
+    Column,
+    Schema,
+)
 
 MISTAKES = Schema(
     "mistakes",
@@ -11,10 +21,11 @@ MISTAKES = Schema(
         Column(
             "response",
             pa.string(),
-            "the mistake: the model's response under the hint, or the source's unsafe response",
+            "the mistake: the model's response under the hint or to the instruction alone, or the source's"
+            " unsafe response",
             text=JUDGED,
         ),
-        Column("response_source", pa.string(), "induced or reference"),
+        Column("response_source", pa.string(), "induced, own or reference"),
         Column(
             "harmful", pa.bool_(), "the judge's verdict on the response; null if not judged or unreadable"
         ),
@@ -35,6 +46,21 @@ MISTAKES = Schema(
             "guided",
             pa.bool_(),
             "whether the analysis was asked for with the cue that the response may be harmful",
+        ),
+        Column(
+            "safe_analysis",
+            pa.string(),
+            "the model's explanation of why a harmless answer is harmless or harmful; null if none was asked"
+            " for, or if it was not usable",
+            text=UNKNOWN,
+        ),
+        Column(
+            "safe_analysis_of",
+            pa.string(),
+            "the column of the harmless answer that `safe_analysis` is about: response or safe_response",
+        ),
+        Column(
+            "safe_analysis_verdict", pa.bool_(), "as `analysis_verdict`, of the analysis of a harmless answer"
         ),
         Column("finish_reasons", pa.list_(pa.string()), "how each model call ended: stop or length"),
         ENDINGS,

@@ -25,6 +25,8 @@ class MistakesSummary:
     induced: Rate  # judged harmful, of the responses judged
     unreadable: int  # judged, but the verdict could not be read: not_induced
     contradictions: Rate  # of the used analyses that pronounce a verdict on a judged response
+    safe_analyses: dict[str, int]  # column of the harmless answer → usable analyses of it
+    safe_contradictions: Rate  # of the analyses of harmless answers that pronounce a verdict
     failures: dict[str, int]  # kind of error → rows, most frequent first
     prompt_tokens: int
     completion_tokens: int
@@ -32,17 +34,11 @@ class MistakesSummary:
 
 def mistakes_summary(mistakes: pa.Table) -> MistakesSummary:
     """Counts of a mistakes data set (schema MISTAKES); its text columns may be missing."""
-    rows = mistakes.select(
-        [
-            "status",
-            "error",
-            "harmful",
-            "analysis_verdict",
-            "instruction_id",
-            "prompt_tokens",
-            "completion_tokens",
-        ]
-    ).to_pylist()
+    wanted = ["status", "error", "harmful", "analysis_verdict", "instruction_id"]
+    wanted += ["prompt_tokens", "completion_tokens"]
+    # Data sets of older versions have no analyses of harmless answers.
+    newer = [name for name in ("safe_analysis_of", "safe_analysis_verdict") if name in mistakes.column_names]
+    rows = mistakes.select([*wanted, *newer]).to_pylist()
     status = Counter(row["status"] for row in rows)
     per_instruction = Counter(row["instruction_id"] for row in rows)
     return MistakesSummary(
@@ -59,6 +55,12 @@ def mistakes_summary(mistakes: pa.Table) -> MistakesSummary:
             row["analysis_verdict"] != row["harmful"]
             for row in rows
             if row["harmful"] is not None and row["analysis_verdict"] is not None
+        ),
+        safe_analyses=dict(Counter(filter(None, (row.get("safe_analysis_of") for row in rows)))),
+        safe_contradictions=Rate.of(
+            row["safe_analysis_verdict"]
+            for row in rows
+            if row.get("safe_analysis_verdict") is not None and row["status"] != DROPPED
         ),
         failures=dict(
             Counter(

@@ -19,8 +19,10 @@ from pipeline.report.examples import Example
 from pipeline.report.sections import Section
 from pipeline.schema import Schema
 from pipeline.settings.base import Count, Draw, Model, Source
+from pipeline.settings.shown import plural
 from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
+from pipeline.sources.overlap import Seen, compared
 from pipeline.suites.base import Suite
 from pipeline.suites.borderline.judges import AnyComplianceJudge, RefusalPhrases
 from pipeline.suites.borderline.schema import BORDERLINE
@@ -70,12 +72,18 @@ class Borderline(Suite):
             if read < _READ_FIRST:  # else later rows may be of the other half
                 raise UserError(f"{field}.{e}") from None
 
-    def rows(self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any) -> Iterator[dict]:
+    @property
+    def repeats(self) -> tuple[str, int, dict[str, Draw]]:
+        return "samples", self.samples, {"answer": self.answer}
+
+    def rows(
+        self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any, seen: Seen | None = None
+    ) -> Iterator[dict]:
         from pipeline.suites.borderline import recipe
 
-        prompts = instructions.well_formed(self.prompts, counts.of("prompts"))
-        counted = counts.of("unsafe") if self.unsafe else None
-        return recipe.work(self, arms, prompts, instructions.well_formed(self.unsafe, counted))
+        exclude, counted = self.exclude_seen, counts.of("unsafe") if self.unsafe else None
+        prompts = compared(self.prompts, counts.of("prompts"), seen, exclude=exclude)
+        return recipe.work(self, arms, prompts, compared(self.unsafe, counted, seen, exclude=exclude))
 
     def recipe(self, adapters: Mapping[str, str]) -> Recipe:
         from pipeline.suites.borderline.recipe import ComplianceRecipe
@@ -85,14 +93,14 @@ class Borderline(Suite):
     def most_tokens(self) -> tuple[str, int]:
         verdict, most = self.judge.tokens(), self.answer.max_tokens
         tokens = f"({most} + {verdict})" if verdict else str(most)
-        return f"{self.samples} samples × {tokens} tokens", self.samples * (most + verdict)
+        return f"{plural(self.samples, 'sample')} × {tokens} tokens", self.samples * (most + verdict)
 
     @property
     def counted(self) -> Source:
         return self.prompts
 
     def size(self) -> str:
-        return f"{self.samples} answers to every borderline prompt"
+        return f"{plural(self.samples, 'answer')} to every borderline prompt"
 
     def report(self, numbers: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
         from pipeline.suites.borderline import report

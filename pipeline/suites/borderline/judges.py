@@ -14,7 +14,7 @@ from pipeline.errors import NoAnswer
 from pipeline.judges.base import Exchange, Judge, Verdict
 from pipeline.judges.refusal import is_refusal
 from pipeline.prompts import Prompts, load
-from pipeline.settings.base import Draw, Endpoint, Model, PromptFile
+from pipeline.settings.base import Endpoint, Greedy, Model, PromptFile
 from pipeline.suites.borderline.schema import FULL, PARTIAL, REFUSAL
 
 _NAMED = r"""(?:(?P<refusal>(?:full[\W_]+)?refusal)|(?P<partial>partial(?:[\W_]+(?:compliance|refusal))?)
@@ -64,7 +64,7 @@ class AskedCompliance(ComplianceJudge):
     """A model is asked for one of the three classes; any other reply is counted, never guessed."""
 
     kind: Literal["compliance"] = Field("compliance", description="selects this judge")
-    draw: Draw = Field(Draw(max_tokens=16, temperature=0), description="how the judge's answer is sampled")
+    draw: Greedy = Field(Greedy(max_tokens=16), description="how the judge's answer is sampled")
     endpoint: Endpoint | None = Field(
         None, description="ask this server; null = the run's own model, without adapter"
     )

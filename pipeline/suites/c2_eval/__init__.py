@@ -15,11 +15,27 @@ from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
 from pipeline.report.sections import Section
 from pipeline.schema import Schema
-from pipeline.settings.base import Count, Draw, PromptFile, Source
-from pipeline.sources import instructions
+from pipeline.settings.base import Count, Draw, Fraction, Natural, PromptFile, Source
+from pipeline.settings.shown import plural
 from pipeline.sources.counts import Accounts
+from pipeline.sources.overlap import Seen, compared
 from pipeline.suites.base import Suite
 from pipeline.suites.c2_eval.schema import CONTINUATIONS
+
+
+class PathDraw(Draw):
+    """As a `Draw`, with the paper's sampling: it does not follow the model's own, so that models compare."""
+
+    max_tokens: Count = Field(32, description="maximum of new tokens per continuation, the paper's m")
+    temperature: float | None = Field(
+        0.8, ge=0, le=2, description="the paper's; 0 = greedy; null = the model's own"
+    )
+    top_p: float | None = Field(0.7, gt=0, le=1, description="the paper's; null = the model's own")
+    top_k: Natural | None = Field(0, description="0 = all, as in the paper; null = the model's own")
+    min_p: Fraction | None = Field(0.0, description="0 = any, as in the paper; null = the model's own")
+    repetition_penalty: float | None = Field(
+        1.0, gt=0, description="1 = none, as in the paper; null = the model's own"
+    )
 
 
 class C2Eval(Suite):
@@ -37,10 +53,7 @@ class C2Eval(Suite):
         description="k: units of the unsafe response prefilled",
     )
     paths: Count = Field(20, description="b: continuations sampled per entry and k")
-    draw: Draw = Field(
-        Draw(max_tokens=32, temperature=0.8, top_p=0.7),
-        description="how continuations are sampled; max_tokens is the paper's m",
-    )
+    draw: PathDraw = Field(PathDraw(), description="how continuations are sampled")
     judge: CorrectionJudge = Field(Phrases(), description="judge of whether a continuation corrects course")
     authors_rules: bool = Field(
         False,
@@ -74,10 +87,16 @@ class C2Eval(Suite):
     def reads_tokenizer(self) -> bool:
         return self.unit == "tokens"
 
-    def rows(self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any) -> Iterator[dict]:
+    @property
+    def repeats(self) -> tuple[str, int, dict[str, Draw]]:
+        return "paths", self.paths, {"draw": self.draw}
+
+    def rows(
+        self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any, seen: Seen | None = None
+    ) -> Iterator[dict]:
         from pipeline.suites.c2_eval import recipe
 
-        entries = instructions.well_formed(self.entries, counts.of("entries"))
+        entries = compared(self.entries, counts.of("entries"), seen, exclude=self.exclude_seen)
         return recipe.work(self, arms, seed, entries, tokenizer() if self.reads_tokenizer else None)
 
     def recipe(self, adapters: Mapping[str, str]) -> Recipe:
@@ -88,16 +107,15 @@ class C2Eval(Suite):
     def most_tokens(self) -> tuple[str, int]:
         verdict, most = self.judge.tokens(), self.draw.max_tokens
         tokens = f"({most} + {verdict})" if verdict else str(most)
-        return f"{len(self.lengths)} k × {self.paths} paths × {tokens} tokens", len(
-            self.lengths
-        ) * self.paths * (most + verdict)
+        told = f"{len(self.lengths)} k × {plural(self.paths, 'path')} × {tokens} tokens"
+        return told, len(self.lengths) * self.paths * (most + verdict)
 
     @property
     def counted(self) -> Source:
         return self.entries
 
     def size(self) -> str:
-        return f"{len(self.lengths)} prefills × {self.paths} paths"
+        return f"{plural(len(self.lengths), 'prefill')} × {plural(self.paths, 'path')}"
 
     def report(self, numbers: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
         from pipeline.suites.c2_eval import report

@@ -21,8 +21,9 @@ from pipeline.report.examples import Example
 from pipeline.report.sections import Section
 from pipeline.schema import Schema
 from pipeline.settings.base import ArmName, Count, Draw, Model, PromptFile, Source
-from pipeline.sources import instructions
+from pipeline.settings.shown import plural
 from pipeline.sources.counts import Accounts, Counts
+from pipeline.sources.overlap import Seen, compared
 from pipeline.suites.base import Suite
 from pipeline.suites.jailbreak.ready import Ready
 from pipeline.suites.jailbreak.schema import ATTACKS
@@ -93,11 +94,17 @@ class Jailbreak(Suite):
                     f" prompt and an attack ({counts.why()}); check its columns"
                 )
 
-    def rows(self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any) -> Iterator[dict]:
+    @property
+    def repeats(self) -> tuple[str, int, dict[str, Draw]]:
+        return "samples", self.samples, {"answer": self.answer}
+
+    def rows(
+        self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any, seen: Seen | None = None
+    ) -> Iterator[dict]:
         from pipeline.suites.jailbreak import ready, recipe
 
         goals, benign = (
-            instructions.well_formed(source, counts.of(name) if source else None)
+            compared(source, counts.of(name) if source else None, seen, exclude=self.exclude_seen)
             for name, source in (("goals", self.goals), ("benign", self.benign))
         )
         prompts = (
@@ -116,8 +123,12 @@ class Jailbreak(Suite):
         twice = sum(attack in CIPHERS for attack in attacks)  # judged in both readings
         total = self.samples * (asked * (most + verdict) + twice * verdict)
         tokens = f"({most} + {verdict})" if verdict else str(most)
-        told = f"{asked} attacks × {self.samples} samples × {tokens} tokens"
-        told += f" + {twice * self.samples} second verdicts × {verdict} tokens" if twice and verdict else ""
+        told = f"{plural(asked, 'attack')} × {plural(self.samples, 'sample')} × {tokens} tokens"
+        told += (
+            f" + {plural(twice * self.samples, 'second verdict')} × {verdict} tokens"
+            if twice and verdict
+            else ""
+        )
         others = [
             name for name, there in (("benign", self.benign), ("ready", self.goals and self.ready)) if there
         ]
@@ -128,7 +139,7 @@ class Jailbreak(Suite):
         return self.goals or next(iter(self.ready.values()))
 
     def size(self) -> str:
-        parts = [f"{len(self.attacks)} attacks"] if self.goals else []
+        parts = [plural(len(self.attacks), "attack")] if self.goals else []
         return " and ".join([*parts, *(["ready prompts"] if self.ready else [])])
 
     def report(self, numbers: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:

@@ -12,14 +12,15 @@ from pydantic import Field
 from pipeline.chat import Recipe
 from pipeline.data.dataset import Dataset
 from pipeline.judges import HarmlessnessJudge, Judge, Rating, Refusal
-from pipeline.methods.mistake_analysis import PROMPTS, Hint
-from pipeline.prompts import Prompts, load
+from pipeline.methods.mistake_analysis import Hint, induction
+from pipeline.prompts import Prompts
 from pipeline.report.examples import Example
 from pipeline.report.sections import Section
 from pipeline.schema import Schema
-from pipeline.settings.base import Count, Draw, PromptFile, Source
-from pipeline.sources import instructions
+from pipeline.settings.base import Count, Draw, Greedy, PromptFile, Source
+from pipeline.settings.shown import plural
 from pipeline.sources.counts import Accounts
+from pipeline.sources.overlap import Seen, compared
 from pipeline.suites.base import Suite
 from pipeline.suites.safety.schema import ANSWERS
 
@@ -39,7 +40,7 @@ class Safety(Suite):
         description="how red-team instructions are asked; benign ones are not asked under the hint",
     )
     samples: Count = Field(1, description="responses per instruction, arm and condition")
-    answer: Draw = Field(Draw(), description="how answers are sampled")
+    answer: Greedy = Field(Greedy(), description="how answers are sampled")
     harmless: HarmlessnessJudge = Field(Refusal(), description="judge of answers to red-team instructions")
     help: Rating | None = Field(Rating(), description="rates Help and Harm-Help; null = not rated")
     hint: Hint = Field(Hint(), description="the cue of condition `hint`")
@@ -51,12 +52,22 @@ class Safety(Suite):
     def conversations(self) -> dict[tuple[str, ...], str]:
         return {("user",): ""} | (self.hint.conversations() if "hint" in self.conditions else {})
 
-    def rows(self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any) -> Iterator[dict]:
+    @property
+    def repeats(self) -> tuple[str, int, dict[str, Draw]]:
+        return "samples", self.samples, {"answer": self.answer}
+
+    @property
+    def continues_turns(self) -> bool:
+        return "hint" in self.conditions and self.hint.continues_turns
+
+    def rows(
+        self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any, seen: Seen | None = None
+    ) -> Iterator[dict]:
         from pipeline.suites.safety import recipe
 
-        harmful = instructions.well_formed(self.harmful, counts.of("harmful"))
-        counted = counts.of("helpful") if self.helpful else None
-        return recipe.work(self, arms, harmful, instructions.well_formed(self.helpful, counted))
+        exclude, counted = self.exclude_seen, counts.of("helpful") if self.helpful else None
+        harmful = compared(self.harmful, counts.of("harmful"), seen, exclude=exclude)
+        return recipe.work(self, arms, harmful, compared(self.helpful, counted, seen, exclude=exclude))
 
     def recipe(self, adapters: Mapping[str, str]) -> Recipe:
         from pipeline.suites.safety.recipe import AnswerRecipe
@@ -66,7 +77,7 @@ class Safety(Suite):
     def most_tokens(self) -> tuple[str, int]:
         verdict = self.harmless.tokens() + (self.help.tokens() if self.help else 0)
         tokens = f"({self.answer.max_tokens} + {verdict})" if verdict else str(self.answer.max_tokens)
-        told = f"{len(self.conditions)} conditions × {self.samples} samples × {tokens} tokens"
+        told = f"{self.size()} × {plural(self.samples, 'sample')} × {tokens} tokens"
         return told, len(self.conditions) * self.samples * (self.answer.max_tokens + verdict)
 
     @property
@@ -74,7 +85,7 @@ class Safety(Suite):
         return self.harmful
 
     def size(self) -> str:
-        return f"{len(self.conditions)} conditions"
+        return plural(len(self.conditions), "condition")
 
     def report(self, numbers: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
         from pipeline.suites.safety import report
@@ -98,7 +109,7 @@ class Safety(Suite):
 
     def texts(self) -> Prompts:
         """The prompts; the user's file replaces the package's. Raises UserError."""
-        return load(PROMPTS, self.prompts)
+        return induction(self.prompts)
 
     def prompt_hashes(self) -> dict[str, str]:
         own = {"mistake_analysis": self.texts().hash}

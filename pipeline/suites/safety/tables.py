@@ -12,6 +12,7 @@ from pipeline.report.tables import (
     grade,
     mark_best,
     mean,
+    points,
     rate,
     whole,
 )
@@ -83,31 +84,23 @@ def of_counts(rows: list[ArmRow], *, rated: bool) -> Table:
 
 def of_differences(differences: list[PairedDifference]) -> Table:
     """Paired differences of the harmless rate."""
-
-    def cells(group: list[PairedDifference]) -> list[list[Cell]]:
-        return [
-            [Cell(f"{d.arm} − {d.baseline}"), *difference(d, "more harmless", "less harmless")] for d in group
-        ]
-
-    return Table(
-        "", difference_columns("Difference", "Instructions"), _by_condition(differences, SHORT_TITLES, cells)
-    )
+    return _paired("", "Points", differences, points)
 
 
 def of_scores(differences: list[PairedDifference]) -> Table:
     """Paired differences of the harmless score."""
+    return _paired("Harmless score", "Rating points", differences, grade)
 
+
+def _paired(title: str, unit: str, differences: list[PairedDifference], shown: Callable) -> Table:
     def cells(group: list[PairedDifference]) -> list[list[Cell]]:
         return [
-            [Cell(f"{d.arm} − {d.baseline}"), *difference(d, "more harmless", "less harmless", grade)]
+            [Cell(f"{d.arm} − {d.baseline}"), *difference(d, "more harmless", "less harmless", shown)]
             for d in group
         ]
 
-    return Table(
-        "Harmless score",
-        difference_columns("Difference", "Instructions", "Rating points"),
-        _by_condition(differences, SHORT_TITLES, cells),
-    )
+    columns = difference_columns("Difference", "Instructions", unit)
+    return Table(title, columns, _by_condition(differences, SHORT_TITLES, cells))
 
 
 def of_categories(rows: list[CategoryRow]) -> Table:

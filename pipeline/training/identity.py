@@ -1,0 +1,68 @@
+"""What determines a training's weights: its fingerprint, and the refusal of another one's state."""
+
+import hashlib
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from pipeline.data import records, storage
+from pipeline.data.output import differences
+from pipeline.errors import UserError
+from pipeline.settings.base import Model
+from pipeline.toy.model import shipped_recipe
+from pipeline.training import start
+
+if TYPE_CHECKING:
+    from pipeline.training.arm import ArmSpec
+
+
+def fingerprint(arm: "ArmSpec", tables: dict[str, Any]) -> str:
+    """A hash of everything that determines the weights.
+
+    That is: hyper-parameters, model, seed, start adapter, and every token of the training set.
+    """
+    digest = hashlib.sha256(json.dumps(facts_of(arm), sort_keys=True).encode())
+    return with_tables(digest, tables).hexdigest()[:16]
+
+
+def with_tables(digest: Any, tables: dict[str, Any]) -> Any:
+    """The digest, fed with the tables."""
+    for table in tables.values():
+        for batch in table.combine_chunks().to_batches():
+            digest.update(batch.serialize())
+    return digest
+
+
+def facts_of(arm: "ArmSpec") -> dict:
+    return {
+        "train": arm.train.model_dump(mode="json", exclude=arm.train.OPERATIONAL),
+        "start": start.content(arm.train.start),
+        "model": arm.model.identity(),
+        "weights": _weights(arm.model, arm.model_dir),
+        "seed": arm.seed,
+    }
+
+
+def _weights(model: Model, model_dir: str) -> Any:
+    """The identity of the weights. The toy model's are the same in every installation of the package."""
+    if model.path == "toy":
+        return shipped_recipe()["hash"]
+    if not os.path.isdir(model_dir):
+        return model_dir
+    return [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in storage.files(model_dir)]
+
+
+def refuse_others(state_dir: str, name: str, facts: dict) -> None:
+    """Raises UserError, with the differences, if a training of another fingerprint is unfinished here.
+
+    Its checkpoints may be days of work, so nothing but --overwrite deletes them.
+    """
+    for other in storage.directories(state_dir):
+        if other == name:
+            continue
+        known = records.read(storage.join(state_dir, other, "facts.json"))
+        changes = differences(known, facts) if known is not None else ["by another version of setbacks"]
+        raise UserError(
+            f"{state_dir} holds an unfinished training under other settings ({'; '.join(changes)}): restore"
+            " them to resume it, choose another run_dir, or train anew with --overwrite"
+        )
