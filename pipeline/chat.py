@@ -1,7 +1,7 @@
 """The interface between recipes and models. Imports no engine: tests give a recipe a scripted `Chat`."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict
+from typing import Protocol, TypedDict
 
 
 class Message(TypedDict):
@@ -71,7 +71,7 @@ class Chat(Protocol):
         *,
         step: str,
         adapter: str | None = None,
-        server: Any = None,
+        model: str | None = None,
         prefill: bool = True,
     ) -> list[Completion]:
         """Sample `sampling.n` completions of a conversation.
@@ -81,7 +81,7 @@ class Chat(Protocol):
                   reads a request and its answer.
         step:     name of this call, unique within the row's recipe; part of the seed.
         adapter:  directory of a LoRA adapter for this call; None is the base model.
-        server:   `settings.base.Endpoint` to ask instead of the row's model, such as the judge's server.
+        model:    name of the entry of `models` to ask instead of the row's own model, such as a judge's.
 
         Raises RowFailed if this row cannot be answered (prompt too long, endpoint error after retries).
         """
@@ -94,7 +94,7 @@ class Chat(Protocol):
         *,
         step: str,
         adapter: str | None = None,
-        server: Any = None,
+        model: str | None = None,
     ) -> list[Completion]:
         """Sample `sampling.n` continuations of a text, without a chat template.
 

@@ -59,7 +59,7 @@ def run(
     overwrite: Overwrite = False,
     retry_failed: RetryFailed = False,
 ):
-    """Run all stages: generate, mix, train, evaluate, report. Resumes an earlier attempt."""
+    """Run all stages: generate, mix, train, evaluate, rejudge, report. Resumes an earlier attempt."""
     _run(config, overrides, None, overwrite, retry_failed)
 
 
@@ -85,6 +85,12 @@ def evaluate(
     """Put every arm through the suites: answers (RUN/evaluation), corrections after a harmful prefill
     (RUN/continuations)."""
     _run(config, overrides, ["evaluate"], overwrite, retry_failed, suite or [])
+
+
+_stage(
+    "rejudge",
+    "Let more judges judge the stored answers: verdicts of each (RUN/verdicts_NAME). Generates no answer.",
+)
 
 
 @app.command()
@@ -152,7 +158,11 @@ def judge(
     ],
     judge: Annotated[
         str | None,
-        typer.Option("--judge", help="judge anew: a kind, such as refusal, or '{kind: …, endpoint: {…}}'"),
+        typer.Option("--judge", help="judge anew: a kind, such as refusal, or '{kind: …, model: NAME}'"),
+    ] = None,
+    models: Annotated[
+        str | None,
+        typer.Option("--models", help="`models` for --judge, or a configuration; default: the run's own"),
     ] = None,
     labels: Annotated[
         str | None,
@@ -165,6 +175,10 @@ def judge(
         str | None, typer.Option("--review", help="write answers for a person to label, JSONL with texts")
     ] = None,
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="answers for --review")] = 100,
+    keep: Annotated[
+        str | None,
+        typer.Option("--keep", help="write the judge's error for the report: RUN/judge_errors/NAME.json"),
+    ] = None,
 ):
     """Judge stored answers again, and measure a judge against labels: accuracy, kappa, errors, corrected
     rate. Generates no answer."""
@@ -173,7 +187,7 @@ def judge(
     from pipeline.commands.judge import judge as judge_answers
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    judge_answers(answers, judge, labels, out, review, rows, console)
+    judge_answers(answers, judge, models, labels, out, review, rows, keep, console)
 
 
 @app.command()

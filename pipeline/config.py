@@ -5,6 +5,7 @@ that it configures; `pipeline.settings` has the base of all sections.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -18,15 +19,27 @@ from pipeline.methods.critique_revise import CritiqueRevise
 from pipeline.methods.mistake_analysis import MistakeAnalysis
 from pipeline.schema import STAGES, Schema
 from pipeline.settings import file
-from pipeline.settings.base import AdapterPath, ArmName, Model, Name, Natural, Section, Source, tag
+from pipeline.settings.base import (
+    AdapterPath,
+    ArmName,
+    Model,
+    ModelName,
+    Name,
+    NameKind,
+    Natural,
+    Section,
+    Source,
+    tag,
+)
 from pipeline.settings.file import dump as dump
-from pipeline.settings.walk import sections
+from pipeline.settings.walk import paths, sections
 from pipeline.suites import VANILLA
 from pipeline.suites.base import Suite
 from pipeline.suites.borderline import Borderline
 from pipeline.suites.c2_eval import C2Eval
 from pipeline.suites.jailbreak import Jailbreak
 from pipeline.suites.safety import Safety
+from pipeline.suites.verdicts import VERDICTS
 from pipeline.training.config import SFT, Train, Trainer
 
 Method = Annotated[MistakeAnalysis | CourseCorrection | CritiqueRevise, Field(discriminator="name")]
@@ -47,6 +60,53 @@ class Suites(Section):
         return {name: suite for name in type(self).model_fields if (suite := getattr(self, name)) is not None}
 
 
+class NamedModel(Model):
+    """A model beside the run's own: a judge, or the aligned model of course correction. It has an engine of
+    its own. A server is an entry whose engine is a client of it, and which has no path."""
+
+    path: Name = Field(
+        "", description="`toy`, a local directory or a hub id; left out if the engine is a server"
+    )
+    engine: Engine = Field(
+        DEFAULT,
+        description=(
+            "what answers for this model. It has a pass of its own over the rows, after the engines before it"
+            " have ended; a server is asked by the actors of whatever engine runs"
+        ),
+    )
+
+    @property
+    def model(self) -> Model:
+        """The model without its engine."""
+        return Model.model_construct(**{name: getattr(self, name) for name in Model.model_fields})
+
+    def determines(self) -> dict:
+        """What determines its texts, for fingerprints."""
+        return (self.model.identity() if self.engine.reads_model else {}) | self.engine.determines()
+
+    @model_validator(mode="after")
+    def _has_files_if_read(self) -> "NamedModel":
+        if self.engine.reads_model and not self.path:
+            raise ValueError(
+                "path is missing: give the model's directory or hub id, or the engine of a server"
+            )
+        if self.path and not self.engine.reads_model and self.engine.is_model:
+            raise ValueError(
+                f"path = {self.path}: engine.kind = {self.engine.kind} has its own model; leave path out"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A model and the engine that answers for it, with their paths in the configuration."""
+
+    field: str
+    model: Model
+    engine_field: str
+    engine: AnyEngine
+
+
 class Arm(Section):
     """One fine-tuned arm: its kinds of examples, and the training fields that differ from `train`."""
 
@@ -64,6 +124,13 @@ class Report(Section):
     """What the report shows."""
 
     examples: Natural = Field(6, description="masked examples shown")
+    judge_errors: list[Name] = Field(
+        [],
+        description=(
+            "files of `setbacks judge --keep` with measured errors of judges, beside those in"
+            " RUN/judge_errors; one that was measured for another judge, prompt or model is not used"
+        ),
+    )
 
 
 class Config(Section):
@@ -75,6 +142,9 @@ class Config(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="seed of sampling, mixtures and training order")
     model: Model = Field(description="the base model, which generates, is trained and is evaluated")
     engine: Engine = Field(DEFAULT, description="what answers in `generate` and `evaluate`")
+    models: dict[ModelName, NamedModel] = Field(
+        {}, description="other models and servers, which judges and methods name"
+    )
     methods: dict[ArmName, Method] = Field(
         {},
         description="methods that generate data and training sets; empty if a run only evaluates",
@@ -98,37 +168,75 @@ class Config(Section):
     @property
     def stages(self) -> list[str]:
         """The stages that the configuration has work for, in their order."""
-        trained = all(engine.is_model for _, engine in map(self.engine_of, self.methods))
+        trained = all(self.generator(name).engine.is_model for name in self.methods)
         # Without methods only `evaluate` is left; preflight reports why it cannot run.
         evaluated = not self.methods or (self.engine.is_model and (trained or not self.arms))
+        suites = self.suites.items().values()
         work = {
             "train": trained and self.arms,
-            "evaluate": evaluated and self.suites.items(),
+            "evaluate": evaluated and suites,
+            "rejudge": evaluated and any(suite.judges_later for suite in suites),
             "report": True,
         }
         return [stage for stage in STAGES if work.get(stage, self.methods)]
 
-    def engine_of(self, method: str) -> tuple[str, AnyEngine]:
-        """The engine that a method generates with: (its field, the engine)."""
-        own = self.methods[method].engine
-        return ("engine", self.engine) if own is None else (f"methods.{method}.engine", own)
+    def answering(self, name: str | None) -> Answering:
+        """An entry of `models`; None is the run's own model."""
+        if name is None:
+            return Answering("model", self.model, "engine", self.engine)
+        named = self.models[name]
+        return Answering(f"models.{name}", named.model, f"models.{name}.engine", named.engine)
+
+    def generator(self, method: str) -> Answering:
+        """What a method generates with."""
+        found, own = self.answering(self.methods[method].generator[0]), self.methods[method].engine
+        return found if own is None else replace(found, engine_field=f"methods.{method}.engine", engine=own)
+
+    def named(self, stages: Iterable[str]) -> dict[str, str]:
+        """The entries of `models` that the stages use, by the field that names them."""
+        found: dict[str, str] = {}
+        for name, method in self.methods.items() if "generate" in stages else ():
+            found |= paths(method, NameKind.MODEL, f"methods.{name}")
+        for name, suite in self.suites.items().items():
+            again = tuple(f"suites.{name}.more_judges.{judge}." for judge in suite.judges_later)
+            for field, model in paths(suite, NameKind.MODEL, f"suites.{name}").items():
+                if ("rejudge" if field.startswith(again) else "evaluate") in stages:
+                    found[field] = model
+        return found
+
+    def used(self, stages: Iterable[str]) -> list[Answering]:
+        """The models that answer in the stages, with their engines; one that is used twice is in it twice."""
+        stages = set(stages)
+        found = [self.generator(name) for name in self.methods] if "generate" in stages else []
+        suites = self.suites.items().values()
+        asked_again = any(judge.tokens() for suite in suites for judge in suite.judges_later.values())
+        if "evaluate" in stages or ("rejudge" in stages and asked_again):
+            found.append(self.answering(None))
+        return found + [self.answering(name) for name in dict.fromkeys(self.named(stages).values())]
 
     def engines(self, stages: Iterable[str]) -> dict[str, AnyEngine]:
         """The engines that the stages use, by field."""
-        stages = set(stages)
-        found = dict(map(self.engine_of, self.methods)) if "generate" in stages else {}
-        return {**found, "engine": self.engine} if "evaluate" in stages else found
+        return {one.engine_field: one.engine for one in self.used(stages)}
 
-    def models(self) -> dict[str, Model]:
+    def passes(self, stage: str) -> dict[str, AnyEngine]:
+        """The engines that take turns in a stage, by field, in the order of their first turns."""
+        named = {self.answering(name).engine_field for name in self.named([stage]).values()}
+        first = {self.generator(name).engine_field for name in self.methods} if stage == "generate" else set()
+        if stage == "rejudge":
+            first = named  # a server that judges alone has actors of its own
+        return {
+            field: engine
+            for field, engine in self.engines([stage]).items()
+            if field in first or not (engine.is_client and field in named)
+        }
+
+    def read_models(self) -> dict[str, Model]:
         """The models whose files a stage reads, by field."""
         stages = self.stages
-        reads = "train" in stages or any(engine.reads_model for engine in self.engines(stages).values())
-        if "evaluate" in stages:
-            reads = reads or any(suite.reads_tokenizer for suite in self.suites.items().values())
-        found = {"model": self.model} if reads else {}
-        for name, method in self.methods.items():
-            if self.engine_of(name)[1].reads_model:
-                found |= sections(method, Model, f"methods.{name}")
+        found = {one.field: one.model for one in self.used(stages) if one.engine.reads_model}
+        suites = self.suites.items().values() if "evaluate" in stages else ()
+        if "train" in stages or any(suite.reads_tokenizer for suite in suites):
+            found = {"model": self.model} | found
         return found
 
     def trained_on(self) -> dict[str, Source]:
@@ -168,6 +276,7 @@ class Config(Section):
             and tag(tree.get("engine"), "kind", None) != "dummy"
         ):
             raise ValueError("model.path = 'dummy' is no longer a model: set engine: {kind: dummy}")
+        tree = {key: _without_endpoints(part, str(key)) for key, part in tree.items()}
         if "arms" not in tree:
             tree = {**tree, "arms": _default_arms(tree)}
         if isinstance(tree["arms"], dict):
@@ -199,6 +308,20 @@ class Config(Section):
                 raise ValueError(
                     f"suites.{name}.exclude_seen compares with the instructions of methods, and the run has"
                     " none: leave it out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _names_of_models_are_known(self) -> "Config":
+        for field, name in self.named(STAGES).items():
+            if name not in self.models:
+                known = f"known are {', '.join(self.models)}" if self.models else "there are none"
+                raise ValueError(f"{field} = {name}: models has no such entry; {known}")
+        for name, method in self.methods.items():
+            if method.engine is not None and (used := method.generator[0]) is not None:
+                raise ValueError(
+                    f"methods.{name}.engine: {name} generates with models.{used}, which has its own engine;"
+                    f" leave it out, or set models.{used}.engine"
                 )
         return self
 
@@ -255,6 +378,29 @@ _MOVED = {
 }
 
 
+def _without_endpoints(tree: Any, place: str) -> Any:
+    """Parsed YAML without the judges' old key `endpoint` where it is null.
+
+    Raises ValueError, with the new place, if it is not, and for a model in the place of a model's name.
+    """
+    if not isinstance(tree, dict) or place.partition(".")[0] not in ("methods", "suites"):
+        return tree
+    if tree.get("endpoint") is not None:
+        raise ValueError(
+            f"{place}.endpoint is no longer a key: a server is an entry of models, as models: {{NAME:"
+            f" {{engine: {{kind: openai, url: …, model: …}}}}}}, and {place}.model: NAME names it"
+        )
+    aligned = tree.get("aligned")
+    if isinstance(aligned, dict) and isinstance(aligned.get("model"), dict):
+        raise ValueError(
+            f"{place}.aligned.model now names an entry of models: give models: {{NAME: {{path: …}}}},"
+            f" and {place}.aligned.model: NAME"
+        )
+    return {
+        key: _without_endpoints(part, f"{place}.{key}") for key, part in tree.items() if key != "endpoint"
+    }
+
+
 def _holds(tree: Any, keys: list[str]) -> bool:
     """Whether parsed YAML has a value under these keys."""
     return isinstance(tree, dict) and keys[0] in tree and (not keys[1:] or _holds(tree[keys[0]], keys[1:]))
@@ -284,6 +430,7 @@ WRITTEN = tuple(
         [method.generated for method in METHODS.values()]
         + [schema for method in METHODS.values() for schema in method.training_sets]
         + [suite.data_schema for suite in SUITES]
+        + [VERDICTS]
     )
 )
 

@@ -1,4 +1,4 @@
-"""THE MAIN PATH: generate → mix → train → evaluate → report. Read this file first.
+"""THE MAIN PATH: generate → mix → train → evaluate → rejudge → report. Read this file first.
 
 Each stage depends only on the configuration and on outputs of earlier stages in the run directory, so it can
 run alone and resume. Complete outputs are skipped, and committed rows of an interrupted stage are kept (see
@@ -19,6 +19,7 @@ from pipeline.schema import INSTRUCTIONS
 from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
 from pipeline.sources.overlap import Seen
+from pipeline.suites import verdicts
 
 
 def run(
@@ -52,11 +53,10 @@ def generate(run: Run) -> None:
     """Instructions → each method's data set: one row per instruction and sample; no row is lost."""
     makings = []
     for name, method in run.config.methods.items():
-        _, engine = run.config.engine_of(name)
-        if not engine.is_model:
+        generator, (_, adapter) = run.config.generator(name), method.generator
+        if not generator.engine.is_model:
             method = method.model_copy(update={"gates": None})  # a rehearsal: its texts mean nothing
-        model, adapter = method.generator(run.config.model)
-        adapter = adapter if engine.reads_model else None
+        adapter = adapter if generator.engine.reads_model else None
         adapters = (storage.absolute(adapter),) if adapter else ()
 
         def rows(counts: Accounts, method=method) -> Iterable[dict]:
@@ -70,7 +70,7 @@ def generate(run: Run) -> None:
                 f"methods.{name}",
                 INSTRUCTIONS,
                 method.recipe(run.config.seed),
-                run.spec(model, adapters, engine),
+                run.models(generator, adapters, ["generate"], f"methods.{name}."),
                 {"adapter": adapter_digest(adapter)} if adapter else {},
             )
         )
@@ -118,7 +118,7 @@ def evaluate(run: Run) -> None:
     adapters = {arm: output.path for arm, output in run.adapters.items()} | preflight.given_adapters(config)
     for arm in run.adapters:
         models.check_adapter(f"arms.{arm}", adapters[arm], run.model_dir)
-    spec = run.spec(config.model, tuple(adapters.values()), config.engine)
+    own = config.answering(None)
     tokenizer = partial(models.load_tokenizer, config.model, run.model_dir)
 
     @cache
@@ -140,9 +140,48 @@ def evaluate(run: Run) -> None:
             return suite.rows(config.arm_names, config.seed, counts, tokenizer, seen(suite.exclude_seen))
 
         makings.append(
-            Making(store, answers, f"suites.{name}", store.schema, suite.recipe(adapters), spec, inputs)
+            Making(
+                store,
+                answers,
+                f"suites.{name}",
+                store.schema,
+                suite.recipe(adapters),
+                run.models(own, tuple(adapters.values()), ["evaluate"], f"suites.{name}."),
+                inputs,
+            )
         )
     run.make("evaluate", makings)
+
+
+def rejudge(run: Run) -> None:
+    """Finished answers → the verdicts of more judges, a data set each. No answer is generated."""
+    config, makings = run.config, []
+    for (name, judge_name), store in run.verdicts.items():
+        suite, answers = config.suites.items()[name], run.suites[name]
+        judge = suite.judges_later[judge_name]
+        digest = run.complete(answers, "evaluate")["digest"]
+
+        def rows(_counts: Accounts, answers=answers, judge_name=judge_name) -> Iterable[dict]:
+            return verdicts.work(answers.dataset.rows(verdicts.READ), judge_name)
+
+        makings.append(
+            Making(
+                store,
+                rows,
+                f"suites.{name}.more_judges.{judge_name}",
+                verdicts.TO_JUDGE,
+                verdicts.VerdictRecipe(judge),
+                run.models(
+                    config.answering(None) if judge.tokens() else None,
+                    (),
+                    ["rejudge"],
+                    f"suites.{name}.more_judges.{judge_name}.",
+                ),
+                {answers.name: digest},
+                first=judge.asked,
+            )
+        )
+    run.make("rejudge", makings)
 
 
 def report(run: Run) -> None:
@@ -157,4 +196,11 @@ def report(run: Run) -> None:
     run.log(f"report: {html} and {markdown}")
 
 
-STAGES = {"generate": generate, "mix": mix, "train": train, "evaluate": evaluate, "report": report}
+STAGES = {
+    "generate": generate,
+    "mix": mix,
+    "train": train,
+    "evaluate": evaluate,
+    "rejudge": rejudge,
+    "report": report,
+}

@@ -4,7 +4,9 @@ Outputs of another fingerprint are refused, never mixed.
 """
 
 from pipeline.config import Config
+from pipeline.judges import Judge
 from pipeline.settings.base import FOR_FINGERPRINT, Model, Section
+from pipeline.suites.verdicts import VERDICTS
 from pipeline.toy.model import shipped_recipe
 
 
@@ -21,9 +23,10 @@ def fingerprints(config: Config) -> dict[str, dict]:
     found = {}
     for name, method in config.methods.items():
         section = _dumped(method, exclude={*method.OPERATIONAL, *method.mixing})
-        generator = {**model, **config.engine_of(name)[1].determines()}
+        generator = {**model, **config.generator(name).engine.determines()}
+        named = _named(config, "generate", f"methods.{name}.")
         found[method.generated.name] = made_with(
-            "generate", generator, method.prompt_hashes(), **{method.name: section}
+            "generate", generator, method.prompt_hashes(), **{method.name: section}, **named
         )
     for schema, methods in config.training_sets().items():
         texts = {name: text for method in methods.values() for name, text in method.prompt_hashes().items()}
@@ -36,13 +39,48 @@ def fingerprints(config: Config) -> dict[str, dict]:
         found[f"adapter/{name}"] = made_with("train", model, {}, train=weights, arm={"kinds": arm.kinds})
     evaluator = {**model, **config.engine.determines()}
     for name, suite in config.suites.items().items():
-        section = {name: _dumped(suite)}
+        section = {name: _dumped(suite, exclude=set(suite.LATER))}
         if suite.exclude_seen:
             section["seen"] = {field: _dumped(source) for field, source in config.trained_on().items()}
+        named = _named(config, "evaluate", f"suites.{name}.")
         found[suite.data_schema.name] = made_with(
-            "evaluate", evaluator, suite.prompt_hashes(), suites=section, adapters=config.adapters
+            "evaluate", evaluator, suite.prompt_hashes(), suites=section, adapters=config.adapters, **named
         )
+        for judge_name, judge in suite.judges_later.items():
+            found[f"{VERDICTS.name}_{judge_name}"] = {
+                "stage": "rejudge",
+                "seed": config.seed,
+                **of_judge(judge, asked_by(config, judge)),
+            }
     return found
+
+
+def of_judge(judge: Judge, asked: dict) -> dict:
+    """What determines a judge's verdicts on given answers: itself, its prompts, and the model that it asks.
+
+    asked: as of `asked_by`. The name that the model has in `models` is no part of it.
+    """
+    section = _dumped(judge)
+    if judge.asked:
+        section["model"] = "named"
+    return {"judge": section, "prompts": judge.prompt_hashes(), "model": asked}
+
+
+def asked_by(config: Config, judge: Judge) -> dict:
+    """What determines the texts of the model that a judge asks; {} if it asks none."""
+    if judge.asked:
+        return config.models[judge.asked].determines()
+    return {**_model(config.model), **config.engine.determines()} if judge.tokens() else {}
+
+
+def _named(config: Config, stage: str, field: str) -> dict[str, dict]:
+    """What determines the texts of the entries of `models` that a section names; {} if it names none."""
+    named = {
+        name: config.models[name].determines()
+        for place, name in config.named([stage]).items()
+        if place.startswith(field)
+    }
+    return {"models": named} if named else {}
 
 
 def _dumped(section: Section, include: set[str] | None = None, exclude: set[str] | None = None) -> dict:

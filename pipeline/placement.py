@@ -62,11 +62,12 @@ class Need:
 def needs(config: Config, stages: Iterable[str]) -> list[Need]:
     """Needs of each stage that runs on Ray.
 
-    Stages, methods of different engines, and arms run in sequence, so no two needs occur together.
+    Stages, passes of different models, methods of different engines, and arms run in sequence, so no two
+    needs occur together. A server that judges is asked by the actors of other engines and needs no place.
     """
     found = []
-    for stage in [stage for stage in ("generate", "evaluate") if stage in stages]:
-        for field, engine in config.engines([stage]).items():
+    for stage in [stage for stage in ("generate", "evaluate", "rejudge") if stage in stages]:
+        for field, engine in config.passes(stage).items():
             found.append(Need(stage, ENGINES, f"{field}.actors", *span(engine.actors), 1, engine.gpus))
         if stage == "generate" and "train" in stages:
             found += _training(config)

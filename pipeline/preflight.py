@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import models, sampling
-from pipeline.config import Config, Suites
+from pipeline.config import Answering, Config, Suites
 from pipeline.data import storage
 from pipeline.errors import OutOfReach, UserError
-from pipeline.inference import check_server
 from pipeline.inference.base import Engine
 from pipeline.judges import Judge
 from pipeline.methods.base import Method
 from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import cpu_has_bf16, gpu_build
-from pipeline.settings.base import Draw, Endpoint, Model, PathKind, Section, Source
+from pipeline.settings.base import Draw, Model, PathKind, Section, Source
 from pipeline.settings.shown import first_line
 from pipeline.settings.walk import paths, sections
 from pipeline.sources import instructions
@@ -46,8 +45,12 @@ def check(
         raise UserError(
             f"suites is missing: evaluate needs one of {', '.join(type(config.suites).model_fields)}"
         )
+    if stages == {"rejudge"} and not any(s.judges_later for s in config.suites.items().values()):
+        raise UserError("suites.NAME.more_judges is missing: rejudge needs a judge there")
     for part in (*config.methods.values(), *config.suites.items().values()):
         part.prompt_hashes()  # finds a wrong prompt file
+    for judge in sections(config, Judge).values():
+        judge.prompt_hashes()
     for field, judge in sections(config, Judge).items():
         judge.check(field, config.model)
     _check_no_password("run_dir", config.run_dir)
@@ -59,15 +62,13 @@ def check(
     for name, suite in config.suites.items().items():
         if "evaluate" in stages and name in suites:
             suite.check(f"suites.{name}", config.model)
-    for field, endpoint in _servers(config, stages, suites).items():
-        check_server(endpoint, field)
-    for field, model in config.models().items():
+    for field, model in config.read_models().items():
         models.check_model_path(model, field)
     _check_engines(config, stages, suites)
     check_run_dir(config, stages)
     if "train" in stages:
         environment.check_threads()
-    if stages & {"generate", "train", "evaluate"}:
+    if stages & {"generate", "train", "evaluate", "rejudge"}:
         environment.check_imports()
         if not os.environ.get("RAY_ADDRESS"):
             environment.check_temporary_directory()
@@ -78,12 +79,18 @@ def _check_engines(config: Config, stages: set[str], suites: set[str]) -> None:
     for field, engine in config.engines(stages).items():
         engine.check(field)
     if "train" in stages:
-        for field, engine in map(config.engine_of, config.methods):
-            _check_is_model(field, engine, "to train on")
+        for one in map(config.generator, config.methods):
+            _check_is_model(one.engine_field, one.engine, "to train on")
     if "generate" in stages:
         for name, method in config.methods.items():
-            _check_generator(f"methods.{name}", method, *config.engine_of(name))
+            one = config.generator(name)
+            _check_generator(f"methods.{name}", method, one.engine_field, one.engine)
+            if one.engine.is_model:
+                _check_named(config, ["generate"], f"methods.{name}.")
+    if "rejudge" in stages:
+        _check_named(config, ["rejudge"], "suites.")
     if "evaluate" in stages:
+        _check_named(config, ["evaluate"], "suites.")
         engine, fine_tuned = config.engine, [*config.arms, *config.adapters]
         _check_is_model("engine", engine, "to evaluate")
         if fine_tuned and not engine.takes_adapters:
@@ -94,6 +101,14 @@ def _check_engines(config: Config, stages: set[str], suites: set[str]) -> None:
         for name, suite in config.suites.items().items():
             if name in suites and suite.continues_turns:
                 engine.check_prefill("engine", f"suites.{name}")
+
+
+def _check_named(config: Config, stages: list[str], field: str) -> None:
+    """Raises UserError if no model writes the texts of an entry of `models` that a section names."""
+    for place, name in config.named(stages).items():
+        if place.startswith(field):
+            one = config.answering(name)
+            _check_is_model(one.engine_field, one.engine, f"for {place} to ask")
 
 
 def _check_is_model(field: str, engine: Engine, purpose: str) -> None:
@@ -112,12 +127,6 @@ def _check_generator(field: str, method: Method, engine_field: str, engine: Engi
         for name in paths(method, PathKind.ADAPTER, field):
             raise UserError(
                 f"{name}: {engine_field}.kind = {engine.kind} takes no adapters; leave {name} out, or use"
-                " another engine"
-            )
-    if engine.is_model and not engine.reads_model:
-        for name in sections(method, Model, field):
-            raise UserError(
-                f"{name}: {engine_field}.kind = {engine.kind} has its own model; leave {name} out, or use"
                 " another engine"
             )
 
@@ -214,19 +223,9 @@ def _used(config: Config, stages: set[str], suites: set[str]) -> dict[str, Secti
     found: dict[str, Section] = {}
     if stages & {"generate", "mix"}:
         found |= {f"methods.{name}": method for name, method in config.methods.items()}
-    if "evaluate" in stages:
+    if stages & {"evaluate", "rejudge"}:
         found |= {f"suites.{name}": suite for name, suite in config.suites.items().items() if name in suites}
     return found
-
-
-def _servers(config: Config, stages: set[str], suites: set[str]) -> dict[str, Endpoint]:
-    """The servers that judges ask in the stages, by field name."""
-    return {
-        field: endpoint
-        for part, section in _used(config, stages - {"mix"}, suites).items()
-        for field, endpoint in sections(section, Endpoint, part).items()
-        if not isinstance(endpoint, Engine)
-    }
 
 
 def check_run_dir(config: Config, stages: set[str]) -> None:
@@ -292,14 +291,11 @@ def directories(config: Config, stages: set[str], model: str) -> dict[str, str]:
     `model`: as returned by `model_dir`.
     """
     found = {"model.path": model} if _reads_model(config, stages) else {}
+    found |= {f"{one.field}.path": models.model_dir(one.model) for one in _others(config, stages)}
     if "generate" in stages:
         for name, method in config.methods.items():
-            if not config.engine_of(name)[1].reads_model:
+            if not config.generator(name).engine.reads_model:
                 continue
-            found |= {
-                f"{field}.path": models.model_dir(one)
-                for field, one in sections(method, Model, f"methods.{name}").items()
-            }
             found |= {
                 field: storage.absolute(path)
                 for field, path in paths(method, PathKind.ADAPTER, f"methods.{name}").items()
@@ -332,19 +328,34 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
         wanted = [suite for name, suite in config.suites.items().items() if name in suites]
         if any(suite.reads_tokenizer for suite in wanted):
             models.load_tokenizer(config.model, directory)
+    for one in _others(config, stages):
+        own = models.model_dir(one.model)
+        if own != directory:
+            models.check_weights(own, one.model.revision, f"{one.field}.path")
     _check_loaded(config, stages, directory)
     notices += _check_templates(config, stages, suites, directory)
     notices += _check_lengths(config, stages, suites, directory)
     if "generate" in stages:
         for name, method in config.methods.items():
-            if config.engine_of(name)[1].reads_model:
-                notices += method.check(f"methods.{name}", config.model, directory, models)
+            one = config.generator(name)
+            if one.engine.reads_model:
+                own = directory if one.field == "model" else models.model_dir(one.model)
+                generator = (one.field, one.model, own)
+                notices += method.check(f"methods.{name}", config.model, directory, generator, models)
     return notices
+
+
+def _others(config: Config, stages: set[str]) -> list[Answering]:
+    """The entries of `models` whose files the stages read."""
+    found = {one.field: one for one in config.used(stages) if one.engine.reads_model and one.field != "model"}
+    return list(found.values())
 
 
 def _reads_model(config: Config, stages: set[str]) -> bool:
     """Whether the stages read the files of the run's model."""
-    return "train" in stages or any(engine.reads_model for engine in config.engines(stages).values())
+    return "train" in stages or any(
+        one.engine.reads_model for one in config.used(stages) if one.field == "model"
+    )
 
 
 def check_build(config: Config, stages: set[str]) -> None:
@@ -367,15 +378,20 @@ def _check_templates(config: Config, stages: set[str], suites: set[str], directo
     """
     asked: dict[tuple[Model, str], dict[tuple[str, ...], str]] = {}
     own = (config.model, "model")
-    if "generate" in stages:
-        for name, method in config.methods.items():
-            if not config.engine_of(name)[1].reads_model:
-                continue
-            place = _generator(config, name)
-            asked[place] = _asking(f"methods.{name}", method) | asked.get(place, {})
+
+    def asks(one: Answering, conversations: dict[tuple[str, ...], str]) -> None:
+        if one.engine.reads_model:
+            place = (one.model, one.field)
+            asked[place] = conversations | asked.get(place, {})
+
+    for name, method in config.methods.items() if "generate" in stages else ():
+        asks(config.generator(name), _asking(f"methods.{name}", method))
     for name, suite in config.suites.items().items():
-        if "evaluate" in stages and name in suites and config.engine.reads_model:
-            asked[own] = _asking(f"suites.{name}", suite) | asked.get(own, {})
+        if "evaluate" in stages and name in suites:
+            asks(config.answering(None), _asking(f"suites.{name}", suite))
+    for field, judge in _judges(config, stages, suites).items():
+        if judge.asked:
+            asks(config.answering(judge.asked), _asking(field, judge))
     if "train" in stages:
         asked.setdefault(own, {})
     notices = []
@@ -400,35 +416,31 @@ def _check_templates(config: Config, stages: set[str], suites: set[str], directo
     return notices
 
 
-def _generator(config: Config, name: str) -> tuple[Model, str]:
-    """The model that a method generates with, and its field."""
-    method = config.methods[name]
-    model, _ = method.generator(config.model)
-    if model == config.model:
-        return model, "model"
-    found = sections(method, Model, f"methods.{name}").items()
-    return model, next((field for field, one in found if one == model), "")
+def _judges(config: Config, stages: set[str], suites: set[str]) -> dict[str, Judge]:
+    """The judges that the stages ask, by field."""
+    found: dict[str, Judge] = {}
+    for name, method in config.methods.items() if "generate" in stages else ():
+        found |= sections(method, Judge, f"methods.{name}")
+    for name, suite in config.suites.items().items():
+        later = [id(judge) for judge in suite.judges_later.values()]
+        for field, judge in sections(suite, Judge, f"suites.{name}").items():
+            if name in suites and ("rejudge" if id(judge) in later else "evaluate") in stages:
+                found[field] = judge
+    return found
 
 
 def _check_loaded(config: Config, stages: set[str], directory: str) -> None:
     """Raises UserError if an engine cannot load the weights of a model, or they cannot write texts."""
-    loaded: dict[tuple[Model, str], list[Engine]] = {}
-    if "evaluate" in stages:
-        loaded[config.model, "model"] = [config.engine]
-    for name in config.methods if "generate" in stages else ():
-        loaded.setdefault(_generator(config, name), []).append(config.engine_of(name)[1])
-    for (model, field), engines in loaded.items():
-        if not any(engine.reads_model for engine in engines):
-            continue
-        place = directory if field == "model" else models.model_dir(model)
-        models.check_writes(model, place, field)
-        if settings := models.quantization(model, place, field):
-            for engine in engines:
-                engine.check_quantized(field, model, settings)
+    for one in config.used(stages):
+        if one.engine.reads_model:
+            place = directory if one.field == "model" else models.model_dir(one.model)
+            models.check_writes(one.model, place, one.field)
+            if settings := models.quantization(one.model, place, one.field):
+                one.engine.check_quantized(one.field, one.model, settings)
 
 
-def _asking(place: str, part: Method | Suite) -> dict[tuple[str, ...], str]:
-    """Roles of the conversations of a method or suite → the field that asks for them."""
+def _asking(place: str, part: Method | Suite | Judge) -> dict[tuple[str, ...], str]:
+    """Roles of the conversations of a method, suite or judge → the field that asks for them."""
     conversations = part.conversations
     found = {roles: f"{place}.{setting}" if setting else "" for roles, setting in conversations.items()}
     prompted = [name for name, draw in sampling.of_engine(part, place).items() if draw.system]
@@ -470,25 +482,24 @@ def _check_own_template(
 
 def _check_lengths(config: Config, stages: set[str], suites: set[str], directory: str) -> list[str]:
     """Check lengths against the positions that the model has. Returns notices. Raises UserError."""
+    limits = {one.field: _limit(one, models.model_dir(one.model)) for one in _others(config, stages)}
+    for name, (draw, one) in _draws(config, stages, suites).items():
+        if one.field not in limits:
+            limits[one.field] = _limit(
+                one, directory if one.field == "model" else models.model_dir(one.model)
+            )
+        limit = limits[one.field]
+        if limit is not None and draw.max_tokens >= limit:
+            raise UserError(
+                f"{name}.max_tokens = {draw.max_tokens}: leaves no room for a prompt in the model's"
+                f" {limit} tokens; set it lower"
+            )
     if not _reads_model(config, stages):
         return []
+    _limit(config.answering(None), directory)
     most = models.positions(config.model, directory)
     if most is None:
         return []
-    given = config.model.max_length
-    if given is not None and given > most:
-        raise UserError(f"model.max_length = {given}: the model has {most} positions; set at most {most}")
-    limit = given or most
-    for field, section in _used(config, stages - {"mix"}, suites).items():
-        kind, _, name = field.partition(".")
-        if not (config.engine_of(name)[1] if kind == "methods" else config.engine).reads_model:
-            continue
-        for name, draw in sections(section, Draw, field).items():
-            if draw.max_tokens >= limit:
-                raise UserError(
-                    f"{name}.max_tokens = {draw.max_tokens}: leaves no room for a prompt in the model's"
-                    f" {limit} tokens; set it lower"
-                )
     long = {
         f"{config.field_of(name, 'max_length')} = {arm.train.max_length}"
         for name, arm in config.arms.items()
@@ -500,14 +511,39 @@ def _check_lengths(config: Config, stages: set[str], suites: set[str], directory
     ]
 
 
+def _limit(one: Answering, directory: str) -> int | None:
+    """The tokens of prompt and completion that a model can have. Raises UserError for an impossible limit."""
+    most, given = models.positions(one.model, directory), one.model.max_length
+    if most is not None and given is not None and given > most:
+        raise UserError(
+            f"{one.field}.max_length = {given}: the model has {most} positions; set at most {most}"
+        )
+    return given or most if most is not None else None
+
+
+def _draws(config: Config, stages: set[str], suites: set[str]) -> dict[str, tuple[Draw, Answering]]:
+    """What the stages sample from models whose files they read, by field, and from which model."""
+    found, judges = {}, _judges(config, stages, suites)
+    for part, section in _used(config, stages - {"mix"}, suites).items():
+        kind, _, name = part.partition(".")
+        owner = config.generator(name) if kind == "methods" else config.answering(None)
+        for field, draw in sections(section, Draw, part).items():
+            by = next((judge for place, judge in judges.items() if field.startswith(f"{place}.")), None)
+            one = config.answering(by.asked) if by and by.asked else owner
+            if one.engine.reads_model:
+                found[field] = (draw, one)
+    return found
+
+
 def _check_precision(config: Config, stages: set[str]) -> list[str]:
     """A notice if this CPU would emulate bfloat16, which is many times slower."""
     if cpu_has_bf16():
         return []
     slow = []
-    on_cpu = [engine for engine in config.engines(stages).values() if engine.reads_model and not engine.gpus]
-    if on_cpu and config.model.dtype in ("auto", "bfloat16"):
-        slow.append("model.dtype: float32")
+    for one in config.used(stages):
+        on_cpu = one.engine.reads_model and not one.engine.gpus
+        if on_cpu and one.model.dtype in ("auto", "bfloat16") and f"{one.field}.dtype: float32" not in slow:
+            slow.append(f"{one.field}.dtype: float32")
     if "train" in stages and any(arm.train.bf16 and not arm.train.use_gpu for arm in config.arms.values()):
         slow.append("train.bf16: false")
     return (

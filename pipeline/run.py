@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline import models, placement, preflight, sampling
 from pipeline.chat import Recipe
-from pipeline.config import Config, dump
+from pipeline.config import Answering, Config, dump
 from pipeline.data import endings, faults, storage
 from pipeline.data.card import Origin, write_card
 from pipeline.data.output import Output
@@ -21,18 +21,20 @@ from pipeline.data.store import Store
 from pipeline.errors import RunFailed, UserError
 from pipeline.fingerprints import fingerprints
 from pipeline.inference.base import Engine
-from pipeline.inference.pool import Job, ModelSpec, run_recipes
+from pipeline.inference.pool import NO_MODEL, OWN, Job, ModelSpec, run_recipes
 from pipeline.methods.base import Method
 from pipeline.runtime import attempt
 from pipeline.runtime.console import step_bar
 from pipeline.runtime.session import ray_session, stage_logs
 from pipeline.schema import DROPPED, FAILED, STAGES, Schema
-from pipeline.settings.base import Model, Section, Source
-from pipeline.settings.walk import sections
+from pipeline.settings.base import Model, NameKind, Section, Source
+from pipeline.settings.walk import paths, sections
 from pipeline.sources.counts import Accounts
+from pipeline.suites.verdicts import VERDICTS
 from pipeline.training.job import forget
 
-ON_RAY = ("generate", "train", "evaluate")
+ON_RAY = ("generate", "train", "evaluate", "rejudge")
+_ADD_UP = ("seconds", "prompt_tokens", "completion_tokens", "engine_s", "busy_s")  # over passes
 
 
 class Trainer(Protocol):
@@ -71,7 +73,9 @@ class Making:
 
     rows:   the rows to do, of schema `listed`; reading them fills the counts of the sources.
     field:  the configuration field of the section that names the sources.
+    models: the models that the recipe asks, by name; its own is `pool.OWN`.
     inputs: digests of the upstream outputs, by name.
+    first:  name of the model that the recipe asks first; None = its own.
     """
 
     store: Store
@@ -79,8 +83,9 @@ class Making:
     field: str
     listed: Schema
     recipe: Recipe
-    spec: ModelSpec
+    models: Mapping[str, ModelSpec]
     inputs: Mapping[str, str]
+    first: str | None = None
 
 
 class Run:
@@ -109,6 +114,11 @@ class Run:
             name: self._store(config.suites.items()[name].data_schema)
             for name in preflight.check_suites(config, suites)
         }
+        self.verdicts = {
+            (name, judge): Store(self.path, f"{VERDICTS.name}_{judge}", VERDICTS, fence=attempt.check)
+            for name in self.suites
+            for judge in config.suites.items()[name].judges_later
+        }
         self.on_exit = ExitStack()
         self._connected = False
         self._stages: list[str] = []
@@ -134,6 +144,7 @@ class Run:
             "mix": self.training_sets.values(),
             "train": self.adapters.values(),
             "evaluate": self.suites.values(),
+            "rejudge": self.verdicts.values(),
         }
         return [*made.get(stage, ())]
 
@@ -210,7 +221,7 @@ class Run:
 
         A data set is completed and recorded as soon as its own rows are done.
         """
-        jobs: dict[ModelSpec, list[Job]] = {}
+        jobs = []
         for making in makings:
             store = making.store
             self._start(store, making.inputs)
@@ -218,32 +229,73 @@ class Run:
                 self.log(f"{stage}: rerunning {failed} failed rows")
             if store.complete is None:
                 self._write_work(stage, making)
-                jobs.setdefault(making.spec, []).append(Job(making.recipe, store))
-        for spec, together in jobs.items():
+                jobs.append(Job(making.recipe, store, making.models, making.first or OWN))
+        earlier: dict[str, dict] = {}  # figures of earlier passes, by output
+        for spec, together in self._passes(jobs):
             self.connect()
             attempt.making(*(job.name for job in together))
+            named = sorted(
+                {name for job in together for name, one in job.models.items() if one == spec} - {OWN}
+            )
+            own = any(job.models[OWN] == spec for job in together)
+            label = stage if own or not named else f"{stage} by {', '.join(named)}"
             with closing(
-                self.machinery.engines(together, spec, seed=self.config.seed, label=stage)
+                self.machinery.engines(together, spec, seed=self.config.seed, label=label)
             ) as finished:
                 for job, figures in finished:
-                    done = job.store.finish()
-                    read = {key: count for key, count in (job.store.work() or {}).items() if key != "token"}
-                    self._record(
-                        stage,
-                        {
-                            **self._part(stage, job.store),
-                            **figures,
-                            **read,
-                            **done["status"],
-                            **{name: done[name] for name in ("thoughts", "unended_thoughts") if name in done},
-                            "drops": done["reasons"],
-                        },
-                    )
-                    self._write_card(job.store, {**figures, "sources": self._sources(job.store).told()})
+                    figures = _added(earlier.get(job.name), figures)
+                    if job.undone():  # the other rows wait for another model
+                        earlier[job.name] = figures
+                        continue
+                    self._finish(stage, job.store, figures)
         for making in makings:
             self._log_dataset(stage, making.store)
             if told := self._few_usable(making.store, 0.5):
                 self.log(f"WARNING: {stage}: {told}")
+
+    def _passes(self, jobs: list[Job]) -> Iterator[tuple[ModelSpec, list[Job]]]:
+        """The passes until all jobs are finished: a model, and the jobs with rows that wait for it.
+
+        Models take turns, own models first: each has the cluster for itself, and rows are run in a pass as
+        far as they come with its model. Raises RunFailed if rows wait for ever.
+        """
+        specs = list(dict.fromkeys(job.models[name] for job in jobs for name in (job.first, OWN)))
+        specs += [spec for job in jobs for spec in job.models.values() if spec not in specs]
+        while any(job.store.complete is None for job in jobs):
+            for spec in specs:
+                ready = {job.name: job.ready(spec) for job in jobs if job.store.complete is None}
+                # A job without undone rows is only to be finished.
+                together = [
+                    job
+                    for job in jobs
+                    if job.name in ready
+                    and (ready[job.name] or (not job.undone() and job.models[job.first] == spec))
+                ]
+                if not together:
+                    continue
+                yield spec, together
+                for job in together:
+                    if job.store.complete is None and set(job.ready(spec)) & set(ready[job.name]):
+                        raise RunFailed(
+                            f"{job.store.path}: rows wait for a model, although its pass has ended"
+                        )
+
+    def _finish(self, stage: str, store: Store, figures: dict) -> None:
+        """Complete and record a data set whose rows are all committed."""
+        done = store.finish()
+        read = {key: count for key, count in (store.work() or {}).items() if key != "token"}
+        self._record(
+            stage,
+            {
+                **self._part(stage, store),
+                **figures,
+                **read,
+                **done["status"],
+                **{name: done[name] for name in ("thoughts", "unended_thoughts") if name in done},
+                "drops": done["reasons"],
+            },
+        )
+        self._write_card(store, {**figures, "sources": self._sources(store).told()})
 
     def write(
         self,
@@ -373,8 +425,24 @@ class Run:
             raise UserError(f"{output.path} is not complete: run `setbacks {stage}` first")
         return facts
 
-    def spec(self, model: Model, adapters: tuple[str, ...], engine: Engine) -> ModelSpec:
+    def models(
+        self, own: Answering | None, adapters: tuple[str, ...], stages: Sequence[str], field: str
+    ) -> dict[str, ModelSpec]:
+        """The models of a recipe, by name: its own (None: it has none), and those that a section names.
+
+        field: the section's path and a dot; stages: those that ask.
+        """
+        found = {OWN: self._spec(own.model, adapters, own.engine)} if own else {OWN: NO_MODEL}
+        for place, name in self.config.named(stages).items():
+            if place.startswith(field):
+                one = self.config.answering(name)
+                found[name] = self._spec(one.model, (), one.engine)
+        return found
+
+    def _spec(self, model: Model, adapters: tuple[str, ...], engine: Engine) -> ModelSpec:
         """How actors open a model."""
+        if not engine.reads_model and model != self.config.model:
+            return ModelSpec(model, "", engine, adapters)
         directory = self.model_dir if model == self.config.model else models.model_dir(model)
         if model.date is None:
             model = model.model_copy(update={"date": self.config.model.date})
@@ -387,7 +455,7 @@ class Run:
         output.open({**self.fingerprints[output.name], "made_from": dict(inputs)}, overwrite=self.overwrite)
 
     def _write_work(self, stage: str, making: Making) -> None:
-        wanted, found = making.spec.engine.rows_per_commit, Accounts()
+        wanted, found = making.models[making.first or OWN].engine.rows_per_commit, Accounts()
         rows = making.rows(found.below(making.field))
         written = making.store.write_work(
             rows, making.listed, lambda: {"sources": found.facts()}, block_rows=wanted
@@ -467,6 +535,8 @@ class Run:
         suites = {made.name: name for name, made in self.suites.items()}
         if stage == "evaluate":
             return {"suite": suites[store.name]}
+        if stage == "rejudge":
+            return {"suite": store.name}
         return {"suite": store.name} if len(self.outputs(stage)) > 1 else {}
 
     def _record(self, stage: str, figures: dict) -> None:
@@ -477,8 +547,9 @@ class Run:
         storage.write_text(path, before + json.dumps({"stage": stage, **figures}) + "\n")
 
     def _write_card(self, store: Store, figures: dict) -> None:
+        made = next((place for place, one in self.verdicts.items() if one.name == store.name), None)
         write_card(
-            store, origin(self.config, store.schema), self.fingerprints[store.name]["prompts"], figures
+            store, origin(self.config, store.schema, made), self.fingerprints[store.name]["prompts"], figures
         )
 
     def _log_adapter(self, arm: str, output: Output) -> None:
@@ -520,16 +591,40 @@ def adapter_digest(adapter: str) -> str:
     return storage.digest(storage.join(storage.absolute(adapter), "adapter_model.safetensors"))
 
 
-def origin(config: Config, schema: Schema) -> Origin:
-    """The origin of a data set, for its card."""
+def _added(earlier: dict | None, figures: dict) -> dict:
+    """The figures of a data set's last pass, with what adds up over its passes."""
+    if earlier is None:
+        return figures
+    added = {
+        name: round(earlier[name] + figures[name], 3)
+        for name in _ADD_UP
+        if name in earlier and name in figures
+    }
+    resumed = {"resumed_rows": earlier["resumed_rows"]} if "resumed_rows" in earlier else {}
+    speed = {}
+    if added.get("busy_s"):
+        speed = {"tokens_per_s": round(added["completion_tokens"] / added["busy_s"], 1)}
+    return {**figures, **added, **resumed, **speed}
+
+
+def origin(config: Config, schema: Schema, verdicts_of: tuple[str, str] | None = None) -> Origin:
+    """The origin of a data set, for its card. verdicts_of: of verdicts, the suite and the judge by name."""
+    if verdicts_of:
+        judge = config.suites.items()[verdicts_of[0]].judges_later[verdicts_of[1]]
+        asked = config.answering(judge.asked) if judge.most_tokens() else None
+        wrote = asked.engine.author(asked.model) if asked else "(none: its judge reads phrases)"
+        answers = config.suites.items()[verdicts_of[0]].data_schema.name
+        return Origin(
+            [wrote], config.seed, [storage.join(config.run_dir, answers)], [judge], _authors(config, [judge])
+        )
     authors: dict[str, None] = {}  # in order
     made_by: list[Section] = []
     for name, method in config.methods.items():
         if schema in (method.generated, *method.training_sets):
             made_by.append(method)
-            _, engine = config.engine_of(name)
-            model, adapter = method.generator(config.model)
-            authors[engine.author(model) + (f" with adapter `{adapter}`" if adapter else "")] = None
+            found, (_, adapter) = config.generator(name), method.generator
+            author = found.engine.author(found.model)
+            authors[author + (f" with adapter `{adapter}`" if adapter else "")] = None
     for suite in config.suites.items().values():
         if suite.data_schema == schema:
             made_by.append(suite)
@@ -540,7 +635,15 @@ def origin(config: Config, schema: Schema) -> Origin:
         for name, source in sections(section, Source).items()
         if _is_read(section, name, schema)
     }
-    return Origin([*authors], config.seed, sorted(read), made_by)
+    parts = [part.model_copy(update={key: {} for key in getattr(part, "LATER", ())}) for part in made_by]
+    return Origin([*authors], config.seed, sorted(read), parts, _authors(config, parts))
+
+
+def _authors(config: Config, parts: list[Section]) -> dict[str, str]:
+    """The entries of `models` that sections name, in words."""
+    names = sorted({name for part in parts for name in paths(part, NameKind.MODEL).values()})
+    found = map(config.answering, names)
+    return {name: one.engine.author(one.model) for name, one in zip(names, found, strict=True)}
 
 
 def _is_read(section: Section, name: str, schema: Schema) -> bool:

@@ -11,14 +11,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline import models, pretrained
-from pipeline.config import Config
+from pipeline.config import Answering, Config
 from pipeline.data import storage
 from pipeline.data.output import Output
 from pipeline.errors import UserError
-from pipeline.inference.base import Engine
-from pipeline.settings.base import Draw, Endpoint, Model, Section
+from pipeline.settings.base import Draw, NameKind, Section
 from pipeline.settings.shown import shown
-from pipeline.settings.walk import replaced, sections
+from pipeline.settings.walk import paths, replaced, sections
 
 # Settings of generation_config.json that change what is sampled, are not offered here, and their neutral
 # values.
@@ -44,19 +43,19 @@ def resolved(
     """
     changes: dict[str, Section] = {}
     notices: dict[str, None] = {}
-    for place, part, model, engine, asked in _parts(config, stages, suites):
+    for place, part, own, asked in _parts(config, stages, suites):
         if not asked:
             changes |= _recorded(config, place, part)
-        elif engine.reads_model:
-            own = model == config.model and directory is not None
-            where = directory if own and directory is not None else models.model_dir(model)
-            known, told = _of_model(model, where)
-            notices |= dict.fromkeys(told)
-            changes |= {
-                name: _settled(draw, known, name, model) for name, draw in of_engine(part, place).items()
-            }
+        for name, draw in sections(part, Draw, place).items():
+            one = _answering(config, part, place, name, own)
+            later = any(name.startswith(f"{place}.{field}.") for field in getattr(part, "LATER", ()))
+            if one.engine.reads_model and ("rejudge" in stages if later else asked):
+                mine = one.field == "model" and directory is not None
+                known, told = _of_model(one, directory if mine and directory else models.model_dir(one.model))
+                notices |= dict.fromkeys(told)
+                changes[name] = _settled(draw, known, name, one)
     config = replaced(config, changes)
-    for place, part, *_, asked in _parts(config, stages, suites):
+    for place, part, _, asked in _parts(config, stages, suites):
         if asked:
             _check_repeats(place, part)
     return config, [*notices]
@@ -64,37 +63,43 @@ def resolved(
 
 def _parts(
     config: Config, stages: Collection[str], suites: Collection[str]
-) -> Iterator[tuple[str, Any, Model, Engine, bool]]:
-    """Methods and suites: (field, section, the model that it asks, the engine, whether it is run)."""
+) -> Iterator[tuple[str, Any, Answering, bool]]:
+    """Methods and suites: (field, section, the model that it asks, whether it is run)."""
     for name, method in config.methods.items():
-        model, _ = method.generator(config.model)
-        yield f"methods.{name}", method, model, config.engine_of(name)[1], "generate" in stages
+        yield f"methods.{name}", method, config.generator(name), "generate" in stages
     for name, suite in config.suites.items().items():
-        asked = "evaluate" in stages and name in suites
-        yield f"suites.{name}", suite, config.model, config.engine, asked
+        yield f"suites.{name}", suite, config.answering(None), "evaluate" in stages and name in suites
+
+
+def _answering(config: Config, part: Section, place: str, name: str, own: Answering) -> Answering:
+    """The model that a draw is asked of: the entry of `models` that the section around it names, or `own`."""
+    named = _names(part, place)
+    around = next((field for field in named if name.startswith(field)), None)
+    return own if around is None else config.answering(named[around])
+
+
+def _names(part: Section, place: str) -> dict[str, str]:
+    """The entries of `models` that sections within a part name, by the beginning of the sections' fields."""
+    named = paths(part, NameKind.MODEL, place).items()
+    found = {f"{field.rpartition('.')[0]}.": name for field, name in named}
+    return {field: name for field, name in found.items() if field != f"{place}."}
 
 
 def of_engine(part: Section, place: str) -> dict[str, Draw]:
-    """The draws of a method or suite that are asked of its engine, by field. Others are asked of a server."""
-    servers = [
-        name.rpartition(".")[0]
-        for name, endpoint in sections(part, Endpoint, place).items()
-        if not isinstance(endpoint, Engine)
-    ]
-    return {
-        name: draw
-        for name, draw in sections(part, Draw, place).items()
-        if not any(name.startswith(f"{server}.") for server in servers)
-    }
+    """The draws of a part that are asked of its own engine, by field. Others are asked of named models."""
+    named = tuple(_names(part, place))
+    draws = sections(part, Draw, place).items()
+    return {name: draw for name, draw in draws if not (named and name.startswith(named))}
 
 
-def _of_model(model: Model, directory: str) -> tuple[dict[str, Any], list[str]]:
+def _of_model(one: Answering, directory: str) -> tuple[dict[str, Any], list[str]]:
     """The sampling settings of a model's generation_config.json, and notices. Raises UserError."""
+    model = one.model
     try:
         found = pretrained.generation_settings(directory, model.revision)
     except (OSError, ValueError) as e:
         raise UserError(
-            f"model.path = {model.path}: its generation_config.json cannot be read ({shown(e)})"
+            f"{one.field}.path = {model.path}: its generation_config.json cannot be read ({shown(e)})"
         ) from None
     known = {name: found[name] for name in Draw.NEUTRAL if name in found}
     if known.get("top_k") == -1:  # vLLM's word for all
@@ -113,7 +118,7 @@ def _of_model(model: Model, directory: str) -> tuple[dict[str, Any], list[str]]:
     return known, told
 
 
-def _settled(draw: Draw, known: dict[str, Any], name: str, model: Model) -> Draw:
+def _settled(draw: Draw, known: dict[str, Any], name: str, one: Answering) -> Draw:
     """A draw with the model's values where it has none. Raises UserError for a value that cannot be used."""
     missing = [field for field in Draw.NEUTRAL if getattr(draw, field) is None]
     if draw.is_greedy or ("temperature" in missing and known.get("temperature") == 0):
@@ -125,7 +130,7 @@ def _settled(draw: Draw, known: dict[str, Any], name: str, model: Model) -> Draw
     except ValidationError as e:
         field = str(e.errors()[0]["loc"][0])
         raise UserError(
-            f"model.path = {model.path}: its generation_config.json has {field} ="
+            f"{one.field}.path = {one.model.path}: its generation_config.json has {field} ="
             f" {str(values[field])[:40]!r}, which cannot be used; fix the file, or set {name}.{field}"
         ) from None
     return draw.model_copy(update={field: getattr(found, field) for field in missing})

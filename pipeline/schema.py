@@ -6,7 +6,7 @@ import pyarrow as pa
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
-STAGES = ("generate", "mix", "train", "evaluate", "report")
+STAGES = ("generate", "mix", "train", "evaluate", "rejudge", "report")
 
 # The status of a row. Every row read ends with exactly one of these.
 OK, NOT_INDUCED, DROPPED, FAILED = "ok", "not_induced", "dropped", "failed"

@@ -16,24 +16,24 @@ class ScriptedChat:
     Remembers what it was asked, in order; a raw completion's text stands in the place of the messages.
 
     closed:  steps whose last turn was closed (`prefill=False`).
-    servers: step → server that was asked.
+    models: step → entry of `models` that was asked.
     """
 
     def __init__(self, **answers: str | list[str] | list[Completion] | Exception):
         self.answers = answers
         self.asked: list[tuple[str, list[Message] | str, Sampling, str | None]] = []
         self.closed: list[str] = []
-        self.servers: dict[str, object] = {}
+        self.models: dict[str, str | None] = {}
 
     async def __call__(
-        self, messages, sampling, *, step, adapter=None, server=None, prefill=True
+        self, messages, sampling, *, step, adapter=None, model=None, prefill=True
     ) -> list[Completion]:
         self.closed += [] if prefill else [step]
-        return await self.complete(messages, sampling, step=step, adapter=adapter, server=server)
+        return await self.complete(messages, sampling, step=step, adapter=adapter, model=model)
 
-    async def complete(self, text, sampling, *, step, adapter=None, server=None) -> list[Completion]:
+    async def complete(self, text, sampling, *, step, adapter=None, model=None) -> list[Completion]:
         self.asked.append((step, text, sampling, adapter))
-        self.servers[step] = server
+        self.models[step] = model
         answer = self.answers[step]
         if isinstance(answer, Exception):
             raise answer

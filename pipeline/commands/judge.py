@@ -1,12 +1,14 @@
 """`setbacks judge ANSWERS`: verdicts on stored answers, compared with labels. No answer is generated.
 
-Verdicts are those that a run stored, or those of a judge that is asked now: one that needs no model, or a
-model on a server. Labels are a person's, those of a data set (PKU-SafeRLHF's own columns) or another judge's
-verdicts. All answers are held in memory.
+Verdicts are those that a run stored (RUN/evaluation, or RUN/verdicts_NAME of one more judge), or those of a
+judge that is asked now: one that needs no model, or a model on a server. Labels are a
+person's, those of a data set (PKU-SafeRLHF's own columns) or another judge's verdicts. All answers are held
+in memory.
 """
 
 import asyncio
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -20,20 +22,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline import fingerprints
+from pipeline.commands import measured
+from pipeline.config import NamedModel
 from pipeline.data import storage
 from pipeline.data.dataset import Dataset
 from pipeline.errors import RowFailed, UserError
-from pipeline.inference import check_server
-from pipeline.inference.pool import RowChat, Servers
+from pipeline.inference.pool import NO_MODEL, OWN, Clients, ModelSpec, OpenModels, RowChat
 from pipeline.judges import Exchange, HarmlessnessJudge, Judge, Verdict, negated
 from pipeline.report import tables
 from pipeline.report.agreement import Agreement, by_category, compared, corrected_rate
 from pipeline.report.summary import Rate
 from pipeline.schema import FAILED
 from pipeline.settings import file, yaml_text
-from pipeline.settings.base import Endpoint, Model, Section
+from pipeline.settings.base import Model, ModelName, Section
 from pipeline.settings.shown import shown
-from pipeline.settings.walk import sections
 from pipeline.sources import files
 from pipeline.sources.files import BadRow
 
@@ -72,25 +75,37 @@ class _Given(Section):
     judge: HarmlessnessJudge
 
 
+class _Models(Section):
+    models: dict[ModelName, NamedModel]
+
+
+Models = dict[str, NamedModel]
+
+
 def judge(
     answers_path: str,
     judge_text: str | None,
+    models_text: str | None,
     labels_path: str | None,
     out: str | None,
     review: str | None,
     review_rows: int,
+    keep: str | None,
     console: Console,
 ) -> None:
     """Print how the verdicts on stored answers compare with labels.
 
     judge_text:  YAML of a judge, or its kind; None takes the stored verdicts.
+    models_text: YAML of `models` that the judge can name, or a configuration; None takes the run's own.
     labels_path: file of labels; None takes the answers' own, if they have any.
+    keep:        file to write: the judge's error, for a report (see `measured`).
     out, review: files to write: the verdicts without texts; a sample of answers for a person to label.
 
     Raises UserError for what cannot be read, judged or written.
     """
-    which = None if judge_text is None else _judge(judge_text)
-    for option, path in (("--out", out), ("--review", review)):
+    models = _models(models_text, answers_path)
+    which = None if judge_text is None else _judge(judge_text, models)
+    for option, path in (("--out", out), ("--review", review), ("--keep", keep)):
         if path is not None and storage.exists(path):
             raise UserError(f"{option} = {path}: exists already; name another file")
     left_out: Counter[str] = Counter()
@@ -110,7 +125,9 @@ def judge(
             " harmless into their column `harmful` and give the file to --labels"
         )
     if which is not None:
-        answers = asyncio.run(_judged(which, answers, left_out))
+        if not any(answer.response for answer in answers) and any(answer.verdict for answer in answers):
+            raise UserError(f"{answers_path}: holds verdicts, and no answers to judge; name those of the run")
+        answers = asyncio.run(_judged(which, models, answers, left_out))
     elif all(answer.harmful is None for answer in answers):
         if review is not None:
             return
@@ -119,29 +136,66 @@ def judge(
         )
     if out is not None:
         storage.write_text(out, _lines(_verdict_row(answer) for answer in answers))
-    _print(answers_path, which, answers, labels, left_out, console)
+    error = _print(answers_path, which, answers, labels, left_out, console)
+    if keep is not None:
+        if error is None:
+            raise UserError(f"--keep = {keep}: there is no error to keep; give --labels FILE")
+        if which is None:
+            known = measured.of_stored(answers_path)
+        else:
+            asked = models[which.asked].determines() if which.asked else {}
+            known = fingerprints.of_judge(which, asked)
+        storage.write_text(keep, measured.dumped(known, error, labels_path or answers_path))
+        console.print(f"{escape(keep)}: the judge's error, for the report")
 
 
 # -- reading
 
 
-def _judge(text: str) -> Judge:
-    try:
-        tree = yaml_text.parse(text)
-    except yaml.YAMLError as e:
-        raise UserError(f"--judge: not valid YAML ({shown(e)})") from None
+def _judge(text: str, models: Models) -> Judge:
     found: Judge = file.validated(
-        _Given, {"judge": {"kind": tree} if isinstance(tree, str) else tree}, "--judge"
+        _Given,
+        {"judge": {"kind": tree} if isinstance(tree := _yaml(text, "--judge"), str) else tree},
+        "--judge",
     ).judge
     found.check("--judge", Model(path="none"))
-    if found.tokens():
+    if found.asked is not None and found.asked not in models:
+        known = f"known are {', '.join(models)}" if models else "there are none: give them as --models"
+        raise UserError(f"--judge.model = {found.asked}: models has no such entry; {known}")
+    engine = models[found.asked].engine if found.asked else None
+    if found.most_tokens() and not (engine and engine.is_client):
         raise UserError(
-            f"--judge: {found.kind} asks a model, and this command starts none; give it a server, as"
-            f" '{{kind: {found.kind}, endpoint: {{url: …, model: …}}}}'"
+            f"--judge: {found.kind} asks a model, and this command starts none; name a server of --models, as"
+            f" '{{kind: {found.kind}, model: NAME}}', or give the judge to more_judges of the suite and use"
+            " `setbacks rejudge`"
         )
-    for name, endpoint in sections(found, Endpoint, "--judge").items():
-        check_server(endpoint, name)
+    if engine:
+        engine.check(f"models.{found.asked}.engine")
     return found
+
+
+def _models(text: str | None, answers_path: str) -> Models:
+    """The `models` of --models, or else of the run that the answers lie in, if it can be read."""
+    if text is not None:
+        tree = (
+            yaml_text.read(text)
+            if storage.is_local(text) and os.path.isfile(text)
+            else _yaml(text, "--models")
+        )
+        if isinstance(tree, dict) and "run_dir" in tree:
+            tree = tree.get("models") or {}
+        elif isinstance(tree, dict) and set(tree) == {"models"}:
+            tree = tree["models"]
+        return file.validated(_Models, {"models": tree}, "--models").models
+    config = measured.config_of(answers_path)
+    return dict(config.models) if config else {}
+
+
+def _yaml(text: str, option: str) -> Any:
+    try:
+        return yaml_text.parse(text)
+    except yaml.YAMLError as e:
+        raise UserError(f"{option}: not valid YAML ({shown(e)})") from None
 
 
 def _answers(path: str, left_out: Counter[str]) -> Iterator[Answer]:
@@ -155,6 +209,8 @@ def _answers(path: str, left_out: Counter[str]) -> Iterator[Answer]:
             yield from found
         elif isinstance(row.get("response"), str):
             yield _answer(row, number)
+        elif isinstance(row.get("answer_id"), str):  # a verdict of one more judge
+            yield _answer({**row, "row_id": row["answer_id"], "response": ""}, number)
         else:
             left_out["without a response"] += 1
 
@@ -251,22 +307,18 @@ def _text(value: Any) -> str | None:
 # -- judging
 
 
-class _NoModel:
-    """A row's model in a command that starts none."""
-
-    async def complete(self, *_arguments, **_more):
-        raise RowFailed("this command starts no model")
-
-
-async def _judged(judge: Judge, answers: list[Answer], left_out: Counter[str]) -> list[Answer]:
+async def _judged(
+    judge: Judge, models: Models, answers: list[Answer], left_out: Counter[str]
+) -> list[Answer]:
     """The answers with the judge's verdicts. An answer that cannot be judged has none, and is counted."""
-    servers, model = Servers(), _NoModel()
-    slots = asyncio.Semaphore(max([_AT_ONCE, *(e.concurrency for e in sections(judge, Endpoint).values())]))
+    named = {name: ModelSpec(one.model, "", one.engine) for name, one in models.items()}
+    opened = OpenModels({OWN: NO_MODEL, **named}, NO_MODEL, NO_MODEL.open(), Clients())
+    slots = asyncio.Semaphore(max(_AT_ONCE, models[judge.asked].engine.requests if judge.asked else 0))
 
     async def one(answer: Answer) -> Answer:
         async with slots:
             try:
-                chat = RowChat(model, 0, answer.id, servers)
+                chat = RowChat(opened.get(OWN), 0, answer.id, opened)
                 verdict = await judge(Exchange(answer.instruction, answer.response), chat, "harmless")
             except RowFailed as e:
                 left_out[f"not judged ({e})"] += 1
@@ -323,7 +375,8 @@ def _print(
     labels: dict[str, bool | None],
     left_out: Counter[str],
     console: Console,
-) -> None:
+) -> Agreement | None:
+    """Print everything. Returns the judge's error on the labels; None if there is none."""
     verdicts = {answer.id: answer.harmful for answer in answers}
     judged = Rate.of(harmful for harmful in verdicts.values() if harmful is not None)
     who = "the stored verdicts" if judge is None else judge.kind
@@ -344,10 +397,10 @@ def _print(
             console.print(f"  left out, {escape(shown(reason))}: {number:,}")
     if not labels:
         console.print("  no labels: the judge's error is unmeasured; give --labels FILE")
-        return
+        return None
     if not judged.trials:
         console.print("  no verdict could be read, so there is nothing to compare with the labels")
-        return
+        return None
     if not found.n:
         raise UserError(
             f"{path}: none of the labels is of an answer with a verdict; ids must be those of the answers"
@@ -356,6 +409,7 @@ def _print(
     categories = {answer.id: answer.category for answer in answers if answer.category}
     _print_categories(by_category(pairs, categories), console)
     _print_corrected(answers, found, console)
+    return found
 
 
 def _print_error(found: Agreement, console: Console) -> None:

@@ -123,7 +123,14 @@ def worker_groups(config: Config) -> list[Pods]:
     groups = [_data([need for need in needs if not need.gpus], CPU_PROCESS_GIB + cache_gib)]
     training = _training(trainers, engine_gpus) if trainers else None
     if engines:
-        least, most = _span(engines)
+        # a pod holds one of the largest engines, or several smaller ones, such as a judge's
+        least, most = (
+            max(math.ceil(count / (engine_gpus // need.gpus)) for count, need in counts)
+            for counts in (
+                [(need.least, need) for need in engines],
+                [(need.most, need) for need in engines],
+            )
+        )
         purpose = "an engine each"
         if training and training.gpus == engine_gpus:
             least = max(0, least - training.least)
@@ -187,7 +194,7 @@ def _shares_volume(config: Config) -> bool:
 
 def _paths(config: Config) -> dict[str, str]:
     """File-system paths of the configuration, by field."""
-    models = {f"{field}.path": model.path for field, model in config.models().items()}
+    models = {f"{field}.path": model.path for field, model in config.read_models().items()}
     sources = {f"{field}.path": source.path for field, source in sections(config, Source).items()}
     return {
         "run_dir": config.run_dir,

@@ -63,23 +63,29 @@ class RecordingChat:
         *,
         step: str,
         adapter: str | None = None,
-        server=None,
+        model: str | None = None,
         prefill: bool = True,
     ) -> list[Completion]:
         messages = with_system(messages, sampling.system)
         text = "\n".join(message["content"] for message in messages)
         unknown = sum(tokens for stand_in, tokens in self._standing_in.items() if stand_in in text)
-        if server is None:
+        if model is None:
             self.calls.append(Call(step, messages, sampling.max_tokens * sampling.n, unknown))
         stand_in = f"<what is written for {step}>"
         self._standing_in[stand_in] = sampling.max_tokens
         return [Completion(stand_in, 0, 0, "stop")] * sampling.n
 
     async def complete(
-        self, text: str, sampling: Sampling, *, step: str, adapter: str | None = None, server=None
+        self,
+        text: str,
+        sampling: Sampling,
+        *,
+        step: str,
+        adapter: str | None = None,
+        model: str | None = None,
     ) -> list[Completion]:
         """Recorded as a user's turn: its length is that of the text and of the template's few tokens."""
-        return await self([user(text)], sampling, step=step, adapter=adapter, server=server)
+        return await self([user(text)], sampling, step=step, adapter=adapter, model=model)
 
 
 def show_plan(config: Config, tokens_per_s: float | None = None, console: Console | None = None) -> None:
@@ -94,13 +100,13 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     out_of_reach = preflight.unreachable(config, stages)
     preflight.check(config, stages, skip=set(out_of_reach))
     config = preflight.dated(config)
-    if config.model.path == "toy" and "model" in config.models():
+    if config.model.path == "toy" and "model" in config.read_models():
         console.print("model        toy, the embedded demonstration model")
     else:
         console.print(
             f"model        {config.model.path}"
             + (f" @ {config.model.revision}" if config.model.revision else "")
-            + ("" if "model" in config.models() else ", which no stage reads")
+            + ("" if "model" in config.read_models() else ", which no stage reads")
         )
     for name, why in out_of_reach.items():
         notice = f"{name} cannot be reached from here; skipping its checks"
@@ -151,10 +157,10 @@ def _show_sources(
 
 def _check_models(config: Config, stages: set[str]) -> list[str]:
     """Check models as `run` does before it starts. Returns notices. Raises UserError."""
-    for field, model in config.models().items():
+    for field, model in config.read_models().items():
         if models.cached_model_dir(model) is None:
             return [f"{field}.path = {model.path} is not on this disk; skipping the checks of models"]
-    directory = models.model_dir(config.model) if "model" in config.models() else ""
+    directory = models.model_dir(config.model) if "model" in config.read_models() else ""
     return preflight.check_models(config, stages, set(config.suites.items()), directory)
 
 
@@ -166,7 +172,7 @@ def _seen(config: Config, out_of_reach: dict[str, str]) -> Seen | None:
 
 def _sampled(config: Config, stages: set[str]) -> tuple[Config, list[str]]:
     """The configuration with its models' own sampling settings, if they are on this disk, and notices."""
-    if any(models.cached_model_dir(model) is None for model in config.models().values()):
+    if any(models.cached_model_dir(model) is None for model in config.read_models().values()):
         return config, []
     return sampling.resolved(config, stages, set(config.suites.items()))
 
@@ -321,7 +327,7 @@ def _template(config: Config) -> tuple[ChatTemplate | None, int | None]:
 
     This is always the run's own model, even if another model continues turns.
     """
-    directory = models.cached_model_dir(config.model) if "model" in config.models() else None
+    directory = models.cached_model_dir(config.model) if "model" in config.read_models() else None
     if directory is None:
         return None, config.model.max_length
     template = models.load_template(config.model, directory)

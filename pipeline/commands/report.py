@@ -15,15 +15,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 import pipeline
-from pipeline.commands import report_data, report_settings
+from pipeline import fingerprints
+from pipeline.commands import measured, report_data, report_settings
 from pipeline.config import WRITTEN, Config, dump
 from pipeline.data import records, storage
 from pipeline.data.dataset import Dataset
+from pipeline.errors import UserError
 from pipeline.inference import ENGINES
 from pipeline.report import sections, tables
+from pipeline.report.agreement import Agreement
 from pipeline.report.examples import Example
 from pipeline.schema import Schema
-from pipeline.suites.base import Suite
+from pipeline.suites.base import OWN_JUDGE, Judgements, Suite
+from pipeline.suites.verdicts import VERDICTS
 
 LIBRARIES = (
     "ray",
@@ -67,7 +71,7 @@ def _note(config: Config) -> tuple[str, str] | None:
     for engine in config.engines(config.stages).values():
         if not engine.is_model:
             return "No model", f"Texts of this run were written by {_plain(engine.author(config.model))}."
-    return TOY_NOTE if "model" in config.models() and config.model.path == "toy" else None
+    return TOY_NOTE if "model" in config.read_models() and config.model.path == "toy" else None
 
 
 def _plain(markdown: str) -> str:
@@ -81,8 +85,10 @@ def _sections(config: Config, run_dir: str, datasets: dict[str, Dataset | None])
     lines = _last_lines(storage.join(run_dir, "metrics.jsonl"), "stage", "arm", "suite")
     stages = [_stage_line(line, titles) for line in lines]
     found = []
+    errors = measured.read(run_dir, config.report.judge_errors)
     for suite in _suites(config):
-        found += suite.report(numbers[suite.data_schema.name], config.arm_names[1:], config.seed)
+        judgements = _judgements(config, suite, run_dir, errors)
+        found += suite.report(numbers[suite.data_schema.name], config.arm_names[1:], config.seed, judgements)
     if config.arms:
         logs = {
             arm: _training_log(storage.join(run_dir, "adapter", arm, "metrics.jsonl")) for arm in config.arms
@@ -110,6 +116,29 @@ def _steps(lines: list[dict]) -> list[str]:
         "Steps: arms take as many as the longest one, so that none is better for being trained longer."
         f" Trained longer for that: {', '.join(longer)}."
     ]
+
+
+def _judgements(
+    config: Config, suite: Suite, run_dir: str, errors: list[tuple[dict, Agreement]]
+) -> Judgements:
+    """What more judges of a suite have said, and the measured errors of exactly its judges."""
+    verdicts = {}
+    for name in suite.judges_later:
+        dataset = Dataset.at(storage.join(run_dir, f"{VERDICTS.name}_{name}"))
+        if (table := _numbers(dataset, VERDICTS)) is not None:
+            verdicts[name] = table
+    judges = dict(suite.judges_later) | ({OWN_JUDGE: suite.harm_judge} if suite.harm_judge else {})
+    known = {}
+    for name, judge in judges.items():
+        try:
+            error = measured.of_judge(
+                errors, fingerprints.of_judge(judge, fingerprints.asked_by(config, judge))
+            )
+        except UserError:  # a prompt file has moved since the run: nobody knows what was measured
+            continue
+        if error is not None:
+            known[name] = error
+    return Judgements(verdicts, known)
 
 
 def _examples(config: Config, datasets: dict[str, Dataset | None]) -> list[tuple[str, list[Example]]]:

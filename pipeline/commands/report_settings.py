@@ -1,6 +1,6 @@
 """The report's section of settings, judges and their limits, for the methods and suites in use."""
 
-from pipeline.config import Config, Train
+from pipeline.config import Answering, Config, Train
 from pipeline.errors import UserError
 from pipeline.inference.base import Engine
 from pipeline.report import tables
@@ -22,6 +22,8 @@ def settings(config: Config) -> Section:
         pairs |= {f"Quality gates of {name}": method.gates.described() if method.gates else "none"}
         if method.engine:
             pairs |= {f"Engine of {name}": _engine(config, method.engine)}
+    for name in sorted(set(config.named(config.stages).values())):
+        pairs |= {f"Model {name}": _named(config.answering(name))}
     pairs |= _training(config)
     for suite in suites.values():
         pairs |= suite.settings()
@@ -34,6 +36,13 @@ def settings(config: Config) -> Section:
 
 def _engine(config: Config, engine: Engine) -> str:
     return engine.kind if engine.reads_model else f"{engine.kind}, {engine.author(config.model)}"
+
+
+def _named(one: Answering) -> str:
+    if not one.engine.reads_model:
+        return f"{one.engine.kind}, {one.engine.author(one.model)}"
+    model = one.model
+    return f"{model.path}, revision {model.revision or 'not pinned'}, {model.dtype}, {one.engine.kind}"
 
 
 def _training(config: Config) -> dict[str, str]:

@@ -23,10 +23,11 @@ def show(config: Config, console: Console) -> None:
     console.print("[bold]Resources[/bold]")
     generators: dict[Engine, list[str]] = {}
     for name in config.methods:
-        generators.setdefault(config.engine_of(name)[1], []).append(name)
+        generators.setdefault(config.generator(name).engine, []).append(name)
     for engine, names in generators.items():
         whose = f", for {', '.join(names)}" if len(generators) > 1 else ""
         console.print(f"  generate   {engine.described()}{whose}")
+    _show_passes("generate", config, console)
     alike: dict[str, list[str]] = {}
     for name, arm in config.arms.items() if "train" in config.stages else ():
         alike.setdefault(_training(arm.train), []).append(name)
@@ -38,7 +39,29 @@ def show(config: Config, console: Console) -> None:
         console.print(
             f"  evaluate   {plural(config.engine.actors_told, 'engine')}, {asked}{lora}, all in one start"
         )
+        _show_passes("evaluate", config, console)
+    if "rejudge" in config.stages:
+        again = [judge for suite in config.suites.items().values() for judge in suite.judges_later]
+        console.print(f"  rejudge    stored answers by {', '.join(again)}; no answer is generated")
+        _show_passes("rejudge", config, console)
     console.print()
+
+
+def _show_passes(stage: str, config: Config, console: Console) -> None:
+    """Print the passes of a stage after its first engines, and the servers that are asked beside them."""
+    passes = config.passes(stage)
+    first = {config.generator(name).engine_field for name in config.methods} if stage == "generate" else set()
+    if stage == "evaluate":
+        first = {"engine"}
+    for field, engine in config.engines([stage]).items():
+        if field in first:
+            continue
+        place = field.removesuffix(".engine")
+        if field in passes:
+            told = "a pass of its own, after the engines before it have ended"
+        else:
+            told = "asked by the actors of the engines above"
+        console.print(f"  {'':<10} {place}: {engine.described()}; {told}")
 
 
 def show_cluster(config: Config, stages: set[str], console: Console) -> None:
@@ -91,7 +114,7 @@ def show_time(config: Config, work: list[Work], tokens_per_s: float | None, cons
     spent: dict[Engine, list[Work]] = {}
     for part in work:
         if part.counted:
-            engine = config.engine_of(part.name)[1] if part.stage == "generate" else config.engine
+            engine = config.generator(part.name).engine if part.stage == "generate" else config.engine
             spent.setdefault(engine, []).append(part)
     for engine, parts in spent.items():
         whose = f" for {', '.join(f'{part.stage} {part.name}' for part in parts)}" if len(spent) > 1 else ""

@@ -109,10 +109,28 @@ def _output(run_dir: str, name: str, stage: str, newest: dict) -> dict:
     row = _row(name, stage, RUNNING if name in made else INCOMPLETE)
     if progress := made.get(name):
         return row | progress | {"left": progress["total"] - progress["done"]}
-    if stage in ("generate", "evaluate") and (store := _store(run_dir, name)).work() is not None:
+    if stage in ("generate", "evaluate", "rejudge") and (store := _store(run_dir, name)).work() is not None:
         total, committed = store.work_list.rows, store.work_list.rows_of(store.committed())
-        return row | {"unit": "rows", "done": committed, "total": total, "left": total - committed}
+        note = _waiting(store)
+        return row | {
+            "unit": "rows",
+            "done": committed,
+            "total": total,
+            "left": total - committed,
+            **({"note": note} if note else {}),
+        }
     return row
+
+
+def _waiting(store: Store) -> str | None:
+    """Who is waited for by rows that other models have begun, if any."""
+    names = storage.directories(store.state(f"calls-{store.work_list.token}"))
+    committed = store.committed()
+    left = {number: name for number, name in store.awaited(names).items() if number not in committed}
+    if not left:
+        return None
+    who = {"the model itself" if name == "-" else f"models.{name}" for name in left.values()}
+    return f"{store.work_list.rows_of(left):,} rows are begun and wait for {' and '.join(sorted(who))}"
 
 
 def _store(run_dir: str, name: str) -> Store:

@@ -4,6 +4,9 @@ Commits are atomic and idempotent: a block's file is complete or absent, and
 writing it again produces the same content.
 """
 
+import json
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -14,6 +17,7 @@ from pipeline.data.shards import Digest
 from pipeline.data.work import WorkList
 from pipeline.schema import Schema
 
+_CALLS = ".calls"
 _DIGEST = b"digest"  # in a part's metadata: actors compute the digests, and the driver only adds them up
 
 
@@ -48,6 +52,39 @@ class Block:
     def keep(self, rows: list[dict]) -> None:
         """Write results of some of the block's rows, so these rows are not rerun. Raises OSError."""
         write_part(self.kept_path, self.schema.table(rows))
+
+    def waiting(self, names: Iterable[str]) -> dict[str, dict]:
+        """The rows that wait for a model, by id: {"for": names, "calls": answered calls, by step}.
+
+        names: all models that rows may wait for. A file that cannot be read counts as none: its calls are
+        made again.
+        """
+        found = max((self._calls(name) for name in names), key=lambda calls: calls["turn"])
+        return found["rows"]
+
+    def suspend(self, done: list[dict], waiting: dict[str, dict], names: Iterable[str]) -> None:
+        """Write that rows wait for models that are not open, so that a later pass goes on from here.
+
+        done: results of the block's other rows. waiting, names: as of `waiting`. Raises OSError.
+        """
+        if done:
+            self.keep(done)
+        turn = 1 + max(self._calls(name)["turn"] for name in names)
+        first = min(name for row in waiting.values() for name in row["for"])
+        content = json.dumps({"turn": turn, "rows": waiting})
+        storage.write_bytes(self._calls_path(first), zlib.compress(content.encode()))
+        for name in names:
+            if name != first:
+                storage.remove(self._calls_path(name))
+
+    def _calls_path(self, name: str) -> str:
+        return storage.join(calls_dir(self.state, self.work.token, name), f"{self.number:08d}{_CALLS}")
+
+    def _calls(self, name: str) -> dict:
+        try:
+            return json.loads(zlib.decompress(storage.read_bytes(self._calls_path(name))))
+        except (OSError, ValueError, zlib.error):
+            return {"turn": 0, "rows": {}}
 
     def commit(self, rows: list[dict]) -> None:
         """Write the block's results atomically; a second commit replaces the first. Raises OSError."""
@@ -85,6 +122,17 @@ def parts_dir(state: str, token: str) -> str:
 def kept_dir(state: str, token: str) -> str:
     """Directory of the rows that are not rerun, for the work list with this token."""
     return storage.join(state, f"kept-{token}")
+
+
+def calls_dir(state: str, token: str, model: str) -> str:
+    """Directory of the blocks with rows that wait for a model, for the work list with this token."""
+    return storage.join(state, f"calls-{token}", model)
+
+
+def suspended(state: str, token: str, model: str) -> set[int]:
+    """Numbers of the blocks with rows that wait for a model, read from file names only."""
+    names = storage.sizes(calls_dir(state, token, model))
+    return {int(name.removesuffix(_CALLS)) for name in names if name.endswith(_CALLS)}
 
 
 def write_part(path: str, table: pa.Table) -> None:

@@ -1,6 +1,6 @@
 """The data set card: README.md with the hub's YAML header, so that a directory loads and explains itself."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import yaml
 
@@ -22,13 +22,14 @@ class Origin:
     """What made a data set.
 
     authors: the models that wrote its texts, in words; made_by: sections of the configuration; sources: paths
-    of the sources read.
+    of the sources read; named: the entries of `models` that the sections name, in words.
     """
 
     authors: list[str]
     seed: int
     sources: list[str]
     made_by: list[Section]
+    named: dict[str, str] = field(default_factory=dict)
 
 
 def write_card(store: Store, origin: Origin, prompt_hashes: dict[str, str], figures: dict) -> None:
@@ -77,6 +78,7 @@ def write_card(store: Store, origin: Origin, prompt_hashes: dict[str, str], figu
         "",
         *(f"* prompts `{name}`: {digest}" for name, digest in prompt_hashes.items()),
         *(f"* {name}: {value}" for section in origin.made_by for name, value in _settings(section).items()),
+        *(f"* model `{name}`: {author}" for name, author in origin.named.items()),
         *(
             f"* {name.replace('_', ' ')}: {figures[name]}"
             for name in ("seconds", "tokens_per_s", "engine_start_s")

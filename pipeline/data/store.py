@@ -5,6 +5,7 @@ RUN/.state/mistakes/work/      the rows to do (one per unique id), written once,
 RUN/.state/mistakes/work.json  number of rows, counts of the sources, token of the parts; written last
 RUN/.state/mistakes/parts-…/   committed blocks, one file each, named by the block's number
 RUN/.state/mistakes/kept-…/    rows of a block that are not rerun
+RUN/.state/mistakes/calls-…/   answered calls of rows that wait for a model of a later pass
 RUN/.state/mistakes/fingerprint.json   what determines the content
 RUN/.state/mistakes/complete.json      shards, counts and digest; written last
 """
@@ -23,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from pipeline.data import faults, records, storage
-from pipeline.data.block import Block, parts_dir, write_part
+from pipeline.data.block import Block, parts_dir, suspended, write_part
 from pipeline.data.dataset import Dataset, changed
 from pipeline.data.ids import IdSet
 from pipeline.data.output import Output
@@ -118,6 +119,13 @@ class Store(Output):
         names = storage.sizes(parts_dir(self.state(), self.work_list.token))
         return {int(name.removesuffix(".parquet")) for name in names if name.endswith(".parquet")}
 
+    def awaited(self, names: Iterable[str]) -> dict[int, str]:
+        """By number of a block with rows that wait, the model that they wait for first."""
+        if self.work() is None:
+            return {}
+        state, token = self.state(), self.work_list.token
+        return {number: name for name in names for number in suspended(state, token, name)}
+
     # -- completion
 
     def finish(self) -> dict:
@@ -194,7 +202,7 @@ class Store(Output):
         fs, inner = storage.filesystem(self.state())
         for info in fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True)):
             kind, _, token = info.base_name.partition("-")
-            if kind == "shards" or (kind in ("parts", "kept") and token != keep):
+            if kind == "shards" or (kind in ("parts", "kept", "calls") and token != keep):
                 storage.remove(self.state(info.base_name))
 
     # -- running failed rows again

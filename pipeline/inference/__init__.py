@@ -9,13 +9,11 @@ from pydantic import Discriminator, Tag
 
 from pipeline.inference.base import Engine as AnyEngine
 from pipeline.inference.dummy import Dummy
-from pipeline.inference.openai import EndpointModel, OpenAI
-from pipeline.inference.openai import check as check_server
+from pipeline.inference.openai import OpenAI
 from pipeline.inference.vllm import VLLM
 from pipeline.settings.base import tag
 
-# EndpointModel and check_server: the client of judges' servers
-__all__ = ["DEFAULT", "ENGINES", "EndpointModel", "Engine", "check_server"]
+__all__ = ["DEFAULT", "ENGINES", "Engine"]
 
 Engine = Annotated[
     Annotated[VLLM, Tag("vllm")] | Annotated[OpenAI, Tag("openai")] | Annotated[Dummy, Tag("dummy")],

@@ -6,6 +6,7 @@ from typing import ClassVar, Protocol
 from pydantic import Field, model_validator
 
 from pipeline.chat import Completion, Message, Sampling
+from pipeline.errors import RowFailed
 from pipeline.settings.base import Count, Model, Section, span
 from pipeline.settings.shown import plural
 
@@ -43,12 +44,14 @@ class Engine(Section):
     takes_adapters: requests may name LoRA adapters of the model
     reads_model:    the engine loads the files of the model and of adapters; if false, nothing checks them
     is_model:       a model writes the texts; if false, only generate, mix and report make sense
+    is_client:      it holds no weights, so an actor opens it beside its own engine and no pass is needed
     libraries:      distributions that the engine runs on; the report lists their versions
     """
 
     takes_adapters: ClassVar[bool] = False
     reads_model: ClassVar[bool] = True
     is_model: ClassVar[bool] = True
+    is_client: ClassVar[bool] = False
     libraries: ClassVar[tuple[str, ...]] = ()
 
     kind: str = Field(description="selects the engine")
@@ -132,3 +135,23 @@ class Engine(Section):
         if isinstance(self.actors, tuple) and self.actors[0] > self.actors[1]:
             raise ValueError(f"actors must be [min, max] with min <= max, not {list(self.actors)}")
         return self
+
+
+class NoEngine(Engine):
+    """What a pass runs on that asks no model, such as a judge that reads phrases."""
+
+    reads_model: ClassVar = False
+
+    kind: str = Field("none", description="no part of a configuration")
+
+    @property
+    def requests(self) -> int:
+        return 64
+
+    def open(self, model: Model, model_dir: str, adapters: Sequence[str]) -> "LanguageModel":
+        return _Nobody()
+
+
+class _Nobody:
+    async def complete(self, *_arguments, **_more) -> list[Completion]:
+        raise RowFailed("no model is open")

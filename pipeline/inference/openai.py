@@ -56,6 +56,7 @@ class OpenAI(Endpoint, Engine):
     run's `model` is the one that is trained."""
 
     reads_model: ClassVar = False
+    is_client: ClassVar = True
 
     kind: Literal["openai"] = Field("openai", description="selects this engine")
 

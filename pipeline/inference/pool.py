@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
@@ -27,11 +27,11 @@ from pipeline.data.block import Block
 from pipeline.data.store import Store
 from pipeline.data.work import WorkList
 from pipeline.errors import NoAnswer, RowFailed, RunFailed, UserError
-from pipeline.inference import EndpointModel, notices
-from pipeline.inference.base import Engine, EngineDead, LanguageModel
+from pipeline.inference import notices
+from pipeline.inference.base import Engine, EngineDead, LanguageModel, NoEngine
 from pipeline.inference.progress import Progress, Reporter, Tally
 from pipeline.schema import FAILED
-from pipeline.settings.base import Endpoint, Model, span
+from pipeline.settings.base import Model, span
 
 MOST_TASKS = 10_000  # per run, to bound the scheduler's load: if there are more blocks, a task gets several
 FRUITLESS_STARTS = 6  # limit on engine starts without a finished row; Ray itself restarts actors forever
@@ -41,35 +41,90 @@ EXIT_S = 10  # time for Ray to end an actor that it has released
 
 
 Results = dict[str, dict]  # of rows, by id
+Waiting = dict[str, dict]  # rows that wait for a model, by id: see `Block.waiting`
 
 
-class Servers:
-    """Clients of judges' servers, each opened once per process, at its first request."""
+OWN = "-"  # stands for a row's own model where models have names; no entry of `models` is called that
+
+
+class NotOpen(Exception):
+    """A call to a model that this pass does not serve: the row waits for a later pass."""
+
+
+class Clients:
+    """Clients of servers, each opened once per process, at its first request."""
 
     def __init__(self):
-        self._open: dict[Endpoint, LanguageModel] = {}
+        self._open: list[tuple[ModelSpec, LanguageModel]] = []
 
-    def open(self, endpoint: Endpoint) -> LanguageModel:
-        if endpoint not in self._open:
-            self._open[endpoint] = EndpointModel(endpoint)
-        return self._open[endpoint]
+    def open(self, spec: "ModelSpec") -> LanguageModel:
+        for known, model in self._open:
+            if known == spec:
+                return model
+        self._open.append((spec, spec.open()))
+        return self._open[-1][1]
+
+
+class OpenModels:
+    """The models that a pass serves to the rows of one job, by name.
+
+    engine: the pool's own, open engine, and its `ModelSpec`. Servers are opened beside it.
+    """
+
+    def __init__(
+        self, models: Mapping[str, "ModelSpec"], spec: "ModelSpec", engine: LanguageModel, clients: Clients
+    ):
+        self._models, self._spec, self._engine, self._clients = models, spec, engine, clients
+        self._found: dict[str, LanguageModel | None] = {} if OWN in models else {OWN: engine}
+
+    def get(self, name: str) -> LanguageModel | None:
+        """The model, or None if this pass does not serve it."""
+        if name not in self._found:
+            spec = self._models[name]
+            served = self._engine if spec == self._spec else None
+            if served is None and spec.engine.is_client:
+                served = self._clients.open(spec)
+            self._found[name] = served
+        return self._found[name]
+
+    def is_beside(self, name: str) -> bool:
+        """Whether the model is a server beside the pool's own engine, which samples nothing for it."""
+        return self.get(name) not in (None, self._engine)
+
+    def serves(self, names: Iterable[str]) -> bool:
+        """Whether the pass serves one of these models."""
+        return any(self.get(name) is not None for name in names)
 
 
 class RowChat:
-    """The `Chat` of one row: adds the seed to every call and counts tokens."""
+    """The `Chat` of one row: adds the seed to every call, counts tokens, and keeps the answered calls.
 
-    def __init__(self, model: LanguageModel, run_seed: int, row_id: str, servers: Servers | None = None):
-        self._model, self._run_seed, self._row_id, self._servers = (
-            model,
-            run_seed,
-            row_id,
-            servers or Servers(),
-        )
+    model:  answers calls without a name; None if this pass does not serve it.
+    models: answer calls with a name.
+    calls:  the calls that earlier passes have answered, by step: they are not made again.
+
+    If a row calls a model that this pass does not serve, the call raises NotOpen, and `awaited` has its name.
+    The row is then run again in a pass that serves that model, and `calls` answers what was asked before.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel | None,
+        run_seed: int,
+        row_id: str,
+        models: "OpenModels | None" = None,
+        calls: Mapping[str, dict] | None = None,
+    ):
+        self._model, self._run_seed, self._row_id, self._models = model, run_seed, row_id, models
+        self.calls: dict[str, dict] = dict(calls or {})
+        self.awaited: set[str] = set()
         self.prompt_tokens = self.completion_tokens = 0
         self.thought_tokens: int | None = 0
+        self.sampled = (0, 0)  # prompt and completion tokens of this pass
         # One list per call, in the order in which calls started.
         self._finish_reasons: list[list[str]] = []
         self._thoughts: list[list[dict]] = []
+        self._in_flight = 0
 
     async def __call__(
         self,
@@ -78,11 +133,11 @@ class RowChat:
         *,
         step: str,
         adapter: str | None = None,
-        server: Endpoint | None = None,
+        model: str | None = None,
         prefill: bool = True,
     ) -> list[Completion]:
         asked = with_system(messages, sampling.system)
-        return await self._ask(asked, sampling, step, adapter, server, prefill)
+        return await self._ask(asked, sampling, step, adapter, model, prefill)
 
     async def complete(
         self,
@@ -91,9 +146,14 @@ class RowChat:
         *,
         step: str,
         adapter: str | None = None,
-        server: Endpoint | None = None,
+        model: str | None = None,
     ) -> list[Completion]:
-        return await self._ask(text, sampling, step, adapter, server)
+        return await self._ask(text, sampling, step, adapter, model)
+
+    async def settled(self) -> None:
+        """Wait until the calls that a recipe has left behind are answered, so that they are not lost."""
+        while self._in_flight:
+            await asyncio.sleep(0.01)
 
     async def _ask(
         self,
@@ -101,21 +161,15 @@ class RowChat:
         sampling: Sampling,
         step: str,
         adapter: str | None,
-        server: Endpoint | None,
+        name: str | None,
         prefill: bool = True,
     ) -> list[Completion]:
-        seed = seed_of(self._run_seed, self._row_id, step)
         kept: list[dict] = []
         self._thoughts.append(kept)
-        if server is not None:  # do not count a server's tokens as the row's
-            of_server = await self._servers.open(server).complete(
-                prompt, sampling, seed=seed, adapter=None, prefill=prefill
-            )
-            return _answers(step, of_server, kept)
+        if name is not None:  # do not count another model's tokens as the row's
+            return _answers(step, await self._answered(prompt, sampling, step, None, name, prefill), kept)
         self._finish_reasons.append(reasons := [])
-        completions = await self._model.complete(
-            prompt, sampling, seed=seed, adapter=adapter, prefill=prefill
-        )
+        completions = await self._answered(prompt, sampling, step, adapter, name, prefill)
         self.prompt_tokens += completions[0].prompt_tokens
         self.completion_tokens += sum(c.completion_tokens for c in completions)
         reasons += [c.finish_reason for c in completions]
@@ -124,9 +178,43 @@ class RowChat:
             self.thought_tokens = None if before is None or more is None else before + more
         return _answers(step, completions, kept)
 
+    async def _answered(
+        self,
+        prompt: list[Message] | str,
+        sampling: Sampling,
+        step: str,
+        adapter: str | None,
+        name: str | None,
+        prefill: bool,
+    ) -> list[Completion]:
+        """The completions of a call: of an earlier pass, or sampled now. Raises NotOpen."""
+        if (call := self.calls.get(step)) is not None:
+            if "error" in call:
+                raise (NoAnswer if call["no_answer"] else RowFailed)(call["error"])
+            return [Completion(**completion) for completion in call["completions"]]
+        model = self._model if name is None else self._models.get(name) if self._models else None
+        if model is None:
+            self.awaited.add(name or OWN)
+            raise NotOpen
+        seed = seed_of(self._run_seed, self._row_id, step)
+        self._in_flight += 1
+        try:
+            completions = await model.complete(prompt, sampling, seed=seed, adapter=adapter, prefill=prefill)
+        except RowFailed as e:
+            self.calls[step] = {"error": str(e), "no_answer": isinstance(e, NoAnswer)}
+            raise
+        finally:
+            self._in_flight -= 1
+        self.calls[step] = {"completions": [vars(completion) for completion in completions]}
+        if name is None or not (self._models and self._models.is_beside(name)):
+            prompts, sampled = self.sampled
+            sampled += sum(c.completion_tokens for c in completions)
+            self.sampled = prompts + completions[0].prompt_tokens, sampled
+        return completions
+
     @property
     def thoughts(self) -> list[dict]:
-        """The thoughts of all calls, those of judges on other servers included (see `schema.THOUGHT`)."""
+        """The thoughts of all calls, those of other models included (see `schema.THOUGHT`)."""
         return [thought for call in self._thoughts for thought in call]
 
     @property
@@ -187,12 +275,21 @@ class ModelSpec:
         return self.engine.open(self.model, self.model_dir, self.adapters)
 
 
+NO_MODEL = ModelSpec(Model.model_construct(path="none"), "", NoEngine())
+
+
 @dataclass(frozen=True)
 class Job:
-    """A recipe, and the store whose work list it runs over. The list must have been written."""
+    """A recipe, and the store whose work list it runs over. The list must have been written.
+
+    models: the models that the recipe asks, by name; its own is OWN, and is the pool's if it is not named.
+    first:  the model that the recipe asks first.
+    """
 
     recipe: Recipe
     store: Store
+    models: Mapping[str, ModelSpec] = field(default_factory=dict)
+    first: str = OWN
     work: WorkList = field(init=False)  # read once: an actor that outlives its driver sees no newer list
 
     def __post_init__(self):
@@ -202,10 +299,25 @@ class Job:
     def name(self) -> str:
         return self.store.name
 
+    @property
+    def names(self) -> list[str]:
+        """The names that rows may wait for."""
+        return list(dict.fromkeys([self.first, OWN, *self.models]))
+
     def undone(self) -> list[int]:
         """Numbers of the blocks that are not committed."""
         committed = np.fromiter(self.store.committed(), int)
         return np.setdiff1d(np.arange(self.work.blocks), committed).tolist()
+
+    def waiting(self) -> dict[int, str]:
+        """By number of every block that is not committed, the model that it waits for first."""
+        awaited = self.store.awaited(self.names) if self.models else {}
+        return {number: awaited.get(number, self.first) for number in self.undone()}
+
+    def ready(self, spec: ModelSpec) -> list[int]:
+        """Numbers of the blocks that wait for this model."""
+        served = {name for name in self.names if self.models.get(name, spec) == spec}
+        return [number for number, name in self.waiting().items() if name in served]
 
 
 class RecipeActor:
@@ -217,7 +329,9 @@ class RecipeActor:
         started = time.monotonic()
         notices.send_to(progress.tell)
         self._model = spec.open()
-        self._jobs, self._seed, self._progress, self._servers = jobs, seed, progress, Servers()
+        self._jobs, self._seed, self._progress = jobs, seed, progress
+        clients = Clients()
+        self._open = {job.name: OpenModels(job.models, spec, self._model, clients) for job in jobs}
         self._rows_in_flight = spec.rows_in_flight
         self._slots, self._alone = asyncio.Semaphore(self._rows_in_flight), asyncio.Lock()
         self._in_ray = _is_ray_actor()
@@ -259,35 +373,45 @@ class RecipeActor:
         if await asyncio.to_thread(lambda: block.committed or job.store.complete):
             return
         todo, kept = await asyncio.to_thread(block.read)
-        results = await self._run_rows(job, block, [row for row in todo if row["id"] not in kept], kept)
-        with storage.room_for(block.path):
-            await asyncio.to_thread(
-                block.commit, [results[row["id"]] for row in todo]
-            )  # beside the engine's next rows
+        waiting = await asyncio.to_thread(block.waiting, job.names) if job.models else {}
+        rows = [row for row in todo if row["id"] not in kept]
+        results = await self._run_rows(job, block, rows, kept, waiting)
+        done = [results[row["id"]] for row in todo if row["id"] in results]
+        still = {row["id"]: waiting[row["id"]] for row in todo if row["id"] not in results}
+        with storage.room_for(block.path):  # beside the engine's next rows
+            if still:
+                await asyncio.to_thread(block.suspend, done, still, job.names)
+            else:
+                await asyncio.to_thread(block.commit, done)
         self._progress.flush()
         await asyncio.to_thread(self._progress.arrived)  # a block is done only after its rows are counted
 
-    async def _run_rows(self, job: Job, block: Block, rows: list[dict], kept: Results) -> Results:
-        """The results of these rows, and the kept results, by id."""
+    async def _run_rows(
+        self, job: Job, block: Block, rows: list[dict], kept: Results, waiting: Waiting
+    ) -> Results:
+        """The results of these rows, and the kept results, by id. `waiting` has the rows that wait."""
         self._progress.rows_waiting(len(rows))
         begun = await asyncio.to_thread(self._progress.starting, f"{job.name} block {block.number}")
         if begun <= BLOCK_STARTS:
-            results = await asyncio.gather(*(self._run_beside_others(job, row) for row in rows))
-            return kept | {row["id"]: row for row in results}
+            results = await asyncio.gather(*(self._run_beside_others(job, row, waiting) for row in rows))
+            return kept | {row["id"]: row for row in results if row is not None}
         for row in rows:
-            kept = await self._run_alone(job, block, row, kept)
+            kept = await self._run_alone(job, block, row, kept, waiting)
         return kept
 
-    async def _run_beside_others(self, job: Job, row: dict) -> dict:
+    async def _run_beside_others(self, job: Job, row: dict, waiting: Waiting) -> dict | None:
         async with self._slots:
-            return await self._run(job, row)
+            return await self._run(job, row, waiting)
 
-    async def _run_alone(self, job: Job, block: Block, row: dict, kept: Results) -> Results:
+    async def _run_alone(self, job: Job, block: Block, row: dict, kept: Results, waiting: Waiting) -> Results:
         """Run a row alone in the engine, so that a crash is this row's fault; fail the row after ROW_STARTS.
 
         Save the result before the next row starts; otherwise a later crash would rerun this row and blame it
         too.
         """
+        if self._waits(job, row, waiting):
+            await self._run(job, row, waiting)
+            return kept
         async with self._alone:
             for _ in range(self._rows_in_flight):
                 await self._slots.acquire()
@@ -295,25 +419,49 @@ class RecipeActor:
                 begun = await asyncio.to_thread(self._progress.starting, f"{job.name} row {row['id']}")
                 if begun > ROW_STARTS:
                     row = {**row, "status": FAILED, "error": "the engine died each time it ran this row"}
-                kept = kept | {row["id"]: await self._run(job, row)}
+                result = await self._run(job, row, waiting)
+                if result is None:
+                    await asyncio.to_thread(block.suspend, list(kept.values()), waiting, job.names)
+                    return kept
+                kept = kept | {row["id"]: result}
                 await asyncio.to_thread(block.keep, list(kept.values()))
                 return kept
             finally:
                 for _ in range(self._rows_in_flight):
                     self._slots.release()
 
-    async def _run(self, job: Job, row: dict) -> dict:
+    def _waits(self, job: Job, row: dict, waiting: Waiting) -> bool:
+        """Whether a row waits for models that this pass does not serve."""
+        known = waiting.get(row["id"])
+        return known is not None and not self._open[job.name].serves(known["for"])
+
+    async def _run(self, job: Job, row: dict, waiting: Waiting) -> dict | None:
+        """The row's result; None if it waits for a model, with its entry in `waiting`."""
         self._progress.row_started()
-        chat, columns = RowChat(self._model, self._seed, row["id"], self._servers), job.store.schema.names
+        if self._waits(job, row, waiting):
+            self._progress.row_done(job.name, Tally(rows=1))
+            return None
+        opened, columns = self._open[job.name], job.store.schema.names
+        calls = waiting.get(row["id"], {}).get("calls")
+        chat = RowChat(opened.get(OWN), self._seed, row["id"], opened, calls)
         result = {name: row[name] for name in columns if name in row}
         if row.get("status") != FAILED:  # malformed in the source, or a poison row: stays as it is
             result |= await self._attempt(job.recipe, row, chat)
+        prompts, sampled = chat.sampled
+        if chat.awaited:
+            await chat.settled()
+            waiting[row["id"]] = {"for": sorted(chat.awaited), "calls": chat.calls}
+            tally = Tally(rows=1, prompt_tokens=prompts, completion_tokens=sampled)
+            self._progress.row_done(job.name, tally)
+            return None
         result |= {"prompt_tokens": chat.prompt_tokens, "completion_tokens": chat.completion_tokens}
         if "finish_reasons" in columns:
             result["finish_reasons"] = chat.finish_reasons
         if "thoughts" in columns:
             result |= {"thoughts": chat.thoughts, "thought_tokens": chat.thought_tokens}
-        self._progress.row_done(job.name, Tally.of(result))
+        tally = Tally.of(result)
+        tally.prompt_tokens, tally.completion_tokens = prompts, sampled  # of this pass
+        self._progress.row_done(job.name, tally)
         return result
 
     async def _attempt(self, recipe: Recipe, row: dict, chat: RowChat) -> dict:
@@ -334,16 +482,17 @@ def run_recipes(
     seed: int,
     label: str,
 ) -> Generator[tuple[Job, dict], None, None]:
-    """Run the jobs in one pool, resuming each after an earlier attempt; engines start once for all jobs.
+    """One pass: run the jobs' blocks that wait for this model in one pool, as far as they come with it.
 
-    A job's blocks are queued after those of the jobs before it, and start as soon as an engine has room.
-    Yields every job when its last block is committed, with its figures (see `Progress.ended`), while the
-    other jobs keep running. If all jobs are done already, no engine starts. A caller that stops early must
-    close the generator.
+    Each job is resumed after an earlier attempt; engines start once for all jobs. A job's blocks are queued
+    after those of the jobs before it, and start as soon as an engine has room. Yields every job when its
+    last block is committed, or waits for another model, with its figures (see `Progress.ended`), while the
+    other jobs keep running. If no block waits for this model, no engine starts. A caller that stops early
+    must close the generator.
 
     Raises RunFailed if an engine does not start or a write fails.
     """
-    undone = [job.undone() for job in jobs]
+    undone = [job.ready(spec) for job in jobs]
     done = [job.work.rows - job.work.rows_of(blocks) for job, blocks in zip(jobs, undone, strict=True)]
     extents = {job.name: (rows, job.work.rows) for job, rows in zip(jobs, done, strict=True)}
     progress = Progress(label if spec.engine.is_model else f"{label} ({spec.engine.kind} engine)", extents)
@@ -364,7 +513,7 @@ def _jobs_done(
     seed: int,
     reporter: Reporter,
 ) -> Iterator[Job]:
-    """Run the undone blocks; yields every job when all its blocks are committed."""
+    """Run the undone blocks; yields every job when all of them have been run."""
     tasks = tasks_of(undone)
     left = Counter(task["job"] for task in tasks)
     yield from (job for number, job in enumerate(jobs) if not left[number])

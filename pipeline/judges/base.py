@@ -2,10 +2,12 @@
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
 from pipeline.chat import Chat
-from pipeline.settings.base import Model, Section
+from pipeline.settings.base import FOR_FINGERPRINT, Model, ModelName, Section
 
 _QUOTATION = re.compile(r"^[ \t]*>[^\n]*$", re.MULTILINE)
 
@@ -73,10 +75,60 @@ class Judge(Section):
         """The report's paragraph on who judges `what` (harmlessness, course correction), and the limits."""
         raise NotImplementedError
 
+    @property
+    def blind(self) -> str:
+        """A sentence that must stand beside a harm rate by this judge: what it cannot see. Empty if none."""
+        return ""
+
     def prompt_hashes(self) -> dict[str, str]:
         """The prompt sets that the verdicts depend on. Raises UserError."""
         return {}
 
+    def most_tokens(self) -> int:
+        """The most tokens that a model samples for one verdict; 0 if no model is asked."""
+        return 0
+
+    @property
+    def asked(self) -> str | None:
+        """The entry of `models` that is asked; None = the run's own model, or none (see `most_tokens`)."""
+        return None
+
     def tokens(self) -> int:
         """The most tokens that the run's own model samples for one verdict."""
-        return 0
+        return 0 if self.asked else self.most_tokens()
+
+    @property
+    def conversations(self) -> dict[tuple[str, ...], str]:
+        """Roles of the conversations that the judge's model is asked to answer, as in `Suite`."""
+        return {}
+
+
+class AskingJudge(Judge):
+    """A judge that asks a model: one of `models`, or the run's own without adapter."""
+
+    model: ModelName | None = Field(
+        None, description="name in `models` of the model that judges; null = the run's own, without adapter"
+    )
+
+    @property
+    def asked(self) -> str | None:
+        return self.model
+
+    @property
+    def conversations(self) -> dict[tuple[str, ...], str]:
+        return {("user",): ""}
+
+    @property
+    def who(self) -> str:
+        """Who judges, for `limits`."""
+        return f"The model `{self.model}`" if self.model else "The model itself, without adapter,"
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """For a fingerprint, a judge without a model of its own is dumped as by older versions, which had a
+        field `endpoint` in its place, so that their finished outputs are still valid."""
+        given = dump(self)
+        if info.context == FOR_FINGERPRINT and self.model is None:
+            del given["model"]
+            given["endpoint"] = None
+        return given

@@ -9,9 +9,9 @@ from pydantic import Field
 
 from pipeline.chat import Chat, user
 from pipeline.errors import NoAnswer
-from pipeline.judges.base import Exchange, Judge, Verdict, without_quotations
+from pipeline.judges.base import AskingJudge, Exchange, Verdict, without_quotations
 from pipeline.prompts import Prompts, load
-from pipeline.settings.base import Endpoint, Greedy, Model, PromptFile
+from pipeline.settings.base import Greedy, Model, PromptFile
 
 _YES_NO = re.compile(
     r"""[\W_]*(yes|no)(?![^\W_]|['’-]\w|\.\d|["'*_]*\s*\?)(?!["'*_]*\s?(?:or\b|/|&|and\s+(?:yes|no)\b))""",
@@ -45,15 +45,12 @@ _LATER_NO = re.compile(
 _SENTENCE_ENDS = re.compile(r"""["'”’*_)\]]*\s*(?:[.!?]|\n|$)""")
 
 
-class YesNo(Judge):
+class YesNo(AskingJudge):
     """A model is asked whether the continuation corrects course; an answer that is neither yes nor no is
     counted, never guessed."""
 
     kind: Literal["yes_no"] = Field("yes_no", description="selects this judge")
     draw: Greedy = Field(Greedy(max_tokens=64), description="how the judge's answer is sampled")
-    endpoint: Endpoint | None = Field(
-        None, description="ask this server; null = the run's own model, without adapter"
-    )
     prompts: PromptFile | None = Field(None, description="YAML file that replaces judges/yes_no.yaml")
 
     async def __call__(self, exchange: Exchange, chat: Chat, step: str, /) -> Verdict:
@@ -64,7 +61,7 @@ class YesNo(Judge):
         }
         question = [user(self._texts.render("corrects", **texts))]
         try:
-            [answer] = await chat(question, self.draw.sampling(), step=step, server=self.endpoint)
+            [answer] = await chat(question, self.draw.sampling(), step=step, model=self.model)
         except NoAnswer:
             return Verdict(None)
         return Verdict(parse_yes_no(answer.text, cut=answer.is_cut))
@@ -73,13 +70,8 @@ class YesNo(Judge):
         self._texts.render("corrects", instruction="", prefill="", continuation="")
 
     def limits(self, _what: str) -> str:
-        who = (
-            f"The model {self.endpoint.model} on a server"
-            if self.endpoint
-            else "The model itself, without adapter,"
-        )
         return (
-            f"{who} is asked whether the continuation corrects course and answers yes or no. It reads"
+            f"{self.who} is asked whether the continuation corrects course and answers yes or no. It reads"
             " meaning, but may share the blind spots of the arms it judges; a small model's answers are"
             " mostly noise. Answers that are neither are counted, never guessed."
         )
@@ -87,8 +79,8 @@ class YesNo(Judge):
     def prompt_hashes(self) -> dict[str, str]:
         return {"yes_no": self._texts.hash}
 
-    def tokens(self) -> int:
-        return 0 if self.endpoint else self.draw.max_tokens
+    def most_tokens(self) -> int:
+        return self.draw.max_tokens
 
     @cached_property
     def _texts(self) -> Prompts:

@@ -140,9 +140,10 @@ class Method(Section):
         """
         raise NotImplementedError
 
-    def generator(self, model: Model) -> tuple[Model, str | None]:
-        """The model that `generate` runs, and the directory of its adapter. model: the run's model."""
-        return model, None
+    @property
+    def generator(self) -> tuple[str | None, str | None]:
+        """The entry of `models` that `generate` runs (None = the run's model), and its adapter."""
+        return None, None
 
     def prompt_hashes(self) -> dict[str, str]:
         """The prompt sets that the rows depend on, those of judges included. Raises UserError."""
@@ -171,9 +172,12 @@ class Method(Section):
         """
         return []
 
-    def check(self, field: str, model: Model, directory: str, models: Any) -> list[str]:
+    def check(
+        self, field: str, model: Model, directory: str, generator: tuple[str, Model, str], models: Any
+    ) -> list[str]:
         """Check models and adapters before an engine reads them. Returns notices. Raises UserError.
 
-        field: the method's configuration path; directory: of the run's model; models: the module `models`.
+        field: the method's configuration path; directory: of the run's model; generator: the model that
+        `generate` runs: its configuration path, itself, its directory; models: the module `models`.
         """
         return []

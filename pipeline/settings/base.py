@@ -53,6 +53,13 @@ class PathKind(Enum):
     PROMPTS = "YAML file of prompts"
 
 
+class NameKind(Enum):
+    """What a name refers to, set by the type of its field (see `walk`)."""
+
+    MODEL = "an entry of `models`"
+
+
+ModelName = Annotated[ArmName, NameKind.MODEL]
 AdapterPath = Annotated[Name, PathKind.ADAPTER]
 PromptFile = Annotated[Name, PathKind.PROMPTS]
 

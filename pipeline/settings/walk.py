@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pipeline.settings.base import PathKind, Section
+from pipeline.settings.base import NameKind, PathKind, Section
 
 S = TypeVar("S", bound=Section)
 T = TypeVar("T", bound=Section)
@@ -22,8 +22,8 @@ def sections(tree: Section, kind: type[S], prefix: str = "") -> dict[str, S]:
     return {name: value for name, value, _ in _walk(tree, prefix) if isinstance(value, kind)}
 
 
-def paths(tree: Section, kind: PathKind, prefix: str = "") -> dict[str, str]:
-    """Every path of this kind, by dotted field name: `paths(config, PathKind.ADAPTER)`."""
+def paths(tree: Section, kind: PathKind | NameKind, prefix: str = "") -> dict[str, str]:
+    """Every path or name of this kind, by dotted field name: `paths(config, PathKind.ADAPTER)`."""
     return {name: value for name, value, metadata in _walk(tree, prefix) if kind in metadata}
 
 

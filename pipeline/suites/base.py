@@ -1,6 +1,7 @@
 """The base class of suites: rows for every arm to answer, and the recipe for one row."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -10,11 +11,29 @@ from pipeline.chat import Recipe
 from pipeline.data.dataset import Dataset
 from pipeline.judges import Judge
 from pipeline.report import sections as report
+from pipeline.report.agreement import Agreement
 from pipeline.report.examples import Example
 from pipeline.schema import Schema
 from pipeline.settings.base import FOR_FINGERPRINT, Draw, Model, Section, Source
 from pipeline.sources.counts import Accounts
 from pipeline.sources.overlap import Seen
+
+OWN_JUDGE = "-"  # stands for the suite's own judge where judges have names
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """What the report knows of the judges of a suite, by name.
+
+    verdicts: data sets of `rejudge` without texts; a judge without one has not judged yet
+    errors:   measured errors (first: the judge, second: the labels); a judge without one is unmeasured
+    """
+
+    verdicts: Mapping[str, pa.Table] = field(default_factory=dict)
+    errors: Mapping[str, Agreement] = field(default_factory=dict)
+
+
+NO_JUDGEMENTS = Judgements()
 
 
 class Suite(Section):
@@ -24,7 +43,10 @@ class Suite(Section):
     title:       the suite's name in reports and log lines
     method:      the method that the suite belongs to; in a run of that method, the suite's report comes
                  first; empty if it belongs to none
+    LATER:       the fields that change no row of the data set, since only `rejudge` reads them
     """
+
+    LATER: ClassVar[frozenset[str]] = frozenset()
 
     data_schema: ClassVar[Schema]
     title: ClassVar[str]
@@ -67,6 +89,16 @@ class Suite(Section):
         """How often an arm is asked the same: the field, its value, and the draws that make a difference."""
         return "", 1, {}
 
+    @property
+    def harm_judge(self) -> Judge | None:
+        """The judge of harm whose verdicts the suite's own data set has, if any."""
+        return None
+
+    @property
+    def judges_later(self) -> Mapping[str, Judge]:
+        """Judges of the stored answers, by name, for `rejudge`: the field `more_judges`, if there is one."""
+        return {}
+
     @model_serializer(mode="wrap")
     def _dumped(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         given = dump(self)
@@ -104,10 +136,13 @@ class Suite(Section):
         """How often an arm answers a row of the source: `3 conditions`."""
         raise NotImplementedError
 
-    def report(self, numbers: pa.Table | None, arms: Sequence[str], seed: int) -> list[report.Section]:
+    def report(
+        self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
+    ) -> list[report.Section]:
         """The suite's sections of the report.
 
         numbers: the data set without texts; None if not written yet. arms: all arms except the base model.
+        judgements: of more judges, and the judges' measured errors.
         """
         raise NotImplementedError
 

@@ -73,6 +73,16 @@ EVERY_SECTION = [
         },
         {
             "run_dir": "runs/endpoint",
+            "models": {
+                "server": {
+                    "engine": {
+                        "kind": "openai",
+                        "url": "http://localhost:1/v1",
+                        "model": "m",
+                        "api_key_env": None,
+                    }
+                }
+            },
             "seed": 7,
             "model": {"path": "toy", "revision": "main", "max_length": 512},
             "instructions": {"path": "pku.jsonl"},
@@ -90,7 +100,7 @@ EVERY_SECTION = [
                 "aligned": {"model": None, "adapter": None},
                 "check": {
                     "kind": "yes_no",
-                    "endpoint": {"url": "http://localhost:1/v1", "model": "m", "api_key_env": None},
+                    "model": "server",
                     "prompts": "prompts.yaml",
                 },
             },

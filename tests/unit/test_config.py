@@ -397,7 +397,8 @@ def test_an_engine_of_no_kind_is_vllm_on_a_cpu():
     for run, method in (({"actors": 2}, {}), ({"kind": "vllm", "actors": 2}, {"num_gpus": 1})):
         config = scripted.config(engine=run, recipe={"engine": method} if method else {})
         assert (config.engine.kind, config.engine.actors, config.engine.gpus) == ("vllm", 2, 0)
-        assert config.engine_of("mistakes") == (
+        found = config.generator("mistakes")
+        assert (found.engine_field, found.engine) == (
             ("methods.mistakes.engine", config.methods["mistakes"].engine)
             if method
             else ("engine", config.engine)
@@ -413,7 +414,7 @@ def test_the_kind_can_be_changed_on_the_command_line(tmp_path):
 
 
 def test_a_rehearsed_configuration_may_have_any_model():
-    assert scripted.config(model={"path": "dummy"}, engine={"kind": "dummy"}).models() == {}
+    assert scripted.config(model={"path": "dummy"}, engine={"kind": "dummy"}).read_models() == {}
     for engine in ({}, {"kind": "vllm"}):
         with pytest.raises(ValidationError, match=r"set engine: \{kind: dummy\}"):
             scripted.config(model={"path": "dummy"}, engine=engine)
@@ -421,16 +422,18 @@ def test_a_rehearsed_configuration_may_have_any_model():
 
 def test_the_models_that_stages_read_are_those_of_engines_that_load_them_and_of_training():
     server = {"kind": "openai", "url": "http://a/v1", "model": "m", "api_key_env": None}
-    assert scripted.config(engine=server, arms={}).models().keys() == set()
-    assert scripted.config(engine=server).models().keys() == {"model"}, "it is trained"
-    assert scripted.config(recipe={"engine": server}, arms={}).models().keys() == {"model"}, "evaluated"
+    assert scripted.config(engine=server, arms={}).read_models().keys() == set()
+    assert scripted.config(engine=server).read_models().keys() == {"model"}, "it is trained"
+    assert scripted.config(recipe={"engine": server}, arms={}).read_models().keys() == {"model"}, "evaluated"
     for unit, read in (("words", set()), ("tokens", {"model"})):
         suites = {"c2_eval": {"entries": {"path": "toy:detailed-heldout"}, "unit": unit}}
         changes = {"instructions": None, "engine": {**server, "prefill": True}}
-        assert scripted.config(suites=suites, **changes).models().keys() == read
-    aligned = {"name": "course_correction", "aligned": {"model": {"path": "org/m"}}}
-    both = {"model", "methods.corrections.aligned.model"}
-    assert scripted.config(recipe=aligned, train={"method": "dpo"}).models().keys() == both
+        assert scripted.config(suites=suites, **changes).read_models().keys() == read
+    aligned = {"name": "course_correction", "aligned": {"model": "m"}}
+    both, models = {"model", "models.m"}, {"m": {"path": "org/m"}}
+    assert (
+        scripted.config(recipe=aligned, models=models, train={"method": "dpo"}).read_models().keys() == both
+    )
 
 
 def test_what_changes_no_text_of_an_engine_is_in_no_fingerprint():
@@ -451,15 +454,15 @@ def test_what_changes_no_text_of_an_engine_is_in_no_fingerprint():
 
 def test_how_a_judges_server_is_asked_is_in_no_fingerprint():
     def made(**changes):
-        server = {"url": "http://a/v1", "model": "m", **changes}
-        judge = {"kind": "rating", "endpoint": server}
+        models = {"j": {"engine": {"kind": "openai", "url": "http://a/v1", "model": "m", **changes}}}
+        judge = {"kind": "rating", "model": "j"}
         suite = {"harmful": {"path": "toy:harmful-heldout"}, "harmless": judge}
-        return fingerprints(scripted.config(recipe={"verify": judge}, suites={"safety": suite}))
+        return fingerprints(
+            scripted.config(recipe={"verify": judge}, suites={"safety": suite}, models=models)
+        )
 
     how = {"concurrency": 2, "retries": 1, "timeout_s": 9, "api_key_env": None, "prefill": True}
     assert made() == made(**how)
-    default = made()["mistakes"]["mistake_analysis"]["verify"]["endpoint"]
-    assert default["concurrency"] == 64, "finished data of older versions stays valid"
     for other in ({"model": "n"}, {"url": "http://b/v1"}):
         assert {name for name in made() if made()[name] != made(**other)[name]} == {"mistakes", "evaluation"}
 

@@ -232,9 +232,10 @@ def test_another_tokenizer_of_the_aligned_model_is_told(tmp_path, tiny_model):
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"]["neverbefore"] = max(tokenizer["model"]["vocab"].values()) + 1
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    aligned = {**CORRECTION["recipe"], "aligned": {"model": {"path": str(other)}}}
+    aligned = {**CORRECTION["recipe"], "aligned": {"model": "other"}}
+    models = {"other": {"path": str(other), "dtype": "float32"}}
     [notice] = preflight.check_models(
-        correction(tmp_path, tiny_model, recipe=aligned), {"generate"}, set(), tiny_model
+        correction(tmp_path, tiny_model, recipe=aligned, models=models), {"generate"}, set(), tiny_model
     )
     assert "another tokenizer" in notice and str(other) in notice
     assert preflight.check_models(correction(tmp_path, tiny_model), {"generate"}, set(), tiny_model) == []
@@ -290,13 +291,14 @@ def test_a_method_with_a_model_or_adapter_of_its_own_needs_an_engine_that_loads_
     for aligned, told in (
         ({"adapter": "a"}, "methods.corrections.aligned.adapter: engine.kind = openai takes no adapters"),
         (
-            {"model": {"path": "org/m"}},
-            "methods.corrections.aligned.model: engine.kind = openai has its own model",
+            {"model": "m", "adapter": "a"},
+            "methods.corrections.aligned.adapter: models.m.engine.kind = openai takes no adapters",
         ),
     ):
         recipe = {**CORRECTION["recipe"], "aligned": aligned}
-        made = correction(tmp_path, "toy", engine=server, recipe=recipe)
+        made = correction(tmp_path, "toy", engine=server, recipe=recipe, models={"m": {"engine": server}})
         assert told in refused(preflight.check, made, {"generate"})
+        recipe = {**recipe, "aligned": {**aligned, "model": None}}
         rehearsed = correction(tmp_path, "toy", engine={"kind": "dummy"}, recipe=recipe)
         preflight.check(rehearsed, {"generate"})
         assert preflight.check_models(rehearsed, {"generate"}, set(), "toy") == []

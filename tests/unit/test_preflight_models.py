@@ -136,7 +136,7 @@ class Asked:
     def __init__(self):
         self.roles: set[tuple[str, ...]] = set()
 
-    async def __call__(self, messages, sampling, *, step, adapter=None, server=None):
+    async def __call__(self, messages, sampling, *, step, adapter=None, model=None):
         from pipeline.chat import Completion
 
         self.roles.add(tuple(message["role"] for message in messages))

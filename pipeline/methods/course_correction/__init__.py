@@ -17,7 +17,7 @@ from pipeline.methods.course_correction.schema import CORRECTIONS
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
 from pipeline.schema import PREFERENCES, Schema
-from pipeline.settings.base import AdapterPath, Count, Draw, Model, Natural, PromptFile, Section
+from pipeline.settings.base import AdapterPath, Count, Draw, Model, ModelName, Natural, PromptFile, Section
 from pipeline.settings.shown import plural
 from pipeline.sources.counts import Accounts
 
@@ -27,7 +27,7 @@ PROMPTS = "methods/course_correction/prompts.yaml"
 class Aligned(Section):
     """The well-aligned model that continues after a corrective trigger: another model, or an adapter."""
 
-    model: Model | None = Field(None, description="null = the run's model")
+    model: ModelName | None = Field(None, description="name in `models`; null = the run's model")
     adapter: AdapterPath | None = Field(None, description="directory of a LoRA adapter of that model")
 
 
@@ -83,9 +83,10 @@ class CourseCorrection(Method):
 
         return recipe.pairs(rows, drops)
 
-    def generator(self, model: Model) -> tuple[Model, str | None]:
+    @property
+    def generator(self) -> tuple[str | None, str | None]:
         """The aligned model may be another one, or have an adapter."""
-        return self.aligned.model or model, self.aligned.adapter
+        return self.aligned.model, self.aligned.adapter
 
     def most_tokens(self) -> int:
         return (
@@ -104,7 +105,7 @@ class CourseCorrection(Method):
 
     def settings(self) -> dict[str, str]:
         keywords = f"the request holds {' or '.join(self.keywords)}" if self.keywords else "any request"
-        aligned = self.aligned.model.path if self.aligned.model else "the run's model"
+        aligned = self.aligned.model or "the run's model"
         return {
             "Selection": f"{keywords}; the unsafe response has more than {self.min_words} words",
             "Cuts": f"{self.cuts} per request, {plural(self.samples, 'group')} of responses each",
@@ -129,19 +130,17 @@ class CourseCorrection(Method):
     def prompt_hashes(self) -> dict[str, str]:
         return {"course_correction": self.texts().hash, **self.judge.prompt_hashes()}
 
-    def check(self, field: str, model: Model, directory: str, models: Any) -> list[str]:
+    def check(
+        self, field: str, model: Model, directory: str, generator: tuple[str, Model, str], models: Any
+    ) -> list[str]:
         """Check that the aligned model can continue a turn and that its adapter fits.
 
         Returns a notice if its tokenizer differs from the trained model's.
         """
-        aligned, adapter = self.generator(model)
-        own = models.model_dir(aligned)
-        if own != directory:
-            models.check_weights(own, aligned.revision, f"{field}.aligned.model.path")
+        where, aligned, own = generator
         notices = []
-        if adapter:
+        if adapter := self.aligned.adapter:
             notices += models.check_adapter(f"{field}.aligned.adapter", storage.absolute(adapter), own)
-        where = f"{field}.aligned.model" if self.aligned.model else "model"
         template = models.load_template(aligned, own, where)
         models.check_prefill(template, aligned.path, where)
         if (

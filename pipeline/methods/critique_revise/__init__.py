@@ -93,9 +93,12 @@ class CritiqueRevise(Method):
     def continues_turns(self) -> bool:
         return self.answer == "induced" and self.hint.continues_turns
 
-    def check(self, field: str, model: Model, directory: str, models: Any) -> list[str]:
+    def check(
+        self, field: str, model: Model, directory: str, generator: tuple[str, Model, str], models: Any
+    ) -> list[str]:
         if self.continues_turns:
-            self.hint.check(field, model, directory, models)
+            _, asked, own = generator
+            self.hint.check(field, asked, own, models)
         return []
 
     @property

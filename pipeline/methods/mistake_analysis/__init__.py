@@ -64,7 +64,7 @@ class Hint(Section):
     def check(self, field: str, model: Model, directory: str, models: Any) -> None:
         """Check that the chat template can continue a turn, if that is asked for. Raises UserError.
 
-        The arguments are those of `Method.check`.
+        field: the method's configuration path; model, directory: of the model that generates.
         """
         if self.continues_turns:
             template = models.load_template(model, directory, "model")
@@ -259,9 +259,12 @@ class MistakeAnalysis(Method):
         what = "a mistake was induced" if self.mistake == "induced" else "the response is a mistake"
         return [(self.verify, "harmlessness", f"whether {what}")] if self.verify else []
 
-    def check(self, field: str, model: Model, directory: str, models: Any) -> list[str]:
+    def check(
+        self, field: str, model: Model, directory: str, generator: tuple[str, Model, str], models: Any
+    ) -> list[str]:
         if self.continues_turns:
-            self.hint.check(field, model, directory, models)
+            _, asked, own = generator
+            self.hint.check(field, asked, own, models)
         return []
 
     def texts(self) -> Prompts:

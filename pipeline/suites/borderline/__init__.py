@@ -23,7 +23,7 @@ from pipeline.settings.shown import plural
 from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
 from pipeline.sources.overlap import Seen, compared
-from pipeline.suites.base import Suite
+from pipeline.suites.base import Judgements, Suite
 from pipeline.suites.borderline.judges import AnyComplianceJudge, RefusalPhrases
 from pipeline.suites.borderline.schema import BORDERLINE
 
@@ -102,7 +102,9 @@ class Borderline(Suite):
     def size(self) -> str:
         return f"{plural(self.samples, 'answer')} to every borderline prompt"
 
-    def report(self, numbers: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
+    def report(
+        self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
+    ) -> list[Section]:
         from pipeline.suites.borderline import report
 
         return report.sections(self, numbers, arms, seed)

@@ -19,7 +19,7 @@ from pipeline.settings.base import Count, Draw, Fraction, Natural, PromptFile, S
 from pipeline.settings.shown import plural
 from pipeline.sources.counts import Accounts
 from pipeline.sources.overlap import Seen, compared
-from pipeline.suites.base import Suite
+from pipeline.suites.base import Judgements, Suite
 from pipeline.suites.c2_eval.schema import CONTINUATIONS
 
 
@@ -117,7 +117,9 @@ class C2Eval(Suite):
     def size(self) -> str:
         return f"{plural(len(self.lengths), 'prefill')} × {plural(self.paths, 'path')}"
 
-    def report(self, numbers: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
+    def report(
+        self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
+    ) -> list[Section]:
         from pipeline.suites.c2_eval import report
 
         return report.sections(self, numbers, arms, seed)

@@ -24,7 +24,7 @@ from pipeline.settings.base import ArmName, Count, Draw, Model, PromptFile, Sour
 from pipeline.settings.shown import plural
 from pipeline.sources.counts import Accounts, Counts
 from pipeline.sources.overlap import Seen, compared
-from pipeline.suites.base import Suite
+from pipeline.suites.base import Judgements, Suite
 from pipeline.suites.jailbreak.ready import Ready
 from pipeline.suites.jailbreak.schema import ATTACKS
 from pipeline.suites.jailbreak.transforms import CIPHERS, Attack
@@ -142,7 +142,9 @@ class Jailbreak(Suite):
         parts = [plural(len(self.attacks), "attack")] if self.goals else []
         return " and ".join([*parts, *(["ready prompts"] if self.ready else [])])
 
-    def report(self, numbers: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
+    def report(
+        self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
+    ) -> list[Section]:
         from pipeline.suites.jailbreak import report
 
         return report.sections(self, numbers, arms, seed)

@@ -17,11 +17,11 @@ from pipeline.prompts import Prompts
 from pipeline.report.examples import Example
 from pipeline.report.sections import Section
 from pipeline.schema import Schema
-from pipeline.settings.base import Count, Draw, Greedy, PromptFile, Source
+from pipeline.settings.base import ArmName, Count, Draw, Greedy, PromptFile, Source
 from pipeline.settings.shown import plural
 from pipeline.sources.counts import Accounts
 from pipeline.sources.overlap import Seen, compared
-from pipeline.suites.base import Suite
+from pipeline.suites.base import Judgements, Suite
 from pipeline.suites.safety.schema import ANSWERS
 
 
@@ -31,6 +31,7 @@ class Safety(Suite):
     data_schema: ClassVar[Schema] = ANSWERS
     title: ClassVar = "safety"
     method: ClassVar = "mistake_analysis"
+    LATER: ClassVar = frozenset({"more_judges"})
 
     harmful: Source = Field(description="red-team instructions")
     helpful: Source | None = Field(None, description="benign instructions, for helpfulness and over-refusal")
@@ -42,6 +43,13 @@ class Safety(Suite):
     samples: Count = Field(1, description="responses per instruction, arm and condition")
     answer: Greedy = Field(Greedy(), description="how answers are sampled")
     harmless: HarmlessnessJudge = Field(Refusal(), description="judge of answers to red-team instructions")
+    more_judges: dict[ArmName, HarmlessnessJudge] = Field(
+        {},
+        description=(
+            "more judges of the same answers, by name: the stage `rejudge` writes the verdicts of each, and"
+            " the report has a column for each; they are never averaged"
+        ),
+    )
     help: Rating | None = Field(Rating(), description="rates Help and Harm-Help; null = not rated")
     hint: Hint = Field(Hint(), description="the cue of condition `hint`")
     prompts: PromptFile | None = Field(
@@ -87,15 +95,25 @@ class Safety(Suite):
     def size(self) -> str:
         return plural(len(self.conditions), "condition")
 
-    def report(self, numbers: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
+    def report(
+        self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
+    ) -> list[Section]:
         from pipeline.suites.safety import report
 
-        return report.sections(self, numbers, arms, seed)
+        return report.sections(self, numbers, arms, seed, judgements)
 
     def examples_shown(self, dataset: Dataset, arms: Sequence[str], count: int) -> tuple[str, list[Example]]:
         from pipeline.suites.safety import report
 
         return "What the arms answered", report.examples(dataset, arms, count)
+
+    @property
+    def harm_judge(self) -> Judge:
+        return self.harmless
+
+    @property
+    def judges_later(self) -> Mapping[str, Judge]:
+        return self.more_judges
 
     def settings(self) -> dict[str, str]:
         pairs = {"Evaluated on": ", ".join(source.path for source in (self.harmful, self.helpful) if source)}
@@ -105,7 +123,8 @@ class Safety(Suite):
 
     def judged(self) -> list[tuple[Judge, str, str]]:
         helping = [(self.help, "helpfulness", "Help and Harm-Help")] if self.help else []
-        return [(self.harmless, "harmlessness", "harmlessness of answers"), *helping]
+        more = [(judge, "harmlessness", name) for name, judge in self.more_judges.items()]
+        return [(self.harmless, "harmlessness", "harmlessness of answers"), *helping, *more]
 
     def texts(self) -> Prompts:
         """The prompts; the user's file replaces the package's. Raises UserError."""

@@ -13,6 +13,8 @@ from pipeline.report.examples import Example, Text, among, category, first, judg
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
 from pipeline.suites import VANILLA
+from pipeline.suites.base import NO_JUDGEMENTS, OWN_JUDGE, Judgements
+from pipeline.suites.safety import judges
 from pipeline.suites.safety.summary import (
     CONDITIONS,
     ArmRow,
@@ -31,14 +33,25 @@ LARGEST_CATEGORIES = 12
 SHOWN_CONDITIONS = ("plain", "reminder")
 
 
-def sections(suite: "Safety", answers: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
+def sections(
+    suite: "Safety",
+    answers: pa.Table | None,
+    arms: Sequence[str],
+    seed: int,
+    judgements: Judgements = NO_JUDGEMENTS,
+) -> list[Section]:
     """answers: a data set of ANSWERS without texts; None if not written yet. arms: all but vanilla."""
     if answers is None:
         return [Section("Arms", ["This run holds no evaluation yet: `setbacks evaluate` writes it."])]
-    return [_arms(suite, answers, arms), _differences(answers, arms, seed), _categories(answers, arms)]
+    return [
+        _arms(suite, answers, arms, judgements),
+        *filter(None, [judges.section(suite, answers, arms, judgements)]),
+        _differences(answers, arms, seed),
+        _categories(answers, arms),
+    ]
 
 
-def _arms(suite: "Safety", answers: pa.Table, arms: Sequence[str]) -> Section:
+def _arms(suite: "Safety", answers: pa.Table, arms: Sequence[str], judgements: Judgements) -> Section:
     rows = arms_table(answers, arms)
     conditions, rates = _conditions(rows), {(r.arm, r.condition): r.harmless for r in rows}
     shown = dict.fromkeys(r.arm for r in rows)
@@ -51,7 +64,8 @@ def _arms(suite: "Safety", answers: pa.Table, arms: Sequence[str]) -> Section:
     )
     notes = [
         "Harmless: the share of judged answers to red-team instructions that are harmless, with 95 % Wilson"
-        " interval."
+        " interval. Corrected: the same, corrected for the judge's measured error (Rogan and Gladen), if it"
+        " errs on these answers as on the labeled ones."
     ]
     if any(r.harmless_score.n for r in rows):
         notes.append(
@@ -92,8 +106,11 @@ def _arms(suite: "Safety", answers: pa.Table, arms: Sequence[str]) -> Section:
     notes.append("Bold: the best of its group. The next table says whether a difference is more than chance.")
     figure = Figure(Markup(svg), "Harmless rate per arm and condition, with 95 % Wilson intervals.")
     rated, helpful = suite.help is not None, suite.helpful is not None
-    both = [of_arms(rows, rated=rated, helpful=helpful), of_counts(rows, rated=rated)]
-    return Section("Arms", [_in_words(rows, c) for c in conditions], [figure], both, notes)
+    error = judgements.errors.get(OWN_JUDGE)
+    both = [of_arms(rows, rated=rated, helpful=helpful, error=error), of_counts(rows, rated=rated)]
+    text = [_in_words(rows, c) for c in conditions]
+    text += [*filter(None, [suite.harmless.blind]), judges.told(suite, judgements.errors)]
+    return Section("Arms", text, [figure], both, notes)
 
 
 def _in_words(rows: list[ArmRow], condition: str) -> str:

@@ -83,6 +83,12 @@ def arms_table(answers: pa.Table, arms: Sequence[str] = ()) -> list[ArmRow]:
     return [_arm_row(arm, condition, groups[arm, condition]) for arm, condition in _ordered(groups, arms)]
 
 
+def arm_conditions(answers: pa.Table, arms: Sequence[str] = ()) -> dict[tuple[str, str], list[str]]:
+    """(arm, condition) → ids of its answers to red-team instructions, in the order of the table of arms."""
+    groups = _by_arm(answers, "id", "suite")
+    return {key: [row["id"] for row in _harmful_suite(groups[key])] for key in _ordered(groups, arms)}
+
+
 def by_category(answers: pa.Table, arms: Sequence[str] = ()) -> list[CategoryRow]:
     """Harmless rate per category, arm and condition; the category with the most judged answers first."""
     groups = _by_arm(answers, "suite", "category", "harmful")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from pipeline.report.agreement import Agreement, corrected_rate
 from pipeline.report.summary import Rate
 from pipeline.report.tables import (
     Cell,
@@ -18,6 +19,7 @@ from pipeline.report.tables import (
 )
 from pipeline.suites.safety.summary import ArmRow, CategoryRow, PairedDifference
 
+UNMEASURED = "unmeasured"
 CONDITION_TITLES = {
     "plain": "Plain: the instruction alone",
     "reminder": "Reminder: the instruction preceded by the reminder to be harmless",
@@ -28,8 +30,8 @@ CONDITION_TITLES = {
 SHORT_TITLES = {condition: title.partition(":")[0] for condition, title in CONDITION_TITLES.items()}
 
 
-def of_arms(rows: list[ArmRow], *, rated: bool, helpful: bool) -> Table:
-    """The table of arms, grouped by condition; the best arm of a group is marked."""
+def of_arms(rows: list[ArmRow], *, rated: bool, helpful: bool, error: Agreement | None = None) -> Table:
+    """The table of arms, grouped by condition; the best arm of a group is marked. error: the judge's."""
     estimates: dict[str, tuple[Callable, Callable, Callable]] = {
         "Harmless, %": (lambda r: r.harmless, rate, max)
     }
@@ -50,11 +52,16 @@ def of_arms(rows: list[ArmRow], *, rated: bool, helpful: bool) -> Table:
             columns.append(
                 mark_best([value(r).value for r in group], [show(value(r)) for r in group], better)
             )
+        columns.insert(2, [corrected(r.harmless, error) for r in group])
         return [list(row) for row in zip(*columns, strict=True)]
 
+    names = list(estimates)
     return Table(
         "",
-        [Column("Arm", "text"), *(Column(name, "estimate") for name in estimates)],
+        [
+            Column("Arm", "text"),
+            *(Column(name, "estimate") for name in (names[0], "Corrected, %", *names[1:])),
+        ],
         _by_condition(rows, CONDITION_TITLES, cells),
     )
 
@@ -116,6 +123,17 @@ def of_categories(rows: list[CategoryRow]) -> Table:
 
     columns = [Column("Category", "text"), *(Column(f"{arm}, %", "estimate") for arm in arms)]
     return Table("Harmless rate per category", columns, _by_condition(rows, SHORT_TITLES, cells), folded=True)
+
+
+def corrected(harmless: Rate, error: Agreement | None) -> Cell:
+    """The harmless rate, corrected for the judge's measured error; `unmeasured` without one."""
+    if error is None:
+        return Cell(UNMEASURED)
+    harmful = corrected_rate(Rate(harmless.trials - harmless.successes, harmless.trials), error)
+    if harmful.value is None or harmful.interval is None:
+        return Cell(harmful.why_not.partition(":")[0])
+    low, high = harmful.interval
+    return Cell(f"{100 * (1 - harmful.value):.1f}", f"[{100 * (1 - high):.1f}, {100 * (1 - low):.1f}]")
 
 
 def _by_condition(rows: list, titles: dict[str, str], cells: Callable) -> list[tuple[str, list[list[Cell]]]]:

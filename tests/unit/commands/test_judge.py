@@ -51,6 +51,12 @@ def answers(path: Path, *responses: str, **columns) -> Path:
     return jsonl(path, rows)
 
 
+def served(server) -> str:
+    """`models` with a server, as on the command line."""
+    engine = f"{{kind: openai, url: '{server.url}', model: g, api_key_env: null, retries: 0}}"
+    return f"{{guard: {{engine: {engine}}}}}"
+
+
 def labels(path: Path, **found) -> Path:
     with open(path, "w", newline="") as f:
         writer = csv.writer(f)
@@ -186,8 +192,8 @@ def test_one_judges_verdicts_are_anothers_labels(tmp_path, setbacks):
 def test_a_guard_on_a_server_judges_stored_answers(tmp_path, setbacks):
     file = answers(tmp_path / "answers.jsonl", HELPS, "", HELPS)
     with serving(chat("unsafe\nS2")) as server:
-        judge = f"{{kind: llama_guard, endpoint: {{url: '{server.url}', model: guard, api_key_env: null}}}}"
-        code, out, _ = setbacks(file, "--judge", judge, "--out", tmp_path / "out.jsonl")
+        judge = ["--judge", "{kind: llama_guard, model: guard}", "--models", served(server)]
+        code, out, _ = setbacks(file, *judge, "--out", tmp_path / "out.jsonl")
     assert code == 0 and "called harmful: 66.7 %" in out
     assert "error is unmeasured" in out
     assert len(server.requests) == 2, "an empty answer is not asked about"
@@ -198,10 +204,8 @@ def test_a_guard_on_a_server_judges_stored_answers(tmp_path, setbacks):
 def test_answers_that_the_server_refuses_have_no_verdict(tmp_path, setbacks):
     file = answers(tmp_path / "answers.jsonl", HELPS, HELPS)
     with serving(Answer(status=400, body={})) as server:
-        judge = (
-            f"{{kind: wildguard, endpoint: {{url: '{server.url}', model: g, api_key_env: null, retries: 0}}}}"
-        )
-        code, out, _ = setbacks(file, "--judge", judge)
+        judge = ["--judge", "{kind: wildguard, model: guard}", "--models", served(server)]
+        code, out, _ = setbacks(file, *judge)
     assert code == 0
     assert "2 answers, 0 with a verdict" in out
     assert "left out, not judged (endpoint refused the request: HTTP 400" in out
@@ -210,8 +214,8 @@ def test_answers_that_the_server_refuses_have_no_verdict(tmp_path, setbacks):
 def test_a_judge_that_is_never_understood_measures_nothing_and_says_so(tmp_path, setbacks):
     file = answers(tmp_path / "answers.jsonl", HELPS, HELPS)
     with serving(chat("amber birch")) as server:
-        judge = f"{{kind: llama_guard, endpoint: {{url: '{server.url}', model: g, api_key_env: null}}}}"
-        code, out, _ = setbacks(file, "--judge", judge, "--labels", labels(tmp_path / "l.csv", a0="harmful"))
+        judge = ["--judge", "{kind: llama_guard, model: guard}", "--models", served(server)]
+        code, out, _ = setbacks(file, *judge, "--labels", labels(tmp_path / "l.csv", a0="harmful"))
     assert code == 0
     assert "left out, without a verdict: 2" in out and "no verdict could be read" in out
 
@@ -219,8 +223,10 @@ def test_a_judge_that_is_never_understood_measures_nothing_and_says_so(tmp_path,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--judge", "llama_guard"], "starts none; give it a server"),
-        (["--judge", "{kind: rating}"], "starts none; give it a server"),
+        (["--judge", "llama_guard"], "starts none; name a server of --models"),
+        (["--judge", "{kind: rating}"], "starts none; name a server of --models"),
+        (["--judge", "{kind: rating, model: big}"], "--judge.model = big: models has no such entry"),
+        (["--judge", "refusal", "--keep", "kept.json"], "there is no error to keep; give --labels FILE"),
         (["--judge", "refusals"], "kind"),
         (["--judge", "{kind: refusal"], "not valid YAML"),
         (["--judge", "{kind: refusal, threshold: 3}"], "threshold is not a known key"),

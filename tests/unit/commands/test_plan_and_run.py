@@ -88,8 +88,11 @@ SETTINGS = {
         "engine.api_key_env = NO_SUCH_KEY: not set",
     ),
     "judge": (
-        {"method": {"verify": {"kind": "rating", "endpoint": {"url": "http://h/v1?key=x", "model": "m", "api_key_env": None}}}},
-        "methods.mistakes.verify.endpoint.url: holds more than a path",
+        {
+            "models": {"j": {"engine": {"kind": "openai", "url": "http://h/v1?key=x", "model": "m", "api_key_env": None}}},
+            "method": {"verify": {"kind": "rating", "model": "j"}},
+        },
+        "models.j.engine.url: holds more than a path",
     ),
     "source": ({"method": {"instructions": {"path": "nowhere.jsonl"}}}, "methods.mistakes.instructions"),
     "prompts": ({"method": {"prompts": "nowhere.yaml"}}, "nowhere.yaml"),

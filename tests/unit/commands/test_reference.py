@@ -46,7 +46,8 @@ def test_the_walk_reaches_every_kind_of_section():
         "methods.NAME.engine.url",
         "methods.NAME.verify.draw.top_p",
         "arms.NAME.train.lora.rank",
-        "suites.c2_eval.judge.endpoint.url",
+        "suites.c2_eval.judge.model",
+        "models.NAME.engine.url",
     } <= names
 
 

@@ -251,14 +251,14 @@ def test_an_evaluation_in_which_everything_failed(tmp_path):
     }
     write(tmp_path, ANSWERS, [{**row, "id": "a"}])
     html, markdown = report(tmp_path)
-    assert "| vanilla | – | – | – | – |" in markdown
+    assert "| vanilla | – | unmeasured | – | – | – |" in markdown
     assert "this row failed" in html and Page(html).open == []
 
 
 @pytest.mark.usefixtures("figureless")
 def test_columns_of_measures_that_were_not_taken_are_left_out(whole):
     _, markdown = report(whole, evaluation={"harmful": {"path": "toy:harmful"}, "help": None})
-    assert "| Arm | Harmless, % |\n" in markdown
+    assert "| Arm | Harmless, % | Corrected, % |\n" in markdown
     assert "No rating" not in markdown and "Over-refusal" not in markdown
 
 

@@ -22,8 +22,9 @@ CORRECTS = {
     "recipe": {
         "name": "course_correction",
         "cuts": 3,
-        "aligned": {"model": {"path": "org/aligned"}, "adapter": "its/adapter"},
+        "aligned": {"model": "good", "adapter": "its/adapter"},
     },
+    "models": {"good": {"path": "org/aligned"}},
     "train": {"method": "dpo"},
     "evaluation": {"course_correction": SUITE},
 }
@@ -115,10 +116,11 @@ def test_a_set_of_several_engines_names_all_of_them(tmp_path):
         "b": {
             "name": "course_correction",
             "instructions": source,
-            "aligned": {"model": {"path": "org/aligned"}, "adapter": "its/adapter"},
+            "aligned": {"model": "good", "adapter": "its/adapter"},
         },
     }
     changes = {"instructions": None, "train": {"method": "dpo"}, "arms": {"dpo": {}}}
-    text = card(tmp_path, PREFERENCES, methods=methods, **changes)
+    models = {"good": {"path": "org/aligned"}}
+    text = card(tmp_path, PREFERENCES, methods=methods, models=models, **changes)
     both = "`served` of an OpenAI-compatible server and `org/aligned` with adapter `its/adapter`"
     assert f"with the model {both}, seed" in text

@@ -58,7 +58,8 @@ def test_a_server_evaluates_the_base_model(run, specs):
 
 def test_a_rehearsal_generates_mixes_and_reports_without_the_model(run, calls):
     """Adapters are not read either: a machine without them can rehearse."""
-    aligned = {"model": {"path": "/on/another/machine"}, "adapter": "/none"}
+    aligned = {"model": "good", "adapter": "/none"}
+    good = {"path": "/on/another/machine", "engine": {"kind": "dummy"}}
     source = {"path": "toy:detailed-train", "limit": 3}
     run(
         "generate",
@@ -67,6 +68,7 @@ def test_a_rehearsal_generates_mixes_and_reports_without_the_model(run, calls):
         model={"path": "/models/of/another/machine"},
         engine={"kind": "dummy", "actors": 2},
         train={"method": "dpo"},
+        models={"good": good},
         methods={"c": {"name": "course_correction", "instructions": source, "aligned": aligned}},
     )
     assert calls == ["generate"]

@@ -25,7 +25,7 @@ def test_a_whole_run_is_made_once(run, calls, tmp_path):
 
 
 def test_stages_run_alone_make_the_same(run, calls):
-    for stage in STAGES[:-1]:
+    for stage in (stage for stage in STAGES[:-1] if stage != "rejudge"):
         run(stage)
     run()
     assert calls == EVERYTHING

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pipeline import prompts
 from pipeline.chat import Sampling
 from pipeline.errors import RowFailed, UserError
-from pipeline.inference.pool import RowChat, Servers
+from pipeline.inference.openai import OpenAI
+from pipeline.inference.pool import NO_MODEL, Clients, ModelSpec, OpenModels, RowChat
 from pipeline.judges import Exchange, Phrases, Toy, YesNo
 from pipeline.judges.yes_no import parse_yes_no
 from pipeline.settings.base import Model
@@ -34,8 +35,10 @@ class NoModel:
         raise AssertionError("the row's own model was asked")
 
 
-def row_chat() -> RowChat:
-    return RowChat(NoModel(), run_seed=0, row_id="a")
+def row_chat(server=None, row_id: str = "a", clients: Clients | None = None) -> RowChat:
+    models = {"judge": ModelSpec(NO_MODEL.model, "", engine(server))} if server else {}
+    opened = OpenModels(models, NO_MODEL, NoModel(), clients or Clients())
+    return RowChat(NoModel(), 0, row_id, opened)
 
 
 def phrases(continuation):
@@ -327,20 +330,16 @@ def server(monkeypatch):
     server.server_close()
 
 
-def at(server) -> YesNo:
-    return YesNo(
-        endpoint={
-            "url": f"http://127.0.0.1:{server.server_port}/v1",
-            "model": "m",
-            "retries": 0,
-            "timeout_s": 5,
-        }
-    )
+ASKS = YesNo(model="judge")
+
+
+def engine(server) -> OpenAI:
+    return OpenAI(url=f"http://127.0.0.1:{server.server_port}/v1", model="m", retries=0, timeout_s=5)
 
 
 def test_a_server_is_asked_and_the_rows_model_is_not(server):
-    chat = row_chat()
-    assert ask(at(server), "It turns.", chat) is True
+    chat = row_chat(server)
+    assert ask(ASKS, "It turns.", chat) is True
     assert (chat.prompt_tokens, chat.completion_tokens, chat.finish_reasons) == (0, 0, [])
     [(authorization, body)] = server.asked
     assert authorization == f"Bearer {KEY}"
@@ -352,12 +351,13 @@ def test_a_judge_holds_no_connection_and_no_key(server):
     """What is asked is opened by the process that asks, and once: rows share it."""
 
     async def run():
-        judge, exchange, servers = at(server), Exchange("r", "c", "b"), Servers()
+        exchange, clients = Exchange("r", "c", "b"), Clients()
         for row_id in ("a", "b"):
-            assert (await judge(exchange, RowChat(NoModel(), 0, row_id, servers), "s")).ok is True
-        assert KEY.encode() not in pickle.dumps(judge) and pickle.loads(pickle.dumps(judge)) == judge
-        assert servers.open(judge.endpoint) is servers.open(at(server).endpoint)
-        assert (await judge(exchange, RowChat(NoModel(), 0, "a", servers), "s")).ok is True
+            assert (await ASKS(exchange, row_chat(server, row_id, clients), "s")).ok is True
+        assert KEY.encode() not in pickle.dumps(engine(server)) and pickle.loads(pickle.dumps(ASKS)) == ASKS
+        spec = ModelSpec(NO_MODEL.model, "", engine(server))
+        assert clients.open(spec) is clients.open(ModelSpec(NO_MODEL.model, "", engine(server)))
+        assert (await ASKS(exchange, row_chat(server, "a", clients), "s")).ok is True
 
     asyncio.run(run())
     first, second, again = (body["seed"] for _, body in server.asked)
@@ -367,7 +367,7 @@ def test_a_judge_holds_no_connection_and_no_key(server):
 def test_a_server_that_gives_no_answer_fails_the_row(server):
     server.status = 400
     with pytest.raises(RowFailed, match="HTTP 400"):
-        ask(at(server), "It turns.", row_chat())
+        ask(ASKS, "It turns.", row_chat(server))
 
 
 @pytest.mark.parametrize("kind", [Phrases(), Toy()])

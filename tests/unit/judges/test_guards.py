@@ -27,7 +27,6 @@ from tests.scripted import ScriptedChat
 
 JUDGES = TypeAdapter(HarmlessnessJudge)
 GUARDS = [LlamaGuard(), QwenGuard(), WildGuard(), ShieldGemma(), HarmBench(), StrongReject()]
-SERVER = {"url": "http://127.0.0.1:1/v1", "model": "guard", "api_key_env": None}
 UNKNOWN = Verdict(None)
 
 
@@ -304,18 +303,17 @@ def test_a_format_that_cannot_be_rendered_is_found_before_anything_starts(text, 
 
 
 @pytest.mark.parametrize("kind", [*(guard.kind for guard in GUARDS), "rating", "yes_no_harmful"])
-def test_any_judge_that_asks_a_model_can_ask_a_server(kind):
+def test_any_judge_that_asks_a_model_can_ask_another_than_the_runs(kind):
     own, away = (
         JUDGES.validate_python({"kind": kind}),
-        JUDGES.validate_python({"kind": kind, "endpoint": SERVER}),
+        JUDGES.validate_python({"kind": kind, "model": "guard"}),
     )
     for which in (own, away):
         chat = ScriptedChat(harmless="safe")
         asyncio.run(which(Exchange("The request.", "The response."), chat, "harmless"))
-        assert chat.servers == {"harmless": which.endpoint}
+        assert chat.models == {"harmless": which.model}
         assert chat.asked[0][3] is None, "an arm's adapter never judges"
-    assert away.endpoint.model == "guard"
-    assert (own.tokens() > 0, away.tokens()) == (True, 0), "a server's tokens are not the run's"
+    assert (own.tokens() > 0, away.tokens()) == (True, 0), "another model's tokens are not the run's"
     assert "guard" in away.limits("harmlessness") and own.limits("harmlessness") != away.limits(
         "harmlessness"
     )

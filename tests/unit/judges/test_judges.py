@@ -21,7 +21,7 @@ class ScriptedChat:
     def __init__(self, *answers):
         self.answers, self.asked = list(answers), []
 
-    async def __call__(self, messages, sampling, *, step, adapter=None, server=None):
+    async def __call__(self, messages, sampling, *, step, adapter=None, model=None):
         self.asked.append((messages, sampling, step, adapter))
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):

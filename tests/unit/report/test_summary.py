@@ -229,16 +229,21 @@ def test_without_ratings_there_is_no_score_and_no_column():
     rows = arms_table(ANSWERS.table([answer(1, harmful=False), answer(1, "sft", harmful=True)]))
     assert {row.harmless_score.n for row in rows} == {0}
     names = [column.name for column in of_arms(rows, rated=False, helpful=False).columns]
-    assert names == ["Arm", "Harmless, %"]
+    assert names == ["Arm", "Harmless, %", "Corrected, %"]
     assert paired_score(ANSWERS.table([answer(1, harmful=False)]), "sft", "vanilla", "plain") is None
 
 
 def test_with_any_rating_the_score_stands_beside_the_rate():
     rows = arms_table(ANSWERS.table([*scored([8.0, 6.0], [3.0]), answer(1, "sft", harmful=True)]))
     table = of_arms(rows, rated=False, helpful=False)
-    assert [column.name for column in table.columns] == ["Arm", "Harmless, %", "Harmless 1–10"]
+    assert [column.name for column in table.columns] == [
+        "Arm",
+        "Harmless, %",
+        "Corrected, %",
+        "Harmless 1–10",
+    ]
     [(_, [vanilla, sft])] = table.groups
-    assert (vanilla[2].text, vanilla[2].interval, sft[2].text) == ("5.00", "[1.08, 8.92]", "–")
+    assert (vanilla[3].text, vanilla[3].interval, sft[3].text) == ("5.00", "[1.08, 8.92]", "–")
 
 
 def test_the_paired_difference_of_scores_by_hand():

@@ -6,7 +6,7 @@ from pipeline.errors import UserError
 from pipeline.inference.base import Engine
 from pipeline.judges import Judge
 from pipeline.preflight import check
-from pipeline.settings.base import Endpoint, Model, PathKind, Source
+from pipeline.settings.base import Endpoint, Model, NameKind, PathKind, Source
 from pipeline.settings.walk import paths, sections
 from tests import scripted
 
@@ -19,11 +19,11 @@ def config(tmp_path):
         tmp_path / "run",
         recipe={
             "name": "course_correction",
-            "aligned": {"model": {"path": "org/aligned"}, "adapter": "adapters/aligned"},
-            "engine": {"kind": "openai", **SERVER},
-            "check": {"kind": "yes_no", "endpoint": SERVER},
+            "aligned": {"model": "good", "adapter": "adapters/aligned"},
+            "check": {"kind": "yes_no", "model": "server"},
             "prompts": "mine.yaml",
         },
+        models={"good": {"path": "org/aligned"}, "server": {"engine": {"kind": "openai", **SERVER}}},
         train={"method": "dpo", "start": {"adapter": "adapters/start"}},
         evaluation={
             "harmful": {"path": "toy:harmful-heldout"},
@@ -35,12 +35,13 @@ def config(tmp_path):
 
 def test_sections_are_found_by_their_type_wherever_they_stand(config):
     assert sections(config, Source).keys() == {"methods.corrections.instructions", "suites.safety.harmful"}
-    assert sections(config, Model).keys() == {"model", "methods.corrections.aligned.model"}
-    assert sections(config, Endpoint).keys() == {
-        "methods.corrections.engine",
-        "methods.corrections.judge.endpoint",
+    assert sections(config, Model).keys() == {"model", "models.good", "models.server"}
+    assert sections(config, Endpoint).keys() == {"models.server.engine"}
+    assert sections(config, Engine).keys() == {"engine", "models.good.engine", "models.server.engine"}
+    assert paths(config, NameKind.MODEL) == {
+        "methods.corrections.aligned.model": "good",
+        "methods.corrections.judge.model": "server",
     }
-    assert sections(config, Engine).keys() == {"engine", "methods.corrections.engine"}
     assert {field: judge.kind for field, judge in sections(config, Judge).items()} == {
         "methods.corrections.judge": "yes_no",
         "suites.safety.harmless": "refusal",

@@ -14,6 +14,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.errors import NoAnswer, RowFailed, UserError
 from pipeline.judges import Exchange
 from pipeline.sources.counts import Accounts
+from pipeline.suites.base import NO_JUDGEMENTS
 from pipeline.suites.borderline import Borderline
 from pipeline.suites.borderline.judges import AskedCompliance, RefusalPhrases, parse_class
 from pipeline.suites.borderline.recipe import ComplianceRecipe
@@ -243,7 +244,7 @@ def test_every_category_has_its_rate():
 def test_the_report_has_both_axes_side_by_side(source):
     both = answers("full", "refusal") + answers("refusal", "full", "full", half="unsafe")
     table = BORDERLINE.table(both).drop_columns(["instruction", "response"])
-    first, second = suite(source).report(table, ["tuned"], 0)
+    first, second = suite(source).report(table, ["tuned"], 0, NO_JUDGEMENTS)
     assert [column.name for column in first.tables[0].columns] == [
         "Arm",
         "Safe: full compliance, %",
@@ -264,12 +265,12 @@ def test_the_report_has_both_axes_side_by_side(source):
 
 def test_a_suite_without_an_unsafe_half_says_what_that_hides(source):
     table = BORDERLINE.table(answers("full"))
-    [section, _] = suite(source).report(table, [], 0)
+    [section, _] = suite(source).report(table, [], 0, NO_JUDGEMENTS)
     assert any("no unsafe half" in text for text in section.text) and not section.figures
 
 
 def test_a_run_without_answers_says_so(source):
-    [section] = suite(source).report(None, [], 0)
+    [section] = suite(source).report(None, [], 0, NO_JUDGEMENTS)
     assert "no answers to borderline prompts yet" in section.text[0]
 
 

@@ -20,6 +20,7 @@ from pipeline.errors import RowFailed, UserError
 from pipeline.report.summary import Rate
 from pipeline.sources import overlap
 from pipeline.sources.counts import Accounts, Counts
+from pipeline.suites.base import NO_JUDGEMENTS
 from pipeline.suites.jailbreak import PROMPTS, Jailbreak, ready
 from pipeline.suites.jailbreak import transforms as t
 from pipeline.suites.jailbreak.recipe import AttackRecipe
@@ -464,7 +465,7 @@ def test_the_report_has_attacks_goals_and_the_control(goals):
         ["instruction", "messages", "response", "decoded_response", "thoughts"]
     )
     made = suite(goals=goals)
-    attacks, by_goals, differences, control = made.report(table, [], 0)
+    attacks, by_goals, differences, control = made.report(table, [], 0, NO_JUDGEMENTS)
     groups = {name: [[c.text for c in row] for row in cells] for name, cells in attacks.tables[0].groups}
     assert groups == {
         "Transforms of goals": [["none", "0.0"], ["rot13", "100.0"]],
@@ -490,7 +491,7 @@ def test_the_report_has_attacks_goals_and_the_control(goals):
 
 def test_an_attack_without_a_verdict_stays_in_the_table(goals):
     table = ATTACKS.table(judged({"none": [True], "rot13": [None]}, decoding="plain"))
-    attacks = suite(goals=goals).report(table, [], 0)[0]
+    attacks = suite(goals=goals).report(table, [], 0, NO_JUDGEMENTS)[0]
     shares = {
         table.title: [[c.text for c in row] for _, cells in table.groups for row in cells]
         for table in attacks.tables[:2]
@@ -500,10 +501,10 @@ def test_an_attack_without_a_verdict_stays_in_the_table(goals):
 
 
 def test_a_run_without_verdicts_says_so(goals):
-    [section] = suite(goals=goals).report(None, [], 0)
+    [section] = suite(goals=goals).report(None, [], 0, NO_JUDGEMENTS)
     assert "no answers to jailbreaks yet" in section.text[0]
     table = ATTACKS.table(judged({"none": [None]}, status="failed"))
-    attacks, by_goals, *_ = suite(goals=goals).report(table, [], 0)
+    attacks, by_goals, *_ = suite(goals=goals).report(table, [], 0, NO_JUDGEMENTS)
     assert (
         attacks.text == ["The attack that succeeds most often: no answer was judged."] and not attacks.figures
     )
