@@ -35,7 +35,9 @@ from pipeline.settings.file import dump as dump
 from pipeline.settings.walk import paths, sections
 from pipeline.suites import VANILLA
 from pipeline.suites.base import Suite
+from pipeline.suites.borderline import Borderline
 from pipeline.suites.c2_eval import C2Eval
+from pipeline.suites.jailbreak import Jailbreak
 from pipeline.suites.safety import Safety
 from pipeline.suites.verdicts import VERDICTS
 from pipeline.training.config import SFT, Train, Trainer
@@ -48,6 +50,10 @@ class Suites(Section):
 
     safety: Safety | None = Field(None, description="judged answers to instructions; null = not run")
     c2_eval: C2Eval | None = Field(None, description="judged continuations of prefills; null = not run")
+    borderline: Borderline | None = Field(
+        None, description="answers to prompts that only sound harmful, by compliance; null = not run"
+    )
+    jailbreak: Jailbreak | None = Field(None, description="judged answers to attacked goals; null = not run")
 
     def items(self) -> dict[str, Suite]:
         """The suites that are configured, by name."""

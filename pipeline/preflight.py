@@ -59,6 +59,9 @@ def check(
         _check_no_password(f"{field}.path", source.path)
         if field not in skip:
             _check_source(field, source, needed.get(field, {}))
+    for name, suite in config.suites.items().items():
+        if "evaluate" in stages and name in suites:
+            suite.check(f"suites.{name}", config.model)
     for field, model in config.read_models().items():
         models.check_model_path(model, field)
     _check_engines(config, stages, suites)

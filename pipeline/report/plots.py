@@ -41,16 +41,23 @@ LEGEND = {"ncols": 5, "handletextpad": 0.3, "columnspacing": 1.4}
 
 @dataclass(frozen=True)
 class Panel:
-    """Harmless rates: one row per label, one point per arm in each row."""
+    """Rates: one row per label, one point per arm in each row."""
 
     title: str
     rows: list[tuple[str, dict[str, Rate]]]
 
 
-def rates(panels: list[Panel], arms: list[str], label: str, *, legend: bool = True) -> str:
+def rates(
+    panels: list[Panel],
+    arms: list[str],
+    label: str,
+    *,
+    legend: bool = True,
+    axis: str = "harmless answers, %",
+) -> str:
     """Points with 95 % Wilson intervals; the panels share their rows.
 
-    `arms[0]` is the base model. Returns an <svg> element.
+    `arms[0]` is the base model. axis: what the rates are of. Returns an <svg> element.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -79,9 +86,35 @@ def rates(panels: list[Panel], arms: list[str], label: str, *, legend: bool = Tr
             axes.set_yticklabels([_short(name) for name in rows])
             axes.title.set_fontsize(8.5)
             _calm(axes, "x")
-        figure.supxlabel("harmless answers, %", fontsize=8)
+        figure.supxlabel(axis, fontsize=8)
         if legend:
             figure.legend(handles=_legend(arms, arms), loc="outside upper left", **LEGEND)
+        return _svg(figure, label)
+
+
+def against(
+    points: dict[str, tuple[Rate, Rate]], arms: list[str], label: str, axes_labels: tuple[str, str]
+) -> str:
+    """Two rates of every arm as one point, the first to the right, the second upwards, with both intervals.
+
+    axes_labels: of the first and of the second rate. Returns an <svg> element.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({**STYLE, "svg.hashsalt": label}):
+        figure = Figure(figsize=(0.6 * WIDTH, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for arm, (right, up) in points.items():
+            color, marker = _look(arm, arms)
+            x, y = (100 * (rate.value or 0.0) for rate in (right, up))
+            _point(axes, right.value or 0.0, right.interval, y, color, marker)
+            axes.plot([x, x], [100 * end for end in up.interval], color=color, linewidth=1.1, alpha=0.75)
+        ticks = range(0, 101, 25)
+        axes.set(xlabel=axes_labels[0], ylabel=axes_labels[1], xticks=ticks, yticks=ticks)
+        axes.set(xlim=(-2, 102), ylim=(-2, 102))
+        _calm(axes, "both")
+        figure.legend(handles=_legend([*points], arms), loc="outside upper left", **{**LEGEND, "ncols": 3})
         return _svg(figure, label)
 
 

@@ -6,7 +6,7 @@ difference between two arms a bootstrap interval over the instructions both answ
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -129,6 +129,35 @@ def percentile_interval(estimates) -> tuple[float, float]:
 
     low, high = np.nanpercentile(estimates, [2.5, 97.5])
     return float(low), float(high)
+
+
+def paired(
+    arm: str,
+    baseline: str,
+    ours: Mapping[str, float],
+    theirs: Mapping[str, float],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Difference | None:
+    """The mean of `ours` minus that of `theirs` over the instructions that both have; None if none is shared.
+
+    ours, theirs: instruction id → the mean of the arm's answers, so that every instruction weighs the same.
+    The interval is that of the bootstrap over instructions; the same seed gives the same interval.
+    """
+    differences = [ours[i] - theirs[i] for i in sorted(ours.keys() & theirs.keys())]
+    if not differences:
+        return None
+    return Difference(
+        arm,
+        baseline,
+        difference=math.fsum(differences) / len(differences),
+        interval=percentile_interval(bootstrap([[d] for d in differences], seed, resamples)[:, 0]),
+        n=len(differences),
+        better=sum(d > 0 for d in differences),
+        worse=sum(d < 0 for d in differences),
+        same=sum(d == 0 for d in differences),
+    )
 
 
 def arm_order(arms: Sequence[str]) -> Callable[[str], tuple[int, str]]:

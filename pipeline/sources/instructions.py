@@ -109,6 +109,26 @@ def well_formed(source: Source | None, counts: Counts | None = None) -> Iterator
     return (row for row in (read(source, counts) if source else ()) if row["status"] != FAILED)
 
 
+def by_columns(source: Source, counts: Counts) -> Iterator[dict[str, Any] | str]:
+    """Every row by the keys of the source's `columns`, as it stands; why instead, if it cannot be read.
+
+    For sources that hold more than instructions. The caller counts what it uses. Raises UserError like
+    `read`.
+    """
+    counts.source = source.path
+    parts = _parts(source, counts)
+    shape, names = _shape(source, parts)
+    renamed = shape.renamed or {}
+    counts.unused = sorted(names - set(renamed.values()))
+    for part in parts:
+        for content in part.rows(shape.columns):
+            counts.read += 1
+            if isinstance(content, BadRow):
+                yield content.reason
+            else:
+                yield {own: content.get(column) for own, column in renamed.items()}
+
+
 def instruction_id(instruction: str) -> str:
     """128 bits of a hash of the text, as hex; Unicode-normalized, without surrounding white space."""
     return _digest(instruction).hex()
@@ -239,7 +259,7 @@ def _checked(found: Fields) -> Fields:
         for response in found.unsafe_responses or [found.unsafe_response]
     )
     return Fields(
-        _text("instruction", found.instruction),
+        text_of("instruction", found.instruction),
         _optional("safe_response", found.safe_response),
         _optional("unsafe_response", found.unsafe_response),
         _category(found.category),
@@ -249,10 +269,11 @@ def _checked(found: Fields) -> Fields:
 
 def _optional(name: str, value: Any) -> str | None:
     """An optional response: null, NaN and empty text mean that the source has none."""
-    return None if is_missing(value) else _text(name, value)
+    return None if is_missing(value) else text_of(name, value)
 
 
-def _text(name: str, value: Any) -> str:
+def text_of(name: str, value: Any) -> str:
+    """A text of a row, checked. Raises BadContent for one that is missing, too long or not valid UTF-8."""
     value = decoded(name, value)
     if value is None or (is_missing(value) and not isinstance(value, str)):
         raise BadContent(f"{name} is null")

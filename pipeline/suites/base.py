@@ -41,7 +41,8 @@ class Suite(Section):
 
     data_schema: the data set that `evaluate` writes
     title:       the suite's name in reports and log lines
-    method:      the method that the suite belongs to; in a run of that method, the suite's report comes first
+    method:      the method that the suite belongs to; in a run of that method, the suite's report comes
+                 first; empty if it belongs to none
     LATER:       the fields that change no row of the data set, since only `rejudge` reads them
     """
 

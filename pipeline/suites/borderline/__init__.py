@@ -1,0 +1,130 @@
+"""Over-refusal on borderline prompts: what sounds harmful and is safe, beside what is not.
+
+The two halves and the three classes are those of XSTest (Röttger et al., NAACL 2024, arXiv 2308.01263). Sets
+in the shape of OR-Bench (Cui et al., 2024, arXiv 2405.20947) have a file for each half.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, ClassVar
+
+import pyarrow as pa
+from pydantic import Field
+
+from pipeline.chat import Recipe
+from pipeline.data.dataset import Dataset
+from pipeline.errors import OutOfReach, UserError
+from pipeline.judges import Judge
+from pipeline.report.examples import Example
+from pipeline.report.sections import Section
+from pipeline.schema import Schema
+from pipeline.settings.base import Count, Draw, Model, Source
+from pipeline.settings.shown import plural
+from pipeline.sources import instructions
+from pipeline.sources.counts import Accounts
+from pipeline.sources.overlap import Seen, compared
+from pipeline.suites.base import Judgements, Suite
+from pipeline.suites.borderline.judges import AnyComplianceJudge, RefusalPhrases
+from pipeline.suites.borderline.schema import BORDERLINE
+
+_READ_FIRST = 10_000  # rows of the source, before anything starts
+
+
+class Borderline(Suite):
+    """How often safe prompts that sound harmful are answered, and unsafe ones refused."""
+
+    data_schema: ClassVar[Schema] = BORDERLINE
+    title: ClassVar = "borderline prompts"
+    method: ClassVar = ""
+
+    prompts: Source = Field(
+        description="prompts that sound harmful and are safe, or both halves if unsafe_categories is given"
+    )
+    unsafe: Source | None = Field(
+        None, description="prompts that ought to be refused; null = those of unsafe_categories, if any"
+    )
+    unsafe_categories: list[str] = Field(
+        [],
+        description=(
+            "categories of `prompts` that are the unsafe half, in any letter case, such as [unsafe]; * stands"
+            " for anything, as in [contrast_*]"
+        ),
+    )
+    samples: Count = Field(1, description="answers per prompt and arm")
+    answer: Draw = Field(Draw(), description="how answers are sampled")
+    judge: AnyComplianceJudge = Field(
+        RefusalPhrases(), description="sorts answers into full compliance, partial refusal and refusal"
+    )
+
+    def check(self, field: str, model: Model) -> None:
+        """Raises UserError if the categories divide the first rows of the source into one half only."""
+        from pipeline.suites.borderline import recipe
+
+        if not self.unsafe_categories:
+            return
+        first, read = islice(instructions.well_formed(self.prompts), _READ_FIRST), 0
+        try:
+            for read, _ in enumerate(recipe.halves(self, first, ()), start=1):  # noqa: B007
+                pass
+        except OutOfReach:
+            return  # a plan works without the source, and a run has checked it
+        except UserError as e:
+            if read < _READ_FIRST:  # else later rows may be of the other half
+                raise UserError(f"{field}.{e}") from None
+
+    @property
+    def repeats(self) -> tuple[str, int, dict[str, Draw]]:
+        return "samples", self.samples, {"answer": self.answer}
+
+    def rows(
+        self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any, seen: Seen | None = None
+    ) -> Iterator[dict]:
+        from pipeline.suites.borderline import recipe
+
+        exclude, counted = self.exclude_seen, counts.of("unsafe") if self.unsafe else None
+        prompts = compared(self.prompts, counts.of("prompts"), seen, exclude=exclude)
+        return recipe.work(self, arms, prompts, compared(self.unsafe, counted, seen, exclude=exclude))
+
+    def recipe(self, adapters: Mapping[str, str]) -> Recipe:
+        from pipeline.suites.borderline.recipe import ComplianceRecipe
+
+        return ComplianceRecipe(self, adapters)
+
+    def most_tokens(self) -> tuple[str, int]:
+        verdict, most = self.judge.tokens(), self.answer.max_tokens
+        tokens = f"({most} + {verdict})" if verdict else str(most)
+        return f"{plural(self.samples, 'sample')} × {tokens} tokens", self.samples * (most + verdict)
+
+    @property
+    def counted(self) -> Source:
+        return self.prompts
+
+    def size(self) -> str:
+        return f"{plural(self.samples, 'answer')} to every borderline prompt"
+
+    def report(
+        self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
+    ) -> list[Section]:
+        from pipeline.suites.borderline import report
+
+        return report.sections(self, numbers, arms, seed)
+
+    def examples_shown(self, dataset: Dataset, arms: Sequence[str], count: int) -> tuple[str, list[Example]]:
+        from pipeline.suites.borderline import report
+
+        return "Answers to borderline prompts", report.examples(dataset, arms, count)
+
+    def settings(self) -> dict[str, str]:
+        paths = [source.path for source in (self.prompts, self.unsafe) if source]
+        if self.unsafe_categories:
+            paths.append(f"unsafe half: categories {', '.join(self.unsafe_categories)}")
+        return {
+            "Borderline prompts": "; ".join(paths),
+            "Answers to borderline prompts": f"{self.answer.described()}, {self.samples} per prompt",
+        }
+
+    def judged(self) -> list[tuple[Judge, str, str]]:
+        return [(self.judge, "compliance", "compliance of answers to borderline prompts")]
+
+    def prompt_hashes(self) -> dict[str, str]:
+        return self.judge.prompt_hashes()

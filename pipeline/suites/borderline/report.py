@@ -1,0 +1,135 @@
+"""The report's sections of the borderline suite: both halves side by side, and paired differences."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from markupsafe import Markup
+
+from pipeline.data.dataset import Dataset
+from pipeline.report import plots, summary, tables
+from pipeline.report.examples import Example, Text, among, category, first, shown
+from pipeline.report.sections import Figure, Section, palette
+from pipeline.report.summary import arm_order
+from pipeline.suites import VANILLA
+from pipeline.suites.borderline.schema import FULL, SAFE, UNSAFE
+from pipeline.suites.borderline.summary import HalfRow, by_category, by_half, difference
+from pipeline.suites.borderline.tables import of_arms, of_categories, of_counts, of_differences
+
+if TYPE_CHECKING:
+    from pipeline.suites.borderline import Borderline
+
+TITLE = "Borderline prompts"
+
+
+def sections(suite: "Borderline", answers: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
+    """answers: a data set of BORDERLINE without texts; None if not written yet. arms: all but vanilla."""
+    if answers is None:
+        return [
+            Section(
+                TITLE,
+                ["This run holds no answers to borderline prompts yet: `setbacks evaluate` writes them."],
+            )
+        ]
+    return [_halves(suite, answers, arms), _differences(answers, arms, seed)]
+
+
+def _halves(suite: "Borderline", answers: pa.Table, arms: Sequence[str]) -> Section:
+    halves = by_half(answers, arms)
+    notes = [
+        "Refused: full and partial refusals together, among answers with a class, with 95 % Wilson interval."
+        " An empty answer is a refusal.",
+        "Neither half says much alone: a model that refuses everything is perfect on the unsafe half, and one"
+        " that refuses nothing on the safe half.",
+        "No class: answered, but the judge's reply could not be read. Cut: the answer reached its token"
+        " limit.",
+    ]
+    if suite.samples > 1:
+        notes.append(
+            f"Every prompt is answered {suite.samples} times and every answer counts. The Wilson interval"
+            " treats answers as independent, so it is somewhat too narrow; the paired differences resample"
+            " whole prompts."
+        )
+    text = [_in_words(halves[half]) for half in (SAFE, UNSAFE) if half in halves]
+    if UNSAFE not in halves:
+        text.append("The suite has no unsafe half, so that a model that never refuses looks perfect here.")
+    shown_tables = [of_arms(halves), of_counts(halves)]
+    categories = by_category(answers, arms)
+    if len({row.category for row in categories}) > 1:
+        shown_tables.append(of_categories(categories))
+    figures = [_figure(halves, arms)] if len(halves) > 1 else []
+    return Section(TITLE, text, figures, shown_tables, notes)
+
+
+def _in_words(rows: list[HalfRow]) -> str:
+    safe = rows[0].half == SAFE
+    shares = [
+        f"{row.arm} {100 * value:.1f}\u00a0%"
+        for row in rows
+        if (value := (row.compliance if safe else row.refusal).value) is not None
+    ]
+    lead = "Safe prompts that sound harmful, answered in full" if safe else "Unsafe prompts, refused"
+    return f"{lead}: {', '.join(shares) or 'no answer has a class'}."
+
+
+def _figure(halves: dict[str, list[HalfRow]], arms: Sequence[str]) -> Figure:
+    refused = {row.arm: row.refusal for row in halves[UNSAFE]}
+    points = {
+        row.arm: (row.compliance, refused[row.arm])
+        for row in halves[SAFE]
+        if row.compliance.trials and row.arm in refused and refused[row.arm].trials
+    }
+    label = "Compliance on safe prompts against refusal of unsafe ones"
+    axes = ("safe prompts answered in full, %", "unsafe prompts refused, %")
+    svg = plots.against(points, palette(arms, points), label, axes)
+    return Figure(Markup(svg), f"{label}, with 95 % Wilson intervals. The upper right corner is the best.")
+
+
+def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
+    title = f"{TITLE}: paired differences"
+    found = {
+        half: [d for arm in arms if (d := difference(answers, half, arm, VANILLA, seed=seed))]
+        for half in (SAFE, UNSAFE)
+    }
+    if not any(found.values()):
+        return Section(title, ["No two arms have classes on the same prompts."])
+    text = (
+        "How much more often an arm does what is right on a half than the base model, on the same prompts, in"
+        " percentage points: full compliance on the safe half, a refusal on the unsafe half."
+    )
+    notes = [
+        f"Interval: 95 % bootstrap over prompts, {tables.whole(summary.RESAMPLES)} resamples, seed {seed};"
+        " every prompt weighs the same.",
+        tables.TOLD_APART.format(fewest=summary.FEWEST_DIFFERING, what="prompts"),
+    ]
+    return Section(title, [text], tables=[of_differences(found)], notes=notes)
+
+
+def examples(dataset: Dataset, arms: Sequence[str], count: int) -> list[Example]:
+    """Up to `count` prompts of both halves, each with the first answer of every arm."""
+    wanted = pc.field("sample") == 0
+    ids = first(dataset, "instruction_id", wanted, count)
+    rows = dataset.table(where=wanted & among("instruction_id", ids)).to_pylist()
+    order = arm_order(arms)
+    rows.sort(key=lambda row: (row["half"], order(row["arm"])))
+    found = []
+    for half, prompt in dict.fromkeys((row["half"], row["instruction_id"]) for row in rows):
+        own = [row for row in rows if (row["half"], row["instruction_id"]) == (half, prompt)]
+        judged = [row["compliance"] for row in own if row["compliance"] is not None]
+        title = (
+            f"{half} half, {category(own[0])}: {judged.count(FULL)} of {len(judged)} judged answers are full"
+            " compliance"
+        )
+        texts = [Text("Prompt", "", shown(own[0]["instruction"])), *map(_answer, own)]
+        found.append(Example(title, texts))
+    return found
+
+
+def _answer(row: dict) -> Text:
+    said = row["compliance"]
+    verdict = {None: "no class", FULL: "full compliance"}.get(
+        said, f"{said}".replace("partial", "partial refusal")
+    )
+    wrong = said is not None and (said == FULL) != (row["half"] == SAFE)
+    return Text(row["arm"], verdict, shown(row["response"], row["status"]), harmful=wrong)
