@@ -12,10 +12,13 @@ from pydantic import Field, model_validator
 
 from pipeline.inference import DEFAULT, Engine
 from pipeline.inference.base import Engine as AnyEngine
+from pipeline.inference.unasked import UNASKED
 from pipeline.methods.base import Method as AnyMethod
+from pipeline.methods.chain_of_hindsight import ChainOfHindsight
 from pipeline.methods.course_correction import CourseCorrection
 from pipeline.methods.critique_revise import CritiqueRevise
 from pipeline.methods.mistake_analysis import MistakeAnalysis
+from pipeline.methods.source_preferences import SourcePreferences
 from pipeline.schema import STAGES, Schema
 from pipeline.settings import file
 from pipeline.settings.base import AdapterPath, ArmName, Model, Name, Natural, Section, tag
@@ -27,7 +30,10 @@ from pipeline.suites.c2_eval import C2Eval
 from pipeline.suites.safety import Safety
 from pipeline.training.config import SFT, Train, Trainer
 
-Method = Annotated[MistakeAnalysis | CourseCorrection | CritiqueRevise, Field(discriminator="name")]
+Method = Annotated[
+    MistakeAnalysis | CourseCorrection | CritiqueRevise | ChainOfHindsight | SourcePreferences,
+    Field(discriminator="name"),
+]
 
 
 class Suites(Section):
@@ -105,6 +111,8 @@ class Config(Section):
     def engine_of(self, method: str) -> tuple[str, AnyEngine]:
         """The engine that a method generates with: (its field, the engine)."""
         own = self.methods[method].engine
+        if not self.methods[method].asks_model and self.engine.is_model:
+            return f"methods.{method}.engine", UNASKED
         return ("engine", self.engine) if own is None else (f"methods.{method}.engine", own)
 
     def engines(self, stages: Iterable[str]) -> dict[str, AnyEngine]:

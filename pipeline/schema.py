@@ -6,6 +6,8 @@ import pyarrow as pa
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
+UNSAFE_TARGET = "_unsafe"  # kinds of examples whose target is an unsafe response have names that end so
+
 STAGES = ("generate", "mix", "train", "evaluate", "report")
 
 # The status of a row. Every row read ends with exactly one of these.

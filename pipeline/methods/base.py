@@ -92,6 +92,11 @@ class Method(Section):
         return False
 
     @property
+    def asks_model(self) -> bool:
+        """Whether the recipe asks its model; without one, `generate` starts no engine for the method."""
+        return True
+
+    @property
     def continues_turns(self) -> bool:
         """Whether the recipe prefills the model's turn; the engine and the chat template must allow that."""
         return False

@@ -103,6 +103,7 @@ LABELS: dict[str, bool | None] = {
     for name in names.split()
 }
 UNLABELLED = "a response without a label is not used"
+OVERRULED = "a safer_response_id that contradicts the labels is not used"
 NULL_TEXT = "a text that says null, such as NaN, is not used"
 NO_INPUT = "an input that stands for none, such as <noinput>, is left out"
 _KNOWN = {name for names in NAMES.values() for name in names} | LABELS.keys()
@@ -283,6 +284,8 @@ def _pku(row: Row) -> Fields:
     there = [not is_missing(response) for response in responses]
     if any(mark is None and is_there for mark, is_there in zip(marks, there, strict=True)):
         row.notes[UNLABELLED] += 1
+    if set(marks) == {True, False} and named is not None and marks[named] is False:
+        row.notes[OVERRULED] += 1
     safer = named or 0
 
     def pick(label: bool, preferred: int) -> int | None:

@@ -124,7 +124,7 @@ final loss {figures["final_loss"]:.4f}; {rewards}{figures["tokens_per_s"]:,.0f} 
 
 AdamW (betas 0.9 and 0.999), gradients clipped at norm 1.
 
-**Content.** {train.words.caution} Evaluate it before any use.
+**Content.** {train.caution(figures["kinds"])} Evaluate it before any use.
 """
 
 

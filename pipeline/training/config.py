@@ -6,6 +6,7 @@ import them.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from pipeline.data.dataset import Dataset
-from pipeline.schema import PREFERENCES, Schema
+from pipeline.schema import PREFERENCES, UNSAFE_TARGET, Schema
 from pipeline.schema import SFT as CONVERSATIONS
 from pipeline.settings.base import AdapterPath, Count, Fraction, Natural, Section, span, tag
 
@@ -140,6 +141,10 @@ class Train(Section):
         """What an arm was trained on, for the report."""
         return ", ".join(kinds or ())
 
+    def caution(self, kinds: Iterable[str]) -> str:
+        """The model card's caution. kinds: of the examples trained on, as they are counted."""
+        return self.words.caution
+
     def check(self, model_config: Any, where: str) -> None:
         """Raises UserError, naming the setting `where`, for models that cannot be trained this way."""
 
@@ -192,6 +197,14 @@ class SFT(Train):
     @property
     def per_device(self) -> int:
         return self.sequences_per_device
+
+    def caution(self, kinds: Iterable[str]) -> str:
+        if unsafe := sorted(kind for kind in kinds if kind.endswith(UNSAFE_TARGET)):
+            return (
+                f"The targets of the examples of kind {', '.join(unsafe)} are unsafe responses: the adapter"
+                " was trained to\nwrite them when it is asked for them."
+            )
+        return self.words.caution
 
     def prepare(
         self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int
