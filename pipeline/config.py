@@ -310,6 +310,8 @@ def _check_arm(name: str, arm: Arm, methods: Mapping[str, AnyMethod]) -> None:
             f"arms.{name}: {arm.train.method} trains on {arm.train.accepts.name}, and the methods make"
             f" {' and '.join(made)}: set train.method: {trainer}"
         )
+    if refused := arm.train.refuses(max(method.widest_gap for method in makers)):
+        raise ValueError(f"arms.{name}.train.{refused}")
     known = [kind for method in makers for kind in method.example_kinds.get(arm.train.accepts.name, ())]
     if arm.kinds is None:
         if known:

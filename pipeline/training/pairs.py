@@ -29,6 +29,8 @@ PAIRS = pa.schema(
         ("shared", pa.int32()),  # length of the common prefix, prompt included
     ]
 )
+# Why a pair is left out by the settings, as words for counts.
+NOT_BEST, SMALL_GAP = "chosen_is_not_the_best", "gap_below_min_gap"
 _COLUMNS = ("id", "group", "prompt", "chosen", "rejected", "rank_chosen", "rank_rejected")
 _ORDER = [
     ("group", "ascending"),
@@ -38,12 +40,20 @@ _ORDER = [
 ]
 
 
-def prepare(template: ChatTemplate, dataset: Dataset, max_length: int) -> tuple[pa.Table, pa.Table, Counts]:
+def prepare(
+    template: ChatTemplate,
+    dataset: Dataset,
+    max_length: int,
+    *,
+    best_only: bool = False,
+    min_gap: int = 1,
+) -> tuple[pa.Table, pa.Table, Counts]:
     """Responses, pairs (by group, best chosen first), and row counts of a data set of `schema.PREFERENCES`.
 
-    A pair is dropped if its longer side exceeds max_length, if both sides are the same tokens, or if one side
-    cannot be an example. Raises UserError if no pair can be used, or the template cannot separate prompt and
-    response (see `examples.encode`).
+    best_only, min_gap: which pairs are used, see `select`; the others count as dropped. A pair is also
+    dropped if its longer side exceeds max_length, if both sides are the same tokens, or if one side cannot be
+    an example. Raises UserError if no pair can be used, or the template cannot separate prompt and response
+    (see `examples.encode`).
     """
     rows = dataset.table(_COLUMNS).sort_by(_ORDER)
     if not rows.num_rows:
@@ -51,6 +61,7 @@ def prepare(template: ChatTemplate, dataset: Dataset, max_length: int) -> tuple[
             f"{dataset.path}: no preference pair to train on; see the drop reasons (setbacks show)"
         )
     counts = Counts()
+    rows = select(rows, best_only, min_gap, counts)
     tokens: list[pa.Array] = []
     pairs: list[pa.Table] = []
     for batch in rows.to_batches(max_chunksize=1000):
@@ -60,6 +71,7 @@ def prepare(template: ChatTemplate, dataset: Dataset, max_length: int) -> tuple[
     if not counts.kinds:
         remedies = {
             "too_long": f"raise train.max_length = {max_length}",
+            SMALL_GAP: f"lower train.min_gap = {min_gap}",
             "equal": "chosen and rejected are the same, so there is nothing to prefer; make the pairs again",
             **examples.REMEDIES,
         }
@@ -69,6 +81,27 @@ def prepare(template: ChatTemplate, dataset: Dataset, max_length: int) -> tuple[
         pa.concat_tables(pairs).combine_chunks(),
         counts,
     )
+
+
+def select(rows: pa.Table, best_only: bool, min_gap: int, counts: Counts) -> pa.Table:
+    """The rows of a sorted table whose rank gap is at least `min_gap`.
+
+    best_only: only those whose chosen side is the best response of its group, which is the one of the lowest
+    rank: another than rank 1 if that response was lost. counts: its `dropped` is filled.
+    """
+    best: dict[str, int] = {}
+    kept = []
+    columns = (rows[name].to_pylist() for name in ("group", "rank_chosen", "rank_rejected"))
+    for group, better, worse in zip(*columns, strict=True):
+        if best_only and better != best.setdefault(group, better):
+            counts.dropped[NOT_BEST] += 1
+        elif worse - better < min_gap:
+            counts.dropped[SMALL_GAP] += 1
+        else:
+            kept.append(True)
+            continue
+        kept.append(False)
+    return rows.filter(pa.array(kept, pa.bool_()))
 
 
 def _pairs(

@@ -67,6 +67,10 @@ class CourseCorrection(Method):
         return True
 
     @property
+    def widest_gap(self) -> int:
+        return self.cuts + 1  # from the safe response to the harmful one
+
+    @property
     def continues_turns(self) -> bool:
         return True
 
