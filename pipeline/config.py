@@ -53,7 +53,7 @@ class Arm(Section):
     kinds: list[str] | None = Field(
         None,
         min_length=1,
-        description="kinds of examples to train on; only for training sets that have kinds",
+        description="kinds of examples to train on; pairs of one kind need not name it",
     )
     train: Trainer = Field(
         description="fields that differ from `train`; merged with it when a configuration is read",
@@ -314,10 +314,9 @@ def _check_arm(name: str, arm: Arm, methods: Mapping[str, AnyMethod]) -> None:
         raise ValueError(f"arms.{name}.train.{refused}")
     known = [kind for method in makers for kind in method.example_kinds.get(arm.train.accepts.name, ())]
     if arm.kinds is None:
-        if known:
+        if len(known) > (0 if arm.train.needs_kinds else 1):
             raise ValueError(
-                f"arms.{name}.kinds is missing: say which of {', '.join(known[:-1])} and {known[-1]} the arm"
-                " is trained on"
+                f"arms.{name}.kinds is missing: say which of {', '.join(known)} the arm is trained on"
             )
         return
     if not known:

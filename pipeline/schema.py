@@ -206,6 +206,7 @@ PREFERENCES = Schema(
             "rank_chosen", pa.int32(), "rank of the better response among those of its request, 1 is best"
         ),
         Column("rank_rejected", pa.int32(), "rank of the worse response"),
+        Column("kind", pa.string(), "kind of pair, by the method that made it"),
     ),
     title="Preference pairs of ranked responses, for DPO",
     tags=("preference", "dpo", "trl"),

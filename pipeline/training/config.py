@@ -95,6 +95,7 @@ class Train(Section):
     """What every trainer has. LoRA rank 16 follows MoTE (arXiv 2405.00557)."""
 
     accepts: ClassVar[Schema]  # rows of this data set
+    needs_kinds: ClassVar[bool] = True  # an arm has to name its kinds; if false, only if there are several
     words: ClassVar[CardWords]
 
     if TYPE_CHECKING:
@@ -248,6 +249,7 @@ class DPO(Train):
 
     OPERATIONAL: ClassVar = Train.OPERATIONAL | {"pairs_per_device"}
     accepts: ClassVar = PREFERENCES
+    needs_kinds: ClassVar = False
     words: ClassVar = CardWords(
         "Direct preference optimization: a pair's loss covers only the tokens after the shared prefix.",
         "pairs",
@@ -298,7 +300,12 @@ class DPO(Train):
         from pipeline.training.job import Run
 
         responses, found, counts = pairs.prepare(
-            template, dataset, self.max_length, best_only=self.pairs == "best_only", min_gap=self.min_gap
+            template,
+            dataset,
+            self.max_length,
+            kinds=kinds,
+            best_only=self.pairs == "best_only",
+            min_gap=self.min_gap,
         )
         runs = [Run(found.num_rows)]
         if self.curriculum == "staged":
@@ -313,7 +320,8 @@ class DPO(Train):
         return f"DPO, β {self.beta:g}, {self.curriculum} pairs{self._which()}"
 
     def trained_on(self, kinds: list[str] | None) -> str:
-        return f"pairs, {self.curriculum}{self._which()}"
+        of = f" of kind {', '.join(kinds)}" if kinds else ""
+        return f"pairs{of}, {self.curriculum}{self._which()}"
 
     def _which(self) -> str:
         """Which pairs, in parentheses; empty for all pairs in one run."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
@@ -45,20 +46,24 @@ def prepare(
     dataset: Dataset,
     max_length: int,
     *,
+    kinds: list[str] | None = None,
     best_only: bool = False,
     min_gap: int = 1,
 ) -> tuple[pa.Table, pa.Table, Counts]:
     """Responses, pairs (by group, best chosen first), and row counts of a data set of `schema.PREFERENCES`.
 
+    kinds: those to read; None is all.
     best_only, min_gap: which pairs are used, see `select`; the others count as dropped. A pair is also
     dropped if its longer side exceeds max_length, if both sides are the same tokens, or if one side cannot be
     an example. Raises UserError if no pair can be used, or the template cannot separate prompt and response
     (see `examples.encode`).
     """
-    rows = dataset.table(_COLUMNS).sort_by(_ORDER)
+    where = None if kinds is None else pc.field("kind").isin(kinds)
+    rows = dataset.table(_COLUMNS, where).sort_by(_ORDER)
     if not rows.num_rows:
+        of = f" of kind {' or '.join(kinds)}" if kinds else ""
         raise UserError(
-            f"{dataset.path}: no preference pair to train on; see the drop reasons (setbacks show)"
+            f"{dataset.path}: no preference pair{of} to train on; see the drop reasons (setbacks show)"
         )
     counts = Counts()
     rows = select(rows, best_only, min_gap, counts)

@@ -118,7 +118,11 @@ def test_a_set_of_several_engines_names_all_of_them(tmp_path):
             "aligned": {"model": {"path": "org/aligned"}, "adapter": "its/adapter"},
         },
     }
-    changes = {"instructions": None, "train": {"method": "dpo"}, "arms": {"dpo": {}}}
+    changes = {
+        "instructions": None,
+        "train": {"method": "dpo"},
+        "arms": {"dpo": {"kinds": ["revision", "correction"]}},
+    }
     text = card(tmp_path, PREFERENCES, methods=methods, **changes)
     both = "`served` of an OpenAI-compatible server and `org/aligned` with adapter `its/adapter`"
     assert f"with the model {both}, seed" in text

@@ -55,7 +55,9 @@ def compared(rows: list[dict], chat: ScriptedChat | None = None, verify=None) ->
 def sides(rows: list[dict], drops: Counter | None = None) -> set[tuple[str, str]]:
     pairs = list(method().examples(PREFERENCES, rows, Counter() if drops is None else drops, 0, Accounts()))
     assert PREFERENCES.table(pairs).num_rows == len(pairs)
-    assert {(pair["rank_chosen"], pair["rank_rejected"]) for pair in pairs} <= {(1, 2)}
+    assert {(pair["rank_chosen"], pair["rank_rejected"], pair["kind"]) for pair in pairs} <= {
+        (1, 2, "source")
+    }
     return {(pair["chosen"][0]["content"], pair["rejected"][0]["content"]) for pair in pairs}
 
 
@@ -149,6 +151,28 @@ def test_the_report_counts_the_rows_and_why_they_are_dropped(tmp_path, cls, veri
     assert heading == "Safe and unsafe responses of the source" and len(examples) == 2
     assert {(e.texts[1].text, e.texts[2].text) for e in examples} == PAIRS
     assert [text.harmful for text in examples[0].texts] == [False, False, True]
+
+
+@pytest.mark.parametrize("other", ["critique_revise", "course_correction"])
+def test_its_pairs_are_not_mixed_with_those_of_another_method_unasked(other):
+    source = {"path": "toy:detailed-train"}
+    methods = {
+        "others": {"name": other, "instructions": source},
+        "pairs": {"name": "source_preferences", "instructions": source},
+    }
+    kind = {"critique_revise": "revision", "course_correction": "correction"}[other]
+
+    def arms(**arms):
+        return Config.model_validate(
+            scripted.tree("r", methods=methods, train={"method": "dpo"}, arms=arms)
+        ).arms
+
+    assert arms(a={"kinds": ["source"]}, b={"kinds": [kind, "source"]})["a"].kinds == ["source"]
+    with pytest.raises(ValueError, match=rf"arms.a.kinds is missing: say which of {kind}, source the arm"):
+        arms(a={})
+    alone = {"pairs": methods["pairs"]}
+    found = Config.model_validate(scripted.tree("r", methods=alone, train={"method": "dpo"}, arms={"a": {}}))
+    assert found.arms["a"].kinds is None, "one kind need not be named"
 
 
 def test_its_arm_is_trained_by_dpo_and_named_after_that():

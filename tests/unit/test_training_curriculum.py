@@ -91,6 +91,19 @@ def test_pairs_of_other_methods_lose_nothing(template, tmp_path):
     assert stages(prepared(template, tmp_path, rows, pairs="best_only")) == [(1, 15)]
 
 
+def test_an_arm_is_trained_on_its_kinds_of_pairs(template, tmp_path):
+    rows = [
+        {**row, "kind": "source" if row["group"] == "group-0" else "revision"} for row in tiny.preferences(3)
+    ]
+    dataset = tiny.write_preferences(tmp_path / "pairs", rows)
+    for kinds, count in ((["source"], 15), (["revision"], 30), (["source", "revision"], 45), (None, 45)):
+        assert pairs.prepare(template, dataset, 512, kinds=kinds)[1].num_rows == count
+    assert DPO().prepare(template, dataset, ["source"], 0).tables["pairs"].num_rows == 15
+    with pytest.raises(UserError, match="no preference pair of kind correction to train on"):
+        pairs.prepare(template, dataset, 512, kinds=["correction"])
+    assert DPO().trained_on(["source"]) == "pairs of kind source, shuffled"
+
+
 def test_a_gap_that_no_pair_has_is_one_sentence(template, tmp_path):
     with pytest.raises(UserError, match=r"all 15 pairs are dropped: lower train.min_gap = 6$"):
         prepared(template, tmp_path, min_gap=6)

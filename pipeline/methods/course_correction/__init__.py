@@ -36,6 +36,7 @@ class CourseCorrection(Method):
     generated: ClassVar[Schema] = CORRECTIONS
     training_sets: ClassVar = (PREFERENCES,)
     default_arms: ClassVar = {"dpo": {}}
+    example_kinds: ClassVar = {PREFERENCES.name: ("correction",)}
     nothing: ClassVar = "no request kept two responses that differ"
 
     name: Literal["course_correction"] = Field("course_correction", description="selects this method")
@@ -61,6 +62,10 @@ class CourseCorrection(Method):
     prompts: PromptFile | None = Field(
         None, description="YAML file that replaces methods/course_correction/prompts.yaml"
     )
+
+    @property
+    def kinds(self) -> list[str]:
+        return ["correction"]
 
     @property
     def needs_unsafe(self) -> bool:

@@ -202,6 +202,7 @@ def pairs(rows: Iterable[dict], drops: Counter[str]) -> Iterator[dict]:
                 "rejected": [assistant(worse["text"])],
                 "rank_chosen": better["rank"],
                 "rank_rejected": worse["rank"],
+                "kind": "correction",
             }
 
 

@@ -22,10 +22,16 @@ class SourcePreferences(comparisons.Comparing):
 
     generated: ClassVar[Schema] = SOURCE_PAIRS
     training_sets: ClassVar = (PREFERENCES,)
-    default_arms: ClassVar = {"dpo_on_source": {}}
+    default_arms: ClassVar = {"dpo_on_source": {"kinds": ["source"]}}
     nothing: ClassVar = "no row of the source has both a safe and an unsafe response"
+    example_kinds: ClassVar = {PREFERENCES.name: ("source",)}
+    made_from: ClassVar = {"source": ("instructions", "safe_response")}
 
     name: Literal["source_preferences"] = Field("source_preferences", description="selects this method")
+
+    @property
+    def kinds(self) -> list[str]:
+        return ["source"]
 
     def examples(
         self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int, counts: Accounts
@@ -42,6 +48,7 @@ class SourcePreferences(comparisons.Comparing):
                 "rejected": [assistant(row["unsafe_response"])],
                 "rank_chosen": 1,
                 "rank_rejected": 2,
+                "kind": "source",
             }
 
     def settings(self) -> dict[str, str]:
