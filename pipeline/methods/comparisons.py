@@ -67,7 +67,7 @@ class Comparing(Method):
 
     @model_validator(mode="after")
     def _samples_nothing(self) -> "Comparing":
-        for name in ("samples", "unfinished", "gates", *(() if self.verify else ("engine",))):
+        for name in ("samples", "unfinished", "gates", *(() if self.asks_model else ("engine",))):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(
                     f"{name} would change nothing, because {self.name} samples no text: leave it out"
@@ -76,7 +76,7 @@ class Comparing(Method):
 
     @property
     def asks_model(self) -> bool:
-        return self.verify is not None
+        return self.most_tokens() > 0  # of the judge: none if it reads phrases, or is asked at a server
 
     @property
     def needs_unsafe(self) -> bool:
