@@ -31,7 +31,7 @@ PAIRS = pa.schema(
     ]
 )
 # Why a pair is left out by the settings, as words for counts.
-NOT_BEST, SMALL_GAP = "chosen_is_not_the_best", "gap_below_min_gap"
+NOT_BEST, SMALL_GAP = "without_the_best_response", "below_min_gap"
 _COLUMNS = ("id", "group", "prompt", "chosen", "rejected", "rank_chosen", "rank_rejected")
 _ORDER = [
     ("group", "ascending"),

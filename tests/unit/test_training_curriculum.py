@@ -32,10 +32,10 @@ def stages(made) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize(("settings", "expected", "dropped"), [
-    ({"pairs": "best_only"}, ONE, {"chosen_is_not_the_best": 10}),
+    ({"pairs": "best_only"}, ONE, {"without_the_best_response": 10}),
     ({}, ALL, {}),
-    ({"min_gap": 2}, ALL[:-1], {"gap_below_min_gap": 5}),
-    ({"pairs": "best_only", "min_gap": 2}, ONE[:-1], {"chosen_is_not_the_best": 10, "gap_below_min_gap": 1}),
+    ({"min_gap": 2}, ALL[:-1], {"below_min_gap": 5}),
+    ({"pairs": "best_only", "min_gap": 2}, ONE[:-1], {"without_the_best_response": 10, "below_min_gap": 1}),
 ])  # fmt: skip
 def test_six_ranked_responses_in_stages_from_easy_to_hard(template, tmp_path, settings, expected, dropped):
     made = prepared(template, tmp_path, **settings)
@@ -71,7 +71,7 @@ def test_an_unusable_best_response_is_not_replaced_by_the_second(template, tmp_p
                 row[side][0]["content"] = "cake " * 600
     made = prepared(template, tmp_path, rows, pairs="best_only", max_length=512)
     assert stages(made) == ONE
-    assert made.counts.dropped == {"chosen_is_not_the_best": 20, "too_long": 5}
+    assert made.counts.dropped == {"without_the_best_response": 20, "too_long": 5}
 
 
 def test_the_selection_holds_for_every_order_of_pairs(template, tmp_path):

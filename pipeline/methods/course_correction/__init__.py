@@ -13,7 +13,7 @@ from pipeline.data import storage
 from pipeline.data.dataset import Dataset
 from pipeline.judges import CorrectionJudge, Judge, Phrases
 from pipeline.methods.base import DataReport, Method
-from pipeline.methods.course_correction.schema import CORRECTIONS
+from pipeline.methods.course_correction.schema import CORRECTIONS, PAIR
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
 from pipeline.schema import PREFERENCES, Schema
@@ -36,7 +36,7 @@ class CourseCorrection(Method):
     generated: ClassVar[Schema] = CORRECTIONS
     training_sets: ClassVar = (PREFERENCES,)
     default_arms: ClassVar = {"dpo": {}}
-    example_kinds: ClassVar = {PREFERENCES.name: ("correction",)}
+    example_kinds: ClassVar = {PREFERENCES.name: (PAIR,)}
     nothing: ClassVar = "no request kept two responses that differ"
 
     name: Literal["course_correction"] = Field("course_correction", description="selects this method")
@@ -65,7 +65,7 @@ class CourseCorrection(Method):
 
     @property
     def kinds(self) -> list[str]:
-        return ["correction"]
+        return [PAIR]
 
     @property
     def needs_unsafe(self) -> bool:
