@@ -13,10 +13,13 @@ from pydantic import Field, model_validator
 
 from pipeline.inference import DEFAULT, Engine
 from pipeline.inference.base import Engine as AnyEngine
+from pipeline.inference.unasked import UNASKED
 from pipeline.methods.base import Method as AnyMethod
+from pipeline.methods.chain_of_hindsight import ChainOfHindsight
 from pipeline.methods.course_correction import CourseCorrection
 from pipeline.methods.critique_revise import CritiqueRevise
 from pipeline.methods.mistake_analysis import MistakeAnalysis
+from pipeline.methods.source_preferences import SourcePreferences
 from pipeline.schema import STAGES, Schema
 from pipeline.settings import file
 from pipeline.settings.base import (
@@ -42,7 +45,10 @@ from pipeline.suites.safety import Safety
 from pipeline.suites.verdicts import VERDICTS
 from pipeline.training.config import SFT, Train, Trainer
 
-Method = Annotated[MistakeAnalysis | CourseCorrection | CritiqueRevise, Field(discriminator="name")]
+Method = Annotated[
+    MistakeAnalysis | CourseCorrection | CritiqueRevise | ChainOfHindsight | SourcePreferences,
+    Field(discriminator="name"),
+]
 
 
 class Suites(Section):
@@ -113,7 +119,7 @@ class Arm(Section):
     kinds: list[str] | None = Field(
         None,
         min_length=1,
-        description="kinds of examples to train on; only for training sets that have kinds",
+        description="kinds of examples to train on; pairs of one kind need not name it",
     )
     train: Trainer = Field(
         description="fields that differ from `train`; merged with it when a configuration is read",
@@ -189,7 +195,11 @@ class Config(Section):
 
     def generator(self, method: str) -> Answering:
         """What a method generates with."""
-        found, own = self.answering(self.methods[method].generator[0]), self.methods[method].engine
+        section = self.methods[method]
+        found = self.answering(section.generator[0])
+        own: AnyEngine | None = section.engine
+        if not section.asks_model and self.engine.is_model:
+            own = UNASKED
         return found if own is None else replace(found, engine_field=f"methods.{method}.engine", engine=own)
 
     def named(self, stages: Iterable[str]) -> dict[str, str]:
@@ -473,12 +483,13 @@ def _check_arm(name: str, arm: Arm, methods: Mapping[str, AnyMethod]) -> None:
             f"arms.{name}: {arm.train.method} trains on {arm.train.accepts.name}, and the methods make"
             f" {' and '.join(made)}: set train.method: {trainer}"
         )
+    if refused := arm.train.refuses(max(method.widest_gap for method in makers)):
+        raise ValueError(f"arms.{name}.train.{refused}")
     known = [kind for method in makers for kind in method.example_kinds.get(arm.train.accepts.name, ())]
     if arm.kinds is None:
-        if known:
+        if len(known) > (0 if arm.train.needs_kinds else 1):
             raise ValueError(
-                f"arms.{name}.kinds is missing: say which of {', '.join(known[:-1])} and {known[-1]} the arm"
-                " is trained on"
+                f"arms.{name}.kinds is missing: say which of {', '.join(known)} the arm is trained on"
             )
         return
     if not known:

@@ -6,6 +6,8 @@ import pyarrow as pa
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
+UNSAFE_TARGET = "_unsafe"  # kinds of examples whose target is an unsafe response have names that end so
+
 STAGES = ("generate", "mix", "train", "evaluate", "rejudge", "report")
 
 # The status of a row. Every row read ends with exactly one of these.
@@ -204,6 +206,7 @@ PREFERENCES = Schema(
             "rank_chosen", pa.int32(), "rank of the better response among those of its request, 1 is best"
         ),
         Column("rank_rejected", pa.int32(), "rank of the worse response"),
+        Column("kind", pa.string(), "kind of pair, by the method that made it"),
     ),
     title="Preference pairs of ranked responses, for DPO",
     tags=("preference", "dpo", "trl"),

@@ -119,6 +119,9 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     if not config.methods:
         console.print("No method is configured: this run only evaluates.\n")
     for name, method in config.methods.items():
+        if not method.asks_model:
+            console.print(f"methods.{name} asks no model: it takes its texts from the source.\n")
+            continue
         work.append(_generation(config, name, method, out_of_reach, counts, console))
     seen = _seen(config, out_of_reach) if "evaluate" in stages else None
     for name, suite in config.suites.items().items() if "evaluate" in stages else ():

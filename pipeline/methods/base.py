@@ -97,6 +97,16 @@ class Method(Section):
         return False
 
     @property
+    def asks_model(self) -> bool:
+        """Whether the recipe asks its model; without one, `generate` starts no engine for the method."""
+        return True
+
+    @property
+    def widest_gap(self) -> int:
+        """The most that the ranks of a preference pair differ."""
+        return 1
+
+    @property
     def continues_turns(self) -> bool:
         """Whether the recipe prefills the model's turn; the engine and the chat template must allow that."""
         return False

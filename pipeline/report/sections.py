@@ -74,7 +74,7 @@ def training(arms: Sequence[str], trained_on: dict[str, str], logs: dict[str, li
         ]
         if any(line.get("iteration") for lines in margins.values() for line in lines):
             notes.append(
-                "In iterative DPO the reference is reset to the current policy at each iteration, so the"
+                "In staged DPO the reference is reset to the current policy at each stage, so the"
                 " margin restarts at zero."
             )
     missing = [arm for arm in trained_on if arm not in curves]

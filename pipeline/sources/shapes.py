@@ -35,6 +35,7 @@ from pipeline.sources.preferences import preference_of
 from pipeline.sources.values import BadContent, is_missing, plain, says_safe, zero_or_one
 
 UNLABELLED = "a response without a label is not used"
+OVERRULED = "a safer_response_id that contradicts the labels is not used"
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ def _pku(row: Row) -> Fields:
     there = [not is_missing(response) for response in responses]
     if any(mark is None and is_there for mark, is_there in zip(marks, there, strict=True)):
         row.notes[UNLABELLED] += 1
+    if set(marks) == {True, False} and named is not None and marks[named] is False:
+        row.notes[OVERRULED] += 1
     safer = named or 0
 
     def pick(label: bool, preferred: int) -> int | None:

@@ -125,7 +125,7 @@ Dropped: {dropped}. {figures["steps"]} optimizer steps over {figures["tokens"]:,
 
 AdamW (betas 0.9 and 0.999), gradients clipped at norm 1.
 
-**Content.** {train.words.caution} Evaluate it before any use.
+**Content.** {train.caution(figures["kinds"])} Evaluate it before any use.
 """
 
 

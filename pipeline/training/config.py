@@ -6,14 +6,15 @@ import them.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from pipeline.data.dataset import Dataset
-from pipeline.schema import PREFERENCES, Schema
+from pipeline.schema import PREFERENCES, UNSAFE_TARGET, Schema
 from pipeline.schema import SFT as CONVERSATIONS
 from pipeline.settings.base import AdapterPath, Count, Fraction, Natural, Section, span, tag
 
@@ -68,6 +69,17 @@ def _continues(how: str) -> str:
     return how
 
 
+def _no_longer_iterative(value: Any) -> Any:
+    if value == "iterative":
+        raise ValueError(
+            "is now called staged, which runs over all pairs; for Curry-DPO also set pairs: best_only"
+        )
+    return value
+
+
+Curriculum = Annotated[Literal["shuffled", "ordered", "staged"], BeforeValidator(_no_longer_iterative)]
+
+
 class Start(Section):
     """Training begins from an adapter of the same base model, and trains its matrices further."""
 
@@ -83,6 +95,7 @@ class Train(Section):
     """What every trainer has. LoRA rank 16 follows MoTE (arXiv 2405.00557)."""
 
     accepts: ClassVar[Schema]  # rows of this data set
+    needs_kinds: ClassVar[bool] = True  # an arm has to name its kinds; if false, only if there are several
     words: ClassVar[CardWords]
 
     if TYPE_CHECKING:
@@ -147,8 +160,16 @@ class Train(Section):
         """What an arm was trained on, for the report."""
         return ", ".join(kinds or ())
 
+    def caution(self, kinds: Iterable[str]) -> str:
+        """The model card's caution. kinds: of the examples trained on, as they are counted."""
+        return self.words.caution
+
     def check(self, model_config: Any, where: str) -> None:
         """Raises UserError, naming the setting `where`, for models that cannot be trained this way."""
+
+    def refuses(self, widest_gap: int) -> str | None:
+        """Why no pair can be used if none has a wider rank gap than this, as `field = value: why`."""
+        return None
 
     def figures(self, line: dict) -> dict:
         """The figures that this trainer adds to an arm's, from the last log line."""
@@ -200,6 +221,14 @@ class SFT(Train):
     def per_device(self) -> int:
         return self.sequences_per_device
 
+    def caution(self, kinds: Iterable[str]) -> str:
+        if unsafe := sorted(kind for kind in kinds if kind.endswith(UNSAFE_TARGET)):
+            return (
+                f"The targets of the examples of kind {', '.join(unsafe)} are unsafe responses: the adapter"
+                " was trained to\nwrite them when it is asked for them."
+            )
+        return self.words.caution
+
     def prepare(
         self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int
     ) -> TrainingSet:
@@ -227,6 +256,7 @@ class DPO(Train):
 
     OPERATIONAL: ClassVar = Train.OPERATIONAL | {"pairs_per_device"}
     accepts: ClassVar = PREFERENCES
+    needs_kinds: ClassVar = False
     words: ClassVar = CardWords(
         "Direct preference optimization: a pair's loss covers only the tokens after the shared prefix.",
         "pairs",
@@ -246,12 +276,23 @@ class DPO(Train):
         1024, description="tokens of prompt and response; pairs with a longer one are dropped and counted"
     )
     beta: float = Field(0.1, gt=0, description="how strongly the policy is held to the reference")
-    curriculum: Literal["shuffled", "ordered", "iterative"] = Field(
+    curriculum: Curriculum = Field(
         "shuffled",
         description=(
-            "ordered = one pass by falling rank gap, (best, worst) first; iterative = one DPO run "
-            "per gap, each from the model of the run before, its reference (Curry-DPO, arXiv 2403.07230)"
+            "ordered = one pass by falling rank gap, (best, worst) first; staged = one DPO run per gap, in"
+            " the same order, each from the model of the run before, which is its reference"
         ),
+    )
+    pairs: Literal["all", "best_only"] = Field(
+        "all",
+        description=(
+            "best_only = only pairs whose chosen side is the best response of its request;"
+            " `curriculum: staged` with it is Curry-DPO (arXiv 2403.07230), without it is not"
+        ),
+    )
+    min_gap: Count = Field(
+        1,
+        description="pairs of a smaller rank gap are left out; 2 leaves out those of neighboring ranks",
     )
 
     @property
@@ -261,25 +302,52 @@ class DPO(Train):
     def prepare(
         self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int
     ) -> TrainingSet:
-        """One run over all pairs, or one per falling rank gap."""
+        """One run over the pairs, or one per falling rank gap."""
         from pipeline.training import pairs
         from pipeline.training.job import Run
 
-        responses, found, counts = pairs.prepare(template, dataset, self.max_length)
+        responses, found, counts = pairs.prepare(
+            template,
+            dataset,
+            self.max_length,
+            kinds=kinds,
+            best_only=self.pairs == "best_only",
+            min_gap=self.min_gap,
+        )
         runs = [Run(found.num_rows)]
-        if self.curriculum == "iterative":
+        if self.curriculum == "staged":
             sizes = {entry["values"]: entry["counts"] for entry in found["gap"].value_counts().to_pylist()}
             runs = [Run(sizes[gap], gap) for gap in sorted(sizes, reverse=True)]
         return TrainingSet({"responses": responses, "pairs": found}, counts, runs)
 
     def described(self) -> str:
-        return f"dpo on {self.curriculum} pairs"
+        return f"dpo on {self.curriculum} pairs{self._which()}"
 
     def settings(self) -> str:
-        return f"DPO, β {self.beta:g}, {self.curriculum} pairs"
+        return f"DPO, β {self.beta:g}, {self.curriculum} pairs{self._which()}"
 
     def trained_on(self, kinds: list[str] | None) -> str:
-        return f"pairs, {self.curriculum}"
+        of = f" of kind {', '.join(kinds)}" if kinds else ""
+        return f"pairs{of}, {self.curriculum}{self._which()}"
+
+    def _which(self) -> str:
+        """Which pairs, in parentheses; empty for all pairs in one run."""
+        best, told = self.pairs == "best_only", []
+        if self.curriculum == "staged":
+            told.append("Curry-DPO" if best else "all pairs, not Curry-DPO")
+        elif best:
+            told.append("only those of the best response")
+        if self.min_gap > 1:
+            told.append(f"gap {self.min_gap} or more")
+        return f" ({'; '.join(told)})" if told else ""
+
+    def refuses(self, widest_gap: int) -> str | None:
+        if self.min_gap <= widest_gap:
+            return None
+        return (
+            f"min_gap = {self.min_gap}: the ranks of the methods' pairs are at most {widest_gap} apart; set"
+            f" it to at most {widest_gap}"
+        )
 
     def check(self, model_config: Any, where: str) -> None:
         from pipeline.training import attention

@@ -37,7 +37,7 @@ HISTORY = "trainer_state.json"  # transformers' name for a checkpoint's log line
 
 @dataclass(frozen=True)
 class Run:
-    """One optimizer's lifetime. items: sequences or pairs of an epoch; gap: its rank gap, if iterative."""
+    """One optimizer's lifetime. items: sequences or pairs of an epoch; gap: its rank gap, if staged."""
 
     items: int
     gap: int | None = None

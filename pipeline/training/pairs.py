@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
@@ -29,6 +30,8 @@ PAIRS = pa.schema(
         ("shared", pa.int32()),  # length of the common prefix, prompt included
     ]
 )
+# Why a pair is left out by the settings, as words for counts.
+NOT_BEST, SMALL_GAP = "without_the_best_response", "below_min_gap"
 _COLUMNS = ("id", "group", "prompt", "chosen", "rejected", "rank_chosen", "rank_rejected")
 _ORDER = [
     ("group", "ascending"),
@@ -38,19 +41,32 @@ _ORDER = [
 ]
 
 
-def prepare(template: ChatTemplate, dataset: Dataset, max_length: int) -> tuple[pa.Table, pa.Table, Counts]:
+def prepare(
+    template: ChatTemplate,
+    dataset: Dataset,
+    max_length: int,
+    *,
+    kinds: list[str] | None = None,
+    best_only: bool = False,
+    min_gap: int = 1,
+) -> tuple[pa.Table, pa.Table, Counts]:
     """Responses, pairs (by group, best chosen first), and row counts of a data set of `schema.PREFERENCES`.
 
-    A pair is dropped if its longer side exceeds max_length, if both sides are the same tokens, or if one side
-    cannot be an example. Raises UserError if no pair can be used, or the template cannot separate prompt and
-    response (see `examples.encode`).
+    kinds: those to read; None is all.
+    best_only, min_gap: which pairs are used, see `select`; the others count as dropped. A pair is also
+    dropped if its longer side exceeds max_length, if both sides are the same tokens, or if one side cannot be
+    an example. Raises UserError if no pair can be used, or the template cannot separate prompt and response
+    (see `examples.encode`).
     """
-    rows = dataset.table(_COLUMNS).sort_by(_ORDER)
+    where = None if kinds is None else pc.field("kind").isin(kinds)
+    rows = dataset.table(_COLUMNS, where).sort_by(_ORDER)
     if not rows.num_rows:
+        of = f" of kind {' or '.join(kinds)}" if kinds else ""
         raise UserError(
-            f"{dataset.path}: no preference pair to train on; see the drop reasons (setbacks show)"
+            f"{dataset.path}: no preference pair{of} to train on; see the drop reasons (setbacks show)"
         )
     counts = Counts()
+    rows = select(rows, best_only, min_gap, counts)
     tokens: list[pa.Array] = []
     pairs: list[pa.Table] = []
     for batch in rows.to_batches(max_chunksize=1000):
@@ -60,6 +76,7 @@ def prepare(template: ChatTemplate, dataset: Dataset, max_length: int) -> tuple[
     if not counts.kinds:
         remedies = {
             "too_long": f"raise train.max_length = {max_length}",
+            SMALL_GAP: f"lower train.min_gap = {min_gap}",
             "equal": "chosen and rejected are the same, so there is nothing to prefer; make the pairs again",
             **examples.REMEDIES,
         }
@@ -69,6 +86,27 @@ def prepare(template: ChatTemplate, dataset: Dataset, max_length: int) -> tuple[
         pa.concat_tables(pairs).combine_chunks(),
         counts,
     )
+
+
+def select(rows: pa.Table, best_only: bool, min_gap: int, counts: Counts) -> pa.Table:
+    """The rows of a sorted table whose rank gap is at least `min_gap`.
+
+    best_only: only those whose chosen side is the best response of its group, which is the one of the lowest
+    rank: another than rank 1 if that response was lost. counts: its `dropped` is filled.
+    """
+    best: dict[str, int] = {}
+    kept = []
+    columns = (rows[name].to_pylist() for name in ("group", "rank_chosen", "rank_rejected"))
+    for group, better, worse in zip(*columns, strict=True):
+        if best_only and better != best.setdefault(group, better):
+            counts.dropped[NOT_BEST] += 1
+        elif worse - better < min_gap:
+            counts.dropped[SMALL_GAP] += 1
+        else:
+            kept.append(True)
+            continue
+        kept.append(False)
+    return rows.filter(pa.array(kept, pa.bool_()))
 
 
 def _pairs(

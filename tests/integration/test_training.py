@@ -224,7 +224,7 @@ def test_one_worker_sees_the_same_batches_and_stale_state_is_not_resumed(place, 
 def prefer(place: Path, name: str, on_progress=None, **changes) -> dict:
     settings = {
         "method": "dpo",
-        "curriculum": "iterative",
+        "curriculum": "staged",
         "epochs": 2,
         "batch_size": 8,
         "pairs_per_device": 4,
@@ -303,7 +303,7 @@ def test_one_process_learns_what_two_workers_learn(place, preferred, tmp_path):
     [state] = (place / "state" / "preferred").iterdir()
     settings = {
         "method": "dpo",
-        "curriculum": "iterative",
+        "curriculum": "staged",
         "epochs": 2,
         "batch_size": 8,
         "pairs_per_device": 8,

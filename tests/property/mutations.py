@@ -24,7 +24,7 @@ WORDS = [
     "toy", "dummy", "vllm", "openai", "pku.jsonl", "asked.jsonl", "prompts.yaml", "judge.yaml", "directory", "fifo", "none.jsonl", "toy:harmful-train",
     "toy:detailed-heldout", "main", "auto", "float32", "refusal", "rating", "phrases", "yes_no", "sft", "dpo", "mistake_analysis",
     "course_correction", "induced", "reference", "suffix", "system", "words", "tokens", "plain", "reminder", "hint", "analysis", "safe",
-    "helpful", "continue", "constant", "linear", "cosine", "shuffled", "ordered", "iterative", "all-linear", "q_proj", "lm_head",
+    "helpful", "continue", "constant", "linear", "cosine", "shuffled", "ordered", "staged", "best_only", "all-linear", "q_proj", "lm_head",
     ".*", "(", "[a-z",
 ]  # fmt: skip
 KEYS = [

@@ -107,7 +107,7 @@ EVERY_SECTION = [
             "train": {
                 "method": "dpo",
                 "batch_size": 16,
-                "curriculum": "iterative",
+                "curriculum": "staged",
                 "lora": {"rank": 4, "target_modules": ["q_proj"]},
             },
             "arms": {"one": {}, "two": {"train": {"beta": 0.2, "lora": {"alpha": 8}}}},

@@ -12,7 +12,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.store import Store
 from pipeline.errors import UserError
 from pipeline.methods.mistake_analysis.schema import MISTAKES
-from tests.unit.stores import made, mistake
+from tests.unit.data.stores import made, mistake
 
 FLIPS = 150
 FINGERPRINT = {"stage": "generate", "seed": 1}

@@ -377,7 +377,7 @@ def test_sections_that_do_not_fit_together(write, override, words):
     ("override", "words"),
     [
         ("methods.corrections.mix={safe: 1}", "methods.corrections.mix is not a known key"),
-        ("arms={dpo: {kinds: [safe]}}", "leave kinds out"),
+        ("arms={dpo: {kinds: [safe]}}", "safe is not a kind of example; known are correction"),
         ("train.packing=true", "train.packing is not a known key"),
         ("train.curriculum=hard", "train.curriculum = 'hard'"),
         ("train.start.adapter=", "train.start.adapter"),

@@ -154,6 +154,8 @@ class Asked:
         {"name": "critique_revise", "rounds": 3},
         {"name": "critique_revise", "rounds": 1, **SYSTEM},
         {"name": "course_correction"},
+        {"name": "chain_of_hindsight", "verify": {"kind": "rating"}},
+        {"name": "source_preferences"},
     ],
 )
 def test_a_method_says_what_it_asks(tmp_path, recipe):
@@ -171,7 +173,7 @@ def test_a_method_says_what_it_asks(tmp_path, recipe):
         asyncio.run(method.recipe(0)(row, asked))
     prefilled = {roles for roles in asked.roles if roles[-1] == "assistant"}
     assert rows and asked.roles - prefilled <= set(method.conversations)
-    assert len(METHODS) == 3, "a new method belongs into this test"
+    assert len(METHODS) == 5, "a new method belongs into this test"
 
 
 # -- adapters, weights, lengths

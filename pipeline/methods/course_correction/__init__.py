@@ -13,7 +13,7 @@ from pipeline.data import storage
 from pipeline.data.dataset import Dataset
 from pipeline.judges import CorrectionJudge, Judge, Phrases
 from pipeline.methods.base import DataReport, Method
-from pipeline.methods.course_correction.schema import CORRECTIONS
+from pipeline.methods.course_correction.schema import CORRECTIONS, PAIR
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
 from pipeline.schema import PREFERENCES, Schema
@@ -37,6 +37,7 @@ class CourseCorrection(Method):
     generated: ClassVar[Schema] = CORRECTIONS
     training_sets: ClassVar = (PREFERENCES,)
     default_arms: ClassVar = {"dpo": {}}
+    example_kinds: ClassVar = {PREFERENCES.name: (PAIR,)}
     nothing: ClassVar = "no request kept two responses that differ"
 
     name: Literal["course_correction"] = Field("course_correction", description="selects this method")
@@ -64,8 +65,16 @@ class CourseCorrection(Method):
     )
 
     @property
+    def kinds(self) -> list[str]:
+        return [PAIR]
+
+    @property
     def needs_unsafe(self) -> bool:
         return True
+
+    @property
+    def widest_gap(self) -> int:
+        return self.cuts + 1  # from the safe response to the harmful one
 
     @property
     def continues_turns(self) -> bool:

@@ -22,6 +22,7 @@ from pipeline.data import storage
 from pipeline.errors import RowFailed
 from pipeline.judges import Exchange
 from pipeline.judges.refusal import is_refusal
+from pipeline.methods.course_correction.schema import PAIR
 from pipeline.methods.unfinished import Sampled, lost
 from pipeline.schema import DROPPED, OK
 
@@ -202,6 +203,7 @@ def pairs(rows: Iterable[dict], drops: Counter[str]) -> Iterator[dict]:
                 "rejected": [assistant(worse["text"])],
                 "rank_chosen": better["rank"],
                 "rank_rejected": worse["rank"],
+                "kind": PAIR,
             }
 
 

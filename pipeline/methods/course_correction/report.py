@@ -9,7 +9,12 @@ import pyarrow.compute as pc
 from pipeline.data.dataset import Dataset
 from pipeline.methods.base import DataReport
 from pipeline.methods.course_correction.schema import CORRECTIONS
-from pipeline.methods.course_correction.summary import of_requests, pairs_by_gap, requests_summary
+from pipeline.methods.course_correction.summary import (
+    of_corrections,
+    of_requests,
+    pairs_by_gap,
+    requests_summary,
+)
 from pipeline.report import tables
 from pipeline.report.examples import Example, Text, among, category, first, shown
 from pipeline.schema import OK, PREFERENCES
@@ -38,7 +43,7 @@ def data(method: "CourseCorrection", numbers: Mapping[str, pa.Table | None]) -> 
         found.failures = counted.reasons
     if preferences is None:
         found.text.append("This run holds no preference pairs yet: `setbacks mix` writes them.")
-    elif len(preferences):
+    elif len(preferences := of_corrections(preferences)):
         found.text.append(
             f"{tables.whole(len(preferences))} preference pairs: every two responses of a request whose texts"
             " differ."

@@ -43,6 +43,8 @@ RESPONSE = (
     ),
 )
 
+PAIR = "correction"  # kind of its preference pairs
+
 CORRECTIONS = Schema(
     "corrections",
     (

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.methods.course_correction.schema import PAIR
 from pipeline.report.summary import reasons
 from pipeline.report.tables import Cell, Column, Table, whole
 from pipeline.schema import DROPPED, FAILED, OK
@@ -40,6 +41,11 @@ def requests_summary(corrections: pa.Table) -> RequestsSummary:
         lost=dict(sorted(lost.items())),
         completion_tokens=pc.sum(corrections["completion_tokens"]).as_py() or 0,
     )
+
+
+def of_corrections(preferences: pa.Table) -> pa.Table:
+    """The pairs that course correction made: other methods of the run can make pairs too."""
+    return preferences.filter(pc.equal(preferences["kind"], PAIR))
 
 
 def pairs_by_gap(preferences: pa.Table) -> dict[int, int]:

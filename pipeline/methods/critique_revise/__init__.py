@@ -41,7 +41,7 @@ class CritiqueRevise(Method):
     default_arms: ClassVar = {"critique_revise": {"kinds": ["revision"]}}
     nothing: ClassVar = "no answer was revised"
     mixing: ClassVar = frozenset({"mix"})
-    example_kinds: ClassVar = {SFT.name: ("revision",)}
+    example_kinds: ClassVar = {SFT.name: ("revision",), PREFERENCES.name: ("revision",)}
 
     name: Literal["critique_revise"] = Field("critique_revise", description="selects this method")
     answer: Literal["induced", "plain", "reference"] = Field(

@@ -149,4 +149,5 @@ def pairs(rows: Iterable[dict], drops: Counter[str]) -> Iterator[dict]:
             "rejected": [assistant(row["response"])],
             "rank_chosen": 1,
             "rank_rejected": 2,
+            "kind": "revision",
         }

@@ -270,7 +270,7 @@ def test_the_engines_of_methods_are_told_apart(plan, tmp_path):
         instructions=None,
         engine={"actors": 2, "num_gpus": 1},
         train={"method": "dpo"},
-        arms={"dpo": {}},
+        arms={"dpo": {"kinds": ["revision", "correction"]}},
         methods={
             "a": {"name": "critique_revise", "instructions": asked, "engine": {**SERVER, "actors": 4}},
             "b": {"name": "course_correction", "instructions": asked, "keywords": []},

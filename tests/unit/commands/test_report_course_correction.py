@@ -107,14 +107,15 @@ def write_corrections(run_dir, text=SECRET):
     }
     write(run_dir, CORRECTIONS, [*rows, dropped])
     turn = [{"role": "assistant", "content": text}]
-    pairs = [(i, a, b) for i in ranks for a, b in product(ranks[i], ranks[i]) if a < b]
+    pairs = [(i, a, b, "correction") for i in ranks for a, b in product(ranks[i], ranks[i]) if a < b]
+    pairs.append(("c", 1, 2, "source"))  # of another method of the run: not counted
     names = {"prompt": turn, "chosen": turn, "rejected": turn}
     write(
         run_dir,
         PREFERENCES,
         [
-            {"id": f"{i}{a}{b}", "group": i, "rank_chosen": a, "rank_rejected": b, **names}
-            for i, a, b in pairs
+            {"id": f"{i}{a}{b}", "group": i, "rank_chosen": a, "rank_rejected": b, "kind": kind, **names}
+            for i, a, b, kind in pairs
         ],
     )
 

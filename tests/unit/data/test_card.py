@@ -119,7 +119,11 @@ def test_a_set_of_several_engines_names_all_of_them(tmp_path):
             "aligned": {"model": "good", "adapter": "its/adapter"},
         },
     }
-    changes = {"instructions": None, "train": {"method": "dpo"}, "arms": {"dpo": {}}}
+    changes = {
+        "instructions": None,
+        "train": {"method": "dpo"},
+        "arms": {"dpo": {"kinds": ["revision", "correction"]}},
+    }
     models = {"good": {"path": "org/aligned"}}
     text = card(tmp_path, PREFERENCES, methods=methods, models=models, **changes)
     both = "`served` of an OpenAI-compatible server and `org/aligned` with adapter `its/adapter`"

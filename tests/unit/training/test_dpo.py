@@ -192,10 +192,10 @@ def test_micro_steps_change_nothing(place):
         )
 
 
-def test_iterative_runs_are_one_per_falling_gap(place):
-    config = tiny.config("unused", method="dpo", curriculum="iterative")
+def test_staged_runs_are_one_per_falling_gap(place):
+    config = tiny.config("unused", method="dpo", curriculum="staged")
     runs = tiny.prepared(config, "dpo", Dataset.at(str(place / "pairs"))).runs
     assert [(run.gap, run.items) for run in runs] == [(5, 6), (4, 12), (3, 18), (2, 24), (1, 30)]
-    trainer = dpo.build(job(place, "second", 2, curriculum="iterative", epochs=1), str(place / "second"))
+    trainer = dpo.build(job(place, "second", 2, curriculum="staged", epochs=1), str(place / "second"))
     assert pq.read_table(place / "second" / "reference-2.parquet")["gap"].to_pylist() == [4] * 12
     assert len(trainer.data_collator.chosen) == 12 and trainer.args.max_steps == 2

@@ -123,7 +123,7 @@ def test_the_adapters_content_belongs_to_the_fingerprint(place):
 
 
 def test_every_run_begins_from_the_one_before(place, tmp_path):
-    config_ = config(place, method="dpo", curriculum="iterative")
+    config_ = config(place, method="dpo", curriculum="staged")
     runs = [Run(6, 5), Run(12, 4), Run(18, 3)]
     jobs = arm._chained(arm._jobs(tiny.spec(config_, "dpo"), str(tmp_path), runs))
     begun = str(tmp_path / "start")
