@@ -4,7 +4,6 @@ The values are written into the configuration before anything reads it, so that 
 and the run's config.yaml hold what is used. vLLM itself takes none of them (see `inference.vllm`).
 """
 
-import json
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -140,10 +139,8 @@ def _recorded(config: Config, place: str, part: Any) -> dict[str, Section]:
     """The draws of finished data, where the configuration leaves values open."""
     kind, _, _ = place.partition(".")
     schema = part.generated if kind == "methods" else part.data_schema
-    try:
-        path = Output(storage.absolute(config.run_dir), schema.name).state("fingerprint.json")
-        found = json.loads(storage.read_text(path))
-    except (OSError, ValueError):
+    found = Output(storage.absolute(config.run_dir), schema.name).fingerprint
+    if found is None:
         return {}
     changes: dict[str, Section] = {}
     _, _, suite = place.partition(".")

@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from pipeline import fingerprints
 from pipeline.config import Config, load
-from pipeline.data import storage
+from pipeline.data import records, storage
 from pipeline.errors import UserError
 from pipeline.report.agreement import Agreement
 
@@ -32,7 +32,7 @@ def of_stored(path: str) -> dict:
     """The fingerprint of the judge whose verdicts a run stored in a data set. Raises UserError."""
     run_dir, _, name = storage.absolute(path).rstrip("/").rpartition("/")
     place = storage.join(run_dir, ".state", name, "fingerprint.json")
-    known = json.loads(storage.read_text(place)) if storage.exists(place) else {}
+    known = records.read(place) or {}
     if "judge" in known:
         return {key: known[key] for key in ("judge", "prompts", "model")}
     if (config := config_of(path)) is not None:

@@ -140,7 +140,11 @@ EVERY_SECTION = [
         {
             "run_dir": "runs/evaluated",
             "model": {"path": "toy"},
-            "evaluation": {"harmful": {"path": "toy:harmful-heldout", "limit": 4}, "samples": 2},
+            "evaluation": {
+                "harmful": {"path": "toy:harmful-heldout", "limit": 4},
+                "samples": 2,
+                "answer": {"temperature": 1},
+            },
         },
     ]
 ]

@@ -139,8 +139,8 @@ def test_settings_that_are_not_followed_are_told(made):
 
 def test_what_a_server_is_asked_is_left_to_the_server(made):
     server = {"url": "http://127.0.0.1:1/v1", "model": "m", "api_key_env": None}
-    suite = {"harmful": {"path": "toy:harmful-heldout"}, "help": {"endpoint": server}}
-    config = resolve(made(OWN, evaluation=suite))[0]
+    suite = {"harmful": {"path": "toy:harmful-heldout"}, "help": {"model": "strong"}}
+    config = resolve(made(OWN, evaluation=suite, models={"strong": {"engine": {"kind": "openai", **server}}}))[0]
     assert (config.suites.safety.help.draw.temperature, config.suites.safety.help.draw.top_p) == (0, None)
     method = {"engine": {"kind": "openai", **server}}
     draw = induce(made(OWN, recipe=method))

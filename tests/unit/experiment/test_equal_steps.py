@@ -45,8 +45,8 @@ def test_finished_arms_count():
     assert target((SFT(equal_steps=False), 35), finished=71) == [35]
 
 
-def test_an_iterative_arm_comes_within_a_step_for_each_run():
-    runs, train = [Run(100, 3), Run(37, 2), Run(211, 1)], DPO(curriculum="iterative", batch_size=16)
+def test_a_staged_arm_comes_within_a_step_for_each_run():
+    runs, train = [Run(100, 3), Run(37, 2), Run(211, 1)], DPO(curriculum="staged", batch_size=16)
     own = equal.steps(runs, train)
     for wanted in (own + 2, own + 7, 3 * own):
         found = equal.steps(runs, equal.lengthened(train, runs, wanted))

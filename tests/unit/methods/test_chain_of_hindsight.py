@@ -207,18 +207,17 @@ def test_an_arm_names_the_kind_whose_targets_are_unsafe():
 
 def test_no_engine_starts_for_it_unless_a_judge_asks_the_model():
     config = configured()
-    assert (config.engine_of("mistakes")[1].kind, config.engine_of("hindsight")[1].kind) == ("vllm", "none")
-    assert not config.engine_of("hindsight")[1].reads_model and "train" in config.stages
+    assert [config.generator(name).engine.kind for name in ("mistakes", "hindsight")] == ["vllm", "none"]
+    assert not config.generator("hindsight").engine.reads_model and "train" in config.stages
     assert config.engines(["generate"])["engine"].kind == "vllm", "that of the other method"
-    server = {"url": "http://localhost:1/v1", "model": "m"}
     for verify, kind in (
         ({"kind": "rating"}, "vllm"),
-        ({"kind": "rating", "endpoint": server}, "none"),
+        ({"kind": "rating", "model": "strong"}, "none"),
         ({"kind": "refusal"}, "none"),
     ):
         judged = config.methods["hindsight"].model_dump() | {"verify": verify}
         judged = config.model_copy(update={"methods": {"hindsight": ChainOfHindsight(**judged)}})
-        assert judged.engine_of("hindsight")[1].kind == kind, verify
+        assert judged.generator("hindsight").engine.kind == kind, verify
     rehearsed = configured(engine={"kind": "dummy"}, suites={})
     assert "train" not in rehearsed.stages, "a rehearsal trains nothing"
 
