@@ -389,7 +389,7 @@ _MOVED = {
 
 
 def _without_endpoints(tree: Any, place: str) -> Any:
-    """Parsed YAML without the judges' old key `endpoint` where it is null.
+    """Parsed YAML without the judges' old key `endpoint`, if that is null.
 
     Raises ValueError, with the new place, if it is not, and for a model in the place of a model's name.
     """

@@ -96,7 +96,7 @@ def _check_engines(config: Config, stages: set[str], suites: set[str]) -> None:
         if fine_tuned and not engine.takes_adapters:
             raise UserError(
                 f"engine.kind = {engine.kind}: takes no adapters, and evaluate has {', '.join(fine_tuned)};"
-                " set it as methods.NAME.engine, where it only generates, and leave engine to the default"
+                " set it as methods.NAME.engine, if it is only to generate, and leave engine to the default"
             )
         for name, suite in config.suites.items().items():
             if name in suites and suite.continues_turns:

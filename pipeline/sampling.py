@@ -118,7 +118,7 @@ def _of_model(one: Answering, directory: str) -> tuple[dict[str, Any], list[str]
 
 
 def _settled(draw: Draw, known: dict[str, Any], name: str, one: Answering) -> Draw:
-    """A draw with the model's values where it has none. Raises UserError for a value that cannot be used."""
+    """A draw, with the model's values for what it leaves open. Raises UserError for a value that cannot be used."""
     missing = [field for field in Draw.NEUTRAL if getattr(draw, field) is None]
     if draw.is_greedy or ("temperature" in missing and known.get("temperature") == 0):
         # The likeliest token is taken, whatever top_p, top_k and min_p.
@@ -136,7 +136,7 @@ def _settled(draw: Draw, known: dict[str, Any], name: str, one: Answering) -> Dr
 
 
 def _recorded(config: Config, place: str, part: Any) -> dict[str, Section]:
-    """The draws of finished data, where the configuration leaves values open."""
+    """The draws of finished data, for what the configuration leaves open."""
     kind, _, _ = place.partition(".")
     schema = part.generated if kind == "methods" else part.data_schema
     found = Output(storage.absolute(config.run_dir), schema.name).fingerprint

@@ -187,7 +187,7 @@ class Draw(Section):
 
     A value that is null is the model's own, of its generation_config.json (`do_sample: false` is temperature
     0), or neutral if that file does not say. What was used is in the run's config.yaml and in the cards. A
-    server (engine or `endpoint`) is not sent what is null: its defaults apply, which on vLLM are its model's.
+    server is not sent what is null: its defaults apply, which on vLLM are its model's.
     """
 
     # What the model's distribution is sampled with unless its files say otherwise.
