@@ -118,7 +118,7 @@ def _of_model(one: Answering, directory: str) -> tuple[dict[str, Any], list[str]
 
 
 def _settled(draw: Draw, known: dict[str, Any], name: str, one: Answering) -> Draw:
-    """A draw, with the model's values for what it leaves open. Raises UserError for a value that cannot be used."""
+    """A draw, with the model's values for what it leaves open. Raises UserError for an unusable value."""
     missing = [field for field in Draw.NEUTRAL if getattr(draw, field) is None]
     if draw.is_greedy or ("temperature" in missing and known.get("temperature") == 0):
         # The likeliest token is taken, whatever top_p, top_k and min_p.
