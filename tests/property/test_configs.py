@@ -195,7 +195,7 @@ def setbacks(place, monkeypatch, capfd):
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("pipeline.preflight.cpu_has_bf16", lambda: True)
+    monkeypatch.setattr("pipeline.preflight.fit.cpu_has_bf16", lambda: True)
     monkeypatch.setattr("pipeline.preflight.check_build", lambda *_: None)  # configurations of both builds
 
     def reached(*_):

@@ -21,7 +21,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 def _a_machine_of_which_nothing_is_to_be_said(monkeypatch):
     """Else what a command prints depended on the processor, and how long a test takes on the disk: no test
     here pulls a plug."""
-    monkeypatch.setattr("pipeline.preflight.cpu_has_bf16", lambda: True)
+    monkeypatch.setattr("pipeline.preflight.fit.cpu_has_bf16", lambda: True)
     monkeypatch.setattr(os, "fsync", lambda _file: None)
 
 

@@ -28,7 +28,7 @@ def is_today(monkeypatch, day: date) -> None:
         def today(cls):
             return day
 
-    monkeypatch.setattr(preflight, "date", Clock)
+    monkeypatch.setattr("pipeline.preflight.run_dir.date", Clock)
     monkeypatch.setattr("pipeline.templates.date", Clock)
 
 

@@ -354,7 +354,7 @@ def test_nodes_must_see_a_model_that_is_trained_though_a_server_generates(tmp_pa
 def test_a_cpu_without_bfloat16_is_told(tmp_path, tiny_model, monkeypatch):
     slow = config(tmp_path, **{**CORRECTION, "model": {"path": tiny_model}, "train": {"method": "dpo"}})
     for has, told in ((False, "model.dtype: float32 and train.bf16: false"), (True, None)):
-        monkeypatch.setattr(preflight, "cpu_has_bf16", lambda has=has: has)
+        monkeypatch.setattr("pipeline.preflight.fit.cpu_has_bf16", lambda has=has: has)
         monkeypatch.setattr(preflight, "check_lora", lambda *_: None)
         notices = preflight.check_models(slow, {"evaluate", "train"}, set(), tiny_model)
         assert [told in notice for notice in notices] == ([True] if told else [])

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import preflight, sampling
+from pipeline import sampling
 from pipeline.chat import Sampling, system, user, with_system
 from pipeline.errors import RowFailed, UserError
 from pipeline.fingerprints import fingerprints
 from pipeline.inference.dummy import Dummy, DummyModel
 from pipeline.inference.openai import EndpointModel
 from pipeline.inference.pool import RowChat
+from pipeline.preflight import fit
 from pipeline.settings.base import FOR_FINGERPRINT, Draw, Endpoint, Greedy
 from tests import scripted, tiny
 from tests.unit.inference.endpoint.servers import Answer, serving
@@ -140,7 +141,9 @@ def test_settings_that_are_not_followed_are_told(made):
 def test_what_a_server_is_asked_is_left_to_the_server(made):
     server = {"url": "http://127.0.0.1:1/v1", "model": "m", "api_key_env": None}
     suite = {"harmful": {"path": "toy:harmful-heldout"}, "help": {"model": "strong"}}
-    config = resolve(made(OWN, evaluation=suite, models={"strong": {"engine": {"kind": "openai", **server}}}))[0]
+    config = resolve(
+        made(OWN, evaluation=suite, models={"strong": {"engine": {"kind": "openai", **server}}})
+    )[0]
     assert (config.suites.safety.help.draw.temperature, config.suites.safety.help.draw.top_p) == (0, None)
     method = {"engine": {"kind": "openai", **server}}
     draw = induce(made(OWN, recipe=method))
@@ -235,13 +238,13 @@ def test_a_template_that_refuses_a_system_turn_is_told_before_anything_starts(ma
     refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
     config = made(None, recipe={"analyse": {"system": "Be brief."}})
     directory = config.model.path
-    preflight._check_templates(config, {"generate"}, set(), directory)
+    fit.check_templates(config, {"generate"}, set(), directory)
     (tmp_path / "model" / "chat_template.jinja").write_text(refuses + tiny.CHATML)
     with pytest.raises(
         UserError, match=r"^methods\.mistakes\.analyse\.system is set: the chat template of .*No"
     ):
-        preflight._check_templates(config, {"generate"}, set(), directory)
-    preflight._check_templates(made(None), {"generate"}, set(), directory)
+        fit.check_templates(config, {"generate"}, set(), directory)
+    fit.check_templates(made(None), {"generate"}, set(), directory)
 
 
 # -- engines

@@ -1,0 +1,254 @@
+"""Finds errors before an engine starts, if that is possible: one sentence each, exit code 2."""
+
+import os
+from collections.abc import Collection, Iterable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pipeline import models
+from pipeline.config import Config, Suites
+from pipeline.data import storage
+from pipeline.errors import UserError
+from pipeline.inference.base import Engine
+from pipeline.judges import Judge
+from pipeline.methods.base import Method
+from pipeline.preflight.fit import (
+    check_lengths,
+    check_loaded,
+    check_precision,
+    check_templates,
+    others,
+    reads_model,
+)
+from pipeline.preflight.run_dir import check_no_password, check_run_dir
+from pipeline.preflight.run_dir import date_file as date_file
+from pipeline.preflight.run_dir import dated as dated
+from pipeline.preflight.sources import check_source, needed_responses, sources
+from pipeline.preflight.sources import unreachable as unreachable
+from pipeline.runtime import environment, imports
+from pipeline.runtime.machine import gpu_build
+from pipeline.settings.base import PathKind
+from pipeline.settings.shown import first_line
+from pipeline.settings.walk import paths, sections
+
+if TYPE_CHECKING:
+    from pipeline.training.arm import ArmSpec
+
+
+def check(
+    config: Config, stages: set[str], skip: Collection[str] = (), suites: set[str] | None = None
+) -> None:
+    """Check the needs of stages ("generate", "mix", "train", "evaluate"), except models and cluster.
+
+    skip:   fields of sources that are not checked.
+    suites: suites to evaluate; None is all configured ones.
+    """
+    suites = set(config.suites.items()) if suites is None else suites
+    if not config.methods and (needs := sorted(stages & {"generate", "mix", "train"})):
+        raise UserError(f"methods is missing: {needs[0]} needs one; without methods, only evaluate can run")
+    if not suites and "evaluate" in stages:
+        raise UserError(
+            f"suites is missing: evaluate needs one of {', '.join(type(config.suites).model_fields)}"
+        )
+    if stages == {"rejudge"} and not any(s.judges_later for s in config.suites.items().values()):
+        raise UserError("suites.NAME.more_judges is missing: rejudge needs a judge there")
+    for part in (*config.methods.values(), *config.suites.items().values()):
+        part.prompt_hashes()  # finds a wrong prompt file
+    for judge in sections(config, Judge).values():
+        judge.prompt_hashes()
+    for field, judge in sections(config, Judge).items():
+        judge.check(field, config.model)
+    check_no_password("run_dir", config.run_dir)
+    needed = needed_responses(config, stages)
+    for field, source in sources(config, stages, suites).items():
+        check_no_password(f"{field}.path", source.path)
+        if field not in skip:
+            check_source(field, source, needed.get(field, {}))
+    for name, suite in config.suites.items().items():
+        if "evaluate" in stages and name in suites:
+            suite.check(f"suites.{name}", config.model)
+    for field, model in config.read_models().items():
+        models.check_model_path(model, field)
+    _check_engines(config, stages, suites)
+    check_run_dir(config, stages)
+    if "train" in stages:
+        environment.check_threads()
+    if stages & {"generate", "train", "evaluate", "rejudge"}:
+        environment.check_imports()
+        if not os.environ.get("RAY_ADDRESS"):
+            environment.check_temporary_directory()
+
+
+def _check_engines(config: Config, stages: set[str], suites: set[str]) -> None:
+    """Raises UserError if an engine cannot do what a stage, a method or a suite asks of it."""
+    for field, engine in config.engines(stages).items():
+        engine.check(field)
+    if "train" in stages:
+        for one in map(config.generator, config.methods):
+            _check_is_model(one.engine_field, one.engine, "to train on")
+    if "generate" in stages:
+        for name, method in config.methods.items():
+            one = config.generator(name)
+            _check_generator(f"methods.{name}", method, one.engine_field, one.engine)
+            if one.engine.is_model:
+                _check_named(config, ["generate"], f"methods.{name}.")
+    if "rejudge" in stages:
+        _check_named(config, ["rejudge"], "suites.")
+    if "evaluate" in stages:
+        _check_named(config, ["evaluate"], "suites.")
+        engine, fine_tuned = config.engine, [*config.arms, *config.adapters]
+        _check_is_model("engine", engine, "to evaluate")
+        if fine_tuned and not engine.takes_adapters:
+            raise UserError(
+                f"engine.kind = {engine.kind}: takes no adapters, and evaluate has {', '.join(fine_tuned)};"
+                " set it as methods.NAME.engine, if it is only to generate, and leave engine to the default"
+            )
+        for name, suite in config.suites.items().items():
+            if name in suites and suite.continues_turns:
+                engine.check_prefill("engine", f"suites.{name}")
+
+
+def _check_named(config: Config, stages: list[str], field: str) -> None:
+    """Raises UserError if no model writes the texts of an entry of `models` that a section names."""
+    for place, name in config.named(stages).items():
+        if place.startswith(field):
+            one = config.answering(name)
+            _check_is_model(one.engine_field, one.engine, f"for {place} to ask")
+
+
+def _check_is_model(field: str, engine: Engine, purpose: str) -> None:
+    if not engine.is_model:
+        raise UserError(
+            f"{field}.kind = {engine.kind}: no model writes its texts, so there is nothing {purpose};"
+            " use `setbacks generate` and `setbacks mix`, or another engine"
+        )
+
+
+def _check_generator(field: str, method: Method, engine_field: str, engine: Engine) -> None:
+    """Check a method's own model and adapter, and its prefills, against the engine that generates."""
+    if method.continues_turns:
+        engine.check_prefill(engine_field, field)
+    if not engine.takes_adapters:
+        for name in paths(method, PathKind.ADAPTER, field):
+            raise UserError(
+                f"{name}: {engine_field}.kind = {engine.kind} takes no adapters; leave {name} out, or use"
+                " another engine"
+            )
+
+
+def check_suites(config: Config, wanted: Iterable[str]) -> list[str]:
+    """The suites to evaluate: those wanted, or all configured ones.
+
+    Raises UserError for an unconfigured suite.
+    """
+    known = config.suites.items()
+    for suite in wanted:
+        if suite not in known:
+            possible = list(Suites.model_fields)
+            remedy = f"give suites.{suite}" if suite in possible else f"known are {' and '.join(possible)}"
+            raise UserError(f"--suite {suite}: the configuration has no such suite; {remedy}")
+    return [suite for suite in known if suite in set(wanted)] if wanted else list(known)
+
+
+def given_adapters(config: Config) -> dict[str, str]:
+    """The directories of `adapters`, in a form that means the same in every process."""
+    return {name: storage.absolute(path) for name, path in config.adapters.items()}
+
+
+def directories(config: Config, stages: set[str], model: str) -> dict[str, str]:
+    """Local directories, by field, that engines and trainers read on any node.
+
+    `model`: as returned by `model_dir`.
+    """
+    found = {"model.path": model} if reads_model(config, stages) else {}
+    found |= {f"{one.field}.path": models.model_dir(one.model) for one in others(config, stages)}
+    if "generate" in stages:
+        for name, method in config.methods.items():
+            if not config.generator(name).engine.reads_model:
+                continue
+            found |= {
+                field: storage.absolute(path)
+                for field, path in paths(method, PathKind.ADAPTER, f"methods.{name}").items()
+            }
+    if "evaluate" in stages:
+        found |= {f"adapters.{name}": path for name, path in given_adapters(config).items()}
+    return {field: path for field, path in found.items() if storage.is_local(path) and os.path.isdir(path)}
+
+
+def check_models(config: Config, stages: set[str], suites: set[str], directory: str) -> list[str]:
+    """Check that models, adapters and their settings fit together, by files on disk. Raises UserError.
+
+    directory: as returned by `model_dir`. Returns notices: allowed settings that are worth a log line.
+    """
+    notices = check_precision(config, stages)
+    if "train" in stages:
+        notices += environment.unused_key() + environment.unused_accelerate()
+    if reads_model(config, stages):
+        models.check_weights(directory, config.model.revision)
+    if "train" in stages:
+        check_lora(config, directory)
+        for arm, section in config.arms.items():
+            if section.train.start:
+                notices += models.check_adapter(
+                    f"arms.{arm}.train.start.adapter", section.train.start.adapter, directory
+                )
+    if "evaluate" in stages:
+        for name, path in given_adapters(config).items():
+            notices += models.check_adapter(f"adapters.{name}", path, directory)
+        wanted = [suite for name, suite in config.suites.items().items() if name in suites]
+        if any(suite.reads_tokenizer for suite in wanted):
+            models.load_tokenizer(config.model, directory)
+    for one in others(config, stages):
+        own = models.model_dir(one.model)
+        if own != directory:
+            models.check_weights(own, one.model.revision, f"{one.field}.path")
+    check_loaded(config, stages, directory)
+    notices += check_templates(config, stages, suites, directory)
+    notices += check_lengths(config, stages, suites, directory)
+    if "generate" in stages:
+        for name, method in config.methods.items():
+            one = config.generator(name)
+            if one.engine.reads_model:
+                own = directory if one.field == "model" else models.model_dir(one.model)
+                generator = (one.field, one.model, own)
+                notices += method.check(f"methods.{name}", config.model, directory, generator, models)
+    return notices
+
+
+def check_build(config: Config, stages: set[str]) -> None:
+    """Raises UserError for GPUs on an installation for CPUs, and for a CPU engine on one for GPUs."""
+    for field, engine in config.engines(stages).items():
+        engine.check_build(field)
+    if "train" in stages and gpu_build() is None:
+        for name, arm in config.arms.items():
+            if arm.train.use_gpu:
+                raise UserError(
+                    f"{config.field_of(name, 'use_gpu')} = true: the installed torch is built for CPUs; set"
+                    " it to false, or install its CUDA build"
+                )
+
+
+def arm_specs(config: Config, directory: str) -> dict[str, "ArmSpec"]:
+    """The arms to train, by name. directory: as returned by `model_dir`."""
+    from pipeline.training.arm import ArmSpec
+
+    return {
+        name: ArmSpec(
+            name, arm.train, arm.kinds, config.model, directory, config.seed, partial(config.field_of, name)
+        )
+        for name, arm in config.arms.items()
+    }
+
+
+def check_lora(config: Config, directory: str) -> None:
+    """Raises UserError if LoRA settings do not fit the model's modules, before hours of generation."""
+    try:
+        with imports.quick():
+            from pipeline.training.arm import check_lora as fits
+
+            fits(arm_specs(config, directory).values())
+    # the hub is unreachable, or transformers does not understand config.json
+    except (OSError, ValueError) as e:
+        raise UserError(
+            f"model.path = {config.model.path}: its configuration cannot be loaded ({first_line(e)})"
+        ) from None

@@ -1,0 +1,72 @@
+"""The run directory: whether it can be written, and the day on which the run began."""
+
+import os
+from datetime import date
+from pathlib import Path
+
+from pipeline.config import Config
+from pipeline.data import storage
+from pipeline.errors import UserError
+
+MIN_FREE_BYTES = 256 * 2**20
+
+
+def check_run_dir(config: Config, stages: set[str]) -> None:
+    """Raises UserError if the run directory cannot be created or written, or its disk is nearly full."""
+    if not storage.is_local(config.run_dir):
+        storage.filesystem(config.run_dir)
+        return
+    place = Path(storage.absolute(config.run_dir))
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"run_dir = {config.run_dir}: {place} is not a directory; choose another run_dir")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(
+            f"run_dir = {config.run_dir}: {place} is not writable; choose another run_dir or change its"
+            " permissions"
+        )
+    free = storage.free_bytes(config.run_dir)
+    if free is not None and free < MIN_FREE_BYTES:
+        raise UserError(
+            f"run_dir = {config.run_dir}: only {free / 2**20:.0f} MiB are free on its disk, "
+            f"at least {MIN_FREE_BYTES / 2**20:.0f} are needed"
+        )
+
+
+def dated(config: Config, *, anew: bool = False) -> Config:
+    """The configuration with the date that chat templates take for today's.
+
+    A run directory keeps the day on which it began, so that it is resumed with the same prompts on any day.
+    anew: whether all that the directory holds is made again, so that the configuration may name another day.
+    Raises UserError if it names another day otherwise.
+    """
+    path = date_file(config)
+    try:
+        recorded = date.fromisoformat(storage.read_text(path)) if storage.exists(path) else None
+    except ValueError:
+        raise UserError(
+            f"{path} holds no date: write the day on which the run began into it, as 2026-01-31"
+        ) from None
+    named = config.model.date
+    if recorded and named and named != recorded and not anew:
+        raise UserError(
+            f"model.date = {named}: the run directory {config.run_dir} was begun with {recorded}; leave it"
+            " out, choose another run_dir, or make all of it anew with --overwrite"
+        )
+    day = (named or recorded) if anew else (recorded or named)
+    model = config.model.model_copy(update={"date": day or date.today()})
+    return config.model_copy(update={"model": model})
+
+
+def date_file(config: Config) -> str:
+    """The file in the run directory that keeps its date."""
+    return storage.join(storage.absolute(config.run_dir), ".state", "date")
+
+
+def check_no_password(field: str, path: str) -> None:
+    """Raises UserError for a password in a path (s3://…): configuration, cards and reports store paths."""
+    userinfo = path.partition("://")[2].partition("/")[0].rpartition("@")[0]
+    if ":" in userinfo:
+        remedy = "remove it and set credentials in the environment"
+        raise UserError(f"{field}: contains a password, which would be stored; {remedy}")
