@@ -57,13 +57,14 @@ CONFIG = """
 run_dir: {run}
 model: {{path: toy, dtype: float32}}
 engine: {engine}
+models: {{guard: {{engine: {server}}}}}
 methods:
   mistakes:
     name: mistake_analysis
     instructions: {{path: {mistakes}}}
     induce: {{max_tokens: 48, temperature: 0}}
     analyse: {{max_tokens: 64, temperature: 0}}
-    verify: {{kind: llama_guard, endpoint: {server}}}
+    verify: {{kind: llama_guard, model: guard}}
   corrections:
     name: course_correction
     instructions: {{path: {requests}}}
@@ -137,7 +138,7 @@ def generated(server, tmp_path_factory) -> SimpleNamespace:
         config = directory / f"{name}.yaml"
         config.write_text(
             CONFIG.format(
-                run=directory / name, engine=json.dumps(engine), server=json.dumps(endpoint), **sources
+                run=directory / name, engine=json.dumps(engine), server=json.dumps({"kind": "openai", **endpoint}), **sources
             )
         )
         done = subprocess.run(
