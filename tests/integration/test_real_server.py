@@ -138,7 +138,10 @@ def generated(server, tmp_path_factory) -> SimpleNamespace:
         config = directory / f"{name}.yaml"
         config.write_text(
             CONFIG.format(
-                run=directory / name, engine=json.dumps(engine), server=json.dumps({"kind": "openai", **endpoint}), **sources
+                run=directory / name,
+                engine=json.dumps(engine),
+                server=json.dumps({"kind": "openai", **endpoint}),
+                **sources,
             )
         )
         done = subprocess.run(
