@@ -32,7 +32,7 @@ suites:
   safety:
     harmful: {{path: "toy:harmful-heldout", limit: 16}}
     helpful: {{path: "toy:helpful-heldout", limit: 8}}
-    answer: {{max_tokens: 48}}
+    answer: {{max_tokens: 48, temperature: 1}}
     help: {{draw: {{max_tokens: 40, temperature: 0}}}}
 """
 INSTRUCTIONS, SAMPLES = 40, 12  # enough that rows are still in flight when the first ones have been committed
