@@ -56,13 +56,18 @@ def test_a_url_with_a_password_is_refused_without_showing_it():
 @pytest.fixture
 def logged():
     """Everything that is logged from now on, however unimportant."""
-    logged, root = io.StringIO(), logging.getLogger()
-    handler, level = logging.StreamHandler(logged), root.level
-    root.addHandler(handler)
-    root.setLevel(logging.DEBUG)
+    logged = io.StringIO()
+    handler = logging.StreamHandler(logged)
+    # A run in the same process keeps the clients' loggers from the root logger, and quiet.
+    loggers = [logging.getLogger(name) for name in (None, "httpx", "httpcore")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG)
     yield logged
-    root.removeHandler(handler)
-    root.setLevel(level)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def test_the_key_leaks_nowhere(logged):

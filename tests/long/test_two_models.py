@@ -15,7 +15,10 @@ import pytest
 from pipeline.data import storage
 from tests import tiny
 
-pytestmark = pytest.mark.timeout(600)  # six starts of engines, within the first test that asks for the runs
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.timeout(600),
+]  # six starts of engines, within the first test that asks for the runs
 
 CONFIG = """
 run_dir: {run}
