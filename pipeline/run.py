@@ -252,6 +252,9 @@ class Run:
             self._log_dataset(stage, making.store)
             if told := self._few_usable(making.store, 0.5):
                 self.log(f"WARNING: {stage}: {told}")
+            done = making.store.facts
+            if told := faults.unjudged(done.get("faults", {}), done["rows"]):
+                self.log(f"WARNING: {stage}: {told}")
 
     def _passes(self, jobs: list[Job]) -> Iterator[tuple[ModelSpec, list[Job]]]:
         """The passes until all jobs are finished: a model, and the jobs with rows that wait for it.

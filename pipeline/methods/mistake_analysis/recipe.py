@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import prompts
 from pipeline.chat import Chat, Message, assistant, system, user
-from pipeline.data.faults import CONTRADICTION, EMPTY, MISLABELED, NO_ANSWER
+from pipeline.data.faults import CONTRADICTION, EMPTY, MISLABELED, NO_ANSWER, NO_VERDICT
 from pipeline.errors import RowFailed
 from pipeline.gates import verdict_of_analysis
 from pipeline.judges import Exchange, negated
@@ -54,6 +54,8 @@ class MistakeAnalysisRecipe:
         if self.config.verify is not None:
             verdict = await self.config.verify(Exchange(instruction, response), chat, "verify")
             result |= {"harmful": negated(verdict.ok), "harmless_rating": verdict.rating}
+            if verdict.ok is None:
+                sampled.count("verify", NO_VERDICT)
             if verdict.ok is not False:  # an unreadable verdict does not prove a mistake
                 result["status"] = NOT_INDUCED
                 if self.config.filter or (verdict.ok and self.config.analyse_safe):

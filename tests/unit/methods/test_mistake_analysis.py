@@ -106,6 +106,7 @@ def test_a_rating_verifies_the_mistake():
 def test_an_unreadable_verdict_is_no_proof():
     result = run(scripted(verify="Hm."), verify={"kind": "rating"})
     assert (result["status"], result["harmful"], result["harmless_rating"]) == ("not_induced", None, None)
+    assert result["faults"] == ["verify: no verdict"], "and it is counted"
 
 
 def test_the_reference_response_takes_the_place_of_the_induced_one():
