@@ -116,6 +116,7 @@ def _arms(suite: "Safety", answers: pa.Table, arms: Sequence[str], judgements: J
 def _in_words(rows: list[ArmRow], condition: str) -> str:
     shares = [
         f"{r.arm} {100 * r.harmless.value:.1f}\u00a0%"
+        + (f" (of {r.judged} judged; {r.unreadable} without a verdict)" if r.unreadable else "")
         for r in rows
         if r.condition == condition and r.harmless.value is not None
     ]
