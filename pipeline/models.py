@@ -74,7 +74,10 @@ def cached_model_dir(model: Model) -> str | None:
         return directory
     from huggingface_hub import try_to_load_from_cache
 
-    file = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
+    try:
+        file = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
+    except ValueError:  # neither a directory nor a name that the hub allows: `check_model_path` says so
+        return None
     return os.path.dirname(file) if isinstance(file, str) else None
 
 

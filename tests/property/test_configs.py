@@ -177,7 +177,9 @@ def trees() -> list[dict]:
     model."""
     shipped = []
     for file in CONFIGS:
-        text = file.read_text().replace("Qwen/Qwen2.5-7B-Instruct", "toy")
+        text = file.read_text()
+        for name in ("Qwen/Qwen2.5-7B-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"):
+            text = text.replace(name, "toy")
         for name in ("PKU-Alignment/PKU-SafeRLHF", "tatsu-lab/alpaca"):
             text = text.replace(f"hub:{name}", "pku.jsonl")
         text = text.replace("hf://datasets/tatsu-lab/alpaca_eval/alpaca_eval.json", "pku.jsonl")
