@@ -51,11 +51,21 @@ def check_model_path(model: Model, field: str) -> None:
             )
         return
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
-    if looks_local or os.path.exists(directory):
+    if looks_local or os.path.exists(directory) or not _is_hub_id(path):
         raise UserError(
             f"{field}.path = {path}: no such model directory; give a directory, a hub id such as org/name,"
             " or toy"
         )
+
+
+def _is_hub_id(path: str) -> bool:
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(path)
+    except ValueError:
+        return False
+    return True
 
 
 def model_dir(model: Model) -> str:
@@ -76,7 +86,7 @@ def cached_model_dir(model: Model) -> str | None:
 
     try:
         file = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
-    except ValueError:  # neither a directory nor a name that the hub allows: `check_model_path` says so
+    except ValueError:  # no name that a hub allows: `check_model_path` refuses it
         return None
     return os.path.dirname(file) if isinstance(file, str) else None
 

@@ -44,7 +44,8 @@ def test_a_sound_configuration_passes_and_leaves_no_trace(tmp_path, model_dir):
 
 
 @pytest.mark.parametrize(
-    "path", ["./model", "/no/such/model", "~/no-such-model", "../m", "model", "a/b/c", "toy2"]
+    "path",
+    ["./model", "/no/such/model", "~/no-such-model", "../m", "model", "a/b/c", "toy2", "a b/c", "Hug!!/c"],
 )
 def test_a_model_that_is_not_there(tmp_path, path):
     message = refused(preflight.check, config(tmp_path, model={"path": path}), ALL)
