@@ -16,7 +16,7 @@ class Sampling:
     """How completions are drawn.
 
     `max_tokens` counts new tokens of one completion; `n` completions are returned. Null is not set: a server
-    has a default of its own, and an engine of ours samples from the model's plain distribution.
+    has a default of its own, and an engine of the run samples from the model's plain distribution.
 
     stop:   texts at which a completion ends; they are no part of it.
     system: the system prompt of the conversation (see `with_system`).

@@ -34,7 +34,7 @@ _NOT_FOLLOWED: dict[str, tuple] = {
 def resolved(
     config: Config, stages: Collection[str], suites: Collection[str], directory: str | None = None
 ) -> tuple[Config, list[str]]:
-    """The configuration with every sampling setting written out that an engine of ours needs, and notices.
+    """The configuration with every sampling setting written out that the run's engines need, and notices.
 
     For stages that are not run, the values are those that their data was made with. directory: of the run's
     model, if known. Raises UserError for a generation_config.json that cannot be read or used, and for

@@ -44,7 +44,7 @@ Results = dict[str, dict]  # of rows, by id
 Waiting = dict[str, dict]  # rows that wait for a model, by id: see `Block.waiting`
 
 
-OWN = "-"  # stands for a row's own model where models have names; no entry of `models` is called that
+OWN = "-"  # the name of a row's own model; no entry of `models` is called that
 
 
 class NotOpen(Exception):

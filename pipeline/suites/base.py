@@ -18,7 +18,7 @@ from pipeline.settings.base import FOR_FINGERPRINT, Draw, Model, Section, Source
 from pipeline.sources.counts import Accounts
 from pipeline.sources.overlap import Seen
 
-OWN_JUDGE = "-"  # stands for the suite's own judge where judges have names
+OWN_JUDGE = "-"  # the name of the suite's own judge
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ def check(attack: str, prompts: Prompts) -> None:
         if probe not in wrapped:
             raise UserError(
                 f"{prompts.source}: prompt {attack} leaves a part of the goal out; write {{{{ {name} }}}}"
-                " where it belongs"
+                " in its place"
             )
 
 
