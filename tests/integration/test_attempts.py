@@ -1,18 +1,17 @@
 """Who may work on a run directory, with real processes: refused, taken over, fenced off, interrupted."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from pipeline.errors import UserError
 from pipeline.runtime import attempt
-from pipeline.runtime.attempt import Attempt, history
+from pipeline.runtime.attempt import Attempt
+from tests.attempts import change, states
 
 # A holder in a process of its own. ELSEWHERE makes its process id mean nothing here, as on another host.
 HOLDER = """
@@ -77,19 +76,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(attempt, "BEAT_S", 0.2)
     monkeypatch.setattr(attempt, "WATCH_S", 1.0)
     monkeypatch.setattr(attempt, "POLL_S", 0.1)
-
-
-def states(run_dir) -> list[str]:
-    return [one["state"] for one in history(str(run_dir))]
-
-
-def file_of(run_dir, number: int) -> Path:
-    return Path(run_dir, ".state", "attempts", f"{number:04d}.json")
-
-
-def change(run_dir, number: int, **facts) -> None:
-    file = file_of(run_dir, number)
-    file.write_text(json.dumps(json.loads(file.read_text()) | facts))
 
 
 # -- who may begin

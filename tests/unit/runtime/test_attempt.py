@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -14,6 +13,7 @@ from pipeline import cli
 from pipeline.errors import RunFailed, UserError
 from pipeline.runtime import attempt
 from pipeline.runtime.attempt import Attempt, history
+from tests.attempts import change, file_of, states
 
 
 def until(condition, seconds: float = 60) -> None:
@@ -28,19 +28,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(attempt, "BEAT_S", 0.2)
     monkeypatch.setattr(attempt, "WATCH_S", 1.0)
     monkeypatch.setattr(attempt, "POLL_S", 0.1)
-
-
-def states(run_dir) -> list[str]:
-    return [one["state"] for one in history(str(run_dir))]
-
-
-def file_of(run_dir, number: int) -> Path:
-    return Path(run_dir, ".state", "attempts", f"{number:04d}.json")
-
-
-def change(run_dir, number: int, **facts) -> None:
-    file = file_of(run_dir, number)
-    file.write_text(json.dumps(json.loads(file.read_text()) | facts))
 
 
 # -- what is kept
