@@ -30,6 +30,7 @@ from pipeline.errors import NoAnswer, RowFailed, RunFailed, UserError
 from pipeline.inference import notices
 from pipeline.inference.base import Engine, EngineDead, LanguageModel, NoEngine
 from pipeline.inference.progress import Progress, Reporter, Tally
+from pipeline.runtime.session import in_actor
 from pipeline.schema import FAILED
 from pipeline.settings.base import Model, span
 
@@ -334,7 +335,7 @@ class RecipeActor:
         self._open = {job.name: OpenModels(job.models, spec, self._model, clients) for job in jobs}
         self._rows_in_flight = spec.rows_in_flight
         self._slots, self._alone = asyncio.Semaphore(self._rows_in_flight), asyncio.Lock()
-        self._in_ray = _is_ray_actor()
+        self._in_ray = in_actor()
         progress.engine_ready(time.monotonic() - started)
 
     def __del__(self):
@@ -573,12 +574,6 @@ def _end_actor(why: Exception) -> NoReturn:
     reason = f"{type(why).__name__} {why.__cause__ or ''}"
     print(f"ending this actor so that Ray restarts it: {reason}", file=sys.stderr, flush=True)
     os._exit(1)
-
-
-def _is_ray_actor() -> bool:
-    import ray
-
-    return ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
 
 
 def _cause(e: BaseException) -> str:

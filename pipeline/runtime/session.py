@@ -102,6 +102,13 @@ def actor_on_driver_node(cls: type):
     return ray.remote(num_cpus=0)(cls).options(scheduling_strategy=here).remote()
 
 
+def in_actor() -> bool:
+    """Whether this process is a Ray actor."""
+    import ray
+
+    return ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
+
+
 def _start(options: dict) -> None:
     import ray
 
