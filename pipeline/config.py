@@ -76,8 +76,9 @@ class NamedModel(Model):
     engine: Engine = Field(
         DEFAULT,
         description=(
-            "what answers for this model. It has a pass of its own over the rows, after the engines before it"
-            " have ended; a server is asked by the actors of whatever engine runs"
+            "what answers for this model. If the cluster has room for the engines of all models, they stand"
+            " side by side; else it has a pass of its own over the rows, after the engines before it have"
+            " ended. A server is asked by the actors of whatever engine runs"
         ),
     )
 
@@ -239,6 +240,25 @@ class Config(Section):
             for field, engine in self.engines([stage]).items()
             if field in first or not (engine.is_client and field in named)
         }
+
+    def asked_together(self, stage: str) -> list[dict[str, AnyEngine]]:
+        """The engines that rows of a stage ask, by field, a group per own model, which is the first.
+
+        Only groups of several. A server needs no engine, and a judge of `rejudge` is asked alone.
+        """
+        owns: dict[str, Answering] = {}
+        if stage == "generate":
+            owns = {f"methods.{name}.": self.generator(name) for name in self.methods}
+        elif stage == "evaluate":
+            owns = {"suites.": self.answering(None)}
+        found: dict[str, dict[str, AnyEngine]] = {}
+        for place, own in owns.items():
+            group = found.setdefault(own.engine_field, {own.engine_field: own.engine})
+            for field, name in self.named([stage]).items():
+                one = self.answering(name)
+                if field.startswith(place) and not one.engine.is_client:
+                    group[one.engine_field] = one.engine
+        return [group for group in found.values() if len(group) > 1]
 
     def read_models(self) -> dict[str, Model]:
         """The models whose files a stage reads, by field."""
