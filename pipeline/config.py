@@ -42,7 +42,6 @@ from pipeline.suites.borderline import Borderline
 from pipeline.suites.c2_eval import C2Eval
 from pipeline.suites.jailbreak import Jailbreak
 from pipeline.suites.safety import Safety
-from pipeline.suites.verdicts import VERDICTS
 from pipeline.training.config import SFT, Train, Trainer
 
 Method = Annotated[
@@ -356,6 +355,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _judges_have_data_sets_of_their_own(self) -> "Config":
+        makers: dict[str, str] = {}
+        for name, suite in self.suites.items().items():
+            for judge in suite.judges_later:
+                field, made = f"suites.{name}.more_judges.{judge}", suite.verdicts_name(judge)
+                if (other := makers.setdefault(made, field)) != field:
+                    raise ValueError(f"{field} and {other} both make {made}: give one of them another name")
+        return self
+
+    @model_validator(mode="after")
     def _methods_make_different_data_sets(self) -> "Config":
         makers: dict[str, str] = {}
         for name, method in self.methods.items():
@@ -460,7 +469,7 @@ WRITTEN = tuple(
         [method.generated for method in METHODS.values()]
         + [schema for method in METHODS.values() for schema in method.training_sets]
         + [suite.data_schema for suite in SUITES]
-        + [VERDICTS]
+        + [suite.verdicts for suite in SUITES]
     )
 )
 

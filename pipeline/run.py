@@ -30,7 +30,6 @@ from pipeline.schema import DROPPED, FAILED, STAGES, Schema
 from pipeline.settings.base import Model, NameKind, Section, Source
 from pipeline.settings.walk import paths, sections
 from pipeline.sources.counts import Accounts
-from pipeline.suites.verdicts import VERDICTS
 from pipeline.training.job import forget
 
 ON_RAY = ("generate", "train", "evaluate", "rejudge")
@@ -118,9 +117,10 @@ class Run:
             for name in preflight.check_suites(config, suites)
         }
         self.verdicts = {
-            (name, judge): Store(self.path, f"{VERDICTS.name}_{judge}", VERDICTS, fence=attempt.check)
-            for name in self.suites
-            for judge in config.suites.items()[name].judges_later
+            (name, judge): Store(self.path, suite.verdicts_name(judge), suite.verdicts, fence=attempt.check)
+            for name, suite in config.suites.items().items()
+            if name in self.suites
+            for judge in suite.judges_later
         }
         self.on_exit = ExitStack()
         self._connected = False
