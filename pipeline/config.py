@@ -42,7 +42,6 @@ from pipeline.suites.borderline import Borderline
 from pipeline.suites.c2_eval import C2Eval
 from pipeline.suites.jailbreak import Jailbreak
 from pipeline.suites.safety import Safety
-from pipeline.suites.verdicts import VERDICTS
 from pipeline.training.config import SFT, Train, Trainer
 
 Method = Annotated[
@@ -76,8 +75,9 @@ class NamedModel(Model):
     engine: Engine = Field(
         DEFAULT,
         description=(
-            "what answers for this model. It has a pass of its own over the rows, after the engines before it"
-            " have ended; a server is asked by the actors of whatever engine runs"
+            "what answers for this model. If the cluster has room for the engines of all models, they stand"
+            " side by side; else it has a pass of its own over the rows, after the engines before it have"
+            " ended. A server is asked by the actors of whatever engine runs"
         ),
     )
 
@@ -240,6 +240,25 @@ class Config(Section):
             if field in first or not (engine.is_client and field in named)
         }
 
+    def asked_together(self, stage: str) -> list[dict[str, AnyEngine]]:
+        """The engines that rows of a stage ask, by field, a group per own model, which is the first.
+
+        Only groups of several. A server needs no engine, and a judge of `rejudge` is asked alone.
+        """
+        owns: dict[str, Answering] = {}
+        if stage == "generate":
+            owns = {f"methods.{name}.": self.generator(name) for name in self.methods}
+        elif stage == "evaluate":
+            owns = {"suites.": self.answering(None)}
+        found: dict[str, dict[str, AnyEngine]] = {}
+        for place, own in owns.items():
+            group = found.setdefault(own.engine_field, {own.engine_field: own.engine})
+            for field, name in self.named([stage]).items():
+                one = self.answering(name)
+                if field.startswith(place) and not one.engine.is_client:
+                    group[one.engine_field] = one.engine
+        return [group for group in found.values() if len(group) > 1]
+
     def read_models(self) -> dict[str, Model]:
         """The models whose files a stage reads, by field."""
         stages = self.stages
@@ -333,6 +352,16 @@ class Config(Section):
                     f"methods.{name}.engine: {name} generates with models.{used}, which has its own engine;"
                     f" leave it out, or set models.{used}.engine"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _judges_have_data_sets_of_their_own(self) -> "Config":
+        makers: dict[str, str] = {}
+        for name, suite in self.suites.items().items():
+            for judge in suite.judges_later:
+                field, made = f"suites.{name}.more_judges.{judge}", suite.verdicts_name(judge)
+                if (other := makers.setdefault(made, field)) != field:
+                    raise ValueError(f"{field} and {other} both make {made}: give one of them another name")
         return self
 
     @model_validator(mode="after")
@@ -440,7 +469,7 @@ WRITTEN = tuple(
         [method.generated for method in METHODS.values()]
         + [schema for method in METHODS.values() for schema in method.training_sets]
         + [suite.data_schema for suite in SUITES]
-        + [VERDICTS]
+        + [suite.verdicts for suite in SUITES]
     )
 )
 

@@ -127,9 +127,10 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     for name, suite in config.suites.items().items() if "evaluate" in stages else ():
         work.append(_evaluation(config, name, suite, out_of_reach, counts, seen))
     _show_sources(config, stages, out_of_reach, counts, console, seen)
-    resources.show(config, console)
+    nodes = resources.cluster(config)
+    resources.show(config, nodes, console)
     if os.environ.get("RAY_ADDRESS"):
-        resources.show_cluster(config, stages, console)
+        resources.show_cluster(config, stages, nodes, console)
     resources.show_time(config, work, tokens_per_s, console)
 
 

@@ -72,6 +72,10 @@ class VLLM(Engine):
         return self.num_gpus
 
     @property
+    def fills_node(self) -> bool:
+        return not self.num_gpus
+
+    @property
     def cache_gib(self) -> int:
         return self.kv_cache_gib
 

@@ -1,6 +1,6 @@
 """The base class of suites: rows for every arm to answer, and the recipe for one row."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -17,8 +17,13 @@ from pipeline.schema import Schema
 from pipeline.settings.base import FOR_FINGERPRINT, Draw, Model, Section, Source
 from pipeline.sources.counts import Accounts
 from pipeline.sources.overlap import Seen
+from pipeline.suites.verdicts import VERDICTS, VerdictRecipe
 
 OWN_JUDGE = "-"  # the name of the suite's own judge
+MORE_JUDGES = (
+    "more judges of the same answers, by name: the stage `rejudge` writes the verdicts of each, and the"
+    " report has a column for each; they are never averaged"
+)
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,12 @@ class Suite(Section):
     method:      the method that the suite belongs to; in a run of that method, the suite's report comes
                  first; empty if it belongs to none
     LATER:       the fields that change no row of the data set, since only `rejudge` reads them
+    verdicts:    the data sets of more judges' verdicts
     """
 
     LATER: ClassVar[frozenset[str]] = frozenset()
+
+    verdicts: ClassVar[Schema] = VERDICTS
 
     data_schema: ClassVar[Schema]
     title: ClassVar[str]
@@ -98,6 +106,18 @@ class Suite(Section):
     def judges_later(self) -> Mapping[str, Judge]:
         """Judges of the stored answers, by name, for `rejudge`: the field `more_judges`, if there is one."""
         return {}
+
+    def verdicts_name(self, judge: str) -> str:
+        """The name of the data set with the verdicts of one of `judges_later`."""
+        return f"{VERDICTS.name}_{self.data_schema.name}_{judge}"
+
+    def stored(self, answers: Iterable[dict]) -> Iterator[dict]:
+        """What more judges judge, of the rows of the data set: `suites.verdicts.TO_JUDGE` without judge."""
+        raise NotImplementedError
+
+    def verdict_recipe(self, judge: Any) -> Recipe:
+        """The recipe of the data set of one of `judges_later`."""
+        return VerdictRecipe(judge)
 
     @model_serializer(mode="wrap")
     def _dumped(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
