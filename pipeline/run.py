@@ -18,6 +18,7 @@ from pipeline.data import endings, faults, storage
 from pipeline.data.card import Origin, write_card
 from pipeline.data.output import Output
 from pipeline.data.store import Store
+from pipeline.data.work import shared
 from pipeline.errors import RunFailed, UserError
 from pipeline.fingerprints import fingerprints
 from pipeline.inference.base import Engine
@@ -474,13 +475,17 @@ class Run:
         output.open({**self.fingerprints[output.name], "made_from": dict(inputs)}, overwrite=self.overwrite)
 
     def _write_work(self, stage: str, making: Making) -> None:
-        wanted, found = making.models[making.first or OWN].engine.rows_per_commit, Accounts()
-        rows = making.rows(found.below(making.field))
+        spec, found = making.models[making.first or OWN], Accounts()
+        wanted = spec.engine.rows_per_commit
+        rows, block_rows = shared(making.rows(found.below(making.field)), wanted, spec.most_actors)
         written = making.store.write_work(
-            rows, making.listed, lambda: {"sources": found.facts()}, block_rows=wanted
+            rows,
+            making.listed,
+            lambda: {"sources": found.facts(), "rows_per_commit": wanted},
+            block_rows=block_rows,
         )
         self._log_sources(stage, self._sources(making.store))
-        begun_with = written["block_rows"]
+        begun_with = written.get("rows_per_commit", wanted)
         if begun_with != wanted:
             fixed = f"rows_per_commit={begun_with} (fixed when the run started)"
             self.log(f"{stage}: resuming with {fixed}; use --overwrite to change it to {wanted}")

@@ -547,6 +547,18 @@ def tasks_of(undone: list[list[int]]) -> list[dict]:
     return tasks
 
 
+def in_flight(fitting: int, tasks: int, actors: int) -> tuple[int, int]:
+    """How many tasks an actor runs at a time, and how many it has, the waiting ones included.
+
+    fitting: as many as fill its engine. Ray Data gives tasks to the actors that are there and takes none
+    back, so an actor never has more than its share of all tasks: engines start minutes apart, and the first
+    would leave nothing to the others.
+    """
+    share = max(1, tasks // actors)
+    running = min(fitting, share)
+    return running, min(2 * running, share)
+
+
 def _run_tasks(
     tasks: list[dict],
     jobs: Sequence[Job],
@@ -557,7 +569,9 @@ def _run_tasks(
     """Run the tasks in a pool of actors; yields the job number of each finished task."""
     import ray.data
 
-    in_flight = max(spec.blocks_in_flight(job.work.block_rows) for job in jobs)
+    running, given = in_flight(
+        max(spec.blocks_in_flight(job.work.block_rows) for job in jobs), len(tasks), spec.most_actors
+    )
     # from_items stores its blocks directly; from_arrow would run a task per block to get the schema.
     pool = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         RecipeActor,
@@ -567,8 +581,8 @@ def _run_tasks(
         compute=ray.data.ActorPoolStrategy(
             min_size=spec.least_actors,
             max_size=spec.most_actors,
-            max_tasks_in_flight_per_actor=2 * in_flight,
-            max_concurrent_calls_per_actor=in_flight,
+            max_tasks_in_flight_per_actor=given,
+            max_concurrent_calls_per_actor=running,
         ),
         num_cpus=1,
         num_gpus=spec.engine.gpus,
