@@ -108,7 +108,7 @@ class HijackRecipe:
         if text:
             prompt = row["messages"][-1]["content"]
             result |= {
-                "said_target": says(text, target),
+                "said_target": says(text, target, prompt),
                 "said_benign": says(text, row["benign"]) if row["benign"] else None,
                 "hijacked": await self.judge.hijacked(prompt, target, text, chat, "hijacked"),
             }
