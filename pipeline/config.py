@@ -40,6 +40,8 @@ from pipeline.suites import VANILLA
 from pipeline.suites.base import Suite
 from pipeline.suites.borderline import Borderline
 from pipeline.suites.c2_eval import C2Eval
+from pipeline.suites.discrimination import Discrimination
+from pipeline.suites.goal_hijacking import GoalHijacking
 from pipeline.suites.jailbreak import Jailbreak
 from pipeline.suites.safety import Safety
 from pipeline.training.config import SFT, Train, Trainer
@@ -59,6 +61,12 @@ class Suites(Section):
         None, description="answers to prompts that only sound harmful, by compliance; null = not run"
     )
     jailbreak: Jailbreak | None = Field(None, description="judged answers to attacked goals; null = not run")
+    goal_hijacking: GoalHijacking | None = Field(
+        None, description="answers to prompts with an injected order; null = not run"
+    )
+    discrimination: Discrimination | None = Field(
+        None, description="rated answers, and rated analyses of them by the same arm; null = not run"
+    )
 
     def items(self) -> dict[str, Suite]:
         """The suites that are configured, by name."""
@@ -192,6 +200,15 @@ class Config(Section):
             return Answering("model", self.model, "engine", self.engine)
         named = self.models[name]
         return Answering(f"models.{name}", named.model, f"models.{name}.engine", named.engine)
+
+    def is_own_model(self, name: str) -> bool:
+        """Whether an entry of `models` is the run's own model: the same files, or the same server's."""
+        own, other = self.answering(None), self.answering(name)
+        if own.engine.reads_model != other.engine.reads_model:
+            return False
+        if own.engine.reads_model:
+            return (own.model.path, own.model.revision) == (other.model.path, other.model.revision)
+        return own.engine.determines() == other.engine.determines()
 
     def generator(self, method: str) -> Answering:
         """What a method generates with."""

@@ -23,7 +23,7 @@ from pipeline.settings.shown import plural
 from pipeline.settings.walk import sections
 from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
-from pipeline.sources.overlap import Seen, compared
+from pipeline.sources.overlap import Seen
 from pipeline.suites.base import Suite
 from pipeline.templates import ChatTemplate
 
@@ -147,7 +147,7 @@ def _show_sources(
         if field not in out_of_reach and counts.known(field) is None:
             suite = config.suites.items().get(field.split(".")[1]) if field.startswith("suites.") else None
             if suite is not None:
-                rows = compared(source, counts.of(field), seen, exclude=suite.exclude_seen)
+                rows = suite.read(source, counts.of(field), seen)
             else:
                 rows = instructions.read(source, counts.of(field))
             for _ in itertools.islice(rows, ROWS_COUNTED):
@@ -291,8 +291,7 @@ def _evaluation(
     counted = next(field for field, one in sections(suite, Source, f"suites.{name}").items() if one is source)
     entries = source.limit
     if not unknown:
-        rows = compared(source, counts.of(counted), seen, exclude=suite.exclude_seen)
-        entries = sum(1 for _ in rows)
+        entries = sum(1 for _ in suite.read(source, counts.of(counted), seen))
     if entries is None:
         return resources.Work("evaluate", name, None)
     told, most = suite.most_tokens()

@@ -15,8 +15,8 @@ from pipeline.report.agreement import Agreement
 from pipeline.report.examples import Example
 from pipeline.schema import Schema
 from pipeline.settings.base import FOR_FINGERPRINT, Draw, Model, Section, Source
-from pipeline.sources.counts import Accounts
-from pipeline.sources.overlap import Seen
+from pipeline.sources.counts import Accounts, Counts
+from pipeline.sources.overlap import Seen, compared
 from pipeline.suites.verdicts import VERDICTS, VerdictRecipe
 
 OWN_JUDGE = "-"  # the name of the suite's own judge
@@ -103,6 +103,14 @@ class Suite(Section):
         return None
 
     @property
+    def impartial(self) -> Mapping[str, Judge]:
+        """Judges, by field, that must not be the run's own model, since they judge what it says of itself.
+
+        A suite that has some has a field `allow_self_judging`, under which there are none.
+        """
+        return {}
+
+    @property
     def judges_later(self) -> Mapping[str, Judge]:
         """Judges of the stored answers, by name, for `rejudge`: the field `more_judges`, if there is one."""
         return {}
@@ -151,6 +159,10 @@ class Suite(Section):
     def counted(self) -> Source:
         """The source whose rows `most_tokens` counts."""
         raise NotImplementedError
+
+    def read(self, source: Source, counts: Counts, seen: Seen | None) -> Iterable[Any]:
+        """The rows of one of the suite's sources, as `rows` reads them. Fills `counts`."""
+        return compared(source, counts, seen, exclude=self.exclude_seen)
 
     def size(self) -> str:
         """How often an arm answers a row of the source: `3 conditions`."""
