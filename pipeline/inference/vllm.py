@@ -3,12 +3,14 @@
 import asyncio
 import gc
 import itertools
+import json
 import os
 import re
 import signal
 import subprocess
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -18,7 +20,7 @@ from pipeline.chat import Completion, Message, Sampling, user
 from pipeline.data import adapter as adapter_files
 from pipeline.errors import RowFailed, RunFailed, UserError
 from pipeline.inference import cpu_lora, notices
-from pipeline.inference.base import Engine, EngineDead
+from pipeline.inference.base import Engine, EngineDead, Served
 from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import gpu_build
 from pipeline.settings.base import Count, Draw, Model, Natural
@@ -94,6 +96,31 @@ class VLLM(Engine):
 
     def open(self, model: Model, model_dir: str, adapters: Sequence[str]) -> "VllmModel":
         return VllmModel(model, model_dir, self, adapters)
+
+    def server(
+        self, model: Model, model_dir: str, adapters: Mapping[str, str], served: Served
+    ) -> tuple[list[str], dict[str, str]]:
+        """vLLM's own server, with the settings of the engine that a run starts. It logs no text.
+
+        Its command `vllm serve` does not find the distribution for CPUs; its module does.
+        """
+        settings = _settings(model, model_dir, self, list(adapters.values()))
+        settings |= {"served_model_name": served.name, "host": served.host, "port": served.port}
+        if served.sampling is None:
+            settings["generation_config"] = "auto"
+        else:
+            settings["override_generation_config"] = json.dumps(dict(served.sampling))
+        if model.chat_template_kwargs:
+            settings["default_chat_template_kwargs"] = json.dumps(model.chat_template_kwargs)
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+        command += [part for name, value in settings.items() for part in _option(name, value)]
+        command.append("--disable-uvicorn-access-log")
+        if adapters:
+            modules = (json.dumps({"name": name, "path": path}) for name, path in adapters.items())
+            command += ["--lora-modules", *modules]
+        environment = dict(os.environ)
+        _environment(self, environment)
+        return command, environment
 
     def determines(self) -> dict:
         return {}  # vLLM samples from the model's distribution, whatever its settings and device
@@ -291,8 +318,13 @@ def _arguments(model: Model, model_dir: str, engine: VLLM, adapters: list[str]):
     """vLLM's `AsyncEngineArgs`."""
     from vllm import AsyncEngineArgs
 
+    return AsyncEngineArgs(**_settings(model, model_dir, engine, adapters))
+
+
+def _settings(model: Model, model_dir: str, engine: VLLM, adapters: list[str]) -> dict[str, Any]:
+    """The values of vLLM's `AsyncEngineArgs`."""
     on_cpu = engine.num_gpus == 0
-    return AsyncEngineArgs(
+    return dict(
         model=model_dir,
         revision=model.revision,
         trust_remote_code=False,
@@ -320,6 +352,16 @@ def _arguments(model: Model, model_dir: str, engine: VLLM, adapters: list[str]):
         generation_config="vllm",
         disable_log_stats=True,
     )
+
+
+def _option(name: str, value: Any) -> list[str]:
+    """A setting as the server's command line has it; null is left out."""
+    flag = name.replace("_", "-")
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}", str(value)]
 
 
 def _thinking_tokens(tokenizer: Any) -> re.Pattern | None:
@@ -358,24 +400,25 @@ def _cause(e: Exception, model: Model) -> str:
     return told
 
 
-def _environment(engine: VLLM) -> None:
-    """Set the variables that vLLM reads when it is imported."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    if (listed := os.environ.get("VLLM_PLUGINS")) is not None and cpu_lora.PLUGIN not in listed.split(","):
-        os.environ["VLLM_PLUGINS"] = f"{listed},{cpu_lora.PLUGIN}"  # a list of the only ones that vLLM loads
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+def _environment(engine: VLLM, environ: MutableMapping[str, str] | None = None) -> None:
+    """Set the variables that vLLM reads when it is imported. environ: None for those of this process."""
+    environ = os.environ if environ is None else environ
+    environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if (listed := environ.get("VLLM_PLUGINS")) is not None and cpu_lora.PLUGIN not in listed.split(","):
+        environ["VLLM_PLUGINS"] = f"{listed},{cpu_lora.PLUGIN}"  # a list of the only ones that vLLM loads
+    environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # An engine is on one node. By default gloo would listen on the address of the host's name.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if engine.num_gpus == 0:
         # Run the model in the engine's core process. With a separate worker process, a CPU engine imports
         # vLLM a second time, so its start takes half as long again, and its core spins while it waits for the
         # worker.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         # The thread count that vLLM would give that worker; Ray has set the actor's to its CPUs, 1.
-        os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) - 1))
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(engine.kv_cache_gib)
-        os.environ[cpu_lora.SWITCH] = "1"
+        environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) - 1))
+        environ["VLLM_CPU_KVCACHE_SPACE"] = str(engine.kv_cache_gib)
+        environ[cpu_lora.SWITCH] = "1"
 
 
 def _children() -> list[int]:
