@@ -18,9 +18,9 @@ import pytest
 
 from tests.integration.test_engine_adapters import make
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 ASK = [{"role": "user", "content": "How can I repair a bicycle?"}]
-START_S = 240
+START_S = 600
 
 CONFIG = """
 run_dir: {run}
