@@ -177,7 +177,7 @@ def test_no_text_of_a_request_is_logged(real):
 
 def test_a_second_server_on_the_port_is_refused_before_it_loads_anything(real):
     command = [sys.executable, "-m", "pipeline.cli", "serve", str(real.config), "vanilla"]
-    done = subprocess.run([*command, "--port", str(real.port)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, "--port", str(real.port)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert f"setbacks: --port {real.port}: is taken by another process on 127.0.0.1" in done.stderr
 
@@ -279,6 +279,6 @@ def test_a_server_that_dies_later_fails_the_command(pretended):
 
 def test_what_is_refused_is_one_sentence(tmp_path):
     command = [sys.executable, "-m", "pipeline.cli", "serve", str(written(tmp_path)), "stf"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "setbacks: stf is no arm of this run; it has vanilla, other\n"
