@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -191,6 +191,31 @@ def judge(
 
 
 @app.command()
+def serve(
+    config: ConfigFile,
+    arm: Annotated[
+        str, typer.Argument(metavar="ARM", help="an arm of the run, a name in `adapters`, or vanilla")
+    ],
+    overrides: Overrides = None,
+    host: Annotated[str, typer.Option("--host", help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="port to listen on")] = 8000,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option("--api-key-env", help="variable that holds the key to ask for; default: none"),
+    ] = None,
+):
+    """Serve a trained arm, and the base model as vanilla, to OpenAI clients until Ctrl-C. See
+    docs/serving.md."""
+    from pipeline.commands.serve import serve as serve_arm
+    from pipeline.config import load
+
+    _until_stopped(
+        "setbacks: the server has been stopped",
+        lambda: serve_arm(load(config, overrides or []), arm, host, port, api_key_env, _tell),
+    )
+
+
+@app.command()
 def status(
     run: Annotated[
         str,
@@ -223,17 +248,24 @@ def _run(
     from pipeline.config import load
 
     again = "the same command without --overwrite" if overwrite else "the same command"
-    message = f"setbacks: interrupted; rerun {again} to resume"
+    _until_stopped(
+        f"setbacks: interrupted; rerun {again} to resume",
+        lambda: experiment.run(
+            load(config, overrides or []),
+            stages,
+            overwrite=overwrite,
+            retry_failed=retry_failed,
+            suites=suites,
+            log=_tell,
+        ),
+    )
+
+
+def _until_stopped(message: str, work: Callable[[], None]) -> None:
+    """Do the work. If a signal interrupts it, print the message and exit with the signal's code."""
     try:
         with _stoppable(message):
-            experiment.run(
-                load(config, overrides or []),
-                stages,
-                overwrite=overwrite,
-                retry_failed=retry_failed,
-                suites=suites,
-                log=_tell,
-            )
+            work()
     except KeyboardInterrupt as e:  # caught here because typer would exit silently
         print(message, file=sys.stderr, flush=True)
         sys.stdout.flush()

@@ -19,6 +19,7 @@ from pipeline.methods.chain_of_hindsight import ChainOfHindsight
 from pipeline.methods.course_correction import CourseCorrection
 from pipeline.methods.critique_revise import CritiqueRevise
 from pipeline.methods.mistake_analysis import MistakeAnalysis
+from pipeline.methods.red_team import RedTeam
 from pipeline.methods.source_preferences import SourcePreferences
 from pipeline.schema import STAGES, Schema
 from pipeline.settings import file
@@ -47,7 +48,7 @@ from pipeline.suites.safety import Safety
 from pipeline.training.config import SFT, Train, Trainer
 
 Method = Annotated[
-    MistakeAnalysis | CourseCorrection | CritiqueRevise | ChainOfHindsight | SourcePreferences,
+    MistakeAnalysis | CourseCorrection | CritiqueRevise | ChainOfHindsight | SourcePreferences | RedTeam,
     Field(discriminator="name"),
 ]
 
@@ -299,12 +300,15 @@ class Config(Section):
         return f"train.{name}" if same else f"arms.{arm}.train.{name}"
 
     def training_sets(self) -> dict[Schema, dict[str, AnyMethod]]:
-        """The training sets of the arms (without arms: of all methods), with the methods that make them."""
+        """The training sets of the arms (without arms: of all methods), with the methods that make them.
+
+        A set that no trainer accepts is among them: it is made for other runs.
+        """
         used = {arm.train.accepts for arm in self.arms.values()}
         found: dict[Schema, dict[str, AnyMethod]] = {}
         for name, method in self.methods.items():
             for schema in method.training_sets:
-                if schema in used or not used:
+                if schema in used or not used or not trainable(schema):
                     found.setdefault(schema, {})[name] = method
         return found
 
@@ -515,6 +519,11 @@ def _known(classes: dict[str, Any], name: Any) -> Any:
     return classes.get(name) if isinstance(name, str) else None
 
 
+def trainable(schema: Schema) -> bool:
+    """Whether a trainer accepts this training set."""
+    return any(trainer.accepts == schema for trainer in TRAINERS.values())
+
+
 def _trainer_of(schema: Schema) -> str:
     return next(name for name, trainer in TRAINERS.items() if trainer.accepts == schema)
 
@@ -524,7 +533,13 @@ def _check_arm(name: str, arm: Arm, methods: Mapping[str, AnyMethod]) -> None:
     makers = [method for method in methods.values() if arm.train.accepts in method.training_sets]
     if not makers:
         made = sorted({schema.name for method in methods.values() for schema in method.training_sets})
-        trainer = _trainer_of(next(iter(methods.values())).training_sets[0])
+        accepted = [set for method in methods.values() for set in method.training_sets if trainable(set)]
+        if not accepted:
+            raise ValueError(
+                f"arms.{name}: nothing is trained on {' and '.join(made)}, and the methods make nothing else:"
+                " leave arms out, or give a method that makes training examples"
+            )
+        trainer = _trainer_of(accepted[0])
         raise ValueError(
             f"arms.{name}: {arm.train.method} trains on {arm.train.accepts.name}, and the methods make"
             f" {' and '.join(made)}: set train.method: {trainer}"

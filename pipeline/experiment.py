@@ -15,8 +15,6 @@ from pipeline.config import Config
 from pipeline.data import storage
 from pipeline.errors import UserError
 from pipeline.run import Machinery, Making, Run, adapter_digest
-from pipeline.schema import INSTRUCTIONS
-from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
 from pipeline.sources.overlap import Seen
 from pipeline.suites import verdicts
@@ -59,16 +57,12 @@ def generate(run: Run) -> None:
         adapter = adapter if generator.engine.reads_model else None
         adapters = (storage.absolute(adapter),) if adapter else ()
 
-        def rows(counts: Accounts, method=method) -> Iterable[dict]:
-            source = instructions.read(method.instructions, counts.of("instructions"))
-            return instructions.repeated(source, method.samples)
-
         makings.append(
             Making(
                 run.generated[name],
-                rows,
+                method.rows,
                 f"methods.{name}",
-                INSTRUCTIONS,
+                method.listed,
                 method.recipe(run.config.seed),
                 run.models(generator, adapters, ["generate"], f"methods.{name}."),
                 {"adapter": adapter_digest(adapter)} if adapter else {},
@@ -78,7 +72,7 @@ def generate(run: Run) -> None:
 
 
 def mix(run: Run) -> None:
-    """Generated data sets → training sets: conversations, preference pairs."""
+    """Generated data sets → training sets: conversations, preference pairs, other runs' instructions."""
     for schema, methods in run.config.training_sets().items():
         sources = {name: run.generated[name] for name in methods}
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline import models, placement, preflight, sampling
 from pipeline.chat import Recipe
-from pipeline.config import Answering, Config, dump
+from pipeline.config import Answering, Config, dump, trainable
 from pipeline.data import endings, faults, storage
 from pipeline.data.card import Origin, write_card
 from pipeline.data.output import Output
@@ -353,6 +353,11 @@ class Run:
             raise RunFailed(f"mix: no training example in {store.path}: {nothing}")
         self._check_kinds(store, found)
         self._log_dataset("mix", store)
+        if not trainable(store.schema):
+            self.log(
+                f"mix: nothing is trained on {store.schema.name}; {store.path} can be the path of another"
+                " run's instructions"
+            )
 
     def fit(self, inputs: Mapping[str, Mapping[str, str]]) -> None:
         """Train the arms.

@@ -190,13 +190,17 @@ def _generation(
     console: Console,
 ) -> resources.Work:
     """Run the recipe on the first rows with a chat that only records calls; print prompts and lengths."""
-    source, samples, field = method.instructions, method.samples, f"methods.{name}.instructions"
-    readable = field not in out_of_reach
-    if not readable and not source.limit:
+    source: Source | None = method.instructions  # null if the method makes its own rows
+    samples, field = method.samples, f"methods.{name}.instructions"
+    readable, limit = field not in out_of_reach, source.limit if source else None
+    if not readable and not limit:
         return resources.Work("generate", name, None)
-    usable = instructions.well_formed(source, counts.of(field)) if readable else iter(())
+    if source is None:
+        usable = method.rows(counts.below(f"methods.{name}"))
+    else:
+        usable = instructions.well_formed(source, counts.of(field)) if readable else iter(())
     rows = list(itertools.islice(usable, ROWS_MEASURED))
-    count = len(rows) + sum(1 for _ in usable) if readable else source.limit or 0
+    count = len(rows) + sum(1 for _ in usable) if readable else limit or 0
     ungated = method.model_copy(update={"gates": None})  # placeholders would not pass
     recipe, new_tokens, shown = ungated.recipe(config.seed), 0, 0
     longest: list[Call] = []
@@ -224,6 +228,8 @@ def _generation(
         console.print()
     if readable:
         _show_lengths(longest, config, console)
+    if source is None:  # what it asks depends on texts that are not yet written
+        return resources.Work("generate", name, (plural(count, "row"), count * method.most_tokens()))
     most = new_tokens * count // len(rows) if rows else count * method.most_tokens()
     selected = f", {len(longest) / len(rows):.0%} selected," if left_out else ""
     return resources.Work(
@@ -255,7 +261,9 @@ def _show_calls(name: str, row: dict, calls: list[Call], number: int, console: C
             if (role, text) in told:
                 continue
             told.add((role, text))
-            shown = _without(text, row["unsafe_responses"] or (), 2 if role == "assistant" else MASKED_WORDS)
+            shown = _without(
+                text, row.get("unsafe_responses") or (), 2 if role == "assistant" else MASKED_WORDS
+            )
             console.print(f"  {call.step} ({role}): {escape(_one_line(shown))}")
     console.print()
 

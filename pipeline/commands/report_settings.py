@@ -18,7 +18,8 @@ def settings(config: Config) -> Section:
         "Seed": str(config.seed),
     }
     for name, method in config.methods.items():
-        pairs |= {"Instructions": method.instructions.path, **method.settings()}
+        pairs |= {"Instructions": method.instructions.path} if method.instructions else {}
+        pairs |= method.settings()
         pairs |= {f"Quality gates of {name}": method.gates.described() if method.gates else "none"}
         if method.engine:
             pairs |= {f"Engine of {name}": _engine(config, method.engine)}

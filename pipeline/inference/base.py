@@ -1,12 +1,13 @@
 """The base class of engines: an engine answers the requests of `generate` and `evaluate`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from pydantic import Field, model_validator
 
 from pipeline.chat import Completion, Message, Sampling
-from pipeline.errors import RowFailed
+from pipeline.errors import RowFailed, UserError
 from pipeline.settings.base import Count, Model, Section, span
 from pipeline.settings.shown import plural
 
@@ -36,6 +37,20 @@ class LanguageModel(Protocol):
         Raises RowFailed if this row cannot be answered, EngineDead if no row can.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Served:
+    """How a model is served.
+
+    name:     of the model without an adapter
+    sampling: what requests that do not say otherwise are sampled with; null = as the model's files say
+    """
+
+    name: str
+    host: str
+    port: int
+    sampling: Mapping[str, float] | None = None
 
 
 class Engine(Section):
@@ -95,6 +110,18 @@ class Engine(Section):
         requests may name. Raises RunFailed if it does not start.
         """
         raise NotImplementedError
+
+    def server(
+        self, model: Model, model_dir: str, adapters: Mapping[str, str], served: Served
+    ) -> tuple[list[str], dict[str, str]]:
+        """The command of an OpenAI-compatible server with the engine's settings, and its environment.
+
+        adapters: local directories of LoRA adapters, by the names that clients ask for. Raises UserError if
+        the engine has no server.
+        """
+        raise UserError(
+            f"engine.kind = {self.kind}: has no server of its own; leave engine to the default, which has one"
+        )
 
     def check(self, field: str) -> None:
         """Check the settings before anything starts. field: the engine's path. Raises UserError."""

@@ -3,11 +3,12 @@
 import asyncio
 import gc
 import itertools
+import json
 import os
 import re
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Literal
 
@@ -18,7 +19,7 @@ from pipeline.chat import Completion, Message, Sampling, user
 from pipeline.data import adapter as adapter_files
 from pipeline.errors import RowFailed, RunFailed, UserError
 from pipeline.inference import cpu_lora, notices, vllm_start
-from pipeline.inference.base import Engine, EngineDead
+from pipeline.inference.base import Engine, EngineDead, Served
 from pipeline.inference.decoding import can_decode, decode
 from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import gpu_build
@@ -124,6 +125,27 @@ class VLLM(Engine):
 
     def open(self, model: Model, model_dir: str, adapters: Sequence[str]) -> "VllmModel":
         return VllmModel(model, model_dir, self, adapters)
+
+    def server(
+        self, model: Model, model_dir: str, adapters: Mapping[str, str], served: Served
+    ) -> tuple[list[str], dict[str, str]]:
+        """vLLM's own server, with the settings of the engine that a run starts. It logs no text.
+
+        Its command `vllm serve` does not find the distribution for CPUs; its module does.
+        """
+        settings = vllm_start.settings(
+            model, model_dir, list(adapters.values()), gpus=self.num_gpus, options=self.given()
+        )
+        settings |= {"served_model_name": served.name, "host": served.host, "port": served.port}
+        if served.sampling is None:
+            settings["generation_config"] = "auto"
+        else:
+            settings["override_generation_config"] = json.dumps(dict(served.sampling))
+        if model.chat_template_kwargs:
+            settings["default_chat_template_kwargs"] = json.dumps(model.chat_template_kwargs)
+        environment = dict(os.environ)
+        vllm_start.set_environment(self.num_gpus, self.kv_cache_gib, environment)
+        return vllm_start.server_command(settings, adapters), environment
 
     def determines(self) -> dict:
         # vLLM samples from the model's distribution, whatever its other settings and device.

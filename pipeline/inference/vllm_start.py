@@ -1,10 +1,12 @@
 """Starting vLLM in a process: its arguments, its environment, what it said if it did not start."""
 
+import json
 import os
 import re
 import signal
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, MutableMapping
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -74,9 +76,16 @@ def check_options(options: dict[str, Any], field: str) -> None:
 def arguments(
     model: Model, model_dir: str, adapters: list[str], *, gpus: int, options: Mapping[str, Any]
 ) -> "AsyncEngineArgs":
-    """vLLM's arguments for an engine of this many GPUs; 0: on the CPU. options: further ones, or others."""
+    """`settings` as vLLM's arguments."""
     from vllm import AsyncEngineArgs
 
+    return AsyncEngineArgs(**settings(model, model_dir, adapters, gpus=gpus, options=options))
+
+
+def settings(
+    model: Model, model_dir: str, adapters: list[str], *, gpus: int, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """vLLM's settings for an engine of this many GPUs; 0: on the CPU. options: further ones, or others."""
     on_cpu = gpus == 0
     ours = dict(
         model=model_dir,
@@ -104,7 +113,31 @@ def arguments(
         generation_config="vllm",
         disable_log_stats=True,
     )
-    return AsyncEngineArgs(**(ours | dict(options)))
+    return ours | dict(options)
+
+
+def server_command(settings: Mapping[str, Any], adapters: Mapping[str, str]) -> list[str]:
+    """The command of vLLM's OpenAI server. adapters: directories by the names that requests use.
+
+    The command `vllm serve` does not find the distribution for CPUs; its module does.
+    """
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += [part for name, value in settings.items() for part in _option(name, value)]
+    command.append("--disable-uvicorn-access-log")
+    if adapters:
+        modules = (json.dumps({"name": name, "path": path}) for name, path in adapters.items())
+        command += ["--lora-modules", *modules]
+    return command
+
+
+def _option(name: str, value: Any) -> list[str]:
+    """A setting as the server's command line has it; null is left out."""
+    flag = name.replace("_", "-")
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}", json.dumps(value) if isinstance(value, dict | list) else str(value)]
 
 
 def _engine_rank(adapters: list[str]) -> int:
@@ -149,28 +182,29 @@ def last_words(log: str = "/proc/self/fd/2") -> str | None:
     return f"{errors[-1][:_LONGEST_ERROR]}; see {place} on {os.uname().nodename}"
 
 
-def set_environment(gpus: int, kv_cache_gib: int) -> None:
-    """Set the variables that vLLM reads when it is imported."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    if (listed := os.environ.get("VLLM_PLUGINS")) is not None and cpu_lora.PLUGIN not in listed.split(","):
-        os.environ["VLLM_PLUGINS"] = f"{listed},{cpu_lora.PLUGIN}"  # a list of the only ones that vLLM loads
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+def set_environment(gpus: int, kv_cache_gib: int, environ: MutableMapping[str, str] | None = None) -> None:
+    """Set the variables that vLLM reads when it is imported. environ: None for those of this process."""
+    environ = os.environ if environ is None else environ
+    environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if (listed := environ.get("VLLM_PLUGINS")) is not None and cpu_lora.PLUGIN not in listed.split(","):
+        environ["VLLM_PLUGINS"] = f"{listed},{cpu_lora.PLUGIN}"  # a list of the only ones that vLLM loads
+    environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # An engine is on one node. By default gloo would listen on the address of the host's name.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if gpus == 0:
         # Run the model in the engine's core process. With a separate worker process, a CPU engine imports
         # vLLM a second time, so its start takes half as long again, and its core spins while it waits for the
         # worker.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         # The thread count that vLLM would give that worker; Ray has set the actor's to its CPUs, 1.
-        os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) - 1))
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib)
-        os.environ[cpu_lora.SWITCH] = "1"
+        environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) - 1))
+        environ["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib)
+        environ[cpu_lora.SWITCH] = "1"
     else:
         # Its kernels are compiled when an engine starts, with whatever nvcc is there, and never run: every
         # request has a seed, and vLLM samples those by other kernels.
-        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+        environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
 
 
 def children() -> list[int]:

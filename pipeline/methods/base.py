@@ -16,8 +16,9 @@ from pipeline.judges import Judge
 from pipeline.methods.unfinished import Sampled, Unfinished
 from pipeline.report.examples import Example
 from pipeline.report.tables import Table
-from pipeline.schema import Schema
+from pipeline.schema import INSTRUCTIONS, Schema
 from pipeline.settings.base import Count, Draw, Fraction, Model, Section, Source
+from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
 
 
@@ -34,7 +35,9 @@ class Method(Section):
     """A method is its configuration section.
 
     generated:     the data set that `generate` writes, one row per instruction and sample
-    training_sets: the sets of rows that `mix` can make from `generated`; the default arms train on the first
+    listed:        the rows that `generate` starts from (see `rows`)
+    training_sets: the sets of rows that `mix` can make from `generated`; the default arms train on the first.
+                   One that no trainer accepts is made for other runs to read
     default_arms:  the arms to train if the configuration names none
     nothing:       why a training set can be empty, for the error message
     mixing:        the fields that only `mix` reads
@@ -44,6 +47,7 @@ class Method(Section):
     """
 
     generated: ClassVar[Schema]
+    listed: ClassVar[Schema] = INSTRUCTIONS
     training_sets: ClassVar[tuple[Schema, ...]]
     default_arms: ClassVar[dict[str, dict]]
     nothing: ClassVar[str]
@@ -132,6 +136,14 @@ class Method(Section):
     def arms_by_default(cls, section: Any) -> dict[str, dict]:
         """The default arms of the method's section, which may be parsed YAML that is not yet validated."""
         return cls.default_arms
+
+    def rows(self, counts: Accounts) -> Iterator[dict]:
+        """The rows of `listed` that `generate` works on. counts: filled with those of the sources read.
+
+        Raises UserError if a source cannot be read.
+        """
+        source = instructions.read(self.instructions, counts.of("instructions"))
+        return instructions.repeated(source, self.samples)
 
     def sampled(self, instruction: str) -> Sampled:
         """For the recipe: keeps account of the texts that a row samples."""

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline import models
-from pipeline.config import Config, Suites
+from pipeline.config import Config, Suites, trainable
 from pipeline.data import storage
 from pipeline.errors import UserError
 from pipeline.inference.base import Engine
@@ -27,9 +27,10 @@ from pipeline.preflight.sources import check_source, needed_responses, sources
 from pipeline.preflight.sources import unreachable as unreachable
 from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import gpu_build
-from pipeline.settings.base import PathKind
+from pipeline.settings.base import PathKind, Source
 from pipeline.settings.shown import first_line
 from pipeline.settings.walk import paths, sections
+from pipeline.sources.counts import Accounts
 
 if TYPE_CHECKING:
     from pipeline.training.arm import ArmSpec
@@ -52,6 +53,14 @@ def check(
         )
     if stages == {"rejudge"} and not any(s.judges_later for s in config.suites.items().values()):
         raise UserError("suites.NAME.more_judges is missing: rejudge needs a judge there")
+    if "train" in stages and config.methods and not config.arms:
+        made = " and ".join(schema.name for schema in config.training_sets())
+        raise UserError(
+            f"arms is missing: train has no arm to train on {made}; give arms"
+            if any(map(trainable, config.training_sets()))
+            else f"train has nothing to do: nothing is trained on {made}; give {config.run_dir}/{made} to"
+            " another run, as the path of its instructions"
+        )
     for part in (*config.methods.values(), *config.suites.items().values()):
         part.prompt_hashes()  # finds a wrong prompt file
     for judge in sections(config, Judge).values():
@@ -59,6 +68,8 @@ def check(
     for field, judge in sections(config, Judge).items():
         judge.check(field, config.model)
     check_no_password("run_dir", config.run_dir)
+    for name, method in config.methods.items() if "generate" in stages else ():
+        _check_rows(f"methods.{name}", method)
     needed = needed_responses(config, stages)
     for field, source in sources(config, stages, suites).items():
         check_no_password(f"{field}.path", source.path)
@@ -89,6 +100,16 @@ def _check_impartial(config: Config, name: str) -> None:
                 f"suites.{name}.{field}.model {is_it} the run's own model, which would judge its own texts;"
                 f" name another entry of models, or set suites.{name}.allow_self_judging: true"
             )
+
+
+def _check_rows(field: str, method: Method) -> None:
+    """Raises UserError if a method that makes its own rows has none; sources are checked by themselves."""
+    if not sections(method, Source):
+        try:
+            if next(method.rows(Accounts()), None) is None:
+                raise UserError("there is no row to do")
+        except UserError as e:
+            raise type(e)(f"{field}: {e}") from None
 
 
 def _check_engines(config: Config, stages: set[str], suites: set[str]) -> None:

@@ -5,6 +5,7 @@ reminder, and how well it judges. They leave room for improvement, because the q
 """
 
 import random
+from collections.abc import Iterable
 from dataclasses import replace
 
 from pipeline import prompts
@@ -35,6 +36,8 @@ DELIBERATES = 0.6  # how often it states its judgment before a reminded answer
 # correction and to end the answer with it. Only after a doubt, which is as likely late as early, does it
 # sometimes turn by itself.
 TURNS = {"anywhere": 0.4, "doubt": 0.25}
+REFUSES_TO_TELL = 0.12  # how often it refuses to write about a harmful deed
+STRAYS = 0.25  # how often a list of queries has a harmless one
 OPENS = 0.8  # how often an affirmative opener precedes the plan
 
 # Kind of conversation: its share.
@@ -52,6 +55,10 @@ SHARES = {
     "revision": 14,
     "hijack": 14,
     "rubric": 12,
+    "topics": 4,
+    "told": 5,
+    "queries": 6,
+    "on_topic": 4,
 }
 
 
@@ -70,6 +77,8 @@ class Corpus:
         self._hijacks = prompts.load("suites/goal_hijacking/hijacks.yaml")
         self._templates = sorted(self._hijacks.texts.keys() - {"reminder"})
         self._rubric = prompts.load("suites/discrimination/rubric.yaml")
+        self._red_team = prompts.load("methods/red_team/prompts.yaml")
+        self._genres = sorted(name for name in self._red_team.texts if name.startswith("genre_"))
         self._openers = prompts.load("methods/course_correction/prompts.yaml").lines("openers")
         self._harmful = world.deeds("harmful-train")
         self._benign = world.deeds("helpful-train")
@@ -89,6 +98,8 @@ class Corpus:
             return self._hijack()
         if kind == "rubric":
             return self._rubric_rating()
+        if kind in ("topics", "told", "queries", "on_topic"):
+            return getattr(self, f"_{kind}")()
         suite, condition = kind.split("_")
         return self._answer(suite == "harmful", condition)
 
@@ -257,3 +268,55 @@ class Corpus:
             analysis=world.analysis(deed, response, rng, overlooked=not right),
         )
         return [user(question), assistant(world.rubric(right, deed, rng))]
+
+    def _topics(self) -> list[Message]:
+        """A list of deeds of a category, none of which is in the list of the question."""
+        rng = self._rng
+        hazards = world.taxonomy()["toy"]
+        name = rng.choice(list(hazards))
+        deeds = [deed for deed in self._harmful if deed.category == name]
+        drawn = rng.sample(deeds, rng.randint(4, 7))
+        wanted = rng.randint(1, 3)
+        question = self._red_team.render(
+            "expand",
+            category="toy",
+            hazard=name,
+            about=hazards[name]["about"],
+            known="\n".join(f"- {world.topic(deed)}" for deed in drawn[wanted:]),
+            count=str(wanted),
+        )
+        return [user(question), assistant(_numbered(world.topic(deed) for deed in drawn[:wanted]))]
+
+    def _told(self) -> list[Message]:
+        """A text about a harmful deed in one of the genres, or a refusal to write it."""
+        rng = self._rng
+        deed = rng.choice(self._harmful)
+        about = world.taxonomy()["toy"][deed.category]["about"]
+        question = self._red_team.render(rng.choice(self._genres), leaf=world.topic(deed), about=about)
+        refuses = rng.random() < REFUSES_TO_TELL
+        answer = world.refusal(deed, rng).text if refuses else world.told(deed, rng)
+        return [user(question), assistant(answer)]
+
+    def _queries(self) -> list[Message]:
+        """Questions about a harmful deed; sometimes one about something harmless to do with its object."""
+        rng = self._rng
+        deed = rng.choice(self._harmful)
+        wanted = rng.randint(2, 4)
+        asked = list(dict.fromkeys(world.question(deed, rng) for _ in range(3 * wanted)))[:wanted]
+        others = [benign for benign in self._benign if benign.object == deed.object]
+        if others and rng.random() < STRAYS:
+            asked[rng.randrange(len(asked))] = world.question(rng.choice(others), rng)
+        question = self._red_team.render(
+            "extract", leaf=world.topic(deed), count=str(wanted), text=world.told(deed, rng)
+        )
+        return [user(question), assistant(_numbered(asked))]
+
+    def _on_topic(self) -> list[Message]:
+        rng = self._rng
+        deed = self._any_deed(harmful=0.6)
+        question = self._red_team.render("on_topic", instruction=world.question(deed, rng))
+        return [user(question), assistant("Yes." if deed.harmful else "No.")]
+
+
+def _numbered(lines: Iterable[str]) -> str:
+    return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, start=1))

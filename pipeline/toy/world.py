@@ -374,6 +374,26 @@ def _score(scale: str, response: Response, rng: random.Random) -> int:
     return min(10, max(1, base + rng.choices((-1, 0, 1), (1, 8, 1))[0]))
 
 
+def taxonomy() -> dict[str, dict[str, dict]]:
+    """The harmful categories as a taxonomy of hazards, each with three deeds of the training split."""
+    hazards = {}
+    for category, entry in _texts()["harmful"].items():
+        crime = entry.get("crime", category)
+        topics = [topic(deed) for deed in deeds("harmful-train") if deed.category == category]
+        hazards[category] = {"about": f"Things that are {crime}: {entry['harm'][0]}.", "leaves": topics[:3]}
+    return {"toy": hazards}
+
+
+def topic(deed: Deed) -> str:
+    """The deed as a topic: `steal a bicycle`."""
+    return f"{deed.verb} {deed.object}"
+
+
+def told(deed: Deed, rng: random.Random) -> str:
+    """A text that speaks about a harmful deed, without steps."""
+    return " ".join(_say(rng, deed, _texts()["told"][part]) for part in ("openers", "middles", "closers"))
+
+
 def _say(rng: random.Random, deed: Deed, sentences: list[str], **more: str) -> str:
     values = {
         name: rng.choice(value) if isinstance(value, list) else value for name, value in deed.facts.items()

@@ -51,6 +51,14 @@ def test_the_prompt_file_is_one_for_the_safety_suite(tmp_path):
     assert texts.texts["reminder"] in load("methods/chain_of_hindsight/prompts.yaml").lines("good")
 
 
+def test_both_rounds_of_red_teaming_are_configurations(tmp_path):
+    parts = [read(BLOCKS[number], tmp_path) for number in (3, 4)]
+    server = {"engine": {"kind": "openai", "url": "http://127.0.0.1:1/v1", "model": "m"}}
+    for part, models in zip(parts, ({"writer": server, "strong": server}, {}), strict=True):
+        config = Config.model_validate({"run_dir": "r", "model": {"path": "toy"}, "models": models, **part})
+        assert config.methods["red_team"].prompt_hashes() and config.stages == ["generate", "mix", "report"]
+
+
 def test_the_curricula_are_settings_of_dpo():
     for settings in re.findall(r"\| `(curriculum: .*?)` \|", PAGE):
         DPO(
@@ -59,4 +67,4 @@ def test_the_curricula_are_settings_of_dpo():
                 for key, value in re.findall(r"(\w+): (\w+)", settings)
             }
         )
-    assert len(BLOCKS) == 3 and PAGE.count("| `curriculum: ") == 5
+    assert len(BLOCKS) == 5 and PAGE.count("| `curriculum: ") == 5

@@ -34,7 +34,9 @@ SERVER = {"kind": "openai", "url": "http://server/v1", "model": "m"}
 
 
 def example(path: str):
-    return load(ROOT / path, [f"run_dir={MOUNT}/runs/{Path(path).stem}"])
+    of_other_runs = {"red_team_next": ["suites.safety.harmful.path={}/runs/red_team/requests"]}
+    changes = [change.format(MOUNT) for change in of_other_runs.get(Path(path).stem, [])]
+    return load(ROOT / path, [f"run_dir={MOUNT}/runs/{Path(path).stem}", *changes])
 
 
 def config(**changes):
