@@ -155,7 +155,7 @@ def test_an_open_address_without_a_key_is_told(tmp_path, started, monkeypatch, f
 
 
 def test_an_arm_is_a_lora_module_of_its_name_beside_the_base(tmp_path, started, monkeypatch, free_port):
-    monkeypatch.setattr("pipeline.inference.vllm._engine_rank", lambda adapters: 16)
+    monkeypatch.setattr("pipeline.inference.vllm_start._engine_rank", lambda adapters: 16)
     run(trained(tmp_path), "sft", port=free_port)
     [(command, _)] = started
     module = json.loads(command[command.index("--lora-modules") + 1])
