@@ -30,7 +30,9 @@ def fingerprints(config: Config) -> dict[str, dict]:
         )
     for schema, methods in config.training_sets().items():
         texts = {name: text for method in methods.values() for name, text in method.prompt_hashes().items()}
-        mixed = {method.name: _dumped(method, include=set(method.mixing)) for method in methods.values()}
+        mixed = {
+            method.name: _dumped(method, include=set(method.mixing_of(schema))) for method in methods.values()
+        }
         found[schema.name] = made_with("mix", model, texts, mix=mixed)
     for name, arm in config.arms.items():
         weights = arm.train.model_dump(mode="json", exclude=arm.train.OPERATIONAL - {"merge"})

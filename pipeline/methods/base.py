@@ -150,6 +150,10 @@ class Method(Section):
         """
         raise NotImplementedError
 
+    def mixing_of(self, schema: Schema) -> frozenset[str]:
+        """The fields of `mixing` that decide the rows of one training set."""
+        return self.mixing
+
     @property
     def generator(self) -> tuple[str | None, str | None]:
         """The entry of `models` that `generate` runs (None = the run's model), and its adapter."""
