@@ -44,7 +44,7 @@ def fingerprints(config: Config) -> dict[str, dict]:
         section = {name: _dumped(suite, exclude=set(suite.LATER))}
         if suite.exclude_seen:
             section["seen"] = {field: _dumped(source) for field, source in config.trained_on().items()}
-        named = _named(config, "evaluate", f"suites.{name}.")
+        named = _named(config, "evaluate", f"suites.{name}.") | ({"asks": config.asks} if config.asks else {})
         found[suite.data_schema.name] = made_with(
             "evaluate", evaluator, suite.prompt_hashes(), suites=section, adapters=config.adapters, **named
         )

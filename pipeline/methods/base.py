@@ -40,6 +40,7 @@ class Method(Section):
     mixing:        the fields that only `mix` reads
     OPERATIONAL:   the fields that change no row
     example_kinds: by training set, the kinds of examples that it can hold; empty if its rows have no kinds
+    if_named:      kinds of examples that `mix` makes only if an arm names them
     made_from:     by kind of example, the source and its response that the kind is made from, if from one
     """
 
@@ -50,6 +51,7 @@ class Method(Section):
     mixing: ClassVar[frozenset[str]] = frozenset()
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"engine", "min_usable"})
     example_kinds: ClassVar[dict[str, tuple[str, ...]]] = {}
+    if_named: ClassVar[frozenset[str]] = frozenset()
     made_from: ClassVar[dict[str, tuple[str, str]]] = {}
 
     name: str = Field(description="selects the method")
@@ -132,6 +134,14 @@ class Method(Section):
     def arms_by_default(cls, section: Any) -> dict[str, dict]:
         """The default arms of the method's section, which may be parsed YAML that is not yet validated."""
         return cls.default_arms
+
+    @classmethod
+    def asks(cls, section: Any) -> dict[str, str]:
+        """By kind of example, how arms that are trained on it are asked (`arms.NAME.ask`), unless they say.
+
+        section: as of `arms_by_default`.
+        """
+        return {}
 
     def sampled(self, instruction: str) -> Sampled:
         """For the recipe: keeps account of the texts that a row samples."""

@@ -69,6 +69,7 @@ class CourseCorrection(Method):
     default_arms: ClassVar = {"dpo": {"train": {"method": "dpo"}}}
     mixing: ClassVar = frozenset({"mix"})
     example_kinds: ClassVar = {PREFERENCES.name: (PAIR,), SFT.name: (RECOVERY,)}
+    if_named: ClassVar = frozenset({RECOVERY})
     nothing: ClassVar = "no request kept two responses that differ, or a safe one"
 
     name: Literal["course_correction"] = Field("course_correction", description="selects this method")
