@@ -162,8 +162,7 @@ def reminded(texts: prompts.Prompts, instruction: str) -> list[Message]:
 def thinking(texts: prompts.Prompts, instruction: str) -> list[Message]:
     """Discriminate, then respond: the question whether an answer could be harmful, before any answer.
 
-    Ding et al., "Why Not Act on What You Know?" (ACL Findings 2025, arXiv 2505.12060) give the idea; the
-    wording is ours.
+    The idea is that of SAGE (NJUNLP, ACL Findings 2025, arXiv 2505.12060); the wording is ours.
     """
     return [user(texts.render("think", instruction=instruction))]
 
