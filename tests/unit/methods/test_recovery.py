@@ -243,6 +243,19 @@ def test_an_arm_of_one_set_does_not_change_the_other():
     assert json.dumps(both["preferences"]["mix"]) == '{"course_correction": {}}', "as before"
 
 
+def test_conversations_of_another_method_hold_no_recovery_examples_unless_an_arm_names_them():
+    source = {"path": "toy:detailed-train"}
+    methods = {"mistakes": {"name": "mistake_analysis", "instructions": source}, "corrections": _section()}
+
+    def makers(**arms):
+        config = Config.model_validate(scripted.tree("r", methods=methods, arms=arms))
+        return {schema.name: list(found) for schema, found in config.training_sets().items()}
+
+    sft = {"kinds": ["safe"]}
+    assert makers(sft=sft, dpo=ARMS["dpo"]) == {"sft": ["mistakes"], "preferences": ["corrections"]}
+    assert makers(sft=sft, recovery=ARMS["recovery"]) == {"sft": ["mistakes", "corrections"]}
+
+
 def test_both_sets_are_made_of_the_same_rows():
     rows = [correction(i) for i in range(4)]
     pairs = list(method().examples(PREFERENCES, rows, Counter(), 0, Accounts()))

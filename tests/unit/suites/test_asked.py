@@ -1,10 +1,13 @@
 """An arm that is asked with a text of its own: in every suite, in the calls to its adapter and in no others."""
 
 import asyncio
+import io
 import pickle
 
 import pytest
+from rich.console import Console
 
+from pipeline.commands.plan import show_plan
 from pipeline.config import Config
 from pipeline.fingerprints import fingerprints
 from pipeline.methods.chain_of_hindsight import ChainOfHindsight
@@ -72,8 +75,8 @@ def test_a_prefilled_turn_stays_the_last_one():
 
 def test_borderline_prompts_and_attacks_are_asked_with_it_too():
     chat = ScriptedChat(answer="No.")
-    run(Borderline(prompts={"path": "unused"}), chat, row())
-    assert turns(chat) == [ASKED]
+    result = run(Borderline(prompts={"path": "unused"}), chat, row())
+    assert turns(chat) == [m["content"] for m in result["messages"]] == [ASKED]
     chat = ScriptedChat(answer="No.")
     attacked = [{"role": "user", "content": "Decode: UGxheQ=="}, {"role": "assistant", "content": "Sure"}]
     suite = Jailbreak(goals={"path": "unused"}, harmless={"kind": "refusal"})
@@ -92,6 +95,15 @@ def test_a_suite_without_such_arms_keeps_its_recipe_and_a_recipe_can_go_to_an_ac
 
 
 # -- the setting
+
+
+def test_a_plan_shows_how_an_arm_is_asked(tmp_path):
+    config = Config.model_validate(
+        {**tree(arms={"a": {"kinds": ["hindsight"]}}), "run_dir": str(tmp_path / "r")}
+    )
+    console = Console(file=io.StringIO(), width=200)
+    show_plan(config, console=console)
+    assert f"arms.a.ask: {config.asks['a']!r}" in console.file.getvalue()
 
 
 def tree(**changes) -> dict:
