@@ -38,6 +38,7 @@ from pipeline.settings.base import (
 from pipeline.settings.file import dump as dump
 from pipeline.settings.walk import paths, sections
 from pipeline.suites import VANILLA
+from pipeline.suites.asked import Ask
 from pipeline.suites.base import Suite
 from pipeline.suites.borderline import Borderline
 from pipeline.suites.c2_eval import C2Eval
@@ -133,6 +134,14 @@ class Arm(Section):
     train: Trainer = Field(
         description="fields that differ from `train`; merged with it when a configuration is read",
     )
+    ask: Ask | None = Field(
+        None,
+        description=(
+            "how every suite asks the arm: a text in the place of the last user turn, which stands in it"
+            " as `{{ instruction }}`; left out = as the methods that make its kinds want it; null = as other"
+            " arms"
+        ),
+    )
 
 
 class Report(Section):
@@ -179,6 +188,11 @@ class Config(Section):
     def arm_names(self) -> list[str]:
         """All evaluated arms and adapters, the base model first."""
         return [VANILLA, *self.arms, *self.adapters]
+
+    @property
+    def asks(self) -> dict[str, str]:
+        """The arms that are asked with a text of their own, and that text."""
+        return {name: arm.ask for name, arm in self.arms.items() if arm.ask}
 
     @property
     def stages(self) -> list[str]:
@@ -305,9 +319,13 @@ class Config(Section):
         A set that no trainer accepts is among them: it is made for other runs.
         """
         used = {arm.train.accepts for arm in self.arms.values()}
+        named = {kind for arm in self.arms.values() for kind in arm.kinds or ()}
         found: dict[Schema, dict[str, AnyMethod]] = {}
         for name, method in self.methods.items():
             for schema in method.training_sets:
+                kinds = set(method.example_kinds.get(schema.name, ()))
+                if kinds and kinds <= method.if_named - named:
+                    continue
                 if schema in used or not used or not trainable(schema):
                     found.setdefault(schema, {})[name] = method
         return found
@@ -333,7 +351,8 @@ class Config(Section):
             tree = {
                 **tree,
                 "arms": {
-                    name: _with_training(arm, tree.get("train", {})) for name, arm in tree["arms"].items()
+                    name: _with_ask(_with_training(arm, tree.get("train", {})), tree.get("methods"))
+                    for name, arm in tree["arms"].items()
                 },
             }
         return tree
@@ -582,6 +601,20 @@ def _with_training(arm: Any, train: Any) -> Any:
             if key in Train.model_fields and key not in _OF_THE_METHOD
         }
     return {**arm, "train": _merged(train, own)}
+
+
+def _with_ask(arm: Any, methods: Any) -> Any:
+    """An arm with `ask`, if it does not say how it is asked and a method that makes one of its kinds does."""
+    if not isinstance(arm, dict) or "ask" in arm or not isinstance(arm.get("kinds"), list):
+        return arm
+    for section in methods.values() if isinstance(methods, dict) else ():
+        method = (
+            _known(METHODS, tag(section, "name", None)) if isinstance(section, dict | AnyMethod) else None
+        )
+        for kind, text in method.asks(section).items() if method else ():
+            if kind in arm["kinds"]:
+                return {**arm, "ask": text}
+    return arm
 
 
 # meaning or scale differs between methods

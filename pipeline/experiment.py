@@ -18,6 +18,7 @@ from pipeline.run import Machinery, Making, Run, adapter_digest
 from pipeline.sources.counts import Accounts
 from pipeline.sources.overlap import Seen
 from pipeline.suites import verdicts
+from pipeline.suites.asked import asked
 
 
 def run(
@@ -113,6 +114,8 @@ def evaluate(run: Run) -> None:
     for arm in run.adapters:
         models.check_adapter(f"arms.{arm}", adapters[arm], run.model_dir)
     own = config.answering(None)
+    for arm, text in config.asks.items():
+        run.log(f"evaluate: {arm} is asked with a text of its own in every suite: {text!r}")
     tokenizer = partial(models.load_tokenizer, config.model, run.model_dir)
 
     @cache
@@ -139,7 +142,7 @@ def evaluate(run: Run) -> None:
                 answers,
                 f"suites.{name}",
                 store.schema,
-                suite.recipe(adapters),
+                asked(suite.recipe(adapters), adapters, config.asks),
                 run.models(own, tuple(adapters.values()), ["evaluate"], f"suites.{name}."),
                 inputs,
             )

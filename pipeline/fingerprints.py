@@ -29,7 +29,9 @@ def fingerprints(config: Config) -> dict[str, dict]:
         )
     for schema, methods in config.training_sets().items():
         texts = {name: text for method in methods.values() for name, text in method.prompt_hashes().items()}
-        mixed = {method.name: _dumped(method, include=set(method.mixing)) for method in methods.values()}
+        mixed = {
+            method.name: _dumped(method, include=set(method.mixing_of(schema))) for method in methods.values()
+        }
         found[schema.name] = made_with("mix", model, texts, mix=mixed)
     for name, arm in config.arms.items():
         weights = arm.train.model_dump(mode="json", exclude=arm.train.OPERATIONAL - {"merge"})
@@ -41,7 +43,7 @@ def fingerprints(config: Config) -> dict[str, dict]:
         section = {name: _dumped(suite, exclude=set(suite.LATER))}
         if suite.exclude_seen:
             section["seen"] = {field: _dumped(source) for field, source in config.trained_on().items()}
-        named = _named(config, "evaluate", f"suites.{name}.")
+        named = _named(config, "evaluate", f"suites.{name}.") | ({"asks": config.asks} if config.asks else {})
         found[suite.data_schema.name] = made_with(
             "evaluate", evaluator, suite.prompt_hashes(), suites=section, adapters=config.adapters, **named
         )

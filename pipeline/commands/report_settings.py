@@ -28,6 +28,7 @@ def settings(config: Config) -> Section:
     pairs |= _training(config)
     for suite in suites.values():
         pairs |= suite.settings()
+    pairs |= {f"How {name} is asked": text for name, text in config.asks.items()}
     pairs |= {f"Adapter, {name}": path for name, path in config.adapters.items()}
     for name, part in {**config.methods, **suites}.items():
         pairs |= _prompts(name, part)

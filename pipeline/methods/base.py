@@ -43,6 +43,7 @@ class Method(Section):
     mixing:        the fields that only `mix` reads
     OPERATIONAL:   the fields that change no row
     example_kinds: by training set, the kinds of examples that it can hold; empty if its rows have no kinds
+    if_named:      kinds of examples that `mix` makes only if an arm names them
     made_from:     by kind of example, the source and its response that the kind is made from, if from one
     """
 
@@ -54,6 +55,7 @@ class Method(Section):
     mixing: ClassVar[frozenset[str]] = frozenset()
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"engine", "min_usable"})
     example_kinds: ClassVar[dict[str, tuple[str, ...]]] = {}
+    if_named: ClassVar[frozenset[str]] = frozenset()
     made_from: ClassVar[dict[str, tuple[str, str]]] = {}
 
     name: str = Field(description="selects the method")
@@ -145,6 +147,14 @@ class Method(Section):
         source = instructions.read(self.instructions, counts.of("instructions"))
         return instructions.repeated(source, self.samples)
 
+    @classmethod
+    def asks(cls, section: Any) -> dict[str, str]:
+        """By kind of example, how arms that are trained on it are asked (`arms.NAME.ask`), unless they say.
+
+        section: as of `arms_by_default`.
+        """
+        return {}
+
     def sampled(self, instruction: str) -> Sampled:
         """For the recipe: keeps account of the texts that a row samples."""
         return Sampled(self.unfinished, self.gates, instruction)
@@ -161,6 +171,10 @@ class Method(Section):
         drops: filled with reasons of drops. counts: filled with those of the sources that `mix` reads.
         """
         raise NotImplementedError
+
+    def mixing_of(self, schema: Schema) -> frozenset[str]:
+        """The fields of `mixing` that decide the rows of one training set."""
+        return self.mixing
 
     @property
     def generator(self) -> tuple[str | None, str | None]:

@@ -14,13 +14,15 @@ from pipeline.toy import world
 from pipeline.toy.world import Deed, Response
 
 # The method fixes the model's blind spot. The model does not see the harm of some verbs (`Deed.overlooked`)
-# in unguided analyses, when reminded to be harmless, or when it criticizes its own answer; with the cue of
-# the guided analysis it does. Pairs: for verbs whose harm it sees, for overlooked verbs.
+# in unguided analyses, when reminded to be harmless, when told to think first, or when it criticizes its own
+# answer; with the cue of the guided analysis it does. Pairs: for verbs whose harm it sees, for overlooked
+# verbs.
 SEES_HARM = {
     "reminder": (0.94, 0.18),
     "guided": (0.97, 0.93),
     "unguided": (0.97, 0.22),
     "critique": (0.95, 0.30),
+    "think": (0.94, 0.30),
 }
 REFUSES = {"plain": (0.45, 0.10), "hint": (0.06, 0.03)}
 REFUSES_BENIGN = 0.03
@@ -59,6 +61,8 @@ SHARES = {
     "told": 5,
     "queries": 6,
     "on_topic": 4,
+    "deliberation": 5,
+    "deliberated": 8,
 }
 
 
@@ -100,6 +104,8 @@ class Corpus:
             return self._rubric_rating()
         if kind in ("topics", "told", "queries", "on_topic"):
             return getattr(self, f"_{kind}")()
+        if kind in ("deliberation", "deliberated"):
+            return self._deliberated(kind)
         suite, condition = kind.split("_")
         return self._answer(suite == "harmful", condition)
 
@@ -144,6 +150,23 @@ class Corpus:
         if rng.random() < DELIBERATES:
             return f"{world.judgement(deed, rng, sees_harm)} {response.text}"
         return response.text
+
+    def _deliberated(self, last: str) -> list[Message]:
+        """Whether an answer could be harmful, asked and judged; and the answer, if that is `last`.
+
+        A deed whose harm it sees is refused, any other one is answered as if asked plainly.
+        """
+        rng = self._rng
+        deed = self._any_deed(harmful=0.6)
+        sees_harm = deed.harmful and rng.random() < SEES_HARM["think"][deed.overlooked]
+        conversation = [
+            user(self._texts.render("think", instruction=world.question(deed, rng))),
+            assistant(world.judgement(deed, rng, sees_harm)),
+        ]
+        if last == "deliberation":
+            return conversation
+        response = world.refusal(deed, rng) if sees_harm else self._respond(deed, "plain")
+        return [*conversation, user(self._texts.render("respond")), assistant(response.text)]
 
     def _detailed(self) -> list[Message]:
         rng = self._rng

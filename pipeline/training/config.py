@@ -206,7 +206,8 @@ class SFT(Train):
         "examples",
         "sequences",
         "Prompts of the training set contain harmful instructions and, if analyses are trained on,\n"
-        "harmful responses to them. They carry no loss, but the adapter has read them.",
+        "harmful responses to them; if recovery is trained on, answers begin with harmful text. They carry\n"
+        "no loss, but the adapter has read them.",
     )
 
     method: Literal["sft"] = Field("sft", description="selects this trainer")

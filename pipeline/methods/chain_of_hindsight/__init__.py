@@ -10,16 +10,17 @@ authors' code has and leaves off by default.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.errors import UserError
 from pipeline.methods import comparisons
 from pipeline.methods.chain_of_hindsight.examples import FORMS, SAFE, UNSAFE
 from pipeline.methods.chain_of_hindsight.schema import COMPARISONS
 from pipeline.prompts import Prompts, load
 from pipeline.schema import SFT, Schema
-from pipeline.settings.base import PromptFile, Ratio, Section
+from pipeline.settings.base import PromptFile, Ratio, Section, tag
 from pipeline.sources.counts import Accounts
 
 PROMPTS = "methods/chain_of_hindsight/prompts.yaml"
@@ -75,6 +76,17 @@ class ChainOfHindsight(comparisons.Comparing):
         None, description="YAML file that replaces methods/chain_of_hindsight/prompts.yaml"
     )
     mix: HindsightMix = Field(HindsightMix(), description="the training rows that `mix` makes")
+
+    @classmethod
+    def asks(cls, section: Any) -> dict[str, str]:
+        """With the first phrase of the safe response: the paper, too, asks with the better one's feedback."""
+        try:
+            own = tag(section, "prompts", None)
+            texts = load(PROMPTS, own if isinstance(own, str) else None)
+            text = texts.render("asked", instruction="{{ instruction }}", phrase=texts.lines("good")[0])
+        except UserError:  # preflight reports a wrong prompt file; a report can do without it
+            return {}
+        return {SAFE: text}
 
     @property
     def kinds(self) -> list[str]:

@@ -33,7 +33,7 @@ class MistakeAnalysisRecipe:
 
     async def __call__(self, row: dict, chat: Chat) -> dict:
         sampled = self.config.sampled(row["instruction"])
-        result = await self._analysed(row, chat, sampled)
+        result = await self._verified_safe(row, chat) | await self._analysed(row, chat, sampled)
         chosen = drawn(row["id"], "analyse_safe", self.seed) < self.config.analyse_safe
         if chosen and result["status"] != DROPPED:
             result |= await self._safe_analysis(row, result, chat, sampled)
@@ -79,6 +79,14 @@ class MistakeAnalysisRecipe:
                 result |= {"status": DROPPED, "error": fault}
         return result
 
+    async def _verified_safe(self, row: dict, chat: Chat) -> dict:
+        """The verdict on the source's safe response, which an instruction's first sample asks for."""
+        judge = self.config.verify_safe
+        if judge is None or not row["safe_response"] or row["sample"]:
+            return {}
+        verdict = await judge(Exchange(row["instruction"], row["safe_response"]), chat, "verify_safe")
+        return {"safe_harmful": negated(verdict.ok)}
+
     def _fault(self, sampled: Sampled, response: str) -> str | None:
         """The fault of a sampled response, which must not state the hint, if there was one."""
         hint = self.hint if self.config.mistake == "induced" else ""
@@ -89,7 +97,8 @@ class MistakeAnalysisRecipe:
         analysis is lost, both of which are counted."""
         own = result.get("harmful") is False
         answer = result["response"] if own else row["safe_response"]
-        if not answer:
+        doubted = self.config.verify_safe is not None and result.get("safe_harmful") is not False
+        if not answer or (doubted and not own):
             sampled.count("analyse_safe", NO_ANSWER)
             return {}
         asked = question(
@@ -148,6 +157,19 @@ def induced(
 def reminded(texts: prompts.Prompts, instruction: str) -> list[Message]:
     """Guided response generation: the reminder precedes the instruction."""
     return [user(texts.render("prefix", instruction=instruction, text=texts.render("reminder")))]
+
+
+def thinking(texts: prompts.Prompts, instruction: str) -> list[Message]:
+    """Discriminate, then respond: the question whether an answer could be harmful, before any answer.
+
+    The idea is that of SAGE (NJUNLP, ACL Findings 2025, arXiv 2505.12060); the wording is ours.
+    """
+    return [user(texts.render("think", instruction=instruction))]
+
+
+def answering(texts: prompts.Prompts, asked: list[Message], deliberation: str) -> list[Message]:
+    """The conversation that goes on from a deliberation to the answer."""
+    return [*asked, assistant(deliberation), user(texts.render("respond"))]
 
 
 def question(

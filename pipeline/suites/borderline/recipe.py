@@ -71,8 +71,9 @@ class ComplianceRecipe:
         self.draw, self.judge, self.adapters = suite.answer, suite.judge, adapters
 
     async def __call__(self, row: dict, chat: Chat) -> dict:
+        asked = [user(row["instruction"])]
         [answer] = await chat(
-            [user(row["instruction"])],
+            asked,
             self.draw.sampling(),
             step="answer",
             adapter=self.adapters.get(row["arm"]),
@@ -80,6 +81,7 @@ class ComplianceRecipe:
         text = answer.text.strip()
         compliance = await _compliance(self.judge, row["instruction"], text, chat)
         return {
+            "messages": asked,
             "response": text,
             "empty": not text,
             "refused": is_refusal(text),

@@ -1,6 +1,6 @@
 """The safety suite: every arm answers red-team and benign instructions, and the answers are judged.
 
-Conditions: asked plainly, with the reminder, and under the hint.
+Conditions: asked plainly, with the reminder, under the hint, and after thinking about harm.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,10 +36,13 @@ class Safety(Suite):
 
     harmful: Source = Field(description="red-team instructions")
     helpful: Source | None = Field(None, description="benign instructions, for helpfulness and over-refusal")
-    conditions: list[Literal["plain", "reminder", "hint"]] = Field(
+    conditions: list[Literal["plain", "reminder", "hint", "think"]] = Field(
         ["plain", "reminder", "hint"],
         min_length=1,
-        description="how red-team instructions are asked; benign ones are not asked under the hint",
+        description=(
+            "how red-team instructions are asked; benign ones are not asked under the hint; think = the arm"
+            " first says whether an answer could be harmful, sampled like an answer, and then answers"
+        ),
     )
     samples: Count = Field(1, description="responses per instruction, arm and condition")
     answer: Greedy = Field(Greedy(), description="how answers are sampled")
@@ -48,12 +51,19 @@ class Safety(Suite):
     help: Rating | None = Field(Rating(), description="rates Help and Harm-Help; null = not rated")
     hint: Hint = Field(Hint(), description="the cue of condition `hint`")
     prompts: PromptFile | None = Field(
-        None, description="YAML file that replaces methods/mistake_analysis/prompts.yaml: reminder and hint"
+        None,
+        description="YAML file that replaces methods/mistake_analysis/prompts.yaml: reminder, hint …",
     )
 
     @property
     def conversations(self) -> dict[tuple[str, ...], str]:
-        return {("user",): ""} | (self.hint.conversations() if "hint" in self.conditions else {})
+        found = {("user",): ""} | (self.hint.conversations() if "hint" in self.conditions else {})
+        return found | ({("user", "assistant", "user"): "conditions: think"} if self.thinks else {})
+
+    @property
+    def thinks(self) -> bool:
+        """Whether a condition has a call before the answer's."""
+        return "think" in self.conditions
 
     @property
     def repeats(self) -> tuple[str, int, dict[str, Draw]]:
@@ -81,7 +91,11 @@ class Safety(Suite):
         verdict = self.harmless.tokens() + (self.help.tokens() if self.help else 0)
         tokens = f"({self.answer.max_tokens} + {verdict})" if verdict else str(self.answer.max_tokens)
         told = f"{self.size()} × {plural(self.samples, 'sample')} × {tokens} tokens"
-        return told, len(self.conditions) * self.samples * (self.answer.max_tokens + verdict)
+        most = len(self.conditions) * (self.answer.max_tokens + verdict)
+        if self.thinks:
+            told += f" + {plural(self.samples, 'deliberation')} × {self.answer.max_tokens} tokens"
+            most += self.answer.max_tokens
+        return told, self.samples * most
 
     @property
     def counted(self) -> Source:
@@ -135,7 +149,7 @@ class Safety(Suite):
 
     def texts(self) -> Prompts:
         """The prompts; the user's file replaces the package's. Raises UserError."""
-        return induction(self.prompts)
+        return induction(self.prompts, think=self.thinks)
 
     def prompt_hashes(self) -> dict[str, str]:
         own = {"mistake_analysis": self.texts().hash}

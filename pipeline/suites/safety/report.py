@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 LARGEST_CATEGORIES = 12
 
-SHOWN_CONDITIONS = ("plain", "reminder")
+SHOWN_CONDITIONS = ("plain", "reminder", "think")  # not the hint: it asks for harm
 
 
 def sections(
@@ -103,6 +103,10 @@ def _arms(suite: "Safety", answers: pa.Table, arms: Sequence[str], judgements: J
         "No verdict: answered, but the judge's reply could not be read. Cut: the answer reached its token"
         " limit."
     )
+    if any(r.deliberations_cut for r in rows):
+        notes.append(
+            "Deliberations cut: what came before the answer reached the limit, and was used as it is."
+        )
     notes.append("Bold: the best of its group. The next table says whether a difference is more than chance.")
     figure = Figure(Markup(svg), "Harmless rate per arm and condition, with 95 % Wilson intervals.")
     rated, helpful = suite.help is not None, suite.helpful is not None
@@ -120,9 +124,12 @@ def _in_words(rows: list[ArmRow], condition: str) -> str:
         for r in rows
         if r.condition == condition and r.harmless.value is not None
     ]
-    lead = {"plain": "Asked plainly", "reminder": "With the reminder", "hint": "Under the induction hint"}[
-        condition
-    ]
+    lead = {
+        "plain": "Asked plainly",
+        "reminder": "With the reminder",
+        "hint": "Under the induction hint",
+        "think": "Asked to think about harm first",
+    }[condition]
     return f"{lead}, answers judged harmless: {', '.join(shares) or 'none was judged'}."
 
 
@@ -130,7 +137,7 @@ def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
     pairs = [(arm, VANILLA) for arm in arms]
     if "sft" in arms:
         pairs += [(arm, "sft") for arm in arms if arm != "sft"]
-    found = [paired_difference(answers, *pair, c, seed=seed) for c in ("plain", "reminder") for pair in pairs]
+    found = [paired_difference(answers, *pair, c, seed=seed) for c in SHOWN_CONDITIONS for pair in pairs]
     differences = [d for d in found if d]
     if not differences:
         return Section("Paired differences", ["No two arms were judged on the same instructions."])
@@ -145,7 +152,7 @@ def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
     )
     notes = [bootstrap, tables.TOLD_APART.format(fewest=summary.FEWEST_DIFFERING, what="instructions")]
     shown = [of_differences(differences)]
-    scored = [paired_score(answers, *pair, c, seed=seed) for c in ("plain", "reminder") for pair in pairs]
+    scored = [paired_score(answers, *pair, c, seed=seed) for c in SHOWN_CONDITIONS for pair in pairs]
     if scores := [d for d in scored if d]:
         shown.append(of_scores(scores))
     return Section("Paired differences", [text], tables=shown, notes=notes)

@@ -20,7 +20,7 @@ from pipeline.report.summary import (
 )
 from pipeline.schema import FAILED, OK
 
-CONDITIONS = ("plain", "reminder", "hint")
+CONDITIONS = ("plain", "reminder", "hint", "think")
 
 
 NO_CATEGORY = "(none)"
@@ -44,6 +44,7 @@ class ArmRow:
     other_category: int  # harmful suite: judged harmless, but unsafe in a category that does not count
     unreadable_ratings: int  # both suites: answered, but without a help rating
     cut: int  # answers that ended at max_tokens
+    deliberations_cut: int  # deliberations before an answer that ended at max_tokens
     failed: int
 
 
@@ -79,6 +80,8 @@ def arms_table(answers: pa.Table, arms: Sequence[str] = ()) -> list[ArmRow]:
         "refused",
         "help_rating",
         "finish_reason",
+        # data sets of older versions do not have it
+        *(name for name in ("deliberation_finish_reason",) if name in answers.column_names),
     )
     return [_arm_row(arm, condition, groups[arm, condition]) for arm, condition in _ordered(groups, arms)]
 
@@ -189,6 +192,7 @@ def _arm_row(arm: str, condition: str, rows: list[dict]) -> ArmRow:
         other_category=sum(r["harmful"] is False and bool(r["harm_categories"]) for r in harmful),
         unreadable_ratings=sum(r["help_rating"] is None for r in answered),
         cut=sum(r["finish_reason"] == "length" for r in answered),
+        deliberations_cut=sum(r.get("deliberation_finish_reason") == "length" for r in answered),
         failed=sum(r["status"] == FAILED for r in rows),
     )
 

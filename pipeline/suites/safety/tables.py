@@ -24,6 +24,7 @@ CONDITION_TITLES = {
     "plain": "Plain: the instruction alone",
     "reminder": "Reminder: the instruction preceded by the reminder to be harmless",
     "hint": "Hint: the instruction with the cue that induces mistakes",
+    "think": "Think: first whether an answer could be harmful, then the answer",
 }
 
 
@@ -77,7 +78,10 @@ def of_counts(rows: list[ArmRow], *, rated: bool) -> Table:
         numbers["Other category"] = lambda r: r.other_category
     if rated:
         numbers["No rating"] = lambda r: r.unreadable_ratings
-    numbers |= {"Cut": lambda r: r.cut, "Failed": lambda r: r.failed}
+    numbers["Cut"] = lambda r: r.cut
+    if any(r.deliberations_cut for r in rows):
+        numbers["Deliberations cut"] = lambda r: r.deliberations_cut
+    numbers["Failed"] = lambda r: r.failed
 
     def cells(group: list[ArmRow]) -> list[list[Cell]]:
         return [[Cell(r.arm), *(Cell(whole(value(r))) for value in numbers.values())] for r in group]
