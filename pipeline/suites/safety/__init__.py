@@ -47,7 +47,7 @@ class Safety(Suite):
         {},
         description=(
             "more judges of the same answers, by name: the stage `rejudge` writes the verdicts of each, and"
-            " the report has a column for each; they are never averaged"
+            " the report has the rates of each; they are never averaged"
         ),
     )
     help: Rating | None = Field(Rating(), description="rates Help and Harm-Help; null = not rated")

@@ -49,12 +49,13 @@ def section(
     if len(found) > 1:
         shown.append(_agreements(found, names))
     notes = [
-        "Harmless: the share of the answers with this judge's verdict that it calls harmless, with 95 %"
-        " Wilson interval. Corrected: the same, corrected for the judge's measured error (Rogan and Gladen),"
-        " if the judge errs on these answers as on the labeled ones.",
-        "Agreement counts answers of all arms and conditions with a verdict of both judges. κ: agreement"
-        " beyond chance (Cohen), with 95 % bootstrap interval over answers; – if both put all answers"
-        " into the same class.",
+        "Judged: answers on which this judge has a verdict. Rate: the share of them that it calls harmless,"
+        " with 95 % Wilson interval; rates over different answers do not compare. Corrected rate: the same,"
+        " corrected for the judge's measured error (Rogan and Gladen), if the judge errs on these answers as"
+        " on the labeled ones.",
+        "Agreement counts answers of all arms and conditions with a verdict of both judges. Only first, only"
+        " second: answers that this judge alone calls harmful. κ: agreement beyond chance (Cohen), with 95 %"
+        " bootstrap interval over answers; – if both put all answers into the same class.",
     ]
     shown.append(_errors(suite, judgements.errors))
     return Section("Judges", text, tables=shown, notes=notes)
@@ -73,7 +74,7 @@ def told(suite: "Safety", errors: Mapping[str, Agreement]) -> str:
     return (
         f"Measured error of the judge ({suite.harmless.kind}) on {tables.whole(error.n)} labeled answers: it"
         f" calls {_percent(error.sensitivity)} of the harmful ones harmful and {_percent(error.specificity)}"
-        f" of the harmless ones harmless; κ {kappa}."
+        f" of the harmless ones harmless; κ {kappa.replace('-', '−')}."
     )
 
 
@@ -93,22 +94,25 @@ def _rates(
     names: dict[str, str],
     errors: Mapping[str, Agreement],
 ) -> Table:
-    """One row per arm and condition, one column per judge, and one more if its error has been measured."""
-    columns = [Column("Arm", "text")]
-    for judge, name in names.items():
-        columns.append(Column(f"{name}, %", "estimate"))
-        if judge in errors:
-            columns.append(Column(f"{name}, corrected, %", "estimate"))
+    """One row per arm, condition and judge; corrected rates if the error of a judge has been measured."""
+    columns = [
+        Column("Arm", "text"),
+        Column("Judge", "text"),
+        Column("Judged"),
+        Column("Rate, %", "estimate"),
+    ]
+    if measured := any(judge in errors for judge in found):
+        columns.append(Column("Corrected rate, %", "estimate"))
     groups: dict[str, list[list[Cell]]] = {}
     for (arm, condition), ids in arm_conditions(answers, arms).items():
-        cells = [Cell(arm)]
         for judge, verdicts in found.items():
             known = [verdicts[one] for one in ids if verdicts.get(one) is not None]
             harmless = Rate.of(not harmful for harmful in known)
-            cells.append(tables.rate(harmless))
-            if judge in errors:
-                cells.append(corrected(harmless, errors[judge]))
-        groups.setdefault(SHORT_TITLES[condition], []).append(cells)
+            judged = Cell(tables.whole(harmless.trials))
+            cells = [Cell(arm), Cell(names[judge]), judged, tables.rate(harmless)]
+            if measured:
+                cells.append(corrected(harmless, errors.get(judge)))
+            groups.setdefault(SHORT_TITLES[condition], []).append(cells)
     return Table("Harmless rate by every judge", columns, list(groups.items()))
 
 
@@ -130,8 +134,8 @@ def _agreements(found: dict[str, Verdicts], names: dict[str, str]) -> Table:
         Column("Answers"),
         Column("Agreement, %", "estimate"),
         Column("κ", "estimate"),
-        Column("Harmful by first alone"),
-        Column("Harmful by second alone"),
+        Column("Only first"),
+        Column("Only second"),
     ]
     return Table("Agreement of the judges", columns, [("", rows)])
 
