@@ -22,7 +22,7 @@ from pipeline.suites.verdicts import VERDICTS, VerdictRecipe
 OWN_JUDGE = "-"  # the name of the suite's own judge
 MORE_JUDGES = (
     "more judges of the same answers, by name: the stage `rejudge` writes the verdicts of each, and the"
-    " report has a column for each; they are never averaged"
+    " report has the rates of each; they are never averaged"
 )
 
 

@@ -106,23 +106,26 @@ def _named(panel: Panel, judge: str) -> str:
 
 
 def _rates(panel: Panel, found: dict[str, Verdicts]) -> Table:
-    """One row per group and arm, one column per judge, and one more if its error has been measured."""
-    columns = [Column("Arm", "text")]
-    for judge in found:
-        columns.append(Column(f"{_named(panel, judge)}, %", "estimate"))
-        if judge in panel.errors:
-            columns.append(Column(f"{_named(panel, judge)}, corrected, %", "estimate"))
+    """One row per group, arm and judge; corrected rates if the error of a judge has been measured."""
+    columns = [
+        Column("Arm", "text"),
+        Column("Judge", "text"),
+        Column("Judged"),
+        Column("Rate, %", "estimate"),
+    ]
+    if measured := any(judge in panel.errors for judge in found):
+        columns.append(Column("Corrected rate, %", "estimate"))
     groups: dict[str, list[list[Cell]]] = {}
     for title, arms in panel.groups.items():
         for arm, ids in arms.items():
-            cells = [Cell(arm)]
             for judge, verdicts in found.items():
                 known = [verdicts[one] for one in ids if verdicts.get(one) is not None]
                 share = Rate.of(verdict == panel.counted for verdict in known)
-                cells.append(tables.rate(share))
-                if judge in panel.errors:
-                    cells.append(corrected(share, panel.errors[judge]))
-            groups.setdefault(title, []).append(cells)
+                judged = Cell(tables.whole(share.trials))
+                cells = [Cell(arm), Cell(_named(panel, judge)), judged, tables.rate(share)]
+                if measured:
+                    cells.append(corrected(share, panel.errors.get(judge)))
+                groups.setdefault(title, []).append(cells)
     return Table(panel.rate, columns, list(groups.items()))
 
 

@@ -109,7 +109,7 @@ class CourseCorrectionRecipe:
                 [user(row["instruction"])], self.sampling, step="safe", adapter=self.adapter
             )
             if is_refusal(answer.text):
-                if fault := sampled.fault("continuation", answer.text):
+                if fault := sampled.fault("continuation", answer.text, system=self.sampling.system or ""):
                     sampled.other("continuation", answer)
                     raise _Lost(fault)
                 text = sampled.target("continuation", answer)

@@ -66,7 +66,7 @@ class MistakeAnalysisRecipe:
         if not completion.text.strip():
             raise RowFailed("empty analysis")
         result["guided"] = guided
-        if fault := sampled.fault("analyse", completion.text, prompt=asked, about_response=True):
+        if fault := sampled.fault("analyse", completion.text, **self._shown(asked)):
             text = sampled.other("analyse", completion).strip()
             return result | {"analysis": text, "status": DROPPED, "error": fault}
         analysis = sampled.target("analyse", completion)
@@ -90,7 +90,11 @@ class MistakeAnalysisRecipe:
     def _fault(self, sampled: Sampled, response: str) -> str | None:
         """The fault of a sampled response, which must not state the hint, if there was one."""
         hint = self.hint if self.config.mistake == "induced" else ""
-        return sampled.fault("induce", response, hint=hint)
+        return sampled.fault("induce", response, hint=hint, system=self.config.induce.system or "")
+
+    def _shown(self, asked: str) -> dict[str, Any]:
+        """What the gates must know of an analysis."""
+        return {"prompt": asked, "system": self.config.analyse.system or "", "about_response": True}
 
     async def _safe_analysis(self, row: dict, result: dict, chat: Chat, sampled: Sampled) -> dict:
         """The columns of the analysis of a harmless answer; empty if there is no such answer, or if its
@@ -109,7 +113,7 @@ class MistakeAnalysisRecipe:
         if not text.strip():
             sampled.count("analyse_safe", EMPTY)
             return {}
-        if sampled.fault("analyse_safe", text, prompt=asked, about_response=True):
+        if sampled.fault("analyse_safe", text, **self._shown(asked)):
             sampled.other("analyse_safe", completion)
             return {}
         analysis = sampled.target("analyse_safe", completion)

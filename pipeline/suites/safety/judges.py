@@ -34,9 +34,10 @@ def section(
             rate="Harmless rate by every judge",
             counted=False,
             notes=(
-                "Harmless: the share of the answers with this judge's verdict that it calls harmless, with"
-                " 95 % Wilson interval. Corrected: the same, corrected for the judge's measured error (Rogan"
-                " and Gladen), if the judge errs on these answers as on the labeled ones.",
+                "Judged: answers on which this judge has a verdict. Rate: the share of them that it calls"
+                " harmless, with 95 % Wilson interval; rates over different answers do not compare. Corrected"
+                " rate: the same, corrected for the judge's measured error (Rogan and Gladen), if the judge"
+                " errs on these answers as on the labeled ones.",
             ),
             own_kind=suite.harmless.kind,
             own={row["id"]: row["harmful"] for row in rows if row["suite"] == "harmful"},
@@ -61,7 +62,7 @@ def told(suite: "Safety", errors: Mapping[str, Agreement]) -> str:
     return (
         f"Measured error of the judge ({suite.harmless.kind}) on {tables.whole(error.n)} labeled answers: it"
         f" calls {_percent(error.sensitivity)} of the harmful ones harmful and {_percent(error.specificity)}"
-        f" of the harmless ones harmless; κ {kappa}."
+        f" of the harmless ones harmless; κ {kappa.replace('-', '−')}."
     )
 
 

@@ -46,8 +46,8 @@ def sections(
     return [
         _arms(suite, answers, arms, judgements),
         *filter(None, [judges.section(suite, answers, arms, judgements)]),
-        _differences(answers, arms, seed),
-        _categories(answers, arms),
+        _differences(suite, answers, arms, seed),
+        _categories(suite, answers, arms),
     ]
 
 
@@ -63,9 +63,9 @@ def _arms(suite: "Safety", answers: pa.Table, arms: Sequence[str], judgements: J
         panels, _palette(arms, rows), "Harmless rate of every arm under every condition", legend=False
     )
     notes = [
-        "Harmless: the share of judged answers to red-team instructions that are harmless, with 95 % Wilson"
-        " interval. Corrected: the same, corrected for the judge's measured error (Rogan and Gladen), if it"
-        " errs on these answers as on the labeled ones."
+        f"Harmless: the share of judged answers to red-team instructions that {suite.harmless.kind} calls"
+        " harmless, with 95 % Wilson interval. Corrected: the same, corrected for the judge's measured error"
+        " (Rogan and Gladen), if it errs on these answers as on the labeled ones."
     ]
     if any(r.harmless_score.n for r in rows):
         notes.append(
@@ -107,20 +107,25 @@ def _arms(suite: "Safety", answers: pa.Table, arms: Sequence[str], judgements: J
         notes.append(
             "Deliberations cut: what came before the answer reached the limit, and was used as it is."
         )
-    notes.append("Bold: the best of its group. The next table says whether a difference is more than chance.")
-    figure = Figure(Markup(svg), "Harmless rate per arm and condition, with 95 % Wilson intervals.")
+    notes.append(
+        "Bold: the best of its group. Paired differences says whether it is better by more than chance."
+    )
+    figure = Figure(
+        Markup(svg),
+        f"Harmless rate by {suite.harmless.kind} per arm and condition, with 95 % Wilson intervals.",
+    )
     rated, helpful = suite.help is not None, suite.helpful is not None
     error = judgements.errors.get(OWN_JUDGE)
     both = [of_arms(rows, rated=rated, helpful=helpful, error=error), of_counts(rows, rated=rated)]
-    text = [_in_words(rows, c) for c in conditions]
+    text = [_in_words(rows, c, suite.harmless.kind) for c in conditions]
     text += [*filter(None, [suite.harmless.blind]), judges.told(suite, judgements.errors)]
     return Section("Arms", text, [figure], both, notes)
 
 
-def _in_words(rows: list[ArmRow], condition: str) -> str:
+def _in_words(rows: list[ArmRow], condition: str, judge: str) -> str:
     shares = [
-        f"{r.arm} {100 * r.harmless.value:.1f}\u00a0%"
-        + (f" (of {r.judged} judged; {r.unreadable} without a verdict)" if r.unreadable else "")
+        f"{r.arm} {100 * r.harmless.value:.1f}\u00a0% of {tables.whole(r.judged)}"
+        + (f" ({tables.whole(r.unreadable)} more without a verdict)" if r.unreadable else "")
         for r in rows
         if r.condition == condition and r.harmless.value is not None
     ]
@@ -130,10 +135,10 @@ def _in_words(rows: list[ArmRow], condition: str) -> str:
         "hint": "Under the induction hint",
         "think": "Asked to think about harm first",
     }[condition]
-    return f"{lead}, answers judged harmless: {', '.join(shares) or 'none was judged'}."
+    return f"{lead}, answers that {judge} calls harmless: {', '.join(shares) or 'none was judged'}."
 
 
-def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
+def _differences(suite: "Safety", answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
     pairs = [(arm, VANILLA) for arm in arms]
     if "sft" in arms:
         pairs += [(arm, "sft") for arm in arms if arm != "sft"]
@@ -142,8 +147,8 @@ def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
     if not differences:
         return Section("Paired differences", ["No two arms were judged on the same instructions."])
     text = (
-        "Harmless rate of one arm minus that of another on the same red-team instructions, in percentage"
-        " points."
+        f"Harmless rate by {suite.harmless.kind} of one arm minus that of another, on the same red-team"
+        " instructions, in percentage points."
     )
     bootstrap = (
         f"Interval: 95 % bootstrap over instructions, {tables.whole(summary.RESAMPLES)} resamples, seed"
@@ -158,7 +163,7 @@ def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
     return Section("Paired differences", [text], tables=shown, notes=notes)
 
 
-def _categories(answers: pa.Table, arms: Sequence[str]) -> Section:
+def _categories(suite: "Safety", answers: pa.Table, arms: Sequence[str]) -> Section:
     rows = by_category(answers, arms)
     categories = list(dict.fromkeys(r.category for r in rows))
     if not categories:
@@ -176,8 +181,8 @@ def _categories(answers: pa.Table, arms: Sequence[str]) -> Section:
     ]
     svg = plots.rates(panels, _palette(arms, rows), "Harmless rate of every arm per category and condition")
     caption = (
-        "Harmless rate per category, with 95 % Wilson intervals; the category with the most judged answers on"
-        " top."
+        f"Harmless rate by {suite.harmless.kind} per category, with 95 % Wilson intervals; the category with"
+        " the most judged answers on top."
     )
     if len(categories) > len(shown):
         caption += f" {len(categories) - len(shown)} smaller categories are left out."

@@ -39,6 +39,7 @@ class ArmRow:
     help: Mean  # helpful suite
     over_refusal: Rate  # helpful suite, answers with a refusal verdict
     answers: int  # rows of both suites, failed ones included
+    benign: int  # of them, those of the helpful suite
     judged: int  # harmful suite: answers with a verdict
     unreadable: int  # harmful suite: answered, but the judge gave no verdict
     other_category: int  # harmful suite: judged harmless, but unsafe in a category that does not count
@@ -187,6 +188,7 @@ def _arm_row(arm: str, condition: str, rows: list[dict]) -> ArmRow:
         help=_mean(helpful, "help_rating"),
         over_refusal=Rate.of(r["refused"] for r in helpful if r["refused"] is not None),
         answers=len(rows),
+        benign=sum(r["suite"] == "helpful" for r in rows),
         judged=harmless.trials,
         unreadable=len(harmful) - harmless.trials,
         other_category=sum(r["harmful"] is False and bool(r["harm_categories"]) for r in harmful),

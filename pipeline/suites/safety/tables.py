@@ -70,7 +70,7 @@ def of_arms(rows: list[ArmRow], *, rated: bool, helpful: bool, error: Agreement 
 def of_counts(rows: list[ArmRow], *, rated: bool) -> Table:
     """The number of answers behind the table of arms, and of answers left out."""
     numbers: dict[str, Callable] = {
-        "Answers": lambda r: r.answers,
+        "Red-team answers": lambda r: r.answers - r.benign,
         "Judged": lambda r: r.judged,
         "No verdict": lambda r: r.unreadable,
     }
@@ -78,6 +78,8 @@ def of_counts(rows: list[ArmRow], *, rated: bool) -> Table:
         numbers["Other category"] = lambda r: r.other_category
     if rated:
         numbers["No rating"] = lambda r: r.unreadable_ratings
+    if any(r.benign for r in rows):
+        numbers["Benign answers"] = lambda r: r.benign
     numbers["Cut"] = lambda r: r.cut
     if any(r.deliberations_cut for r in rows):
         numbers["Deliberations cut"] = lambda r: r.deliberations_cut

@@ -111,12 +111,14 @@ def test_a_judge_of_the_same_kind_says_what_the_suites_own_one_has_said(judged):
 
 
 @pytest.mark.parametrize("judged", SUITES, indirect=True)
-def test_the_report_has_a_column_per_judge_and_their_agreement(judged, tmp_path):
+def test_the_report_has_a_rate_per_judge_and_their_agreement(judged, tmp_path):
     name, _ = judged
     markdown = (tmp_path / "run" / "report.md").read_text()
     section = markdown.split(f"## {TITLE[name]}: judges")[1].split("\n## ")[0]
     kind = "refusal" if name == "jailbreak" else "phrases"
-    assert f"{kind} (headline), %" in section and "asked, %" in section and "phrases, %" in section
+    rates = [line.split(" | ") for line in section.splitlines() if line.startswith("| vanilla")]
+    assert {cells[1] for cells in rates} == {f"{kind} (headline)", "asked", "phrases"}
+    assert all(int(cells[2].rstrip(" |")) > 0 for cells in rates), "each rate stands beside its answers"
     [line] = [line for line in section.splitlines() if line.startswith(f"| {kind} (headline) | phrases")]
     assert "100.0" in line, "equal judges agree"
 
