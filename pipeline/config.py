@@ -184,6 +184,13 @@ class Config(Section):
     )
     report: Report = Field(Report(), description="what the report shows")
 
+    def only(self, suites: Iterable[str]) -> "Config":
+        """The configuration without the suites that are not among these."""
+        kept, wanted = self.suites.items(), set(suites)
+        return self.model_copy(
+            update={"suites": Suites(**{name: suite for name, suite in kept.items() if name in wanted})}
+        )
+
     @property
     def arm_names(self) -> list[str]:
         """All evaluated arms and adapters, the base model first."""

@@ -136,7 +136,12 @@ class Run:
     @cached_property
     def fingerprints(self) -> dict[str, dict]:
         """Fingerprints by output name. Computed after preflight, because they read prompt files."""
-        return fingerprints(self.config)
+        return fingerprints(self.chosen)
+
+    @property
+    def chosen(self) -> Config:
+        """The configuration with the chosen suites alone: what the others need is not checked."""
+        return self.config.only(self.suites)
 
     def _store(self, schema: Schema) -> Store:
         return Store(self.path, schema.name, schema, fence=attempt.check)
@@ -165,7 +170,7 @@ class Run:
         Raises UserError if a check fails before anything starts, RunFailed if another attempt takes over.
         """
         wanted = set(stages)
-        preflight.check(self.config, wanted, suites=set(self.suites))
+        preflight.check(self.chosen, wanted)
         self.config = preflight.dated(self.config, anew=self._makes_all_anew(wanted))
         self.config, sampled = sampling.resolved(self.config, wanted, self.suites)
         if not self.overwrite:
@@ -178,8 +183,8 @@ class Run:
             ]
             if any(output.complete is None for output in unmade) and (told := self._too_few_usable()):
                 raise UserError(told)
-        preflight.check_build(self.config, wanted)
-        checked = preflight.check_models(self.config, wanted, set(self.suites), self.model_dir)
+        preflight.check_build(self.chosen, wanted)
+        checked = preflight.check_models(self.chosen, wanted, set(self.suites), self.model_dir)
         for notice in [*sampled, *checked]:
             self.log(notice)
         self._stages = stages
@@ -215,7 +220,7 @@ class Run:
             self.on_exit.enter_context(self.machinery.session(self.path))
             self._connected = True
             self.machinery.check(
-                self.config, stages, self.path, preflight.directories(self.config, stages, self.model_dir)
+                self.chosen, stages, self.path, preflight.directories(self.chosen, stages, self.model_dir)
             )
 
     # -- making

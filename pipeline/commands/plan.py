@@ -18,9 +18,10 @@ from pipeline.commands.show import masked, safe_text
 from pipeline.config import Config, Method
 from pipeline.data.store import reason
 from pipeline.errors import RowFailed
+from pipeline.judges import Judge
 from pipeline.settings.base import Source
 from pipeline.settings.shown import plural
-from pipeline.settings.walk import sections
+from pipeline.settings.walk import replaced, sections
 from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
 from pipeline.sources.overlap import Seen
@@ -54,6 +55,7 @@ class RecordingChat:
 
     def __init__(self):
         self.calls: list[Call] = []  # calls to the run's own engines
+        self.named: Counter[str] = Counter()  # new tokens of other models, at most, by name in `models`
         self._standing_in: dict[str, int] = {}  # placeholder → maximum of tokens of the text that it replaces
 
     async def __call__(
@@ -71,6 +73,8 @@ class RecordingChat:
         unknown = sum(tokens for stand_in, tokens in self._standing_in.items() if stand_in in text)
         if model is None:
             self.calls.append(Call(step, messages, sampling.max_tokens * sampling.n, unknown))
+        else:
+            self.named[model] += sampling.max_tokens * sampling.n
         stand_in = f"<what is written for {step}>"
         self._standing_in[stand_in] = sampling.max_tokens
         return [Completion(stand_in, 0, 0, "stop")] * sampling.n
@@ -122,10 +126,10 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
         if not method.asks_model:
             console.print(f"methods.{name} asks no model: it takes its texts from the source.\n")
             continue
-        work.append(_generation(config, name, method, out_of_reach, counts, console))
+        work += _generation(config, name, method, out_of_reach, counts, console)
     seen = _seen(config, out_of_reach) if "evaluate" in stages else None
     for name, suite in config.suites.items().items() if "evaluate" in stages else ():
-        work.append(_evaluation(config, name, suite, out_of_reach, counts, seen))
+        work += _evaluation(config, name, suite, out_of_reach, counts, seen)
     _show_sources(config, stages, out_of_reach, counts, console, seen)
     nodes = resources.cluster(config)
     resources.show(config, nodes, console)
@@ -164,7 +168,7 @@ def _check_models(config: Config, stages: set[str]) -> list[str]:
     for field, model in config.read_models().items():
         if models.cached_model_dir(model) is None:
             return [f"{field}.path = {model.path} is not on this disk; skipping the checks of models"]
-    directory = models.model_dir(config.model) if "model" in config.read_models() else ""
+    directory = models.cached_model_dir(config.model) or ""
     return preflight.check_models(config, stages, set(config.suites.items()), directory)
 
 
@@ -188,13 +192,16 @@ def _generation(
     out_of_reach: dict[str, str],
     counts: Accounts,
     console: Console,
-) -> resources.Work:
-    """Run the recipe on the first rows with a chat that only records calls; print prompts and lengths."""
+) -> list[resources.Work]:
+    """Run the recipe on the first rows with a chat that only records calls; print prompts and lengths.
+
+    Returns the work of the method's own model, and of each other model that it asks.
+    """
     source: Source | None = method.instructions  # null if the method makes its own rows
     samples, field = method.samples, f"methods.{name}.instructions"
     readable, limit = field not in out_of_reach, source.limit if source else None
     if not readable and not limit:
-        return resources.Work("generate", name, None)
+        return [resources.Work("generate", name, None)]
     if source is None:
         usable = method.rows(counts.below(f"methods.{name}"))
     else:
@@ -203,6 +210,7 @@ def _generation(
     count = len(rows) + sum(1 for _ in usable) if readable else limit or 0
     ungated = method.model_copy(update={"gates": None})  # placeholders would not pass
     recipe, new_tokens, shown = ungated.recipe(config.seed), 0, 0
+    named: Counter[str] = Counter()
     longest: list[Call] = []
     left_out: Counter[str] = Counter()
     for row in rows:
@@ -221,6 +229,7 @@ def _generation(
             )
         )
         new_tokens += sum(call.new_tokens for call in chat.calls)
+        named += chat.named
     if left_out:
         console.print(f"[bold]Selection[/bold]: {len(longest):,} of the {len(rows):,} rows measured are used")
         for why, number in left_out.most_common():
@@ -229,14 +238,17 @@ def _generation(
     if readable:
         _show_lengths(longest, config, console)
     if source is None:  # what it asks depends on texts that are not yet written
-        return resources.Work("generate", name, (plural(count, "row"), count * method.most_tokens()))
+        return [resources.Work("generate", name, (plural(count, "row"), count * method.most_tokens()))]
     most = new_tokens * count // len(rows) if rows else count * method.most_tokens()
     selected = f", {len(longest) / len(rows):.0%} selected," if left_out else ""
-    return resources.Work(
-        "generate",
-        name,
-        (f"{plural(count, 'instruction')}{selected} × {plural(samples, 'sample')}", most * samples),
-    )
+    told = f"{plural(count, 'instruction')}{selected} × {plural(samples, 'sample')}"
+    return [
+        resources.Work("generate", name, (told, most * samples)),
+        *(
+            resources.Work("generate", name, (told, tokens * count // len(rows) * samples), by)
+            for by, tokens in sorted(named.items())
+        ),
+    ]
 
 
 async def _ask(recipe: Recipe, row: dict, chat: RecordingChat) -> str | None:
@@ -292,8 +304,8 @@ def _evaluation(
     out_of_reach: dict[str, str],
     counts: Accounts,
     seen: Seen | None,
-) -> resources.Work:
-    """How the suite's work is counted, and its maximum of new tokens."""
+) -> list[resources.Work]:
+    """How the suite's work is counted, and its maximum of new tokens: of the run's model, and of judges."""
     source = suite.counted
     unknown = any(field.startswith(f"suites.{name}.") for field in out_of_reach)
     counted = next(field for field, one in sections(suite, Source, f"suites.{name}").items() if one is source)
@@ -301,14 +313,57 @@ def _evaluation(
     if not unknown:
         entries = sum(1 for _ in suite.read(source, counts.of(counted), seen))
     if entries is None:
-        return resources.Work("evaluate", name, None)
+        return [resources.Work("evaluate", name, None)]
     told, most = suite.most_tokens()
     arms = len(config.arm_names)
-    return resources.Work(
-        "evaluate",
-        name,
-        (f"{plural(entries, 'row')} × {told} × {plural(arms, 'arm')}", entries * most * arms),
-    )
+    found = [
+        resources.Work(
+            "evaluate",
+            name,
+            (f"{plural(entries, 'row')} × {told} × {plural(arms, 'arm')}", entries * most * arms),
+        )
+    ]
+    every = f"{plural(entries, 'row')} × {suite.size()} × {plural(arms, 'arm')}"
+    for by, tokens in _judging(config, name, suite).items():
+        found.append(resources.Work("evaluate", name, (every, entries * tokens * arms), by))
+    for judge, tokens in _judging_later(suite).items():
+        work = (f"{judge}: {every}", entries * tokens * arms)
+        found.append(resources.Work("rejudge", name, work, suite.judges_later[judge].asked))
+    return found
+
+
+def _judging(config: Config, name: str, suite: Suite) -> dict[str, int]:
+    """New tokens of other models for one row of the source and one arm, at most, by name in `models`.
+
+    They are counted as the run's own model's would be, if it judged in their place.
+    """
+    own, found = suite.most_tokens()[1], dict[str, int]()
+    for field, by in config.named(["evaluate"]).items():
+        place = field.rpartition(".")[0]
+        if not place.startswith(f"suites.{name}."):
+            continue
+        judge = sections(suite, Judge, f"suites.{name}")[place].model_copy(update={"model": None})
+        judged = replaced(config, {place: judge}).suites.items()[name]
+        found[by] = found.get(by, 0) + judged.most_tokens()[1] - own
+    return found
+
+
+def _judging_later(suite: Suite) -> dict[str, int]:
+    """New tokens of `rejudge` for one row of the source and one arm, at most, by judge that asks a model.
+
+    They are counted as if the judge had the place of the suite's own one.
+    """
+    headline = suite.judged()[0][0] if suite.judges_later else None
+    field = next((field for field in type(suite).model_fields if getattr(suite, field) is headline), "")
+    found = {}
+    for name, judge in suite.judges_later.items():
+        if judge.most_tokens():
+            asking, not_asking = (
+                suite.model_copy(update={field: judge.model_copy(update={"model": model})}).most_tokens()[1]
+                for model in (None, "-")
+            )
+            found[name] = asking - not_asking
+    return found
 
 
 def _measure(config: Config, calls: list[Call]) -> tuple[list[int], str, int | None]:

@@ -106,11 +106,24 @@ def arms(config: Config) -> int:
 
 @dataclass(frozen=True)
 class Work:
-    """Work of a method or suite. counted: how it is counted, and new tokens at most; None if unknown."""
+    """Work of a method or suite. counted: how it is counted, and new tokens at most; None if unknown.
+
+    by: name in `models` of the model that does it; None = the method's own, or the run's.
+    """
 
     stage: str
     name: str
     counted: tuple[str, int] | None
+    by: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.stage} {self.name}" + (f" by {self.by}" if self.by else "")
+
+    def engine(self, config: Config) -> Engine:
+        """The engine that does it."""
+        if self.by is None and self.stage == "generate":
+            return config.generator(self.name).engine
+        return config.answering(self.by).engine
 
 
 def show_time(config: Config, work: list[Work], tokens_per_s: float | None, console: Console) -> None:
@@ -119,16 +132,15 @@ def show_time(config: Config, work: list[Work], tokens_per_s: float | None, cons
     for part in work:
         if part.counted:
             told, most = part.counted
-            console.print(f"  {part.stage} {part.name}: {told}: at most {most:,} new tokens")
+            console.print(f"  {part}: {told}: at most {most:,} new tokens")
         else:
-            console.print(f"  {part.stage} {part.name}: unknown, its source cannot be reached")
+            console.print(f"  {part}: unknown, its source cannot be reached")
     spent: dict[Engine, list[Work]] = {}
     for part in work:
         if part.counted:
-            engine = config.generator(part.name).engine if part.stage == "generate" else config.engine
-            spent.setdefault(engine, []).append(part)
+            spent.setdefault(part.engine(config), []).append(part)
     for engine, parts in spent.items():
-        whose = f" for {', '.join(f'{part.stage} {part.name}' for part in parts)}" if len(spent) > 1 else ""
+        whose = f" for {', '.join(map(str, parts))}" if len(spent) > 1 else ""
         _show_hours(config, engine, parts, whose, tokens_per_s, console)
 
 

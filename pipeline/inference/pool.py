@@ -39,6 +39,8 @@ ROW_STARTS = 2  # a row started alone more often is a poison row: it fails
 EXIT_S = 10  # time for Ray to end an actor that it has released
 
 
+_FAILED = ".failed"  # in the result of a row that failed because a call did: see `Block.failed`; no column
+
 Results = dict[str, dict]  # of rows, by id
 Waiting = dict[str, dict]  # rows that wait for a model, by id: see `Block.waiting`
 
@@ -107,6 +109,7 @@ class RowChat:
 
     If a row calls a model that this pass does not serve, the call raises NotOpen, and `awaited` has its name.
     The row is then run again in a pass that serves that model, and `calls` answers what was asked before.
+    `failed` has the steps whose calls had no answer, with the names of their models.
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class RowChat:
         self._model, self._run_seed, self._row_id, self._models = model, run_seed, row_id, models
         self.calls: dict[str, dict] = dict(calls or {})
         self.awaited: set[str] = set()
+        self.failed: dict[str, str] = {}
         self.prompt_tokens = self.completion_tokens = 0
         self.thought_tokens: int | None = 0
         self.sampled = (0, 0)  # prompt and completion tokens of this pass
@@ -168,6 +172,23 @@ class RowChat:
     ) -> list[Completion]:
         kept: list[dict] = []
         self._thoughts.append(kept)
+        try:
+            return await self._counted(prompt, sampling, step, adapter, name, prefill, kept)
+        except RowFailed:
+            self.failed[step] = name or OWN
+            raise
+
+    async def _counted(
+        self,
+        prompt: list[Message] | str,
+        sampling: Sampling,
+        step: str,
+        adapter: str | None,
+        name: str | None,
+        prefill: bool,
+        kept: list[dict],
+    ) -> list[Completion]:
+        """The answers of a call, without their thoughts, which are appended to `kept`; counts tokens."""
         if name is not None:  # do not count another model's tokens as the row's
             return _answers(step, await self._answered(prompt, sampling, step, None, name, prefill), kept)
         self._finish_reasons.append(reasons := [])
@@ -388,7 +409,9 @@ class RecipeActor:
         results = await self._run_rows(job, block, rows, kept, waiting)
         done = [results[row["id"]] for row in todo if row["id"] in results]
         still = {row["id"]: waiting[row["id"]] for row in todo if row["id"] not in results}
+        failed = {row["id"]: row.pop(_FAILED) for row in done if _FAILED in row}
         with storage.room_for(block.path):  # beside the engine's next rows
+            await asyncio.to_thread(block.fail, failed)
             if still:
                 await asyncio.to_thread(block.suspend, done, still, job.names)
             else:
@@ -433,6 +456,8 @@ class RecipeActor:
                 if result is None:
                     await asyncio.to_thread(block.suspend, list(kept.values()), waiting, job.names)
                     return kept
+                if _FAILED in result:
+                    await asyncio.to_thread(block.fail, {row["id"]: result.pop(_FAILED)})
                 kept = kept | {row["id"]: result}
                 await asyncio.to_thread(block.keep, list(kept.values()))
                 return kept
@@ -465,6 +490,10 @@ class RecipeActor:
             self._progress.row_done(job.name, tally)
             return None
         result |= {"prompt_tokens": chat.prompt_tokens, "completion_tokens": chat.completion_tokens}
+        if chat.failed and result.get("status") == FAILED:
+            answered = {step: call for step, call in chat.calls.items() if step not in chat.failed}
+            if answered:
+                result[_FAILED] = {"for": sorted(set(chat.failed.values())), "calls": answered}
         if "finish_reasons" in columns:
             result["finish_reasons"] = chat.finish_reasons
         if "thoughts" in columns:
