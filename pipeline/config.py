@@ -126,6 +126,15 @@ class Arm(Section):
     )
 
 
+@dataclass(frozen=True)
+class Replica:
+    """An adapter to train: an arm with one of its training seeds."""
+
+    arm: str
+    section: Arm
+    seed: int
+
+
 class Report(Section):
     """What the report shows."""
 
@@ -167,9 +176,26 @@ class Config(Section):
     report: Report = Field(Report(), description="what the report shows")
 
     @property
+    def replicas(self) -> dict[str, Replica]:
+        """The adapters to train, by name: the arm's own, or NAME_seedN for each of several seeds."""
+        found = {}
+        for name, arm in self.arms.items():
+            seeds = arm.train.seeds or [self.seed]
+            for seed in seeds:
+                found[name if len(seeds) == 1 else f"{name}_seed{seed}"] = Replica(name, arm, seed)
+        return found
+
+    @property
     def arm_names(self) -> list[str]:
-        """All evaluated arms and adapters, the base model first."""
-        return [VANILLA, *self.arms, *self.adapters]
+        """All evaluated adapters, the base model first."""
+        return [VANILLA, *self.replicas, *self.adapters]
+
+    def stage_names(self, name: str) -> list[str]:
+        """The names under which the adapters after a replica's stages are evaluated, at most; the last stage
+        is the replica itself."""
+        train = self.replicas[name].section.train
+        gaps = [m.widest_gap for m in self.methods.values() if train.accepts in m.training_sets]
+        return [f"{name}_stage{number}" for number in range(1, train.most_stages(max(gaps, default=1)))]
 
     @property
     def stages(self) -> list[str]:
@@ -358,6 +384,14 @@ class Config(Section):
             if name in self.arms:
                 taken = "the base model itself" if name == VANILLA else "also a name in adapters"
                 raise ValueError(f"arms.{name} is {taken}; give the fine-tuned arm another name")
+        for name, replica in self.replicas.items():
+            for made in {name, *self.stage_names(name)} - {replica.arm}:
+                if made in self.arms or made in self.adapters:
+                    of = "arms" if made in self.arms else "adapters"
+                    raise ValueError(
+                        f"{of}.{made} is also the name of an adapter that arms.{replica.arm} makes of its"
+                        " seeds or stages; give it another name"
+                    )
         if VANILLA in self.adapters:
             raise ValueError(
                 "adapters.vanilla: vanilla is the base model itself; give the adapter another name"
@@ -514,6 +548,13 @@ def _with_training(arm: Any, train: Any) -> Any:
     if not (isinstance(arm, dict) and isinstance(train, dict) and isinstance(arm.get("train", {}), dict)):
         return arm  # invalid; validation reports it
     own = arm.get("train", {})
+    if "seeds" in arm:
+        if "seeds" in own:
+            raise ValueError(
+                "arms.NAME.seeds and arms.NAME.train.seeds are the same setting: give one of them"
+            )
+        own = {**own, "seeds": arm["seeds"]}
+        arm = {key: value for key, value in arm.items() if key != "seeds"}
     if own.get("method", base := train.get("method", "sft")) != base:
         train = {
             key: value

@@ -44,9 +44,12 @@ class Suite(Section):
     method:      the method that the suite belongs to; in a run of that method, the suite's report comes
                  first; empty if it belongs to none
     LATER:       the fields that change no row of the data set, since only `rejudge` reads them
+    NEWER:       the fields that finished data of older versions does not have: their defaults are in no
+                 fingerprint
     """
 
     LATER: ClassVar[frozenset[str]] = frozenset()
+    NEWER: ClassVar[frozenset[str]] = frozenset({"exclude_seen"})
 
     data_schema: ClassVar[Schema]
     title: ClassVar[str]
@@ -76,6 +79,11 @@ class Suite(Section):
         return False
 
     @property
+    def asks_every_stage(self) -> bool:
+        """Whether the suite also evaluates the adapters after every stage of arms that train in stages."""
+        return False
+
+    @property
     def conversations(self) -> dict[tuple[str, ...], str]:
         """Roles of the conversations that the model is asked to answer → the setting that asks for them.
 
@@ -102,8 +110,9 @@ class Suite(Section):
     @model_serializer(mode="wrap")
     def _dumped(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         given = dump(self)
-        if info.context == FOR_FINGERPRINT and not self.exclude_seen:
-            given.pop("exclude_seen", None)  # finished data of older versions does not have it
+        for name in self.NEWER if info.context == FOR_FINGERPRINT else ():
+            if getattr(self, name) == type(self).model_fields[name].default:
+                given.pop(name, None)
         return given
 
     def rows(

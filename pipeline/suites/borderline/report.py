@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from pipeline.data.dataset import Dataset
 from pipeline.report import plots, summary, tables
+from pipeline.report.arms import shares
 from pipeline.report.examples import Example, Text, among, category, first, shown
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
@@ -51,7 +52,7 @@ def _halves(suite: "Borderline", answers: pa.Table, arms: Sequence[str]) -> Sect
             " treats answers as independent, so it is somewhat too narrow; the paired differences resample"
             " whole prompts."
         )
-    text = [_in_words(halves[half]) for half in (SAFE, UNSAFE) if half in halves]
+    text = [_in_words(halves[half], arms) for half in (SAFE, UNSAFE) if half in halves]
     if UNSAFE not in halves:
         text.append("The suite has no unsafe half, so that a model that never refuses looks perfect here.")
     shown_tables = [of_arms(halves), of_counts(halves)]
@@ -62,15 +63,11 @@ def _halves(suite: "Borderline", answers: pa.Table, arms: Sequence[str]) -> Sect
     return Section(TITLE, text, figures, shown_tables, notes)
 
 
-def _in_words(rows: list[HalfRow]) -> str:
+def _in_words(rows: list[HalfRow], arms: Sequence[str]) -> str:
     safe = rows[0].half == SAFE
-    shares = [
-        f"{row.arm} {100 * value:.1f}\u00a0%"
-        for row in rows
-        if (value := (row.compliance if safe else row.refusal).value) is not None
-    ]
+    told = shares(arms, {row.arm: (row.compliance if safe else row.refusal).value for row in rows})
     lead = "Safe prompts that sound harmful, answered in full" if safe else "Unsafe prompts, refused"
-    return f"{lead}: {', '.join(shares) or 'no answer has a class'}."
+    return f"{lead}: {told or 'no answer has a class'}."
 
 
 def _figure(halves: dict[str, list[HalfRow]], arms: Sequence[str]) -> Figure:

@@ -44,6 +44,7 @@ class C2Eval(Suite):
     data_schema: ClassVar[Schema] = CONTINUATIONS
     title: ClassVar = "course correction"
     method: ClassVar = "course_correction"
+    NEWER: ClassVar = Suite.NEWER | {"every_stage"}
 
     entries: Source = Field(description="harmful requests with unsafe responses")
     unit: Literal["words", "tokens"] = Field("words", description="unit of the prefill's length")
@@ -61,6 +62,13 @@ class C2Eval(Suite):
             "as the authors' scripts: words counted with the opener, an opener drawn per path, "
             "a response shorter than k used whole, the first unsafe response of any length, "
             "an unreadable verdict taken as a no"
+        ),
+    )
+    every_stage: bool = Field(
+        False,
+        description=(
+            "also evaluate the adapters after every stage of arms that train in stages, for the course of"
+            " Corr@k over the stages (`train.curriculum: staged`)"
         ),
     )
     prompts: PromptFile | None = Field(
@@ -86,6 +94,10 @@ class C2Eval(Suite):
     @property
     def reads_tokenizer(self) -> bool:
         return self.unit == "tokens"
+
+    @property
+    def asks_every_stage(self) -> bool:
+        return self.every_stage
 
     @property
     def repeats(self) -> tuple[str, int, dict[str, Draw]]:

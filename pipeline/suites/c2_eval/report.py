@@ -9,12 +9,19 @@ from markupsafe import Markup
 
 from pipeline.data.dataset import Dataset
 from pipeline.report import plots, summary, tables
+from pipeline.report.arms import Arms, shares
 from pipeline.report.examples import Example, Text, among, category, first, shown
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
 from pipeline.schema import OK
 from pipeline.suites.c2_eval.summary import CorrSummary, corr_summary
-from pipeline.suites.c2_eval.tables import of_corr, of_corr_counts, of_corr_differences, of_left_out
+from pipeline.suites.c2_eval.tables import (
+    of_corr,
+    of_corr_counts,
+    of_corr_differences,
+    of_course,
+    of_left_out,
+)
 
 if TYPE_CHECKING:
     from pipeline.suites.c2_eval import C2Eval
@@ -28,29 +35,34 @@ def sections(
     """continuations: data set CONTINUATIONS without texts; None if not written yet. arms: all but vanilla."""
     if continuations is None:
         return [Section(TITLE, ["This run holds no continuations yet: `setbacks evaluate` writes them."])]
-    found = corr_summary(continuations, arms, seed=seed)
+    every = corr_summary(continuations, arms, seed=seed)
+    found = every.without(Arms.of(arms).stages)
     left_out = [
         tables.of_tally("Entries dropped and rows failed", "Reason", "Number", found.dropped | found.failures)
     ]
     if not found.arms:
         return [Section(TITLE, ["No entry was continued: all were dropped or failed."], tables=left_out)]
-    counts = [of_corr_counts(found), of_left_out(found), *left_out]
+    counts = [of_corr_counts(every), of_left_out(every), *left_out]
     return [
         Section(
             TITLE,
-            [_in_words(found), _entries(found)],
+            [_in_words(found, arms), _entries(found)],
             [_curve(arms, found, suite.unit)],
-            [table for table in (of_corr(found), *_differences(found), *counts) if not table.empty],
+            [
+                table
+                for table in (of_corr(found), of_course(every, Arms.of(arms)), *_differences(found), *counts)
+                if not table.empty
+            ],
             _notes(suite, seed),
         )
     ]
 
 
-def _in_words(found: CorrSummary) -> str:
-    shares = [f"{a.arm} {100 * a.mean.value:.1f}\u00a0%" for a in found.arms if a.mean.value is not None]
+def _in_words(found: CorrSummary, arms: Sequence[str]) -> str:
+    told = shares(arms, {one.arm: one.mean.value for one in found.arms})
     return (
         "How often an arm turns away after a harmful beginning of its own answer (Corr_mean):"
-        f" {', '.join(shares) or 'not known'}."
+        f" {told or 'not known'}."
     )
 
 
