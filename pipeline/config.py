@@ -178,12 +178,11 @@ class Config(Section):
     @property
     def replicas(self) -> dict[str, Replica]:
         """The adapters to train, by name: the arm's own, or NAME_seedN for each of several seeds."""
-        found = {}
-        for name, arm in self.arms.items():
-            seeds = arm.train.seeds or [self.seed]
-            for seed in seeds:
-                found[name if len(seeds) == 1 else f"{name}_seed{seed}"] = Replica(name, arm, seed)
-        return found
+        return {
+            made: replica
+            for name, arm in self.arms.items()
+            for made, replica in _replicas(name, arm, self.seed).items()
+        }
 
     @property
     def arm_names(self) -> list[str]:
@@ -319,7 +318,8 @@ class Config(Section):
             tree = {
                 **tree,
                 "arms": {
-                    name: _with_training(arm, tree.get("train", {})) for name, arm in tree["arms"].items()
+                    name: _with_training(str(name), arm, tree.get("train", {}))
+                    for name, arm in tree["arms"].items()
                 },
             }
         return tree
@@ -384,12 +384,14 @@ class Config(Section):
             if name in self.arms:
                 taken = "the base model itself" if name == VANILLA else "also a name in adapters"
                 raise ValueError(f"arms.{name} is {taken}; give the fine-tuned arm another name")
-        for name, replica in self.replicas.items():
-            for made in {name, *self.stage_names(name)} - {replica.arm}:
+        for arm, section in self.arms.items():
+            names = _replicas(arm, section, self.seed)
+            stages = [stage for name in names for stage in self.stage_names(name)]
+            for made in [name for name in (*names, *stages) if name != arm]:
                 if made in self.arms or made in self.adapters:
                     of = "arms" if made in self.arms else "adapters"
                     raise ValueError(
-                        f"{of}.{made} is also the name of an adapter that arms.{replica.arm} makes of its"
+                        f"{of}.{made} is also the name of an adapter that arms.{arm} makes of its"
                         " seeds or stages; give it another name"
                     )
         if VANILLA in self.adapters:
@@ -479,6 +481,12 @@ WRITTEN = tuple(
 )
 
 
+def _replicas(name: str, arm: Arm, seed: int) -> dict[str, Replica]:
+    """An arm's adapters, by name. seed: the run's."""
+    seeds = arm.train.seeds or [seed]
+    return {name if len(seeds) == 1 else f"{name}_seed{one}": Replica(name, arm, one) for one in seeds}
+
+
 def _default_arms(tree: dict) -> dict:
     """The default arms of the methods, in the form of parsed YAML."""
     methods, train = tree.get("methods"), tree.get("train", {})
@@ -540,7 +548,7 @@ def _check_arm(name: str, arm: Arm, methods: Mapping[str, AnyMethod]) -> None:
         )
 
 
-def _with_training(arm: Any, train: Any) -> Any:
+def _with_training(name: str, arm: Any, train: Any) -> Any:
     """An arm merged with `train`.
 
     An arm with another training method takes only the fields common to both.
@@ -550,9 +558,7 @@ def _with_training(arm: Any, train: Any) -> Any:
     own = arm.get("train", {})
     if "seeds" in arm:
         if "seeds" in own:
-            raise ValueError(
-                "arms.NAME.seeds and arms.NAME.train.seeds are the same setting: give one of them"
-            )
+            raise ValueError(f"arms.{name}.seeds and arms.{name}.train.seeds are the same setting: give one")
         own = {**own, "seeds": arm["seeds"]}
         arm = {key: value for key, value in arm.items() if key != "seeds"}
     if own.get("method", base := train.get("method", "sft")) != base:

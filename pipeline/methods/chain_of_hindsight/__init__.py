@@ -85,7 +85,7 @@ class ChainOfHindsight(comparisons.Comparing):
 
     @property
     def training_conversations(self) -> dict[tuple[str, ...], str]:
-        found = {("user", "assistant"): ""}
+        found: dict[tuple[str, ...], str] = {("user", "assistant"): ""}
         for form in self.mix.forms:
             found.setdefault(("user", "assistant") * len(FORMS[form]), f"mix.forms holds {form}")
         return found
