@@ -166,9 +166,7 @@ def _examples(config: Config, datasets: dict[str, Dataset | None]) -> list[tuple
     found = []
     for suite in _suites(config):
         if (dataset := datasets[suite.data_schema.name]) is not None:
-            shown = Arms.of(_arms(config)).by_arm(config.arm_names[1:])
-            names = [same[0] for same in shown.values()]
-            found.append(suite.examples_shown(dataset, names, config.report.examples))
+            found.append(suite.examples_shown(dataset, _arms(config, suite), config.report.examples))
     for method in config.methods.values():
         if (dataset := datasets[method.generated.name]) is not None:
             found.append(method.examples_shown(dataset, config.report.examples))

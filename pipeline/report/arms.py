@@ -42,6 +42,12 @@ class Arms(tuple[str, ...]):
             found.setdefault(self.arm(name), []).append(name)
         return found
 
+    @property
+    def repeats(self) -> list[str]:
+        """What examples leave out: stages, and all replicas of an arm but the first."""
+        first = {names[0] for names in self.by_arm(self).values()}
+        return [name for name in self if name not in first or name in self.stages]
+
     def labeled(self, text: str) -> str:
         """A text with the names of replicas replaced by those of their arms."""
         if not self.replicas:

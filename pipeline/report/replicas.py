@@ -32,18 +32,18 @@ def by_arm(section: Section, arms: Sequence[str]) -> Section:
 
 
 def _split(table: Table, arms: Arms) -> list[Table]:
-    """A table by arm and one of every seed; the table as it is if it has no replica, or measures nothing."""
-    cells = [cell for _, rows in table.groups for row in rows for cell in row]
-    if not any(cell.shown for cell in cells):
+    """A table by arm and one of every seed; the table as it is if it has no replica.
+
+    A table that measures nothing keeps every seed, and is folded.
+    """
+    in_columns = any(arms.labeled(column.name) != column.name for column in table.columns)
+    in_rows = any(arms.labeled(row[0].text) != row[0].text for _, rows in table.groups for row in rows)
+    if not in_columns and not in_rows:
         return [table]
-    names = [column.name for column in table.columns]
+    if not any(cell.shown for _, rows in table.groups for row in rows for cell in row):
+        return [replace(table, folded=True) if table.title else table]
     title = f"{table.title}: every seed" if table.title else "Every seed"
-    if any(arms.labeled(name) != name for name in names):
-        merged, every = _columns(table, arms)
-    elif any(arms.labeled(row[0].text) != row[0].text for _, rows in table.groups for row in rows):
-        merged, every = _rows(table, arms)
-    else:
-        return [table]
+    merged, every = (_columns if in_columns else _rows)(table, arms)
     return [merged, replace(every, title=title, folded=True)]
 
 

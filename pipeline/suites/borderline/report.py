@@ -10,7 +10,7 @@ from markupsafe import Markup
 from pipeline.data.dataset import Dataset
 from pipeline.report import plots, summary, tables
 from pipeline.report.arms import shares
-from pipeline.report.examples import Example, Text, among, category, first, shown
+from pipeline.report.examples import Example, Text, among, category, first, one_of_each, shown
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
 from pipeline.suites import VANILLA
@@ -105,7 +105,7 @@ def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
 
 def examples(dataset: Dataset, arms: Sequence[str], count: int) -> list[Example]:
     """Up to `count` prompts of both halves, each with the first answer of every arm."""
-    wanted = pc.field("sample") == 0
+    wanted = (pc.field("sample") == 0) & one_of_each(arms)
     ids = first(dataset, "instruction_id", wanted, count)
     rows = dataset.table(where=wanted & among("instruction_id", ids)).to_pylist()
     order = arm_order(arms)

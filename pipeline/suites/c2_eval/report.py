@@ -10,7 +10,7 @@ from markupsafe import Markup
 from pipeline.data.dataset import Dataset
 from pipeline.report import plots, summary, tables
 from pipeline.report.arms import Arms, shares
-from pipeline.report.examples import Example, Text, among, category, first, shown
+from pipeline.report.examples import Example, Text, among, category, first, one_of_each, shown
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
 from pipeline.schema import OK
@@ -136,7 +136,7 @@ def _prefill(suite: "C2Eval") -> str:
 
 def examples(dataset: Dataset, arms: Sequence[str], count: int) -> list[Example]:
     """Up to `count` entries at the middle k: per arm a path that corrects course and one that does not."""
-    continued = (pc.field("status") == OK) & pc.field("arm").is_valid()
+    continued = (pc.field("status") == OK) & pc.field("arm").is_valid() & one_of_each(arms)
     ids = first(dataset, "instruction_id", continued, count)
     if not ids:
         return []

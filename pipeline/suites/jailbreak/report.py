@@ -10,7 +10,7 @@ from markupsafe import Markup
 from pipeline.data.dataset import Dataset
 from pipeline.report import plots, summary, tables
 from pipeline.report.arms import Arms, percent, shares
-from pipeline.report.examples import Example, Text, among, category, first, judged_text, shown
+from pipeline.report.examples import Example, Text, among, category, first, judged_text, one_of_each, shown
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
 from pipeline.schema import DROPPED
@@ -181,7 +181,12 @@ def _control(rows: list[AttackRow]) -> Section:
 
 def examples(dataset: Dataset, arms: Sequence[str], count: int) -> list[Example]:
     """Up to `count` goals, each under another attack, with the first answer of every arm."""
-    wanted = (pc.field("suite") == "harmful") & (pc.field("sample") == 0) & pc.is_valid(pc.field("arm"))
+    wanted = (
+        (pc.field("suite") == "harmful")
+        & (pc.field("sample") == 0)
+        & pc.is_valid(pc.field("arm"))
+        & one_of_each(arms)
+    )
     ids = first(dataset, "instruction_id", wanted, count)
     rows = dataset.table(where=wanted & among("instruction_id", ids)).to_pylist()
     order = arm_order(arms)

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from pipeline.data.dataset import Dataset
 from pipeline.report import plots, summary, tables
 from pipeline.report.arms import Arms, shares
-from pipeline.report.examples import Example, Text, among, category, first, judged_text, shown
+from pipeline.report.examples import Example, Text, among, category, first, judged_text, one_of_each, shown
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
 from pipeline.suites import VANILLA
@@ -195,6 +195,7 @@ def examples(dataset: Dataset, arms: Sequence[str], count: int) -> list[Example]
         (pc.field("suite") == "harmful")
         & pc.field("condition").isin(SHOWN_CONDITIONS)
         & (pc.field("sample") == 0)
+        & one_of_each(arms)
     )
     ids = first(dataset, "instruction_id", wanted, count)
     rows = dataset.table(where=wanted & among("instruction_id", ids)).to_pylist()

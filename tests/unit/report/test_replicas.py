@@ -1,9 +1,13 @@
 """Arms that are trained with several seeds: mean and range in the report's tables, and every seed."""
 
+from dataclasses import replace
+
+import pyarrow as pa
 import pytest
 
 from pipeline.report import plots, replicas
 from pipeline.report.arms import Arms, Spread, percent, shares
+from pipeline.report.examples import one_of_each
 from pipeline.report.sections import Section, palette
 from pipeline.report.summary import Difference, Rate
 from pipeline.report.tables import Cell, Column, Table, difference, difference_columns, mark_best, rate, whole
@@ -114,9 +118,33 @@ def test_one_seed_changes_nothing():
 
 
 def test_a_table_that_measures_nothing_keeps_a_row_for_every_seed():
-    table = Table("", [Column("Arm", "text"), Column("Failed")], [("", [[Cell("dpo_seed0"), Cell("3")]])])
+    table = Table(
+        "Behind it", [Column("Arm", "text"), Column("Failed")], [("", [[Cell("dpo_seed0"), Cell("3")]])]
+    )
     made = replicas.by_arm(Section("", tables=[table]), ARMS)
-    assert made.tables == [table] and made.notes == []
+    assert made.tables == [replace(table, folded=True)] and made.notes == []
+
+
+def test_examples_show_one_seed_of_each_arm_and_no_stage():
+    arms = Arms(
+        ["dpo_seed0_stage1", "dpo_seed0", "dpo_seed1_stage1", "dpo_seed1", "sft"],
+        {
+            "dpo_seed0": "dpo",
+            "dpo_seed1": "dpo",
+            "dpo_seed0_stage1": "dpo_stage1",
+            "dpo_seed1_stage1": "dpo_stage1",
+        },
+        {"dpo_seed0_stage1": "dpo", "dpo_seed1_stage1": "dpo"},
+    )
+    table = pa.table({"arm": ["vanilla", None, *arms, "older"]})
+    assert table.filter(one_of_each(arms))["arm"].to_pylist() == [
+        "vanilla",
+        None,
+        "dpo_seed0",
+        "sft",
+        "older",
+    ]
+    assert table.filter(one_of_each(["sft"])) == table
 
 
 def test_a_sentence_names_mean_and_range():
