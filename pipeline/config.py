@@ -122,7 +122,10 @@ class Arm(Section):
         description="kinds of examples to train on; pairs of one kind need not name it",
     )
     train: Trainer = Field(
-        description="fields that differ from `train`; merged with it when a configuration is read",
+        description=(
+            "fields that differ from `train`; merged with it when a configuration is read. `seeds` may also"
+            " stand in the arm itself, as arms.NAME.seeds"
+        ),
     )
 
 
