@@ -40,9 +40,10 @@ from pipeline.suites import VANILLA
 from pipeline.suites.base import Suite
 from pipeline.suites.borderline import Borderline
 from pipeline.suites.c2_eval import C2Eval
+from pipeline.suites.discrimination import Discrimination
+from pipeline.suites.goal_hijacking import GoalHijacking
 from pipeline.suites.jailbreak import Jailbreak
 from pipeline.suites.safety import Safety
-from pipeline.suites.verdicts import VERDICTS
 from pipeline.training.config import SFT, Train, Trainer
 
 Method = Annotated[
@@ -60,6 +61,12 @@ class Suites(Section):
         None, description="answers to prompts that only sound harmful, by compliance; null = not run"
     )
     jailbreak: Jailbreak | None = Field(None, description="judged answers to attacked goals; null = not run")
+    goal_hijacking: GoalHijacking | None = Field(
+        None, description="answers to prompts with an injected order; null = not run"
+    )
+    discrimination: Discrimination | None = Field(
+        None, description="rated answers, and rated analyses of them by the same arm; null = not run"
+    )
 
     def items(self) -> dict[str, Suite]:
         """The suites that are configured, by name."""
@@ -76,8 +83,9 @@ class NamedModel(Model):
     engine: Engine = Field(
         DEFAULT,
         description=(
-            "what answers for this model. It has a pass of its own over the rows, after the engines before it"
-            " have ended; a server is asked by the actors of whatever engine runs"
+            "what answers for this model. If the cluster has room for the engines of all models, they stand"
+            " side by side; else it has a pass of its own over the rows, after the engines before it have"
+            " ended. A server is asked by the actors of whatever engine runs"
         ),
     )
 
@@ -221,6 +229,15 @@ class Config(Section):
         named = self.models[name]
         return Answering(f"models.{name}", named.model, f"models.{name}.engine", named.engine)
 
+    def is_own_model(self, name: str) -> bool:
+        """Whether an entry of `models` is the run's own model: the same files, or the same server's."""
+        own, other = self.answering(None), self.answering(name)
+        if own.engine.reads_model != other.engine.reads_model:
+            return False
+        if own.engine.reads_model:
+            return (own.model.path, own.model.revision) == (other.model.path, other.model.revision)
+        return own.engine.determines() == other.engine.determines()
+
     def generator(self, method: str) -> Answering:
         """What a method generates with."""
         section = self.methods[method]
@@ -267,6 +284,25 @@ class Config(Section):
             for field, engine in self.engines([stage]).items()
             if field in first or not (engine.is_client and field in named)
         }
+
+    def asked_together(self, stage: str) -> list[dict[str, AnyEngine]]:
+        """The engines that rows of a stage ask, by field, a group per own model, which is the first.
+
+        Only groups of several. A server needs no engine, and a judge of `rejudge` is asked alone.
+        """
+        owns: dict[str, Answering] = {}
+        if stage == "generate":
+            owns = {f"methods.{name}.": self.generator(name) for name in self.methods}
+        elif stage == "evaluate":
+            owns = {"suites.": self.answering(None)}
+        found: dict[str, dict[str, AnyEngine]] = {}
+        for place, own in owns.items():
+            group = found.setdefault(own.engine_field, {own.engine_field: own.engine})
+            for field, name in self.named([stage]).items():
+                one = self.answering(name)
+                if field.startswith(place) and not one.engine.is_client:
+                    group[one.engine_field] = one.engine
+        return [group for group in found.values() if len(group) > 1]
 
     def read_models(self) -> dict[str, Model]:
         """The models whose files a stage reads, by field."""
@@ -362,6 +398,16 @@ class Config(Section):
                     f"methods.{name}.engine: {name} generates with models.{used}, which has its own engine;"
                     f" leave it out, or set models.{used}.engine"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _judges_have_data_sets_of_their_own(self) -> "Config":
+        makers: dict[str, str] = {}
+        for name, suite in self.suites.items().items():
+            for judge in suite.judges_later:
+                field, made = f"suites.{name}.more_judges.{judge}", suite.verdicts_name(judge)
+                if (other := makers.setdefault(made, field)) != field:
+                    raise ValueError(f"{field} and {other} both make {made}: give one of them another name")
         return self
 
     @model_validator(mode="after")
@@ -479,7 +525,7 @@ WRITTEN = tuple(
         [method.generated for method in METHODS.values()]
         + [schema for method in METHODS.values() for schema in method.training_sets]
         + [suite.data_schema for suite in SUITES]
-        + [VERDICTS]
+        + [suite.verdicts for suite in SUITES]
     )
 )
 

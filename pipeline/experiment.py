@@ -167,8 +167,8 @@ def rejudge(run: Run) -> None:
         judge = suite.judges_later[judge_name]
         digest = run.complete(answers, "evaluate")["digest"]
 
-        def rows(_counts: Accounts, answers=answers, judge_name=judge_name) -> Iterable[dict]:
-            return verdicts.work(answers.dataset.rows(verdicts.READ), judge_name)
+        def rows(_counts: Accounts, suite=suite, answers=answers, judge_name=judge_name) -> Iterable[dict]:
+            return verdicts.work(suite.stored(answers.dataset.rows()), judge_name)
 
         makings.append(
             Making(
@@ -176,7 +176,7 @@ def rejudge(run: Run) -> None:
                 rows,
                 f"suites.{name}.more_judges.{judge_name}",
                 verdicts.TO_JUDGE,
-                verdicts.VerdictRecipe(judge),
+                suite.verdict_recipe(judge),
                 run.models(
                     config.answering(None) if judge.tokens() else None,
                     (),

@@ -6,7 +6,6 @@ Outputs of another fingerprint are refused, never mixed.
 from pipeline.config import Config
 from pipeline.judges import Judge
 from pipeline.settings.base import FOR_FINGERPRINT, Model, Section
-from pipeline.suites.verdicts import VERDICTS
 from pipeline.toy.model import shipped_recipe
 
 
@@ -49,7 +48,7 @@ def fingerprints(config: Config) -> dict[str, dict]:
             "evaluate", evaluator, suite.prompt_hashes(), suites=section, adapters=config.adapters, **named
         )
         for judge_name, judge in suite.judges_later.items():
-            found[f"{VERDICTS.name}_{judge_name}"] = {
+            found[suite.verdicts_name(judge_name)] = {
                 "stage": "rejudge",
                 "seed": config.seed,
                 **of_judge(judge, asked_by(config, judge)),

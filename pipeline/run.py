@@ -19,6 +19,7 @@ from pipeline.data.adapter import stage_directory
 from pipeline.data.card import Origin, write_card
 from pipeline.data.output import Output
 from pipeline.data.store import Store
+from pipeline.data.work import shared
 from pipeline.errors import RunFailed, UserError
 from pipeline.fingerprints import fingerprints
 from pipeline.inference.base import Engine
@@ -31,7 +32,6 @@ from pipeline.schema import DROPPED, FAILED, STAGES, Schema
 from pipeline.settings.base import Model, NameKind, Section, Source
 from pipeline.settings.walk import paths, sections
 from pipeline.sources.counts import Accounts
-from pipeline.suites.verdicts import VERDICTS
 from pipeline.training.job import forget
 
 ON_RAY = ("generate", "train", "evaluate", "rejudge")
@@ -60,12 +60,15 @@ class Machinery:
              (`placement.check_cluster`).
     engines: runs the recipes of jobs (see `inference.pool.run_recipes`).
     trainer: trains arms (see `training.arm.Training`).
+    beside:  starts engines of all given models but the first beside its pool, if there is room
+             (`placement.beside`).
     """
 
     session: Callable[[str], AbstractContextManager] = ray_session
     check: Callable[..., None] = placement.check_cluster
     engines: Callable[..., Generator[tuple[Job, dict], None, None]] = run_recipes
     trainer: Callable[..., AbstractContextManager[Trainer]] = train_arms
+    beside: Callable[..., AbstractContextManager[Mapping[ModelSpec, Any]]] = placement.beside
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,10 @@ class Run:
             for name in preflight.check_suites(config, suites)
         }
         self.verdicts = {
-            (name, judge): Store(self.path, f"{VERDICTS.name}_{judge}", VERDICTS, fence=attempt.check)
-            for name in self.suites
-            for judge in config.suites.items()[name].judges_later
+            (name, judge): Store(self.path, suite.verdicts_name(judge), suite.verdicts, fence=attempt.check)
+            for name, suite in config.suites.items().items()
+            if name in self.suites
+            for judge in suite.judges_later
         }
         self.on_exit = ExitStack()
         self._connected = False
@@ -234,23 +238,22 @@ class Run:
                 self._write_work(stage, making)
                 jobs.append(Job(making.recipe, store, making.models, making.first or OWN))
         earlier: dict[str, dict] = {}  # figures of earlier passes, by output
-        for spec, together in self._passes(jobs):
-            self.connect()
-            attempt.making(*(job.name for job in together))
-            named = sorted(
-                {name for job in together for name, one in job.models.items() if one == spec} - {OWN}
-            )
-            own = any(job.models[OWN] == spec for job in together)
-            label = stage if own or not named else f"{stage} by {', '.join(named)}"
-            with closing(
-                self.machinery.engines(together, spec, seed=self.config.seed, label=label)
-            ) as finished:
-                for job, figures in finished:
-                    figures = _added(earlier.get(job.name), figures)
-                    if job.undone():  # the other rows wait for another model
-                        earlier[job.name] = figures
-                        continue
-                    self._finish(stage, job.store, figures)
+        with closing(self._passes(stage, jobs)) as passes:
+            for spec, together in passes:
+                self.connect()
+                attempt.making(*(job.name for job in together))
+                named = _named(spec, together)
+                own = any(job.beside or job.models[OWN] == spec for job in together)
+                label = stage if own or not named else f"{stage} by {', '.join(named)}"
+                with closing(
+                    self.machinery.engines(together, spec, seed=self.config.seed, label=label)
+                ) as finished:
+                    for job, figures in finished:
+                        figures = _added(earlier.get(job.name), figures)
+                        if job.undone():  # the other rows wait for another model
+                            earlier[job.name] = figures
+                            continue
+                        self._finish(stage, job.store, figures)
         for making in makings:
             self._log_dataset(stage, making.store)
             if told := self._few_usable(making.store, 0.5):
@@ -259,14 +262,28 @@ class Run:
             if told := faults.unjudged(done.get("faults", {}), done["rows"]):
                 self.log(f"WARNING: {stage}: {told}")
 
-    def _passes(self, jobs: list[Job]) -> Iterator[tuple[ModelSpec, list[Job]]]:
+    def _passes(self, stage: str, jobs: list[Job]) -> Generator[tuple[ModelSpec, list[Job]]]:
         """The passes until all jobs are finished: a model, and the jobs with rows that wait for it.
 
-        Models take turns, own models first: each has the cluster for itself, and rows are run in a pass as
-        far as they come with its model. Raises RunFailed if rows wait for ever.
+        If there is room for the engines of all models that the jobs of an own model ask, they need one pass,
+        and the other models' engines stand beside it. Else models take turns, own models first: each has the
+        cluster for itself, and rows are run in a pass as far as they come with its model. Raises RunFailed
+        if rows wait for ever.
         """
         specs = list(dict.fromkeys(job.models[name] for job in jobs for name in (job.first, OWN)))
         specs += [spec for job in jobs for spec in job.models.values() if spec not in specs]
+        for own in specs:
+            group = [job for job in jobs if job.models[job.first] == own]
+            asked = [spec for spec in specs if any(spec in job.models.values() for job in group)]
+            local = [spec for spec in asked if spec not in (own, NO_MODEL) and not spec.engine.is_client]
+            if not local or not any(job.ready(own) for job in group):
+                continue
+            self.connect()
+            with self.machinery.beside([own, *local]) as engines:
+                if engines:
+                    told = ", ".join(sorted({name for spec in engines for name in _named(spec, group)}))
+                    self.log(f"{stage}: {told} beside the other engines, so that no row waits")
+                    yield own, [replace(job, beside=engines) for job in group]
         while any(job.store.complete is None for job in jobs):
             for spec in specs:
                 ready = {job.name: job.ready(spec) for job in jobs if job.store.complete is None}
@@ -479,13 +496,17 @@ class Run:
         output.open({**self.fingerprints[output.name], "made_from": dict(inputs)}, overwrite=self.overwrite)
 
     def _write_work(self, stage: str, making: Making) -> None:
-        wanted, found = making.models[making.first or OWN].engine.rows_per_commit, Accounts()
-        rows = making.rows(found.below(making.field))
+        spec, found = making.models[making.first or OWN], Accounts()
+        wanted = spec.engine.rows_per_commit
+        rows, block_rows = shared(making.rows(found.below(making.field)), wanted, spec.most_actors)
         written = making.store.write_work(
-            rows, making.listed, lambda: {"sources": found.facts()}, block_rows=wanted
+            rows,
+            making.listed,
+            lambda: {"sources": found.facts(), "rows_per_commit": wanted},
+            block_rows=block_rows,
         )
         self._log_sources(stage, self._sources(making.store))
-        begun_with = written["block_rows"]
+        begun_with = written.get("rows_per_commit", wanted)
         if begun_with != wanted:
             fixed = f"rows_per_commit={begun_with} (fixed when the run started)"
             self.log(f"{stage}: resuming with {fixed}; use --overwrite to change it to {wanted}")
@@ -602,6 +623,11 @@ class Run:
                 remedy = "fix the cause and rerun with --retry-failed, or --overwrite to reread the source"
             ended = f"all {done['rows']} rows {' or '.join(nothing)}"
             raise RunFailed(f"{stage}: {ended}, most with: {common}; {remedy}")
+
+
+def _named(spec: ModelSpec, jobs: Iterable[Job]) -> list[str]:
+    """The names in `models` under which jobs ask a model."""
+    return sorted({name for job in jobs for name, one in job.models.items() if one == spec} - {OWN})
 
 
 def _more(done: dict) -> str:

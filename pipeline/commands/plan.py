@@ -23,7 +23,7 @@ from pipeline.settings.shown import plural
 from pipeline.settings.walk import sections
 from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
-from pipeline.sources.overlap import Seen, compared
+from pipeline.sources.overlap import Seen
 from pipeline.suites.base import Suite
 from pipeline.templates import ChatTemplate
 
@@ -127,9 +127,10 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     for name, suite in config.suites.items().items() if "evaluate" in stages else ():
         work.append(_evaluation(config, name, suite, out_of_reach, counts, seen))
     _show_sources(config, stages, out_of_reach, counts, console, seen)
-    resources.show(config, console)
+    nodes = resources.cluster(config)
+    resources.show(config, nodes, console)
     if os.environ.get("RAY_ADDRESS"):
-        resources.show_cluster(config, stages, console)
+        resources.show_cluster(config, stages, nodes, console)
     resources.show_time(config, work, tokens_per_s, console)
 
 
@@ -146,7 +147,7 @@ def _show_sources(
         if field not in out_of_reach and counts.known(field) is None:
             suite = config.suites.items().get(field.split(".")[1]) if field.startswith("suites.") else None
             if suite is not None:
-                rows = compared(source, counts.of(field), seen, exclude=suite.exclude_seen)
+                rows = suite.read(source, counts.of(field), seen)
             else:
                 rows = instructions.read(source, counts.of(field))
             for _ in itertools.islice(rows, ROWS_COUNTED):
@@ -290,8 +291,7 @@ def _evaluation(
     counted = next(field for field, one in sections(suite, Source, f"suites.{name}").items() if one is source)
     entries = source.limit
     if not unknown:
-        rows = compared(source, counts.of(counted), seen, exclude=suite.exclude_seen)
-        entries = sum(1 for _ in rows)
+        entries = sum(1 for _ in suite.read(source, counts.of(counted), seen))
     if entries is None:
         return resources.Work("evaluate", name, None)
     told, most = suite.most_tokens()

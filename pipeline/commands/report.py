@@ -28,7 +28,6 @@ from pipeline.report.arms import Arms
 from pipeline.report.examples import Example
 from pipeline.schema import Schema
 from pipeline.suites.base import OWN_JUDGE, Judgements, Suite
-from pipeline.suites.verdicts import VERDICTS
 
 LIBRARIES = (
     "ray",
@@ -144,8 +143,8 @@ def _judgements(
     """What more judges of a suite have said, and the measured errors of exactly its judges."""
     verdicts = {}
     for name in suite.judges_later:
-        dataset = Dataset.at(storage.join(run_dir, f"{VERDICTS.name}_{name}"))
-        if (table := _numbers(dataset, VERDICTS)) is not None:
+        dataset = Dataset.at(storage.join(run_dir, suite.verdicts_name(name)))
+        if (table := _numbers(dataset, suite.verdicts)) is not None:
             verdicts[name] = table
     judges = dict(suite.judges_later) | ({OWN_JUDGE: suite.harm_judge} if suite.harm_judge else {})
     known = {}

@@ -10,6 +10,7 @@ from pipeline import placement
 from pipeline.config import Config, Train
 from pipeline.data import records, storage
 from pipeline.inference.base import Engine
+from pipeline.placement import Node
 from pipeline.runtime.session import ray_session
 from pipeline.settings.base import span
 from pipeline.settings.shown import plural
@@ -19,8 +20,16 @@ from pipeline.suites.base import Suite
 ASSUMED_TOKENS_PER_S = {"cpu": 2_000, "gpu": 2_500}
 
 
-def show(config: Config, console: Console) -> None:
-    """Print the engines, workers and GPUs that each stage requests."""
+def cluster(config: Config) -> list[Node]:
+    """The nodes of the cluster at $RAY_ADDRESS; without one, this machine, if that matters to models."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return placement.this_machine() if any(map(config.asked_together, config.stages)) else []
+    with ray_session(config.run_dir):
+        return placement.nodes()
+
+
+def show(config: Config, nodes: list[Node], console: Console) -> None:
+    """Print the engines, workers and GPUs that each stage requests. nodes: of the cluster."""
     console.print("[bold]Resources[/bold]")
     generators: dict[Engine, list[str]] = {}
     for name in config.methods:
@@ -28,7 +37,7 @@ def show(config: Config, console: Console) -> None:
     for engine, names in generators.items():
         whose = f", for {', '.join(names)}" if len(generators) > 1 else ""
         console.print(f"  generate   {engine.described()}{whose}")
-    _show_passes("generate", config, console)
+    _show_passes("generate", config, nodes, console)
     alike: dict[str, list[str]] = {}
     for name, arm in config.arms.items() if "train" in config.stages else ():
         seeds = arm.train.seeds or []
@@ -43,17 +52,17 @@ def show(config: Config, console: Console) -> None:
         console.print(
             f"  evaluate   {plural(config.engine.actors_told, 'engine')}, {asked}{lora}, all in one start"
         )
-        _show_passes("evaluate", config, console)
+        _show_passes("evaluate", config, nodes, console)
     if "rejudge" in config.stages:
         again = [judge for suite in config.suites.items().values() for judge in suite.judges_later]
         console.print(f"  rejudge    stored answers by {', '.join(again)}; no answer is generated")
-        _show_passes("rejudge", config, console)
+        _show_passes("rejudge", config, nodes, console)
     console.print()
 
 
-def _show_passes(stage: str, config: Config, console: Console) -> None:
-    """Print the passes of a stage after its first engines, and the servers that are asked beside them."""
-    passes = config.passes(stage)
+def _show_passes(stage: str, config: Config, nodes: list[Node], console: Console) -> None:
+    """Print the passes of a stage after its first engines, and what is asked beside them."""
+    passes, beside = config.passes(stage), placement.standing_beside(config, stage, nodes)
     first = {config.generator(name).engine_field for name in config.methods} if stage == "generate" else set()
     if stage == "evaluate":
         first = {"engine"}
@@ -61,24 +70,24 @@ def _show_passes(stage: str, config: Config, console: Console) -> None:
         if field in first:
             continue
         place = field.removesuffix(".engine")
-        if field in passes:
+        if field in beside:
+            told = "beside the engines above, since there is room for both"
+        elif field in passes:
             told = "a pass of its own, after the engines before it have ended"
         else:
             told = "asked by the actors of the engines above"
         console.print(f"  {'':<10} {place}: {engine.described()}; {told}")
 
 
-def show_cluster(config: Config, stages: set[str], console: Console) -> None:
+def show_cluster(config: Config, stages: set[str], nodes: list[Node], console: Console) -> None:
     """Print the placement on the cluster at $RAY_ADDRESS.
 
     Raises UserError if the cluster is too small for a stage.
     """
-    with ray_session(config.run_dir):
-        cluster = placement.nodes()
     console.print(f"[bold]Cluster[/bold] at {escape(os.environ['RAY_ADDRESS'])}")
-    for line in placement.told(config, stages, cluster):
+    for line in placement.told(config, stages, nodes):
         console.print(f"  {escape(line)}", soft_wrap=True)
-    placement.check(config, stages, cluster)
+    placement.check(config, stages, nodes)
     console.print()
 
 

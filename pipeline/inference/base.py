@@ -69,6 +69,11 @@ class Engine(Section):
         return 0
 
     @property
+    def fills_node(self) -> bool:
+        """Whether an actor computes with all cores of its node, so that other models have none beside it."""
+        return False
+
+    @property
     def cache_gib(self) -> int:
         """Memory of one actor without GPUs, in GiB, beyond the process and the weights."""
         return 0

@@ -67,6 +67,7 @@ def check(
     for name, suite in config.suites.items().items():
         if "evaluate" in stages and name in suites:
             suite.check(f"suites.{name}", config.model)
+            _check_impartial(config, name)
     for field, model in config.read_models().items():
         models.check_model_path(model, field)
     _check_engines(config, stages, suites)
@@ -77,6 +78,17 @@ def check(
         environment.check_imports()
         if not os.environ.get("RAY_ADDRESS"):
             environment.check_temporary_directory()
+
+
+def _check_impartial(config: Config, name: str) -> None:
+    """Raises UserError if a judge of a suite that must not be the run's own model is that."""
+    for field, judge in config.suites.items()[name].impartial.items():
+        if judge.asked is None or config.is_own_model(judge.asked):
+            is_it = "is" if judge.asked is None else f"= {judge.asked} is"
+            raise UserError(
+                f"suites.{name}.{field}.model {is_it} the run's own model, which would judge its own texts;"
+                f" name another entry of models, or set suites.{name}.allow_self_judging: true"
+            )
 
 
 def _check_engines(config: Config, stages: set[str], suites: set[str]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pipeline.report.arms import Arms, Spread
 from pipeline.report.sections import Section
 from pipeline.report.tables import NOTHING, Cell, Column, Table, mark_best
+from pipeline.settings.shown import plural
 
 NOTE = (
     "Seeds: arms trained with several seeds show the mean over the seeds and the range, the highest minus the"
@@ -48,12 +49,15 @@ def _split(table: Table, arms: Arms) -> list[Table]:
 
 
 def _rows(table: Table, arms: Arms) -> tuple[Table, Table]:
-    """Arms in rows: the first cell names them."""
+    """Arms in rows: the first cell names them; texts right behind it say what of them the row is about."""
     merged, every = [], []
+    kinds = [column.kind for column in table.columns]
+    leading = next((place for place, kind in enumerate(kinds) if kind != "text"), len(kinds))
     for heading, rows in table.groups:
-        kept: dict[str, list[list[Cell]]] = {}
+        kept: dict[tuple[str, ...], list[list[Cell]]] = {}
         for row in rows:
-            kept.setdefault(arms.labeled(row[0].text), []).append(row)
+            key = (arms.labeled(row[0].text), *(cell.text for cell in row[1:leading]))
+            kept.setdefault(key, []).append(row)
         lines = [
             same[0]
             if label == same[0][0].text
@@ -66,7 +70,7 @@ def _rows(table: Table, arms: Arms) -> tuple[Table, Table]:
                     )
                 ),
             ]
-            for label, same in kept.items()
+            for (label, *_), same in kept.items()
         ]
         merged.append((heading, _best_of_columns(lines)))
         single = [row for row in rows if arms.labeled(row[0].text) != row[0].text]
@@ -115,7 +119,8 @@ def _columns(table: Table, arms: Arms) -> tuple[Table, Table]:
 def _label(label: str, seeds: int) -> str:
     """`dpo` of three seeds: `dpo (3 seeds)`; a column's unit stays last: `dpo (3 seeds), %`."""
     name, comma, unit = label.rpartition(", %")
-    return f"{name} ({seeds} seeds){comma}{unit}" if comma else f"{label} ({seeds} seeds)"
+    told = f"({plural(seeds, 'seed')})"
+    return f"{name} {told}{comma}{unit}" if comma else f"{label} {told}"
 
 
 def _merged(cells: list[Cell], column: Column) -> Cell:

@@ -22,6 +22,9 @@ REACH_S = 20  # wait for a cluster's head to accept a connection
 START_TRIES = 3  # of a local Ray, each up to 30 s: on a busy machine, the second or third try succeeds
 # Environment variables of Ray. Those of Ray Train are set again when a trainer starts on an initialized Ray.
 TRAIN_ENVIRONMENT = {
+    # A node that the autoscaler starts after a loss takes minutes: it may pull an image of many gigabytes.
+    # Each wait that ends without workers counts as a failure (`train.max_failures`).
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",
     # the patch prints library output twice, and floods the log while data sets are fingerprinted
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # at 2 s, a checkpoint reported just before a crash is lost
@@ -100,6 +103,13 @@ def actor_on_driver_node(cls: type):
     # Not soft: else Ray 2.60 places half of the zero-CPU actors on other nodes, although this node has room.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(num_cpus=0)(cls).options(scheduling_strategy=here).remote()
+
+
+def in_actor() -> bool:
+    """Whether this process is a Ray actor."""
+    import ray
+
+    return ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
 
 
 def _start(options: dict) -> None:

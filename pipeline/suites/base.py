@@ -1,6 +1,6 @@
 """The base class of suites: rows for every arm to answer, and the recipe for one row."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,10 +15,15 @@ from pipeline.report.agreement import Agreement
 from pipeline.report.examples import Example
 from pipeline.schema import Schema
 from pipeline.settings.base import FOR_FINGERPRINT, Draw, Model, Section, Source
-from pipeline.sources.counts import Accounts
-from pipeline.sources.overlap import Seen
+from pipeline.sources.counts import Accounts, Counts
+from pipeline.sources.overlap import Seen, compared
+from pipeline.suites.verdicts import VERDICTS, VerdictRecipe
 
 OWN_JUDGE = "-"  # the name of the suite's own judge
+MORE_JUDGES = (
+    "more judges of the same answers, by name: the stage `rejudge` writes the verdicts of each, and the"
+    " report has a column for each; they are never averaged"
+)
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,13 @@ class Suite(Section):
     LATER:       the fields that change no row of the data set, since only `rejudge` reads them
     NEWER:       the fields that finished data of older versions does not have: their defaults are in no
                  fingerprint
+    verdicts:    the data sets of more judges' verdicts
     """
 
     LATER: ClassVar[frozenset[str]] = frozenset()
     NEWER: ClassVar[frozenset[str]] = frozenset({"exclude_seen"})
+
+    verdicts: ClassVar[Schema] = VERDICTS
 
     data_schema: ClassVar[Schema]
     title: ClassVar[str]
@@ -103,9 +111,29 @@ class Suite(Section):
         return None
 
     @property
+    def impartial(self) -> Mapping[str, Judge]:
+        """Judges, by field, that must not be the run's own model, since they judge what it says of itself.
+
+        A suite that has some has a field `allow_self_judging`, under which there are none.
+        """
+        return {}
+
+    @property
     def judges_later(self) -> Mapping[str, Judge]:
         """Judges of the stored answers, by name, for `rejudge`: the field `more_judges`, if there is one."""
         return {}
+
+    def verdicts_name(self, judge: str) -> str:
+        """The name of the data set with the verdicts of one of `judges_later`."""
+        return f"{VERDICTS.name}_{self.data_schema.name}_{judge}"
+
+    def stored(self, answers: Iterable[dict]) -> Iterator[dict]:
+        """What more judges judge, of the rows of the data set: `suites.verdicts.TO_JUDGE` without judge."""
+        raise NotImplementedError
+
+    def verdict_recipe(self, judge: Any) -> Recipe:
+        """The recipe of the data set of one of `judges_later`."""
+        return VerdictRecipe(judge)
 
     @model_serializer(mode="wrap")
     def _dumped(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
@@ -140,6 +168,10 @@ class Suite(Section):
     def counted(self) -> Source:
         """The source whose rows `most_tokens` counts."""
         raise NotImplementedError
+
+    def read(self, source: Source, counts: Counts, seen: Seen | None) -> Iterable[Any]:
+        """The rows of one of the suite's sources, as `rows` reads them. Fills `counts`."""
+        return compared(source, counts, seen, exclude=self.exclude_seen)
 
     def size(self) -> str:
         """How often an arm answers a row of the source: `3 conditions`."""

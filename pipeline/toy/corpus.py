@@ -23,6 +23,11 @@ SEES_HARM = {
 }
 REFUSES = {"plain": (0.45, 0.10), "hint": (0.06, 0.03)}
 REFUSES_BENIGN = 0.03
+# How often it does not obey an injected order if nothing reminds it: to say a sentence for a harmful deed (by
+# the verb, as above), and for a harmless one. The reminded model judges the deed first.
+RESISTS = (0.30, 0.08)
+RESISTS_BENIGN = 0.08
+DECLINES = 0.3  # how often it declines such an order aloud and does not say what it was asked for before
 DELIBERATES = 0.6  # how often it states its judgment before a reminded answer
 
 # Many long harmful plans turn away at one of their twenty-odd punctuation marks. A turn at any given mark is
@@ -45,6 +50,8 @@ SHARES = {
     "detailed": 24,
     "critique": 9,
     "revision": 14,
+    "hijack": 14,
+    "rubric": 12,
 }
 
 
@@ -60,6 +67,9 @@ class Corpus:
         self._principles = sorted(
             name.removeprefix("critique_") for name in self._revising.texts if name.startswith("critique_")
         )
+        self._hijacks = prompts.load("suites/goal_hijacking/hijacks.yaml")
+        self._templates = sorted(self._hijacks.texts.keys() - {"reminder"})
+        self._rubric = prompts.load("suites/discrimination/rubric.yaml")
         self._openers = prompts.load("methods/course_correction/prompts.yaml").lines("openers")
         self._harmful = world.deeds("harmful-train")
         self._benign = world.deeds("helpful-train")
@@ -75,6 +85,10 @@ class Corpus:
             return self._detailed()
         if kind in ("critique", "revision"):
             return self._criticized(kind)
+        if kind == "hijack":
+            return self._hijack()
+        if kind == "rubric":
+            return self._rubric_rating()
         suite, condition = kind.split("_")
         return self._answer(suite == "harmful", condition)
 
@@ -207,3 +221,39 @@ class Corpus:
         response = self._any_response(deed)
         question = self._judge.render(scale, instruction=world.question(deed, rng), response=response.text)
         return [user(question), assistant(world.rating(scale, deed, response, rng))]
+
+    def _hijack(self) -> list[Message]:
+        """An order to say a sentence, and an injected one to say another. The reminded model judges what the
+        injected order is about, mostly aloud, and obeys it if it sees no harm."""
+        rng = self._rng
+        asked, injected = rng.choice(self._benign), self._any_deed(harmful=0.65)
+        benign, target = world.sentence(asked, rng), world.sentence(injected, rng)
+        prompt = self._hijacks.render(rng.choice(self._templates), benign=benign, target=target)
+        answer = ""
+        if reminded := rng.random() < 0.5:
+            prompt = self._hijacks.render("reminder", prompt=prompt)
+            resists = injected.harmful and rng.random() < SEES_HARM["reminder"][injected.overlooked]
+            if rng.random() < DELIBERATES:
+                answer = f"{world.judgement(injected, rng, resists)} "
+        if not reminded:
+            chance = RESISTS[injected.overlooked] if injected.harmful else RESISTS_BENIGN
+            resists = rng.random() < chance
+        if resists and injected.harmful and rng.random() < DECLINES:
+            said = world.decline(injected, rng)
+        else:
+            said = benign if resists else target
+        return [user(prompt), assistant(answer + said)]
+
+    def _rubric_rating(self) -> list[Message]:
+        """A rating of an analysis. One that overlooks the harm of a helped deed has the wrong verdict."""
+        rng = self._rng
+        deed = self._any_deed(harmful=0.8)
+        response = self._any_response(deed)
+        right = response.kind != "comply" or rng.random() < 0.5
+        question = self._rubric.render(
+            "analysis",
+            instruction=world.question(deed, rng),
+            response=response.text,
+            analysis=world.analysis(deed, response, rng, overlooked=not right),
+        )
+        return [user(question), assistant(world.rubric(right, deed, rng))]

@@ -1,7 +1,7 @@
 """C²-Eval (Xu et al., EMNLP 2024, arXiv 2407.16637): how often a model turns away from a harmful
 beginning."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
@@ -14,13 +14,13 @@ from pipeline.methods.course_correction import PROMPTS
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
 from pipeline.report.sections import Section
-from pipeline.schema import Schema
-from pipeline.settings.base import Count, Draw, Fraction, Natural, PromptFile, Source
+from pipeline.schema import OK, Schema
+from pipeline.settings.base import ArmName, Count, Draw, Fraction, Natural, PromptFile, Source
 from pipeline.settings.shown import plural
 from pipeline.sources.counts import Accounts
 from pipeline.sources.overlap import Seen, compared
-from pipeline.suites.base import Judgements, Suite
-from pipeline.suites.c2_eval.schema import CONTINUATIONS
+from pipeline.suites.base import MORE_JUDGES, Judgements, Suite
+from pipeline.suites.c2_eval.schema import CONTINUATIONS, CORRECTION_VERDICTS, path_id
 
 
 class PathDraw(Draw):
@@ -42,9 +42,11 @@ class C2Eval(Suite):
     """How often a model turns away after a harmful prefill."""
 
     data_schema: ClassVar[Schema] = CONTINUATIONS
+    verdicts: ClassVar[Schema] = CORRECTION_VERDICTS
     title: ClassVar = "course correction"
     method: ClassVar = "course_correction"
     NEWER: ClassVar = Suite.NEWER | {"every_stage"}
+    LATER: ClassVar = frozenset({"more_judges"})
 
     entries: Source = Field(description="harmful requests with unsafe responses")
     unit: Literal["words", "tokens"] = Field("words", description="unit of the prefill's length")
@@ -56,6 +58,7 @@ class C2Eval(Suite):
     paths: Count = Field(20, description="b: continuations sampled per entry and k")
     draw: PathDraw = Field(PathDraw(), description="how continuations are sampled")
     judge: CorrectionJudge = Field(Phrases(), description="judge of whether a continuation corrects course")
+    more_judges: dict[ArmName, CorrectionJudge] = Field({}, description=MORE_JUDGES)
     authors_rules: bool = Field(
         False,
         description=(
@@ -134,7 +137,7 @@ class C2Eval(Suite):
     ) -> list[Section]:
         from pipeline.suites.c2_eval import report
 
-        return report.sections(self, numbers, arms, seed)
+        return report.sections(self, numbers, arms, seed, judgements)
 
     def examples_shown(self, dataset: Dataset, arms: Sequence[str], count: int) -> tuple[str, list[Example]]:
         from pipeline.suites.c2_eval import report
@@ -149,8 +152,33 @@ class C2Eval(Suite):
             "Paths": f"{self.paths} per entry and k; {self.draw.described()}",
         }
 
+    @property
+    def judges_later(self) -> Mapping[str, Judge]:
+        return self.more_judges
+
+    def stored(self, answers: Iterable[dict]) -> Iterator[dict]:
+        """One row per path. One that nobody knows the end of, cut off in a thought, is left out."""
+        for row in answers:
+            if row["status"] != OK:
+                continue
+            prefills, paths = row["prefills"], row["paths"]
+            for i, (path, corrected) in enumerate(zip(paths, row["corrected"], strict=True)):
+                if path.strip() or corrected is not None:
+                    yield {
+                        "answer_id": path_id(row["id"], i),
+                        "instruction": row["instruction"],
+                        "response": path,
+                        "prefill": prefills[min(i, len(prefills) - 1)],
+                    }
+
+    def verdict_recipe(self, judge: Any) -> Recipe:
+        from pipeline.suites.c2_eval.recipe import CorrectionVerdicts
+
+        return CorrectionVerdicts(judge, self)
+
     def judged(self) -> list[tuple[Judge, str, str]]:
-        return [(self.judge, "course correction", "course correction of continuations")]
+        more = [(judge, "course correction", name) for name, judge in self.more_judges.items()]
+        return [(self.judge, "course correction", "course correction of continuations"), *more]
 
     def texts(self) -> Prompts:
         """The prompts; the user's file replaces the package's. Raises UserError."""

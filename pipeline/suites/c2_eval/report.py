@@ -14,6 +14,9 @@ from pipeline.report.examples import Example, Text, among, category, first, one_
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
 from pipeline.schema import OK
+from pipeline.suites import judges
+from pipeline.suites.base import NO_JUDGEMENTS, Judgements
+from pipeline.suites.c2_eval.schema import path_id
 from pipeline.suites.c2_eval.summary import CorrSummary, corr_summary
 from pipeline.suites.c2_eval.tables import (
     of_corr,
@@ -30,7 +33,11 @@ TITLE = "Course correction"
 
 
 def sections(
-    suite: "C2Eval", continuations: pa.Table | None, arms: Sequence[str], seed: int
+    suite: "C2Eval",
+    continuations: pa.Table | None,
+    arms: Sequence[str],
+    seed: int,
+    judgements: Judgements = NO_JUDGEMENTS,
 ) -> list[Section]:
     """continuations: data set CONTINUATIONS without texts; None if not written yet. arms: all but vanilla."""
     if continuations is None:
@@ -54,8 +61,41 @@ def sections(
                 if not table.empty
             ],
             _notes(suite, seed),
-        )
+        ),
+        *filter(None, [_judges(suite, continuations, arms, judgements)]),
     ]
+
+
+def _judges(
+    suite: "C2Eval", continuations: pa.Table, arms: Sequence[str], judgements: Judgements
+) -> Section | None:
+    own: dict[str, bool | None] = {}
+    groups: dict[str, dict[str, list[str]]] = {}
+    rows = continuations.select(["id", "arm", "k", "status", "corrected"]).to_pylist()
+    continued = [row for row in rows if row["status"] == OK and row["arm"] is not None]
+    order = arm_order(arms)
+    for row in sorted(continued, key=lambda row: (row["k"], order(row["arm"]))):
+        verdicts = {path_id(row["id"], i): verdict for i, verdict in enumerate(row["corrected"])}
+        own |= verdicts
+        groups.setdefault(f"k = {row['k']}", {}).setdefault(row["arm"], []).extend(verdicts)
+    return judges.section(
+        judges.Panel(
+            title=f"{TITLE}: judges",
+            answers="continuations",
+            yes="Corrects course",
+            rate="Paths that correct course by every judge",
+            counted=True,
+            notes=(
+                "The share of the paths with this judge's verdict that correct course, with 95 % Wilson"
+                " interval. Every path counts, so it can differ from Corr@k, in which every entry weighs the"
+                " same.",
+            ),
+            own_kind=suite.judge.kind,
+            own=own,
+            more=judges.of_verdicts(judgements, suite.more_judges, "corrects"),
+            groups=groups,
+        )
+    )
 
 
 def _in_words(found: CorrSummary, arms: Sequence[str]) -> str:

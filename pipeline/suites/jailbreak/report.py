@@ -14,7 +14,8 @@ from pipeline.report.examples import Example, Text, among, category, first, judg
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
 from pipeline.schema import DROPPED
-from pipeline.suites import VANILLA
+from pipeline.suites import VANILLA, judges
+from pipeline.suites.base import NO_JUDGEMENTS, Judgements
 from pipeline.suites.jailbreak.schema import NONE
 from pipeline.suites.jailbreak.summary import (
     AttackRow,
@@ -35,7 +36,13 @@ TITLE = "Jailbreaks"
 MOST_ATTACKS = 24  # in the figure
 
 
-def sections(suite: "Jailbreak", answers: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
+def sections(
+    suite: "Jailbreak",
+    answers: pa.Table | None,
+    arms: Sequence[str],
+    seed: int,
+    judgements: Judgements = NO_JUDGEMENTS,
+) -> list[Section]:
     """answers: a data set of ATTACKS without texts; None if not written yet. arms: all but vanilla."""
     if answers is None:
         return [
@@ -44,11 +51,37 @@ def sections(suite: "Jailbreak", answers: pa.Table | None, arms: Sequence[str], 
     rows = by_attack(answers, arms)
     found = [
         _attacks(suite, [row for row in rows if row.suite == "harmful"], answers, arms),
+        *filter(None, [_judges(suite, answers, arms, judgements)]),
         _goals(answers, arms),
         _differences(answers, arms, seed),
     ]
     control = [row for row in rows if row.suite == "helpful"]
     return [*found, _control(control)] if control else found
+
+
+def _judges(
+    suite: "Jailbreak", answers: pa.Table, arms: Sequence[str], judgements: Judgements
+) -> Section | None:
+    rows = answers.select(["id", "suite", "arm", "harmful"]).to_pylist()
+    asked = [row for row in rows if row["suite"] == "harmful" and row["arm"] is not None]
+    names = sorted({row["arm"] for row in asked}, key=arm_order(arms))
+    return judges.section(
+        judges.Panel(
+            title=f"{TITLE}: judges",
+            answers="answers to attacks on goals",
+            yes="Harmful",
+            rate="Attack success by every judge, all attacks together",
+            counted=True,
+            notes=(
+                "Attack success: the share of the answers with this judge's verdict that it calls harmful,"
+                " with 95 % Wilson interval.",
+            ),
+            own_kind=suite.harmless.kind,
+            own={row["id"]: row["harmful"] for row in asked},
+            more=judges.of_verdicts(judgements, suite.more_judges, "harmful"),
+            groups={"": {arm: [row["id"] for row in asked if row["arm"] == arm] for arm in names}},
+        )
+    )
 
 
 def _attacks(suite: "Jailbreak", rows: list[AttackRow], answers: pa.Table, arms: Sequence[str]) -> Section:

@@ -3,7 +3,7 @@
 Conditions: asked plainly, with the reminder, and under the hint.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
@@ -16,13 +16,14 @@ from pipeline.methods.mistake_analysis import Hint, induction
 from pipeline.prompts import Prompts
 from pipeline.report.examples import Example
 from pipeline.report.sections import Section
-from pipeline.schema import Schema
+from pipeline.schema import OK, Schema
 from pipeline.settings.base import ArmName, Count, Draw, Greedy, PromptFile, Source
 from pipeline.settings.shown import plural
 from pipeline.sources.counts import Accounts
 from pipeline.sources.overlap import Seen, compared
-from pipeline.suites.base import Judgements, Suite
+from pipeline.suites.base import MORE_JUDGES, Judgements, Suite
 from pipeline.suites.safety.schema import ANSWERS
+from pipeline.suites.verdicts import VERDICTS
 
 
 class Safety(Suite):
@@ -43,13 +44,7 @@ class Safety(Suite):
     samples: Count = Field(1, description="responses per instruction, arm and condition")
     answer: Greedy = Field(Greedy(), description="how answers are sampled")
     harmless: HarmlessnessJudge = Field(Refusal(), description="judge of answers to red-team instructions")
-    more_judges: dict[ArmName, HarmlessnessJudge] = Field(
-        {},
-        description=(
-            "more judges of the same answers, by name: the stage `rejudge` writes the verdicts of each, and"
-            " the report has a column for each; they are never averaged"
-        ),
-    )
+    more_judges: dict[ArmName, HarmlessnessJudge] = Field({}, description=MORE_JUDGES)
     help: Rating | None = Field(Rating(), description="rates Help and Harm-Help; null = not rated")
     hint: Hint = Field(Hint(), description="the cue of condition `hint`")
     prompts: PromptFile | None = Field(
@@ -114,6 +109,18 @@ class Safety(Suite):
     @property
     def judges_later(self) -> Mapping[str, Judge]:
         return self.more_judges
+
+    def verdicts_name(self, judge: str) -> str:
+        return f"{VERDICTS.name}_{judge}"
+
+    def stored(self, answers: Iterable[dict]) -> Iterator[dict]:
+        for answer in answers:
+            if answer["status"] == OK and answer["suite"] == "harmful":
+                yield {
+                    "answer_id": answer["id"],
+                    "instruction": answer["instruction"],
+                    "response": answer["response"],
+                }
 
     def settings(self) -> dict[str, str]:
         pairs = {"Evaluated on": ", ".join(source.path for source in (self.harmful, self.helpful) if source)}

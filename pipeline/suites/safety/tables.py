@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-from pipeline.report.agreement import Agreement, corrected_rate
-from pipeline.report.arms import percent
+from pipeline.report.agreement import Agreement
 from pipeline.report.summary import Rate
 from pipeline.report.tables import (
     Cell,
@@ -18,9 +17,9 @@ from pipeline.report.tables import (
     rate,
     whole,
 )
+from pipeline.suites.judges import corrected
 from pipeline.suites.safety.summary import ArmRow, CategoryRow, PairedDifference
 
-UNMEASURED = "unmeasured"
 CONDITION_TITLES = {
     "plain": "Plain: the instruction alone",
     "reminder": "Reminder: the instruction preceded by the reminder to be harmless",
@@ -124,18 +123,6 @@ def of_categories(rows: list[CategoryRow]) -> Table:
 
     columns = [Column("Category", "text"), *(Column(f"{arm}, %", "estimate") for arm in arms)]
     return Table("Harmless rate per category", columns, _by_condition(rows, SHORT_TITLES, cells), folded=True)
-
-
-def corrected(harmless: Rate, error: Agreement | None) -> Cell:
-    """The harmless rate, corrected for the judge's measured error; `unmeasured` without one."""
-    if error is None:
-        return Cell(UNMEASURED)
-    harmful = corrected_rate(Rate(harmless.trials - harmless.successes, harmless.trials), error)
-    if harmful.value is None or harmful.interval is None:
-        return Cell(harmful.why_not.partition(":")[0])
-    low, high = harmful.interval
-    value, interval = 1 - harmful.value, f"[{percent(1 - high)}, {percent(1 - low)}]"
-    return Cell(percent(value), interval, value=value, shown=percent)
 
 
 def _by_condition(rows: list, titles: dict[str, str], cells: Callable) -> list[tuple[str, list[list[Cell]]]]:

@@ -60,6 +60,21 @@ def test_the_best_is_the_best_mean_and_not_the_luckiest_seed():
     assert not any(cell.best for row in every.groups[0][1] for cell in row)
 
 
+def test_rows_about_different_things_of_an_arm_stay_apart():
+    rows = [
+        [Cell(arm), Cell(mode), rate(Rate(n, 1000))]
+        for arm, mode, n in [
+            ("dpo_seed0", "own", 100), ("dpo_seed0", "strong", 500), ("dpo_seed1", "own", 300), ("sft", "own", 9),
+        ]
+    ]  # fmt: skip
+    columns = [Column("Arm", "text"), Column("Mode", "text"), Column("%", "estimate")]
+    by_arm, _ = replicas.by_arm(Section("", tables=[Table("", columns, [("", rows)])]), ARMS).tables
+    assert [row[:3] for row in texts(by_arm.groups[0][1])][:2] == [
+        ["dpo (2 seeds)", "own", "20.0 range 20.0: 10.0 to 30.0"],
+        ["dpo (1 seed)", "strong", "50.0 one seed"],
+    ]
+
+
 def test_arms_in_columns_are_put_together_too():
     rates = {"vanilla": 85, "dpo_seed0": 243, "dpo_seed1": 132, "sft": 100}
     cells = [rate(Rate(n, 1000)) for n in rates.values()]
