@@ -132,7 +132,10 @@ class Arm(Section):
         description="kinds of examples to train on; pairs of one kind need not name it",
     )
     train: Trainer = Field(
-        description="fields that differ from `train`; merged with it when a configuration is read",
+        description=(
+            "fields that differ from `train`; merged with it when a configuration is read. `seeds` may also"
+            " stand in the arm itself, as arms.NAME.seeds"
+        ),
     )
     ask: Ask | None = Field(
         None,
@@ -142,6 +145,15 @@ class Arm(Section):
             " arms"
         ),
     )
+
+
+@dataclass(frozen=True)
+class Replica:
+    """An adapter to train: an arm with one of its training seeds."""
+
+    arm: str
+    section: Arm
+    seed: int
 
 
 class Report(Section):
@@ -192,14 +204,35 @@ class Config(Section):
         )
 
     @property
+    def replicas(self) -> dict[str, Replica]:
+        """The adapters to train, by name: the arm's own, or NAME_seedN for each of several seeds."""
+        return {
+            made: replica
+            for name, arm in self.arms.items()
+            for made, replica in _replicas(name, arm, self.seed).items()
+        }
+
+    @property
     def arm_names(self) -> list[str]:
-        """All evaluated arms and adapters, the base model first."""
-        return [VANILLA, *self.arms, *self.adapters]
+        """All evaluated adapters, the base model first."""
+        return [VANILLA, *self.replicas, *self.adapters]
+
+    def stage_names(self, name: str) -> list[str]:
+        """The names under which the adapters after a replica's stages are evaluated, at most; the last stage
+        is the replica itself."""
+        train = self.replicas[name].section.train
+        gaps = [m.widest_gap for m in self.methods.values() if train.accepts in m.training_sets]
+        return [f"{name}_stage{number}" for number in range(1, train.most_stages(max(gaps, default=1)))]
 
     @property
     def asks(self) -> dict[str, str]:
-        """The arms that are asked with a text of their own, and that text."""
-        return {name: arm.ask for name, arm in self.arms.items() if arm.ask}
+        """The adapters (after stages too) that are asked with a text of their own, and that text."""
+        return {
+            made: replica.section.ask
+            for name, replica in self.replicas.items()
+            if replica.section.ask
+            for made in (name, *self.stage_names(name))
+        }
 
     @property
     def stages(self) -> list[str]:
@@ -358,7 +391,9 @@ class Config(Section):
             tree = {
                 **tree,
                 "arms": {
-                    name: _with_ask(_with_training(arm, tree.get("train", {})), tree.get("methods"))
+                    name: _with_ask(
+                        _with_training(str(name), arm, tree.get("train", {})), tree.get("methods")
+                    )
                     for name, arm in tree["arms"].items()
                 },
             }
@@ -434,6 +469,16 @@ class Config(Section):
             if name in self.arms:
                 taken = "the base model itself" if name == VANILLA else "also a name in adapters"
                 raise ValueError(f"arms.{name} is {taken}; give the fine-tuned arm another name")
+        for arm, section in self.arms.items():
+            names = _replicas(arm, section, self.seed)
+            stages = [stage for name in names for stage in self.stage_names(name)]
+            for made in [name for name in (*names, *stages) if name != arm]:
+                if made in self.arms or made in self.adapters:
+                    of = "arms" if made in self.arms else "adapters"
+                    raise ValueError(
+                        f"{of}.{made} is also the name of an adapter that arms.{arm} makes of its"
+                        " seeds or stages; give it another name"
+                    )
         if VANILLA in self.adapters:
             raise ValueError(
                 "adapters.vanilla: vanilla is the base model itself; give the adapter another name"
@@ -521,6 +566,12 @@ WRITTEN = tuple(
 )
 
 
+def _replicas(name: str, arm: Arm, seed: int) -> dict[str, Replica]:
+    """An arm's adapters, by name. seed: the run's."""
+    seeds = arm.train.seeds or [seed]
+    return {name if len(seeds) == 1 else f"{name}_seed{one}": Replica(name, arm, one) for one in seeds}
+
+
 def _default_arms(tree: dict) -> dict:
     """The default arms of the methods, in the form of parsed YAML."""
     methods, train = tree.get("methods"), tree.get("train", {})
@@ -593,7 +644,7 @@ def _check_arm(name: str, arm: Arm, methods: Mapping[str, AnyMethod]) -> None:
         )
 
 
-def _with_training(arm: Any, train: Any) -> Any:
+def _with_training(name: str, arm: Any, train: Any) -> Any:
     """An arm merged with `train`.
 
     An arm with another training method takes only the fields common to both.
@@ -601,6 +652,11 @@ def _with_training(arm: Any, train: Any) -> Any:
     if not (isinstance(arm, dict) and isinstance(train, dict) and isinstance(arm.get("train", {}), dict)):
         return arm  # invalid; validation reports it
     own = arm.get("train", {})
+    if "seeds" in arm:
+        if "seeds" in own:
+            raise ValueError(f"arms.{name}.seeds and arms.{name}.train.seeds are the same setting: give one")
+        own = {**own, "seeds": arm["seeds"]}
+        arm = {key: value for key, value in arm.items() if key != "seeds"}
     if own.get("method", base := train.get("method", "sft")) != base:
         train = {
             key: value

@@ -95,13 +95,14 @@ def mix(run: Run) -> None:
 
 
 def train(run: Run) -> None:
-    """The training sets → one LoRA adapter per arm."""
+    """The training sets → one LoRA adapter per arm and training seed."""
     inputs = {}
-    for name, arm in run.config.arms.items():
-        training_set = run.training_sets[arm.train.accepts]
+    for name, replica in run.config.replicas.items():
+        how = replica.section.train
+        training_set = run.training_sets[how.accepts]
         inputs[name] = {training_set.name: run.complete(training_set, "mix")["digest"]}
-        if arm.train.start:
-            inputs[name]["start"] = adapter_digest(arm.train.start.adapter)
+        if how.start:
+            inputs[name]["start"] = adapter_digest(how.start.adapter)
     run.fit(inputs)
 
 
@@ -111,8 +112,11 @@ def evaluate(run: Run) -> None:
     inputs = {arm: run.complete(output, "train")["digest"] for arm, output in run.adapters.items()}
     inputs |= {name: adapter_digest(path) for name, path in config.adapters.items()}
     adapters = {arm: output.path for arm, output in run.adapters.items()} | preflight.given_adapters(config)
-    for arm in run.adapters:
-        models.check_adapter(f"arms.{arm}", adapters[arm], run.model_dir)
+    staged = any(config.suites.items()[name].asks_every_stage for name in run.suites)
+    stages = run.stage_adapters() if staged else {}
+    for arm, path in (adapters | stages).items():
+        if arm not in config.adapters:
+            models.check_adapter(f"arms.{arm}", path, run.model_dir)
     own = config.answering(None)
     for arm, text in config.asks.items():
         run.log(f"evaluate: {arm} is asked with a text of its own in every suite: {text!r}")
@@ -132,9 +136,11 @@ def evaluate(run: Run) -> None:
     makings = []
     for name, store in run.suites.items():
         suite = config.suites.items()[name]
+        more = stages if suite.asks_every_stage else {}
 
-        def answers(counts: Accounts, suite=suite) -> Iterable[dict]:
-            return suite.rows(config.arm_names, config.seed, counts, tokenizer, seen(suite.exclude_seen))
+        def answers(counts: Accounts, suite=suite, more=more) -> Iterable[dict]:
+            arms = [*config.arm_names, *more]
+            return suite.rows(arms, config.seed, counts, tokenizer, seen(suite.exclude_seen))
 
         makings.append(
             Making(
@@ -142,8 +148,8 @@ def evaluate(run: Run) -> None:
                 answers,
                 f"suites.{name}",
                 store.schema,
-                asked(suite.recipe(adapters), adapters, config.asks),
-                run.models(own, tuple(adapters.values()), ["evaluate"], f"suites.{name}."),
+                asked(suite.recipe(adapters | more), adapters | more, config.asks),
+                run.models(own, tuple((adapters | stages).values()), ["evaluate"], f"suites.{name}."),
                 inputs,
             )
         )

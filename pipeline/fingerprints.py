@@ -33,11 +33,13 @@ def fingerprints(config: Config) -> dict[str, dict]:
             method.name: _dumped(method, include=set(method.mixing_of(schema))) for method in methods.values()
         }
         found[schema.name] = made_with("mix", model, texts, mix=mixed)
-    for name, arm in config.arms.items():
+    for name, replica in config.replicas.items():
+        arm = replica.section
         weights = arm.train.model_dump(mode="json", exclude=arm.train.OPERATIONAL - {"merge"})
         if not arm.train.equal_steps:  # finished adapters of older versions do not have it
             weights["equal_steps"] = False
-        found[f"adapter/{name}"] = made_with("train", model, {}, train=weights, arm={"kinds": arm.kinds})
+        made = made_with("train", model, {}, train=weights, arm={"kinds": arm.kinds})
+        found[f"adapter/{name}"] = {**made, "seed": replica.seed}
     evaluator = {**model, **config.engine.determines()}
     for name, suite in config.suites.items().items():
         section = {name: _dumped(suite, exclude=set(suite.LATER))}

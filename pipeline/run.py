@@ -15,6 +15,7 @@ from pipeline import models, placement, preflight, sampling
 from pipeline.chat import Recipe
 from pipeline.config import Answering, Config, dump, trainable
 from pipeline.data import endings, faults, storage
+from pipeline.data.adapter import stage_directory
 from pipeline.data.card import Origin, write_card
 from pipeline.data.output import Output
 from pipeline.data.store import Store
@@ -112,7 +113,9 @@ class Run:
         self.path = storage.absolute(config.run_dir)
         self.generated = {name: self._store(method.generated) for name, method in config.methods.items()}
         self.training_sets = {schema: self._store(schema) for schema in config.training_sets()}
-        self.adapters = {arm: Output(self.path, f"adapter/{arm}", fence=attempt.check) for arm in config.arms}
+        self.adapters = {
+            name: Output(self.path, f"adapter/{name}", fence=attempt.check) for name in config.replicas
+        }
         self.suites = {
             name: self._store(config.suites.items()[name].data_schema)
             for name in preflight.check_suites(config, suites)
@@ -418,9 +421,27 @@ class Run:
 
         found: dict[tuple, dict[str, int]] = {}
         for arm in arms:
-            key, steps = equal.compared(self.config.arms[arm].train), self.adapters[arm].facts.get("steps")
+            train = self.config.replicas[arm].section.train
+            key, steps = equal.compared(train), self.adapters[arm].facts.get("steps")
             if key is not None and steps is not None:
                 found.setdefault(key, {})[arm] = steps
+        return found
+
+    def stage_adapters(self) -> dict[str, str]:
+        """The adapters after every stage but the last of the staged arms: name → directory.
+
+        Raises UserError if an arm was trained before these were kept.
+        """
+        found = {}
+        for name, output in self.adapters.items():
+            possible, kept = self.config.stage_names(name), self.complete(output, "train").get("stages")
+            if possible and kept is None:
+                raise UserError(
+                    f"{output.path} was trained by an older version, which did not keep the adapters of the"
+                    " stages: set every_stage to false, or train anew with --overwrite"
+                )
+            for stage in possible[: (kept or 1) - 1]:
+                found[stage] = stage_directory(output.path, int(stage.rpartition("_stage")[2]))
         return found
 
     def _log_unequal(self) -> None:

@@ -315,7 +315,7 @@ def _evaluation(
     if entries is None:
         return [resources.Work("evaluate", name, None)]
     told, most = suite.most_tokens()
-    arms = len(config.arm_names)
+    arms = resources.arms(config, suite)
     found = [
         resources.Work(
             "evaluate",

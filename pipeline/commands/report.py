@@ -22,8 +22,9 @@ from pipeline.data import records, storage
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.inference import ENGINES
-from pipeline.report import sections, tables
+from pipeline.report import replicas, sections, tables
 from pipeline.report.agreement import Agreement
+from pipeline.report.arms import Arms
 from pipeline.report.examples import Example
 from pipeline.schema import Schema
 from pipeline.suites.base import OWN_JUDGE, Judgements, Suite
@@ -87,19 +88,38 @@ def _sections(config: Config, run_dir: str, datasets: dict[str, Dataset | None])
     errors = measured.read(run_dir, config.report.judge_errors)
     for suite in _suites(config):
         judgements = _judgements(config, suite, run_dir, errors)
-        found += suite.report(numbers[suite.data_schema.name], config.arm_names[1:], config.seed, judgements)
+        arms = _arms(config, suite)
+        parts = suite.report(numbers[suite.data_schema.name], arms, config.seed, judgements)
+        found += [replicas.by_arm(part, arms) for part in parts]
     if config.arms:
         logs = {
-            arm: _training_log(storage.join(run_dir, "adapter", arm, "metrics.jsonl")) for arm in config.arms
+            name: _training_log(storage.join(run_dir, "adapter", name, "metrics.jsonl"))
+            for name in config.replicas
         }
-        trained_on = {name: arm.train.trained_on(arm.kinds) for name, arm in config.arms.items()}
-        section = sections.training(config.arm_names[1:], trained_on, logs)
+        trained_on = {
+            name: one.section.train.trained_on(one.section.kinds) for name, one in config.replicas.items()
+        }
+        section = sections.training(_arms(config), trained_on, logs)
         section.notes.extend(_steps(lines))
         found.append(section)
     if config.methods:
         found.append(report_data.data(config.methods.values(), numbers, stages))
     found += filter(None, (report_data.thoughts(stages), report_data.sources(stages)))
     return [*found, sections.time(stages), report_settings.settings(config)]
+
+
+def _arms(config: Config, suite: Suite | None = None) -> Arms:
+    """All evaluated adapters; for a suite that evaluates the adapters after stages, those too."""
+    several = {name: one.arm for name, one in config.replicas.items() if name != one.arm}
+    names, stages = [], {}
+    for name, one in config.replicas.items():
+        for stage in config.stage_names(name) if suite is not None and suite.asks_every_stage else ():
+            names.append(stage)
+            stages[stage] = one.arm
+            if name in several:
+                several[stage] = one.arm + stage.removeprefix(name)
+        names.append(name)
+    return Arms([*names, *config.adapters], several, stages)
 
 
 def _steps(lines: list[dict]) -> list[str]:
@@ -145,7 +165,7 @@ def _examples(config: Config, datasets: dict[str, Dataset | None]) -> list[tuple
     found = []
     for suite in _suites(config):
         if (dataset := datasets[suite.data_schema.name]) is not None:
-            found.append(suite.examples_shown(dataset, config.arm_names[1:], config.report.examples))
+            found.append(suite.examples_shown(dataset, _arms(config, suite), config.report.examples))
     for method in config.methods.values():
         if (dataset := datasets[method.generated.name]) is not None:
             found.append(method.examples_shown(dataset, config.report.examples))

@@ -14,6 +14,7 @@ from pipeline.placement import Node
 from pipeline.runtime.session import ray_session
 from pipeline.settings.base import span
 from pipeline.settings.shown import plural
+from pipeline.suites.base import Suite
 
 # new tokens per engine; used until a run has been measured
 ASSUMED_TOKENS_PER_S = {"cpu": 2_000, "gpu": 2_500}
@@ -39,12 +40,15 @@ def show(config: Config, nodes: list[Node], console: Console) -> None:
     _show_passes("generate", config, nodes, console)
     alike: dict[str, list[str]] = {}
     for name, arm in config.arms.items() if "train" in config.stages else ():
-        alike.setdefault(_training(arm.train), []).append(name)
+        seeds = arm.train.seeds or []
+        told = f" (seeds {', '.join(map(str, seeds))})" if len(seeds) > 1 else ""
+        alike.setdefault(_training(arm.train), []).append(f"{name}{told}")
     for training, names in alike.items():
         console.print(f"  train      {training}, one arm after the other: {', '.join(names)}")
     if "evaluate" in config.stages:
-        asked = " and ".join(f"{plural(arms(config), 'arm')} × {what}" for what in _suites(config))
-        lora = " by LoRA" if arms(config) > 1 else ""
+        suites = config.suites.items().values()
+        asked = " and ".join(f"{plural(arms(config, suite), 'arm')} × {suite.size()}" for suite in suites)
+        lora = " by LoRA" if config.arm_names[1:] else ""
         console.print(
             f"  evaluate   {plural(config.engine.actors_told, 'engine')}, {asked}{lora}, all in one start"
         )
@@ -95,13 +99,10 @@ def _training(train: Train) -> str:
     return f"{plural(workers, 'worker')} × {1 if train.use_gpu else 'no'} GPU, {method}"
 
 
-def _suites(config: Config) -> list[str]:
-    return [suite.size() for suite in config.suites.items().values()]
-
-
-def arms(config: Config) -> int:
-    """Number of arms, base model included."""
-    return len(config.arm_names)
+def arms(config: Config, suite: Suite) -> int:
+    """Number of adapters that a suite evaluates, at most, and one for the base model."""
+    stages = [name for arm in config.replicas for name in config.stage_names(arm)]
+    return len(config.arm_names) + (len(stages) if suite.asks_every_stage else 0)
 
 
 @dataclass(frozen=True)

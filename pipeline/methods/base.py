@@ -127,6 +127,11 @@ class Method(Section):
         return {("user",): ""}
 
     @property
+    def training_conversations(self) -> dict[tuple[str, ...], str]:
+        """Roles of the conversations that `mix` makes → the setting that asks for them, or empty."""
+        return {("user", "assistant"): ""}
+
+    @property
     def repeats(self) -> tuple[str, int, dict[str, Draw]]:
         """How often an instruction is used: the field, its value, and the draws that make a difference."""
         draws = {

@@ -129,7 +129,7 @@ def _check_engines(config: Config, stages: set[str], suites: set[str]) -> None:
         _check_named(config, ["rejudge"], "suites.")
     if "evaluate" in stages:
         _check_named(config, ["evaluate"], "suites.")
-        engine, fine_tuned = config.engine, [*config.arms, *config.adapters]
+        engine, fine_tuned = config.engine, config.arm_names[1:]
         _check_is_model("engine", engine, "to evaluate")
         if fine_tuned and not engine.takes_adapters:
             raise UserError(
@@ -262,14 +262,20 @@ def check_build(config: Config, stages: set[str]) -> None:
 
 
 def arm_specs(config: Config, directory: str) -> dict[str, "ArmSpec"]:
-    """The arms to train, by name. directory: as returned by `model_dir`."""
+    """The adapters to train, by name. directory: as returned by `model_dir`."""
     from pipeline.training.arm import ArmSpec
 
     return {
         name: ArmSpec(
-            name, arm.train, arm.kinds, config.model, directory, config.seed, partial(config.field_of, name)
+            name,
+            one.section.train,
+            one.section.kinds,
+            config.model,
+            directory,
+            one.seed,
+            partial(config.field_of, one.arm),
         )
-        for name, arm in config.arms.items()
+        for name, one in config.replicas.items()
     }
 
 

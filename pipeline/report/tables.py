@@ -2,10 +2,11 @@
 text."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from pipeline.data.endings import CUT, DROPPED, KEPT, TRIMMED, Endings
+from pipeline.report.arms import percent
 from pipeline.report.summary import Difference, Mean
 
 NOTHING = "–"
@@ -17,11 +18,18 @@ TOLD_APART = (
 
 @dataclass(frozen=True)
 class Cell:
-    """A table's cell as text; `best` cells are marked."""
+    """A table's cell as text; `best` cells are marked.
+
+    Of a measured number also `value`, None if it is not known, and `shown`, which writes it; and `better`,
+    if the best of several is marked: max or min.
+    """
 
     text: str
     interval: str = ""
     best: bool = False
+    value: float | None = field(default=None, compare=False)
+    shown: Callable[[float], str] | None = field(default=None, compare=False, repr=False)
+    better: Callable | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -62,16 +70,17 @@ class Estimate(Protocol):
 def rate(value: Estimate) -> Cell:
     """A percentage with its interval."""
     if value.value is None or value.interval is None:
-        return Cell(NOTHING)
+        return Cell(NOTHING, shown=percent)
     low, high = value.interval
-    return Cell(f"{100 * value.value:.1f}", f"[{100 * low:.1f}, {100 * high:.1f}]")
+    return Cell(percent(value.value), f"[{percent(low)}, {percent(high)}]", value=value.value, shown=percent)
 
 
 def mean(value: Mean) -> Cell:
     """A mean and its interval, with two decimals."""
     if value.value is None:
-        return Cell(NOTHING)
-    return Cell(f"{value.value:.2f}", "[{:.2f}, {:.2f}]".format(*value.interval) if value.interval else "")
+        return Cell(NOTHING, shown="{:.2f}".format)
+    interval = "[{:.2f}, {:.2f}]".format(*value.interval) if value.interval else ""
+    return Cell(f"{value.value:.2f}", interval, value=value.value, shown="{:.2f}".format)
 
 
 def points(value: float) -> str:
@@ -110,7 +119,8 @@ def difference(d: Difference, more: str, less: str, shown: Callable[[float], str
     """The cells of a difference. more, less: the verdict for a positive and for a negative one."""
     verdict = (more if d.difference > 0 else less) if d.distinguishable else "cannot be told apart"
     low, high = d.interval
-    estimate = Cell(shown(d.difference), f"[{shown(low)}, {shown(high)}]", best=d.distinguishable)
+    interval = f"[{shown(low)}, {shown(high)}]"
+    estimate = Cell(shown(d.difference), interval, d.distinguishable, d.difference, shown)
     return [estimate, *(Cell(whole(n)) for n in (d.n, d.better, d.worse, d.same)), Cell(verdict)]
 
 
@@ -238,7 +248,8 @@ def of_pairs(title: str, names: tuple[str, str], pairs: dict[str, str]) -> Table
 def mark_best(values: list[float | None], cells: list[Cell], better: Callable) -> list[Cell]:
     """The cells, with the best of the known values marked unless all are equal."""
     known = [v for v in values if v is not None]
-    if len(set(known)) < 2:
-        return cells
-    best = better(known)
-    return [Cell(c.text, c.interval, best=v == best) for v, c in zip(values, cells, strict=True)]
+    best = better(known) if len(set(known)) > 1 else None
+    return [
+        replace(cell, best=value is not None and value == best, better=better)
+        for value, cell in zip(values, cells, strict=True)
+    ]

@@ -49,10 +49,13 @@ class Suite(Section):
     method:      the method that the suite belongs to; in a run of that method, the suite's report comes
                  first; empty if it belongs to none
     LATER:       the fields that change no row of the data set, since only `rejudge` reads them
+    NEWER:       the fields that finished data of older versions does not have: their defaults are in no
+                 fingerprint
     verdicts:    the data sets of more judges' verdicts
     """
 
     LATER: ClassVar[frozenset[str]] = frozenset()
+    NEWER: ClassVar[frozenset[str]] = frozenset({"exclude_seen"})
 
     verdicts: ClassVar[Schema] = VERDICTS
 
@@ -81,6 +84,11 @@ class Suite(Section):
     @property
     def reads_tokenizer(self) -> bool:
         """Whether `rows` loads the tokenizer of the run's model."""
+        return False
+
+    @property
+    def asks_every_stage(self) -> bool:
+        """Whether the suite also evaluates the adapters after every stage of arms that train in stages."""
         return False
 
     @property
@@ -130,8 +138,9 @@ class Suite(Section):
     @model_serializer(mode="wrap")
     def _dumped(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         given = dump(self)
-        if info.context == FOR_FINGERPRINT and not self.exclude_seen:
-            given.pop("exclude_seen", None)  # finished data of older versions does not have it
+        for name in self.NEWER if info.context == FOR_FINGERPRINT else ():
+            if getattr(self, name) == type(self).model_fields[name].default:
+                given.pop(name, None)
         return given
 
     def rows(

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.report import tables
 from pipeline.report.agreement import Agreement, compared, corrected_rate
+from pipeline.report.arms import percent
 from pipeline.report.sections import Section
 from pipeline.report.summary import Rate
 from pipeline.report.tables import Cell, Column, Table
@@ -98,7 +99,8 @@ def corrected(harmless: Rate, error: Agreement | None) -> Cell:
     if harmful.value is None or harmful.interval is None:
         return Cell(harmful.why_not.partition(":")[0])
     low, high = harmful.interval
-    return Cell(f"{100 * (1 - harmful.value):.1f}", f"[{100 * (1 - high):.1f}, {100 * (1 - low):.1f}]")
+    value, interval = 1 - harmful.value, f"[{percent(1 - high)}, {percent(1 - low)}]"
+    return Cell(percent(value), interval, value=value, shown=percent)
 
 
 def _named(panel: Panel, judge: str) -> str:

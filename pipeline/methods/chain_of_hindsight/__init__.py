@@ -95,6 +95,13 @@ class ChainOfHindsight(comparisons.Comparing):
         sides = {side for form in self.mix.forms for side in FORMS[form]}
         return [SAFE] * ("good" in sides) + [UNSAFE] * ("bad" in sides and self.mix.loss == "all")
 
+    @property
+    def training_conversations(self) -> dict[tuple[str, ...], str]:
+        found: dict[tuple[str, ...], str] = {("user", "assistant"): ""}
+        for form in self.mix.forms:
+            found.setdefault(("user", "assistant") * len(FORMS[form]), f"mix.forms holds {form}")
+        return found
+
     def examples(
         self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int, counts: Accounts
     ) -> Iterator[dict]:

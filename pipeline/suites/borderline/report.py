@@ -9,7 +9,8 @@ from markupsafe import Markup
 
 from pipeline.data.dataset import Dataset
 from pipeline.report import plots, summary, tables
-from pipeline.report.examples import Example, Text, among, category, first, shown
+from pipeline.report.arms import shares
+from pipeline.report.examples import Example, Text, among, category, first, one_of_each, shown
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
 from pipeline.suites import VANILLA, judges
@@ -95,7 +96,7 @@ def _halves(suite: "Borderline", answers: pa.Table, arms: Sequence[str]) -> Sect
             " treats answers as independent, so it is somewhat too narrow; the paired differences resample"
             " whole prompts."
         )
-    text = [_in_words(halves[half]) for half in (SAFE, UNSAFE) if half in halves]
+    text = [_in_words(halves[half], arms) for half in (SAFE, UNSAFE) if half in halves]
     if UNSAFE not in halves:
         text.append("The suite has no unsafe half, so that a model that never refuses looks perfect here.")
     shown_tables = [of_arms(halves), of_counts(halves)]
@@ -106,15 +107,11 @@ def _halves(suite: "Borderline", answers: pa.Table, arms: Sequence[str]) -> Sect
     return Section(TITLE, text, figures, shown_tables, notes)
 
 
-def _in_words(rows: list[HalfRow]) -> str:
+def _in_words(rows: list[HalfRow], arms: Sequence[str]) -> str:
     safe = rows[0].half == SAFE
-    shares = [
-        f"{row.arm} {100 * value:.1f}\u00a0%"
-        for row in rows
-        if (value := (row.compliance if safe else row.refusal).value) is not None
-    ]
+    told = shares(arms, {row.arm: (row.compliance if safe else row.refusal).value for row in rows})
     lead = "Safe prompts that sound harmful, answered in full" if safe else "Unsafe prompts, refused"
-    return f"{lead}: {', '.join(shares) or 'no answer has a class'}."
+    return f"{lead}: {told or 'no answer has a class'}."
 
 
 def _figure(halves: dict[str, list[HalfRow]], arms: Sequence[str]) -> Figure:
@@ -152,7 +149,7 @@ def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
 
 def examples(dataset: Dataset, arms: Sequence[str], count: int) -> list[Example]:
     """Up to `count` prompts of both halves, each with the first answer of every arm."""
-    wanted = pc.field("sample") == 0
+    wanted = (pc.field("sample") == 0) & one_of_each(arms)
     ids = first(dataset, "instruction_id", wanted, count)
     rows = dataset.table(where=wanted & among("instruction_id", ids)).to_pylist()
     order = arm_order(arms)

@@ -45,6 +45,7 @@ class C2Eval(Suite):
     verdicts: ClassVar[Schema] = CORRECTION_VERDICTS
     title: ClassVar = "course correction"
     method: ClassVar = "course_correction"
+    NEWER: ClassVar = Suite.NEWER | {"every_stage"}
     LATER: ClassVar = frozenset({"more_judges"})
 
     entries: Source = Field(description="harmful requests with unsafe responses")
@@ -64,6 +65,13 @@ class C2Eval(Suite):
             "as the authors' scripts: words counted with the opener, an opener drawn per path, "
             "a response shorter than k used whole, the first unsafe response of any length, "
             "an unreadable verdict taken as a no"
+        ),
+    )
+    every_stage: bool = Field(
+        False,
+        description=(
+            "also evaluate the adapters after every stage of arms that train in stages, for the course of"
+            " Corr@k over the stages (`train.curriculum: staged`)"
         ),
     )
     prompts: PromptFile | None = Field(
@@ -89,6 +97,10 @@ class C2Eval(Suite):
     @property
     def reads_tokenizer(self) -> bool:
         return self.unit == "tokens"
+
+    @property
+    def asks_every_stage(self) -> bool:
+        return self.every_stage
 
     @property
     def repeats(self) -> tuple[str, int, dict[str, Draw]]:

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from pipeline.data.dataset import Dataset
 from pipeline.report import summary, tables
-from pipeline.report.examples import Example, Text, among, category, first, judged_text, shown
+from pipeline.report.examples import Example, Text, among, category, first, judged_text, one_of_each, shown
 from pipeline.report.sections import Section
 from pipeline.report.summary import arm_order
 from pipeline.suites.discrimination.recipe import MODES
@@ -92,7 +92,7 @@ def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
 
 def examples(dataset: Dataset, arms: Sequence[str], count: int) -> list[Example]:
     """Up to `count` instructions, each with the first answer of every arm and its analyses."""
-    wanted = pc.field("sample") == 0
+    wanted = (pc.field("sample") == 0) & one_of_each(arms)
     ids = first(dataset, "instruction_id", wanted, count)
     rows = dataset.table(where=wanted & among("instruction_id", ids)).to_pylist()
     order = arm_order(arms)

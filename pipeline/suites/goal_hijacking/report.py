@@ -9,7 +9,8 @@ from markupsafe import Markup
 
 from pipeline.data.dataset import Dataset
 from pipeline.report import plots, summary, tables
-from pipeline.report.examples import Example, Text, among, category, first, shown
+from pipeline.report.arms import shares
+from pipeline.report.examples import Example, Text, among, category, first, one_of_each, shown
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import Rate, arm_order
 from pipeline.suites import VANILLA
@@ -51,7 +52,7 @@ def sections(
 def _arms(suite: "GoalHijacking", answers: pa.Table, arms: Sequence[str]) -> Section:
     rows = by_arm(answers, arms)
     harmful = [row for row in rows if row.suite == HARMFUL]
-    text = [_in_words(harmful, condition) for condition in CONDITIONS if _any(harmful, condition)]
+    text = [_in_words(harmful, condition, arms) for condition in CONDITIONS if _any(harmful, condition)]
     if not harmful:
         text.append("The source has no harmful target, so that nothing is to be defended.")
     elif len(harmful) == len(rows):
@@ -92,14 +93,10 @@ def _any(rows: list[HijackRow], condition: str) -> bool:
     return any(row.condition == condition for row in rows)
 
 
-def _in_words(rows: list[HijackRow], condition: str) -> str:
-    shares = [
-        f"{row.arm} {100 * value:.1f}\u00a0%"
-        for row in rows
-        if row.condition == condition and (value := row.defended.value) is not None
-    ]
+def _in_words(rows: list[HijackRow], condition: str, arms: Sequence[str]) -> str:
+    told = shares(arms, {row.arm: row.defended.value for row in rows if row.condition == condition})
     lead = {"plain": "Asked plainly", "reminder": "With the reminder"}[condition]
-    return f"{lead}, injected orders defended: {', '.join(shares) or 'no answer was judged'}."
+    return f"{lead}, injected orders defended: {told or 'no answer was judged'}."
 
 
 def _figure(rows: list[HijackRow], arms: Sequence[str]) -> Figure:
@@ -140,7 +137,7 @@ def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
 
 def examples(dataset: Dataset, arms: Sequence[str], count: int) -> list[Example]:
     """Up to `count` harmful targets, each in another template, with the first answer of every arm."""
-    wanted = (pc.field("suite") == HARMFUL) & (pc.field("sample") == 0)
+    wanted = (pc.field("suite") == HARMFUL) & (pc.field("sample") == 0) & one_of_each(arms)
     ids = first(dataset, "instruction_id", wanted, count)
     rows = dataset.table(where=wanted & among("instruction_id", ids)).to_pylist()
     order = arm_order(arms)

@@ -9,7 +9,8 @@ from markupsafe import Markup
 
 from pipeline.data.dataset import Dataset
 from pipeline.report import plots, summary, tables
-from pipeline.report.examples import Example, Text, among, category, first, judged_text, shown
+from pipeline.report.arms import Arms, shares
+from pipeline.report.examples import Example, Text, among, category, first, judged_text, one_of_each, shown
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
 from pipeline.suites import VANILLA
@@ -117,31 +118,34 @@ def _arms(suite: "Safety", answers: pa.Table, arms: Sequence[str], judgements: J
     rated, helpful = suite.help is not None, suite.helpful is not None
     error = judgements.errors.get(OWN_JUDGE)
     both = [of_arms(rows, rated=rated, helpful=helpful, error=error), of_counts(rows, rated=rated)]
-    text = [_in_words(rows, c, suite.harmless.kind) for c in conditions]
+    text = [_in_words(rows, c, suite.harmless.kind, arms) for c in conditions]
     text += [*filter(None, [suite.harmless.blind]), judges.told(suite, judgements.errors)]
     return Section("Arms", text, [figure], both, notes)
 
 
-def _in_words(rows: list[ArmRow], condition: str, judge: str) -> str:
-    shares = [
-        f"{r.arm} {100 * r.harmless.value:.1f}\u00a0% of {tables.whole(r.judged)}"
-        + (f" ({tables.whole(r.unreadable)} more without a verdict)" if r.unreadable else "")
-        for r in rows
-        if r.condition == condition and r.harmless.value is not None
-    ]
+def _in_words(rows: list[ArmRow], condition: str, judge: str, arms: Sequence[str]) -> str:
+    found = {r.arm: r for r in rows if r.condition == condition}
+
+    def counts(names: list[str]) -> str:
+        judged, unreadable = (sum(getattr(found[n], of) for n in names) for of in ("judged", "unreadable"))
+        missing = f" ({tables.whole(unreadable)} more without a verdict)" if unreadable else ""
+        return f" of {tables.whole(judged)}{missing}"
+
+    told = shares(arms, {name: row.harmless.value for name, row in found.items()}, counts)
     lead = {
         "plain": "Asked plainly",
         "reminder": "With the reminder",
         "hint": "Under the induction hint",
         "think": "Asked to think about harm first",
     }[condition]
-    return f"{lead}, answers that {judge} calls harmless: {', '.join(shares) or 'none was judged'}."
+    return f"{lead}, answers that {judge} calls harmless: {told or 'none was judged'}."
 
 
 def _differences(suite: "Safety", answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
     pairs = [(arm, VANILLA) for arm in arms]
-    if "sft" in arms:
-        pairs += [(arm, "sft") for arm in arms if arm != "sft"]
+    known = Arms.of(arms)
+    others = [arm for arm in arms if known.arm(arm) != "sft"]
+    pairs += [(arm, baseline) for arm in others for baseline in known.baselines(arm, "sft")]
     found = [paired_difference(answers, *pair, c, seed=seed) for c in SHOWN_CONDITIONS for pair in pairs]
     differences = [d for d in found if d]
     if not differences:
@@ -189,7 +193,7 @@ def _categories(suite: "Safety", answers: pa.Table, arms: Sequence[str]) -> Sect
     return Section("By category", figures=[Figure(Markup(svg), caption)], tables=[of_categories(rows)])
 
 
-def _palette(arms: Sequence[str], rows: list) -> list[str]:
+def _palette(arms: Sequence[str], rows: list) -> Sequence[str]:
     return palette(arms, [r.arm for r in rows])
 
 
@@ -204,6 +208,7 @@ def examples(dataset: Dataset, arms: Sequence[str], count: int) -> list[Example]
         (pc.field("suite") == "harmful")
         & pc.field("condition").isin(SHOWN_CONDITIONS)
         & (pc.field("sample") == 0)
+        & one_of_each(arms)
     )
     ids = first(dataset, "instruction_id", wanted, count)
     rows = dataset.table(where=wanted & among("instruction_id", ids)).to_pylist()
