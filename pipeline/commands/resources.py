@@ -102,8 +102,11 @@ class Work:
     counted: tuple[str, int] | None
 
 
-def show_time(config: Config, work: list[Work], tokens_per_s: float | None, console: Console) -> None:
-    """Print the new tokens of each part of the work, and the hours and GPU-hours they take at most."""
+def show_time(config: Config, work: list[Work], tokens_per_s: float | None, console: Console) -> list[dict]:
+    """Print the new tokens of each part of the work, and the hours and GPU-hours they take at most.
+
+    Returns the hours as facts, of each engine.
+    """
     console.print("[bold]Time[/bold]")
     for part in work:
         if part.counted:
@@ -116,9 +119,11 @@ def show_time(config: Config, work: list[Work], tokens_per_s: float | None, cons
         if part.counted:
             engine = config.generator(part.name).engine if part.stage == "generate" else config.engine
             spent.setdefault(engine, []).append(part)
+    hours = []
     for engine, parts in spent.items():
         whose = f" for {', '.join(f'{part.stage} {part.name}' for part in parts)}" if len(spent) > 1 else ""
-        _show_hours(config, engine, parts, whose, tokens_per_s, console)
+        hours.append(_show_hours(config, engine, parts, whose, tokens_per_s, console))
+    return hours
 
 
 def _show_hours(
@@ -128,7 +133,7 @@ def _show_hours(
     whose: str,
     tokens_per_s: float | None,
     console: Console,
-) -> None:
+) -> dict:
     most = sum(part.counted[1] for part in parts if part.counted)
     _, actors = span(engine.actors)
     measured = _measured(config, parts)
@@ -138,6 +143,13 @@ def _show_hours(
     hours = most / (speed * actors) / 3600
     console.print(f"  at {speed:,.0f} tokens/s per engine ({origin}): at most {hours:.2f} h", end="")
     console.print((f" = {hours * actors * engine.gpus:.1f} GPU-hours" if engine.gpus else "") + whose)
+    return {
+        "of": [f"{part.stage} {part.name}" for part in parts],
+        "tokens_per_s": speed,
+        "origin": origin,
+        "most_hours": hours,
+        "most_gpu_hours": hours * actors * engine.gpus,
+    }
 
 
 def _measured(config: Config, parts: list[Work]) -> float | None:

@@ -38,6 +38,7 @@ class Method(Section):
     default_arms:  the arms to train if the configuration names none
     nothing:       why a training set can be empty, for the error message
     mixing:        the fields that only `mix` reads
+    starting:      YAML of fields that a newcomer decides, with comments, for `setbacks init`
     OPERATIONAL:   the fields that change no row
     example_kinds: by training set, the kinds of examples that it can hold; empty if its rows have no kinds
     made_from:     by kind of example, the source and its response that the kind is made from, if from one
@@ -48,6 +49,7 @@ class Method(Section):
     default_arms: ClassVar[dict[str, dict]]
     nothing: ClassVar[str]
     mixing: ClassVar[frozenset[str]] = frozenset()
+    starting: ClassVar[str] = ""
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"engine", "min_usable"})
     example_kinds: ClassVar[dict[str, tuple[str, ...]]] = {}
     made_from: ClassVar[dict[str, tuple[str, str]]] = {}

@@ -116,11 +116,7 @@ def _agreements(found: dict[str, Verdicts], names: dict[str, str]) -> Table:
     rows = []
     for first, second in combinations(found, 2):
         both, _ = compared(found[first], found[second])
-        interval = both.kappa_interval()
-        kappa = Cell(
-            tables.NOTHING if both.kappa is None else f"{both.kappa:.2f}",
-            f"[{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "",
-        )
+        kappa = tables.decimals(both.kappa, both.kappa_interval(), both.n)
         counts = [Cell(tables.whole(n)) for n in (both.n, both.only_first, both.only_second)]
         pair = [Cell(names[first]), Cell(names[second])]
         rows.append([*pair, counts[0], tables.rate(both.agreed), kappa, *counts[1:]])
@@ -144,11 +140,7 @@ def _errors(suite: "Safety", errors: Mapping[str, Agreement]) -> Table:
         if error is None:
             rows.append([Cell(_named(suite, judge)), Cell(UNMEASURED), *[Cell(tables.NOTHING)] * 4])
             continue
-        interval = error.kappa_interval()
-        kappa = Cell(
-            tables.NOTHING if error.kappa is None else f"{error.kappa:.2f}",
-            f"[{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "",
-        )
+        kappa = tables.decimals(error.kappa, error.kappa_interval(), error.n)
         shares = (error.agreed, error.sensitivity, error.specificity)
         cells = [Cell(tables.whole(error.n)), *map(tables.rate, shares), kappa]
         rows.append([Cell(_named(suite, judge)), *cells])

@@ -7,6 +7,7 @@ from pipeline.report.summary import Rate
 from pipeline.report.tables import (
     Cell,
     Column,
+    Number,
     Table,
     difference,
     difference_columns,
@@ -132,8 +133,9 @@ def corrected(harmless: Rate, error: Agreement | None) -> Cell:
     harmful = corrected_rate(Rate(harmless.trials - harmless.successes, harmless.trials), error)
     if harmful.value is None or harmful.interval is None:
         return Cell(harmful.why_not.partition(":")[0])
-    low, high = harmful.interval
-    return Cell(f"{100 * (1 - harmful.value):.1f}", f"[{100 * (1 - high):.1f}, {100 * (1 - low):.1f}]")
+    low, high = (1 - end for end in reversed(harmful.interval))
+    number = Number(1 - harmful.value, low, high, harmless.trials, "share")
+    return Cell(f"{100 * (1 - harmful.value):.1f}", f"[{100 * low:.1f}, {100 * high:.1f}]", number=number)
 
 
 def _by_condition(rows: list, titles: dict[str, str], cells: Callable) -> list[tuple[str, list[list[Cell]]]]:
