@@ -114,7 +114,7 @@ class MistakeAnalysis(Method):
     }
 
     starting: ClassVar = """
-verify: {kind: refusal}  # was a mistake induced? by phrases: fast and crude; better a model: docs/judges.md
+verify: {kind: refusal}  # was it harmful? by phrases: fast and crude; docs/judges.md has better
 induce: {max_tokens: 512}
 analyse: {max_tokens: 512}
 # mix: {helpful: {path: data/benign_with_responses.jsonl}}  # keeps the model useful
