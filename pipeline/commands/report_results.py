@@ -89,7 +89,7 @@ def dumped(found: Results) -> str:
 
 def read(run_dir: str) -> Results:
     """The results of a run. Raises UserError if there are none, or if another version wrote them."""
-    path = storage.join(run_dir, FILE)
+    path = storage.join(storage.absolute(run_dir), FILE)
     try:
         return Results.model_validate(json.loads(storage.read_text(path)))
     except FileNotFoundError:

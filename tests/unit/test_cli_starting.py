@@ -97,7 +97,8 @@ def test_env_says_versions_and_devices_and_no_path(setbacks):
 @pytest.fixture
 def config(tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(scripted.tree(tmp_path / "run")))
+    tree = scripted.tree(tmp_path / "run", model={"path": "org/on-the-hub", "max_length": 512})
+    path.write_text(yaml.safe_dump(tree))
     return path
 
 
@@ -184,7 +185,7 @@ def test_a_data_set_of_no_answers_has_no_outcomes():
 
 def test_init_from_the_command_line(setbacks, tmp_path):
     path = tmp_path / "new.yaml"
-    code, out, _ = setbacks("init", path, "--model", "toy", "--source", "toy:harmful-train", "--gpus", "0")
+    code, out, _ = setbacks("init", path, "--model", "org/m", "--source", "toy:harmful-train", "--gpus", "0")
     assert code == 0 and f"next: setbacks plan {path}" in out
     assert setbacks("plan", path, "--json")[0] == 0
     assert setbacks("init", path, "--model", "toy", "--source", "toy:harmful-train")[0] == 2

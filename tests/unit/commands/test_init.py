@@ -40,7 +40,7 @@ def written(tmp_path, monkeypatch):
 @pytest.mark.parametrize("gpus", [0, 4])
 @pytest.mark.parametrize("method", METHODS)
 def test_plan_accepts_it(written, method, gpus):
-    path, said = written(method=method, gpus=gpus)
+    path, said = written(model="org/on-the-hub", method=method, gpus=gpus)
     config = load(path)
     show_plan(config, console=Console(file=io.StringIO()))
     assert [one.name for one in config.methods.values()] == [method]
