@@ -28,7 +28,7 @@ from pipeline.report.sections import Section
 from pipeline.report.summary import Difference, arm_order, paired
 from pipeline.report.tables import Cell, Column, Number, Table
 from pipeline.settings import file, yaml_text
-from pipeline.settings.shown import shown
+from pipeline.settings.shown import plural, shown
 from pipeline.suites.base import Suite
 
 _OF_THE_RUN = ("run_dir", "report")  # say nothing about the numbers
@@ -203,7 +203,7 @@ def _pair(
                 found.told.append(f"{name}: {missing.name} holds no finished answers")
                 break
             order = arm_order(arms)
-            for arm, group in sorted(before.keys() & after.keys(), key=lambda key: order(key[0])):
+            for arm, group in sorted((key for key in before if key in after), key=lambda key: order(key[0])):
                 if arm in arms:
                     rows = before[arm, group], after[arm, group]
                     shared = rows[0].keys() & rows[1].keys()
@@ -298,7 +298,9 @@ def _tables(found: Comparison) -> list[Table]:
             *([Column("Run", "text")] if len(found.runs) > 2 else []),
             Column(f"{found.runs[0].name}{', %' if own[0].unit == 'share' else ''}"),
             Column("other run" if len(found.runs) > 2 else found.runs[1].name),
-            *tables.difference_columns("", "Instructions", unit)[1:],
+            Column(unit, "estimate"),
+            *map(Column, ("Instructions", "Higher", "Lower", "Same")),
+            Column("At 95 %", "text"),
         ]
         marked = "" if all(one.same_judge for one in own) else " (DIFFERENT JUDGES)"
         made.append(Table(f"{suite}: {measure.replace('_', ' ')}{marked}", columns, groups))
@@ -329,17 +331,15 @@ def _sections(found: Comparison) -> list[Section]:
     alone = sum(one.alone for one in found.pairings)
     notes = [
         "Means are over the instructions that both runs answered in the same way, each of the same weight; a"
-        " difference is the other run's mean minus the first run's, better and worse count instructions on"
-        " which it is higher and lower.",
+        " difference is the other run's mean minus the first run's. Higher, lower, same: on how many"
+        " instructions.",
         f"Interval: 95 % bootstrap over instructions, {tables.whole(summary.RESAMPLES)} resamples, seed"
         f" {found.runs[0].config.seed}. It does not contain what another training seed would change.",
         tables.TOLD_APART.format(fewest=summary.FEWEST_DIFFERING, what="instructions"),
     ]
     text = []
     if alone:
-        text.append(
-            f"{tables.whole(alone)} rows with a verdict in one of two runs only are left out of the pairs."
-        )
+        text.append(f"Left out of the pairs: {plural(alone, 'row')} with a verdict in one of two runs only.")
     settings = _settings(found)
     same = [] if found.differing else ["Nothing differs but the run directory."]
     return [
@@ -385,8 +385,8 @@ def _as_data(found: Comparison) -> dict:
                 "low": one.difference.interval[0],
                 "high": one.difference.interval[1],
                 "n": one.difference.n,
-                "better": one.difference.better,
-                "worse": one.difference.worse,
+                "higher": one.difference.better,
+                "lower": one.difference.worse,
                 "same": one.difference.same,
                 "distinguishable": one.difference.distinguishable,
             }

@@ -80,7 +80,7 @@ def test_only_shared_instructions_count_and_the_others_are_told(run):
     found = compare([first, second])
     assert found.pairings[0].difference.n == 10
     assert found.pairings[0].alone == 4
-    assert "4 rows with a verdict in one of two runs only are left out" in shown(first, second)
+    assert "Left out of the pairs: 4 rows with a verdict in one of two runs only" in shown(first, second)
 
 
 def test_answers_without_a_verdict_are_in_no_mean(run):
@@ -147,6 +147,14 @@ def test_a_measure_without_a_judge_is_compared_all_the_same(run):
         ("over_refusal", 2 / 12, 5 / 12)
     ]
     assert any("harmless of b and of a is left out" in line for line in found.told)
+
+
+def test_conditions_stand_in_the_order_of_the_answers(run):
+    conditions = ("plain", "reminder", "hint")
+    found = compare(
+        [run("a", answers(3, conditions=conditions)), run("b", answers(6, conditions=conditions))]
+    )
+    assert [one.group for one in found.pairings] == list(conditions)
 
 
 def test_three_runs_are_compared_with_the_first(run):
