@@ -50,6 +50,7 @@ class Pairing:
     """One measure of one arm in the first run (`baseline`) and in another (`run`), over what they share.
 
     before, after: means over the shared instructions. alone: rows with a value in one of the two runs only.
+    judges: of the first run's verdicts and of the other's, in words; none if no judge was asked.
     """
 
     suite: str
@@ -63,6 +64,7 @@ class Pairing:
     after: float
     difference: Difference
     alone: int
+    judges: list[str]
     same_judge: bool
 
 
@@ -196,6 +198,8 @@ def _pair(
                 continue
             if same is not True:
                 found.told.append(f"{name}: {outcome.name} of {other.name} against {first.name}: {same}")
+            asked = [(first, outcome), (other, second)] if outcome.judge or second.judge else []
+            judges = [_judge_in_words(_determined(run, one)) for run, one in asked]
             before = _values(values, first, name, outcome)
             after = _values(values, other, name, second)
             if before is None or after is None:
@@ -225,6 +229,7 @@ def _pair(
                             after=sum(now.values()) / len(now),
                             difference=difference,
                             alone=len(rows[0].keys() ^ rows[1].keys()),
+                            judges=judges,
                             same_judge=same is True,
                         )
                     )
@@ -250,14 +255,17 @@ def _same_judge(first: Compared, other: Compared, suite: str, before: Outcome, a
     for run, outcome in ((first, before), (other, after)):
         if not _is_of_config(run, suite):
             return f"it is not known which judge gave the verdicts of {run.name}: its config.yaml has changed"
-        judge = outcome.judge
-        known.append(None if judge is None else report_results.determined(run.config, judge))
+        known.append(_determined(run, outcome))
     if known[0] == known[1]:
         return True
     told = [_judge_in_words(one) for one in known]
     if told[0] == told[1]:
         return f"their judges ({told[0]}) differ in settings, prompts or model"
     return f"their judges differ ({told[0]} in {first.name}, {told[1]} in {other.name})"
+
+
+def _determined(run: Compared, outcome: Outcome) -> dict | None:
+    return None if outcome.judge is None else report_results.determined(run.config, outcome.judge)
 
 
 def _judge_in_words(known: dict | None) -> str:
@@ -286,6 +294,7 @@ def _is_of_config(run: Compared, suite: str) -> bool:
 def _tables(found: Comparison) -> list[Table]:
     """One table per suite and measure."""
     made = []
+    names = [found.runs[0].name, "other run" if len(found.runs) > 2 else found.runs[1].name]
     for suite, measure in dict.fromkeys((one.suite, one.measure) for one in found.pairings):
         own = [one for one in found.pairings if (one.suite, one.measure) == (suite, measure)]
         groups = [
@@ -296,14 +305,16 @@ def _tables(found: Comparison) -> list[Table]:
         columns = [
             Column("Arm", "text"),
             *([Column("Run", "text")] if len(found.runs) > 2 else []),
-            Column(f"{found.runs[0].name}{', %' if own[0].unit == 'share' else ''}"),
-            Column("other run" if len(found.runs) > 2 else found.runs[1].name),
+            *(Column(f"{name}{', %' if own[0].unit == 'share' else ''}") for name in names),
             Column(unit, "estimate"),
             *map(Column, ("Instructions", "Higher", "Lower", "Same")),
             Column("At 95 %", "text"),
         ]
-        marked = "" if all(one.same_judge for one in own) else " (DIFFERENT JUDGES)"
-        made.append(Table(f"{suite}: {measure.replace('_', ' ')}{marked}", columns, groups))
+        judges = list(dict.fromkeys(judge for one in own for judge in one.judges))
+        title = f"{suite}: {measure.replace('_', ' ')}"
+        title += f", judged by {' and '.join(judges)}" if judges else ""
+        title += "" if all(one.same_judge for one in own) else " (DIFFERENT JUDGES)"
+        made.append(Table(title, columns, groups))
     return made
 
 

@@ -72,6 +72,7 @@ def test_an_arm_of_two_seeds_is_paired_over_instructions(run):
     assert (found.suite, found.measure, found.group, found.arm) == ("safety", "harmless", "plain", "sft")
     assert (found.before, found.after, found.difference.better) == (0.25, 11 / 12, 8)
     assert found.difference.distinguishable
+    assert found.judges == ["refusal", "refusal"]
 
 
 def test_only_shared_instructions_count_and_the_others_are_told(run):
@@ -115,7 +116,8 @@ def test_rates_of_different_judges_are_not_compared_without_a_word(run):
     found = compare([first, second], different_judges=True)
     assert not found.pairings[0].same_judge
     text = shown(first, second, different_judges=True)
-    assert "DIFFERENT JUDGES" in text and "refusal in a, rating asking toy in b" in text
+    assert "harmless, judged by refusal and rating asking toy (DIFFERENT JUDGES)" in text
+    assert "refusal in a, rating asking toy in b" in text
 
 
 def test_a_changed_config_is_not_taken_for_the_judge_of_the_answers(run, tmp_path):
