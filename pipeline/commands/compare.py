@@ -6,6 +6,7 @@ user asks for them.
 """
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -150,12 +151,11 @@ def _differing(runs: Sequence[Compared]) -> dict[str, list[str]]:
     trees = []
     for run in runs:
         dumped = run.config.model_dump(mode="json")
-        flat = _flat({key: value for key, value in dumped.items() if key not in _OF_THE_RUN})
-        trees.append(dict(flat))
+        trees.append(dict(_flat({key: value for key, value in dumped.items() if key not in _OF_THE_RUN})))
     keys = dict.fromkeys(key for tree in trees for key in tree)
     found = {key: [tree.get(key, "(none)") for tree in trees] for key in keys}
     order = sorted(found, key=lambda key: key.partition(".")[0] not in _FIRST)
-    return {key: found[key] for key in order if len(set(found[key])) > 1}
+    return {key: [shown(value, 120) for value in found[key]] for key in order if len(set(found[key])) > 1}
 
 
 def _flat(tree: Any, place: str = "") -> Iterable[tuple[str, str]]:
@@ -163,7 +163,7 @@ def _flat(tree: Any, place: str = "") -> Iterable[tuple[str, str]]:
         for key, value in tree.items():
             yield from _flat(value, f"{place}.{key}" if place else str(key))
     else:
-        yield place, shown(json.dumps(tree, ensure_ascii=False), 120)
+        yield place, json.dumps(tree, ensure_ascii=False)
 
 
 # -- pairing
@@ -179,60 +179,92 @@ def _pair(
 ) -> None:
     """Add the pairings of two runs. values: of outcomes read before, by run, suite and measure."""
     ours, theirs = (run.config.suites.items() for run in (other, first))
-    for name in dict.fromkeys([*theirs, *ours]):
-        if name not in ours or name not in theirs:
-            found.told.append(f"{name} is not configured in {(first if name in ours else other).name}")
+    alone = {arm: run.name for run, not_in in ((first, other), (other, first)) for arm in _only(run, not_in)}
+    found.told += [f"{arm} is an arm of {name} only" for arm, name in alone.items() if arm in arms]
+    for suite in dict.fromkeys([*theirs, *ours]):
+        if suite not in ours or suite not in theirs:
+            found.told.append(f"{suite} is not configured in {(first if suite in ours else other).name}")
             continue
-        outcomes = {outcome.name: outcome for outcome in ours[name].outcomes}
-        if not outcomes:
-            found.told.append(f"{name} has no outcomes of single answers to pair")
-        for outcome in theirs[name].outcomes:
-            if (second := outcomes.get(outcome.name)) is None:
-                continue
-            same = _same_judge(first, other, name, outcome, second)
-            if same is not True and not different_judges:
-                found.told.append(
-                    f"{name}: {outcome.name} of {other.name} and of {first.name} is left out, {same}; with"
-                    " --different-judges it is shown all the same"
-                )
-                continue
+        found.told += _made_otherwise(first, other, suite)
+        outcomes = {outcome.name: outcome for outcome in ours[suite].outcomes}
+        shared = [(one, outcomes[one.name]) for one in theirs[suite].outcomes if one.name in outcomes]
+        if not shared:
+            found.told.append(f"{suite} has no values of single answers that could be paired")
+        for before, after in shared:
+            same = _same_judge(first, other, suite, before, after)
             if same is not True:
-                found.told.append(f"{name}: {outcome.name} of {other.name} against {first.name}: {same}")
-            asked = [(first, outcome), (other, second)] if outcome.judge or second.judge else []
-            judges = [_judge_in_words(_determined(run, one)) for run, one in asked]
-            before = _values(values, first, name, outcome)
-            after = _values(values, other, name, second)
-            if before is None or after is None:
-                missing = first if before is None else other
-                found.told.append(f"{name}: {missing.name} holds no finished answers")
+                found.told.append(f"{suite}: {before.name} of {first.name} and {other.name}: {same}")
+            if same is not True and not different_judges:
+                found.told[-1] += "; it is left out (--different-judges shows it all the same)"
+                continue
+            known = [_values(values, run, suite, one) for run, one in ((first, before), (other, after))]
+            if known[0] is None or known[1] is None:
+                missing = first if known[0] is None else other
+                found.told.append(f"{suite}: {missing.name} holds no finished answers")
                 break
-            order = arm_order(arms)
-            for arm, group in sorted((key for key in before if key in after), key=lambda key: order(key[0])):
-                if arm in arms:
-                    rows = before[arm, group], after[arm, group]
-                    shared = rows[0].keys() & rows[1].keys()
-                    was, now = (means(values, shared) for values in rows)
-                    difference = paired(other.name, first.name, now, was, seed=first.config.seed)
-                    if difference is None:
-                        found.told.append(f"{name}: {arm} of {other.name} shares no instruction")
-                        continue
-                    found.pairings.append(
-                        Pairing(
-                            suite=name,
-                            measure=outcome.name,
-                            group=group,
-                            arm=arm,
-                            run=other.name,
-                            baseline=first.name,
-                            unit=outcome.unit,
-                            before=sum(was.values()) / len(was),
-                            after=sum(now.values()) / len(now),
-                            difference=difference,
-                            alone=len(rows[0].keys() ^ rows[1].keys()),
-                            judges=judges,
-                            same_judge=same is True,
-                        )
-                    )
+            asked = [(first, before), (other, after)] if before.judge or after.judge else []
+            judges = [_judge_in_words(_determined(run, one)) for run, one in asked]
+            of = _Measure(suite, before, first, other, judges, same is True)
+            found.pairings += of.pairings(known[0], known[1], arms)
+
+
+def _only(run: Compared, not_in: Compared) -> list[str]:
+    return [arm for arm in run.config.arm_names if arm not in not_in.config.arm_names]
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """A measure of two runs, which is paired arm by arm."""
+
+    suite: str
+    outcome: Outcome
+    first: Compared
+    other: Compared
+    judges: list[str]
+    same_judge: bool
+
+    def pairings(self, before: Values, after: Values, arms: Sequence[str]) -> Iterable[Pairing]:
+        """Those of every arm and group that both runs have; none if no instruction is shared."""
+        order = arm_order(arms)
+        places = [place for place in before if place in after and place[0] in arms]
+        for arm, group in sorted(places, key=lambda place: order(place[0])):
+            rows = before[arm, group], after[arm, group]
+            was, now = (means(values, rows[0].keys() & rows[1].keys()) for values in rows)
+            difference = paired(self.other.name, self.first.name, now, was, seed=self.first.config.seed)
+            if difference is None:
+                continue
+            yield Pairing(
+                suite=self.suite,
+                measure=self.outcome.name,
+                group=group,
+                arm=arm,
+                run=self.other.name,
+                baseline=self.first.name,
+                unit=self.outcome.unit,
+                before=math.fsum(was.values()) / len(was),
+                after=math.fsum(now.values()) / len(now),
+                difference=difference,
+                alone=len(rows[0].keys() ^ rows[1].keys()),
+                judges=self.judges,
+                same_judge=self.same_judge,
+            )
+
+
+def _made_otherwise(first: Compared, other: Compared, suite: str) -> list[str]:
+    """What made the answers, and is not seen in the configurations: files of prompts, builds of a model."""
+    known = [_fingerprint(run, suite) or {} for run in (first, other)]
+    words = {"prompts": "prompts", "model": "model's files or engine"}
+    return [
+        f"{suite}: the {word} that {first.name} and {other.name} were made with differ"
+        for key, word in words.items()
+        if key in known[0] and key in known[1] and known[0][key] != known[1][key]
+    ]
+
+
+def _fingerprint(run: Compared, suite: str) -> dict | None:
+    """What the suite's data set was made with; None if the run has no state."""
+    name = run.config.suites.items()[suite].data_schema.name
+    return records.read(storage.join(run.path, ".state", name, "fingerprint.json"))
 
 
 def _values(
@@ -277,8 +309,7 @@ def _judge_in_words(known: dict | None) -> str:
 
 def _is_of_config(run: Compared, suite: str) -> bool:
     """Whether the run's config.yaml is what its data set was made with. True if the run has no state."""
-    name = run.config.suites.items()[suite].data_schema.name
-    known = records.read(storage.join(run.path, ".state", name, "fingerprint.json"))
+    name, known = run.config.suites.items()[suite].data_schema.name, _fingerprint(run, suite)
     if known is None:
         return True
     try:

@@ -102,6 +102,32 @@ def test_what_differs_in_the_configuration_is_said_with_seed_and_model_first(run
     assert "train.epochs" in text and "What differs in the configuration" in text
 
 
+def test_long_values_that_differ_at_their_end_are_seen(run):
+    long = "instruction " * 30
+    changes = [{"recipe": {"hint": {"text": f"{long}{end}"}}} for end in "xy"]
+    found = compare([run("a", answers(3), **changes[0]), run("b", answers(3), **changes[1])])
+    assert any(key.endswith("hint.text") for key in found.differing)
+
+
+def test_files_of_prompts_that_differ_are_told(run, tmp_path):
+    """The configurations name the same file, which was another one then."""
+    first, second = run("a", answers(3)), run("b", answers(3))
+    for path, digest in ((first, "1"), (second, "2")):
+        state = tmp_path / path / ".state/evaluation"
+        state.mkdir(parents=True)
+        shard = (tmp_path / path / "evaluation/part-00000.parquet").read_bytes()
+        shards = {"part-00000.parquet": {"digest": blake2b(shard, digest_size=16).hexdigest()}}
+        (state / "complete.json").write_text(json.dumps({"rows": 12, "shards": shards}))
+        (state / "fingerprint.json").write_text(json.dumps({"prompts": {"reminder": digest}, "model": {}}))
+    found = compare([first, second], different_judges=True)
+    assert "safety: the prompts that a and b were made with differ" in found.told
+
+
+def test_an_arm_of_one_run_only_is_told(run):
+    second = run("b", answers(3), arms={"sft": {"kinds": ["safe"]}})
+    assert "mistake_analysis is an arm of a only" in compare([run("a", answers(3)), second]).told
+
+
 def test_equal_runs_say_so(run):
     assert "Nothing differs but the run directory" in shown(run("a", answers(3)), run("b", answers(3)))
 
@@ -111,7 +137,7 @@ JUDGES = {"harmful": {"path": "toy:harmful-heldout"}, "harmless": {"kind": "rati
 
 def test_rates_of_different_judges_are_not_compared_without_a_word(run):
     first, second = run("a", answers(3)), run("b", answers(9), evaluation=JUDGES)
-    with pytest.raises(UserError, match="harmless of b and of a is left out, their judges differ"):
+    with pytest.raises(UserError, match=r"harmless of a and b: their judges differ .*; it is left out"):
         compare([first, second])
     found = compare([first, second], different_judges=True)
     assert not found.pairings[0].same_judge
@@ -148,7 +174,7 @@ def test_a_measure_without_a_judge_is_compared_all_the_same(run):
     assert [(one.measure, one.before, one.after) for one in found.pairings] == [
         ("over_refusal", 2 / 12, 5 / 12)
     ]
-    assert any("harmless of b and of a is left out" in line for line in found.told)
+    assert any("harmless of a and b" in line and "is left out" in line for line in found.told)
 
 
 def test_conditions_stand_in_the_order_of_the_answers(run):
