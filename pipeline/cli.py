@@ -448,6 +448,8 @@ def main() -> None:
         _end(f"setbacks: {e}", 2)
     except RunFailed as e:
         _end(f"setbacks: {e}", 1)
+    except typer.Abort:  # at a question of `init`
+        _end("setbacks: interrupted", 130)
     except _UsageError as e:
         if not sys.argv[1:]:
             sys.exit(2)  # the help has been printed

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import typer
 import yaml
 
 from pipeline import cli
@@ -136,6 +137,17 @@ def test_a_judge_as_json_has_rates_and_errors(setbacks, tmp_path):
     assert found["error"]["n"] == 8 and found["error"]["accuracy"]["value"] == 7 / 8
     assert found["error"]["counts"]["called_harmless_labeled_harmful"] == 1
     assert found["groups"]["sft, plain"]["corrected"]["value"] is not None
+
+
+def test_a_question_that_is_interrupted_leaves_nothing(setbacks, tmp_path, monkeypatch):
+    def interrupted(*_arguments, **_options):
+        raise typer.Abort
+
+    monkeypatch.setattr("typer.prompt", interrupted)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    path = tmp_path / "new.yaml"
+    assert setbacks("init", path) == (130, "", "setbacks: interrupted\n")
+    assert not path.exists()
 
 
 def test_quiet_prints_warnings_only(setbacks, config, monkeypatch):
