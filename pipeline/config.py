@@ -74,6 +74,11 @@ class Suites(Section):
         """The suites that are configured, by name."""
         return {name: suite for name in type(self).model_fields if (suite := getattr(self, name)) is not None}
 
+    @classmethod
+    def by_name(cls) -> dict[str, type[Suite]]:
+        """All suites, by the names of their fields."""
+        return {name: _members(field.annotation, Suite)[0] for name, field in cls.model_fields.items()}
+
 
 class NamedModel(Model):
     """A model beside the run's own: a judge, or the aligned model of course correction. It has an engine of

@@ -188,7 +188,7 @@ def rejudge(run: Run) -> None:
 
 
 def report(run: Run) -> None:
-    """Results in the run directory → report.html and report.md."""
+    """Results in the run directory → report.html, report.md and results.json."""
     preflight.check_run_dir(run.config, set())
     if not storage.exists(run.path):
         raise UserError(f"run_dir = {run.config.run_dir}: contains no run; use `setbacks run` first")
@@ -196,7 +196,7 @@ def report(run: Run) -> None:
 
     config, _ = sampling.resolved(run.config, stages=(), suites=())
     html, markdown = write_report(config, run.path)
-    run.log(f"report: {html} and {markdown}")
+    run.log(f"report: {html} and {markdown}; the numbers as data: results.json")
 
 
 STAGES = {

@@ -92,12 +92,25 @@ class RecordingChat:
         return await self([user(text)], sampling, step=step, adapter=adapter, model=model)
 
 
-def show_plan(config: Config, tokens_per_s: float | None = None, console: Console | None = None) -> None:
-    """Print the plan.
+def show_plan(
+    config: Config,
+    tokens_per_s: float | None = None,
+    console: Console | None = None,
+    *,
+    as_json: bool = False,
+) -> None:
+    """Print the plan; with as_json, its facts and no prompts.
 
     Raises UserError for configurations that `run` would refuse, if that can be checked here.
     """
-    console = console or Console(highlight=False, soft_wrap=True)
+    console = console or Console(highlight=False, soft_wrap=True, quiet=as_json)
+    facts = _plan(config, tokens_per_s, console)
+    if as_json:
+        print(json.dumps(facts, indent=1))
+
+
+def _plan(config: Config, tokens_per_s: float | None, console: Console) -> dict:
+    """Print the plan, and return its facts. Raises UserError."""
     # a plan reads this disk only and does not wait for a network
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     stages = set(config.stages)
@@ -116,7 +129,17 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
         notice = f"{name} cannot be reached from here; skipping its checks"
         console.print(f"[yellow]{notice}[/yellow]: {escape(why)}")
     config, sampled = _sampled(config, stages)
-    for notice in [*sampled, *_check_models(config, stages)]:
+    notices = [*sampled, *_check_models(config, stages)]
+    facts: dict = {
+        "model": config.model.path,
+        "revision": config.model.revision,
+        "stages": config.stages,
+        "arms": config.arm_names,
+        "out_of_reach": {name: str(why) for name, why in out_of_reach.items()},
+        "notices": notices,
+        "methods": {},
+    }
+    for notice in notices:
         console.print(f"[yellow]{escape(safe_text(notice))}[/yellow]")
     work: list[resources.Work] = []
     counts = Accounts()
@@ -126,7 +149,8 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
         if not method.asks_model:
             console.print(f"methods.{name} asks no model: it takes its texts from the source.\n")
             continue
-        work += _generation(config, name, method, out_of_reach, counts, console)
+        done, facts["methods"][name] = _generation(config, name, method, out_of_reach, counts, console)
+        work += done
     seen = _seen(config, out_of_reach) if "evaluate" in stages else None
     for name, suite in config.suites.items().items() if "evaluate" in stages else ():
         work += _evaluation(config, name, suite, out_of_reach, counts, seen)
@@ -135,7 +159,16 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
     resources.show(config, nodes, console)
     if os.environ.get("RAY_ADDRESS"):
         resources.show_cluster(config, stages, nodes, console)
-    resources.show_time(config, work, tokens_per_s, console)
+    hours = resources.show_time(config, work, tokens_per_s, console)
+    counted = [(part.stage, part.name, *(part.counted or (None, None))) for part in work]
+    names = ("stage", "name", "counted", "most_new_tokens")
+    return {
+        **facts,
+        "sources": counts.told(),
+        "engines": {field: engine.described() for field, engine in config.engines(stages).items()},
+        "work": [dict(zip(names, part, strict=True)) for part in counted],
+        "time": hours,
+    }
 
 
 def _show_sources(
@@ -192,16 +225,16 @@ def _generation(
     out_of_reach: dict[str, str],
     counts: Accounts,
     console: Console,
-) -> list[resources.Work]:
+) -> tuple[list[resources.Work], dict]:
     """Run the recipe on the first rows with a chat that only records calls; print prompts and lengths.
 
-    Returns the work of the method's own model, and of each other model that it asks.
+    Returns the work of the method's own model and of each other model that it asks, and the same as facts.
     """
     source: Source | None = method.instructions  # null if the method makes its own rows
     samples, field = method.samples, f"methods.{name}.instructions"
     readable, limit = field not in out_of_reach, source.limit if source else None
     if not readable and not limit:
-        return [resources.Work("generate", name, None)]
+        return [resources.Work("generate", name, None)], {}
     if source is None:
         usable = method.rows(counts.below(f"methods.{name}"))
     else:
@@ -235,20 +268,23 @@ def _generation(
         for why, number in left_out.most_common():
             console.print(f"  {number:>7,} {escape(why)}")
         console.print()
+    facts = {"rows": count, "measured": len(rows), "left_out": dict(left_out)}
     if readable:
-        _show_lengths(longest, config, console)
+        facts |= _show_lengths(longest, config, console)
     if source is None:  # what it asks depends on texts that are not yet written
-        return [resources.Work("generate", name, (plural(count, "row"), count * method.most_tokens()))]
+        own = (plural(count, "row"), count * method.most_tokens())
+        return [resources.Work("generate", name, own)], facts
     most = new_tokens * count // len(rows) if rows else count * method.most_tokens()
     selected = f", {len(longest) / len(rows):.0%} selected," if left_out else ""
     told = f"{plural(count, 'instruction')}{selected} × {plural(samples, 'sample')}"
-    return [
+    work = [
         resources.Work("generate", name, (told, most * samples)),
         *(
             resources.Work("generate", name, (told, tokens * count // len(rows) * samples), by)
             for by, tokens in sorted(named.items())
         ),
     ]
+    return work, facts
 
 
 async def _ask(recipe: Recipe, row: dict, chat: RecordingChat) -> str | None:
@@ -402,7 +438,7 @@ def _template(config: Config) -> tuple[ChatTemplate | None, int | None]:
     return template, min(filter(None, (own, config.model.max_length)), default=None)
 
 
-def _show_lengths(calls: list[Call], config: Config, console: Console) -> None:
+def _show_lengths(calls: list[Call], config: Config, console: Console) -> dict:
     lengths, counted_by, limit = _measure(config, calls)
     console.print(
         f"[bold]Prompt tokens[/bold] of {len(lengths):,} rows, each with its longest call, by {counted_by}"
@@ -420,6 +456,8 @@ def _show_lengths(calls: list[Call], config: Config, console: Console) -> None:
         f"  longest {max(lengths, default=0)}, limit {limit or 'unknown'}; "
         f"over-long with {new_tokens} new tokens: {over} (kept as failed rows)\n"
     )
+    longest = {"longest_prompt_tokens": max(lengths, default=0), "limit": limit, "counted_by": counted_by}
+    return {**longest, "new_tokens": new_tokens, "over_long": over}
 
 
 def _one_line(text: str) -> str:

@@ -127,8 +127,11 @@ class Work:
         return config.answering(self.by).engine
 
 
-def show_time(config: Config, work: list[Work], tokens_per_s: float | None, console: Console) -> None:
-    """Print the new tokens of each part of the work, and the hours and GPU-hours they take at most."""
+def show_time(config: Config, work: list[Work], tokens_per_s: float | None, console: Console) -> list[dict]:
+    """Print the new tokens of each part of the work, and the hours and GPU-hours they take at most.
+
+    Returns the hours as facts, of each engine.
+    """
     console.print("[bold]Time[/bold]")
     for part in work:
         if part.counted:
@@ -140,9 +143,11 @@ def show_time(config: Config, work: list[Work], tokens_per_s: float | None, cons
     for part in work:
         if part.counted:
             spent.setdefault(part.engine(config), []).append(part)
+    hours = []
     for engine, parts in spent.items():
         whose = f" for {', '.join(map(str, parts))}" if len(spent) > 1 else ""
-        _show_hours(config, engine, parts, whose, tokens_per_s, console)
+        hours.append(_show_hours(config, engine, parts, whose, tokens_per_s, console))
+    return hours
 
 
 def _show_hours(
@@ -152,7 +157,7 @@ def _show_hours(
     whose: str,
     tokens_per_s: float | None,
     console: Console,
-) -> None:
+) -> dict:
     most = sum(part.counted[1] for part in parts if part.counted)
     _, actors = span(engine.actors)
     measured = _measured(config, parts)
@@ -162,6 +167,13 @@ def _show_hours(
     hours = most / (speed * actors) / 3600
     console.print(f"  at {speed:,.0f} tokens/s per engine ({origin}): at most {hours:.2f} h", end="")
     console.print((f" = {hours * actors * engine.gpus:.1f} GPU-hours" if engine.gpus else "") + whose)
+    return {
+        "of": [f"{part.stage} {part.name}" for part in parts],
+        "tokens_per_s": speed,
+        "origin": origin,
+        "most_hours": hours,
+        "most_gpu_hours": hours * actors * engine.gpus,
+    }
 
 
 def _measured(config: Config, parts: list[Work]) -> float | None:

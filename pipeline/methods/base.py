@@ -41,6 +41,7 @@ class Method(Section):
     default_arms:  the arms to train if the configuration names none
     nothing:       why a training set can be empty, for the error message
     mixing:        the fields that only `mix` reads
+    starting:      YAML of fields that a newcomer decides, with comments, for `setbacks init`
     OPERATIONAL:   the fields that change no row
     example_kinds: by training set, the kinds of examples that it can hold; empty if its rows have no kinds
     if_named:      kinds of examples that `mix` makes only if an arm names them
@@ -53,6 +54,7 @@ class Method(Section):
     default_arms: ClassVar[dict[str, dict]]
     nothing: ClassVar[str]
     mixing: ClassVar[frozenset[str]] = frozenset()
+    starting: ClassVar[str] = ""
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"engine", "min_usable"})
     example_kinds: ClassVar[dict[str, tuple[str, ...]]] = {}
     if_named: ClassVar[frozenset[str]] = frozenset()

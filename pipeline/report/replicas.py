@@ -133,7 +133,8 @@ def _merged(cells: list[Cell], column: Column) -> Cell:
         if 1 < len(known) < len(cells):
             told += f" of {len(known)} seeds"
         apart = first.better is None and all(c.best for c in cells) and _same_sign(spread)
-        return Cell(shown(spread.mean), told, apart, spread.mean, shown, first.better)
+        number = replace(first.number, value=spread.mean, low=None, high=None) if first.number else None
+        return Cell(shown(spread.mean), told, apart, number, shown, first.better)
     texts = [cell.text for cell in cells]
     if len(set(texts)) == 1:
         return replace(cells[0], interval="", best=False)

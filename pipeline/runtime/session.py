@@ -14,6 +14,7 @@ from pathlib import Path
 from pipeline.data import storage
 from pipeline.errors import RunFailed, UserError
 from pipeline.runtime import attempt, imports
+from pipeline.runtime.console import level
 from pipeline.settings.shown import first_line
 
 # Each Ray Data operator needs a whole logical CPU. If operators outnumber CPUs, a resumed run hangs.
@@ -48,7 +49,8 @@ NOISY: tuple[str, ...] = (
     "vllm",
     "py.warnings",
 )
-NOISY += ("httpx", "httpcore", "urllib3", "huggingface_hub", "fsspec")
+CLIENTS = ("httpx", "httpcore", "urllib3", "huggingface_hub", "fsspec")
+NOISY += CLIENTS
 LOG_BYTES, LOG_FILES = 10 * 2**20, 3
 
 
@@ -183,7 +185,11 @@ def stage_logs(run_dir: str, stage: str) -> Iterator[Callable[[str], None]]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.log_to(stage)
     sys.stderr = os.fdopen(terminal, "w", buffering=1, closefd=False)
-    logging.getLogger("setbacks.noise").handlers = [handler]
+    handlers: list[logging.Handler] = [handler]
+    if level.verbose:
+        handlers.append(logging.StreamHandler(sys.stderr))
+        handlers[-1].setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    logging.getLogger("setbacks.noise").handlers = handlers
     try:
         yield handler.log_to
     finally:
@@ -240,7 +246,8 @@ def _quiet_loggers() -> None:
     for name in NOISY:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = handlers, False
-        logger.setLevel(logging.WARNING)  # keeps servers and requests of httpx out of the log
+        # WARNING keeps servers and requests of httpx out of the log
+        logger.setLevel(logging.INFO if level.verbose and name not in CLIENTS else logging.WARNING)
     # Raylets print warnings on the driver's terminal, regardless of log_to_driver.
     ray._private.worker.print_to_stdstream = _log_lines
 

@@ -13,6 +13,7 @@ from pipeline.judges import Judge
 from pipeline.report import sections as report
 from pipeline.report.agreement import Agreement
 from pipeline.report.examples import Example
+from pipeline.report.outcomes import Outcome, of_schema
 from pipeline.schema import Schema
 from pipeline.settings.base import FOR_FINGERPRINT, Draw, Model, Section, Source
 from pipeline.sources.counts import Accounts, Counts
@@ -48,6 +49,8 @@ class Suite(Section):
     title:       the suite's name in reports and log lines
     method:      the method that the suite belongs to; in a run of that method, the suite's report comes
                  first; empty if it belongs to none
+    starting:    YAML of fields that a newcomer decides, with comments, for `setbacks init`; SOURCE stands for
+                 instructions that are not trained on; empty if the suite is not proposed
     LATER:       the fields that change no row of the data set, since only `rejudge` reads them
     NEWER:       the fields that finished data of older versions does not have: their defaults are in no
                  fingerprint
@@ -58,6 +61,8 @@ class Suite(Section):
     NEWER: ClassVar[frozenset[str]] = frozenset({"exclude_seen"})
 
     verdicts: ClassVar[Schema] = VERDICTS
+
+    starting: ClassVar[str] = ""
 
     data_schema: ClassVar[Schema]
     title: ClassVar[str]
@@ -70,6 +75,11 @@ class Suite(Section):
             " trigrams, Jaccard index 0.7); they are counted in any case"
         ),
     )
+
+    @classmethod
+    def is_proposed(cls, method: str) -> bool:
+        """Whether `setbacks init` proposes the suite for a run of this method."""
+        return cls.method in ("", method)
 
     @property
     def needs_unsafe(self) -> list[str]:
@@ -117,6 +127,11 @@ class Suite(Section):
         A suite that has some has a field `allow_self_judging`, under which there are none.
         """
         return {}
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """What `setbacks compare` pairs over instructions; by default by the usual names of columns."""
+        return of_schema(self.data_schema, self.harm_judge)
 
     @property
     def judges_later(self) -> Mapping[str, Judge]:

@@ -13,7 +13,7 @@ from pipeline.report.agreement import Agreement, compared, corrected_rate
 from pipeline.report.arms import percent
 from pipeline.report.sections import Section
 from pipeline.report.summary import Rate
-from pipeline.report.tables import Cell, Column, Table
+from pipeline.report.tables import Cell, Column, Number, Table
 from pipeline.suites.base import OWN_JUDGE, Judgements
 
 UNMEASURED = "unmeasured"
@@ -98,9 +98,10 @@ def corrected(harmless: Rate, error: Agreement | None) -> Cell:
     harmful = corrected_rate(Rate(harmless.trials - harmless.successes, harmless.trials), error)
     if harmful.value is None or harmful.interval is None:
         return Cell(harmful.why_not.partition(":")[0])
-    low, high = harmful.interval
-    value, interval = 1 - harmful.value, f"[{percent(1 - high)}, {percent(1 - low)}]"
-    return Cell(percent(value), interval, value=value, shown=percent)
+    low, high = (1 - end for end in reversed(harmful.interval))
+    number = Number(1 - harmful.value, low, high, harmless.trials, "share")
+    interval = f"[{percent(low)}, {percent(high)}]"
+    return Cell(percent(1 - harmful.value), interval, number=number, shown=percent)
 
 
 def _named(panel: Panel, judge: str) -> str:
@@ -151,11 +152,7 @@ def _agreements(panel: Panel, found: dict[str, Verdicts]) -> Table:
 
 
 def _kappa(both: Agreement) -> Cell:
-    interval = both.kappa_interval()
-    return Cell(
-        tables.NOTHING if both.kappa is None else f"{both.kappa:.2f}",
-        f"[{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "",
-    )
+    return tables.decimals(both.kappa, both.kappa_interval(), both.n)
 
 
 def _errors(panel: Panel) -> Table:

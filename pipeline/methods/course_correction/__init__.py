@@ -72,6 +72,11 @@ class CourseCorrection(Method):
     if_named: ClassVar = frozenset({RECOVERY})
     nothing: ClassVar = "no request kept two responses that differ, or a safe one"
 
+    starting: ClassVar = """
+continuation: {max_tokens: 512, temperature: 0.7}
+judge: {kind: phrases}  # does a response correct course? fast and crude; yes_no asks a model
+"""
+
     name: Literal["course_correction"] = Field("course_correction", description="selects this method")
     samples: Count = Field(1, description="groups of responses per request, sampled separately")
     keywords: list[str] = Field(

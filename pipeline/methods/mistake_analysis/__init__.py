@@ -116,6 +116,13 @@ class MistakeAnalysis(Method):
         "helpful": ("mix.helpful", "safe_response"),
     }
 
+    starting: ClassVar = """
+verify: {kind: refusal}  # was it harmful? by phrases: fast and crude; docs/judges.md has better
+induce: {max_tokens: 512}
+analyse: {max_tokens: 512}
+# mix: {helpful: {path: data/benign_with_responses.jsonl}}  # keeps the model useful
+"""
+
     name: Literal["mistake_analysis"] = Field("mistake_analysis", description="selects this method")
     mistake: Literal["induced", "own", "reference"] = Field(
         "induced",

@@ -16,6 +16,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.errors import OutOfReach, UserError
 from pipeline.judges import Judge
 from pipeline.report.examples import Example
+from pipeline.report.outcomes import Outcome
 from pipeline.report.sections import Section
 from pipeline.schema import OK, Schema
 from pipeline.settings.base import ArmName, Count, Draw, Model, Source
@@ -25,7 +26,7 @@ from pipeline.sources.counts import Accounts
 from pipeline.sources.overlap import Seen, compared
 from pipeline.suites.base import MORE_JUDGES, Judgements, Suite
 from pipeline.suites.borderline.judges import AnyComplianceJudge, RefusalPhrases
-from pipeline.suites.borderline.schema import BORDERLINE, COMPLIANCE_VERDICTS
+from pipeline.suites.borderline.schema import BORDERLINE, COMPLIANCE_VERDICTS, FULL
 
 _READ_FIRST = 10_000  # rows of the source, before anything starts
 
@@ -116,6 +117,13 @@ class Borderline(Suite):
         from pipeline.suites.borderline import report
 
         return "Answers to borderline prompts", report.examples(dataset, arms, count)
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        full = Outcome(
+            "full_compliance", "compliance", lambda said: float(said == FULL), by="half", judge=self.judge
+        )
+        return [full]
 
     def settings(self) -> dict[str, str]:
         paths = [source.path for source in (self.prompts, self.unsafe) if source]

@@ -13,6 +13,7 @@ from pipeline.judges import CorrectionJudge, Judge, Phrases
 from pipeline.methods.course_correction import PROMPTS
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
+from pipeline.report.outcomes import Outcome, share_of
 from pipeline.report.sections import Section
 from pipeline.schema import OK, Schema
 from pipeline.settings.base import ArmName, Count, Draw, Fraction, Natural, PromptFile, Source
@@ -47,6 +48,10 @@ class C2Eval(Suite):
     method: ClassVar = "course_correction"
     NEWER: ClassVar = Suite.NEWER | {"every_stage"}
     LATER: ClassVar = frozenset({"more_judges"})
+    starting: ClassVar = """
+entries: SOURCE  # requests with unsafe responses
+judge: {kind: phrases}  # fast and crude; yes_no asks a model
+"""
 
     entries: Source = Field(description="harmful requests with unsafe responses")
     unit: Literal["words", "tokens"] = Field("words", description="unit of the prefill's length")
@@ -143,6 +148,10 @@ class C2Eval(Suite):
         from pipeline.suites.c2_eval import report
 
         return "Continuations of every arm", report.examples(dataset, arms, count)
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        return [Outcome("corr_mean", "corrected", share_of, judge=self.judge)]
 
     def settings(self) -> dict[str, str]:
         rules = "; the authors' rules" if self.authors_rules else ""

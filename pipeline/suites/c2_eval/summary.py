@@ -39,6 +39,10 @@ class Corr:
     entries: int
     left_out: int
 
+    @property
+    def n(self) -> int:
+        return self.entries
+
 
 @dataclass(frozen=True)
 class ArmCorr:

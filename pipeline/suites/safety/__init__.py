@@ -15,6 +15,7 @@ from pipeline.judges import HarmlessnessJudge, Judge, Rating, Refusal
 from pipeline.methods.mistake_analysis import Hint, induction
 from pipeline.prompts import Prompts
 from pipeline.report.examples import Example
+from pipeline.report.outcomes import Outcome
 from pipeline.report.sections import Section
 from pipeline.schema import OK, Schema
 from pipeline.settings.base import ArmName, Count, Draw, Greedy, PromptFile, Source
@@ -33,6 +34,13 @@ class Safety(Suite):
     title: ClassVar = "safety"
     method: ClassVar = "mistake_analysis"
     LATER: ClassVar = frozenset({"more_judges"})
+    starting: ClassVar = """
+harmful: SOURCE
+# helpful: {path: data/benign.jsonl}  # for helpfulness and over-refusal: refusing everything is safe
+conditions: [plain, reminder]  # reminder: after the reminder to be harmless; hint: under the cue
+answer: {max_tokens: 512}
+harmless: {kind: refusal}  # by phrases: fast and crude; better a model or a guard: docs/judges.md
+"""
 
     harmful: Source = Field(description="red-team instructions")
     helpful: Source | None = Field(None, description="benign instructions, for helpfulness and over-refusal")
@@ -54,6 +62,10 @@ class Safety(Suite):
         None,
         description="YAML file that replaces methods/mistake_analysis/prompts.yaml: reminder, hint …",
     )
+
+    @classmethod
+    def is_proposed(cls, method: str) -> bool:
+        return True
 
     @property
     def conversations(self) -> dict[tuple[str, ...], str]:
@@ -119,6 +131,12 @@ class Safety(Suite):
     @property
     def harm_judge(self) -> Judge:
         return self.harmless
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        benign = {"suite": "helpful"}
+        rated = Outcome("help", "help_rating", float, benign, "condition", "score", self.help)
+        return [*super().outcomes, *([rated] if self.help else [])]
 
     @property
     def judges_later(self) -> Mapping[str, Judge]:
