@@ -82,7 +82,7 @@ def test_one_seed_of_an_arm_is_served_and_the_arm_itself_is_not(tmp_path, starte
     config = scripted.config(tmp_path / "run", train={"seeds": [0, 1]})
     with pytest.raises(UserError, match="adapter/sft_seed1 is not complete: run `setbacks train` first"):
         run(config, "sft_seed1")
-    with pytest.raises(UserError, match="^sft is no arm of this run; it has vanilla, sft_seed0, sft_seed1"):
+    with pytest.raises(UserError, match=r"^sft is no arm of this run; it has vanilla, sft_seed0, sft_seed1"):
         run(config, "sft")
 
 
