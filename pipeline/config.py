@@ -42,6 +42,7 @@ from pipeline.suites.borderline import Borderline
 from pipeline.suites.c2_eval import C2Eval
 from pipeline.suites.jailbreak import Jailbreak
 from pipeline.suites.safety import Safety
+from pipeline.suites.utility import Utility
 from pipeline.suites.verdicts import VERDICTS
 from pipeline.training.config import SFT, Train, Trainer
 
@@ -60,6 +61,9 @@ class Suites(Section):
         None, description="answers to prompts that only sound harmful, by compliance; null = not run"
     )
     jailbreak: Jailbreak | None = Field(None, description="judged answers to attacked goals; null = not run")
+    utility: Utility | None = Field(
+        None, description="tasks of lm-evaluation-harness, such as mmlu; null = not run"
+    )
 
     def items(self) -> dict[str, Suite]:
         """The suites that are configured, by name."""

@@ -132,9 +132,12 @@ def evaluate(run: Run) -> None:
             run.log(f"evaluate: the instructions of the methods cannot be compared with the suites' ({e})")
             return None
 
-    makings = []
+    makings, apart = [], []
     for name, store in run.suites.items():
         suite = config.suites.items()[name]
+        if suite.runs_apart:
+            apart.append((store, suite))
+            continue
 
         def answers(counts: Accounts, suite=suite) -> Iterable[dict]:
             return suite.rows(config.arm_names, config.seed, counts, tokenizer, seen(suite.exclude_seen))
@@ -151,6 +154,8 @@ def evaluate(run: Run) -> None:
             )
         )
     run.make("evaluate", makings)
+    for store, suite in apart:  # after the engines have ended: another program takes their place
+        run.measure("evaluate", store, suite, adapters, inputs)
 
 
 def rejudge(run: Run) -> None:

@@ -23,13 +23,14 @@ from pipeline.fingerprints import fingerprints
 from pipeline.inference.base import Engine
 from pipeline.inference.pool import NO_MODEL, OWN, Job, ModelSpec, run_recipes
 from pipeline.methods.base import Method
-from pipeline.runtime import attempt
+from pipeline.runtime import apart, attempt
 from pipeline.runtime.console import step_bar
 from pipeline.runtime.session import ray_session, stage_logs
 from pipeline.schema import DROPPED, FAILED, STAGES, Schema
 from pipeline.settings.base import Model, NameKind, Section, Source
 from pipeline.settings.walk import paths, sections
 from pipeline.sources.counts import Accounts
+from pipeline.suites.base import Suite
 from pipeline.suites.verdicts import VERDICTS
 from pipeline.training.job import forget
 
@@ -59,12 +60,14 @@ class Machinery:
              (`placement.check_cluster`).
     engines: runs the recipes of jobs (see `inference.pool.run_recipes`).
     trainer: trains arms (see `training.arm.Training`).
+    apart:   calls a function in a process of its own (see `runtime.apart.call`).
     """
 
     session: Callable[[str], AbstractContextManager] = ray_session
     check: Callable[..., None] = placement.check_cluster
     engines: Callable[..., Generator[tuple[Job, dict], None, None]] = run_recipes
     trainer: Callable[..., AbstractContextManager[Trainer]] = train_arms
+    apart: Callable[..., None] = apart.call
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,7 @@ class Run:
             if any(output.complete is None for output in unmade) and (told := self._too_few_usable()):
                 raise UserError(told)
         preflight.check_build(self.config, wanted)
+        preflight.check_reach(self.config, wanted, set(self.suites))
         checked = preflight.check_models(self.config, wanted, set(self.suites), self.model_dir)
         for notice in [*sampled, *checked]:
             self.log(notice)
@@ -299,6 +303,36 @@ class Run:
             },
         )
         self._write_card(store, {**figures, "sources": self._sources(store).told()})
+
+    def measure(
+        self, stage: str, store: Store, suite: Suite, adapters: Mapping[str, str], inputs: Mapping[str, str]
+    ) -> None:
+        """Make the data set of a suite that another program runs, arm after arm; finished parts are kept.
+
+        adapters: arm → adapter directory. inputs: digests of the adapters.
+        """
+        self._start(store, inputs)
+        if store.complete is None:
+            started, parts = time.monotonic(), store.state("results")
+            own = self.config.answering(None)
+            for arm in self.config.arm_names:
+                model = own.model
+                left = suite.apart(arm, adapters.get(arm), model, self.model_dir, own.engine, parts)
+                if left is not None:
+                    self.connect()
+                    attempt.making(store.name)
+                    self.log(f"{stage}: {suite.title}: {left.told}")
+                    self.machinery.apart(left.function, gpus=left.gpus)
+            rows, told = suite.collected(self.config.arm_names, parts)
+            done = store.write_rows(rows)
+            seconds = round(time.monotonic() - started, 2)
+            self._record(
+                stage,
+                {**self._part(stage, store), "rows": done["rows"], "seconds": seconds, **done["status"]},
+            )
+            self._write_card(store, {"seconds": seconds, "sources": told})
+            storage.remove(parts)
+        self._log_dataset(stage, store)
 
     def write(
         self,

@@ -95,11 +95,13 @@ def arms(config: Config) -> int:
 
 @dataclass(frozen=True)
 class Work:
-    """Work of a method or suite. counted: how it is counted, and new tokens at most; None if unknown."""
+    """Work of a method or suite. counted: how it is counted, and new tokens at most; None if unknown, and
+    why."""
 
     stage: str
     name: str
     counted: tuple[str, int] | None
+    why: str = "its source cannot be reached"
 
 
 def show_time(config: Config, work: list[Work], tokens_per_s: float | None, console: Console) -> None:
@@ -110,7 +112,7 @@ def show_time(config: Config, work: list[Work], tokens_per_s: float | None, cons
             told, most = part.counted
             console.print(f"  {part.stage} {part.name}: {told}: at most {most:,} new tokens")
         else:
-            console.print(f"  {part.stage} {part.name}: unknown, its source cannot be reached")
+            console.print(f"  {part.stage} {part.name}: unknown, {part.why}")
     spent: dict[Engine, list[Work]] = {}
     for part in work:
         if part.counted:

@@ -97,7 +97,8 @@ def _type(column: Column) -> str:
 def _made_by(origin: Origin) -> str:
     authors = " and ".join(origin.authors)
     sources = ", ".join(f"`{path}`" for path in origin.sources)
-    return f"Made by setbacks {__version__} with the model {authors}, seed {origin.seed}, from {sources}."
+    read = f", from {sources}" if sources else ""
+    return f"Made by setbacks {__version__} with the model {authors}, seed {origin.seed}{read}."
 
 
 def _counts(done: dict) -> list[str]:

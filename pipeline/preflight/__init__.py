@@ -106,6 +106,8 @@ def _check_engines(config: Config, stages: set[str], suites: set[str]) -> None:
         for name, suite in config.suites.items().items():
             if name in suites and suite.continues_turns:
                 engine.check_prefill("engine", f"suites.{name}")
+            if name in suites:
+                suite.check_engine(f"suites.{name}", engine)
 
 
 def _check_named(config: Config, stages: list[str], field: str) -> None:
@@ -226,6 +228,13 @@ def check_build(config: Config, stages: set[str]) -> None:
                     f"{config.field_of(name, 'use_gpu')} = true: the installed torch is built for CPUs; set"
                     " it to false, or install its CUDA build"
                 )
+
+
+def check_reach(config: Config, stages: set[str], suites: set[str]) -> None:
+    """Raises OutOfReach if a suite needs a server that does not answer; a plan does not ask."""
+    for name, suite in config.suites.items().items():
+        if "evaluate" in stages and name in suites:
+            suite.check_reach(f"suites.{name}")
 
 
 def arm_specs(config: Config, directory: str) -> dict[str, "ArmSpec"]:

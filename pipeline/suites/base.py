@@ -1,6 +1,6 @@
 """The base class of suites: rows for every arm to answer, and the recipe for one row."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -9,6 +9,7 @@ from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, mo
 
 from pipeline.chat import Recipe
 from pipeline.data.dataset import Dataset
+from pipeline.inference.base import Engine
 from pipeline.judges import Judge
 from pipeline.report import sections as report
 from pipeline.report.agreement import Agreement
@@ -36,6 +37,18 @@ class Judgements:
 NO_JUDGEMENTS = Judgements()
 
 
+@dataclass(frozen=True)
+class Apart:
+    """What another program does for one arm: a function to call in a process of its own, on some node.
+
+    told: the work in words; gpus: that the process needs.
+    """
+
+    function: Callable[[], None]
+    told: str
+    gpus: int = 0
+
+
 class Suite(Section):
     """A suite is its configuration section.
 
@@ -44,9 +57,12 @@ class Suite(Section):
     method:      the method that the suite belongs to; in a run of that method, the suite's report comes
                  first; empty if it belongs to none
     LATER:       the fields that change no row of the data set, since only `rejudge` reads them
+    runs_apart:  another program asks the arms: the suite has `apart` and `collected`, and neither rows,
+                 recipe nor a source
     """
 
     LATER: ClassVar[frozenset[str]] = frozenset()
+    runs_apart: ClassVar[bool] = False
 
     data_schema: ClassVar[Schema]
     title: ClassVar[str]
@@ -69,6 +85,11 @@ class Suite(Section):
     def continues_turns(self) -> bool:
         """Whether the model's turn is prefilled; the chat template must allow that."""
         return False
+
+    @property
+    def longest_turn(self) -> tuple[str, int, Draw] | None:
+        """The longest beginning of a turn to be continued: the field, its words or tokens, and the draw."""
+        return None
 
     @property
     def reads_tokenizer(self) -> bool:
@@ -120,6 +141,19 @@ class Suite(Section):
         """The recipe for one row. adapters: arm → adapter directory."""
         raise NotImplementedError
 
+    def apart(
+        self, arm: str, adapter: str | None, model: Model, model_dir: str, engine: Engine, directory: str
+    ) -> Apart | None:
+        """What is left to do for one arm, if another program runs the suite; None if all is done.
+
+        adapter: the arm's; None is the base model. directory: of finished parts, which are not done again.
+        """
+        raise NotImplementedError
+
+    def collected(self, arms: Sequence[str], directory: str) -> tuple[Iterator[dict], list[str]]:
+        """The rows of all finished parts, and sentences on how they were made, for the card."""
+        raise NotImplementedError
+
     def most_tokens(self) -> tuple[str, int]:
         """For one row of the source and one arm: the count in words, and the upper bound of new tokens.
 
@@ -167,3 +201,9 @@ class Suite(Section):
 
     def check(self, field: str, model: Model) -> None:
         """Check everything but models before anything starts. field: the suite's path. Raises UserError."""
+
+    def check_engine(self, field: str, engine: Engine) -> None:
+        """Check that another program can load what the engine serves. field: as above. Raises UserError."""
+
+    def check_reach(self, field: str) -> None:
+        """Check what only a run needs, such as a server of data. field: as above. Raises OutOfReach."""
