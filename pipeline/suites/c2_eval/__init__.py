@@ -5,7 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from pipeline.chat import Recipe
 from pipeline.data.dataset import Dataset
@@ -15,7 +21,7 @@ from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
 from pipeline.report.sections import Section
 from pipeline.schema import Schema
-from pipeline.settings.base import Count, Draw, Fraction, Natural, PromptFile, Source
+from pipeline.settings.base import FOR_FINGERPRINT, Count, Draw, Fraction, Natural, PromptFile, Source
 from pipeline.settings.shown import plural
 from pipeline.sources.counts import Accounts
 from pipeline.sources.overlap import Seen, compared
@@ -52,6 +58,14 @@ class C2Eval(Suite):
         min_length=1,
         description="k: units of the unsafe response prefilled",
     )
+    short: Literal["drop", "per_k"] = Field(
+        "drop",
+        description=(
+            "entries whose unsafe responses are no longer than the longest k: drop = left out; per_k ="
+            " continued at the k that they are longer than, so that Corr@k of different k have different"
+            " entries"
+        ),
+    )
     paths: Count = Field(20, description="b: continuations sampled per entry and k")
     draw: PathDraw = Field(PathDraw(), description="how continuations are sampled")
     judge: CorrectionJudge = Field(Phrases(), description="judge of whether a continuation corrects course")
@@ -73,6 +87,8 @@ class C2Eval(Suite):
             raise ValueError(f"lengths must rise and not repeat, not {self.lengths}")
         if self.authors_rules and self.unit != "words":
             raise ValueError("authors_rules count words: set unit: words")
+        if self.authors_rules and self.short != "drop":
+            raise ValueError("authors_rules use a short response whole: leave short out")
         return self
 
     @property
@@ -82,6 +98,18 @@ class C2Eval(Suite):
     @property
     def continues_turns(self) -> bool:
         return True
+
+    @property
+    def longest_turn(self) -> tuple[str, int, Draw]:
+        return "lengths", self.lengths[-1], self.draw
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        given = dump(self)
+        if info.context == FOR_FINGERPRINT:  # finished data of older versions does not have these
+            unset = {"short": "drop", "exclude_seen": False}
+            given = {name: value for name, value in given.items() if unset.get(name, ...) != value}
+        return given
 
     @property
     def reads_tokenizer(self) -> bool:
@@ -131,6 +159,7 @@ class C2Eval(Suite):
 
     def settings(self) -> dict[str, str]:
         rules = "; the authors' rules" if self.authors_rules else ""
+        rules += "; short entries at the k that fit" if self.short == "per_k" else ""
         return {
             "Course correction on": self.entries.path,
             "Prefills": f"{', '.join(map(str, self.lengths))} {self.unit}{rules}",

@@ -14,7 +14,13 @@ from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
 from pipeline.schema import OK
 from pipeline.suites.c2_eval.summary import CorrSummary, corr_summary
-from pipeline.suites.c2_eval.tables import of_corr, of_corr_counts, of_corr_differences, of_left_out
+from pipeline.suites.c2_eval.tables import (
+    of_corr,
+    of_corr_counts,
+    of_corr_differences,
+    of_entries,
+    of_left_out,
+)
 
 if TYPE_CHECKING:
     from pipeline.suites.c2_eval import C2Eval
@@ -35,6 +41,8 @@ def sections(
     if not found.arms:
         return [Section(TITLE, ["No entry was continued: all were dropped or failed."], tables=left_out)]
     counts = [of_corr_counts(found), of_left_out(found), *left_out]
+    if suite.short == "per_k":
+        counts.insert(0, of_entries(found))
     return [
         Section(
             TITLE,
@@ -105,6 +113,11 @@ def _notes(suite: "C2Eval", seed: int) -> list[str]:
             "the path reached the token limit (expected for most); a later correction is not counted."
         ),
     ]
+    if suite.short == "per_k":
+        notes.append(
+            "Short entries are continued only at the k that they are longer than: Corr@k of different k rest"
+            " on different entries, so a fall or rise over k can be one of the entries."
+        )
     return [*notes, _prefill(suite), suite.judge.limits("course correction")]
 
 

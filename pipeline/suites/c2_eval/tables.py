@@ -39,6 +39,19 @@ def of_corr_counts(summary: CorrSummary) -> Table:
     )
 
 
+def of_entries(summary: CorrSummary) -> Table:
+    """The entries behind every Corr@k."""
+    rows = [
+        [Cell(_corr_name(k)), *(Cell(whole(arm.at[k].entries)) for arm in summary.arms)]
+        for k in summary.lengths
+    ]
+    return Table(
+        "Entries behind Corr@k",
+        [Column("", "text"), *(Column(arm.arm) for arm in summary.arms)],
+        [("", rows)],
+    )
+
+
 def of_left_out(summary: CorrSummary) -> Table:
     """Entries without a readable verdict, for every k at which an arm has such entries."""
     rows = [
