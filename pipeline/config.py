@@ -45,6 +45,7 @@ from pipeline.suites.safety import Safety
 from pipeline.suites.utility import Utility
 from pipeline.suites.verdicts import VERDICTS
 from pipeline.training.config import SFT, Train, Trainer
+from pipeline.training.durability import DURABILITY, Durability, Further
 
 Method = Annotated[
     MistakeAnalysis | CourseCorrection | CritiqueRevise | ChainOfHindsight | SourcePreferences,
@@ -163,6 +164,9 @@ class Config(Section):
     arms: dict[ArmName, Arm] = Field(
         description="adapters to train; left out = the default arms of the methods",
     )
+    durability: Durability | None = Field(
+        None, description="a second fine-tuning of the arms, each evaluated after N steps; null = none"
+    )
     suites: Suites = Field(Suites(), description="what `evaluate` runs")
     adapters: dict[ArmName, AdapterPath] = Field(
         {},
@@ -173,7 +177,14 @@ class Config(Section):
     @property
     def arm_names(self) -> list[str]:
         """All evaluated arms and adapters, the base model first."""
-        return [VANILLA, *self.arms, *self.adapters]
+        return [VANILLA, *self.arms, *self.further, *self.adapters]
+
+    @property
+    def further(self) -> dict[str, Further]:
+        """The arms that are trained further, by name."""
+        if self.durability is None:
+            return {}
+        return {one.name: one for one in self.durability.further([VANILLA, *self.arms])}
 
     @property
     def stages(self) -> list[str]:
@@ -357,6 +368,23 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _further_arms_begin_from_arms(self) -> "Config":
+        if self.durability is None:
+            return self
+        if not self.arms:
+            raise ValueError("durability trains arms further: give arms, or leave it out")
+        for arm in self.durability.arms:
+            if arm not in (VANILLA, *self.arms):
+                known = ", ".join([VANILLA, *self.arms])
+                raise ValueError(f"durability.arms: {arm} is not an arm of this run; known are {known}")
+        for name in self.further:
+            if name in self.arms or name in self.adapters or len(name) > 60:
+                raise ValueError(
+                    f"durability: {name} would be an arm's name that is taken or too long; rename the arm"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _arms_have_names_of_their_own(self) -> "Config":
         for name in (VANILLA, *self.adapters):
             if name in self.arms:
@@ -444,7 +472,7 @@ WRITTEN = tuple(
         [method.generated for method in METHODS.values()]
         + [schema for method in METHODS.values() for schema in method.training_sets]
         + [suite.data_schema for suite in SUITES]
-        + [VERDICTS]
+        + [VERDICTS, DURABILITY]
     )
 )
 

@@ -97,6 +97,13 @@ def mix(run: Run) -> None:
             rows,
             nothing="; ".join(method.nothing for method in methods.values()),
         )
+    if run.further_set and run.config.durability:
+        run.write(
+            run.further_set,
+            {},
+            run.config.durability.examples,
+            nothing="durability.data has no instruction with a response",
+        )
 
 
 def train(run: Run) -> None:
@@ -108,15 +115,25 @@ def train(run: Run) -> None:
         if arm.train.start:
             inputs[name]["start"] = adapter_digest(arm.train.start.adapter)
     run.fit(inputs)
+    if run.further_set:
+        data = {run.further_set.name: run.complete(run.further_set, "mix")["digest"]}
+        begun = {arm: output.facts["digest"] for arm, output in run.adapters.items()}
+        run.fit_further(
+            {
+                name: data | ({"start": begun[one.arm]} if one.arm in begun else {})
+                for name, one in run.config.further.items()
+            }
+        )
 
 
 def evaluate(run: Run) -> None:
     """Run the base model, all arms and given adapters through all suites: one engine start, arms by LoRA."""
     config = run.config
-    inputs = {arm: run.complete(output, "train")["digest"] for arm, output in run.adapters.items()}
+    trained = run.adapters | run.further
+    inputs = {arm: run.complete(output, "train")["digest"] for arm, output in trained.items()}
     inputs |= {name: adapter_digest(path) for name, path in config.adapters.items()}
-    adapters = {arm: output.path for arm, output in run.adapters.items()} | preflight.given_adapters(config)
-    for arm in run.adapters:
+    adapters = {arm: output.path for arm, output in trained.items()} | preflight.given_adapters(config)
+    for arm in trained:
         models.check_adapter(f"arms.{arm}", adapters[arm], run.model_dir)
     own = config.answering(None)
     tokenizer = partial(models.load_tokenizer, config.model, run.model_dir)

@@ -8,6 +8,7 @@ from pipeline.judges import Judge
 from pipeline.settings.base import FOR_FINGERPRINT, Model, Section
 from pipeline.suites.verdicts import VERDICTS
 from pipeline.toy.model import shipped_recipe
+from pipeline.training.durability import DURABILITY
 
 
 def fingerprints(config: Config) -> dict[str, dict]:
@@ -37,6 +38,12 @@ def fingerprints(config: Config) -> dict[str, dict]:
         if not arm.train.equal_steps:  # finished adapters of older versions do not have it
             weights["equal_steps"] = False
         found[f"adapter/{name}"] = made_with("train", model, {}, train=weights, arm={"kinds": arm.kinds})
+    if config.durability:
+        found[DURABILITY.name] = made_with("mix", model, {}, data=_dumped(config.durability.data))
+        for name, one in config.further.items():
+            found[f"adapter/{name}"] = made_with(
+                "train", model, {}, durability=config.durability.determines(one, config.train)
+            )
     evaluator = {**model, **config.engine.determines()}
     for name, suite in config.suites.items().items():
         section = {name: _dumped(suite, exclude=set(suite.LATER))}

@@ -32,6 +32,7 @@ from pipeline.settings.walk import paths, sections
 from pipeline.sources.counts import Accounts
 from pipeline.suites.base import Suite
 from pipeline.suites.verdicts import VERDICTS
+from pipeline.training.durability import DURABILITY
 from pipeline.training.job import forget
 
 ON_RAY = ("generate", "train", "evaluate", "rejudge")
@@ -113,6 +114,10 @@ class Run:
         self.generated = {name: self._store(method.generated) for name, method in config.methods.items()}
         self.training_sets = {schema: self._store(schema) for schema in config.training_sets()}
         self.adapters = {arm: Output(self.path, f"adapter/{arm}", fence=attempt.check) for arm in config.arms}
+        self.further = {
+            name: Output(self.path, f"adapter/{name}", fence=attempt.check) for name in config.further
+        }
+        self.further_set = self._store(DURABILITY) if config.further else None
         self.suites = {
             name: self._store(config.suites.items()[name].data_schema)
             for name in preflight.check_suites(config, suites)
@@ -144,8 +149,8 @@ class Run:
         """The outputs of a stage."""
         made: dict[str, Iterable[Output]] = {
             "generate": self.generated.values(),
-            "mix": self.training_sets.values(),
-            "train": self.adapters.values(),
+            "mix": [*self.training_sets.values(), *filter(None, [self.further_set])],
+            "train": [*self.adapters.values(), *self.further.values()],
             "evaluate": self.suites.values(),
             "rejudge": self.verdicts.values(),
         }
@@ -402,6 +407,39 @@ class Run:
             key = equal.compared(specs[arm].train)
             done = finished.get(key, {}) if key is not None else {}
             arms.append((replace(specs[arm], finished=max(done.values(), default=0)), places))
+        self._train(arms, waiting, checkpoints)
+        self._log_unequal()
+        forget(checkpoints, self.adapters)  # those that earlier attempts have left
+
+    def fit_further(self, inputs: Mapping[str, Mapping[str, str]]) -> None:
+        """Train arms further from their adapters (see `training.durability`). inputs: as in `fit`."""
+        for name, output in self.further.items():
+            self._check_unfinished(output, inputs[name])
+            self._start(output, inputs[name])
+        waiting = {name: output for name, output in self.further.items() if output.complete is None}
+        for name, output in self.further.items():
+            if name not in waiting:
+                self._log_adapter(name, output)
+        if not waiting or self.further_set is None:
+            return
+        from pipeline.training.arm import Places  # imports torch
+
+        self.connect()
+        checkpoints = storage.join(self.path, ".state", "train_further")
+        if self.overwrite:
+            storage.remove(checkpoints)
+        paths = {arm: output.path for arm, output in self.adapters.items()}
+        specs = preflight.further_specs(self.config, self.model_dir, paths)
+        examples = self.further_set.dataset
+        arms = [
+            (specs[name], Places(examples, output.path, output.state("train")))
+            for name, output in waiting.items()
+        ]
+        self._train(arms, waiting, checkpoints)
+        forget(checkpoints, self.further)
+
+    def _train(self, arms: list, waiting: Mapping[str, Output], checkpoints: str) -> None:
+        """Train arms one after the other, and record each one as it is finished."""
         with self.machinery.trainer(arms, checkpoints) as training:
             for arm, output in waiting.items():
                 attempt.making(output.name)
@@ -416,8 +454,6 @@ class Run:
                 if notice := figures.get("notice"):
                     self.log(f"train: {notice}")
                 self._log_adapter(arm, output)
-        self._log_unequal()
-        forget(checkpoints, self.adapters)  # those that earlier attempts have left
 
     def _steps(self, arms: Iterable[str]) -> dict[tuple, dict[str, int]]:
         """The steps of finished arms, by what makes arms comparable (see `training.equal`)."""
@@ -519,7 +555,7 @@ class Run:
         if "kind" not in store.schema.names:
             return
         present = set(pc.unique(store.dataset.table(["kind"])["kind"]).to_pylist())
-        for name, method in self.config.training_sets()[store.schema].items():
+        for name, method in self.config.training_sets().get(store.schema, {}).items():
             for kind in [kind for kind in method.kinds or () if kind not in present]:
                 arms = [
                     arm
@@ -662,6 +698,9 @@ def origin(config: Config, schema: Schema, verdicts_of: tuple[str, str] | None =
             found, (_, adapter) = config.generator(name), method.generator
             author = found.engine.author(found.model)
             authors[author + (f" with adapter `{adapter}`" if adapter else "")] = None
+    if schema == DURABILITY and config.durability:
+        made_by.append(config.durability)
+        authors["(none: its texts are the source's)"] = None
     for suite in config.suites.items().values():
         if suite.data_schema == schema:
             made_by.append(suite)

@@ -25,6 +25,7 @@ from pipeline.inference import ENGINES
 from pipeline.report import sections, tables
 from pipeline.report.agreement import Agreement
 from pipeline.report.examples import Example
+from pipeline.report.summary import Rate
 from pipeline.schema import Schema
 from pipeline.suites.base import OWN_JUDGE, Judgements, Suite
 from pipeline.suites.verdicts import VERDICTS
@@ -89,6 +90,7 @@ def _sections(config: Config, run_dir: str, datasets: dict[str, Dataset | None])
     for suite in _suites(config):
         judgements = _judgements(config, suite, run_dir, errors)
         found += suite.report(numbers[suite.data_schema.name], config.arm_names[1:], config.seed, judgements)
+        found += _durability(config, suite, numbers[suite.data_schema.name])
     if config.arms:
         logs = {
             arm: _training_log(storage.join(run_dir, "adapter", arm, "metrics.jsonl")) for arm in config.arms
@@ -101,6 +103,19 @@ def _sections(config: Config, run_dir: str, datasets: dict[str, Dataset | None])
         found.append(report_data.data(config.methods.values(), numbers, stages))
     found += filter(None, (report_data.thoughts(stages), report_data.sources(stages)))
     return [*found, sections.time(stages), report_settings.settings(config)]
+
+
+def _durability(config: Config, suite: Suite, numbers: pa.Table | None) -> list[sections.Section]:
+    """A suite's harmless rates over the steps of a second fine-tuning, if there was one."""
+    rates = suite.harmless_rates(numbers) if config.durability and numbers is not None else {}
+    curves: dict[str, dict[int, Rate]] = {}
+    for one in config.further.values():
+        if one.name in rates:
+            itself = {0: rates[one.arm]} if one.arm in rates else {}
+            curves.setdefault(one.arm, itself)[one.steps] = rates[one.name]
+    if not curves:
+        return []
+    return [sections.durability(suite.title, list(curves), curves, config.arm_names[1:])]
 
 
 def _steps(lines: list[dict]) -> list[str]:

@@ -1,7 +1,7 @@
 """Finds errors before an engine starts, if that is possible: one sentence each, exit code 2."""
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ from pipeline.runtime.machine import gpu_build
 from pipeline.settings.base import PathKind
 from pipeline.settings.shown import first_line
 from pipeline.settings.walk import paths, sections
+from pipeline.training.durability import KIND
 
 if TYPE_CHECKING:
     from pipeline.training.arm import ArmSpec
@@ -96,7 +97,7 @@ def _check_engines(config: Config, stages: set[str], suites: set[str]) -> None:
         _check_named(config, ["rejudge"], "suites.")
     if "evaluate" in stages:
         _check_named(config, ["evaluate"], "suites.")
-        engine, fine_tuned = config.engine, [*config.arms, *config.adapters]
+        engine, fine_tuned = config.engine, config.arm_names[1:]
         _check_is_model("engine", engine, "to evaluate")
         if fine_tuned and not engine.takes_adapters:
             raise UserError(
@@ -246,6 +247,27 @@ def arm_specs(config: Config, directory: str) -> dict[str, "ArmSpec"]:
             name, arm.train, arm.kinds, config.model, directory, config.seed, partial(config.field_of, name)
         )
         for name, arm in config.arms.items()
+    }
+
+
+def further_specs(config: Config, directory: str, adapters: Mapping[str, str]) -> dict[str, "ArmSpec"]:
+    """The arms that are trained further, by name. adapters: arm → directory of its adapter."""
+    from pipeline.training.arm import ArmSpec
+
+    if (durability := config.durability) is None:
+        return {}
+    return {
+        name: ArmSpec(
+            name,
+            durability.trainer(config.train, adapters.get(one.arm)),
+            [KIND],
+            config.model,
+            directory,
+            config.seed,
+            lambda setting: f"durability.{setting}",
+            steps=one.steps,
+        )
+        for name, one in config.further.items()
     }
 
 

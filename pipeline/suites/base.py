@@ -14,6 +14,7 @@ from pipeline.judges import Judge
 from pipeline.report import sections as report
 from pipeline.report.agreement import Agreement
 from pipeline.report.examples import Example
+from pipeline.report.summary import Rate
 from pipeline.schema import Schema
 from pipeline.settings.base import FOR_FINGERPRINT, Draw, Model, Section, Source
 from pipeline.sources.counts import Accounts
@@ -169,6 +170,13 @@ class Suite(Section):
     def size(self) -> str:
         """How often an arm answers a row of the source: `3 conditions`."""
         raise NotImplementedError
+
+    def harmless_rates(self, numbers: pa.Table) -> dict[str, Rate]:
+        """Arm → how often it is harmless, for curves over arms; {} if the suite does not ask that.
+
+        numbers: the data set without texts.
+        """
+        return {}
 
     def report(
         self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements

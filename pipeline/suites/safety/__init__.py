@@ -16,6 +16,7 @@ from pipeline.methods.mistake_analysis import Hint, induction
 from pipeline.prompts import Prompts
 from pipeline.report.examples import Example
 from pipeline.report.sections import Section
+from pipeline.report.summary import Rate
 from pipeline.schema import Schema
 from pipeline.settings.base import ArmName, Count, Draw, Greedy, PromptFile, Source
 from pipeline.settings.shown import plural
@@ -94,6 +95,11 @@ class Safety(Suite):
 
     def size(self) -> str:
         return plural(len(self.conditions), "condition")
+
+    def harmless_rates(self, numbers: pa.Table) -> dict[str, Rate]:
+        from pipeline.suites.safety.summary import arms_table
+
+        return {row.arm: row.harmless for row in arms_table(numbers) if row.condition == self.conditions[0]}
 
     def report(
         self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
