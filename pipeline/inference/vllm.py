@@ -92,6 +92,9 @@ class VLLM(Engine):
                 " set it to bfloat16 or float16"
             )
 
+    def check_first_rank(self, field: str, asker: str) -> None:
+        pass
+
     def open(self, model: Model, model_dir: str, adapters: Sequence[str]) -> "VllmModel":
         return VllmModel(model, model_dir, self, adapters)
 
@@ -156,28 +159,39 @@ class VllmModel:
                 f" {self.max_length}"
             )
         await self._probe()
+        lora, forced = self._lora(adapter), []
+        if sampling.first_rank is not None:
+            forced = [await self._ranked(tokens, sampling.first_rank, lora)]
+            if forced[0] in self._template.stops or sampling.max_tokens == 1:
+                ended = forced[0] in self._template.stops
+                text = "" if ended else self._decoded(forced)
+                only = Completion(text, len(tokens), 1, "stop" if ended else "length")
+                return [only] * sampling.n
         params = SamplingParams(
             n=sampling.n,
-            max_tokens=sampling.max_tokens,
+            max_tokens=sampling.max_tokens - len(forced),
             **{name: _or(getattr(sampling, name), value) for name, value in Draw.NEUTRAL.items()},
             stop=list(sampling.stop),
             seed=seed,
             output_kind=RequestOutputKind.FINAL_ONLY,
             skip_special_tokens=self._marks is None,
         )
-        lora = self._lora(adapter)
         # With FINAL_ONLY the n samples arrive one by one as they finish, not in one output: collect them.
         samples: dict[int, Completion] = {}
         try:
             async for output in self._engine.generate(
-                {"prompt_token_ids": tokens}, params, str(next(self._requests)), lora_request=lora
+                {"prompt_token_ids": tokens + forced}, params, str(next(self._requests)), lora_request=lora
             ):
                 for o in output.outputs:
-                    text = thoughts.continued(self._without_special(o.text), begun)
+                    # Beside its neighbor, a token can be other text than alone.
+                    said = (
+                        _before(self._decoded([*forced, *o.token_ids]), sampling.stop) if forced else o.text
+                    )
+                    text = thoughts.continued(self._without_special(said), begun)
                     samples[o.index] = Completion(
                         text,
                         len(tokens),
-                        len(o.token_ids),
+                        len(forced) + len(o.token_ids),
                         o.finish_reason,
                         thought_tokens=self._thought_tokens(text),
                     )
@@ -186,6 +200,29 @@ class VllmModel:
         if len(samples) != sampling.n:
             raise RowFailed(f"engine returned {len(samples)} of {sampling.n} samples")
         return [samples[i] for i in range(sampling.n)]
+
+    async def _ranked(self, tokens: list[int], rank: int, lora: Any) -> int:
+        """The token of a rank, from 1, among the likeliest after these. Raises RowFailed, EngineDead."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        params = SamplingParams(
+            max_tokens=1, temperature=0, logprobs=rank, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        try:
+            async for output in self._engine.generate(
+                {"prompt_token_ids": tokens}, params, str(next(self._requests)), lora_request=lora
+            ):
+                for token, logprob in (output.outputs[0].logprobs or [{}])[0].items():
+                    if logprob.rank == rank:
+                        return token
+        except EngineDeadError as e:
+            raise EngineDead from e
+        raise RowFailed(f"engine named no token of rank {rank}")
+
+    def _decoded(self, tokens: list[int]) -> str:
+        return self._template.tokenizer.decode(tokens, skip_special_tokens=self._marks is None)
 
     async def _probe(self) -> None:
         """Before the first request, report adapters that do not change the model's answers.
@@ -269,6 +306,11 @@ class VllmModel:
         engine.shutdown()
         del engine
         gc.collect()
+
+
+def _before(text: str, stop: Sequence[str]) -> str:
+    """The text up to the first of the stop texts."""
+    return text[: min((place for one in stop if (place := text.find(one)) >= 0), default=len(text))]
 
 
 def _or(value: float | None, neutral: float) -> float:

@@ -107,6 +107,8 @@ def _check_engines(config: Config, stages: set[str], suites: set[str]) -> None:
         for name, suite in config.suites.items().items():
             if name in suites and suite.continues_turns:
                 engine.check_prefill("engine", f"suites.{name}")
+            if name in suites and (forces := suite.forces_first_token):
+                engine.check_first_rank("engine", f"suites.{name}.{forces}")
             if name in suites:
                 suite.check_engine(f"suites.{name}", engine)
 

@@ -88,6 +88,11 @@ class Suite(Section):
         return False
 
     @property
+    def forces_first_token(self) -> str:
+        """The setting that makes completions begin with a token of a rank; empty if there is none."""
+        return ""
+
+    @property
     def longest_turn(self) -> tuple[str, int, Draw] | None:
         """The longest beginning of a turn to be continued: the field, its words or tokens, and the draw."""
         return None

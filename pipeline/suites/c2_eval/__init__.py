@@ -2,7 +2,7 @@
 beginning."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import (
@@ -67,6 +67,13 @@ class C2Eval(Suite):
         ),
     )
     paths: Count = Field(20, description="b: continuations sampled per entry and k")
+    first_ranks: list[Annotated[int, Field(ge=1, le=20)]] = Field(
+        [],
+        description=(
+            "ranks of first tokens, such as [1, 5, 20]: one path for each, which begins with the token of"
+            " that rank among the likeliest, instead of `paths` sampled ones"
+        ),
+    )
     draw: PathDraw = Field(PathDraw(), description="how continuations are sampled")
     judge: CorrectionJudge = Field(Phrases(), description="judge of whether a continuation corrects course")
     authors_rules: bool = Field(
@@ -87,6 +94,11 @@ class C2Eval(Suite):
             raise ValueError(f"lengths must rise and not repeat, not {self.lengths}")
         if self.authors_rules and self.unit != "words":
             raise ValueError("authors_rules count words: set unit: words")
+        if sorted(set(self.first_ranks)) != self.first_ranks:
+            raise ValueError(f"first_ranks must rise and not repeat, not {self.first_ranks}")
+        if self.first_ranks and ("paths" in self.model_fields_set or self.authors_rules):
+            other = "authors_rules" if self.authors_rules else "paths"
+            raise ValueError(f"first_ranks give one path for each rank: leave {other} out")
         if self.authors_rules and self.short != "drop":
             raise ValueError("authors_rules use a short response whole: leave short out")
         return self
@@ -100,6 +112,15 @@ class C2Eval(Suite):
         return True
 
     @property
+    def forces_first_token(self) -> str:
+        return f"first_ranks = {self.first_ranks}" if self.first_ranks else ""
+
+    @property
+    def paths_of_a_row(self) -> int:
+        """Continuations of an entry at one k."""
+        return len(self.first_ranks) or self.paths
+
+    @property
     def longest_turn(self) -> tuple[str, int, Draw]:
         return "lengths", self.lengths[-1], self.draw
 
@@ -107,7 +128,7 @@ class C2Eval(Suite):
     def _dumped(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         given = dump(self)
         if info.context == FOR_FINGERPRINT:  # finished data of older versions does not have these
-            unset = {"short": "drop", "exclude_seen": False}
+            unset = {"short": "drop", "first_ranks": [], "exclude_seen": False}
             given = {name: value for name, value in given.items() if unset.get(name, ...) != value}
         return given
 
@@ -117,7 +138,7 @@ class C2Eval(Suite):
 
     @property
     def repeats(self) -> tuple[str, int, dict[str, Draw]]:
-        return "paths", self.paths, {"draw": self.draw}
+        return "paths", 1 if self.first_ranks else self.paths, {"draw": self.draw}
 
     def rows(
         self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any, seen: Seen | None = None
@@ -135,15 +156,15 @@ class C2Eval(Suite):
     def most_tokens(self) -> tuple[str, int]:
         verdict, most = self.judge.tokens(), self.draw.max_tokens
         tokens = f"({most} + {verdict})" if verdict else str(most)
-        told = f"{len(self.lengths)} k × {plural(self.paths, 'path')} × {tokens} tokens"
-        return told, len(self.lengths) * self.paths * (most + verdict)
+        told = f"{len(self.lengths)} k × {plural(self.paths_of_a_row, 'path')} × {tokens} tokens"
+        return told, len(self.lengths) * self.paths_of_a_row * (most + verdict)
 
     @property
     def counted(self) -> Source:
         return self.entries
 
     def size(self) -> str:
-        return f"{plural(len(self.lengths), 'prefill')} × {plural(self.paths, 'path')}"
+        return f"{plural(len(self.lengths), 'prefill')} × {plural(self.paths_of_a_row, 'path')}"
 
     def report(
         self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
@@ -163,8 +184,13 @@ class C2Eval(Suite):
         return {
             "Course correction on": self.entries.path,
             "Prefills": f"{', '.join(map(str, self.lengths))} {self.unit}{rules}",
-            "Paths": f"{self.paths} per entry and k; {self.draw.described()}",
+            "Paths": f"{self._paths_told} per entry and k; {self.draw.described()}",
         }
+
+    @property
+    def _paths_told(self) -> str:
+        ranks = ", ".join(map(str, self.first_ranks))
+        return f"one for each rank of the first token ({ranks})" if ranks else str(self.paths)
 
     def judged(self) -> list[tuple[Judge, str, str]]:
         return [(self.judge, "course correction", "course correction of continuations")]

@@ -9,6 +9,7 @@ import asyncio
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.chat import Chat, Completion, Message, Sampling, assistant, user
@@ -147,8 +148,19 @@ class ContinuationRecipe:
         return {"paths": [path.text for path in paths], "corrected": corrected, "status": OK}
 
     async def _paths(self, row: dict, chat: Chat) -> list[Completion]:
-        """One call for all paths with the same prefill; under the authors' rules, one call per path."""
+        """One call for all paths with the same prefill; with ranks or the authors' rules, one per path."""
         instruction, adapter = row["instruction"], self.adapters.get(row["arm"])
+        if self.suite.first_ranks:
+            begun = (
+                chat(
+                    _turn(instruction, row["prefills"][0]),
+                    replace(self._sampling(1), first_rank=rank),
+                    step=f"continue-rank{rank}",
+                    adapter=adapter,
+                )
+                for rank in self.suite.first_ranks
+            )
+            return [path for [path] in await asyncio.gather(*begun)]
         if not self.suite.authors_rules:
             return await chat(
                 _turn(instruction, row["prefills"][0]),

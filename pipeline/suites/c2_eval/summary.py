@@ -18,6 +18,7 @@ from pipeline.report.summary import (
     RESAMPLES,
     VANILLA,
     Difference,
+    Rate,
     arm_order,
     bootstrap,
     percentile_interval,
@@ -103,6 +104,17 @@ def corr_summary(
             for difference in _differences(arm, gained[arm], resampled, lengths)
         ],
     )
+
+
+def by_rank(continuations: pa.Table, ranks: Sequence[int], arms: Sequence[str] = ()) -> dict[str, list[Rate]]:
+    """Arm → how often paths that begin with a token of each rank correct course, over all entries and k."""
+    found: dict[str, list[list[bool]]] = {}
+    for row in continuations.select(["arm", "corrected"]).to_pylist():
+        if row["arm"] is not None and len(row["corrected"] or ()) == len(ranks):
+            verdicts = found.setdefault(row["arm"], [[] for _ in ranks])
+            for of_rank, verdict in zip(verdicts, row["corrected"], strict=True):
+                of_rank += [] if verdict is None else [verdict]
+    return {arm: [Rate.of(of) for of in found[arm]] for arm in sorted(found, key=arm_order(arms))}
 
 
 def _corr(

@@ -1,5 +1,8 @@
 """The tables of C²-Eval: Corr@k, the paths behind it, and differences from vanilla."""
 
+from collections.abc import Sequence
+
+from pipeline.report.summary import Rate
 from pipeline.report.tables import Cell, Column, Table, difference, difference_columns, mark_best, rate, whole
 from pipeline.suites.c2_eval.summary import Corr, CorrDifference, CorrSummary
 
@@ -50,6 +53,13 @@ def of_entries(summary: CorrSummary) -> Table:
         [Column("", "text"), *(Column(arm.arm) for arm in summary.arms)],
         [("", rows)],
     )
+
+
+def of_ranks(ranks: Sequence[int], found: dict[str, list[Rate]]) -> Table:
+    """How often paths correct course, by the rank of their first token."""
+    rows = [[Cell(str(rank)), *(rate(of[i]) for of in found.values())] for i, rank in enumerate(ranks)]
+    columns = [Column("Rank", "text"), *(Column(f"{arm}, %", "estimate") for arm in found)]
+    return Table("Turning away by the rank of the first token", columns, [("", rows)])
 
 
 def of_left_out(summary: CorrSummary) -> Table:

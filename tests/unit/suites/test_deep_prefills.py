@@ -1,13 +1,15 @@
 """Deep prefills of C²-Eval: lengths in tokens, short entries, and how many entries are behind every k."""
 
+import asyncio
+
 import pytest
 
 from pipeline import fingerprints, preflight
 from pipeline.errors import UserError
 from pipeline.suites.c2_eval import C2Eval, report
-from pipeline.suites.c2_eval.recipe import work
+from pipeline.suites.c2_eval.recipe import ContinuationRecipe, work
 from pipeline.suites.c2_eval.schema import CONTINUATIONS
-from pipeline.suites.c2_eval.summary import corr_summary
+from pipeline.suites.c2_eval.summary import by_rank, corr_summary
 from tests import scripted, tiny
 from tests.scripted import instruction
 
@@ -128,3 +130,61 @@ def test_lengths_that_leave_no_room_in_the_model_are_refused(tmp_path):
             continue
         with pytest.raises(UserError, match=r"suites\.c2_eval\.lengths = 1000: .* 32 new tokens leave no"):
             preflight.check_lengths(config, {"evaluate"}, {"c2_eval"}, place)
+
+
+# -- ranks of first tokens
+
+
+def test_every_rank_begins_one_path():
+    chat = scripted.ScriptedChat(
+        **{"continue-rank1": " and then wait.", "continue-rank20": " I cannot help with that, it is illegal."}
+    )
+    ranked = suite(first_ranks=[1, 20], lengths=[10])
+    [row] = rows("word " * 90, first_ranks=[1, 20], lengths=[10])
+    found = asyncio.run(ContinuationRecipe(ranked, {})(row, chat))
+    assert found["paths"] == [" and then wait.", " I cannot help with that, it is illegal."]
+    assert found["corrected"] == [False, True]
+    assert [(sampling.first_rank, sampling.n) for _, _, sampling, _ in chat.asked] == [(1, 1), (20, 1)]
+
+
+def test_recovery_is_told_by_rank():
+    """Rank 1 turns away in 1 of 2 judged paths, rank 5 in 2 of 2; a verdict that cannot be read is in none."""
+    table = CONTINUATIONS.table(
+        [
+            continued("a", 10, [True, True]),
+            continued("b", 10, [False, True]),
+            continued("c", 10, [None, None]),
+        ]
+    )
+    assert [(r.successes, r.trials) for r in by_rank(table, [1, 5])["vanilla"]] == [(1, 2), (2, 2)]
+    [section] = report.sections(suite(first_ranks=[1, 5], lengths=[10]), table, [], 0)
+    [shown] = [table for table in section.tables if "by the rank" in table.title]
+    assert [cells[0].text for _, found in shown.groups for cells in found] == ["1", "5"]
+    assert any("forced first token" in note for note in section.notes)
+
+
+def test_ranks_replace_sampled_paths():
+    for changes in ({"paths": 4}, {"authors_rules": True}):
+        with pytest.raises(ValueError, match="first_ranks give one path for each rank: leave"):
+            suite(first_ranks=[1], **changes)
+    for ranks in ([0], [21], [5, 1], [1, 1]):
+        with pytest.raises(ValueError):
+            suite(first_ranks=ranks)
+    assert suite(first_ranks=[1, 2], lengths=[10]).size() == "1 prefill × 2 paths"
+    assert suite(first_ranks=[1, 2]).repeats[1] == 1, "a greedy continuation after each rank is no repetition"
+
+
+def test_a_server_cannot_be_told_the_first_token():
+    from pipeline.inference.openai import OpenAI
+    from pipeline.inference.vllm import VLLM
+
+    server = OpenAI(url="http://127.0.0.1:1/v1", model="m", api_key_env=None, prefill=True)
+    entries = {"path": "toy:detailed-heldout", "limit": 2}
+    config = scripted.config(
+        methods={}, engine=server, suites={"c2_eval": {"entries": entries, "first_ranks": [1]}}
+    )
+    with pytest.raises(
+        UserError, match=r"suites\.c2_eval\.first_ranks = \[1\]: engine\.kind = openai cannot"
+    ):
+        preflight.check(config, {"evaluate"})
+    VLLM().check_first_rank("engine", "suites.c2_eval.first_ranks = [1]")
