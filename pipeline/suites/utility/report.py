@@ -40,8 +40,8 @@ def _scores(suite: "Utility", rows: pa.Table, arms: Sequence[str]) -> Section:
         )
     notes = [
         "A task's number is the mean over its documents by the first metric of its list; subtasks of a group"
-        " weigh by their size. Interval: 95 %, normal, from the standard error over documents, as the harness"
-        " gives it; within 0 and 100 %.",
+        " weigh by their size. ±: the standard error over documents, as the harness gives it. Interval: 95 %,"
+        " Wilson's if every document is right or wrong, else normal.",
         "Refused: what the arm wrote for a document is a refusal by its phrases. A dash: the task only"
         " compares probabilities of given answers, and the arm writes nothing.",
     ]
@@ -74,7 +74,8 @@ def _cell(score: Score | None) -> Cell:
     scale, form, unit = (100, ".1f", " %") if score.shares else (1, ".3f", "")
     bounds = score.interval
     interval = f"[{scale * bounds[0]:{form}}, {scale * bounds[1]:{form}}]" if bounds else ""
-    return Cell(f"{scale * score.value:{form}}{unit}", interval)
+    error = f" ± {scale * score.stderr:{form}}" if score.stderr is not None else ""
+    return Cell(f"{scale * score.value:{form}}{error}{unit}", interval)
 
 
 def _of_counts(behind: list[Counts]) -> Table:

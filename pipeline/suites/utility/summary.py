@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.report.summary import RESAMPLES, Z95, Difference, Rate, arm_order, paired
+from pipeline.report.summary import RESAMPLES, Z95, Difference, Rate, arm_order, paired, wilson
 
 # (subtask, hash of the document) → the mean of its values; a document can stand in a task twice.
 Values = dict[tuple[str, str], float]
@@ -24,6 +24,7 @@ class Score:
     value:    the mean over the documents; of a metric that has no number per document, the harness's own
     stderr:   s / √n of the documents, which is also the harness's for means; None if not known
     shares:   all values are within [0, 1], as those of accuracies are
+    hits:     documents with the value 1, if every document has 0 or 1; None otherwise
     """
 
     task: str
@@ -34,10 +35,13 @@ class Score:
     stderr: float | None
     documents: int
     shares: bool
+    hits: int | None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 %, normal; of shares within [0, 1]."""
+        """95 %: Wilson's if every document is right or wrong, else normal; of shares within [0, 1]."""
+        if self.hits is not None:
+            return wilson(self.hits, self.documents)
         if self.value is None or self.stderr is None:
             return None
         low, high = self.value - Z95 * self.stderr, self.value + Z95 * self.stderr
@@ -94,8 +98,9 @@ def _score(key: tuple, rows: list[dict]) -> Score:
     if value is None and len(whole) == 1:  # such as BLEU, or a perplexity
         [(value, stderr)] = whole.values()
     shares = len(values) == len(rows) and all(0 <= one <= 1 for one in values)
+    hits = sum(map(int, values)) if shares and set(values) <= {0.0, 1.0} else None
     told = metric if name == "none" else f"{metric}, {name}"
-    return Score(task, arm, told, bool(rows[0]["primary"]), value, stderr, len(rows), shares)
+    return Score(task, arm, told, bool(rows[0]["primary"]), value, stderr, len(rows), shares, hits)
 
 
 def counts(table: pa.Table, arms: Sequence[str]) -> list[Counts]:

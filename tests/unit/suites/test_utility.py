@@ -65,10 +65,14 @@ def test_five_documents_give_equal_means_one_better_and_one_worse():
 
 
 def test_the_standard_error_is_that_of_a_mean():
-    """s of 1, 1, 0, 0, 1 is 0.5477; over √5 it is 0.2449."""
+    """s of 1, 1, 0, 0, 1 is 0.5477; over √5 it is 0.2449. The interval is Wilson's of 3 in 5."""
     [vanilla] = scores(table(*of("vanilla", [1, 1, 0, 0, 1])), [])
     assert vanilla.stderr == pytest.approx(0.24495, abs=1e-5)
-    assert vanilla.interval == pytest.approx((0.11990, 1.0), abs=1e-4)
+    assert vanilla.interval == pytest.approx((0.231, 0.882), abs=1e-3)
+    [none] = scores(table(*of("vanilla", [0, 0, 0])), [])
+    assert none.interval == pytest.approx((0.0, 0.561), abs=1e-3), "no certainty from three documents"
+    [partial] = scores(table(*of("vanilla", [0.5, 1, 0, 0.5])), [])
+    assert partial.hits is None and partial.interval == pytest.approx((0.0999, 0.9001), abs=1e-3)
 
 
 def test_documents_are_paired_by_their_hash_and_those_without_a_partner_are_counted():
@@ -134,7 +138,7 @@ def text_of(found) -> str:
 def test_the_report_shows_numbers_differences_and_versions():
     other = [{**one, "metric": "acc_norm", "primary": False, "id": one["id"] + "n"} for one in FIVE]
     text = text_of(sections(Utility(tasks=["t"]), table(*FIVE, *other), ["sft"], 0))
-    assert f"lm-evaluation-harness {HARNESS}" in text and "60.0 %" in text and "sft − vanilla" in text
+    assert f"lm-evaluation-harness {HARNESS}" in text and "60.0 ± 24.5 %" in text and "sft − vanilla" in text
     assert "acc_norm" in text and "not comparable" not in text and "without a partner" not in text
 
 
