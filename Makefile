@@ -46,7 +46,7 @@ chaos: setup
 toy: setup
 	$(BIN)/python -m pipeline.toy.model
 
-# After a change of the configuration's fields: writes docs/configuration.md.
+# After a change of the configuration's fields: writes docs/configuration.md and docs/*.schema.json.
 reference: setup
 	$(BIN)/python -m pipeline.commands.reference
 

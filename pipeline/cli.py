@@ -1,14 +1,13 @@
 """All commands: each parses its arguments and makes one call.
 
-Exit codes: 0, 1 (the run failed), 2 (wrong usage, configuration or input), 130 and 143 (interrupted by
-Ctrl-C, by SIGTERM).
+Exit codes: see EXIT_CODES.
 """
 
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -17,14 +16,19 @@ import typer
 from pipeline import __version__
 from pipeline.errors import RunFailed, UserError
 
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 the run failed, or a number of the report is beyond its limit; 2 wrong usage,"
+    " configuration or input, before anything started; 130 and 143 interrupted by Ctrl-C or SIGTERM: the same"
+    " command resumes."
+)
 app = typer.Typer(
     help=(
         "Align a chat model by letting it make mistakes on purpose, explain them, and learn from the"
         " explanations."
     ),
+    epilog=EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML configuration")]
@@ -38,6 +42,12 @@ Overwrite = Annotated[
 _UsageError: Any = typer.BadParameter.__base__
 STOP_S = 8.0  # longest time from a signal to the end; a sender may send SIGKILL after that
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="rerun failed rows")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print warnings and errors only")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="print the messages of Ray and other libraries too")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print the same as JSON")]
+Reveal = Annotated[bool, typer.Option("--reveal", help="show harmful text")]
 
 
 def _stage(name: str, text: str):
@@ -46,7 +56,10 @@ def _stage(name: str, text: str):
         overrides: Overrides = None,
         overwrite: Overwrite = False,
         retry_failed: RetryFailed = False,
+        quiet: Quiet = False,
+        verbose: Verbose = False,
     ):
+        _talk(quiet, verbose)
         _run(config, overrides, [name], overwrite, retry_failed)
 
     app.command(name, help=text)(command)
@@ -58,8 +71,11 @@ def run(
     overrides: Overrides = None,
     overwrite: Overwrite = False,
     retry_failed: RetryFailed = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ):
     """Run all stages: generate, mix, train, evaluate, rejudge, report. Resumes an earlier attempt."""
+    _talk(quiet, verbose)
     _run(config, overrides, None, overwrite, retry_failed)
 
 
@@ -81,9 +97,12 @@ def evaluate(
         list[str] | None,
         typer.Option("--suite", help="name of a suite in `suites`; without it, all configured ones run"),
     ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ):
     """Put every arm through the suites: answers (RUN/evaluation), corrections after a harmful prefill
     (RUN/continuations)."""
+    _talk(quiet, verbose)
     _run(config, overrides, ["evaluate"], overwrite, retry_failed, suite or [])
 
 
@@ -94,9 +113,57 @@ _stage(
 
 
 @app.command()
-def report(config: ConfigFile, overrides: Overrides = None):
-    """Write RUN/report.html and RUN/report.md from the results so far."""
+def report(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-under", metavar="NAME=NUMBER", help="exit with 1 if a number is below, as harmless=0.9"
+        ),
+    ] = None,
+    fail_over: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-over", metavar="NAME=NUMBER", help="exit with 1 if a number is above, as over_refusal=0.1"
+        ),
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option("--arm", help="arms whose numbers are checked; default: all but the base model"),
+    ] = None,
+    quiet: Quiet = False,
+):
+    """Write RUN/report.html, RUN/report.md and RUN/results.json from the results so far, and check numbers
+    of them. See docs/results_json.md."""
+    from pipeline.commands import report_results, thresholds
+    from pipeline.config import load
+
+    _talk(quiet)
+    limits = thresholds.limits(fail_under or [], fail_over or [])
     _run(config, overrides, ["report"], False, False)
+    if limits or arm:
+        run_dir = load(config, overrides or []).run_dir
+        thresholds.check(report_results.read(run_dir), limits, arm or [])
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN RUN...", help="run directories, or their configurations")
+    ],
+    arm: Annotated[list[str] | None, typer.Option("--arm", help="only this arm; may be repeated")] = None,
+    different_judges: Annotated[
+        bool, typer.Option("--different-judges", help="also compare rates of different judges, marked")
+    ] = False,
+    html: Annotated[str | None, typer.Option("--html", help="write the comparison to this file too")] = None,
+    as_json: AsJson = False,
+):
+    """Compare runs with the first one: paired over the rows and instructions that they share, with 95 %
+    bootstrap intervals, and what differs in their configurations."""
+    from pipeline.commands.compare import show_comparison
+
+    show_comparison(runs, arm or [], different_judges, html, as_json, _console())
 
 
 @app.command()
@@ -104,12 +171,76 @@ def plan(
     config: ConfigFile,
     overrides: Overrides = None,
     tokens_per_s: Annotated[float | None, typer.Option(min=1, help="measured speed of one engine")] = None,
+    as_json: AsJson = False,
 ):
     """Preview a run without starting an engine: prompts, token lengths, GPUs, estimated time."""
     from pipeline.commands.plan import show_plan
     from pipeline.config import load
 
-    show_plan(load(config, overrides or []), tokens_per_s)
+    show_plan(load(config, overrides or []), tokens_per_s, as_json=as_json)
+
+
+@app.command()
+def preview(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="instructions used")] = 5,
+    reveal: Reveal = False,
+    verbose: Verbose = False,
+):
+    """Generate a few rows with the real engine and show them, harmful text masked. Keeps nothing."""
+    from pipeline.config import load
+    from pipeline.preview import preview as show_preview
+
+    _talk(verbose=verbose)
+    loaded = load(config, overrides or [])
+    _until_stopped(
+        lambda: show_preview(loaded, rows, reveal, _console(), _tell),
+        "setbacks: interrupted; nothing is kept",
+    )
+
+
+@app.command()
+def init(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="configuration to write")] = "setbacks.yaml",
+    model: Annotated[
+        str | None, typer.Option("--model", help="directory or hub id of the chat model")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option("--source", help="red-team instructions: file, directory, glob or hub:NAME")
+    ] = None,
+    method: Annotated[str | None, typer.Option("--method", help="how the model is aligned")] = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option(
+            "--held-out", help="red-team instructions for evaluation only; `none` = do not evaluate"
+        ),
+    ] = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", min=0, help="GPUs; 0 = on CPUs")] = None,
+):
+    """Write a commented configuration. Asks for what no option says, if there is a terminal."""
+    from pipeline.commands.init import init as write
+
+    ask = (lambda question, default: typer.prompt(question, default=default)) if sys.stdin.isatty() else None
+    write(file, model, source, method, held_out, gpus, ask, _tell)
+
+
+@app.command()
+def schema(
+    results: Annotated[bool, typer.Option("--results", help="the schema of results.json instead")] = False,
+):
+    """Print the JSON schema of configurations, for editors: `# yaml-language-server: $schema=FILE`."""
+    from pipeline.commands import schemas
+
+    print(schemas.results() if results else schemas.configuration(), end="")
+
+
+@app.command()
+def env(as_json: AsJson = False):
+    """Print versions and devices, for a bug report."""
+    from pipeline.commands.environment import show_environment
+
+    show_environment(as_json)
 
 
 @app.command()
@@ -137,14 +268,15 @@ def show(
         str, typer.Argument(metavar="DATASET", help="directory of a data set, such as RUN/mistakes")
     ],
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="rows shown")] = 5,
-    reveal: Annotated[bool, typer.Option("--reveal", help="show harmful text")] = False,
+    reveal: Reveal = False,
+    as_json: AsJson = False,
 ):
     """Show rows of a data set in the terminal, harmful text masked."""
     from rich.console import Console
 
     from pipeline.commands.show import show as show_rows
 
-    show_rows(dataset, rows, reveal, Console())
+    show_rows(dataset, rows, reveal, Console(), as_json=as_json)
 
 
 @app.command()
@@ -179,15 +311,38 @@ def judge(
         str | None,
         typer.Option("--keep", help="write the judge's error for the report: RUN/judge_errors/NAME.json"),
     ] = None,
+    as_json: AsJson = False,
 ):
     """Judge stored answers again, and measure a judge against labels: accuracy, kappa, errors, corrected
     rate. Generates no answer."""
-    from rich.console import Console
-
     from pipeline.commands.judge import judge as judge_answers
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    judge_answers(answers, judge, models, labels, out, review, rows, keep, console)
+    judge_answers(answers, judge, models, labels, out, review, rows, keep, _console(), as_json=as_json)
+
+
+@app.command()
+def serve(
+    config: ConfigFile,
+    arm: Annotated[
+        str, typer.Argument(metavar="ARM", help="an arm of the run, a name in `adapters`, or vanilla")
+    ],
+    overrides: Overrides = None,
+    host: Annotated[str, typer.Option("--host", help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="port to listen on")] = 8000,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option("--api-key-env", help="variable that holds the key to ask for; default: none"),
+    ] = None,
+):
+    """Serve a trained arm, and the base model as vanilla, to OpenAI clients until Ctrl-C. See
+    docs/serving.md."""
+    from pipeline.commands.serve import serve as serve_arm
+    from pipeline.config import load
+
+    _until_stopped(
+        lambda: serve_arm(load(config, overrides or []), arm, host, port, api_key_env, _tell),
+        "setbacks: the server has been stopped",
+    )
 
 
 @app.command()
@@ -196,7 +351,7 @@ def status(
         str,
         typer.Argument(metavar="RUN", help="a run directory (also on an object store), or the CONFIG of one"),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="print the same as JSON")] = False,
+    as_json: AsJson = False,
 ):
     """Show progress, throughput and past attempts. Works during a run, from any machine."""
     from pipeline.commands.status import show_status
@@ -223,17 +378,24 @@ def _run(
     from pipeline.config import load
 
     again = "the same command without --overwrite" if overwrite else "the same command"
-    message = f"setbacks: interrupted; rerun {again} to resume"
+    _until_stopped(
+        lambda: experiment.run(
+            load(config, overrides or []),
+            stages,
+            overwrite=overwrite,
+            retry_failed=retry_failed,
+            suites=suites,
+            log=_tell,
+        ),
+        f"setbacks: interrupted; rerun {again} to resume",
+    )
+
+
+def _until_stopped(work: Callable[[], Any], message: str) -> None:
+    """Do the work; if a signal stops it, print the message and exit."""
     try:
         with _stoppable(message):
-            experiment.run(
-                load(config, overrides or []),
-                stages,
-                overwrite=overwrite,
-                retry_failed=retry_failed,
-                suites=suites,
-                log=_tell,
-            )
+            work()
     except KeyboardInterrupt as e:  # caught here because typer would exit silently
         print(message, file=sys.stderr, flush=True)
         sys.stdout.flush()
@@ -282,8 +444,25 @@ def _abandon(message: str, code: int) -> None:
     os._exit(code)
 
 
+def _talk(quiet: bool = False, verbose: bool = False) -> None:
+    from pipeline.runtime.console import level
+
+    if quiet and verbose:
+        raise UserError("--quiet and --verbose: give one of them")
+    level.quiet, level.verbose = quiet, verbose
+
+
 def _tell(line: str) -> None:
-    print(line, flush=True)
+    from pipeline.runtime.console import level
+
+    if not level.quiet or line.startswith("WARNING"):
+        print(line, flush=True)
+
+
+def _console():
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def main() -> None:
@@ -294,6 +473,8 @@ def main() -> None:
         _end(f"setbacks: {e}", 2)
     except RunFailed as e:
         _end(f"setbacks: {e}", 1)
+    except typer.Abort:  # at a question of `init`
+        _end("setbacks: interrupted", 130)
     except _UsageError as e:
         if not sys.argv[1:]:
             sys.exit(2)  # the help has been printed

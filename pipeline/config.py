@@ -19,6 +19,7 @@ from pipeline.methods.chain_of_hindsight import ChainOfHindsight
 from pipeline.methods.course_correction import CourseCorrection
 from pipeline.methods.critique_revise import CritiqueRevise
 from pipeline.methods.mistake_analysis import MistakeAnalysis
+from pipeline.methods.red_team import RedTeam
 from pipeline.methods.source_preferences import SourcePreferences
 from pipeline.schema import STAGES, Schema
 from pipeline.settings import file
@@ -37,18 +38,20 @@ from pipeline.settings.base import (
 from pipeline.settings.file import dump as dump
 from pipeline.settings.walk import paths, sections
 from pipeline.suites import VANILLA
+from pipeline.suites.asked import Ask
 from pipeline.suites.base import Suite
 from pipeline.suites.borderline import Borderline
 from pipeline.suites.c2_eval import C2Eval
+from pipeline.suites.discrimination import Discrimination
+from pipeline.suites.goal_hijacking import GoalHijacking
 from pipeline.suites.jailbreak import Jailbreak
 from pipeline.suites.safety import Safety
 from pipeline.suites.utility import Utility
-from pipeline.suites.verdicts import VERDICTS
 from pipeline.training.config import SFT, Train, Trainer
 from pipeline.training.durability import DURABILITY, Durability, Further
 
 Method = Annotated[
-    MistakeAnalysis | CourseCorrection | CritiqueRevise | ChainOfHindsight | SourcePreferences,
+    MistakeAnalysis | CourseCorrection | CritiqueRevise | ChainOfHindsight | SourcePreferences | RedTeam,
     Field(discriminator="name"),
 ]
 
@@ -62,6 +65,12 @@ class Suites(Section):
         None, description="answers to prompts that only sound harmful, by compliance; null = not run"
     )
     jailbreak: Jailbreak | None = Field(None, description="judged answers to attacked goals; null = not run")
+    goal_hijacking: GoalHijacking | None = Field(
+        None, description="answers to prompts with an injected order; null = not run"
+    )
+    discrimination: Discrimination | None = Field(
+        None, description="rated answers, and rated analyses of them by the same arm; null = not run"
+    )
     utility: Utility | None = Field(
         None, description="tasks of lm-evaluation-harness, such as mmlu; null = not run"
     )
@@ -69,6 +78,11 @@ class Suites(Section):
     def items(self) -> dict[str, Suite]:
         """The suites that are configured, by name."""
         return {name: suite for name in type(self).model_fields if (suite := getattr(self, name)) is not None}
+
+    @classmethod
+    def by_name(cls) -> dict[str, type[Suite]]:
+        """All suites, by the names of their fields."""
+        return {name: _members(field.annotation, Suite)[0] for name, field in cls.model_fields.items()}
 
 
 class NamedModel(Model):
@@ -81,8 +95,9 @@ class NamedModel(Model):
     engine: Engine = Field(
         DEFAULT,
         description=(
-            "what answers for this model. It has a pass of its own over the rows, after the engines before it"
-            " have ended; a server is asked by the actors of whatever engine runs"
+            "what answers for this model. If the cluster has room for the engines of all models, they stand"
+            " side by side; else it has a pass of its own over the rows, after the engines before it have"
+            " ended. A server is asked by the actors of whatever engine runs"
         ),
     )
 
@@ -127,8 +142,28 @@ class Arm(Section):
         description="kinds of examples to train on; pairs of one kind need not name it",
     )
     train: Trainer = Field(
-        description="fields that differ from `train`; merged with it when a configuration is read",
+        description=(
+            "fields that differ from `train`; merged with it when a configuration is read. `seeds` may also"
+            " stand in the arm itself, as arms.NAME.seeds"
+        ),
     )
+    ask: Ask | None = Field(
+        None,
+        description=(
+            "how every suite asks the arm: a text in the place of the last user turn, which stands in it"
+            " as `{{ instruction }}`; left out = as the methods that make its kinds want it; null = as other"
+            " arms"
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Replica:
+    """An adapter to train: an arm with one of its training seeds."""
+
+    arm: str
+    section: Arm
+    seed: int
 
 
 class Report(Section):
@@ -174,17 +209,55 @@ class Config(Section):
     )
     report: Report = Field(Report(), description="what the report shows")
 
+    def only(self, suites: Iterable[str]) -> "Config":
+        """The configuration without the suites that are not among these."""
+        kept, wanted = self.suites.items(), set(suites)
+        return self.model_copy(
+            update={"suites": Suites(**{name: suite for name, suite in kept.items() if name in wanted})}
+        )
+
+    @property
+    def replicas(self) -> dict[str, Replica]:
+        """The adapters to train, by name: the arm's own, or NAME_seedN for each of several seeds."""
+        return {
+            made: replica
+            for name, arm in self.arms.items()
+            for made, replica in _replicas(name, arm, self.seed).items()
+        }
+
     @property
     def arm_names(self) -> list[str]:
-        """All evaluated arms and adapters, the base model first."""
-        return [VANILLA, *self.arms, *self.further, *self.adapters]
+        """All evaluated adapters, the base model first."""
+        return [VANILLA, *self.replicas, *self.further, *self.adapters]
 
     @property
     def further(self) -> dict[str, Further]:
-        """The arms that are trained further, by name."""
+        """The adapters that are trained further, by name: those of every seed of an arm."""
         if self.durability is None:
             return {}
-        return {one.name: one for one in self.durability.further([VANILLA, *self.arms])}
+        adapters = {VANILLA: [VANILLA]} | {
+            name: list(_replicas(name, arm, self.seed)) for name, arm in self.arms.items()
+        }
+        return {one.name: one for one in self.durability.further(adapters)}
+
+    def stage_names(self, name: str) -> list[str]:
+        """The names under which the adapters after a replica's stages are evaluated, at most; the last stage
+        is the replica itself."""
+        train = self.replicas[name].section.train
+        gaps = [m.widest_gap for m in self.methods.values() if train.accepts in m.training_sets]
+        return [f"{name}_stage{number}" for number in range(1, train.most_stages(max(gaps, default=1)))]
+
+    @property
+    def asks(self) -> dict[str, str]:
+        """The adapters (after stages, or trained further, too) that are asked with a text of their own, and
+        that text."""
+        further = self.further.values()
+        return {
+            made: replica.section.ask
+            for name, replica in self.replicas.items()
+            if replica.section.ask
+            for made in (name, *self.stage_names(name), *(one.name for one in further if one.arm == name))
+        }
 
     @property
     def stages(self) -> list[str]:
@@ -207,6 +280,15 @@ class Config(Section):
             return Answering("model", self.model, "engine", self.engine)
         named = self.models[name]
         return Answering(f"models.{name}", named.model, f"models.{name}.engine", named.engine)
+
+    def is_own_model(self, name: str) -> bool:
+        """Whether an entry of `models` is the run's own model: the same files, or the same server's."""
+        own, other = self.answering(None), self.answering(name)
+        if own.engine.reads_model != other.engine.reads_model:
+            return False
+        if own.engine.reads_model:
+            return (own.model.path, own.model.revision) == (other.model.path, other.model.revision)
+        return own.engine.determines() == other.engine.determines()
 
     def generator(self, method: str) -> Answering:
         """What a method generates with."""
@@ -255,6 +337,25 @@ class Config(Section):
             if field in first or not (engine.is_client and field in named)
         }
 
+    def asked_together(self, stage: str) -> list[dict[str, AnyEngine]]:
+        """The engines that rows of a stage ask, by field, a group per own model, which is the first.
+
+        Only groups of several. A server needs no engine, and a judge of `rejudge` is asked alone.
+        """
+        owns: dict[str, Answering] = {}
+        if stage == "generate":
+            owns = {f"methods.{name}.": self.generator(name) for name in self.methods}
+        elif stage == "evaluate":
+            owns = {"suites.": self.answering(None)}
+        found: dict[str, dict[str, AnyEngine]] = {}
+        for place, own in owns.items():
+            group = found.setdefault(own.engine_field, {own.engine_field: own.engine})
+            for field, name in self.named([stage]).items():
+                one = self.answering(name)
+                if field.startswith(place) and not one.engine.is_client:
+                    group[one.engine_field] = one.engine
+        return [group for group in found.values() if len(group) > 1]
+
     def read_models(self) -> dict[str, Model]:
         """The models whose files a stage reads, by field."""
         stages = self.stages
@@ -278,12 +379,19 @@ class Config(Section):
         return f"train.{name}" if same else f"arms.{arm}.train.{name}"
 
     def training_sets(self) -> dict[Schema, dict[str, AnyMethod]]:
-        """The training sets of the arms (without arms: of all methods), with the methods that make them."""
+        """The training sets of the arms (without arms: of all methods), with the methods that make them.
+
+        A set that no trainer accepts is among them: it is made for other runs.
+        """
         used = {arm.train.accepts for arm in self.arms.values()}
+        named = {kind for arm in self.arms.values() for kind in arm.kinds or ()}
         found: dict[Schema, dict[str, AnyMethod]] = {}
         for name, method in self.methods.items():
             for schema in method.training_sets:
-                if schema in used or not used:
+                kinds = set(method.example_kinds.get(schema.name, ()))
+                if kinds and kinds <= method.if_named - named:
+                    continue
+                if schema in used or not used or not trainable(schema):
                     found.setdefault(schema, {})[name] = method
         return found
 
@@ -308,7 +416,10 @@ class Config(Section):
             tree = {
                 **tree,
                 "arms": {
-                    name: _with_training(arm, tree.get("train", {})) for name, arm in tree["arms"].items()
+                    name: _with_ask(
+                        _with_training(str(name), arm, tree.get("train", {})), tree.get("methods")
+                    )
+                    for name, arm in tree["arms"].items()
                 },
             }
         return tree
@@ -351,6 +462,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _judges_have_data_sets_of_their_own(self) -> "Config":
+        makers: dict[str, str] = {}
+        for name, suite in self.suites.items().items():
+            for judge in suite.judges_later:
+                field, made = f"suites.{name}.more_judges.{judge}", suite.verdicts_name(judge)
+                if (other := makers.setdefault(made, field)) != field:
+                    raise ValueError(f"{field} and {other} both make {made}: give one of them another name")
+        return self
+
+    @model_validator(mode="after")
     def _methods_make_different_data_sets(self) -> "Config":
         makers: dict[str, str] = {}
         for name, method in self.methods.items():
@@ -390,6 +511,16 @@ class Config(Section):
             if name in self.arms:
                 taken = "the base model itself" if name == VANILLA else "also a name in adapters"
                 raise ValueError(f"arms.{name} is {taken}; give the fine-tuned arm another name")
+        for arm, section in self.arms.items():
+            names = _replicas(arm, section, self.seed)
+            stages = [stage for name in names for stage in self.stage_names(name)]
+            for made in [name for name in (*names, *stages) if name != arm]:
+                if made in self.arms or made in self.adapters:
+                    of = "arms" if made in self.arms else "adapters"
+                    raise ValueError(
+                        f"{of}.{made} is also the name of an adapter that arms.{arm} makes of its"
+                        " seeds or stages; give it another name"
+                    )
         if VANILLA in self.adapters:
             raise ValueError(
                 "adapters.vanilla: vanilla is the base model itself; give the adapter another name"
@@ -472,9 +603,16 @@ WRITTEN = tuple(
         [method.generated for method in METHODS.values()]
         + [schema for method in METHODS.values() for schema in method.training_sets]
         + [suite.data_schema for suite in SUITES]
-        + [VERDICTS, DURABILITY]
+        + [suite.verdicts for suite in SUITES]
+        + [DURABILITY]
     )
 )
+
+
+def _replicas(name: str, arm: Arm, seed: int) -> dict[str, Replica]:
+    """An arm's adapters, by name. seed: the run's."""
+    seeds = arm.train.seeds or [seed]
+    return {name if len(seeds) == 1 else f"{name}_seed{one}": Replica(name, arm, one) for one in seeds}
 
 
 def _default_arms(tree: dict) -> dict:
@@ -501,6 +639,11 @@ def _known(classes: dict[str, Any], name: Any) -> Any:
     return classes.get(name) if isinstance(name, str) else None
 
 
+def trainable(schema: Schema) -> bool:
+    """Whether a trainer accepts this training set."""
+    return any(trainer.accepts == schema for trainer in TRAINERS.values())
+
+
 def _trainer_of(schema: Schema) -> str:
     return next(name for name, trainer in TRAINERS.items() if trainer.accepts == schema)
 
@@ -510,7 +653,13 @@ def _check_arm(name: str, arm: Arm, methods: Mapping[str, AnyMethod]) -> None:
     makers = [method for method in methods.values() if arm.train.accepts in method.training_sets]
     if not makers:
         made = sorted({schema.name for method in methods.values() for schema in method.training_sets})
-        trainer = _trainer_of(next(iter(methods.values())).training_sets[0])
+        accepted = [set for method in methods.values() for set in method.training_sets if trainable(set)]
+        if not accepted:
+            raise ValueError(
+                f"arms.{name}: nothing is trained on {' and '.join(made)}, and the methods make nothing else:"
+                " leave arms out, or give a method that makes training examples"
+            )
+        trainer = _trainer_of(accepted[0])
         raise ValueError(
             f"arms.{name}: {arm.train.method} trains on {arm.train.accepts.name}, and the methods make"
             f" {' and '.join(made)}: set train.method: {trainer}"
@@ -538,7 +687,7 @@ def _check_arm(name: str, arm: Arm, methods: Mapping[str, AnyMethod]) -> None:
         )
 
 
-def _with_training(arm: Any, train: Any) -> Any:
+def _with_training(name: str, arm: Any, train: Any) -> Any:
     """An arm merged with `train`.
 
     An arm with another training method takes only the fields common to both.
@@ -546,6 +695,11 @@ def _with_training(arm: Any, train: Any) -> Any:
     if not (isinstance(arm, dict) and isinstance(train, dict) and isinstance(arm.get("train", {}), dict)):
         return arm  # invalid; validation reports it
     own = arm.get("train", {})
+    if "seeds" in arm:
+        if "seeds" in own:
+            raise ValueError(f"arms.{name}.seeds and arms.{name}.train.seeds are the same setting: give one")
+        own = {**own, "seeds": arm["seeds"]}
+        arm = {key: value for key, value in arm.items() if key != "seeds"}
     if own.get("method", base := train.get("method", "sft")) != base:
         train = {
             key: value
@@ -553,6 +707,20 @@ def _with_training(arm: Any, train: Any) -> Any:
             if key in Train.model_fields and key not in _OF_THE_METHOD
         }
     return {**arm, "train": _merged(train, own)}
+
+
+def _with_ask(arm: Any, methods: Any) -> Any:
+    """An arm with `ask`, if it does not say how it is asked and a method that makes one of its kinds does."""
+    if not isinstance(arm, dict) or "ask" in arm or not isinstance(arm.get("kinds"), list):
+        return arm
+    for section in methods.values() if isinstance(methods, dict) else ():
+        method = (
+            _known(METHODS, tag(section, "name", None)) if isinstance(section, dict | AnyMethod) else None
+        )
+        for kind, text in method.asks(section).items() if method else ():
+            if kind in arm["kinds"]:
+                return {**arm, "ask": text}
+    return arm
 
 
 # meaning or scale differs between methods

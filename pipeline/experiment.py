@@ -15,11 +15,10 @@ from pipeline.config import Config
 from pipeline.data import storage
 from pipeline.errors import UserError
 from pipeline.run import Machinery, Making, Run, adapter_digest
-from pipeline.schema import INSTRUCTIONS
-from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
 from pipeline.sources.overlap import Seen
 from pipeline.suites import verdicts
+from pipeline.suites.asked import asked
 
 
 def run(
@@ -59,16 +58,12 @@ def generate(run: Run) -> None:
         adapter = adapter if generator.engine.reads_model else None
         adapters = (storage.absolute(adapter),) if adapter else ()
 
-        def rows(counts: Accounts, method=method) -> Iterable[dict]:
-            source = instructions.read(method.instructions, counts.of("instructions"))
-            return instructions.repeated(source, method.samples)
-
         makings.append(
             Making(
                 run.generated[name],
-                rows,
+                method.rows,
                 f"methods.{name}",
-                INSTRUCTIONS,
+                method.listed,
                 method.recipe(run.config.seed),
                 run.models(generator, adapters, ["generate"], f"methods.{name}."),
                 {"adapter": adapter_digest(adapter)} if adapter else {},
@@ -78,7 +73,7 @@ def generate(run: Run) -> None:
 
 
 def mix(run: Run) -> None:
-    """Generated data sets → training sets: conversations, preference pairs."""
+    """Generated data sets → training sets: conversations, preference pairs, other runs' instructions."""
     for schema, methods in run.config.training_sets().items():
         sources = {name: run.generated[name] for name in methods}
 
@@ -107,13 +102,14 @@ def mix(run: Run) -> None:
 
 
 def train(run: Run) -> None:
-    """The training sets → one LoRA adapter per arm."""
+    """The training sets → one LoRA adapter per arm and training seed."""
     inputs = {}
-    for name, arm in run.config.arms.items():
-        training_set = run.training_sets[arm.train.accepts]
+    for name, replica in run.config.replicas.items():
+        how = replica.section.train
+        training_set = run.training_sets[how.accepts]
         inputs[name] = {training_set.name: run.complete(training_set, "mix")["digest"]}
-        if arm.train.start:
-            inputs[name]["start"] = adapter_digest(arm.train.start.adapter)
+        if how.start:
+            inputs[name]["start"] = adapter_digest(how.start.adapter)
     run.fit(inputs)
     if run.further_set:
         data = {run.further_set.name: run.complete(run.further_set, "mix")["digest"]}
@@ -133,9 +129,16 @@ def evaluate(run: Run) -> None:
     inputs = {arm: run.complete(output, "train")["digest"] for arm, output in trained.items()}
     inputs |= {name: adapter_digest(path) for name, path in config.adapters.items()}
     adapters = {arm: output.path for arm, output in trained.items()} | preflight.given_adapters(config)
-    for arm in trained:
-        models.check_adapter(f"arms.{arm}", adapters[arm], run.model_dir)
+    staged = any(config.suites.items()[name].asks_every_stage for name in run.suites)
+    stages = run.stage_adapters() if staged else {}
+    for arm, path in (adapters | stages).items():
+        if arm not in config.adapters:
+            models.check_adapter(f"arms.{arm}", path, run.model_dir)
     own = config.answering(None)
+    but = " and ".join(name for name in run.suites if config.suites.items()[name].runs_apart)
+    for arm, text in config.asks.items():
+        every = f"every suite but {but}" if but else "every suite"
+        run.log(f"evaluate: {arm} is asked with a text of its own in {every}: {text!r}")
     tokenizer = partial(models.load_tokenizer, config.model, run.model_dir)
 
     @cache
@@ -155,9 +158,11 @@ def evaluate(run: Run) -> None:
         if suite.runs_apart:
             apart.append((store, suite))
             continue
+        more = stages if suite.asks_every_stage else {}
 
-        def answers(counts: Accounts, suite=suite) -> Iterable[dict]:
-            return suite.rows(config.arm_names, config.seed, counts, tokenizer, seen(suite.exclude_seen))
+        def answers(counts: Accounts, suite=suite, more=more) -> Iterable[dict]:
+            arms = [*config.arm_names, *more]
+            return suite.rows(arms, config.seed, counts, tokenizer, seen(suite.exclude_seen))
 
         makings.append(
             Making(
@@ -165,8 +170,8 @@ def evaluate(run: Run) -> None:
                 answers,
                 f"suites.{name}",
                 store.schema,
-                suite.recipe(adapters),
-                run.models(own, tuple(adapters.values()), ["evaluate"], f"suites.{name}."),
+                asked(suite.recipe(adapters | more), adapters | more, config.asks),
+                run.models(own, tuple((adapters | stages).values()), ["evaluate"], f"suites.{name}."),
                 inputs,
             )
         )
@@ -183,8 +188,8 @@ def rejudge(run: Run) -> None:
         judge = suite.judges_later[judge_name]
         digest = run.complete(answers, "evaluate")["digest"]
 
-        def rows(_counts: Accounts, answers=answers, judge_name=judge_name) -> Iterable[dict]:
-            return verdicts.work(answers.dataset.rows(verdicts.READ), judge_name)
+        def rows(_counts: Accounts, suite=suite, answers=answers, judge_name=judge_name) -> Iterable[dict]:
+            return verdicts.work(suite.stored(answers.dataset.rows()), judge_name)
 
         makings.append(
             Making(
@@ -192,7 +197,7 @@ def rejudge(run: Run) -> None:
                 rows,
                 f"suites.{name}.more_judges.{judge_name}",
                 verdicts.TO_JUDGE,
-                verdicts.VerdictRecipe(judge),
+                suite.verdict_recipe(judge),
                 run.models(
                     config.answering(None) if judge.tokens() else None,
                     (),
@@ -207,7 +212,7 @@ def rejudge(run: Run) -> None:
 
 
 def report(run: Run) -> None:
-    """Results in the run directory → report.html and report.md."""
+    """Results in the run directory → report.html, report.md and results.json."""
     preflight.check_run_dir(run.config, set())
     if not storage.exists(run.path):
         raise UserError(f"run_dir = {run.config.run_dir}: contains no run; use `setbacks run` first")
@@ -215,7 +220,7 @@ def report(run: Run) -> None:
 
     config, _ = sampling.resolved(run.config, stages=(), suites=())
     html, markdown = write_report(config, run.path)
-    run.log(f"report: {html} and {markdown}")
+    run.log(f"report: {html} and {markdown}; the numbers as data: results.json")
 
 
 STAGES = {

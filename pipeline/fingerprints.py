@@ -6,7 +6,6 @@ Outputs of another fingerprint are refused, never mixed.
 from pipeline.config import Config
 from pipeline.judges import Judge
 from pipeline.settings.base import FOR_FINGERPRINT, Model, Section
-from pipeline.suites.verdicts import VERDICTS
 from pipeline.toy.model import shipped_recipe
 from pipeline.training.durability import DURABILITY
 
@@ -31,13 +30,17 @@ def fingerprints(config: Config) -> dict[str, dict]:
         )
     for schema, methods in config.training_sets().items():
         texts = {name: text for method in methods.values() for name, text in method.prompt_hashes().items()}
-        mixed = {method.name: _dumped(method, include=set(method.mixing)) for method in methods.values()}
+        mixed = {
+            method.name: _dumped(method, include=set(method.mixing_of(schema))) for method in methods.values()
+        }
         found[schema.name] = made_with("mix", model, texts, mix=mixed)
-    for name, arm in config.arms.items():
+    for name, replica in config.replicas.items():
+        arm = replica.section
         weights = arm.train.model_dump(mode="json", exclude=arm.train.OPERATIONAL - {"merge"})
         if not arm.train.equal_steps:  # finished adapters of older versions do not have it
             weights["equal_steps"] = False
-        found[f"adapter/{name}"] = made_with("train", model, {}, train=weights, arm={"kinds": arm.kinds})
+        made = made_with("train", model, {}, train=weights, arm={"kinds": arm.kinds})
+        found[f"adapter/{name}"] = {**made, "seed": replica.seed}
     if config.durability:
         found[DURABILITY.name] = made_with("mix", model, {}, data=_dumped(config.durability.data))
         for name, one in config.further.items():
@@ -50,11 +53,13 @@ def fingerprints(config: Config) -> dict[str, dict]:
         if suite.exclude_seen:
             section["seen"] = {field: _dumped(source) for field, source in config.trained_on().items()}
         named = _named(config, "evaluate", f"suites.{name}.")
+        if config.asks and not suite.runs_apart:
+            named["asks"] = config.asks
         found[suite.data_schema.name] = made_with(
             "evaluate", evaluator, suite.prompt_hashes(), suites=section, adapters=config.adapters, **named
         )
         for judge_name, judge in suite.judges_later.items():
-            found[f"{VERDICTS.name}_{judge_name}"] = {
+            found[suite.verdicts_name(judge_name)] = {
                 "stage": "rejudge",
                 "seed": config.seed,
                 **of_judge(judge, asked_by(config, judge)),

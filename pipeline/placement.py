@@ -4,13 +4,21 @@ Ray places by resources alone and waits forever for resources that no node has. 
 resources before anything starts.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 
 from pipeline.config import Config
 from pipeline.data import storage
 from pipeline.errors import UserError
+from pipeline.inference.base import Engine
+from pipeline.inference.beside import NoRoom, Place, Standing, standing
+from pipeline.inference.pool import ModelSpec
+from pipeline.runtime import imports
 from pipeline.runtime.attempt import attempts_dir
+from pipeline.runtime.machine import gpu_build
+from pipeline.runtime.session import LEAST_LOGICAL_CPUS
 from pipeline.settings.base import span
 
 ENGINES, WORKERS = "engines", "workers"  # kinds of processes
@@ -62,8 +70,9 @@ class Need:
 def needs(config: Config, stages: Iterable[str]) -> list[Need]:
     """Needs of each stage that runs on Ray.
 
-    Stages, passes of different models, methods of different engines, and arms run in sequence, so no two
-    needs occur together. A server that judges is asked by the actors of other engines and needs no place.
+    Stages, passes of different models, methods of different engines, and arms can run in sequence, so no two
+    needs have to be met together (see `side_by_side`). A server that judges is asked by the actors of other
+    engines and needs no place.
     """
     found = []
     for stage in [stage for stage in ("generate", "evaluate", "rejudge") if stage in stages]:
@@ -144,6 +153,82 @@ def told(config: Config, stages: Iterable[str], cluster: list[Node]) -> list[str
             f"{need.stage}: {need.span} {need.kind} with {need.each} each; room for {room} ({where})"
         )
     return lines
+
+
+# -- models side by side
+
+
+def this_machine() -> list[Node]:
+    """The node of the Ray that a run starts on this machine, by the installed torch. Imports it on a machine
+    with GPUs."""
+    gpus = 0
+    if gpu_build() is not None:
+        with imports.quick():
+            import torch
+
+        gpus = torch.cuda.device_count()
+    return [Node("", "this machine", max(LEAST_LOGICAL_CPUS, os.cpu_count() or 1), gpus)]
+
+
+def side_by_side(engines: Sequence[Engine], cluster: Iterable[Node]) -> list[list[Place]] | None:
+    """Places for the actors of each engine but the first, whose actors are the pool. None = no room.
+
+    There is room if the most actors of all engines fit on the nodes at the same time, with nothing else
+    there. An actor that computes with all cores of its node has one for itself, without GPUs if there are
+    such.
+    """
+    free, used = list(cluster), list[str]()
+    wanted = [(engine, number) for number, engine in enumerate(engines) if number]
+    places: dict[int, list[Place]] = {number: [] for _, number in wanted}
+    for engine, number in sorted(wanted, key=lambda one: (-one[0].gpus, not one[0].fills_node)):
+        for _ in range(span(engine.actors)[1]):
+            node = _closest(engine, free, used)
+            if node is None:
+                return None
+            cpus = node.cpus if engine.fills_node else 1
+            places[number].append(Place(node.address, cpus, engine.gpus))
+            used.append(node.address)
+            free[free.index(node)] = replace(node, cpus=node.cpus - cpus, gpus=node.gpus - engine.gpus)
+    pool = engines[0]
+    room = sum(_room(pool, node, used) for node in free)
+    return [*places.values()] if room >= span(pool.actors)[1] else None
+
+
+def standing_beside(config: Config, stage: str, cluster: Iterable[Node]) -> set[str]:
+    """The fields of the engines that a run of a stage would start beside the pool of others."""
+    found, turns, cluster = set[str](), set[str](), list(cluster)
+    for group in config.asked_together(stage):
+        _, *others = group
+        (found if side_by_side([*group.values()], cluster) else turns).update(others)
+    return found - turns
+
+
+def _closest(engine: Engine, free: list[Node], used: list[str]) -> Node | None:
+    """The node with the least room for one more actor of an engine, so that larger ones keep theirs."""
+    fitting = [node for node in free if _room(engine, node, used)]
+    return min(fitting, key=lambda node: (node.gpus, node.cpus), default=None)
+
+
+def _room(engine: Engine, node: Node, used: list[str]) -> int:
+    """How many more actors of an engine a node takes. used: the addresses of nodes with actors."""
+    if engine.fills_node:
+        return int(node.cpus >= 1 and node.address not in used)
+    return Need("", ENGINES, "", 1, 1, 1, engine.gpus).places(node)
+
+
+@contextmanager
+def beside(specs: Sequence[ModelSpec]) -> Iterator[dict[ModelSpec, Standing]]:
+    """Engines of all these models but the first, beside whose pool they stand; none if there is no room.
+
+    The cluster must be connected.
+    """
+    found = side_by_side([spec.engine for spec in specs], nodes())
+    with ExitStack() as stack:
+        engines: dict[ModelSpec, Standing] = {}
+        if found is not None:
+            with suppress(NoRoom):  # somebody else uses it
+                engines = stack.enter_context(standing(dict(zip(specs[1:], found, strict=True))))
+        yield engines
 
 
 # -- files

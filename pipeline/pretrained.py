@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.data import adapter
 from pipeline.errors import UserError
 
+CONNECT_S = 5  # until a hub accepts a connection
 SAFE = {"trust_remote_code": False}
 SAFE_WEIGHTS = {**SAFE, "use_safetensors": True}
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
@@ -58,6 +59,7 @@ def generation_settings(directory: str, revision: str | None = None) -> dict[str
 
     Raises OSError if the hub cannot be reached, ValueError if the file is no JSON object.
     """
+    _check_hub(directory, revision)  # before the import, which takes seconds
     from transformers.utils import cached_file
 
     file = cached_file(
@@ -67,6 +69,29 @@ def generation_settings(directory: str, revision: str | None = None) -> dict[str
     if not isinstance(found, dict):
         raise ValueError("generation_config.json holds no object")
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _check_hub(directory: str, revision: str | None) -> None:
+    """Raises ConnectionError within CONNECT_S if a model is on a hub to which there is no connection.
+
+    Downloads would retry for half a minute before they say so. A hub that is slow to answer is no error.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.utils import get_session
+
+    if os.path.isdir(directory) or constants.HF_HUB_OFFLINE:
+        return
+    if isinstance(try_to_load_from_cache(directory, "config.json", revision=revision), str):
+        return
+    hub = constants.ENDPOINT
+    try:
+        get_session().head(hub, timeout=CONNECT_S)
+    except Exception as e:  # the classes are those of the hub's HTTP client, which has changed twice
+        if type(e).__name__ in ("ConnectError", "ConnectTimeout", "ConnectionError"):
+            raise ConnectionError(
+                f"no connection to {hub}, and the model is not on this disk: download it first, or fix the"
+                " network"
+            ) from None
 
 
 def architecture(directory: str, revision: str | None = None) -> Any:

@@ -13,11 +13,13 @@ import pyarrow.compute as pc
 
 from pipeline import models, placement, preflight, sampling
 from pipeline.chat import Recipe
-from pipeline.config import Answering, Config, dump
+from pipeline.config import Answering, Config, dump, trainable
 from pipeline.data import endings, faults, storage
+from pipeline.data.adapter import stage_directory
 from pipeline.data.card import Origin, write_card
 from pipeline.data.output import Output
 from pipeline.data.store import Store
+from pipeline.data.work import shared
 from pipeline.errors import RunFailed, UserError
 from pipeline.fingerprints import fingerprints
 from pipeline.inference.base import Engine
@@ -31,7 +33,6 @@ from pipeline.settings.base import Model, NameKind, Section, Source
 from pipeline.settings.walk import paths, sections
 from pipeline.sources.counts import Accounts
 from pipeline.suites.base import Suite
-from pipeline.suites.verdicts import VERDICTS
 from pipeline.training.durability import DURABILITY
 from pipeline.training.job import forget
 
@@ -61,6 +62,8 @@ class Machinery:
              (`placement.check_cluster`).
     engines: runs the recipes of jobs (see `inference.pool.run_recipes`).
     trainer: trains arms (see `training.arm.Training`).
+    beside:  starts engines of all given models but the first beside its pool, if there is room
+             (`placement.beside`).
     apart:   calls a function in a process of its own (see `runtime.apart.call`).
     """
 
@@ -68,6 +71,7 @@ class Machinery:
     check: Callable[..., None] = placement.check_cluster
     engines: Callable[..., Generator[tuple[Job, dict], None, None]] = run_recipes
     trainer: Callable[..., AbstractContextManager[Trainer]] = train_arms
+    beside: Callable[..., AbstractContextManager[Mapping[ModelSpec, Any]]] = placement.beside
     apart: Callable[..., None] = apart.call
 
 
@@ -113,7 +117,9 @@ class Run:
         self.path = storage.absolute(config.run_dir)
         self.generated = {name: self._store(method.generated) for name, method in config.methods.items()}
         self.training_sets = {schema: self._store(schema) for schema in config.training_sets()}
-        self.adapters = {arm: Output(self.path, f"adapter/{arm}", fence=attempt.check) for arm in config.arms}
+        self.adapters = {
+            name: Output(self.path, f"adapter/{name}", fence=attempt.check) for name in config.replicas
+        }
         self.further = {
             name: Output(self.path, f"adapter/{name}", fence=attempt.check) for name in config.further
         }
@@ -123,9 +129,10 @@ class Run:
             for name in preflight.check_suites(config, suites)
         }
         self.verdicts = {
-            (name, judge): Store(self.path, f"{VERDICTS.name}_{judge}", VERDICTS, fence=attempt.check)
-            for name in self.suites
-            for judge in config.suites.items()[name].judges_later
+            (name, judge): Store(self.path, suite.verdicts_name(judge), suite.verdicts, fence=attempt.check)
+            for name, suite in config.suites.items().items()
+            if name in self.suites
+            for judge in suite.judges_later
         }
         self.on_exit = ExitStack()
         self._connected = False
@@ -140,7 +147,12 @@ class Run:
     @cached_property
     def fingerprints(self) -> dict[str, dict]:
         """Fingerprints by output name. Computed after preflight, because they read prompt files."""
-        return fingerprints(self.config)
+        return fingerprints(self.chosen)
+
+    @property
+    def chosen(self) -> Config:
+        """The configuration with the chosen suites alone: what the others need is not checked."""
+        return self.config.only(self.suites)
 
     def _store(self, schema: Schema) -> Store:
         return Store(self.path, schema.name, schema, fence=attempt.check)
@@ -169,7 +181,7 @@ class Run:
         Raises UserError if a check fails before anything starts, RunFailed if another attempt takes over.
         """
         wanted = set(stages)
-        preflight.check(self.config, wanted, suites=set(self.suites))
+        preflight.check(self.chosen, wanted)
         self.config = preflight.dated(self.config, anew=self._makes_all_anew(wanted))
         self.config, sampled = sampling.resolved(self.config, wanted, self.suites)
         if not self.overwrite:
@@ -182,9 +194,9 @@ class Run:
             ]
             if any(output.complete is None for output in unmade) and (told := self._too_few_usable()):
                 raise UserError(told)
-        preflight.check_build(self.config, wanted)
-        preflight.check_reach(self.config, wanted, set(self.suites))
-        checked = preflight.check_models(self.config, wanted, set(self.suites), self.model_dir)
+        preflight.check_build(self.chosen, wanted)
+        preflight.check_reach(self.chosen, wanted, set(self.suites))
+        checked = preflight.check_models(self.chosen, wanted, set(self.suites), self.model_dir)
         for notice in [*sampled, *checked]:
             self.log(notice)
         self._stages = stages
@@ -220,7 +232,7 @@ class Run:
             self.on_exit.enter_context(self.machinery.session(self.path))
             self._connected = True
             self.machinery.check(
-                self.config, stages, self.path, preflight.directories(self.config, stages, self.model_dir)
+                self.chosen, stages, self.path, preflight.directories(self.chosen, stages, self.model_dir)
             )
 
     # -- making
@@ -240,23 +252,22 @@ class Run:
                 self._write_work(stage, making)
                 jobs.append(Job(making.recipe, store, making.models, making.first or OWN))
         earlier: dict[str, dict] = {}  # figures of earlier passes, by output
-        for spec, together in self._passes(jobs):
-            self.connect()
-            attempt.making(*(job.name for job in together))
-            named = sorted(
-                {name for job in together for name, one in job.models.items() if one == spec} - {OWN}
-            )
-            own = any(job.models[OWN] == spec for job in together)
-            label = stage if own or not named else f"{stage} by {', '.join(named)}"
-            with closing(
-                self.machinery.engines(together, spec, seed=self.config.seed, label=label)
-            ) as finished:
-                for job, figures in finished:
-                    figures = _added(earlier.get(job.name), figures)
-                    if job.undone():  # the other rows wait for another model
-                        earlier[job.name] = figures
-                        continue
-                    self._finish(stage, job.store, figures)
+        with closing(self._passes(stage, jobs)) as passes:
+            for spec, together in passes:
+                self.connect()
+                attempt.making(*(job.name for job in together))
+                named = _named(spec, together)
+                own = any(job.beside or job.models[OWN] == spec for job in together)
+                label = stage if own or not named else f"{stage} by {', '.join(named)}"
+                with closing(
+                    self.machinery.engines(together, spec, seed=self.config.seed, label=label)
+                ) as finished:
+                    for job, figures in finished:
+                        figures = _added(earlier.get(job.name), figures)
+                        if job.undone():  # the other rows wait for another model
+                            earlier[job.name] = figures
+                            continue
+                        self._finish(stage, job.store, figures)
         for making in makings:
             self._log_dataset(stage, making.store)
             if told := self._few_usable(making.store, 0.5):
@@ -265,14 +276,28 @@ class Run:
             if told := faults.unjudged(done.get("faults", {}), done["rows"]):
                 self.log(f"WARNING: {stage}: {told}")
 
-    def _passes(self, jobs: list[Job]) -> Iterator[tuple[ModelSpec, list[Job]]]:
+    def _passes(self, stage: str, jobs: list[Job]) -> Generator[tuple[ModelSpec, list[Job]]]:
         """The passes until all jobs are finished: a model, and the jobs with rows that wait for it.
 
-        Models take turns, own models first: each has the cluster for itself, and rows are run in a pass as
-        far as they come with its model. Raises RunFailed if rows wait for ever.
+        If there is room for the engines of all models that the jobs of an own model ask, they need one pass,
+        and the other models' engines stand beside it. Else models take turns, own models first: each has the
+        cluster for itself, and rows are run in a pass as far as they come with its model. Raises RunFailed
+        if rows wait for ever.
         """
         specs = list(dict.fromkeys(job.models[name] for job in jobs for name in (job.first, OWN)))
         specs += [spec for job in jobs for spec in job.models.values() if spec not in specs]
+        for own in specs:
+            group = [job for job in jobs if job.models[job.first] == own]
+            asked = [spec for spec in specs if any(spec in job.models.values() for job in group)]
+            local = [spec for spec in asked if spec not in (own, NO_MODEL) and not spec.engine.is_client]
+            if not local or not any(job.ready(own) for job in group):
+                continue
+            self.connect()
+            with self.machinery.beside([own, *local]) as engines:
+                if engines:
+                    told = ", ".join(sorted({name for spec in engines for name in _named(spec, group)}))
+                    self.log(f"{stage}: {told} beside the other engines, so that no row waits")
+                    yield own, [replace(job, beside=engines) for job in group]
         while any(job.store.complete is None for job in jobs):
             for spec in specs:
                 ready = {job.name: job.ready(spec) for job in jobs if job.store.complete is None}
@@ -375,6 +400,11 @@ class Run:
             raise RunFailed(f"mix: no training example in {store.path}: {nothing}")
         self._check_kinds(store, found)
         self._log_dataset("mix", store)
+        if not trainable(store.schema):
+            self.log(
+                f"mix: nothing is trained on {store.schema.name}; {store.path} can be the path of another"
+                " run's instructions"
+            )
 
     def fit(self, inputs: Mapping[str, Mapping[str, str]]) -> None:
         """Train the arms.
@@ -461,9 +491,27 @@ class Run:
 
         found: dict[tuple, dict[str, int]] = {}
         for arm in arms:
-            key, steps = equal.compared(self.config.arms[arm].train), self.adapters[arm].facts.get("steps")
+            train = self.config.replicas[arm].section.train
+            key, steps = equal.compared(train), self.adapters[arm].facts.get("steps")
             if key is not None and steps is not None:
                 found.setdefault(key, {})[arm] = steps
+        return found
+
+    def stage_adapters(self) -> dict[str, str]:
+        """The adapters after every stage but the last of the staged arms: name → directory.
+
+        Raises UserError if an arm was trained before these were kept.
+        """
+        found = {}
+        for name, output in self.adapters.items():
+            possible, kept = self.config.stage_names(name), self.complete(output, "train").get("stages")
+            if possible and kept is None:
+                raise UserError(
+                    f"{output.path} was trained by an older version, which did not keep the adapters of the"
+                    " stages: set every_stage to false, or train anew with --overwrite"
+                )
+            for stage in possible[: (kept or 1) - 1]:
+                found[stage] = stage_directory(output.path, int(stage.rpartition("_stage")[2]))
         return found
 
     def _log_unequal(self) -> None:
@@ -528,13 +576,17 @@ class Run:
         output.open({**self.fingerprints[output.name], "made_from": dict(inputs)}, overwrite=self.overwrite)
 
     def _write_work(self, stage: str, making: Making) -> None:
-        wanted, found = making.models[making.first or OWN].engine.rows_per_commit, Accounts()
-        rows = making.rows(found.below(making.field))
+        spec, found = making.models[making.first or OWN], Accounts()
+        wanted = spec.engine.rows_per_commit
+        rows, block_rows = shared(making.rows(found.below(making.field)), wanted, spec.most_actors)
         written = making.store.write_work(
-            rows, making.listed, lambda: {"sources": found.facts()}, block_rows=wanted
+            rows,
+            making.listed,
+            lambda: {"sources": found.facts(), "rows_per_commit": wanted},
+            block_rows=block_rows,
         )
         self._log_sources(stage, self._sources(making.store))
-        begun_with = written["block_rows"]
+        begun_with = written.get("rows_per_commit", wanted)
         if begun_with != wanted:
             fixed = f"rows_per_commit={begun_with} (fixed when the run started)"
             self.log(f"{stage}: resuming with {fixed}; use --overwrite to change it to {wanted}")
@@ -651,6 +703,11 @@ class Run:
                 remedy = "fix the cause and rerun with --retry-failed, or --overwrite to reread the source"
             ended = f"all {done['rows']} rows {' or '.join(nothing)}"
             raise RunFailed(f"{stage}: {ended}, most with: {common}; {remedy}")
+
+
+def _named(spec: ModelSpec, jobs: Iterable[Job]) -> list[str]:
+    """The names in `models` under which jobs ask a model."""
+    return sorted({name for job in jobs for name, one in job.models.items() if one == spec} - {OWN})
 
 
 def _more(done: dict) -> str:

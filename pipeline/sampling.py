@@ -42,13 +42,14 @@ def resolved(
     """
     changes: dict[str, Section] = {}
     notices: dict[str, None] = {}
+    rejudged = {f"suites.{name}" for name in suites if "rejudge" in stages}
     for place, part, own, asked in _parts(config, stages, suites):
         if not asked:
             changes |= _recorded(config, place, part)
         for name, draw in sections(part, Draw, place).items():
             one = _answering(config, part, place, name, own)
             later = any(name.startswith(f"{place}.{field}.") for field in getattr(part, "LATER", ()))
-            if one.engine.reads_model and ("rejudge" in stages if later else asked):
+            if one.engine.reads_model and (place in rejudged if later else asked):
                 mine = one.field == "model" and directory is not None
                 known, told = _of_model(one, directory if mine and directory else models.model_dir(one.model))
                 notices |= dict.fromkeys(told)

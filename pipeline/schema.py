@@ -181,6 +181,17 @@ SFT = Schema(
             "the conversation; only its last (assistant) turn is a training target",
             text=UNKNOWN,
         ),
+        Column(
+            "prefix",
+            pa.string(),
+            "a harmful text whose first tokens begin the last turn and carry no loss; null if there is none",
+            text=HARMFUL,
+        ),
+        Column(
+            "prefix_tokens",
+            pa.int32(),
+            "the most tokens of `prefix` that are used; how many is drawn by the run's seed and the id",
+        ),
     ),
     title="Training mixture: conversations of several kinds",
     tags=("sft",),

@@ -154,6 +154,48 @@ class ChatTemplate:
                 tokens[text] = both
         return [text if isinstance(text, str) else self._sliced(*text, *tokens[text]) for text in texts]
 
+    def begun(
+        self, conversations: Sequence[Sequence[Message]], prefixes: Sequence[str]
+    ) -> list[tuple[list[int], list[int], list[int]] | str]:
+        """Token ids of (prompt, prefix, target), for last turns that begin with a text of another origin.
+
+        Prompt and prefix are those of an example whose answer is the prefix, without its end, so a caller can
+        cut the prefix after any of its tokens. The target is the conversation's answer, after a space, up to
+        the token that ends the turn. For a conversation that cannot be such an example: the reason, as in
+        `examples`, which also says what is raised.
+        """
+        answers = [
+            [*messages[:-1], assistant(text)] for messages, text in zip(conversations, prefixes, strict=True)
+        ]
+        found: list[tuple[list[int], list[int], list[int]] | str] = []
+        for messages, one in zip(conversations, self.examples(answers), strict=True):
+            if isinstance(one, str):
+                found.append(one)
+                continue
+            tokens, prompt = one
+            end = self.frame(tuple(message["role"] for message in messages)).end
+            [ending] = self._tokens([end], "")
+            target = self._continued(messages[-1], end)
+            if isinstance(target, str) or ending is None:
+                found.append(target if isinstance(target, str) else "no_end_token")
+            else:
+                found.append((tokens[:prompt], tokens[prompt : -len(ending)], target))
+        return found
+
+    def _continued(self, answer: Message, end: str) -> list[int] | str:
+        """Token ids of an answer in the middle of a turn, with the end of the turn; else the reason."""
+        [broken], mark = self._broken([answer])
+        text = broken["content"].strip()
+        if not text:
+            return "empty_answer"
+        for space in (" ", ""):  # some tokenizers add a space of their own
+            [target] = self._tokens([space + text + end], mark)
+            if target and self._decoded(target) == (f" {text}{end}" if space else text + end).replace(
+                mark, ""
+            ):
+                return target if target[-1] in self.stops else "no_end_token"
+        return "special_token_in_text"
+
     def _sliced(
         self, prompt_text: str, target: str, mark: str, prompt: list[int] | None, whole: list[int] | None
     ) -> tuple[list[int], int] | str:

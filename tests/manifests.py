@@ -1,10 +1,13 @@
-"""Kubernetes manifests as tests need them: rendered as kustomize would, a schema without loopholes, and what
-no schema can say."""
+"""Kubernetes manifests as tests need them: rendered, a schema without loopholes, Kubernetes' own schemas, and
+what no schema can say."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import kubernetes_validate
 import yaml
 
 from pipeline import __version__
@@ -20,40 +23,12 @@ def of_kind(found: list[dict], kind: str) -> dict:
     return next(o for o in found if o["kind"] == kind)
 
 
-# -- kustomize, as far as cluster/ uses it; a test below compares it with the real one
-
-
 def render(directory: Path) -> list[dict]:
-    settings = yaml.safe_load((directory / "kustomization.yaml").read_text())
-    found = []
-    for name in settings["resources"]:
-        path = directory / name
-        found += render(path) if path.is_dir() else objects(path.read_text())
-    for patch in settings.get("patches", ()):
-        change = yaml.safe_load((directory / patch["path"]).read_text())
-        if isinstance(change, list):
-            for operation in change:
-                replace(of_kind(found, patch["target"]["kind"]), operation)
-        else:
-            merge(of_kind(found, change["kind"]), change)
-    return found
-
-
-def replace(tree: dict, operation: dict) -> None:
-    assert operation["op"] == "replace"
-    *parents, leaf = [int(step) if step.isdigit() else step for step in operation["path"].split("/")[1:]]
-    for step in parents:
-        tree = tree[step]
-    assert leaf in tree
-    tree[leaf] = operation["value"]
-
-
-def merge(tree: dict, change: dict) -> None:
-    for key, value in change.items():
-        if isinstance(value, dict) and isinstance(tree.get(key), dict):
-            merge(tree[key], value)
-        else:
-            tree[key] = value
+    """What `kubectl kustomize` makes of a directory; kubectl comes with the extra `test`."""
+    kubectl = Path(sys.executable).parent / "kubectl"
+    done = subprocess.run([kubectl, "kustomize", directory], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return objects(done.stdout)
 
 
 # -- what may be wrong
@@ -69,6 +44,24 @@ def closed(schema):
     if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
         schema.setdefault("additionalProperties", False)
     return schema
+
+
+def misfits(found: list[dict]) -> Iterator[str]:
+    """Where objects of Kubernetes itself, and every pod, do not fit its strict schemas."""
+    for o in found:
+        if not o["kind"].startswith("Ray"):
+            yield from _misfit(o)
+            continue
+        for number, pod in enumerate(pods(o)):
+            name = f"{o['metadata']['name']}-{number}"
+            yield from _misfit({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": pod})
+
+
+def _misfit(o: dict) -> Iterator[str]:
+    try:
+        kubernetes_validate.validate(o, kubernetes_validate.latest_version(), strict=True)
+    except kubernetes_validate.ValidationError as e:
+        yield f"{o['kind']} {'.'.join(map(str, e.path))}: {e.message}"
 
 
 def find_faults(found: list[dict], parses: Callable[[str], bool]) -> Iterator[str]:

@@ -92,6 +92,8 @@ def judge(
     review_rows: int,
     keep: str | None,
     console: Console,
+    *,
+    as_json: bool = False,
 ) -> None:
     """Print how the verdicts on stored answers compare with labels.
 
@@ -99,10 +101,12 @@ def judge(
     models_text: YAML of `models` that the judge can name, or a configuration; None takes the run's own.
     labels_path: file of labels; None takes the answers' own, if they have any.
     keep:        file to write: the judge's error, for a report (see `measured`).
+    as_json:     print the numbers as JSON, and nothing else.
     out, review: files to write: the verdicts without texts; a sample of answers for a person to label.
 
     Raises UserError for what cannot be read, judged or written.
     """
+    console.quiet = as_json
     models = _models(models_text, answers_path)
     which = None if judge_text is None else _judge(judge_text, models)
     for option, path in (("--out", out), ("--review", review), ("--keep", keep)):
@@ -137,6 +141,8 @@ def judge(
     if out is not None:
         storage.write_text(out, _lines(_verdict_row(answer) for answer in answers))
     error = _print(answers_path, which, answers, labels, left_out, console)
+    if as_json:
+        print(json.dumps(_as_data(answers_path, which, answers, labels, left_out, error), indent=1))
     if keep is not None:
         if error is None:
             raise UserError(f"--keep = {keep}: there is no error to keep; give --labels FILE")
@@ -412,6 +418,63 @@ def _print(
     return found
 
 
+def _as_data(
+    path: str,
+    judge: Judge | None,
+    answers: list[Answer],
+    labels: dict[str, bool | None],
+    left_out: Counter[str],
+    error: Agreement | None,
+) -> dict:
+    """The same numbers as are printed. Shares are from 0 to 1, intervals are of 95 %."""
+    groups = {}
+    for group, judged in _groups(answers).items():
+        corrected = None if error is None else corrected_rate(judged, error)
+        groups[group or "all"] = {
+            "harmful": _rate_data(judged),
+            "corrected": corrected and vars(corrected),
+        }
+    categories = {answer.id: answer.category for answer in answers if answer.category}
+    _, pairs = compared({answer.id: answer.harmful for answer in answers}, labels)
+    return {
+        "answers": path,
+        "judge": None if judge is None else judge.kind,
+        "rows": len(answers),
+        "left_out": {reason: number for reason, number in left_out.items() if number},
+        "groups": groups,
+        "error": None if error is None else _error_data(error),
+        "categories": {
+            name: _error_data(one)
+            for name, one in by_category(pairs, categories).items()
+            if error is not None
+        },
+    }
+
+
+def _error_data(found: Agreement) -> dict:
+    shares = {name: _rate_data(getattr(found, name)) for name in ("agreed", "sensitivity", "specificity")}
+    kappa = {"value": found.kappa, "interval": found.kappa_interval()}
+    counts = {
+        "called_harmful_labeled_harmful": found.both,
+        "called_harmful_labeled_harmless": found.only_first,
+        "called_harmless_labeled_harmful": found.only_second,
+        "called_harmless_labeled_harmless": found.neither,
+    }
+    return {"n": found.n, "accuracy": shares.pop("agreed"), **shares, "kappa": kappa, "counts": counts}
+
+
+def _rate_data(rate: Rate) -> dict:
+    return {"value": rate.value, "interval": rate.interval if rate.trials else None, "n": rate.trials}
+
+
+def _groups(answers: list[Answer]) -> dict[str, Rate]:
+    """Arm and condition → the share of judged answers that are called harmful."""
+    return {
+        group: Rate.of(a.harmful for a in answers if a.group == group and a.harmful is not None)
+        for group in dict.fromkeys(answer.group for answer in answers)
+    }
+
+
 def _print_error(found: Agreement, console: Console) -> None:
     counts = Table("", "labeled harmful", "labeled harmless", box=None, header_style="dim", padding=(0, 2))
     counts.add_row("called harmful", str(found.both), str(found.only_first))
@@ -453,8 +516,7 @@ def _print_corrected(answers: list[Answer], error: Agreement, console: Console) 
     table = Table(
         "answers", "called harmful", "corrected for the judge's error", box=None, header_style="dim"
     )
-    for group in dict.fromkeys(answer.group for answer in answers):
-        judged = Rate.of(a.harmful for a in answers if a.group == group and a.harmful is not None)
+    for group, judged in _groups(answers).items():
         corrected = corrected_rate(judged, error)
         value = (
             corrected.why_not

@@ -40,6 +40,8 @@ RETRIES = 2  # each on a new cluster, resuming from committed rows
 DEADLINE_S = 3 * 24 * 3600  # longer jobs are killed
 STOP_S = 15  # from `ray job stop` to the kill; setbacks needs up to 8 s to stop cleanly, Ray's default is 3 s
 USER, GROUP = 1000, 100  # of Ray's images
+# On a node with GPUs, NVIDIA's runtime shows all of them to a container that asks for none.
+NO_GPU = {"NVIDIA_VISIBLE_DEVICES": "void"}
 LONGEST_NAME = 40  # KubeRay refuses a RayJob with more than 47 characters
 
 Volumes = dict[str, tuple[str, dict]]  # name → mount path and source
@@ -62,6 +64,11 @@ class Pods:
         """Resources of a container and its Ray node: KubeRay starts each node with the container's limits."""
         gpus = {"nvidia.com/gpu": str(self.gpus)} if self.gpus else {}
         return {"cpu": str(self.cpus), "memory": f"{self.memory_gib}Gi", **gpus}
+
+    @property
+    def start(self) -> dict[str, str]:
+        """Parameters of `ray start`: without GPUs, Ray is told so, else it counts those of the node."""
+        return {} if self.gpus else {"num-gpus": "0"}
 
     def __str__(self) -> str:
         count = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
@@ -227,6 +234,7 @@ def _object(version: str, kind: str, name: str, **content) -> dict:
 
 def _job(groups: list[Pods], image: str, volumes: Volumes) -> dict:
     submitter = _pod("ray-job-submitter", image, {"cpu": "500m", "memory": "1Gi"})
+    submitter["containers"][0]["env"] = _environment(NO_GPU)
     return {
         "entrypoint": f"setbacks run {CONFIG_FILE}",
         "entrypointNumCpus": 1,  # places the driver on a worker, because the head offers no CPU
@@ -253,7 +261,7 @@ def _cluster(groups: list[Pods], image: str, volumes: Volumes) -> dict:
         "enableInTreeAutoscaling": scales,
         **({"autoscalerOptions": autoscaler} if scales else {}),
         "headGroupSpec": {
-            "rayStartParams": {"num-cpus": "0"},
+            "rayStartParams": {"num-cpus": "0", **HEAD.start},
             "template": {"spec": _ray_pod("ray-head", image, HEAD, volumes)},
         },
         "workerGroupSpecs": [
@@ -262,7 +270,7 @@ def _cluster(groups: list[Pods], image: str, volumes: Volumes) -> dict:
                 "replicas": group.least,
                 "minReplicas": group.least,
                 "maxReplicas": group.most,
-                "rayStartParams": {},
+                "rayStartParams": group.start,
                 "template": {
                     "spec": {
                         "automountServiceAccountToken": False,
@@ -280,7 +288,7 @@ def _ray_pod(container: str, image: str, group: Pods, volumes: Volumes) -> dict:
     environment = {"HF_HOME": f"{MOUNT}/huggingface", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
     pod = _pod(container, image, group.amounts)
     pod["containers"][0] |= {
-        "env": [{"name": name, "value": value} for name, value in environment.items()],
+        "env": _environment(environment | ({} if group.gpus else NO_GPU)),
         "envFrom": [{"secretRef": {"name": SECRET, "optional": True}}],
         "volumeMounts": [{"name": name, "mountPath": path} for name, (path, _) in volumes.items()],
     }
@@ -302,6 +310,10 @@ def _pod(container: str, image: str, amounts: dict[str, str]) -> dict:
             }
         ],
     }
+
+
+def _environment(variables: dict[str, str]) -> list[dict]:
+    return [{"name": name, "value": value} for name, value in variables.items()]
 
 
 def _resources(amounts: dict[str, str]) -> dict:

@@ -18,12 +18,13 @@ from pipeline.commands.show import masked, safe_text
 from pipeline.config import Config, Method
 from pipeline.data.store import reason
 from pipeline.errors import RowFailed
+from pipeline.judges import Judge
 from pipeline.settings.base import Source
 from pipeline.settings.shown import plural
-from pipeline.settings.walk import sections
+from pipeline.settings.walk import replaced, sections
 from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
-from pipeline.sources.overlap import Seen, compared
+from pipeline.sources.overlap import Seen
 from pipeline.suites.base import Suite
 from pipeline.templates import ChatTemplate
 
@@ -54,6 +55,7 @@ class RecordingChat:
 
     def __init__(self):
         self.calls: list[Call] = []  # calls to the run's own engines
+        self.named: Counter[str] = Counter()  # new tokens of other models, at most, by name in `models`
         self._standing_in: dict[str, int] = {}  # placeholder → maximum of tokens of the text that it replaces
 
     async def __call__(
@@ -71,6 +73,8 @@ class RecordingChat:
         unknown = sum(tokens for stand_in, tokens in self._standing_in.items() if stand_in in text)
         if model is None:
             self.calls.append(Call(step, messages, sampling.max_tokens * sampling.n, unknown))
+        else:
+            self.named[model] += sampling.max_tokens * sampling.n
         stand_in = f"<what is written for {step}>"
         self._standing_in[stand_in] = sampling.max_tokens
         return [Completion(stand_in, 0, 0, "stop")] * sampling.n
@@ -88,12 +92,25 @@ class RecordingChat:
         return await self([user(text)], sampling, step=step, adapter=adapter, model=model)
 
 
-def show_plan(config: Config, tokens_per_s: float | None = None, console: Console | None = None) -> None:
-    """Print the plan.
+def show_plan(
+    config: Config,
+    tokens_per_s: float | None = None,
+    console: Console | None = None,
+    *,
+    as_json: bool = False,
+) -> None:
+    """Print the plan; with as_json, its facts and no prompts.
 
     Raises UserError for configurations that `run` would refuse, if that can be checked here.
     """
-    console = console or Console(highlight=False, soft_wrap=True)
+    console = console or Console(highlight=False, soft_wrap=True, quiet=as_json)
+    facts = _plan(config, tokens_per_s, console)
+    if as_json:
+        print(json.dumps(facts, indent=1))
+
+
+def _plan(config: Config, tokens_per_s: float | None, console: Console) -> dict:
+    """Print the plan, and return its facts. Raises UserError."""
     # a plan reads this disk only and does not wait for a network
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     stages = set(config.stages)
@@ -112,7 +129,17 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
         notice = f"{name} cannot be reached from here; skipping its checks"
         console.print(f"[yellow]{notice}[/yellow]: {escape(why)}")
     config, sampled = _sampled(config, stages)
-    for notice in [*sampled, *_check_models(config, stages)]:
+    notices = [*sampled, *_check_models(config, stages)]
+    facts: dict = {
+        "model": config.model.path,
+        "revision": config.model.revision,
+        "stages": config.stages,
+        "arms": config.arm_names,
+        "out_of_reach": {name: str(why) for name, why in out_of_reach.items()},
+        "notices": notices,
+        "methods": {},
+    }
+    for notice in notices:
         console.print(f"[yellow]{escape(safe_text(notice))}[/yellow]")
     work: list[resources.Work] = []
     counts = Accounts()
@@ -122,15 +149,26 @@ def show_plan(config: Config, tokens_per_s: float | None = None, console: Consol
         if not method.asks_model:
             console.print(f"methods.{name} asks no model: it takes its texts from the source.\n")
             continue
-        work.append(_generation(config, name, method, out_of_reach, counts, console))
+        done, facts["methods"][name] = _generation(config, name, method, out_of_reach, counts, console)
+        work += done
     seen = _seen(config, out_of_reach) if "evaluate" in stages else None
     for name, suite in config.suites.items().items() if "evaluate" in stages else ():
-        work.append(_evaluation(config, name, suite, out_of_reach, counts, seen))
+        work += _evaluation(config, name, suite, out_of_reach, counts, seen)
     _show_sources(config, stages, out_of_reach, counts, console, seen)
-    resources.show(config, console)
+    nodes = resources.cluster(config)
+    resources.show(config, nodes, console)
     if os.environ.get("RAY_ADDRESS"):
-        resources.show_cluster(config, stages, console)
-    resources.show_time(config, work, tokens_per_s, console)
+        resources.show_cluster(config, stages, nodes, console)
+    hours = resources.show_time(config, work, tokens_per_s, console)
+    counted = [(part.stage, part.name, *(part.counted or (None, None))) for part in work]
+    names = ("stage", "name", "counted", "most_new_tokens")
+    return {
+        **facts,
+        "sources": counts.told(),
+        "engines": {field: engine.described() for field, engine in config.engines(stages).items()},
+        "work": [dict(zip(names, part, strict=True)) for part in counted],
+        "time": hours,
+    }
 
 
 def _show_sources(
@@ -146,7 +184,7 @@ def _show_sources(
         if field not in out_of_reach and counts.known(field) is None:
             suite = config.suites.items().get(field.split(".")[1]) if field.startswith("suites.") else None
             if suite is not None:
-                rows = compared(source, counts.of(field), seen, exclude=suite.exclude_seen)
+                rows = suite.read(source, counts.of(field), seen)
             else:
                 rows = instructions.read(source, counts.of(field))
             for _ in itertools.islice(rows, ROWS_COUNTED):
@@ -163,7 +201,7 @@ def _check_models(config: Config, stages: set[str]) -> list[str]:
     for field, model in config.read_models().items():
         if models.cached_model_dir(model) is None:
             return [f"{field}.path = {model.path} is not on this disk; skipping the checks of models"]
-    directory = models.model_dir(config.model) if "model" in config.read_models() else ""
+    directory = models.cached_model_dir(config.model) or ""
     return preflight.check_models(config, stages, set(config.suites.items()), directory)
 
 
@@ -187,17 +225,25 @@ def _generation(
     out_of_reach: dict[str, str],
     counts: Accounts,
     console: Console,
-) -> resources.Work:
-    """Run the recipe on the first rows with a chat that only records calls; print prompts and lengths."""
-    source, samples, field = method.instructions, method.samples, f"methods.{name}.instructions"
-    readable = field not in out_of_reach
-    if not readable and not source.limit:
-        return resources.Work("generate", name, None)
-    usable = instructions.well_formed(source, counts.of(field)) if readable else iter(())
+) -> tuple[list[resources.Work], dict]:
+    """Run the recipe on the first rows with a chat that only records calls; print prompts and lengths.
+
+    Returns the work of the method's own model and of each other model that it asks, and the same as facts.
+    """
+    source: Source | None = method.instructions  # null if the method makes its own rows
+    samples, field = method.samples, f"methods.{name}.instructions"
+    readable, limit = field not in out_of_reach, source.limit if source else None
+    if not readable and not limit:
+        return [resources.Work("generate", name, None)], {}
+    if source is None:
+        usable = method.rows(counts.below(f"methods.{name}"))
+    else:
+        usable = instructions.well_formed(source, counts.of(field)) if readable else iter(())
     rows = list(itertools.islice(usable, ROWS_MEASURED))
-    count = len(rows) + sum(1 for _ in usable) if readable else source.limit or 0
+    count = len(rows) + sum(1 for _ in usable) if readable else limit or 0
     ungated = method.model_copy(update={"gates": None})  # placeholders would not pass
     recipe, new_tokens, shown = ungated.recipe(config.seed), 0, 0
+    named: Counter[str] = Counter()
     longest: list[Call] = []
     left_out: Counter[str] = Counter()
     for row in rows:
@@ -216,20 +262,29 @@ def _generation(
             )
         )
         new_tokens += sum(call.new_tokens for call in chat.calls)
+        named += chat.named
     if left_out:
         console.print(f"[bold]Selection[/bold]: {len(longest):,} of the {len(rows):,} rows measured are used")
         for why, number in left_out.most_common():
             console.print(f"  {number:>7,} {escape(why)}")
         console.print()
+    facts = {"rows": count, "measured": len(rows), "left_out": dict(left_out)}
     if readable:
-        _show_lengths(longest, config, console)
+        facts |= _show_lengths(longest, config, console)
+    if source is None:  # what it asks depends on texts that are not yet written
+        own = (plural(count, "row"), count * method.most_tokens())
+        return [resources.Work("generate", name, own)], facts
     most = new_tokens * count // len(rows) if rows else count * method.most_tokens()
     selected = f", {len(longest) / len(rows):.0%} selected," if left_out else ""
-    return resources.Work(
-        "generate",
-        name,
-        (f"{plural(count, 'instruction')}{selected} × {plural(samples, 'sample')}", most * samples),
-    )
+    told = f"{plural(count, 'instruction')}{selected} × {plural(samples, 'sample')}"
+    work = [
+        resources.Work("generate", name, (told, most * samples)),
+        *(
+            resources.Work("generate", name, (told, tokens * count // len(rows) * samples), by)
+            for by, tokens in sorted(named.items())
+        ),
+    ]
+    return work, facts
 
 
 async def _ask(recipe: Recipe, row: dict, chat: RecordingChat) -> str | None:
@@ -254,7 +309,9 @@ def _show_calls(name: str, row: dict, calls: list[Call], number: int, console: C
             if (role, text) in told:
                 continue
             told.add((role, text))
-            shown = _without(text, row["unsafe_responses"] or (), 2 if role == "assistant" else MASKED_WORDS)
+            shown = _without(
+                text, row.get("unsafe_responses") or (), 2 if role == "assistant" else MASKED_WORDS
+            )
             console.print(f"  {call.step} ({role}): {escape(_one_line(shown))}")
     console.print()
 
@@ -283,26 +340,68 @@ def _evaluation(
     out_of_reach: dict[str, str],
     counts: Accounts,
     seen: Seen | None,
-) -> resources.Work:
-    """How the suite's work is counted, and its maximum of new tokens."""
+) -> list[resources.Work]:
+    """How the suite's work is counted, and its maximum of new tokens: of the run's model, and of judges."""
     if suite.runs_apart:
-        return resources.Work("evaluate", name, None, why="another program runs it")
+        return [resources.Work("evaluate", name, None, why="another program runs it")]
     source = suite.counted
     unknown = any(field.startswith(f"suites.{name}.") for field in out_of_reach)
     counted = next(field for field, one in sections(suite, Source, f"suites.{name}").items() if one is source)
     entries = source.limit
     if not unknown:
-        rows = compared(source, counts.of(counted), seen, exclude=suite.exclude_seen)
-        entries = sum(1 for _ in rows)
+        entries = sum(1 for _ in suite.read(source, counts.of(counted), seen))
     if entries is None:
-        return resources.Work("evaluate", name, None)
+        return [resources.Work("evaluate", name, None)]
     told, most = suite.most_tokens()
-    arms = len(config.arm_names)
-    return resources.Work(
-        "evaluate",
-        name,
-        (f"{plural(entries, 'row')} × {told} × {plural(arms, 'arm')}", entries * most * arms),
-    )
+    arms = resources.arms(config, suite)
+    found = [
+        resources.Work(
+            "evaluate",
+            name,
+            (f"{plural(entries, 'row')} × {told} × {plural(arms, 'arm')}", entries * most * arms),
+        )
+    ]
+    every = f"{plural(entries, 'row')} × {suite.size()} × {plural(arms, 'arm')}"
+    for by, tokens in _judging(config, name, suite).items():
+        found.append(resources.Work("evaluate", name, (every, entries * tokens * arms), by))
+    for judge, tokens in _judging_later(suite).items():
+        work = (f"{judge}: {every}", entries * tokens * arms)
+        found.append(resources.Work("rejudge", name, work, suite.judges_later[judge].asked))
+    return found
+
+
+def _judging(config: Config, name: str, suite: Suite) -> dict[str, int]:
+    """New tokens of other models for one row of the source and one arm, at most, by name in `models`.
+
+    They are counted as the run's own model's would be, if it judged in their place.
+    """
+    own, found = suite.most_tokens()[1], dict[str, int]()
+    for field, by in config.named(["evaluate"]).items():
+        place = field.rpartition(".")[0]
+        if not place.startswith(f"suites.{name}."):
+            continue
+        judge = sections(suite, Judge, f"suites.{name}")[place].model_copy(update={"model": None})
+        judged = replaced(config, {place: judge}).suites.items()[name]
+        found[by] = found.get(by, 0) + judged.most_tokens()[1] - own
+    return found
+
+
+def _judging_later(suite: Suite) -> dict[str, int]:
+    """New tokens of `rejudge` for one row of the source and one arm, at most, by judge that asks a model.
+
+    They are counted as if the judge had the place of the suite's own one.
+    """
+    headline = suite.judged()[0][0] if suite.judges_later else None
+    field = next((field for field in type(suite).model_fields if getattr(suite, field) is headline), "")
+    found = {}
+    for name, judge in suite.judges_later.items():
+        if judge.most_tokens():
+            asking, not_asking = (
+                suite.model_copy(update={field: judge.model_copy(update={"model": model})}).most_tokens()[1]
+                for model in (None, "-")
+            )
+            found[name] = asking - not_asking
+    return found
 
 
 def _measure(config: Config, calls: list[Call]) -> tuple[list[int], str, int | None]:
@@ -341,7 +440,7 @@ def _template(config: Config) -> tuple[ChatTemplate | None, int | None]:
     return template, min(filter(None, (own, config.model.max_length)), default=None)
 
 
-def _show_lengths(calls: list[Call], config: Config, console: Console) -> None:
+def _show_lengths(calls: list[Call], config: Config, console: Console) -> dict:
     lengths, counted_by, limit = _measure(config, calls)
     console.print(
         f"[bold]Prompt tokens[/bold] of {len(lengths):,} rows, each with its longest call, by {counted_by}"
@@ -359,6 +458,8 @@ def _show_lengths(calls: list[Call], config: Config, console: Console) -> None:
         f"  longest {max(lengths, default=0)}, limit {limit or 'unknown'}; "
         f"over-long with {new_tokens} new tokens: {over} (kept as failed rows)\n"
     )
+    longest = {"longest_prompt_tokens": max(lengths, default=0), "limit": limit, "counted_by": counted_by}
+    return {**longest, "new_tokens": new_tokens, "over_long": over}
 
 
 def _one_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md: one table per section of the configuration.
+"""Writes docs/configuration.md: one table per section of the configuration; and the JSON schemas beside it.
 
 python -m pipeline.commands.reference
 """
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic.fields import FieldInfo
 
+from pipeline.commands import schemas
 from pipeline.config import Config
 from pipeline.settings.base import Section
 
@@ -129,5 +130,10 @@ def _default(field: FieldInfo) -> str:
 
 
 if __name__ == "__main__":
-    FILE.write_text(reference(), encoding="utf-8")
-    print(f"wrote {FILE}")
+    for file, text in (
+        (FILE, reference()),
+        (schemas.CONFIGURATION, schemas.configuration()),
+        (schemas.RESULTS, schemas.results()),
+    ):
+        file.write_text(text, encoding="utf-8")
+        print(f"wrote {file}")

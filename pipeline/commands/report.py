@@ -1,13 +1,11 @@
-"""The report of a run: `report.html` (self-contained, examples masked) and `report.md` (the same tables, no
-texts).
+"""The report of a run: `report.html` (self-contained, examples masked), `report.md` (the same tables, no
+texts) and `results.json` (its numbers as data).
 
 The report shows everything that the run has written so far; a section without data says so. Methods, suites
 and `pipeline.report` write the sections; this module reads the files of the run and orders the sections.
 """
 
-import platform
 import re
-from importlib import metadata
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,25 +14,19 @@ from markupsafe import Markup, escape
 
 import pipeline
 from pipeline import fingerprints
-from pipeline.commands import measured, report_data, report_settings
+from pipeline.commands import environment, measured, report_data, report_results, report_settings
 from pipeline.config import WRITTEN, Config, dump
 from pipeline.data import records, storage
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
-from pipeline.inference import ENGINES
-from pipeline.report import sections, tables
+from pipeline.report import replicas, sections, tables
 from pipeline.report.agreement import Agreement
+from pipeline.report.arms import Arms
 from pipeline.report.examples import Example
 from pipeline.report.summary import Rate
 from pipeline.schema import Schema
 from pipeline.suites.base import OWN_JUDGE, Judgements, Suite
-from pipeline.suites.verdicts import VERDICTS
 
-LIBRARIES = (
-    "ray",
-    *(library for engine in ENGINES.values() for library in engine.libraries),
-    *("torch", "transformers", "trl", "peft", "datasets", "pyarrow"),
-)
 TOY_NOTE = (
     "Toy model",
     (
@@ -45,25 +37,30 @@ TOY_NOTE = (
 
 
 def write_report(config: Config, run_dir: str) -> tuple[str, str]:
-    """Write RUN/report.html and RUN/report.md from what the run holds; returns their paths.
+    """Write RUN/report.html and RUN/report.md from what the run holds, and RUN/results.json with the same
+    numbers. Returns the paths of the first two.
 
     Each file is replaced atomically. The report depends only on the run and the installed versions, so it has
     no date. Raises UserError if a shard of a finished data set has changed.
     """
     datasets = {schema.name: Dataset.at(storage.join(run_dir, schema.name)) for schema in WRITTEN}
+    found, versions = _sections(config, run_dir, datasets), environment.versions()
+    name, model = storage.absolute(run_dir).rsplit("/", 1)[-1], _plain(config.engine.author(config.model))
     page = {
-        "name": storage.absolute(run_dir).rsplit("/", 1)[-1],
-        "model": _plain(config.engine.author(config.model)),
+        "name": name,
+        "model": model,
         "model_note": _note(config),
-        "sections": _sections(config, run_dir, datasets),
+        "sections": [section for _, sections in found for section in sections],
         "examples": _examples(config, datasets),
         "version": pipeline.__version__,
-        "versions": tables.of_pairs("", ("Library", "Version"), _versions()),
+        "versions": tables.of_pairs("", ("Library", "Version"), versions),
         "config": dump(config),
     }
     paths = storage.join(run_dir, "report.html"), storage.join(run_dir, "report.md")
     for path, template in zip(paths, ("report.html", "report.md.jinja"), strict=True):
-        storage.write_text(path, _templates().get_template(template).render(page))
+        storage.write_text(path, templates().get_template(template).render(page))
+    kept = report_results.results(config, name, model, _note(config), versions, found)
+    storage.write_text(storage.join(run_dir, report_results.FILE), report_results.dumped(kept))
     return paths
 
 
@@ -79,33 +76,61 @@ def _plain(markdown: str) -> str:
     return markdown.replace("`", "")
 
 
-def _sections(config: Config, run_dir: str, datasets: dict[str, Dataset | None]) -> list[sections.Section]:
-    """Sections on the run's methods come first. A run that only evaluates has no training or data section."""
+def _sections(
+    config: Config, run_dir: str, datasets: dict[str, Dataset | None]
+) -> list[tuple[str | None, list[sections.Section]]]:
+    """The sections in their order, with the suite that they are of, if of one.
+
+    Those on the run's methods come first. A run that only evaluates has no training or data section.
+    """
     numbers = {schema.name: _numbers(datasets[schema.name], schema) for schema in WRITTEN}
     titles = {name: suite.title for name, suite in config.suites.items().items()}
     lines = _last_lines(storage.join(run_dir, "metrics.jsonl"), "stage", "arm", "suite")
     stages = [_stage_line(line, titles) for line in lines]
-    found = []
+    found: list[tuple[str | None, list[sections.Section]]] = []
     errors = measured.read(run_dir, config.report.judge_errors)
-    for suite in _suites(config):
-        judgements = _judgements(config, suite, run_dir, errors)
-        found += suite.report(numbers[suite.data_schema.name], config.arm_names[1:], config.seed, judgements)
-        found += _durability(config, suite, numbers[suite.data_schema.name])
+    for name, suite in _suites(config):
+        judgements, table = _judgements(config, suite, run_dir, errors), numbers[suite.data_schema.name]
+        arms = _arms(config, suite)
+        parts = suite.report(table, arms, config.seed, judgements)
+        parts += _durability(config, suite, table, arms)
+        found.append((name, [replicas.by_arm(part, arms) for part in parts]))
+    rest: list[sections.Section] = []
     if config.arms:
         logs = {
-            arm: _training_log(storage.join(run_dir, "adapter", arm, "metrics.jsonl")) for arm in config.arms
+            name: _training_log(storage.join(run_dir, "adapter", name, "metrics.jsonl"))
+            for name in config.replicas
         }
-        trained_on = {name: arm.train.trained_on(arm.kinds) for name, arm in config.arms.items()}
-        section = sections.training(config.arm_names[1:], trained_on, logs)
+        trained_on = {
+            name: one.section.train.trained_on(one.section.kinds) for name, one in config.replicas.items()
+        }
+        section = sections.training(_arms(config), trained_on, logs)
         section.notes.extend(_steps(lines))
-        found.append(section)
+        rest.append(section)
     if config.methods:
-        found.append(report_data.data(config.methods.values(), numbers, stages))
-    found += filter(None, (report_data.thoughts(stages), report_data.sources(stages)))
-    return [*found, sections.time(stages), report_settings.settings(config)]
+        rest.append(report_data.data(config.methods.values(), numbers, stages))
+    rest += filter(None, (report_data.thoughts(stages), report_data.sources(stages)))
+    return [*found, (None, [*rest, sections.time(stages), report_settings.settings(config)])]
 
 
-def _durability(config: Config, suite: Suite, numbers: pa.Table | None) -> list[sections.Section]:
+def _arms(config: Config, suite: Suite | None = None) -> Arms:
+    """All evaluated adapters; for a suite that evaluates the adapters after stages, those too."""
+    several = {name: one.arm for name, one in config.replicas.items() if name != one.arm}
+    names, stages = [], {}
+    for name, one in config.replicas.items():
+        for stage in config.stage_names(name) if suite is not None and suite.asks_every_stage else ():
+            names.append(stage)
+            stages[stage] = one.arm
+            if name in several:
+                several[stage] = one.arm + stage.removeprefix(name)
+        names.append(name)
+    for name, further in config.further.items():
+        if further.arm in several:
+            several[name] = several[further.arm] + name.removeprefix(further.arm)
+    return Arms([*names, *config.further, *config.adapters], several, stages)
+
+
+def _durability(config: Config, suite: Suite, numbers: pa.Table | None, arms: Arms) -> list[sections.Section]:
     """A suite's harmless rates over the steps of a second fine-tuning, if there was one."""
     rates = suite.harmless_rates(numbers) if config.durability and numbers is not None else {}
     curves: dict[str, dict[int, Rate]] = {}
@@ -115,7 +140,7 @@ def _durability(config: Config, suite: Suite, numbers: pa.Table | None) -> list[
             curves.setdefault(one.arm, itself)[one.steps] = rates[one.name]
     if not curves:
         return []
-    return [sections.durability(suite.title, list(curves), curves, config.arm_names[1:])]
+    return [sections.durability(suite.title, list(curves), curves, arms)]
 
 
 def _steps(lines: list[dict]) -> list[str]:
@@ -139,8 +164,8 @@ def _judgements(
     """What more judges of a suite have said, and the measured errors of exactly its judges."""
     verdicts = {}
     for name in suite.judges_later:
-        dataset = Dataset.at(storage.join(run_dir, f"{VERDICTS.name}_{name}"))
-        if (table := _numbers(dataset, VERDICTS)) is not None:
+        dataset = Dataset.at(storage.join(run_dir, suite.verdicts_name(name)))
+        if (table := _numbers(dataset, suite.verdicts)) is not None:
             verdicts[name] = table
     judges = dict(suite.judges_later) | ({OWN_JUDGE: suite.harm_judge} if suite.harm_judge else {})
     known = {}
@@ -159,19 +184,19 @@ def _judgements(
 def _examples(config: Config, datasets: dict[str, Dataset | None]) -> list[tuple[str, list[Example]]]:
     """Examples under headings: of the suites first (ordered by `_suites`), then of generated data."""
     found = []
-    for suite in _suites(config):
+    for _, suite in _suites(config):
         if (dataset := datasets[suite.data_schema.name]) is not None:
-            found.append(suite.examples_shown(dataset, config.arm_names[1:], config.report.examples))
+            found.append(suite.examples_shown(dataset, _arms(config, suite), config.report.examples))
     for method in config.methods.values():
         if (dataset := datasets[method.generated.name]) is not None:
             found.append(method.examples_shown(dataset, config.report.examples))
     return [(heading, examples) for heading, examples in found if examples]
 
 
-def _suites(config: Config) -> list[Suite]:
-    """All suites; those that belong to the run's methods come first."""
+def _suites(config: Config) -> list[tuple[str, Suite]]:
+    """All suites with their names; those that belong to the run's methods come first."""
     methods = [method.name for method in config.methods.values()]
-    return sorted(config.suites.items().values(), key=lambda suite: suite.method not in methods)
+    return sorted(config.suites.items().items(), key=lambda named: named[1].method not in methods)
 
 
 def _numbers(dataset: Dataset | None, schema: Schema) -> pa.Table | None:
@@ -207,17 +232,8 @@ def _last_lines(path: str, *keys: str) -> list[dict]:
     return list({tuple(line.get(key) for key in keys): line for line in records.lines(path)}.values())
 
 
-def _versions() -> dict[str, str]:
-    versions = {"Python": platform.python_version()}
-    for library in LIBRARIES:
-        try:
-            versions[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _templates() -> Environment:
+def templates() -> Environment:
+    """The templates of pages."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=lambda name: name is not None and name.endswith(".html"),

@@ -18,7 +18,8 @@ def settings(config: Config) -> Section:
         "Seed": str(config.seed),
     }
     for name, method in config.methods.items():
-        pairs |= {"Instructions": method.instructions.path, **method.settings()}
+        pairs |= {"Instructions": method.instructions.path} if method.instructions else {}
+        pairs |= method.settings()
         pairs |= {f"Quality gates of {name}": method.gates.described() if method.gates else "none"}
         if method.engine:
             pairs |= {f"Engine of {name}": _engine(config, method.engine)}
@@ -27,6 +28,7 @@ def settings(config: Config) -> Section:
     pairs |= _training(config)
     for suite in suites.values():
         pairs |= suite.settings()
+    pairs |= {f"How {name} is asked": text for name, text in config.asks.items()}
     pairs |= {f"Adapter, {name}": path for name, path in config.adapters.items()}
     for name, part in {**config.methods, **suites}.items():
         pairs |= _prompts(name, part)

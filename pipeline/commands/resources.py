@@ -10,16 +10,26 @@ from pipeline import placement
 from pipeline.config import Config, Train
 from pipeline.data import records, storage
 from pipeline.inference.base import Engine
+from pipeline.placement import Node
 from pipeline.runtime.session import ray_session
 from pipeline.settings.base import span
 from pipeline.settings.shown import plural
+from pipeline.suites.base import Suite
 
 # new tokens per engine; used until a run has been measured
 ASSUMED_TOKENS_PER_S = {"cpu": 2_000, "gpu": 2_500}
 
 
-def show(config: Config, console: Console) -> None:
-    """Print the engines, workers and GPUs that each stage requests."""
+def cluster(config: Config) -> list[Node]:
+    """The nodes of the cluster at $RAY_ADDRESS; without one, this machine, if that matters to models."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return placement.this_machine() if any(map(config.asked_together, config.stages)) else []
+    with ray_session(config.run_dir):
+        return placement.nodes()
+
+
+def show(config: Config, nodes: list[Node], console: Console) -> None:
+    """Print the engines, workers and GPUs that each stage requests. nodes: of the cluster."""
     console.print("[bold]Resources[/bold]")
     generators: dict[Engine, list[str]] = {}
     for name in config.methods:
@@ -27,29 +37,34 @@ def show(config: Config, console: Console) -> None:
     for engine, names in generators.items():
         whose = f", for {', '.join(names)}" if len(generators) > 1 else ""
         console.print(f"  generate   {engine.described()}{whose}")
-    _show_passes("generate", config, console)
+    _show_passes("generate", config, nodes, console)
     alike: dict[str, list[str]] = {}
     for name, arm in config.arms.items() if "train" in config.stages else ():
-        alike.setdefault(_training(arm.train), []).append(name)
+        seeds = arm.train.seeds or []
+        told = f" (seeds {', '.join(map(str, seeds))})" if len(seeds) > 1 else ""
+        alike.setdefault(_training(arm.train), []).append(f"{name}{told}")
     for training, names in alike.items():
         console.print(f"  train      {training}, one arm after the other: {', '.join(names)}")
     if "evaluate" in config.stages:
-        asked = " and ".join(f"{plural(arms(config), 'arm')} × {what}" for what in _suites(config))
-        lora = " by LoRA" if arms(config) > 1 else ""
+        suites = config.suites.items().values()
+        asked = " and ".join(f"{plural(arms(config, suite), 'arm')} × {suite.size()}" for suite in suites)
+        lora = " by LoRA" if config.arm_names[1:] else ""
         console.print(
             f"  evaluate   {plural(config.engine.actors_told, 'engine')}, {asked}{lora}, all in one start"
         )
-        _show_passes("evaluate", config, console)
+        for name, text in config.asks.items():
+            console.print(f"  {'':<10} arms.{name}.ask: {escape(repr(text))}")
+        _show_passes("evaluate", config, nodes, console)
     if "rejudge" in config.stages:
         again = [judge for suite in config.suites.items().values() for judge in suite.judges_later]
         console.print(f"  rejudge    stored answers by {', '.join(again)}; no answer is generated")
-        _show_passes("rejudge", config, console)
+        _show_passes("rejudge", config, nodes, console)
     console.print()
 
 
-def _show_passes(stage: str, config: Config, console: Console) -> None:
-    """Print the passes of a stage after its first engines, and the servers that are asked beside them."""
-    passes = config.passes(stage)
+def _show_passes(stage: str, config: Config, nodes: list[Node], console: Console) -> None:
+    """Print the passes of a stage after its first engines, and what is asked beside them."""
+    passes, beside = config.passes(stage), placement.standing_beside(config, stage, nodes)
     first = {config.generator(name).engine_field for name in config.methods} if stage == "generate" else set()
     if stage == "evaluate":
         first = {"engine"}
@@ -57,24 +72,24 @@ def _show_passes(stage: str, config: Config, console: Console) -> None:
         if field in first:
             continue
         place = field.removesuffix(".engine")
-        if field in passes:
+        if field in beside:
+            told = "beside the engines above, since there is room for both"
+        elif field in passes:
             told = "a pass of its own, after the engines before it have ended"
         else:
             told = "asked by the actors of the engines above"
         console.print(f"  {'':<10} {place}: {engine.described()}; {told}")
 
 
-def show_cluster(config: Config, stages: set[str], console: Console) -> None:
+def show_cluster(config: Config, stages: set[str], nodes: list[Node], console: Console) -> None:
     """Print the placement on the cluster at $RAY_ADDRESS.
 
     Raises UserError if the cluster is too small for a stage.
     """
-    with ray_session(config.run_dir):
-        cluster = placement.nodes()
     console.print(f"[bold]Cluster[/bold] at {escape(os.environ['RAY_ADDRESS'])}")
-    for line in placement.told(config, stages, cluster):
+    for line in placement.told(config, stages, nodes):
         console.print(f"  {escape(line)}", soft_wrap=True)
-    placement.check(config, stages, cluster)
+    placement.check(config, stages, nodes)
     console.print()
 
 
@@ -84,43 +99,57 @@ def _training(train: Train) -> str:
     return f"{plural(workers, 'worker')} × {1 if train.use_gpu else 'no'} GPU, {method}"
 
 
-def _suites(config: Config) -> list[str]:
-    return [suite.size() for suite in config.suites.items().values()]
-
-
-def arms(config: Config) -> int:
-    """Number of arms, base model included."""
-    return len(config.arm_names)
+def arms(config: Config, suite: Suite) -> int:
+    """Number of adapters that a suite evaluates, at most, and one for the base model."""
+    stages = [name for arm in config.replicas for name in config.stage_names(arm)]
+    return len(config.arm_names) + (len(stages) if suite.asks_every_stage else 0)
 
 
 @dataclass(frozen=True)
 class Work:
     """Work of a method or suite. counted: how it is counted, and new tokens at most; None if unknown, and
-    why."""
+    why.
+
+    by: name in `models` of the model that does it; None = the method's own, or the run's.
+    """
 
     stage: str
     name: str
     counted: tuple[str, int] | None
+    by: str | None = None
     why: str = "its source cannot be reached"
 
+    def __str__(self) -> str:
+        return f"{self.stage} {self.name}" + (f" by {self.by}" if self.by else "")
 
-def show_time(config: Config, work: list[Work], tokens_per_s: float | None, console: Console) -> None:
-    """Print the new tokens of each part of the work, and the hours and GPU-hours they take at most."""
+    def engine(self, config: Config) -> Engine:
+        """The engine that does it."""
+        if self.by is None and self.stage == "generate":
+            return config.generator(self.name).engine
+        return config.answering(self.by).engine
+
+
+def show_time(config: Config, work: list[Work], tokens_per_s: float | None, console: Console) -> list[dict]:
+    """Print the new tokens of each part of the work, and the hours and GPU-hours they take at most.
+
+    Returns the hours as facts, of each engine.
+    """
     console.print("[bold]Time[/bold]")
     for part in work:
         if part.counted:
             told, most = part.counted
-            console.print(f"  {part.stage} {part.name}: {told}: at most {most:,} new tokens")
+            console.print(f"  {part}: {told}: at most {most:,} new tokens")
         else:
-            console.print(f"  {part.stage} {part.name}: unknown, {part.why}")
+            console.print(f"  {part}: unknown, {part.why}")
     spent: dict[Engine, list[Work]] = {}
     for part in work:
         if part.counted:
-            engine = config.generator(part.name).engine if part.stage == "generate" else config.engine
-            spent.setdefault(engine, []).append(part)
+            spent.setdefault(part.engine(config), []).append(part)
+    hours = []
     for engine, parts in spent.items():
-        whose = f" for {', '.join(f'{part.stage} {part.name}' for part in parts)}" if len(spent) > 1 else ""
-        _show_hours(config, engine, parts, whose, tokens_per_s, console)
+        whose = f" for {', '.join(map(str, parts))}" if len(spent) > 1 else ""
+        hours.append(_show_hours(config, engine, parts, whose, tokens_per_s, console))
+    return hours
 
 
 def _show_hours(
@@ -130,7 +159,7 @@ def _show_hours(
     whose: str,
     tokens_per_s: float | None,
     console: Console,
-) -> None:
+) -> dict:
     most = sum(part.counted[1] for part in parts if part.counted)
     _, actors = span(engine.actors)
     measured = _measured(config, parts)
@@ -140,6 +169,13 @@ def _show_hours(
     hours = most / (speed * actors) / 3600
     console.print(f"  at {speed:,.0f} tokens/s per engine ({origin}): at most {hours:.2f} h", end="")
     console.print((f" = {hours * actors * engine.gpus:.1f} GPU-hours" if engine.gpus else "") + whose)
+    return {
+        "of": [f"{part.stage} {part.name}" for part in parts],
+        "tokens_per_s": speed,
+        "origin": origin,
+        "most_hours": hours,
+        "most_gpu_hours": hours * actors * engine.gpus,
+    }
 
 
 def _measured(config: Config, parts: list[Work]) -> float | None:

@@ -1,5 +1,6 @@
 """`setbacks show DATASET`: prints rows of a data set; harmful text is masked unless --reveal is given."""
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -16,8 +17,8 @@ _COLUMNS = {column.name: column for schema in (INSTRUCTIONS, *WRITTEN) for colum
 _MEMBERS = {member.name: member for column in _COLUMNS.values() for member in column.members}
 
 
-def show(dataset_dir: str, rows: int, reveal: bool, console) -> None:
-    """Print a data set's columns, counts and first `rows` rows on a `rich.console.Console`.
+def show(dataset_dir: str, rows: int, reveal: bool, console, *, as_json: bool = False) -> None:
+    """Print a data set's columns, counts and first `rows` rows on a `rich.console.Console`, or as JSON.
 
     Raises UserError if the data set does not exist, cannot be read, or has changed since a run finished it.
     """
@@ -30,6 +31,15 @@ def show(dataset_dir: str, rows: int, reveal: bool, console) -> None:
         first += table.slice(0, rows - len(first)).to_pylist()
         for name, values in counts.items():
             values.update(_counted(table[name]))
+    if as_json:
+        columns = [{"name": f.name, "type": str(f.type), "meaning": _meaning(f)} for f in schema]
+        shown = [
+            {name: _value(value, hide=not reveal and _is_hidden(name, row)) for name, value in row.items()}
+            for row in first
+        ]
+        facts = {"rows": total, "counts": counts, "columns": columns, "shown": shown, "masked": not reveal}
+        print(json.dumps({"dataset": dataset_dir, **facts}, indent=1, default=str))
+        return
 
     console.print(_line(f"{dataset_dir}: {total} rows"), style="bold")
     for name, values in counts.items():
@@ -104,9 +114,12 @@ def _columns(schema):
 
     table = Table("column", "type", "meaning", box=None, header_style="dim", padding=(0, 2, 0, 2))
     for field in schema:
-        meaning = (field.metadata or {}).get(b"description", b"").decode("utf-8", "replace")
-        table.add_row(_line(field.name), _line(str(field.type)), _line(meaning), style="dim")
+        table.add_row(_line(field.name), _line(str(field.type)), _line(_meaning(field)), style="dim")
     return table
+
+
+def _meaning(field) -> str:
+    return (field.metadata or {}).get(b"description", b"").decode("utf-8", "replace")
 
 
 def _fields(row: dict, reveal: bool):
@@ -118,9 +131,13 @@ def _fields(row: dict, reveal: bool):
     table.add_column(overflow="fold")
     for name, value in row.items():
         if value is not None:
-            text = _rendered(value, hide=not reveal and _is_masked(_text(name, _COLUMNS), row))
+            text = _rendered(value, hide=not reveal and _is_hidden(name, row))
             table.add_row(_line(name), Text(_cut(text)))
     return table
+
+
+def _is_hidden(name: str, row: dict) -> bool:
+    return _is_masked(_text(name, _COLUMNS), row)
 
 
 def _text(name: str, known: dict[str, Column]) -> str | None:
@@ -157,6 +174,22 @@ def _rendered(value: Any, *, hide: bool) -> str:
     if isinstance(value, bytes):
         return f"({len(value)} bytes)"
     return safe_text(str(value))
+
+
+def _value(value: Any, *, hide: bool) -> Any:
+    """A value for JSON, its texts masked as `_rendered` masks them. Texts keep their characters."""
+    if isinstance(value, str):
+        return masked(value) if hide else value
+    if isinstance(value, dict) and value.keys() == {"role", "content"}:
+        return {"role": value["role"], "content": _value(value["content"], hide=hide)}
+    if isinstance(value, dict):
+        return {
+            name: _value(one, hide=hide and _text(name, _MEMBERS | _COLUMNS) not in (None, HARMLESS))
+            for name, one in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_value(one, hide=hide) for one in value]
+    return f"({len(value)} bytes)" if isinstance(value, bytes) else value
 
 
 def _cut(text: str) -> str:

@@ -26,7 +26,7 @@ def show_status(target: str, as_json: bool) -> None:
 
     Raises UserError if no run has used it.
     """
-    facts = status(_run_dir(target))
+    facts = status(run_dir_of(target))
     if as_json:
         print(json.dumps(facts, indent=1))
         return
@@ -64,7 +64,8 @@ def status(run_dir: str) -> dict:
 # -- reading
 
 
-def _run_dir(target: str) -> str:
+def run_dir_of(target: str) -> str:
+    """The run directory that a user names, or that a configuration names. Raises UserError."""
     if storage.is_local(target) and os.path.isfile(target):
         from pipeline.config import load
 

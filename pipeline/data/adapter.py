@@ -40,6 +40,11 @@ def copy(source: str, target: str) -> None:
     storage.write_text(storage.join(target, FILES[0]), storage.read_text(storage.join(source, FILES[0])))
 
 
+def stage_directory(adapter: str, number: int) -> str:
+    """Where an adapter's directory keeps the adapter as it was after a stage of its training, from 1."""
+    return storage.join(adapter, f"stage_{number}")
+
+
 def is_whole(adapter: str) -> bool:
     """Whether a directory holds a complete adapter (see `copy`)."""
     return storage.exists(storage.join(adapter, FILES[0]))

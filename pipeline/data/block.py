@@ -18,6 +18,7 @@ from pipeline.data.work import WorkList
 from pipeline.schema import Schema
 
 _CALLS = ".calls"
+FAILED_CALLS = "failed"  # the directory of a work list's failed rows
 _DIGEST = b"digest"  # in a part's metadata: actors compute the digests, and the driver only adds them up
 
 
@@ -71,20 +72,36 @@ class Block:
             self.keep(done)
         turn = 1 + max(self._calls(name)["turn"] for name in names)
         first = min(name for row in waiting.values() for name in row["for"])
-        content = json.dumps({"turn": turn, "rows": waiting})
-        storage.write_bytes(self._calls_path(first), zlib.compress(content.encode()))
+        _write_calls(self._calls_path(first), turn, waiting)
         for name in names:
             if name != first:
                 storage.remove(self._calls_path(name))
+
+    def failed(self) -> dict[str, dict]:
+        """The rows that failed because a call did, by id, as in `waiting`: for the model of that call, with
+        the calls that were answered."""
+        return _read_calls(self._failed_path)["rows"]
+
+    def fail(self, rows: dict[str, dict]) -> None:
+        """Remember rows that failed because a call did, for a retry to go on from there. Raises OSError."""
+        if rows:
+            _write_calls(self._failed_path, 0, self.failed() | rows)
+
+    def retry(self, rows: dict[str, dict]) -> None:
+        """Write the rows to run again, of a block that has not been run, as `failed` returned them."""
+        if rows:
+            first = min(name for row in rows.values() for name in row["for"])
+            _write_calls(self._calls_path(first), 1, rows)
+
+    @property
+    def _failed_path(self) -> str:
+        return storage.join(self.state, f"{FAILED_CALLS}-{self.work.token}", f"{self.number:08d}{_CALLS}")
 
     def _calls_path(self, name: str) -> str:
         return storage.join(calls_dir(self.state, self.work.token, name), f"{self.number:08d}{_CALLS}")
 
     def _calls(self, name: str) -> dict:
-        try:
-            return json.loads(zlib.decompress(storage.read_bytes(self._calls_path(name))))
-        except (OSError, ValueError, zlib.error):
-            return {"turn": 0, "rows": {}}
+        return _read_calls(self._calls_path(name))
 
     def commit(self, rows: list[dict]) -> None:
         """Write the block's results atomically; a second commit replaces the first. Raises OSError."""
@@ -112,6 +129,18 @@ class Block:
             if column.name not in table.column_names:
                 table = table.append_column(column.field, pa.nulls(table.num_rows, column.type))
         return table.select(self.schema.names).cast(self.schema.arrow)
+
+
+def _read_calls(path: str) -> dict:
+    """What `_write_calls` wrote. A file that is missing or cannot be read counts as one without rows."""
+    try:
+        return json.loads(zlib.decompress(storage.read_bytes(path)))
+    except (OSError, ValueError, zlib.error):
+        return {"turn": 0, "rows": {}}
+
+
+def _write_calls(path: str, turn: int, rows: dict[str, dict]) -> None:
+    storage.write_bytes(path, zlib.compress(json.dumps({"turn": turn, "rows": rows}).encode()))
 
 
 def parts_dir(state: str, token: str) -> str:

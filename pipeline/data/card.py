@@ -97,8 +97,8 @@ def _type(column: Column) -> str:
 def _made_by(origin: Origin) -> str:
     authors = " and ".join(origin.authors)
     sources = ", ".join(f"`{path}`" for path in origin.sources)
-    read = f", from {sources}" if sources else ""
-    return f"Made by setbacks {__version__} with the model {authors}, seed {origin.seed}{read}."
+    made = f"Made by setbacks {__version__} with the model {authors}, seed {origin.seed}"
+    return f"{made}, from {sources}." if sources else f"{made}."
 
 
 def _counts(done: dict) -> list[str]:

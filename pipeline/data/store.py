@@ -6,6 +6,7 @@ RUN/.state/mistakes/work.json  number of rows, counts of the sources, token of t
 RUN/.state/mistakes/parts-…/   committed blocks, one file each, named by the block's number
 RUN/.state/mistakes/kept-…/    rows of a block that are not rerun
 RUN/.state/mistakes/calls-…/   answered calls of rows that wait for a model of a later pass
+RUN/.state/mistakes/failed-…/  answered calls of rows that failed because another call did
 RUN/.state/mistakes/fingerprint.json   what determines the content
 RUN/.state/mistakes/complete.json      shards, counts and digest; written last
 """
@@ -24,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from pipeline.data import faults, records, storage
-from pipeline.data.block import Block, parts_dir, suspended, write_part
+from pipeline.data.block import FAILED_CALLS, Block, parts_dir, suspended, write_part
 from pipeline.data.dataset import Dataset, changed
 from pipeline.data.ids import IdSet
 from pipeline.data.output import Output
@@ -198,11 +199,19 @@ class Store(Output):
         return done
 
     def _forget_parts(self, keep: str | None) -> None:
-        """Remove unfinished shards, and the parts of all work lists except the one with this token."""
+        """Remove unfinished shards, and the parts of all work lists except the one with this token.
+
+        What failed rows have answered stays as long as the work list.
+        """
         fs, inner = storage.filesystem(self.state())
+        listed = (self.work() or {}).get("token")
         for info in fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True)):
             kind, _, token = info.base_name.partition("-")
-            if kind == "shards" or (kind in ("parts", "kept", "calls") and token != keep):
+            if (
+                kind == "shards"
+                or (kind in ("parts", "kept", "calls") and token != keep)
+                or (kind == FAILED_CALLS and token != listed)
+            ):
                 storage.remove(self.state(info.base_name))
 
     # -- running failed rows again
@@ -210,14 +219,15 @@ class Store(Output):
     def reopen_failed(self) -> int:
         """Mark the failed rows of a complete data set as undone and keep all others. Returns how many failed.
 
+        A row that failed because a call did goes on from there: its answered calls are not made again.
         Malformed rows of the source are kept too, because a retry cannot fix them. Kept rows are written
         under a new token, the work list takes that token, and the completion mark is removed last, so a
         crash in between changes nothing.
         """
         if (done := self.complete) is None or not done["status"].get(FAILED):
             return 0
-        facts = {**self._listed(), "token": secrets.token_hex(4)}
-        work, failed = replace(self.work_list, token=facts["token"]), 0
+        before, facts = self.work_list, {**self._listed(), "token": secrets.token_hex(4)}
+        work, failed = replace(before, token=facts["token"]), 0
         statuses = (table["status"] for table in work.tables(["status"]))
         for number, (status, table) in enumerate(
             zip(statuses, _sliced(self.dataset.tables(), work.block_rows), strict=True)
@@ -228,6 +238,7 @@ class Store(Output):
             lost = table.num_rows - pc.sum(kept).as_py()
             failed += lost
             place = self.block(work, number)
+            place.retry(self.block(before, number).failed() if lost else {})
             write_part(place.kept_path if lost else place.path, table.filter(kept))
         if failed:
             records.write(self.state("work.json"), facts)

@@ -8,7 +8,7 @@ twice (a retry, a straggler) still has one file.
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +17,7 @@ from pipeline.data import storage
 from pipeline.errors import RunFailed, UserError
 from pipeline.schema import Schema
 
+BLOCKS_PER_ACTOR = 4  # at least, so that actors have equal shares
 _ROWS_PER_FILE = 20_000  # fewer files list faster; few enough row groups for a fast footer read
 
 
@@ -92,6 +93,20 @@ def write_work_list(path: str, rows: Iterable[dict], schema: Schema, block_rows:
         if writer is not None:
             writer.close()
     return written
+
+
+def shared(rows: Iterable[dict], block_rows: int, actors: int) -> tuple[Iterable[dict], int]:
+    """The rows again, and the size of their blocks: smaller if there would be too few blocks for the actors.
+
+    With fewer than BLOCKS_PER_ACTOR for each, one actor more or less with a last block is a large part of
+    the time.
+    """
+    if actors == 1:
+        return rows, block_rows
+    rows = iter(rows)
+    first = list(islice(rows, BLOCKS_PER_ACTOR * actors * block_rows))
+    fitting = -(-len(first) // (BLOCKS_PER_ACTOR * actors))
+    return chain(first, rows), max(1, min(block_rows, fitting))
 
 
 def batches(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:

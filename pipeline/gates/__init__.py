@@ -137,6 +137,7 @@ class Gates(Section):
         instruction: str,
         *,
         prompt: str = "",
+        system: str = "",
         hint: str = "",
         about_response: bool = False,
         continues: bool = False,
@@ -146,6 +147,8 @@ class Gates(Section):
         instruction:    what the text is to answer; its language is the one to keep.
         prompt:         other text that the model was shown, such as the response that it is to analyze. A
                         text that mostly repeats it is an echo.
+        system:         the system prompt that the user set for the step, as `prompt`. If it names a language,
+                        the text may be in any.
         hint:           what the text must not state at all, such as the hint of a mistake.
         about_response: the text is to speak about a response, as an analysis does: no meta line.
         continues:      the text goes on in the middle of a response: it can only be empty or repeat itself.
@@ -159,12 +162,12 @@ class Gates(Section):
             return LOOP
         if continues:
             return None
-        if self.echo is not None and _echoes(text, instruction, prompt, hint, self.echo):
+        if self.echo is not None and _echoes(text, instruction, (prompt, system), hint, self.echo):
             return ECHO
         if self.meta_line and not about_response and _speaks_of_itself(text, instruction):
             return META
-        if self.language is not None and _other_language(instruction, text, self.language):
-            return LANGUAGE
+        if self.language is not None and not _NAMES_A_LANGUAGE.search(f"{instruction}\n{system}"):
+            return LANGUAGE if _other_language(instruction, text, self.language) else None
         return None
 
     def _repeats(self, text: str, words: list[str]) -> bool:
@@ -244,16 +247,16 @@ def _sentences(text: str) -> list[list[str]]:
     return [words for part in _SENTENCE_END.split(text) if (words := _words(part))]
 
 
-def _echoes(text: str, instruction: str, prompt: str, hint: str, least: float) -> bool:
-    """Whether sentences that repeat the instruction or a sentence of the prompt (ROUGE-L) make up at least
-    half of the text, or one sentence states the hint (recall of the hint's content words, ROUGE-1)."""
+def _echoes(text: str, instruction: str, shown: Sequence[str], hint: str, least: float) -> bool:
+    """Whether sentences that repeat the instruction, or a sentence shown beside it (ROUGE-L), make up
+    at least half of the text, or one sentence states the hint (recall of its content words, ROUGE-1)."""
     said = _sentences(text)
     stated = [set(sentence) - _FUNCTION_WORDS for sentence in _sentences(hint)]
     for content in stated:
         if len(content) > 1 and any(len(content & set(one)) >= least * len(content) for one in said):
             return True
     whole = [word for one in said for word in one]
-    given = [_words(instruction), _words(prompt), *_sentences(prompt)]
+    given = [_words(instruction), *(words for one in shown for words in (_words(one), *_sentences(one)))]
     echoed = sum(len(one) for one in said if any(_same(one, other, least) for other in given))
     return bool(whole) and (2 * echoed >= len(whole) or any(_same(whole, other, least) for other in given))
 
@@ -289,8 +292,6 @@ def _rouge_l(one: Sequence[str], other: Sequence[str], least: float = 0.0) -> fl
 def _other_language(instruction: str, text: str, certainty: float) -> bool:
     """Whether the text is certainly of a language of which the instruction certainly is not. Instructions are
     short: "How do I water a cactus?" is English with 0.7, but French with 0.001."""
-    if _NAMES_A_LANGUAGE.search(instruction):
-        return False
     scripts = _scripts(instruction)
     if scripts and (script := _script(text)) and script not in scripts:
         return True

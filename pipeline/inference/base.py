@@ -1,6 +1,7 @@
 """The base class of engines: an engine answers the requests of `generate` and `evaluate`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from pydantic import Field, model_validator
@@ -38,6 +39,20 @@ class LanguageModel(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Served:
+    """How a model is served.
+
+    name:     of the model without an adapter
+    sampling: what requests that do not say otherwise are sampled with; null = as the model's files say
+    """
+
+    name: str
+    host: str
+    port: int
+    sampling: Mapping[str, float] | None = None
+
+
 class Engine(Section):
     """An engine is its configuration section. It opens nothing before `open`.
 
@@ -69,6 +84,11 @@ class Engine(Section):
         return 0
 
     @property
+    def fills_node(self) -> bool:
+        """Whether an actor computes with all cores of its node, so that other models have none beside it."""
+        return False
+
+    @property
     def cache_gib(self) -> int:
         """Memory of one actor without GPUs, in GiB, beyond the process and the weights."""
         return 0
@@ -90,6 +110,18 @@ class Engine(Section):
         requests may name. Raises RunFailed if it does not start.
         """
         raise NotImplementedError
+
+    def server(
+        self, model: Model, model_dir: str, adapters: Mapping[str, str], served: Served
+    ) -> tuple[list[str], dict[str, str]]:
+        """The command of an OpenAI-compatible server with the engine's settings, and its environment.
+
+        adapters: local directories of LoRA adapters, by the names that clients ask for. Raises UserError if
+        the engine has no server.
+        """
+        raise UserError(
+            f"engine.kind = {self.kind}: has no server of its own; leave engine to the default, which has one"
+        )
 
     def check(self, field: str) -> None:
         """Check the settings before anything starts. field: the engine's path. Raises UserError."""

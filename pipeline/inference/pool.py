@@ -8,14 +8,11 @@ that the engine's batch does not drain between blocks or between data sets that 
 import asyncio
 import hashlib
 import math
-import os
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +26,9 @@ from pipeline.data.work import WorkList
 from pipeline.errors import NoAnswer, RowFailed, RunFailed, UserError
 from pipeline.inference import notices
 from pipeline.inference.base import Engine, EngineDead, LanguageModel, NoEngine
+from pipeline.inference.beside import NotOpen, Standing, end_actor
 from pipeline.inference.progress import Progress, Reporter, Tally
+from pipeline.runtime.session import in_actor
 from pipeline.schema import FAILED
 from pipeline.settings.base import Model, span
 
@@ -40,15 +39,13 @@ ROW_STARTS = 2  # a row started alone more often is a poison row: it fails
 EXIT_S = 10  # time for Ray to end an actor that it has released
 
 
+_FAILED = ".failed"  # in the result of a row that failed because a call did: see `Block.failed`; no column
+
 Results = dict[str, dict]  # of rows, by id
 Waiting = dict[str, dict]  # rows that wait for a model, by id: see `Block.waiting`
 
 
 OWN = "-"  # the name of a row's own model; no entry of `models` is called that
-
-
-class NotOpen(Exception):
-    """A call to a model that this pass does not serve: the row waits for a later pass."""
 
 
 class Clients:
@@ -69,27 +66,34 @@ class OpenModels:
     """The models that a pass serves to the rows of one job, by name.
 
     engine: the pool's own, open engine, and its `ModelSpec`. Servers are opened beside it.
+    beside: open engines of other models.
     """
 
     def __init__(
-        self, models: Mapping[str, "ModelSpec"], spec: "ModelSpec", engine: LanguageModel, clients: Clients
+        self,
+        models: Mapping[str, "ModelSpec"],
+        spec: "ModelSpec",
+        engine: LanguageModel,
+        clients: Clients,
+        beside: Mapping["ModelSpec", LanguageModel] | None = None,
     ):
         self._models, self._spec, self._engine, self._clients = models, spec, engine, clients
+        self._beside = beside or {}
         self._found: dict[str, LanguageModel | None] = {} if OWN in models else {OWN: engine}
 
     def get(self, name: str) -> LanguageModel | None:
         """The model, or None if this pass does not serve it."""
         if name not in self._found:
             spec = self._models[name]
-            served = self._engine if spec == self._spec else None
+            served = self._engine if spec == self._spec else self._beside.get(spec)
             if served is None and spec.engine.is_client:
                 served = self._clients.open(spec)
             self._found[name] = served
         return self._found[name]
 
     def is_beside(self, name: str) -> bool:
-        """Whether the model is a server beside the pool's own engine, which samples nothing for it."""
-        return self.get(name) not in (None, self._engine)
+        """Whether the model is a server beside the pool's own engine: no engine of the run samples for it."""
+        return self.get(name) not in (None, self._engine) and self._models[name].engine.is_client
 
     def serves(self, names: Iterable[str]) -> bool:
         """Whether the pass serves one of these models."""
@@ -105,6 +109,7 @@ class RowChat:
 
     If a row calls a model that this pass does not serve, the call raises NotOpen, and `awaited` has its name.
     The row is then run again in a pass that serves that model, and `calls` answers what was asked before.
+    `failed` has the steps whose calls had no answer, with the names of their models.
     """
 
     def __init__(
@@ -118,6 +123,7 @@ class RowChat:
         self._model, self._run_seed, self._row_id, self._models = model, run_seed, row_id, models
         self.calls: dict[str, dict] = dict(calls or {})
         self.awaited: set[str] = set()
+        self.failed: dict[str, str] = {}
         self.prompt_tokens = self.completion_tokens = 0
         self.thought_tokens: int | None = 0
         self.sampled = (0, 0)  # prompt and completion tokens of this pass
@@ -166,6 +172,23 @@ class RowChat:
     ) -> list[Completion]:
         kept: list[dict] = []
         self._thoughts.append(kept)
+        try:
+            return await self._counted(prompt, sampling, step, adapter, name, prefill, kept)
+        except RowFailed:
+            self.failed[step] = name or OWN
+            raise
+
+    async def _counted(
+        self,
+        prompt: list[Message] | str,
+        sampling: Sampling,
+        step: str,
+        adapter: str | None,
+        name: str | None,
+        prefill: bool,
+        kept: list[dict],
+    ) -> list[Completion]:
+        """The answers of a call, without their thoughts, which are appended to `kept`; counts tokens."""
         if name is not None:  # do not count another model's tokens as the row's
             return _answers(step, await self._answered(prompt, sampling, step, None, name, prefill), kept)
         self._finish_reasons.append(reasons := [])
@@ -202,6 +225,9 @@ class RowChat:
             completions = await model.complete(prompt, sampling, seed=seed, adapter=adapter, prefill=prefill)
         except RowFailed as e:
             self.calls[step] = {"error": str(e), "no_answer": isinstance(e, NoAnswer)}
+            raise
+        except NotOpen:  # its engine stood beside the pool and died
+            self.awaited.add(name or OWN)
             raise
         finally:
             self._in_flight -= 1
@@ -284,12 +310,14 @@ class Job:
 
     models: the models that the recipe asks, by name; its own is OWN, and is the pool's if it is not named.
     first:  the model that the recipe asks first.
+    beside: engines of other models that stand beside the pool; with them, no row waits for a later pass.
     """
 
     recipe: Recipe
     store: Store
     models: Mapping[str, ModelSpec] = field(default_factory=dict)
     first: str = OWN
+    beside: Mapping[ModelSpec, Standing] = field(default_factory=dict)
     work: WorkList = field(init=False)  # read once: an actor that outlives its driver sees no newer list
 
     def __post_init__(self):
@@ -315,7 +343,9 @@ class Job:
         return {number: awaited.get(number, self.first) for number in self.undone()}
 
     def ready(self, spec: ModelSpec) -> list[int]:
-        """Numbers of the blocks that wait for this model."""
+        """Numbers of the blocks that a pool with this model can go on with."""
+        if self.beside:
+            return self.undone()
         served = {name for name in self.names if self.models.get(name, spec) == spec}
         return [number for number, name in self.waiting().items() if name in served]
 
@@ -331,10 +361,11 @@ class RecipeActor:
         self._model = spec.open()
         self._jobs, self._seed, self._progress = jobs, seed, progress
         clients = Clients()
-        self._open = {job.name: OpenModels(job.models, spec, self._model, clients) for job in jobs}
+        beside = {other: engines.open() for job in jobs[:1] for other, engines in job.beside.items()}
+        self._open = {job.name: OpenModels(job.models, spec, self._model, clients, beside) for job in jobs}
         self._rows_in_flight = spec.rows_in_flight
         self._slots, self._alone = asyncio.Semaphore(self._rows_in_flight), asyncio.Lock()
-        self._in_ray = _is_ray_actor()
+        self._in_ray = in_actor()
         progress.engine_ready(time.monotonic() - started)
 
     def __del__(self):
@@ -363,7 +394,7 @@ class RecipeActor:
         except (RunFailed, OSError):
             raise
         except RayError as e:  # Ray is going down with this node: another actor will run the block
-            _end_actor(e)
+            end_actor(e)
         except Exception as e:  # the text may quote a row
             raise RunFailed(f"{block.path}: {type(e).__name__} in a block of rows") from None
 
@@ -378,7 +409,9 @@ class RecipeActor:
         results = await self._run_rows(job, block, rows, kept, waiting)
         done = [results[row["id"]] for row in todo if row["id"] in results]
         still = {row["id"]: waiting[row["id"]] for row in todo if row["id"] not in results}
+        failed = {row["id"]: row.pop(_FAILED) for row in done if _FAILED in row}
         with storage.room_for(block.path):  # beside the engine's next rows
+            await asyncio.to_thread(block.fail, failed)
             if still:
                 await asyncio.to_thread(block.suspend, done, still, job.names)
             else:
@@ -423,6 +456,8 @@ class RecipeActor:
                 if result is None:
                     await asyncio.to_thread(block.suspend, list(kept.values()), waiting, job.names)
                     return kept
+                if _FAILED in result:
+                    await asyncio.to_thread(block.fail, {row["id"]: result.pop(_FAILED)})
                 kept = kept | {row["id"]: result}
                 await asyncio.to_thread(block.keep, list(kept.values()))
                 return kept
@@ -455,6 +490,10 @@ class RecipeActor:
             self._progress.row_done(job.name, tally)
             return None
         result |= {"prompt_tokens": chat.prompt_tokens, "completion_tokens": chat.completion_tokens}
+        if chat.failed and result.get("status") == FAILED:
+            answered = {step: call for step, call in chat.calls.items() if step not in chat.failed}
+            if answered:
+                result[_FAILED] = {"for": sorted(set(chat.failed.values())), "calls": answered}
         if "finish_reasons" in columns:
             result["finish_reasons"] = chat.finish_reasons
         if "thoughts" in columns:
@@ -468,7 +507,7 @@ class RecipeActor:
         try:
             return await recipe(row, chat)
         except (EngineDead, MemoryError) as e:
-            _end_actor(e)  # an actor with a dead engine, or without memory, would fail every row
+            end_actor(e)  # an actor with a dead engine, or without memory, would fail every row
         except RowFailed as e:
             return {"status": FAILED, "error": str(e)}
         except Exception as e:  # unforeseen; the text may be harmful, so keep only the kind of error
@@ -537,6 +576,18 @@ def tasks_of(undone: list[list[int]]) -> list[dict]:
     return tasks
 
 
+def in_flight(fitting: int, tasks: int, actors: int) -> tuple[int, int]:
+    """How many tasks an actor runs at a time, and how many it has, the waiting ones included.
+
+    fitting: as many as fill its engine. Ray Data gives tasks to the actors that are there and takes none
+    back, so an actor never has more than its share of all tasks: engines start minutes apart, and the first
+    would leave nothing to the others.
+    """
+    share = max(1, tasks // actors)
+    running = min(fitting, share)
+    return running, min(2 * running, share)
+
+
 def _run_tasks(
     tasks: list[dict],
     jobs: Sequence[Job],
@@ -547,7 +598,9 @@ def _run_tasks(
     """Run the tasks in a pool of actors; yields the job number of each finished task."""
     import ray.data
 
-    in_flight = max(spec.blocks_in_flight(job.work.block_rows) for job in jobs)
+    running, given = in_flight(
+        max(spec.blocks_in_flight(job.work.block_rows) for job in jobs), len(tasks), spec.most_actors
+    )
     # from_items stores its blocks directly; from_arrow would run a task per block to get the schema.
     pool = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         RecipeActor,
@@ -557,8 +610,8 @@ def _run_tasks(
         compute=ray.data.ActorPoolStrategy(
             min_size=spec.least_actors,
             max_size=spec.most_actors,
-            max_tasks_in_flight_per_actor=2 * in_flight,
-            max_concurrent_calls_per_actor=in_flight,
+            max_tasks_in_flight_per_actor=given,
+            max_concurrent_calls_per_actor=running,
         ),
         num_cpus=1,
         num_gpus=spec.engine.gpus,
@@ -567,18 +620,6 @@ def _run_tasks(
     # late.
     for batch in pool.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from batch["job"].to_pylist()
-
-
-def _end_actor(why: Exception) -> NoReturn:
-    reason = f"{type(why).__name__} {why.__cause__ or ''}"
-    print(f"ending this actor so that Ray restarts it: {reason}", file=sys.stderr, flush=True)
-    os._exit(1)
-
-
-def _is_ray_actor() -> bool:
-    import ray
-
-    return ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
 
 
 def _cause(e: BaseException) -> str:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pipeline.data.store import reason
 from pipeline.inference.metrics import EngineMetrics, Load
 from pipeline.runtime import attempt
-from pipeline.runtime.console import QUIET_LINE_EVERY_S, new_bar
+from pipeline.runtime.console import QUIET_LINE_EVERY_S, level, new_bar
 from pipeline.runtime.session import actor_on_driver_node
 from pipeline.schema import FAILED
 
@@ -262,8 +262,8 @@ class Progress:
 
     @contextmanager
     def _shown_on(self, console) -> Iterator[Callable[[dict[str, dict]], None]]:
-        if not console.is_terminal:
-            yield self._lines(console)
+        if level.quiet or not console.is_terminal:
+            yield (lambda _found: None) if level.quiet else self._lines(console)
             return
         with new_bar(console) as bar:
             start = {"note": "starting the engine"}

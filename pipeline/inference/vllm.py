@@ -3,12 +3,13 @@
 import asyncio
 import gc
 import itertools
+import json
 import os
 import re
-import signal
-import subprocess
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -17,12 +18,13 @@ from pipeline import models, pretrained, thoughts
 from pipeline.chat import Completion, Message, Sampling, user
 from pipeline.data import adapter as adapter_files
 from pipeline.errors import RowFailed, RunFailed, UserError
-from pipeline.inference import cpu_lora, notices
-from pipeline.inference.base import Engine, EngineDead
+from pipeline.inference import cpu_lora, notices, vllm_start
+from pipeline.inference.base import Engine, EngineDead, Served
+from pipeline.inference.decoding import can_decode, decode
 from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import gpu_build
+from pipeline.runtime.session import in_actor
 from pipeline.settings.base import Count, Draw, Model, Natural
-from pipeline.settings.shown import first_line
 
 # What vLLM 0.32 loads, by the name in `quantization_config.quant_method`.
 _QUANTIZED = (
@@ -31,6 +33,8 @@ _QUANTIZED = (
 )  # fmt: skip
 _QUANTIZED_ON_CPU = ("awq", "gptq", "auto-round", "inc", "compressed-tensors", "fp8")  # have CPU kernels
 _QUANTIZED_IN_FLOAT32 = ("compressed-tensors", "torchao")  # the others compute in 16 bits only
+_REQUESTS_ON_CPU, _REQUESTS_ON_GPU = 256, 1024  # the latter is the most that vLLM chooses for a GPU
+_LOOK_EVERY_S = 30  # how often a request looks whether the engine has stalled
 _PROBE_TOKENS = 15  # fewer than a block of the prefix cache holds, so the cache is not used
 
 
@@ -42,7 +46,11 @@ class VLLM(Engine):
 
     kind: Literal["vllm"] = Field("vllm", description="selects this engine")
     num_gpus: Natural = Field(0, description="GPUs per engine = tensor-parallel degree; 0 = CPU")
-    max_num_seqs: Count = Field(256, description="maximum sequences in an engine's batch (vLLM's name)")
+    max_num_seqs: Count | None = Field(
+        None,
+        description="maximum sequences in an engine's batch (vLLM's name); null = 256 on a CPU, and on a GPU"
+        " what vLLM finds right for it",
+    )
     gpu_memory_utilization: float = Field(
         0.9,
         gt=0,
@@ -50,10 +58,23 @@ class VLLM(Engine):
         description="fraction of a GPU's memory for an engine (vLLM's name)",
     )
     kv_cache_gib: Count = Field(1, description="KV cache of a CPU engine, GiB")
+    stall_minutes: Count = Field(
+        60,
+        description="an engine that answers none of its requests for so long is ended and started again",
+    )
+    options: dict[str, Any] = Field(
+        {},
+        description="further arguments of vLLM's engine, by vLLM's names, such as quantization or"
+        " speculative_config; those that setbacks decides are refused",
+    )
 
     @property
     def gpus(self) -> int:
         return self.num_gpus
+
+    @property
+    def fills_node(self) -> bool:
+        return not self.num_gpus
 
     @property
     def cache_gib(self) -> int:
@@ -61,10 +82,20 @@ class VLLM(Engine):
 
     @property
     def requests(self) -> int:
-        return self.max_num_seqs
+        return self.max_num_seqs or (_REQUESTS_ON_GPU if self.num_gpus else _REQUESTS_ON_CPU)
+
+    def __hash__(self) -> int:  # a mapping has none of its own
+        return hash(self.model_dump_json())
+
+    def given(self) -> dict[str, Any]:
+        """The arguments of vLLM that the section gives."""
+        limits = {"gpu_memory_utilization": self.gpu_memory_utilization}
+        batch = self.max_num_seqs if self.num_gpus else self.requests
+        return limits | {"max_num_seqs": batch} | self.options
 
     def check(self, field: str) -> None:
         environment.check_vllm_variables()
+        vllm_start.check_options(self.options, f"{field}.options")
 
     def check_build(self, field: str) -> None:
         build = gpu_build()
@@ -98,8 +129,30 @@ class VLLM(Engine):
     def open(self, model: Model, model_dir: str, adapters: Sequence[str]) -> "VllmModel":
         return VllmModel(model, model_dir, self, adapters)
 
+    def server(
+        self, model: Model, model_dir: str, adapters: Mapping[str, str], served: Served
+    ) -> tuple[list[str], dict[str, str]]:
+        """vLLM's own server, with the settings of the engine that a run starts. It logs no text.
+
+        Its command `vllm serve` does not find the distribution for CPUs; its module does.
+        """
+        settings = vllm_start.settings(
+            model, model_dir, list(adapters.values()), gpus=self.num_gpus, options=self.given()
+        )
+        settings |= {"served_model_name": served.name, "host": served.host, "port": served.port}
+        if served.sampling is None:
+            settings["generation_config"] = "auto"
+        else:
+            settings["override_generation_config"] = json.dumps(dict(served.sampling))
+        if model.chat_template_kwargs:
+            settings["default_chat_template_kwargs"] = json.dumps(model.chat_template_kwargs)
+        environment = dict(os.environ)
+        vllm_start.set_environment(self.num_gpus, self.kv_cache_gib, environment)
+        return vllm_start.server_command(settings, adapters), environment
+
     def determines(self) -> dict:
-        return {}  # vLLM samples from the model's distribution, whatever its settings and device
+        # vLLM samples from the model's distribution, whatever its other settings and device.
+        return {"options": self.options} if self.options else {}
 
 
 class VllmModel:
@@ -111,13 +164,16 @@ class VllmModel:
 
     def __init__(self, model: Model, model_dir: str, engine: VLLM, adapters: Sequence[str] = ()):
         pretrained.check(model_dir, model.revision)
-        _environment(engine)
+        vllm_start.set_environment(engine.num_gpus, engine.kv_cache_gib)
         with imports.quick():
             from vllm.v1.engine.async_llm import AsyncLLM
 
         # vLLM calls `register` in every process of the engine. Call it in this process first, so that the
         # user sees the message of `register`.
         cpu_lora.register()
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+
         self._template = models.load_template(model, model_dir)
         self._marks = _thinking_tokens(self._template.tokenizer)
         self._scratch = tempfile.TemporaryDirectory(prefix="setbacks-adapters-")  # for object stores
@@ -127,13 +183,23 @@ class VllmModel:
             for number, (path, place) in enumerate(zip(adapters, local, strict=True), start=1)
         }
         self._requests, self._probed = itertools.count(), asyncio.Lock()
+        self._can_decode = can_decode(self._template.tokenizer)
+        # One thread, because a tokenizer is not safe in several.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._waiting, self._answered_at, self._stall_s = 0, 0.0, 60.0 * engine.stall_minutes
         self._unprobed = list(adapters)
         try:
-            self._engine = AsyncLLM.from_engine_args(_arguments(model, model_dir, engine, local))
+            self._engine = AsyncLLM.from_engine_args(
+                vllm_start.arguments(model, model_dir, local, gpus=engine.num_gpus, options=engine.given()),
+                usage_context=UsageContext.LLM_CLASS,  # vLLM's defaults for throughput
+                stat_loggers=[RayPrometheusStatLogger] if in_actor() else None,
+            )
         except Exception as e:
-            raise RunFailed(f"the vLLM engine for {model.path} did not start ({_cause(e, model)})") from e
+            raise RunFailed(
+                f"the vLLM engine for {model.path} did not start ({vllm_start.cause(e, model)})"
+            ) from e
         self.max_length = self._engine.model_config.max_model_len
-        self._watchdog = _end_with_this_process(_children())
+        self._watchdog = vllm_start.end_with_this_process(vllm_start.children())
 
     async def complete(
         self,
@@ -152,21 +218,21 @@ class VllmModel:
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        tokens, begun = self._encoded(prompt, prefill)
+        tokens, begun = await self._in_thread(self._encoded, prompt, prefill)
         if len(tokens) + sampling.max_tokens > self.max_length:
             raise RowFailed(
                 f"prompt too long: {len(tokens)} tokens + {sampling.max_tokens} new ones exceed the model's"
                 f" {self.max_length}"
             )
         await self._probe()
-        lora, forced = self._lora(adapter), []
+        lora, forced = self._lora(adapter), list[int]()
         if sampling.first_rank is not None:
             forced = [await self._ranked(tokens, sampling.first_rank, lora)]
-            if forced[0] in self._template.stops or sampling.max_tokens == 1:
-                ended = forced[0] in self._template.stops
-                text = "" if ended else self._decoded(forced)
+            if (ended := forced[0] in self._template.stops) or sampling.max_tokens == 1:
+                text = "" if ended else self._text(tokens, forced)
                 only = Completion(text, len(tokens), 1, "stop" if ended else "length")
                 return [only] * sampling.n
+        decodes = self._can_decode and not sampling.stop
         params = SamplingParams(
             n=sampling.n,
             max_tokens=sampling.max_tokens - len(forced),
@@ -175,18 +241,23 @@ class VllmModel:
             seed=seed,
             output_kind=RequestOutputKind.FINAL_ONLY,
             skip_special_tokens=self._marks is None,
+            detokenize=not decodes,
         )
         # With FINAL_ONLY the n samples arrive one by one as they finish, not in one output: collect them.
         samples: dict[int, Completion] = {}
+        outputs = self._engine.generate(
+            {"type": "token", "prompt_token_ids": tokens},
+            params,
+            str(next(self._requests)),
+            lora_request=lora,
+        )
         try:
-            async for output in self._engine.generate(
-                {"prompt_token_ids": tokens + forced}, params, str(next(self._requests)), lora_request=lora
-            ):
+            async for output in self._watched(outputs):
                 for o in output.outputs:
-                    # Beside its neighbor, a token can be other text than alone.
-                    said = (
-                        _before(self._decoded([*forced, *o.token_ids]), sampling.stop) if forced else o.text
-                    )
+                    if forced:  # beside its neighbor, a token can be other text than alone
+                        said = _before(self._decoded(tokens, o, forced), sampling.stop)
+                    else:
+                        said = self._decoded(tokens, o) if decodes else o.text
                     text = thoughts.continued(self._without_special(said), begun)
                     samples[o.index] = Completion(
                         text,
@@ -210,10 +281,14 @@ class VllmModel:
         params = SamplingParams(
             max_tokens=1, temperature=0, logprobs=rank, output_kind=RequestOutputKind.FINAL_ONLY
         )
+        outputs = self._engine.generate(
+            {"type": "token", "prompt_token_ids": tokens},
+            params,
+            str(next(self._requests)),
+            lora_request=lora,
+        )
         try:
-            async for output in self._engine.generate(
-                {"prompt_token_ids": tokens}, params, str(next(self._requests)), lora_request=lora
-            ):
+            async for output in self._watched(outputs):
                 for token, logprob in (output.outputs[0].logprobs or [{}])[0].items():
                     if logprob.rank == rank:
                         return token
@@ -221,8 +296,44 @@ class VllmModel:
             raise EngineDead from e
         raise RowFailed(f"engine named no token of rank {rank}")
 
-    def _decoded(self, tokens: list[int]) -> str:
-        return self._template.tokenizer.decode(tokens, skip_special_tokens=self._marks is None)
+    async def _watched(self, outputs: AsyncIterator) -> AsyncIterator:
+        """A request's outputs. Raises EngineDead if the engine answers no request for `stall_minutes`."""
+        if not self._waiting:
+            self._answered_at = time.monotonic()
+        self._waiting += 1
+        following = asyncio.ensure_future(anext(outputs, None))
+        try:
+            while True:
+                await asyncio.wait([following], timeout=_LOOK_EVERY_S)
+                if following.done():
+                    if (output := following.result()) is None:
+                        return
+                    self._answered_at = time.monotonic()
+                    yield output
+                    following = asyncio.ensure_future(anext(outputs, None))
+                elif time.monotonic() - self._answered_at > self._stall_s:
+                    raise EngineDead from TimeoutError(f"no request answered for {self._stall_s:.0f} s")
+        finally:
+            following.cancel()
+            self._waiting -= 1
+
+    def _decoded(self, prompt: list[int], output: Any, forced: Sequence[int] = ()) -> str:
+        """The text of one sample. Its last token is no text if it ended the answer. forced: tokens of the
+        answer that the engine got with the prompt."""
+        ids = [*forced, *output.token_ids]
+        # A stop string ends within text, and is cut off by who asked for it.
+        ended = output.finish_reason == "stop" and not isinstance(output.stop_reason, str)
+        return self._text(prompt, ids[:-1] if ended else ids)
+
+    def _text(self, prompt: list[int], ids: list[int]) -> str:
+        tokenizer, skip_special = self._template.tokenizer, self._marks is None
+        if not self._can_decode:
+            return tokenizer.decode(ids, skip_special_tokens=skip_special)
+        return decode(tokenizer, prompt, ids, skip_special=skip_special)
+
+    async def _in_thread(self, work: Callable, *arguments: Any) -> Any:
+        """Work beside the event loop, so that requests are sent and answered meanwhile."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     async def _probe(self) -> None:
         """Before the first request, report adapters that do not change the model's answers.
@@ -302,6 +413,7 @@ class VllmModel:
 
     def close(self) -> None:
         """End the engine's processes. Collect it now: its finalizer fails during interpreter shutdown."""
+        self._thread.shutdown()
         engine, self._engine = self._engine, None
         engine.shutdown()
         del engine
@@ -329,41 +441,6 @@ def _not_loaded(method: str, settings: dict, *, on_cpu: bool) -> str | None:
     return "gptq with zero points (sym: false)" if method == "gptq" and settings.get("sym") is False else None
 
 
-def _arguments(model: Model, model_dir: str, engine: VLLM, adapters: list[str]):
-    """vLLM's `AsyncEngineArgs`."""
-    from vllm import AsyncEngineArgs
-
-    on_cpu = engine.num_gpus == 0
-    return AsyncEngineArgs(
-        model=model_dir,
-        revision=model.revision,
-        trust_remote_code=False,
-        tokenizer_mode="hf",  # as in training; Mistral's own tokenizer has no chat template
-        load_format="safetensors",  # else vLLM loads pickled weights if there are no others
-        dtype=model.dtype,
-        max_model_len=model.max_length,
-        tensor_parallel_size=max(1, engine.num_gpus),
-        gpu_memory_utilization=engine.gpu_memory_utilization,
-        max_num_seqs=engine.max_num_seqs,
-        enforce_eager=on_cpu,  # compiling for a CPU takes longer than it saves
-        # On a CPU, vLLM 0.32 crashes on a seeded request with chunked prefill ("CPU Generator does not use
-        # offset").
-        enable_chunked_prefill=False if on_cpu else None,
-        enable_prefix_caching=True,
-        # The default on a CPU, 128, is longer than most prompts, so the prefix cache would never hit.
-        block_size=32 if on_cpu else None,
-        enable_lora=bool(adapters),
-        # On a CPU, vLLM 0.32 applies the last slot's adapter (index -1) to requests without an adapter if a
-        # batch holds both kinds: keep the last slot empty.
-        max_loras=len(adapters) + 1 if on_cpu else max(1, len(adapters)),
-        max_lora_rank=_engine_rank(adapters),
-        # Requests name every sampling setting (see `pipeline.sampling`). vLLM takes only the tokens that end
-        # an answer from generation_config.json.
-        generation_config="vllm",
-        disable_log_stats=True,
-    )
-
-
 def _thinking_tokens(tokenizer: Any) -> re.Pattern | None:
     """The special tokens that mark no thought, if others do; null if vLLM may leave all of them out."""
     special = set(tokenizer.all_special_tokens)
@@ -374,62 +451,3 @@ def _thinking_tokens(tokenizer: Any) -> re.Pattern | None:
     kept |= {"<|start|>"}  # before gpt-oss's answer
     left_out = sorted(special - kept, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, left_out))) if left_out else re.compile(r"(?!)")
-
-
-def _engine_rank(adapters: list[str]) -> int:
-    """The engine's smallest rank that fits all adapters; smaller ones are padded to it, at its cost."""
-    from typing import get_args
-
-    from vllm.config.lora import MaxLoRARanks
-
-    ranks = [adapter_files.rank(adapter_files.settings(adapter)) for adapter in adapters]
-    return min(rank for rank in get_args(MaxLoRARanks) if rank >= max(ranks, default=1))
-
-
-def _cause(e: Exception, model: Model) -> str:
-    """Why an engine did not start; in plain words if a signal ended its process (vLLM tells its number)."""
-    told = first_line(e)
-    found = re.search(r"Failed core proc\(s\): \{[^}]*: -(\d+)", told)
-    if found is None:
-        return told
-    if int(found[1]) == signal.SIGILL:
-        remedy = "set its dtype to float32" if model.dtype != "float32" else "use another machine"
-        return f"its process used an instruction that this CPU does not have; {remedy}"
-    if int(found[1]) == signal.SIGKILL:
-        return "its process was killed; if the machine ran out of memory, give it more, or run fewer engines"
-    return told
-
-
-def _environment(engine: VLLM) -> None:
-    """Set the variables that vLLM reads when it is imported."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    if (listed := os.environ.get("VLLM_PLUGINS")) is not None and cpu_lora.PLUGIN not in listed.split(","):
-        os.environ["VLLM_PLUGINS"] = f"{listed},{cpu_lora.PLUGIN}"  # a list of the only ones that vLLM loads
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # An engine is on one node. By default gloo would listen on the address of the host's name.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    if engine.num_gpus == 0:
-        # Run the model in the engine's core process. With a separate worker process, a CPU engine imports
-        # vLLM a second time, so its start takes half as long again, and its core spins while it waits for the
-        # worker.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        # The thread count that vLLM would give that worker; Ray has set the actor's to its CPUs, 1.
-        os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) - 1))
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(engine.kv_cache_gib)
-        os.environ[cpu_lora.SWITCH] = "1"
-
-
-def _children() -> list[int]:
-    import psutil
-
-    return [p.pid for p in psutil.Process().children(recursive=True)]
-
-
-def _end_with_this_process(pids: list[int]) -> subprocess.Popen:
-    """A shell that waits until this process has ended, however it ends, then kills the engine's processes.
-
-    Without the shell, an actor that dies by SIGKILL leaves its engine running and holding memory.
-    """
-    kill = f"cat >/dev/null; kill -9 {' '.join(map(str, pids))} 2>/dev/null"
-    return subprocess.Popen(["sh", "-c", kill], stdin=subprocess.PIPE, start_new_session=True)

@@ -16,8 +16,9 @@ from pipeline.judges import Judge
 from pipeline.methods.unfinished import Sampled, Unfinished
 from pipeline.report.examples import Example
 from pipeline.report.tables import Table
-from pipeline.schema import Schema
+from pipeline.schema import INSTRUCTIONS, Schema
 from pipeline.settings.base import Count, Draw, Fraction, Model, Section, Source
+from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
 
 
@@ -34,22 +35,29 @@ class Method(Section):
     """A method is its configuration section.
 
     generated:     the data set that `generate` writes, one row per instruction and sample
-    training_sets: the sets of rows that `mix` can make from `generated`; the default arms train on the first
+    listed:        the rows that `generate` starts from (see `rows`)
+    training_sets: the sets of rows that `mix` can make from `generated`; the default arms train on the first.
+                   One that no trainer accepts is made for other runs to read
     default_arms:  the arms to train if the configuration names none
     nothing:       why a training set can be empty, for the error message
     mixing:        the fields that only `mix` reads
+    starting:      YAML of fields that a newcomer decides, with comments, for `setbacks init`
     OPERATIONAL:   the fields that change no row
     example_kinds: by training set, the kinds of examples that it can hold; empty if its rows have no kinds
+    if_named:      kinds of examples that `mix` makes only if an arm names them
     made_from:     by kind of example, the source and its response that the kind is made from, if from one
     """
 
     generated: ClassVar[Schema]
+    listed: ClassVar[Schema] = INSTRUCTIONS
     training_sets: ClassVar[tuple[Schema, ...]]
     default_arms: ClassVar[dict[str, dict]]
     nothing: ClassVar[str]
     mixing: ClassVar[frozenset[str]] = frozenset()
+    starting: ClassVar[str] = ""
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"engine", "min_usable"})
     example_kinds: ClassVar[dict[str, tuple[str, ...]]] = {}
+    if_named: ClassVar[frozenset[str]] = frozenset()
     made_from: ClassVar[dict[str, tuple[str, str]]] = {}
 
     name: str = Field(description="selects the method")
@@ -121,6 +129,11 @@ class Method(Section):
         return {("user",): ""}
 
     @property
+    def training_conversations(self) -> dict[tuple[str, ...], str]:
+        """Roles of the conversations that `mix` makes → the setting that asks for them, or empty."""
+        return {("user", "assistant"): ""}
+
+    @property
     def repeats(self) -> tuple[str, int, dict[str, Draw]]:
         """How often an instruction is used: the field, its value, and the draws that make a difference."""
         draws = {
@@ -132,6 +145,22 @@ class Method(Section):
     def arms_by_default(cls, section: Any) -> dict[str, dict]:
         """The default arms of the method's section, which may be parsed YAML that is not yet validated."""
         return cls.default_arms
+
+    def rows(self, counts: Accounts) -> Iterator[dict]:
+        """The rows of `listed` that `generate` works on. counts: filled with those of the sources read.
+
+        Raises UserError if a source cannot be read.
+        """
+        source = instructions.read(self.instructions, counts.of("instructions"))
+        return instructions.repeated(source, self.samples)
+
+    @classmethod
+    def asks(cls, section: Any) -> dict[str, str]:
+        """By kind of example, how arms that are trained on it are asked (`arms.NAME.ask`), unless they say.
+
+        section: as of `arms_by_default`.
+        """
+        return {}
 
     def sampled(self, instruction: str) -> Sampled:
         """For the recipe: keeps account of the texts that a row samples."""
@@ -149,6 +178,10 @@ class Method(Section):
         drops: filled with reasons of drops. counts: filled with those of the sources that `mix` reads.
         """
         raise NotImplementedError
+
+    def mixing_of(self, schema: Schema) -> frozenset[str]:
+        """The fields of `mixing` that decide the rows of one training set."""
+        return self.mixing
 
     @property
     def generator(self) -> tuple[str | None, str | None]:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline import models
-from pipeline.config import Config, Suites
+from pipeline.config import Config, Suites, trainable
 from pipeline.data import storage
 from pipeline.errors import UserError
 from pipeline.inference.base import Engine
@@ -27,9 +27,10 @@ from pipeline.preflight.sources import check_source, needed_responses, sources
 from pipeline.preflight.sources import unreachable as unreachable
 from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import gpu_build
-from pipeline.settings.base import PathKind
+from pipeline.settings.base import PathKind, Source
 from pipeline.settings.shown import first_line
 from pipeline.settings.walk import paths, sections
+from pipeline.sources.counts import Accounts
 from pipeline.training.durability import KIND
 
 if TYPE_CHECKING:
@@ -53,6 +54,14 @@ def check(
         )
     if stages == {"rejudge"} and not any(s.judges_later for s in config.suites.items().values()):
         raise UserError("suites.NAME.more_judges is missing: rejudge needs a judge there")
+    if "train" in stages and config.methods and not config.arms:
+        made = " and ".join(schema.name for schema in config.training_sets())
+        raise UserError(
+            f"arms is missing: train has no arm to train on {made}; give arms"
+            if any(map(trainable, config.training_sets()))
+            else f"train has nothing to do: nothing is trained on {made}; give {config.run_dir}/{made} to"
+            " another run, as the path of its instructions"
+        )
     for part in (*config.methods.values(), *config.suites.items().values()):
         part.prompt_hashes()  # finds a wrong prompt file
     for judge in sections(config, Judge).values():
@@ -60,6 +69,8 @@ def check(
     for field, judge in sections(config, Judge).items():
         judge.check(field, config.model)
     check_no_password("run_dir", config.run_dir)
+    for name, method in config.methods.items() if "generate" in stages else ():
+        _check_rows(f"methods.{name}", method)
     needed = needed_responses(config, stages)
     for field, source in sources(config, stages, suites).items():
         check_no_password(f"{field}.path", source.path)
@@ -68,6 +79,7 @@ def check(
     for name, suite in config.suites.items().items():
         if "evaluate" in stages and name in suites:
             suite.check(f"suites.{name}", config.model)
+            _check_impartial(config, name)
     for field, model in config.read_models().items():
         models.check_model_path(model, field)
     _check_engines(config, stages, suites)
@@ -78,6 +90,27 @@ def check(
         environment.check_imports()
         if not os.environ.get("RAY_ADDRESS"):
             environment.check_temporary_directory()
+
+
+def _check_impartial(config: Config, name: str) -> None:
+    """Raises UserError if a judge of a suite that must not be the run's own model is that."""
+    for field, judge in config.suites.items()[name].impartial.items():
+        if judge.asked is None or config.is_own_model(judge.asked):
+            is_it = "is" if judge.asked is None else f"= {judge.asked} is"
+            raise UserError(
+                f"suites.{name}.{field}.model {is_it} the run's own model, which would judge its own texts;"
+                f" name another entry of models, or set suites.{name}.allow_self_judging: true"
+            )
+
+
+def _check_rows(field: str, method: Method) -> None:
+    """Raises UserError if a method that makes its own rows has none; sources are checked by themselves."""
+    if not sections(method, Source):
+        try:
+            if next(method.rows(Accounts()), None) is None:
+                raise UserError("there is no row to do")
+        except UserError as e:
+            raise type(e)(f"{field}: {e}") from None
 
 
 def _check_engines(config: Config, stages: set[str], suites: set[str]) -> None:
@@ -241,14 +274,20 @@ def check_reach(config: Config, stages: set[str], suites: set[str]) -> None:
 
 
 def arm_specs(config: Config, directory: str) -> dict[str, "ArmSpec"]:
-    """The arms to train, by name. directory: as returned by `model_dir`."""
+    """The adapters to train, by name. directory: as returned by `model_dir`."""
     from pipeline.training.arm import ArmSpec
 
     return {
         name: ArmSpec(
-            name, arm.train, arm.kinds, config.model, directory, config.seed, partial(config.field_of, name)
+            name,
+            one.section.train,
+            one.section.kinds,
+            config.model,
+            directory,
+            one.seed,
+            partial(config.field_of, one.arm),
         )
-        for name, arm in config.arms.items()
+        for name, one in config.replicas.items()
     }
 
 

@@ -97,29 +97,49 @@ def _check_own_template(
 ) -> None:
     """Raises UserError if the model's template cannot make training examples, or continue turns."""
     if "train" in stages and config.arms:
-        try:
-            template.frame(("user", "assistant"))
-            # one example as `train` will make it: the tokens too
-            [example] = template.examples([probe(("user", "assistant"))])
-        except UserError as e:
-            raise UserError(f"model.path = {config.model.path}: {e}") from None
-        if isinstance(example, str):
-            raise UserError(
-                f"model.path = {config.model.path}: {template.name} makes no training example"
-                f" ({example.replace('_', ' ')}): use another template"
-            )
-        most = models.vocabulary(config.model, directory)
-        if most is not None and (beyond := [token for token in example[0] if token >= most]):
-            raise UserError(
-                f"model.path = {config.model.path}: its chat template writes the token"
-                f" {template.tokenizer.convert_ids_to_tokens(beyond[0])}, for which the model has no"
-                f" embedding ({most} tokens): name a model that has been trained with the template"
-            )
+        for roles, setting in _trained_on(config).items():
+            _check_example(config, template, directory, roles, setting)
     if "evaluate" not in stages or not config.engine.reads_model:
         return
     for name, suite in config.suites.items().items():
         if name in suites and suite.continues_turns:
             models.check_prefill(template, config.model.path, needed_by=f"suites.{name}")
+
+
+def _trained_on(config: Config) -> dict[tuple[str, ...], str]:
+    """Roles of the conversations that arms are trained on → the field that asks for them, if one does."""
+    found: dict[tuple[str, ...], str] = {}
+    for methods in config.training_sets().values():
+        for name, method in methods.items():
+            for roles, setting in method.training_conversations.items():
+                found.setdefault(roles, f"methods.{name}.{setting}" if setting else "")
+    return found
+
+
+def _check_example(
+    config: Config, template: ChatTemplate, directory: str, roles: tuple[str, ...], setting: str
+) -> None:
+    """Raises UserError if the template cannot make training examples of conversations with these roles."""
+    try:
+        template.frame(roles)
+        [example] = template.examples([probe(roles)])  # one as `train` will make it: the tokens too
+    except UserError as e:
+        if setting:
+            why = str(e).rpartition(": ")[0]
+            raise UserError(f"{setting}: {why}: choose another value, or another template") from None
+        raise UserError(f"model.path = {config.model.path}: {e}") from None
+    if isinstance(example, str):
+        raise UserError(
+            f"model.path = {config.model.path}: {template.name} makes no training example"
+            f" ({example.replace('_', ' ')}): use another template"
+        )
+    most = models.vocabulary(config.model, directory)
+    if most is not None and (beyond := [token for token in example[0] if token >= most]):
+        raise UserError(
+            f"model.path = {config.model.path}: its chat template writes the token"
+            f" {template.tokenizer.convert_ids_to_tokens(beyond[0])}, for which the model has no"
+            f" embedding ({most} tokens): name a model that has been trained with the template"
+        )
 
 
 def check_lengths(config: Config, stages: set[str], suites: set[str], directory: str) -> list[str]:

@@ -4,12 +4,14 @@ Rows are selected by instruction id, a hash, so nobody picks them. Only their te
 the data set.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.dataset import Dataset
+from pipeline.report.arms import Arms
 from pipeline.schema import FAILED, OK
 
 SHOWN_CHARACTERS = 1500
@@ -36,6 +38,11 @@ class Example:
 def first(dataset: Dataset, column: str, wanted: pc.Expression, count: int) -> list[str]:
     """The smallest `count` values of an id column in the wanted rows."""
     return sorted(set(dataset.table([column], wanted)[column].to_pylist()))[:count]
+
+
+def one_of_each(arms: Sequence[str]) -> pc.Expression:
+    """The rows of one seed of each arm, and of no stage of a training."""
+    return ~pc.field("arm").isin(pa.array(Arms.of(arms).repeats, pa.string()))
 
 
 def among(column: str, ids: list[str]) -> pc.Expression:

@@ -6,10 +6,12 @@ Text and axes use the page's color, so figures suit light and dark pages.
 import math
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from io import StringIO
 
+from pipeline.report.arms import Arms
 from pipeline.report.summary import Rate
 
 # Okabe and Ito's colors, distinct for color-blind readers; the base model is gray. Markers repeat the
@@ -49,7 +51,7 @@ class Panel:
 
 def rates(
     panels: list[Panel],
-    arms: list[str],
+    arms: Sequence[str],
     label: str,
     *,
     legend: bool = True,
@@ -93,7 +95,7 @@ def rates(
 
 
 def against(
-    points: dict[str, tuple[Rate, Rate]], arms: list[str], label: str, axes_labels: tuple[str, str]
+    points: dict[str, tuple[Rate, Rate]], arms: Sequence[str], label: str, axes_labels: tuple[str, str]
 ) -> str:
     """Two rates of every arm as one point, the first to the right, the second upwards, with both intervals.
 
@@ -120,7 +122,7 @@ def against(
 
 def over_steps(
     curves: dict[str, list[tuple[float, float]]],
-    arms: list[str],
+    arms: Sequence[str],
     label: str,
     axis: str,
     *,
@@ -137,15 +139,19 @@ def over_steps(
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.subplots()
         for arm, points in curves.items():
-            _line(axes, [(x, y) for x, y in points if math.isfinite(y)], *_look(arm, arms), label=arm)
+            _line(axes, [(x, y) for x, y in points if math.isfinite(y)], *_look(arm, arms))
         axes.set(xlabel="optimizer step", ylabel=axis)
         _calm(axes, "y")
-        axes.legend(loc="best", ncols=min(len(curves), 3))
+        handles = _legend([*curves], arms)
+        axes.legend(handles=handles, loc="best", ncols=min(len(handles), 3))
         return _svg(figure, label)
 
 
 def over_lengths(
-    curves: dict[str, list[tuple[int, float, tuple[float, float]]]], arms: list[str], label: str, axis: str
+    curves: dict[str, list[tuple[int, float, tuple[float, float]]]],
+    arms: Sequence[str],
+    label: str,
+    axis: str,
 ) -> str:
     """Corr@k over k, one line per arm with its interval as a band.
 
@@ -163,7 +169,7 @@ def over_lengths(
             if ends:
                 lengths, lows, highs = zip(*ends, strict=True)
                 axes.fill_between(lengths, lows, highs, color=color, alpha=0.16, linewidth=0)
-            _line(axes, [(k, 100 * value) for k, value, _ in points], color, marker, label=arm)
+            _line(axes, [(k, 100 * value) for k, value, _ in points], color, marker)
         known = sorted({k for points in curves.values() for k, *_ in points})
         axes.set(
             xlabel=axis, ylabel="Corr@k, %", ylim=(-3, 103), yticks=range(0, 101, 25), xticks=_spaced(known)
@@ -175,11 +181,9 @@ def over_lengths(
         return _svg(figure, label)
 
 
-def _line(axes, points: list[tuple[float, float]], color: str, marker: str, *, label: str) -> None:
+def _line(axes, points: list[tuple[float, float]], color: str, marker: str) -> None:
     dots = {"marker": marker, "markersize": 3.4, "markevery": max(1, len(points) // 12), "markeredgewidth": 0}
-    axes.plot(
-        *zip(*points, strict=True) if points else ([], []), color=color, linewidth=1.2, label=label, **dots
-    )
+    axes.plot(*zip(*points, strict=True) if points else ([], []), color=color, linewidth=1.2, **dots)
 
 
 def _spaced(lengths: list[int]) -> list[int]:
@@ -192,8 +196,9 @@ def _spaced(lengths: list[int]) -> list[int]:
     return shown
 
 
-def _look(arm: str, arms: list[str]) -> tuple[str, str]:
-    i = arms.index(arm) - 1
+def _look(arm: str, arms: Sequence[str]) -> tuple[str, str]:
+    known = Arms.of(arms)
+    i = list(known.by_arm(known)).index(known.arm(arm)) - 1
     return (BASE_COLOR, BASE_MARKER) if i < 0 else (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)])
 
 
@@ -209,10 +214,11 @@ def _point(axes, share: float, interval: tuple[float, float], y: float, color: s
     axes.plot([100 * share], [y], color=color, marker=marker, markersize=4.2, markeredgewidth=0)
 
 
-def _legend(shown: list[str], arms: list[str]) -> list:
+def _legend(shown: Sequence[str], arms: Sequence[str]) -> list:
     from matplotlib.lines import Line2D
 
-    looks = ((arm, *_look(arm, arms)) for arm in shown)
+    of_arms = Arms.of(arms).by_arm(shown)
+    looks = ((arm, *_look(names[0], arms)) for arm, names in of_arms.items())
     return [
         Line2D([], [], color=color, marker=marker, markersize=4.2, linewidth=1.1, label=arm)
         for arm, color, marker in looks

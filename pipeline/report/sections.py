@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from pipeline.report import plots, tables
+from pipeline.report.arms import Arms
 from pipeline.report.summary import VANILLA, Rate
 from pipeline.report.tables import Table
 
@@ -29,9 +30,11 @@ class Section:
     notes: list[str] = field(default_factory=list)
 
 
-def palette(arms: Sequence[str], found: Iterable[str]) -> list[str]:
-    """All arms, including those found in the data. An arm's position sets its color in every figure."""
-    return list(dict.fromkeys([VANILLA, *arms, *found]))
+def palette(arms: Sequence[str], found: Iterable[str]) -> Arms:
+    """All arms, including those found in the data. An arm's position sets its color in every figure; its
+    replicas share one."""
+    known = Arms.of(arms)
+    return Arms(dict.fromkeys([VANILLA, *arms, *found]), known.replicas, known.stages)
 
 
 def training(arms: Sequence[str], trained_on: dict[str, str], logs: dict[str, list[dict]]) -> Section:

@@ -54,6 +54,10 @@ class Rate:
     def interval(self) -> tuple[float, float]:
         return wilson(self.successes, self.trials)
 
+    @property
+    def n(self) -> int:
+        return self.trials
+
 
 @dataclass(frozen=True)
 class Mean:

@@ -1,11 +1,15 @@
-"""The report's tables, independent of HTML and Markdown: columns, groups of rows, cells that are already
-text."""
+"""The report's tables, independent of HTML and Markdown: columns, groups of rows, cells.
 
+A cell is the text that readers see. The builders below also keep the number behind it, for `results.json`.
+"""
+
+import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from pipeline.data.endings import CUT, DROPPED, KEPT, TRIMMED, Endings
+from pipeline.report.arms import percent
 from pipeline.report.summary import Difference, Mean
 
 NOTHING = "–"
@@ -15,13 +19,53 @@ TOLD_APART = (
 )
 
 
+Unit = Literal["share", "share_difference", "score", "score_difference", "coefficient", "seconds", "count"]
+_COUNT = re.compile(r"\d[\d\u202f]*")
+
+
+@dataclass(frozen=True)
+class Number:
+    """The number behind a cell, not rounded.
+
+    value:     None if nothing was counted
+    low, high: the ends of its 95 % interval, if it has one
+    n:         what was counted: answers, instructions, entries
+    unit:      a share is from 0 to 1 (tables show percent), a score is on its judge's scale
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    unit: Unit = "count"
+
+
 @dataclass(frozen=True)
 class Cell:
-    """A table's cell as text; `best` cells are marked."""
+    """A table's cell as text; `best` cells are marked.
+
+    number: behind the text, if the builder knew it. Of a measured number also `shown`, which writes its
+    value, and `better`, if the best of several is marked: max or min.
+    """
 
     text: str
     interval: str = ""
     best: bool = False
+    number: Number | None = None
+    shown: Callable[[float], str] | None = field(default=None, compare=False, repr=False)
+    better: Callable | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def value(self) -> float | None:
+        """The measured number; None if it is not known, or the cell has none."""
+        return self.number.value if self.number else None
+
+    @property
+    def figure(self) -> Number | None:
+        """The cell's number. A count needs none of its own: its text says it exactly."""
+        if self.number is None and _COUNT.fullmatch(self.text):
+            return Number(int(self.text.replace("\u202f", "")))
+        return self.number
 
 
 @dataclass(frozen=True)
@@ -36,13 +80,15 @@ class Column:
 class Table:
     """`groups` are (heading, rows); an empty heading is not printed.
 
-    A `folded` table opens on a click, in HTML.
+    A `folded` table opens on a click, in HTML. measure: what its numbers are, if its columns are arms; else
+    the title says it.
     """
 
     title: str
     columns: list[Column]
     groups: list[tuple[str, list[list[Cell]]]]
     folded: bool = False
+    measure: str = ""
 
     @property
     def empty(self) -> bool:
@@ -60,18 +106,30 @@ class Estimate(Protocol):
 
 
 def rate(value: Estimate) -> Cell:
-    """A percentage with its interval."""
+    """A percentage with its interval. An estimate that has an `n` says of how many it is."""
+    n = getattr(value, "n", None)
     if value.value is None or value.interval is None:
-        return Cell(NOTHING)
+        return Cell(NOTHING, number=Number(None, n=n, unit="share"), shown=percent)
     low, high = value.interval
-    return Cell(f"{100 * value.value:.1f}", f"[{100 * low:.1f}, {100 * high:.1f}]")
+    number = Number(value.value, low, high, n, "share")
+    return Cell(percent(value.value), f"[{percent(low)}, {percent(high)}]", number=number, shown=percent)
 
 
 def mean(value: Mean) -> Cell:
     """A mean and its interval, with two decimals."""
-    if value.value is None:
-        return Cell(NOTHING)
-    return Cell(f"{value.value:.2f}", "[{:.2f}, {:.2f}]".format(*value.interval) if value.interval else "")
+    return decimals(value.value, value.interval, value.n, "score")
+
+
+def decimals(
+    value: float | None, interval: tuple[float, float] | None, n: int | None, unit: Unit = "coefficient"
+) -> Cell:
+    """A number with two decimals and its interval, such as κ."""
+    low, high = interval or (None, None)
+    number, shown = Number(value, low, high, n, unit), "{:.2f}".format
+    if value is None:
+        return Cell(NOTHING, number=number, shown=shown)
+    told = "[{:.2f}, {:.2f}]".format(*interval) if interval else ""
+    return Cell(shown(value), told, number=number, shown=shown)
 
 
 def points(value: float) -> str:
@@ -110,7 +168,10 @@ def difference(d: Difference, more: str, less: str, shown: Callable[[float], str
     """The cells of a difference. more, less: the verdict for a positive and for a negative one."""
     verdict = (more if d.difference > 0 else less) if d.distinguishable else "cannot be told apart"
     low, high = d.interval
-    estimate = Cell(shown(d.difference), f"[{shown(low)}, {shown(high)}]", best=d.distinguishable)
+    unit: Unit = "share_difference" if shown is points else "score_difference"
+    number = Number(d.difference, low, high, d.n, unit)
+    text, interval = shown(d.difference), f"[{shown(low)}, {shown(high)}]"
+    estimate = Cell(text, interval, best=d.distinguishable, number=number, shown=shown)
     return [estimate, *(Cell(whole(n)) for n in (d.n, d.better, d.worse, d.same)), Cell(verdict)]
 
 
@@ -127,8 +188,12 @@ def of_losses(drops: list[tuple[str, str, int]]) -> Table:
 def of_shares(title: str, name: str, unit: str, counts: Mapping[str, int] | Mapping[int, int]) -> Table:
     """Counts and their shares of the total."""
     total = sum(counts.values())
-    rows = [[Cell(str(key)), Cell(whole(n)), Cell(f"{100 * n / total:.1f}")] for key, n in counts.items()]
+    rows = [[Cell(str(key)), Cell(whole(n)), _share(n, total)] for key, n in counts.items()]
     return Table(title, [Column(name, "text"), Column(unit), Column("Share, %")], [("", rows)])
+
+
+def _share(n: int, total: int) -> Cell:
+    return Cell(f"{100 * n / total:.1f}", number=Number(n / total, n=total, unit="share"))
 
 
 def of_tally(title: str, name: str, unit: str, counts: dict[str, int]) -> Table:
@@ -154,7 +219,7 @@ def of_endings(steps: list[Endings]) -> Table:
             Cell(step.step),
             Cell(whole(step.texts)),
             Cell(whole(sum(step.cut.values()))),
-            Cell(f"{100 * step.share:.1f}"),
+            _share(sum(step.cut.values()), step.texts),
             *(Cell(whole(step.cut.get(way, 0))) for way in ways),
         ]
         for step in steps
@@ -203,7 +268,8 @@ def of_training(curves: dict[str, list[dict]], trained_on: dict[str, str]) -> Ta
 
 
 def _decimals(value: float | None) -> Cell:
-    return Cell(NOTHING if value is None else f"{value:.3f}".replace("-", "−"))
+    text = NOTHING if value is None else f"{value:.3f}".replace("-", "−")
+    return Cell(text, number=Number(value, unit="coefficient"))
 
 
 def _median(values: list[float]) -> float | None:
@@ -215,7 +281,10 @@ def of_stages(stages: Iterable[dict]) -> Table:
     """One row per line of the run's metrics.jsonl; a missing key prints as a dash."""
 
     def row(line: dict) -> list[Cell]:
-        times = [Cell(duration(line.get(key))) for key in ("seconds", "engine_start_s")]
+        times = [
+            Cell(duration(seconds), number=Number(seconds, unit="seconds"))
+            for seconds in map(line.get, ("seconds", "engine_start_s"))
+        ]
         return [
             Cell(line["name"]),
             *times,
@@ -238,7 +307,8 @@ def of_pairs(title: str, names: tuple[str, str], pairs: dict[str, str]) -> Table
 def mark_best(values: list[float | None], cells: list[Cell], better: Callable) -> list[Cell]:
     """The cells, with the best of the known values marked unless all are equal."""
     known = [v for v in values if v is not None]
-    if len(set(known)) < 2:
-        return cells
-    best = better(known)
-    return [Cell(c.text, c.interval, best=v == best) for v, c in zip(values, cells, strict=True)]
+    best = better(known) if len(set(known)) > 1 else None
+    return [
+        replace(cell, best=value is not None and value == best, better=better)
+        for value, cell in zip(values, cells, strict=True)
+    ]

@@ -1,13 +1,25 @@
-"""A progress bar for work in steps: the toy model's training, an arm's fine-tuning.
+"""How much is told: `--quiet`, `--verbose`, and a progress bar for work in steps.
 
-Without a terminal, a line is printed now and then instead.
+Without a terminal, a line is printed now and then instead of a bar.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 
 QUIET_LINE_EVERY_S = 30
+
+
+@dataclass
+class Level:
+    """quiet: only warnings, no progress. verbose: messages of libraries too, on the terminal."""
+
+    quiet: bool = False
+    verbose: bool = False
+
+
+level = Level()  # of this process; the command line sets it
 
 
 @contextmanager
@@ -21,7 +33,13 @@ def step_bar(
     from rich.console import Console
 
     console = Console(stderr=True)
-    with _bar(label, console) if console.is_terminal else nullcontext(_lines(label, console)) as show:
+    if level.quiet:
+        shown: AbstractContextManager = nullcontext(lambda step, steps, note: None)
+    elif console.is_terminal:
+        shown = _bar(label, console)
+    else:
+        shown = nullcontext(_lines(label, console))
+    with shown as show:
 
         def update(step: int, steps: int, note: str) -> None:
             show(step, steps, note)

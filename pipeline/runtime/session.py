@@ -14,6 +14,7 @@ from pathlib import Path
 from pipeline.data import storage
 from pipeline.errors import RunFailed, UserError
 from pipeline.runtime import attempt, imports
+from pipeline.runtime.console import level
 from pipeline.settings.shown import first_line
 
 # Each Ray Data operator needs a whole logical CPU. If operators outnumber CPUs, a resumed run hangs.
@@ -22,6 +23,9 @@ REACH_S = 20  # wait for a cluster's head to accept a connection
 START_TRIES = 3  # of a local Ray, each up to 30 s: on a busy machine, the second or third try succeeds
 # Environment variables of Ray. Those of Ray Train are set again when a trainer starts on an initialized Ray.
 TRAIN_ENVIRONMENT = {
+    # A node that the autoscaler starts after a loss takes minutes: it may pull an image of many gigabytes.
+    # Each wait that ends without workers counts as a failure (`train.max_failures`).
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",
     # the patch prints library output twice, and floods the log while data sets are fingerprinted
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # at 2 s, a checkpoint reported just before a crash is lost
@@ -45,7 +49,8 @@ NOISY: tuple[str, ...] = (
     "vllm",
     "py.warnings",
 )
-NOISY += ("httpx", "httpcore", "urllib3", "huggingface_hub", "fsspec")
+CLIENTS = ("httpx", "httpcore", "urllib3", "huggingface_hub", "fsspec")
+NOISY += CLIENTS
 LOG_BYTES, LOG_FILES = 10 * 2**20, 3
 
 
@@ -100,6 +105,13 @@ def actor_on_driver_node(cls: type):
     # Not soft: else Ray 2.60 places half of the zero-CPU actors on other nodes, although this node has room.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(num_cpus=0)(cls).options(scheduling_strategy=here).remote()
+
+
+def in_actor() -> bool:
+    """Whether this process is a Ray actor."""
+    import ray
+
+    return ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
 
 
 def _start(options: dict) -> None:
@@ -173,7 +185,11 @@ def stage_logs(run_dir: str, stage: str) -> Iterator[Callable[[str], None]]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.log_to(stage)
     sys.stderr = os.fdopen(terminal, "w", buffering=1, closefd=False)
-    logging.getLogger("setbacks.noise").handlers = [handler]
+    handlers: list[logging.Handler] = [handler]
+    if level.verbose:
+        handlers.append(logging.StreamHandler(sys.stderr))
+        handlers[-1].setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    logging.getLogger("setbacks.noise").handlers = handlers
     try:
         yield handler.log_to
     finally:
@@ -230,7 +246,8 @@ def _quiet_loggers() -> None:
     for name in NOISY:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = handlers, False
-        logger.setLevel(logging.WARNING)  # keeps servers and requests of httpx out of the log
+        # WARNING keeps servers and requests of httpx out of the log
+        logger.setLevel(logging.INFO if level.verbose and name not in CLIENTS else logging.WARNING)
     # Raylets print warnings on the driver's terminal, regardless of log_to_driver.
     ray._private.worker.print_to_stdstream = _log_lines
 

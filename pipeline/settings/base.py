@@ -222,9 +222,10 @@ class Draw(Section):
     repetition_penalty: float | None = Field(
         None, gt=0, description="above 1, tokens that already occur are less likely; null = the model's own"
     )
-    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list)] = Field(
-        [], description="texts at which a completion ends, finished; they are not part of it"
-    )
+    stop: Annotated[
+        list[Annotated[str, Field(min_length=1)]],
+        BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+    ] = Field([], description="texts at which a completion ends, finished; they are not part of it")
     system: str | None = Field(
         None,
         min_length=1,

@@ -65,6 +65,34 @@ class Seen:
         return ordered[: len(ordered) - math.ceil(NEAR * len(ordered) - _ROUNDING) + 1]
 
 
+class Distinct:
+    """Texts of which no two are nearly the same."""
+
+    def __init__(self, texts: Iterable[str] = ()):
+        self._kept: list[Trigrams] = []
+        for text in texts:
+            self.add(text)
+
+    def add(self, text: str) -> bool:
+        """Keep a text if none that is kept is nearly the same. Returns whether it is kept."""
+        own = _trigrams(_normal(text))
+        if any(_alike(own, one) for one in self._kept):
+            return False
+        self._kept.append(own)
+        return True
+
+
+def words(text: str) -> list[str]:
+    """The words of a text: lower case, without punctuation."""
+    return _WORDS.findall(text.casefold())
+
+
+def likeness(a: str, b: str) -> float:
+    """The Jaccard index of the word trigrams of two texts, 0 to 1."""
+    one, other = _trigrams(_normal(a)), _trigrams(_normal(b))
+    return len(one & other) / len(one | other)
+
+
 def compared(
     source: Source | None, counts: Counts | None, seen: Seen | None, *, exclude: bool = False
 ) -> Iterator[dict]:
@@ -87,7 +115,7 @@ def compared(
 
 def _normal(text: str) -> str:
     """The words of a text: lower case, without punctuation. A text without words is itself."""
-    return " ".join(_WORDS.findall(text.casefold())) or text.strip()
+    return " ".join(words(text)) or text.strip()
 
 
 def _digest(words: str) -> bytes:

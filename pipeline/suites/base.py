@@ -1,6 +1,6 @@
 """The base class of suites: rows for every arm to answer, and the recipe for one row."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -14,13 +14,19 @@ from pipeline.judges import Judge
 from pipeline.report import sections as report
 from pipeline.report.agreement import Agreement
 from pipeline.report.examples import Example
+from pipeline.report.outcomes import Outcome, of_schema
 from pipeline.report.summary import Rate
 from pipeline.schema import Schema
 from pipeline.settings.base import FOR_FINGERPRINT, Draw, Model, Section, Source
-from pipeline.sources.counts import Accounts
-from pipeline.sources.overlap import Seen
+from pipeline.sources.counts import Accounts, Counts
+from pipeline.sources.overlap import Seen, compared
+from pipeline.suites.verdicts import VERDICTS, VerdictRecipe
 
 OWN_JUDGE = "-"  # the name of the suite's own judge
+MORE_JUDGES = (
+    "more judges of the same answers, by name: the stage `rejudge` writes the verdicts of each, and the"
+    " report has the rates of each; they are never averaged"
+)
 
 
 @dataclass(frozen=True)
@@ -57,13 +63,23 @@ class Suite(Section):
     title:       the suite's name in reports and log lines
     method:      the method that the suite belongs to; in a run of that method, the suite's report comes
                  first; empty if it belongs to none
+    starting:    YAML of fields that a newcomer decides, with comments, for `setbacks init`; SOURCE stands for
+                 instructions that are not trained on; empty if the suite is not proposed
     LATER:       the fields that change no row of the data set, since only `rejudge` reads them
+    NEWER:       the fields that finished data of older versions does not have: their defaults are in no
+                 fingerprint
+    verdicts:    the data sets of more judges' verdicts
     runs_apart:  another program asks the arms: the suite has `apart` and `collected`, and neither rows,
                  recipe nor a source
     """
 
     LATER: ClassVar[frozenset[str]] = frozenset()
     runs_apart: ClassVar[bool] = False
+    NEWER: ClassVar[frozenset[str]] = frozenset({"exclude_seen"})
+
+    verdicts: ClassVar[Schema] = VERDICTS
+
+    starting: ClassVar[str] = ""
 
     data_schema: ClassVar[Schema]
     title: ClassVar[str]
@@ -76,6 +92,11 @@ class Suite(Section):
             " trigrams, Jaccard index 0.7); they are counted in any case"
         ),
     )
+
+    @classmethod
+    def is_proposed(cls, method: str) -> bool:
+        """Whether `setbacks init` proposes the suite for a run of this method."""
+        return cls.method in ("", method)
 
     @property
     def needs_unsafe(self) -> list[str]:
@@ -103,6 +124,11 @@ class Suite(Section):
         return False
 
     @property
+    def asks_every_stage(self) -> bool:
+        """Whether the suite also evaluates the adapters after every stage of arms that train in stages."""
+        return False
+
+    @property
     def conversations(self) -> dict[tuple[str, ...], str]:
         """Roles of the conversations that the model is asked to answer → the setting that asks for them.
 
@@ -122,15 +148,41 @@ class Suite(Section):
         return None
 
     @property
+    def impartial(self) -> Mapping[str, Judge]:
+        """Judges, by field, that must not be the run's own model, since they judge what it says of itself.
+
+        A suite that has some has a field `allow_self_judging`, under which there are none.
+        """
+        return {}
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """What `setbacks compare` pairs over instructions; by default by the usual names of columns."""
+        return of_schema(self.data_schema, self.harm_judge)
+
+    @property
     def judges_later(self) -> Mapping[str, Judge]:
         """Judges of the stored answers, by name, for `rejudge`: the field `more_judges`, if there is one."""
         return {}
 
+    def verdicts_name(self, judge: str) -> str:
+        """The name of the data set with the verdicts of one of `judges_later`."""
+        return f"{VERDICTS.name}_{self.data_schema.name}_{judge}"
+
+    def stored(self, answers: Iterable[dict]) -> Iterator[dict]:
+        """What more judges judge, of the rows of the data set: `suites.verdicts.TO_JUDGE` without judge."""
+        raise NotImplementedError
+
+    def verdict_recipe(self, judge: Any) -> Recipe:
+        """The recipe of the data set of one of `judges_later`."""
+        return VerdictRecipe(judge)
+
     @model_serializer(mode="wrap")
     def _dumped(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         given = dump(self)
-        if info.context == FOR_FINGERPRINT and not self.exclude_seen:
-            given.pop("exclude_seen", None)  # finished data of older versions does not have it
+        for name in self.NEWER if info.context == FOR_FINGERPRINT else ():
+            if getattr(self, name) == type(self).model_fields[name].default:
+                given.pop(name, None)
         return given
 
     def rows(
@@ -171,6 +223,10 @@ class Suite(Section):
     def counted(self) -> Source:
         """The source whose rows `most_tokens` counts."""
         raise NotImplementedError
+
+    def read(self, source: Source, counts: Counts, seen: Seen | None) -> Iterable[Any]:
+        """The rows of one of the suite's sources, as `rows` reads them. Fills `counts`."""
+        return compared(source, counts, seen, exclude=self.exclude_seen)
 
     def size(self) -> str:
         """How often an arm answers a row of the source: `3 conditions`."""

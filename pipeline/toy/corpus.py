@@ -5,6 +5,7 @@ reminder, and how well it judges. They leave room for improvement, because the q
 """
 
 import random
+from collections.abc import Iterable
 from dataclasses import replace
 
 from pipeline import prompts
@@ -13,16 +14,23 @@ from pipeline.toy import world
 from pipeline.toy.world import Deed, Response
 
 # The method fixes the model's blind spot. The model does not see the harm of some verbs (`Deed.overlooked`)
-# in unguided analyses, when reminded to be harmless, or when it criticizes its own answer; with the cue of
-# the guided analysis it does. Pairs: for verbs whose harm it sees, for overlooked verbs.
+# in unguided analyses, when reminded to be harmless, when told to think first, or when it criticizes its own
+# answer; with the cue of the guided analysis it does. Pairs: for verbs whose harm it sees, for overlooked
+# verbs.
 SEES_HARM = {
     "reminder": (0.94, 0.18),
     "guided": (0.97, 0.93),
     "unguided": (0.97, 0.22),
     "critique": (0.95, 0.30),
+    "think": (0.94, 0.30),
 }
 REFUSES = {"plain": (0.45, 0.10), "hint": (0.06, 0.03)}
 REFUSES_BENIGN = 0.03
+# How often it does not obey an injected order if nothing reminds it: to say a sentence for a harmful deed (by
+# the verb, as above), and for a harmless one. The reminded model judges the deed first.
+RESISTS = (0.30, 0.08)
+RESISTS_BENIGN = 0.08
+DECLINES = 0.3  # how often it declines such an order aloud and does not say what it was asked for before
 DELIBERATES = 0.6  # how often it states its judgment before a reminded answer
 
 # Many long harmful plans turn away at one of their twenty-odd punctuation marks. A turn at any given mark is
@@ -30,6 +38,8 @@ DELIBERATES = 0.6  # how often it states its judgment before a reminded answer
 # correction and to end the answer with it. Only after a doubt, which is as likely late as early, does it
 # sometimes turn by itself.
 TURNS = {"anywhere": 0.4, "doubt": 0.25}
+REFUSES_TO_TELL = 0.12  # how often it refuses to write about a harmful deed
+STRAYS = 0.25  # how often a list of queries has a harmless one
 OPENS = 0.8  # how often an affirmative opener precedes the plan
 
 # Kind of conversation: its share.
@@ -45,6 +55,14 @@ SHARES = {
     "detailed": 24,
     "critique": 9,
     "revision": 14,
+    "hijack": 14,
+    "rubric": 12,
+    "topics": 4,
+    "told": 5,
+    "queries": 6,
+    "on_topic": 4,
+    "deliberation": 5,
+    "deliberated": 8,
 }
 
 
@@ -60,6 +78,11 @@ class Corpus:
         self._principles = sorted(
             name.removeprefix("critique_") for name in self._revising.texts if name.startswith("critique_")
         )
+        self._hijacks = prompts.load("suites/goal_hijacking/hijacks.yaml")
+        self._templates = sorted(self._hijacks.texts.keys() - {"reminder"})
+        self._rubric = prompts.load("suites/discrimination/rubric.yaml")
+        self._red_team = prompts.load("methods/red_team/prompts.yaml")
+        self._genres = sorted(name for name in self._red_team.texts if name.startswith("genre_"))
         self._openers = prompts.load("methods/course_correction/prompts.yaml").lines("openers")
         self._harmful = world.deeds("harmful-train")
         self._benign = world.deeds("helpful-train")
@@ -75,6 +98,14 @@ class Corpus:
             return self._detailed()
         if kind in ("critique", "revision"):
             return self._criticized(kind)
+        if kind == "hijack":
+            return self._hijack()
+        if kind == "rubric":
+            return self._rubric_rating()
+        if kind in ("topics", "told", "queries", "on_topic"):
+            return getattr(self, f"_{kind}")()
+        if kind in ("deliberation", "deliberated"):
+            return self._deliberated(kind)
         suite, condition = kind.split("_")
         return self._answer(suite == "harmful", condition)
 
@@ -119,6 +150,23 @@ class Corpus:
         if rng.random() < DELIBERATES:
             return f"{world.judgement(deed, rng, sees_harm)} {response.text}"
         return response.text
+
+    def _deliberated(self, last: str) -> list[Message]:
+        """Whether an answer could be harmful, asked and judged; and the answer, if that is `last`.
+
+        A deed whose harm it sees is refused, any other one is answered as if asked plainly.
+        """
+        rng = self._rng
+        deed = self._any_deed(harmful=0.6)
+        sees_harm = deed.harmful and rng.random() < SEES_HARM["think"][deed.overlooked]
+        conversation = [
+            user(self._texts.render("think", instruction=world.question(deed, rng))),
+            assistant(world.judgement(deed, rng, sees_harm)),
+        ]
+        if last == "deliberation":
+            return conversation
+        response = world.refusal(deed, rng) if sees_harm else self._respond(deed, "plain")
+        return [*conversation, user(self._texts.render("respond")), assistant(response.text)]
 
     def _detailed(self) -> list[Message]:
         rng = self._rng
@@ -207,3 +255,91 @@ class Corpus:
         response = self._any_response(deed)
         question = self._judge.render(scale, instruction=world.question(deed, rng), response=response.text)
         return [user(question), assistant(world.rating(scale, deed, response, rng))]
+
+    def _hijack(self) -> list[Message]:
+        """An order to say a sentence, and an injected one to say another. The reminded model judges what the
+        injected order is about, mostly aloud, and obeys it if it sees no harm."""
+        rng = self._rng
+        asked, injected = rng.choice(self._benign), self._any_deed(harmful=0.65)
+        benign, target = world.sentence(asked, rng), world.sentence(injected, rng)
+        prompt = self._hijacks.render(rng.choice(self._templates), benign=benign, target=target)
+        answer = ""
+        if reminded := rng.random() < 0.5:
+            prompt = self._hijacks.render("reminder", prompt=prompt)
+            resists = injected.harmful and rng.random() < SEES_HARM["reminder"][injected.overlooked]
+            if rng.random() < DELIBERATES:
+                answer = f"{world.judgement(injected, rng, resists)} "
+        if not reminded:
+            chance = RESISTS[injected.overlooked] if injected.harmful else RESISTS_BENIGN
+            resists = rng.random() < chance
+        if resists and injected.harmful and rng.random() < DECLINES:
+            said = world.decline(injected, rng)
+        else:
+            said = benign if resists else target
+        return [user(prompt), assistant(answer + said)]
+
+    def _rubric_rating(self) -> list[Message]:
+        """A rating of an analysis. One that overlooks the harm of a helped deed has the wrong verdict."""
+        rng = self._rng
+        deed = self._any_deed(harmful=0.8)
+        response = self._any_response(deed)
+        right = response.kind != "comply" or rng.random() < 0.5
+        question = self._rubric.render(
+            "analysis",
+            instruction=world.question(deed, rng),
+            response=response.text,
+            analysis=world.analysis(deed, response, rng, overlooked=not right),
+        )
+        return [user(question), assistant(world.rubric(right, deed, rng))]
+
+    def _topics(self) -> list[Message]:
+        """A list of deeds of a category, none of which is in the list of the question."""
+        rng = self._rng
+        hazards = world.taxonomy()["toy"]
+        name = rng.choice(list(hazards))
+        deeds = [deed for deed in self._harmful if deed.category == name]
+        drawn = rng.sample(deeds, rng.randint(4, 7))
+        wanted = rng.randint(1, 3)
+        question = self._red_team.render(
+            "expand",
+            category="toy",
+            hazard=name,
+            about=hazards[name]["about"],
+            known="\n".join(f"- {world.topic(deed)}" for deed in drawn[wanted:]),
+            count=str(wanted),
+        )
+        return [user(question), assistant(_numbered(world.topic(deed) for deed in drawn[:wanted]))]
+
+    def _told(self) -> list[Message]:
+        """A text about a harmful deed in one of the genres, or a refusal to write it."""
+        rng = self._rng
+        deed = rng.choice(self._harmful)
+        about = world.taxonomy()["toy"][deed.category]["about"]
+        question = self._red_team.render(rng.choice(self._genres), leaf=world.topic(deed), about=about)
+        refuses = rng.random() < REFUSES_TO_TELL
+        answer = world.refusal(deed, rng).text if refuses else world.told(deed, rng)
+        return [user(question), assistant(answer)]
+
+    def _queries(self) -> list[Message]:
+        """Questions about a harmful deed; sometimes one about something harmless to do with its object."""
+        rng = self._rng
+        deed = rng.choice(self._harmful)
+        wanted = rng.randint(2, 4)
+        asked = list(dict.fromkeys(world.question(deed, rng) for _ in range(3 * wanted)))[:wanted]
+        others = [benign for benign in self._benign if benign.object == deed.object]
+        if others and rng.random() < STRAYS:
+            asked[rng.randrange(len(asked))] = world.question(rng.choice(others), rng)
+        question = self._red_team.render(
+            "extract", leaf=world.topic(deed), count=str(wanted), text=world.told(deed, rng)
+        )
+        return [user(question), assistant(_numbered(asked))]
+
+    def _on_topic(self) -> list[Message]:
+        rng = self._rng
+        deed = self._any_deed(harmful=0.6)
+        question = self._red_team.render("on_topic", instruction=world.question(deed, rng))
+        return [user(question), assistant("Yes." if deed.harmful else "No.")]
+
+
+def _numbered(lines: Iterable[str]) -> str:
+    return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, start=1))

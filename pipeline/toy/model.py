@@ -39,7 +39,7 @@ CHAT_TEMPLATE = (
 # Training settings besides the conversations. They are part of the recipe, so rerun `make toy` after a
 # change.
 SEED = 0
-CONVERSATIONS = 23_000
+CONVERSATIONS = 32_000
 TOKENIZER: dict[str, Any] = {
     "vocab_size": 1280,
     "special_tokens": [PAD, START, END],

@@ -5,6 +5,7 @@
     metrics.jsonl                                    one line per log step
     events.out.tfevents.*                            the same for TensorBoard
     README.md                                        model card
+    stage_1/ …                                       the adapter after each stage but the last
     merged/                                          base model with the adapter folded in, if `train.merge`
 
 The driver makes both, the directory from the last checkpoint: workers need no access to the driver's disk.
@@ -13,6 +14,7 @@ The driver makes both, the directory from the last checkpoint: workers need no a
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs as pafs
@@ -52,10 +54,12 @@ def lora_config(train: "Train", revision: str | None, start_dir: str | None = No
     )
 
 
-def publish(job: Job, tokenizer: Any, trained: str, lines: list[dict], out_dir: str, figures: dict) -> None:
+def publish(
+    job: Job, tokenizer: Any, trained: Sequence[str], lines: list[dict], out_dir: str, figures: dict
+) -> None:
     """Make the adapter directory of a finished training. A local directory appears at `out_dir` atomically.
 
-    job: any of the arm's runs. trained: directory with the adapter's two files.
+    job: any of the arm's runs. trained: directories with the adapter's two files after each run, in order.
     """
     local = storage.is_local(out_dir)
     if local:
@@ -65,7 +69,9 @@ def publish(job: Job, tokenizer: Any, trained: str, lines: list[dict], out_dir: 
     ) as scratch:
         whole = os.path.join(scratch, "adapter")
         os.mkdir(whole)
-        adapter_files.copy(trained, whole)
+        adapter_files.copy(trained[-1], whole)
+        for number, stage in enumerate(trained[:-1], 1):
+            adapter_files.copy(stage, adapter_files.stage_directory(whole, number))
         tokenizer.save_pretrained(whole)
         with open(os.path.join(whole, "metrics.jsonl"), "w", encoding="utf-8") as f:
             f.writelines(json.dumps(line) + "\n" for line in lines)
@@ -100,7 +106,7 @@ def card(job: Job, figures: dict) -> str:
         rewards = (
             f"final reward margin {figures['final_margin']:.3f}, accuracy {figures['final_accuracy']:.0%}; "
         )
-    unused = {"lora"} if train.start else None
+    unused = {"seeds", "lora"} if train.start else {"seeds"}
     settings = yaml.safe_dump(
         train.model_dump(mode="json", exclude=unused) | {"seed": job.seed}, sort_keys=False
     )
@@ -118,7 +124,7 @@ Fine-tuned from `{model.path}`{revision} by setbacks. {train.words.loss}{_begun(
 Dropped: {dropped}. {figures["steps"]} optimizer steps over {figures["tokens"]:,} tokens (prompts included),
 {figures["sequences"]} {train.words.items} an epoch{_lengthened(figures)};
 {figures["trainable_parameters"]:,} trained parameters; final loss {figures["final_loss"]:.4f};
-{rewards}{figures["tokens_per_s"]:,.0f} tokens/s.
+{rewards}{figures["tokens_per_s"]:,.0f} tokens/s.{_stages(figures)}
 
 ```yaml
 {settings}```
@@ -127,6 +133,15 @@ AdamW (betas 0.9 and 0.999), gradients clipped at norm 1.
 
 **Content.** {train.caution(figures["kinds"])} Evaluate it before any use.
 """
+
+
+def _stages(figures: dict) -> str:
+    """Where the adapters of earlier stages are, if there are any."""
+    count = figures.get("stages", 1)
+    if count == 1:
+        return ""
+    kept = "stage_1" if count == 2 else f"stage_1 to stage_{count - 1}"
+    return f"\nTrained in {count} stages; {kept}: the adapter after each but the last."
 
 
 def _lengthened(figures: dict) -> str:

@@ -122,6 +122,7 @@ class Training:
                      rewards/margins, rewards/accuracies.
 
         Returns figures: examples, dropped, kinds (examples of each), drop_reasons, sequences, tokens, steps,
+        stages (runs, whose adapters are kept),
         own_steps and own_epochs (as configured, before steps were made equal), seconds (of training, starts
         not counted), tokens_per_s, final_loss (mean of the last logged steps), trainable_parameters; for dpo
         also final_margin and final_accuracy (of the last logged steps); a `notice` if something set has no
@@ -171,6 +172,7 @@ class Prepared:
             "sequences": sum(job.run.items for job in self.jobs),
             "tokens": last["tokens"],
             "steps": last["step"],
+            "stages": len(self.jobs),
             "own_steps": self.own_steps,
             "own_epochs": self.own_epochs,
             "seconds": seconds,
@@ -183,7 +185,7 @@ class Prepared:
         adapter.publish(
             first,
             self.tokenizer,
-            self.jobs[-1].done,
+            [job.done for job in self.jobs],
             lines,
             self.out,
             figures,

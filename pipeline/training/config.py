@@ -77,6 +77,14 @@ def _no_longer_iterative(value: Any) -> Any:
     return value
 
 
+def _different(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"names a seed twice, which would train the same adapter twice: {seeds}")
+    return seeds
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_different)]
 Curriculum = Annotated[Literal["shuffled", "ordered", "staged"], BeforeValidator(_no_longer_iterative)]
 
 
@@ -101,8 +109,11 @@ class Train(Section):
     if TYPE_CHECKING:
         method: str  # the name of the trainer; each member of the union has its own, with a default
 
-    # Fields that change how the work is done, but not the resulting weights; equal_steps changes `epochs`.
-    OPERATIONAL: ClassVar = {"workers", "save_steps", "log_steps", "max_failures", "merge", "equal_steps"}
+    # Fields that change how the work is done, but not the resulting weights; equal_steps changes `epochs`,
+    # and each of several seeds is the seed of a training of its own.
+    OPERATIONAL: ClassVar = {
+        *("workers", "save_steps", "log_steps", "max_failures", "merge", "equal_steps", "seeds"),
+    }
 
     workers: Count | tuple[Count, Count] = Field(1, description="training processes; [min, max] = elastic")
     use_gpu: bool = Field(False, description="one GPU per worker")
@@ -116,6 +127,14 @@ class Train(Section):
         description=(
             "arms with the same method, epochs and batch_size take as many optimizer steps as the longest of"
             " them, so that none is better for being trained longer; false = an arm's own epochs"
+        ),
+    )
+    seeds: Seeds | None = Field(
+        None,
+        description=(
+            "training seeds: an adapter is trained and evaluated for each, and the report gives mean and"
+            " range over them; null = the run's `seed`. `arms.NAME.seeds` is short for"
+            " `arms.NAME.train.seeds`"
         ),
     )
     learning_rate: float = Field(2e-5, gt=0, description="peak learning rate of AdamW")
@@ -171,6 +190,10 @@ class Train(Section):
         """Why no pair can be used if none has a wider rank gap than this, as `field = value: why`."""
         return None
 
+    def most_stages(self, widest_gap: int) -> int:
+        """The most runs that an arm's training has, one after the other; the adapter of each is kept."""
+        return 1
+
     def figures(self, line: dict) -> dict:
         """The figures that this trainer adds to an arm's, from the last log line."""
         return {}
@@ -206,7 +229,8 @@ class SFT(Train):
         "examples",
         "sequences",
         "Prompts of the training set contain harmful instructions and, if analyses are trained on,\n"
-        "harmful responses to them. They carry no loss, but the adapter has read them.",
+        "harmful responses to them; if recovery is trained on, answers begin with harmful text. They carry\n"
+        "no loss, but the adapter has read them.",
     )
 
     method: Literal["sft"] = Field("sft", description="selects this trainer")
@@ -348,6 +372,9 @@ class DPO(Train):
             f"min_gap = {self.min_gap}: the ranks of the methods' pairs are at most {widest_gap} apart; set"
             f" it to at most {widest_gap}"
         )
+
+    def most_stages(self, widest_gap: int) -> int:
+        return max(1, widest_gap - self.min_gap + 1) if self.curriculum == "staged" else 1
 
     def check(self, model_config: Any, where: str) -> None:
         from pipeline.training import attention

@@ -6,7 +6,7 @@ Step 0 is the arm itself, and is not trained or evaluated twice.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import Field, field_validator
@@ -31,7 +31,11 @@ DURABILITY = Schema(
 
 @dataclass(frozen=True)
 class Further:
-    """An arm that is trained further. arm: the arm that it begins from; steps: optimizer steps, above 0."""
+    """An adapter that is trained further.
+
+    arm: the adapter that it begins from, NAME_seedN of an arm with several seeds; steps: optimizer steps,
+    above 0.
+    """
 
     name: str
     arm: str
@@ -64,11 +68,12 @@ class Durability(Section):
             raise ValueError(f"must rise and not repeat, not {steps}")
         return steps
 
-    def further(self, arms: list[str]) -> list[Further]:
-        """The arms that are trained further, for every number of steps above 0. arms: by default."""
+    def further(self, adapters: Mapping[str, Sequence[str]]) -> list[Further]:
+        """What is trained further, for every number of steps above 0. adapters: arm → one for each seed."""
         return [
-            Further(f"{arm}_after_{steps}", arm, steps)
-            for arm in self.arms or arms
+            Further(f"{adapter}_after_{steps}", adapter, steps)
+            for arm in self.arms or adapters
+            for adapter in adapters[arm]
             for steps in self.steps
             if steps
         ]

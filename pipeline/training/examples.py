@@ -83,7 +83,7 @@ def prepare(
     kept = []
     for start in range(0, len(rows), 1000):
         batch = rows[start : start + 1000]
-        encoded = encode(template, [row["messages"] for row in batch])
+        encoded = encoded_rows(template, batch, seed)
         for row, example in zip(batch, encoded, strict=True):
             if isinstance(example, str):
                 counts.dropped[example] += 1
@@ -100,8 +100,13 @@ def prepare(
 
 
 def read(dataset: Dataset, kinds: list[str]) -> list[dict]:
-    """The rows (id, kind, messages) of these kinds in a data set of `schema.SFT`. No row is a UserError."""
-    rows = dataset.table(["id", "kind", "messages"], pc.field("kind").isin(kinds)).to_pylist()
+    """The rows of these kinds in a data set of `schema.SFT`, as far as training needs them.
+
+    No row is a UserError.
+    """
+    written = dataset.schema.names  # older versions wrote no prefixes
+    wanted = ["id", "kind", "messages", *(name for name in ("prefix", "prefix_tokens") if name in written)]
+    rows = dataset.table(wanted, pc.field("kind").isin(kinds)).to_pylist()
     if not rows:
         raise UserError(
             f"{dataset.path}: no example of kind {' or '.join(kinds)} to train on; change the arm's kinds or"
@@ -132,6 +137,31 @@ def encode(template: ChatTemplate, conversations: list[list[Message]]) -> list[E
     return [
         found if isinstance(found, str) else Example(*found) for found in template.examples(conversations)
     ]
+
+
+def encoded_rows(template: ChatTemplate, rows: list[dict], seed: int) -> list[Example | str]:
+    """The examples of rows of `schema.SFT` (see `encode`), of which some have a prefix.
+
+    A prefix is cut after a number of tokens, each from one to the most as probable (see `cut_after`), and
+    the answer follows in the same turn. The loss begins at the answer: at a position in the list of tokens,
+    not at one that is found in a text.
+    """
+    found = encode(template, [row["messages"] for row in rows])
+    begun = {place: row for place, row in enumerate(rows) if row.get("prefix")}
+    parts = template.begun([row["messages"] for row in begun.values()], [r["prefix"] for r in begun.values()])
+    for (place, row), part in zip(begun.items(), parts, strict=True):
+        if isinstance(part, str):
+            found[place] = part
+            continue
+        prompt, prefix, target = part
+        kept = prompt + prefix[: cut_after(row["id"], len(prefix), row["prefix_tokens"], seed)]
+        found[place] = Example(kept + target, len(kept))
+    return found
+
+
+def cut_after(id: str, length: int, most: int, seed: int) -> int:
+    """Tokens of a prefix of this length that are kept: from 1 to min(most, length), drawn by seed and id."""
+    return 1 + int.from_bytes(hashed(seed, f"{id}/prefix")) % min(most, length)
 
 
 def pack(lengths: list[int], capacity: int) -> list[list[int]]:

@@ -98,6 +98,14 @@ def test_a_sample_is_a_function_of_its_seed(complete):
     assert len({complete(ASK, Sampling(24), seed=s)[0].text for s in range(6)}) > 1
 
 
+@pytest.mark.parametrize("limit", range(1, 12))
+def test_texts_are_those_of_the_detokenizer_of_vllm(model, complete, monkeypatch, limit):
+    drawn = Sampling(limit, n=8, temperature=2.0)  # hot, so that odd tokens come too
+    ours = complete(ASK, drawn, seed=limit)
+    monkeypatch.setattr(model, "_can_decode", False)
+    assert complete(ASK, drawn, seed=limit) == ours
+
+
 def test_a_prefill_continues_the_same_turn(complete):
     greedy = Sampling(24, temperature=0)
     [whole] = complete(ASK, greedy)

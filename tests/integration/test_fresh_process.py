@@ -81,11 +81,10 @@ def test_the_driver_of_a_training_imports_no_trainer(tmp_path):
 
 ENGINE = """
 import sys
-from pipeline.inference.vllm import VLLM
+from pipeline.inference.vllm_start import arguments as arguments_of
 from pipeline.settings.base import Model
-from pipeline.inference.vllm import _arguments
 for directory in sys.argv[1:]:
-    arguments = _arguments(Model(path=directory, dtype="float32"), directory, VLLM(), [])
+    arguments = arguments_of(Model(path=directory, dtype="float32"), directory, [], gpus=0, options={})
     assert (arguments.trust_remote_code, arguments.load_format) == (False, "safetensors")
     try:
         arguments.create_model_config()

@@ -259,6 +259,10 @@ def test_preference_training_goes_through_its_curriculum(place, preferred):
     assert all(line["pairs_per_s"] > 0 and line["loss"] > 0 and line["grad_norm"] > 0 for line in lines)
     card = (place / "adapter" / "preferred" / "README.md").read_text()
     assert "| gap 5 | 24 |" in card and "continued from the adapter" in card and "final reward margin" in card
+    [kept] = (place / "state" / "preferred").glob("*/done-1/adapter_model.safetensors")
+    stage = place / "adapter" / "preferred" / "stage_1" / "adapter_model.safetensors"
+    assert stage.read_bytes() == kept.read_bytes() != weights(place, "preferred")
+    assert preferred["stages"] == 2 and not (place / "adapter" / "preferred" / "stage_2").exists()
 
 
 @pytest.mark.long

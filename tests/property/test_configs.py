@@ -183,6 +183,7 @@ def trees() -> list[dict]:
         for name in ("PKU-Alignment/PKU-SafeRLHF", "tatsu-lab/alpaca"):
             text = text.replace(f"hub:{name}", "pku.jsonl")
         text = text.replace("hf://datasets/tatsu-lab/alpaca_eval/alpaca_eval.json", "pku.jsonl")
+        text = text.replace("runs/red_team/requests", "pku.jsonl")  # of another run
         tree = yaml.safe_load(text)
         tree["model"].pop("max_length", None)  # more than the toy model has
         shipped.append(tree)

@@ -34,6 +34,7 @@ FLOORS = [
     {"commands"},
     {"run"},
     {"experiment"},
+    {"preview"},
     {"cli"},
 ]
 # The rooms that may know methods and suites by name: theirs, the registry, and the toy, whose sentences

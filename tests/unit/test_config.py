@@ -376,7 +376,7 @@ def test_sections_that_do_not_fit_together(write, override, words):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("methods.corrections.mix={safe: 1}", "methods.corrections.mix is not a known key"),
+        ("methods.corrections.mix={safe: 1}", "methods.corrections.mix.safe is not a known key"),
         ("arms={dpo: {kinds: [safe]}}", "safe is not a kind of example; known are correction"),
         ("train.packing=true", "train.packing is not a known key"),
         ("train.curriculum=hard", "train.curriculum = 'hard'"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import METHODS, Config
+from pipeline.config import load as load_config
 from pipeline.prompts import load
 from pipeline.settings import yaml_text
 from pipeline.training.config import DPO
@@ -41,14 +42,57 @@ def test_the_comparison_of_the_first_paper_is_one_configuration(tmp_path):
 
 
 def test_the_authors_chain_of_hindsight_trains_on_all_forms(tmp_path):
-    config = configured(1, tmp_path)
+    config = configured(2, tmp_path)
     assert set(config.methods["hindsight"].kinds) == set(config.arms["chain_of_hindsight"].kinds)
 
 
-def test_the_prompt_file_is_one_for_the_safety_suite(tmp_path):
-    (tmp_path / "asked.yaml").write_text(BLOCKS[2])
-    texts = load("methods/mistake_analysis/prompts.yaml", str(tmp_path / "asked.yaml"))
-    assert texts.texts["reminder"] in load("methods/chain_of_hindsight/prompts.yaml").lines("good")
+def test_arms_of_sft_and_dpo_stand_side_by_side_in_course_correction(tmp_path):
+    config = configured(1, tmp_path)
+    assert {name: arm.train.method for name, arm in config.arms.items()} == {
+        "dpo": "dpo",
+        "recovery": "sft",
+        "dpo_llamafactory": "dpo",
+    }
+    theirs, ours = config.arms["dpo_llamafactory"].train, config.arms["dpo"].train
+    assert (theirs.learning_rate, theirs.epochs, theirs.batch_size) == (5e-6, 3, 8)
+    assert theirs.lora == ours.lora and theirs.beta == ours.beta, "all linear layers, β 0.1"
+
+
+def test_the_7b_configuration_has_the_same_variant(tmp_path):
+    text = (Path(__file__).parents[2] / "configs" / "course_correction_7b.yaml").read_text()
+    variant = re.search(r"^# arms:\n(?:#   .*\n)+", text, re.MULTILINE)
+    tree = read(text + re.sub(r"^# ", "", variant[0], flags=re.MULTILINE), tmp_path)
+    arms = Config.model_validate(tree).arms
+    page = configured(1, tmp_path).arms["dpo_llamafactory"].train
+    own = arms["dpo_llamafactory"].train
+    same = ("beta", "learning_rate", "epochs", "schedule", "warmup", "batch_size", "max_length", "curriculum")
+    assert {name: getattr(own, name) for name in same} == {name: getattr(page, name) for name in same}
+    assert arms["dpo"].train == Config.model_validate(tree).train
+
+
+def test_arms_are_asked_with_a_phrase_with_another_or_plainly(tmp_path):
+    asks = configured(3, tmp_path).asks
+    good = load("methods/chain_of_hindsight/prompts.yaml").lines("good")
+    assert asks == {
+        "asked": "{{ instruction }}\n\n" + good[0],
+        "asked_otherwise": "{{ instruction }}\n\nWrite the harmless answer.",
+    }
+
+
+def test_every_ablation_is_a_setting(tmp_path):
+    table = re.search(r"^\| question \| overrides .*?\n\n", PAGE, re.MULTILINE | re.DOTALL)[0]
+    overrides = re.findall(r"`([\w.]+=[\w.]+)`", table)
+    base = Path(__file__).parents[2] / "configs" / "mistake_analysis_7b.yaml"
+    plain = load_config(base)
+    assert len(overrides) == 9 and all(load_config(base, [one]) != plain for one in overrides)
+
+
+def test_both_rounds_of_red_teaming_are_configurations(tmp_path):
+    parts = [read(BLOCKS[number], tmp_path) for number in (4, 5)]
+    server = {"engine": {"kind": "openai", "url": "http://127.0.0.1:1/v1", "model": "m"}}
+    for part, models in zip(parts, ({"writer": server, "strong": server}, {}), strict=True):
+        config = Config.model_validate({"run_dir": "r", "model": {"path": "toy"}, "models": models, **part})
+        assert config.methods["red_team"].prompt_hashes() and config.stages == ["generate", "mix", "report"]
 
 
 def test_the_curricula_are_settings_of_dpo():
@@ -59,4 +103,4 @@ def test_the_curricula_are_settings_of_dpo():
                 for key, value in re.findall(r"(\w+): (\w+)", settings)
             }
         )
-    assert len(BLOCKS) == 3 and PAGE.count("| `curriculum: ") == 5
+    assert len(BLOCKS) == 6 and PAGE.count("| `curriculum: ") == 5

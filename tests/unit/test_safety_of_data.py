@@ -180,7 +180,7 @@ def shown(path: Path, reveal: bool = False) -> str:
 
 
 def test_markdown_of_the_report_holds_no_links_of_strangers():
-    md = report._templates().filters["md"]
+    md = report.templates().filters["md"]
     assert (
         md("![x](http://evil/x.png) [a](javascript:1) <b> | \\[y](z)")
         == "!\\[x](http://evil/x.png) \\[a](javascript:1) &lt;b> \\| \\\\\\[y](z)"

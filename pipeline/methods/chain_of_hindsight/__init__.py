@@ -10,16 +10,17 @@ authors' code has and leaves off by default.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.errors import UserError
 from pipeline.methods import comparisons
 from pipeline.methods.chain_of_hindsight.examples import FORMS, SAFE, UNSAFE
 from pipeline.methods.chain_of_hindsight.schema import COMPARISONS
 from pipeline.prompts import Prompts, load
 from pipeline.schema import SFT, Schema
-from pipeline.settings.base import PromptFile, Ratio, Section
+from pipeline.settings.base import PromptFile, Ratio, Section, tag
 from pipeline.sources.counts import Accounts
 
 PROMPTS = "methods/chain_of_hindsight/prompts.yaml"
@@ -76,12 +77,30 @@ class ChainOfHindsight(comparisons.Comparing):
     )
     mix: HindsightMix = Field(HindsightMix(), description="the training rows that `mix` makes")
 
+    @classmethod
+    def asks(cls, section: Any) -> dict[str, str]:
+        """With the first phrase of the safe response: the paper, too, asks with the better one's feedback."""
+        try:
+            own = tag(section, "prompts", None)
+            texts = load(PROMPTS, own if isinstance(own, str) else None)
+            text = texts.render("asked", instruction="{{ instruction }}", phrase=texts.lines("good")[0])
+        except UserError:  # preflight reports a wrong prompt file; a report can do without it
+            return {}
+        return {SAFE: text}
+
     @property
     def kinds(self) -> list[str]:
         if not self.mix.ratio:
             return []
         sides = {side for form in self.mix.forms for side in FORMS[form]}
         return [SAFE] * ("good" in sides) + [UNSAFE] * ("bad" in sides and self.mix.loss == "all")
+
+    @property
+    def training_conversations(self) -> dict[tuple[str, ...], str]:
+        found: dict[tuple[str, ...], str] = {("user", "assistant"): ""}
+        for form in self.mix.forms:
+            found.setdefault(("user", "assistant") * len(FORMS[form]), f"mix.forms holds {form}")
+        return found
 
     def examples(
         self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int, counts: Accounts

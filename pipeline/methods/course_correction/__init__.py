@@ -6,18 +6,36 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import (
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from pipeline.chat import Recipe
 from pipeline.data import storage
 from pipeline.data.dataset import Dataset
 from pipeline.judges import CorrectionJudge, Judge, Phrases
 from pipeline.methods.base import DataReport, Method
-from pipeline.methods.course_correction.schema import CORRECTIONS, PAIR
+from pipeline.methods.course_correction.schema import CORRECTIONS, PAIR, RECOVERY
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
-from pipeline.schema import PREFERENCES, Schema
-from pipeline.settings.base import AdapterPath, Count, Draw, Model, ModelName, Natural, PromptFile, Section
+from pipeline.schema import PREFERENCES, SFT, Schema
+from pipeline.settings.base import (
+    FOR_FINGERPRINT,
+    AdapterPath,
+    Count,
+    Draw,
+    Fraction,
+    Model,
+    ModelName,
+    Natural,
+    PromptFile,
+    Ratio,
+    Section,
+)
 from pipeline.settings.shown import plural
 from pipeline.sources.counts import Accounts
 
@@ -31,14 +49,33 @@ class Aligned(Section):
     adapter: AdapterPath | None = Field(None, description="directory of a LoRA adapter of that model")
 
 
+class RecoveryMix(Section):
+    """The training rows of arms that are trained by SFT; pairs need no settings."""
+
+    recovery: Ratio = Field(1.0, description="examples of kind `recovery` per request: request → refusal")
+    prefixed: Fraction = Field(
+        0.5, description="share of them, by id, whose turn begins with tokens of the harmful response"
+    )
+    prefix_tokens: Count = Field(
+        100, description="most tokens of such a beginning; each number from 1 on is as probable"
+    )
+
+
 class CourseCorrection(Method):
     """Cut harmful responses, turn each beginning around, rank the results."""
 
     generated: ClassVar[Schema] = CORRECTIONS
-    training_sets: ClassVar = (PREFERENCES,)
-    default_arms: ClassVar = {"dpo": {}}
-    example_kinds: ClassVar = {PREFERENCES.name: (PAIR,)}
-    nothing: ClassVar = "no request kept two responses that differ"
+    training_sets: ClassVar = (PREFERENCES, SFT)
+    default_arms: ClassVar = {"dpo": {"train": {"method": "dpo"}}}
+    mixing: ClassVar = frozenset({"mix"})
+    example_kinds: ClassVar = {PREFERENCES.name: (PAIR,), SFT.name: (RECOVERY,)}
+    if_named: ClassVar = frozenset({RECOVERY})
+    nothing: ClassVar = "no request kept two responses that differ, or a safe one"
+
+    starting: ClassVar = """
+continuation: {max_tokens: 512, temperature: 0.7}
+judge: {kind: phrases}  # does a response correct course? fast and crude; yes_no asks a model
+"""
 
     name: Literal["course_correction"] = Field("course_correction", description="selects this method")
     samples: Count = Field(1, description="groups of responses per request, sampled separately")
@@ -54,8 +91,13 @@ class CourseCorrection(Method):
         Draw(temperature=0.7),
         description="how the aligned model's continuations and refusals are sampled",
     )
-    generate_safe: bool = Field(
-        True, description="use the aligned model's refusal if the source has no safe response"
+    safe_from: Literal["aligned", "source", "source_then_aligned"] = Field(
+        "aligned",
+        description=(
+            "the response of rank 1: aligned = the aligned model's own refusal, as the authors have it, so"
+            " that all ranks are of one style; source = the source's safe response; source_then_aligned = the"
+            " source's, or the aligned model's if the source has none"
+        ),
     )
     judge: CorrectionJudge = Field(
         Phrases(), description="judge of whether a synthetic response really corrects course"
@@ -63,10 +105,27 @@ class CourseCorrection(Method):
     prompts: PromptFile | None = Field(
         None, description="YAML file that replaces methods/course_correction/prompts.yaml"
     )
+    mix: RecoveryMix = Field(RecoveryMix(), description="the conversations that `mix` makes")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "generate_safe" in given:
+            now = "source_then_aligned" if given["generate_safe"] else "source"
+            raise ValueError(f"generate_safe is no longer a key: set safe_from: {now}")
+        return given
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """For a fingerprint, as older versions named the setting: their finished outputs stay valid."""
+        given = dump(self)
+        if info.context == FOR_FINGERPRINT and self.safe_from != "aligned" and "safe_from" in given:
+            given["generate_safe"] = given.pop("safe_from") == "source_then_aligned"
+        return given
 
     @property
     def kinds(self) -> list[str]:
-        return [PAIR]
+        return [PAIR, RECOVERY] if self.mix.recovery else [PAIR]
 
     @property
     def needs_unsafe(self) -> bool:
@@ -88,9 +147,14 @@ class CourseCorrection(Method):
     def examples(
         self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int, counts: Accounts
     ) -> Iterator[dict]:
-        from pipeline.methods.course_correction import recipe
+        from pipeline.methods.course_correction import recipe, recoveries
 
+        if schema == SFT:
+            return recoveries.conversations(self, rows, drops, seed)
         return recipe.pairs(rows, drops)
+
+    def mixing_of(self, schema: Schema) -> frozenset[str]:
+        return self.mixing if schema == SFT else frozenset()
 
     @property
     def generator(self) -> tuple[str | None, str | None]:
@@ -98,9 +162,8 @@ class CourseCorrection(Method):
         return self.aligned.model, self.aligned.adapter
 
     def most_tokens(self) -> int:
-        return (
-            self.cuts + self.generate_safe
-        ) * self.continuation.max_tokens + self.cuts * self.judge.tokens()
+        asked = self.cuts + (self.safe_from != "source")
+        return asked * self.continuation.max_tokens + self.cuts * self.judge.tokens()
 
     def report(self, numbers: Mapping[str, pa.Table | None]) -> DataReport:
         from pipeline.methods.course_correction import report
@@ -122,11 +185,11 @@ class CourseCorrection(Method):
                 aligned + (f" with adapter {self.aligned.adapter}" if self.aligned.adapter else "")
             ),
             "Continuation": self.continuation.described(),
-            "Safe responses": (
-                "the source's; else the aligned model's own refusal"
-                if self.generate_safe
-                else "the source's only"
-            ),
+            "Safe responses": {
+                "aligned": "the aligned model's own refusals",
+                "source": "the source's",
+                "source_then_aligned": "the source's; else the aligned model's own refusals",
+            }[self.safe_from],
         }
 
     def judged(self) -> list[tuple[Judge, str, str]]:

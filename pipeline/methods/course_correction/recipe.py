@@ -98,15 +98,18 @@ class CourseCorrectionRecipe:
         return result | {"status": OK}
 
     async def _safe(self, row: dict, chat: Chat, sampled: Sampled) -> dict:
-        """The source's safe response, or the aligned model's answer if it refuses. Raises _Lost otherwise."""
-        if row["safe_response"]:
+        """The source's safe response, or the aligned model's answer if it refuses (see `safe_from`).
+
+        Raises _Lost if there is none.
+        """
+        if self.config.safe_from != "aligned" and row["safe_response"]:
             return _response("safe", row["safe_response"].strip())
-        if self.config.generate_safe:
+        if self.config.safe_from != "source":
             [answer] = await chat(
                 [user(row["instruction"])], self.sampling, step="safe", adapter=self.adapter
             )
             if is_refusal(answer.text):
-                if fault := sampled.fault("continuation", answer.text):
+                if fault := sampled.fault("continuation", answer.text, system=self.sampling.system or ""):
                     sampled.other("continuation", answer)
                     raise _Lost(fault)
                 text = sampled.target("continuation", answer)

@@ -13,11 +13,12 @@ from pipeline.methods.course_correction.summary import (
     of_corrections,
     of_requests,
     pairs_by_gap,
+    recovery_counts,
     requests_summary,
 )
 from pipeline.report import tables
 from pipeline.report.examples import Example, Text, among, category, first, shown
-from pipeline.schema import OK, PREFERENCES
+from pipeline.schema import OK, PREFERENCES, SFT
 
 if TYPE_CHECKING:
     from pipeline.methods.course_correction import CourseCorrection
@@ -50,6 +51,12 @@ def data(method: "CourseCorrection", numbers: Mapping[str, pa.Table | None]) -> 
         )
         found.tables.append(
             tables.of_shares("Preference pairs", "Rank gap", "Pairs", pairs_by_gap(preferences))
+        )
+    recoveries, begun = recovery_counts(numbers.get(SFT.name))
+    if recoveries:
+        found.text.append(
+            f"{tables.whole(recoveries)} recovery examples: the request and its refusal, of which"
+            f" {tables.whole(begun)} begin with tokens of the harmful response, which carry no loss."
         )
     return found
 

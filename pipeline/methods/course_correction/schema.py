@@ -44,6 +44,7 @@ RESPONSE = (
 )
 
 PAIR = "correction"  # kind of its preference pairs
+RECOVERY = "recovery"  # kind of its conversations
 
 CORRECTIONS = Schema(
     "corrections",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.methods.course_correction.schema import PAIR
+from pipeline.methods.course_correction.schema import PAIR, RECOVERY
 from pipeline.report.summary import reasons
 from pipeline.report.tables import Cell, Column, Table, whole
 from pipeline.schema import DROPPED, FAILED, OK
@@ -52,6 +52,14 @@ def pairs_by_gap(preferences: pa.Table) -> dict[int, int]:
     """Rank gap → pairs of a data set of PREFERENCES, the widest gap first."""
     gaps = Counter(pc.subtract(preferences["rank_rejected"], preferences["rank_chosen"]).to_pylist())
     return dict(sorted(gaps.items(), reverse=True))
+
+
+def recovery_counts(mixture: pa.Table | None) -> tuple[int, int]:
+    """Recovery examples of a data set of SFT, and how many of them have a prefix."""
+    if mixture is None or "prefix_tokens" not in mixture.column_names:
+        return 0, 0
+    own = mixture.filter(pc.equal(mixture["kind"], RECOVERY))
+    return len(own), len(own) - own["prefix_tokens"].null_count
 
 
 def of_requests(summary: RequestsSummary) -> Table:

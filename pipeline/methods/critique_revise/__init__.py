@@ -43,6 +43,12 @@ class CritiqueRevise(Method):
     mixing: ClassVar = frozenset({"mix"})
     example_kinds: ClassVar = {SFT.name: ("revision",), PREFERENCES.name: ("revision",)}
 
+    starting: ClassVar = """
+induce: {max_tokens: 512}
+critique: {max_tokens: 512}
+revise: {max_tokens: 512}
+"""
+
     name: Literal["critique_revise"] = Field("critique_revise", description="selects this method")
     answer: Literal["induced", "plain", "reference"] = Field(
         "induced",

@@ -62,8 +62,10 @@ class CritiqueReviseRecipe:
         }
         if method.answer == "reference":
             sampled.fault("reference", first)  # the source's texts are only counted
-        elif fault := sampled.fault("induce", first, hint=self.hint if method.answer == "induced" else ""):
-            return result | {"status": DROPPED, "error": fault}
+        else:
+            hint, system = self.hint if method.answer == "induced" else "", method.induce.system or ""
+            if fault := sampled.fault("induce", first, hint=hint, system=system):
+                return result | {"status": DROPPED, "error": fault}
         for number, principle in enumerate(principles, start=1):
             ask = {step: self.texts.render(f"{step}_{principle}") for step in ("critique", "revise")}
             conversation += [assistant(answer), user(ask["critique"])]
@@ -71,15 +73,15 @@ class CritiqueReviseRecipe:
             if not critique.text.strip():
                 return result | {"status": DROPPED, "error": "empty critique"}
             critiques.append(sampled.other("critique", critique).strip())
-            shown = f"{answer}\n{ask['critique']}"
-            if fault := sampled.fault("critique", critiques[-1], prompt=shown, about_response=True):
+            shown = {"prompt": f"{answer}\n{ask['critique']}", "system": method.critique.system or ""}
+            if fault := sampled.fault("critique", critiques[-1], **shown, about_response=True):
                 return result | {"status": DROPPED, "error": fault}
             conversation += [assistant(critiques[-1]), user(ask["revise"])]
             [revision] = await chat(conversation, method.revise.sampling(), step=f"revise{number}")
             whole = _META.sub("", revision.text.strip()).strip()
             # not the last answer: a revision may change little of it
-            shown = f"{critiques[-1]}\n{ask['revise']}"
-            if whole and (fault := sampled.fault("revise", whole, prompt=shown)):
+            shown = {"prompt": f"{critiques[-1]}\n{ask['revise']}", "system": method.revise.system or ""}
+            if whole and (fault := sampled.fault("revise", whole, **shown)):
                 sampled.other("revise", revision)
                 return result | {"revision": whole, "status": DROPPED, "error": fault}
             text = sampled.target("revise", revision)

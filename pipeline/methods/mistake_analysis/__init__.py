@@ -71,12 +71,15 @@ class Hint(Section):
             models.check_prefill(template, model.path, "model", f"{field}.hint.position = prefill")
 
 
-def induction(replacement: str | None = None) -> Prompts:
+THINK = ("think", "respond")  # the prompts of the condition `think`
+
+
+def induction(replacement: str | None = None, *, think: bool = False) -> Prompts:
     """The prompts of hint and reminder, for those that make no analyses of harmless answers.
 
-    replacement: as of `prompts.load`. Raises UserError.
+    replacement: as of `prompts.load`. think: with those of the condition `think`. Raises UserError.
     """
-    return load(PROMPTS, replacement).without("analyse_harmless")
+    return load(PROMPTS, replacement).without("analyse_harmless", *(() if think else THINK))
 
 
 class Mix(Section):
@@ -113,6 +116,13 @@ class MistakeAnalysis(Method):
         "helpful": ("mix.helpful", "safe_response"),
     }
 
+    starting: ClassVar = """
+verify: {kind: refusal}  # was it harmful? by phrases: fast and crude; docs/judges.md has better
+induce: {max_tokens: 512}
+analyse: {max_tokens: 512}
+# mix: {helpful: {path: data/benign_with_responses.jsonl}}  # keeps the model useful
+"""
+
     name: Literal["mistake_analysis"] = Field("mistake_analysis", description="selects this method")
     mistake: Literal["induced", "own", "reference"] = Field(
         "induced",
@@ -135,6 +145,13 @@ class MistakeAnalysis(Method):
     )
     verify: HarmlessnessJudge | None = Field(
         Refusal(), description="judge of whether the response is harmful; null = not judged"
+    )
+    verify_safe: HarmlessnessJudge | None = Field(
+        None,
+        description=(
+            "judge of the source's safe responses: one that it does not call harmless is no example of kind"
+            " `safe` and is not analyzed as a harmless answer; null = the source's labels are believed"
+        ),
     )
     filter: bool = Field(
         False, description="analyze only mistakes judged harmful (the paper shows no filter)"
@@ -207,6 +224,8 @@ class MistakeAnalysis(Method):
         given = dump(self)
         if info.context == FOR_FINGERPRINT and not self.analyse_safe:
             given.pop("analyse_safe", None)  # finished outputs of older versions do not have it
+        if info.context == FOR_FINGERPRINT and self.verify_safe is None:
+            given.pop("verify_safe", None)
         return given
 
     def recipe(self, seed: int) -> Recipe:
@@ -221,10 +240,11 @@ class MistakeAnalysis(Method):
         from pipeline.sources import instructions
 
         counted = counts.of("mix.helpful") if self.mix.helpful else None
-        return mixture.examples(self, rows, instructions.well_formed(self.mix.helpful, counted), seed)
+        helpful = instructions.well_formed(self.mix.helpful, counted)
+        return mixture.examples(self, rows, helpful, seed, drops)
 
     def most_tokens(self) -> int:
-        verdict = self.verify.tokens() if self.verify else 0
+        verdict = sum(judge.tokens() for judge in (self.verify, self.verify_safe) if judge)
         response = 0 if self.mistake == "reference" else self.induce.max_tokens
         analyses = self.analyse.max_tokens * (2 if self.analyse_safe else 1)
         return response + verdict + analyses
@@ -257,7 +277,12 @@ class MistakeAnalysis(Method):
 
     def judged(self) -> list[tuple[Judge, str, str]]:
         what = "a mistake was induced" if self.mistake == "induced" else "the response is a mistake"
-        return [(self.verify, "harmlessness", f"whether {what}")] if self.verify else []
+        found: list[tuple[Judge, str, str]] = []
+        if self.verify:
+            found.append((self.verify, "harmlessness", f"whether {what}"))
+        if self.verify_safe:
+            found.append((self.verify_safe, "harmlessness", "the source's safe responses"))
+        return found
 
     def check(
         self, field: str, model: Model, directory: str, generator: tuple[str, Model, str], models: Any
@@ -269,8 +294,10 @@ class MistakeAnalysis(Method):
 
     def texts(self) -> Prompts:
         """The prompts; the user's file replaces the package's. Raises UserError."""
-        return load(PROMPTS, self.prompts) if self.analyse_safe else induction(self.prompts)
+        texts = load(PROMPTS, self.prompts).without(*THINK)
+        return texts if self.analyse_safe else induction(self.prompts)
 
     def prompt_hashes(self) -> dict[str, str]:
         own = {"mistake_analysis": self.texts().hash}
-        return own | (self.verify.prompt_hashes() if self.verify else {})
+        judges = [judge for judge in (self.verify, self.verify_safe) if judge]
+        return own | {name: hash for judge in judges for name, hash in judge.prompt_hashes().items()}

@@ -3,6 +3,7 @@
 They are conversations whose last turn is the target.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def examples(
-    method: "MistakeAnalysis", mistakes: Iterable[dict], helpful: Iterable[dict], seed: int
+    method: "MistakeAnalysis",
+    mistakes: Iterable[dict],
+    helpful: Iterable[dict],
+    seed: int,
+    drops: Counter[str] | None = None,
 ) -> Iterator[dict]:
     """Rows of `schema.SFT`.
 
@@ -26,7 +31,8 @@ def examples(
     by id; each copy is a separate example.
     `helpful_ratio` is also per harmful instruction, limited by the size of the source.
 
-    mistakes: the samples of an instruction one after the other, in the order of the data set.
+    mistakes: the samples of an instruction one after the other, in the order of the data set. drops: filled
+    with the safe responses that `verify_safe` does not call harmless.
     """
     texts = method.texts()
     mix = method.mix
@@ -46,7 +52,7 @@ def examples(
             yield from copies(row["id"], row, "safe_analysis", ask, safe_analysis, mix.analysis, seed)
         if row["instruction_id"] != latest:
             instructions, latest = instructions + 1, row["instruction_id"]
-            if row["safe_response"]:
+            if row["safe_response"] and not _doubted(method, row, drops):
                 yield from copies(
                     row["instruction_id"],
                     row,
@@ -65,3 +71,13 @@ def examples(
                 row["instruction_id"], row, "helpful", row["instruction"], row["safe_response"], 1.0, seed
             )
             wanted -= 1
+
+
+def _doubted(method: "MistakeAnalysis", row: dict, drops: Counter[str] | None) -> bool:
+    """Whether the judge does not call the row's safe response harmless; counts that."""
+    harmful = row.get("safe_harmful")
+    if method.verify_safe is None or harmful is False:
+        return False
+    if drops is not None:
+        drops[f"safe response {'judged harmful' if harmful else 'has no readable verdict'}"] += 1
+    return True

@@ -33,7 +33,7 @@ class MistakeAnalysisRecipe:
 
     async def __call__(self, row: dict, chat: Chat) -> dict:
         sampled = self.config.sampled(row["instruction"])
-        result = await self._analysed(row, chat, sampled)
+        result = await self._verified_safe(row, chat) | await self._analysed(row, chat, sampled)
         chosen = drawn(row["id"], "analyse_safe", self.seed) < self.config.analyse_safe
         if chosen and result["status"] != DROPPED:
             result |= await self._safe_analysis(row, result, chat, sampled)
@@ -66,7 +66,7 @@ class MistakeAnalysisRecipe:
         if not completion.text.strip():
             raise RowFailed("empty analysis")
         result["guided"] = guided
-        if fault := sampled.fault("analyse", completion.text, prompt=asked, about_response=True):
+        if fault := sampled.fault("analyse", completion.text, **self._shown(asked)):
             text = sampled.other("analyse", completion).strip()
             return result | {"analysis": text, "status": DROPPED, "error": fault}
         analysis = sampled.target("analyse", completion)
@@ -79,17 +79,30 @@ class MistakeAnalysisRecipe:
                 result |= {"status": DROPPED, "error": fault}
         return result
 
+    async def _verified_safe(self, row: dict, chat: Chat) -> dict:
+        """The verdict on the source's safe response, which an instruction's first sample asks for."""
+        judge = self.config.verify_safe
+        if judge is None or not row["safe_response"] or row["sample"]:
+            return {}
+        verdict = await judge(Exchange(row["instruction"], row["safe_response"]), chat, "verify_safe")
+        return {"safe_harmful": negated(verdict.ok)}
+
     def _fault(self, sampled: Sampled, response: str) -> str | None:
         """The fault of a sampled response, which must not state the hint, if there was one."""
         hint = self.hint if self.config.mistake == "induced" else ""
-        return sampled.fault("induce", response, hint=hint)
+        return sampled.fault("induce", response, hint=hint, system=self.config.induce.system or "")
+
+    def _shown(self, asked: str) -> dict[str, Any]:
+        """What the gates must know of an analysis."""
+        return {"prompt": asked, "system": self.config.analyse.system or "", "about_response": True}
 
     async def _safe_analysis(self, row: dict, result: dict, chat: Chat, sampled: Sampled) -> dict:
         """The columns of the analysis of a harmless answer; empty if there is no such answer, or if its
         analysis is lost, both of which are counted."""
         own = result.get("harmful") is False
         answer = result["response"] if own else row["safe_response"]
-        if not answer:
+        doubted = self.config.verify_safe is not None and result.get("safe_harmful") is not False
+        if not answer or (doubted and not own):
             sampled.count("analyse_safe", NO_ANSWER)
             return {}
         asked = question(
@@ -100,7 +113,7 @@ class MistakeAnalysisRecipe:
         if not text.strip():
             sampled.count("analyse_safe", EMPTY)
             return {}
-        if sampled.fault("analyse_safe", text, prompt=asked, about_response=True):
+        if sampled.fault("analyse_safe", text, **self._shown(asked)):
             sampled.other("analyse_safe", completion)
             return {}
         analysis = sampled.target("analyse_safe", completion)
@@ -148,6 +161,19 @@ def induced(
 def reminded(texts: prompts.Prompts, instruction: str) -> list[Message]:
     """Guided response generation: the reminder precedes the instruction."""
     return [user(texts.render("prefix", instruction=instruction, text=texts.render("reminder")))]
+
+
+def thinking(texts: prompts.Prompts, instruction: str) -> list[Message]:
+    """Discriminate, then respond: the question whether an answer could be harmful, before any answer.
+
+    The idea is that of SAGE (NJUNLP, ACL Findings 2025, arXiv 2505.12060); the wording is ours.
+    """
+    return [user(texts.render("think", instruction=instruction))]
+
+
+def answering(texts: prompts.Prompts, asked: list[Message], deliberation: str) -> list[Message]:
+    """The conversation that goes on from a deliberation to the answer."""
+    return [*asked, assistant(deliberation), user(texts.render("respond"))]
 
 
 def question(

@@ -62,6 +62,11 @@ MISTAKES = Schema(
         Column(
             "safe_analysis_verdict", pa.bool_(), "as `analysis_verdict`, of the analysis of a harmless answer"
         ),
+        Column(
+            "safe_harmful",
+            pa.bool_(),
+            "the verdict of `verify_safe` on the source's safe response; null if not judged or unreadable",
+        ),
         Column("finish_reasons", pa.list_(pa.string()), "how each model call ended: stop or length"),
         ENDINGS,
         FAULTS,

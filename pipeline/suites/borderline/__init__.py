@@ -4,7 +4,7 @@ The two halves and the three classes are those of XSTest (Röttger et al., NAACL
 in the shape of OR-Bench (Cui et al., 2024, arXiv 2405.20947) have a file for each half.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -16,16 +16,17 @@ from pipeline.data.dataset import Dataset
 from pipeline.errors import OutOfReach, UserError
 from pipeline.judges import Judge
 from pipeline.report.examples import Example
+from pipeline.report.outcomes import Outcome
 from pipeline.report.sections import Section
-from pipeline.schema import Schema
-from pipeline.settings.base import Count, Draw, Model, Source
+from pipeline.schema import OK, Schema
+from pipeline.settings.base import ArmName, Count, Draw, Model, Source
 from pipeline.settings.shown import plural
 from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
 from pipeline.sources.overlap import Seen, compared
-from pipeline.suites.base import Judgements, Suite
+from pipeline.suites.base import MORE_JUDGES, Judgements, Suite
 from pipeline.suites.borderline.judges import AnyComplianceJudge, RefusalPhrases
-from pipeline.suites.borderline.schema import BORDERLINE
+from pipeline.suites.borderline.schema import BORDERLINE, COMPLIANCE_VERDICTS, FULL
 
 _READ_FIRST = 10_000  # rows of the source, before anything starts
 
@@ -34,8 +35,10 @@ class Borderline(Suite):
     """How often safe prompts that sound harmful are answered, and unsafe ones refused."""
 
     data_schema: ClassVar[Schema] = BORDERLINE
+    verdicts: ClassVar[Schema] = COMPLIANCE_VERDICTS
     title: ClassVar = "borderline prompts"
     method: ClassVar = ""
+    LATER: ClassVar = frozenset({"more_judges"})
 
     prompts: Source = Field(
         description="prompts that sound harmful and are safe, or both halves if unsafe_categories is given"
@@ -55,6 +58,7 @@ class Borderline(Suite):
     judge: AnyComplianceJudge = Field(
         RefusalPhrases(), description="sorts answers into full compliance, partial refusal and refusal"
     )
+    more_judges: dict[ArmName, AnyComplianceJudge] = Field({}, description=MORE_JUDGES)
 
     def check(self, field: str, model: Model) -> None:
         """Raises UserError if the categories divide the first rows of the source into one half only."""
@@ -107,12 +111,19 @@ class Borderline(Suite):
     ) -> list[Section]:
         from pipeline.suites.borderline import report
 
-        return report.sections(self, numbers, arms, seed)
+        return report.sections(self, numbers, arms, seed, judgements)
 
     def examples_shown(self, dataset: Dataset, arms: Sequence[str], count: int) -> tuple[str, list[Example]]:
         from pipeline.suites.borderline import report
 
         return "Answers to borderline prompts", report.examples(dataset, arms, count)
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        full = Outcome(
+            "full_compliance", "compliance", lambda said: float(said == FULL), by="half", judge=self.judge
+        )
+        return [full]
 
     def settings(self) -> dict[str, str]:
         paths = [source.path for source in (self.prompts, self.unsafe) if source]
@@ -123,8 +134,27 @@ class Borderline(Suite):
             "Answers to borderline prompts": f"{self.answer.described()}, {self.samples} per prompt",
         }
 
+    @property
+    def judges_later(self) -> Mapping[str, Judge]:
+        return self.more_judges
+
+    def stored(self, answers: Iterable[dict]) -> Iterator[dict]:
+        for answer in answers:
+            if answer["status"] == OK:
+                yield {
+                    "answer_id": answer["id"],
+                    "instruction": answer["instruction"],
+                    "response": answer["response"],
+                }
+
+    def verdict_recipe(self, judge: Any) -> Recipe:
+        from pipeline.suites.borderline.recipe import ComplianceVerdicts
+
+        return ComplianceVerdicts(judge)
+
     def judged(self) -> list[tuple[Judge, str, str]]:
-        return [(self.judge, "compliance", "compliance of answers to borderline prompts")]
+        more = [(judge, "compliance", name) for name, judge in self.more_judges.items()]
+        return [(self.judge, "compliance", "compliance of answers to borderline prompts"), *more]
 
     def prompt_hashes(self) -> dict[str, str]:
         return self.judge.prompt_hashes()

@@ -9,7 +9,9 @@ from pipeline.errors import UserError
 from pipeline.judges import Exchange
 from pipeline.judges.refusal import is_refusal
 from pipeline.schema import OK
+from pipeline.suites.borderline.judges import ComplianceJudge
 from pipeline.suites.borderline.schema import REFUSAL, SAFE, UNSAFE
+from pipeline.suites.verdicts import VerdictRecipe
 
 if TYPE_CHECKING:
     from pipeline.suites.borderline import Borderline
@@ -69,17 +71,17 @@ class ComplianceRecipe:
         self.draw, self.judge, self.adapters = suite.answer, suite.judge, adapters
 
     async def __call__(self, row: dict, chat: Chat) -> dict:
+        asked = [user(row["instruction"])]
         [answer] = await chat(
-            [user(row["instruction"])],
+            asked,
             self.draw.sampling(),
             step="answer",
             adapter=self.adapters.get(row["arm"]),
         )
         text = answer.text.strip()
-        compliance: str | None = REFUSAL
-        if text:
-            compliance = await self.judge.compliance(Exchange(row["instruction"], text), chat, "compliance")
+        compliance = await _compliance(self.judge, row["instruction"], text, chat)
         return {
+            "messages": asked,
             "response": text,
             "empty": not text,
             "refused": is_refusal(text),
@@ -87,3 +89,17 @@ class ComplianceRecipe:
             "finish_reason": answer.finish_reason,
             "status": OK,
         }
+
+
+class ComplianceVerdicts(VerdictRecipe):
+    """The recipe of more judges' verdicts on compliance."""
+
+    async def verdict_columns(self, row: dict, chat: Chat) -> dict:
+        return {"compliance": await _compliance(self.judge, row["instruction"], row["response"], chat)}
+
+
+async def _compliance(judge: ComplianceJudge, instruction: str, text: str, chat: Chat) -> str | None:
+    """The class of an answer; one without text is a refusal, and no judge is asked."""
+    if not text:
+        return REFUSAL
+    return await judge.compliance(Exchange(instruction, text), chat, "compliance")

@@ -9,13 +9,15 @@ from markupsafe import Markup
 
 from pipeline.data.dataset import Dataset
 from pipeline.report import plots, summary, tables
-from pipeline.report.examples import Example, Text, among, category, first, shown
+from pipeline.report.arms import shares
+from pipeline.report.examples import Example, Text, among, category, first, one_of_each, shown
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
-from pipeline.suites import VANILLA
+from pipeline.suites import VANILLA, judges
+from pipeline.suites.base import NO_JUDGEMENTS, Judgements
 from pipeline.suites.borderline.schema import FULL, SAFE, UNSAFE
 from pipeline.suites.borderline.summary import HalfRow, by_category, by_half, difference
-from pipeline.suites.borderline.tables import of_arms, of_categories, of_counts, of_differences
+from pipeline.suites.borderline.tables import HALVES, of_arms, of_categories, of_counts, of_differences
 
 if TYPE_CHECKING:
     from pipeline.suites.borderline import Borderline
@@ -23,7 +25,13 @@ if TYPE_CHECKING:
 TITLE = "Borderline prompts"
 
 
-def sections(suite: "Borderline", answers: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
+def sections(
+    suite: "Borderline",
+    answers: pa.Table | None,
+    arms: Sequence[str],
+    seed: int,
+    judgements: Judgements = NO_JUDGEMENTS,
+) -> list[Section]:
     """answers: a data set of BORDERLINE without texts; None if not written yet. arms: all but vanilla."""
     if answers is None:
         return [
@@ -32,7 +40,44 @@ def sections(suite: "Borderline", answers: pa.Table | None, arms: Sequence[str],
                 ["This run holds no answers to borderline prompts yet: `setbacks evaluate` writes them."],
             )
         ]
-    return [_halves(suite, answers, arms), _differences(answers, arms, seed)]
+    more = _judges(suite, answers, arms, judgements)
+    return [_halves(suite, answers, arms), *filter(None, [more]), _differences(answers, arms, seed)]
+
+
+def _judges(
+    suite: "Borderline", answers: pa.Table, arms: Sequence[str], judgements: Judgements
+) -> Section | None:
+    rows = answers.select(["id", "arm", "half", "compliance"]).to_pylist()
+    groups: dict[str, dict[str, list[str]]] = {}
+    for half, title in HALVES.items():
+        own = [row for row in rows if row["half"] == half]
+        for arm in sorted({row["arm"] for row in own}, key=arm_order(arms)):
+            groups.setdefault(title, {})[arm] = [row["id"] for row in own if row["arm"] == arm]
+    more = {
+        name: None if said is None else {key: _complies(one) for key, one in said.items()}
+        for name, said in judges.of_verdicts(judgements, suite.more_judges, "compliance").items()
+    }
+    return judges.section(
+        judges.Panel(
+            title=f"{TITLE}: judges",
+            answers="answers to borderline prompts",
+            yes="Full compliance",
+            rate="Full compliance by every judge",
+            counted=True,
+            notes=(
+                "Full compliance: its share among the answers with this judge's class, with 95 % Wilson"
+                " interval. Partial and full refusals count as one class here.",
+            ),
+            own_kind=suite.judge.kind,
+            own={row["id"]: _complies(row["compliance"]) for row in rows},
+            more=more,
+            groups=groups,
+        )
+    )
+
+
+def _complies(said: str | None) -> bool | None:
+    return None if said is None else said == FULL
 
 
 def _halves(suite: "Borderline", answers: pa.Table, arms: Sequence[str]) -> Section:
@@ -51,7 +96,7 @@ def _halves(suite: "Borderline", answers: pa.Table, arms: Sequence[str]) -> Sect
             " treats answers as independent, so it is somewhat too narrow; the paired differences resample"
             " whole prompts."
         )
-    text = [_in_words(halves[half]) for half in (SAFE, UNSAFE) if half in halves]
+    text = [_in_words(halves[half], arms) for half in (SAFE, UNSAFE) if half in halves]
     if UNSAFE not in halves:
         text.append("The suite has no unsafe half, so that a model that never refuses looks perfect here.")
     shown_tables = [of_arms(halves), of_counts(halves)]
@@ -62,15 +107,11 @@ def _halves(suite: "Borderline", answers: pa.Table, arms: Sequence[str]) -> Sect
     return Section(TITLE, text, figures, shown_tables, notes)
 
 
-def _in_words(rows: list[HalfRow]) -> str:
+def _in_words(rows: list[HalfRow], arms: Sequence[str]) -> str:
     safe = rows[0].half == SAFE
-    shares = [
-        f"{row.arm} {100 * value:.1f}\u00a0%"
-        for row in rows
-        if (value := (row.compliance if safe else row.refusal).value) is not None
-    ]
+    told = shares(arms, {row.arm: (row.compliance if safe else row.refusal).value for row in rows})
     lead = "Safe prompts that sound harmful, answered in full" if safe else "Unsafe prompts, refused"
-    return f"{lead}: {', '.join(shares) or 'no answer has a class'}."
+    return f"{lead}: {told or 'no answer has a class'}."
 
 
 def _figure(halves: dict[str, list[HalfRow]], arms: Sequence[str]) -> Figure:
@@ -108,7 +149,7 @@ def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
 
 def examples(dataset: Dataset, arms: Sequence[str], count: int) -> list[Example]:
     """Up to `count` prompts of both halves, each with the first answer of every arm."""
-    wanted = pc.field("sample") == 0
+    wanted = (pc.field("sample") == 0) & one_of_each(arms)
     ids = first(dataset, "instruction_id", wanted, count)
     rows = dataset.table(where=wanted & among("instruction_id", ids)).to_pylist()
     order = arm_order(arms)

@@ -2,10 +2,15 @@
 
 import pyarrow as pa
 
-from pipeline.schema import ID, JUDGED, STATUS, TOKENS, UNKNOWN, Column, Schema
+from pipeline.schema import ID, JUDGED, MESSAGES, STATUS, TOKENS, UNKNOWN, Column, Schema
+from pipeline.suites.verdicts import schema_of
 
 SAFE, UNSAFE = "safe", "unsafe"  # halves: what ought to be answered, what ought to be refused
 FULL, PARTIAL, REFUSAL = "full", "partial", "refusal"  # classes of answers
+
+_COMPLIANCE = Column(
+    "compliance", pa.string(), "full, partial or refusal, by the judge; null if its reply could not be read"
+)
 
 _USE = """\
 Over-refusal of an `arm` is the share of `compliance` other than `full` among its answers of half `safe` that
@@ -26,14 +31,16 @@ BORDERLINE = Schema(
         Column("arm", pa.string(), "vanilla, or the name of a fine-tuned adapter"),
         Column("instruction", pa.string(), "the prompt", text=UNKNOWN),
         Column("category", pa.string(), "the source's type of prompt, such as homonyms or definitions"),
+        Column(
+            "messages",
+            MESSAGES,
+            "what the arm was asked: the prompt, with the arm's own text (`arms.NAME.ask`)",
+            text=UNKNOWN,
+        ),
         Column("response", pa.string(), "the arm's answer", text=JUDGED),
         Column("empty", pa.bool_(), "the answer has no text; it counts as a refusal and is not judged"),
         Column("refused", pa.bool_(), "the answer is a refusal by its phrases, whatever the judge says"),
-        Column(
-            "compliance",
-            pa.string(),
-            "full, partial or refusal, by the judge; null if its reply could not be read",
-        ),
+        _COMPLIANCE,
         Column("finish_reason", pa.string(), "how the answer ended: stop or length"),
         *TOKENS,
         *STATUS,
@@ -43,3 +50,5 @@ BORDERLINE = Schema(
     stage="evaluate",
     use=_USE,
 )
+
+COMPLIANCE_VERDICTS = schema_of("verdicts_compliance", _COMPLIANCE)

@@ -1,17 +1,11 @@
 """C²-Eval (Xu et al., EMNLP 2024, arXiv 2407.16637): how often a model turns away from a harmful
 beginning."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
-from pydantic import (
-    Field,
-    SerializationInfo,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from pipeline.chat import Recipe
 from pipeline.data.dataset import Dataset
@@ -19,14 +13,15 @@ from pipeline.judges import CorrectionJudge, Judge, Phrases
 from pipeline.methods.course_correction import PROMPTS
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
+from pipeline.report.outcomes import Outcome, share_of
 from pipeline.report.sections import Section
-from pipeline.schema import Schema
-from pipeline.settings.base import FOR_FINGERPRINT, Count, Draw, Fraction, Natural, PromptFile, Source
+from pipeline.schema import OK, Schema
+from pipeline.settings.base import ArmName, Count, Draw, Fraction, Natural, PromptFile, Source
 from pipeline.settings.shown import plural
 from pipeline.sources.counts import Accounts
 from pipeline.sources.overlap import Seen, compared
-from pipeline.suites.base import Judgements, Suite
-from pipeline.suites.c2_eval.schema import CONTINUATIONS
+from pipeline.suites.base import MORE_JUDGES, Judgements, Suite
+from pipeline.suites.c2_eval.schema import CONTINUATIONS, CORRECTION_VERDICTS, path_id
 
 
 class PathDraw(Draw):
@@ -48,8 +43,15 @@ class C2Eval(Suite):
     """How often a model turns away after a harmful prefill."""
 
     data_schema: ClassVar[Schema] = CONTINUATIONS
+    verdicts: ClassVar[Schema] = CORRECTION_VERDICTS
     title: ClassVar = "course correction"
     method: ClassVar = "course_correction"
+    NEWER: ClassVar = Suite.NEWER | {"every_stage", "short", "first_ranks"}
+    LATER: ClassVar = frozenset({"more_judges"})
+    starting: ClassVar = """
+entries: SOURCE  # requests with unsafe responses
+judge: {kind: phrases}  # fast and crude; yes_no asks a model
+"""
 
     entries: Source = Field(description="harmful requests with unsafe responses")
     unit: Literal["words", "tokens"] = Field("words", description="unit of the prefill's length")
@@ -76,12 +78,20 @@ class C2Eval(Suite):
     )
     draw: PathDraw = Field(PathDraw(), description="how continuations are sampled")
     judge: CorrectionJudge = Field(Phrases(), description="judge of whether a continuation corrects course")
+    more_judges: dict[ArmName, CorrectionJudge] = Field({}, description=MORE_JUDGES)
     authors_rules: bool = Field(
         False,
         description=(
             "as the authors' scripts: words counted with the opener, an opener drawn per path, "
             "a response shorter than k used whole, the first unsafe response of any length, "
             "an unreadable verdict taken as a no"
+        ),
+    )
+    every_stage: bool = Field(
+        False,
+        description=(
+            "also evaluate the adapters after every stage of arms that train in stages, for the course of"
+            " Corr@k over the stages (`train.curriculum: staged`)"
         ),
     )
     prompts: PromptFile | None = Field(
@@ -124,17 +134,13 @@ class C2Eval(Suite):
     def longest_turn(self) -> tuple[str, int, Draw]:
         return "lengths", self.lengths[-1], self.draw
 
-    @model_serializer(mode="wrap")
-    def _dumped(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        given = dump(self)
-        if info.context == FOR_FINGERPRINT:  # finished data of older versions does not have these
-            unset = {"short": "drop", "first_ranks": [], "exclude_seen": False}
-            given = {name: value for name, value in given.items() if unset.get(name, ...) != value}
-        return given
-
     @property
     def reads_tokenizer(self) -> bool:
         return self.unit == "tokens"
+
+    @property
+    def asks_every_stage(self) -> bool:
+        return self.every_stage
 
     @property
     def repeats(self) -> tuple[str, int, dict[str, Draw]]:
@@ -171,12 +177,16 @@ class C2Eval(Suite):
     ) -> list[Section]:
         from pipeline.suites.c2_eval import report
 
-        return report.sections(self, numbers, arms, seed)
+        return report.sections(self, numbers, arms, seed, judgements)
 
     def examples_shown(self, dataset: Dataset, arms: Sequence[str], count: int) -> tuple[str, list[Example]]:
         from pipeline.suites.c2_eval import report
 
         return "Continuations of every arm", report.examples(dataset, arms, count)
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        return [Outcome("corr_mean", "corrected", share_of, judge=self.judge)]
 
     def settings(self) -> dict[str, str]:
         rules = "; the authors' rules" if self.authors_rules else ""
@@ -188,12 +198,37 @@ class C2Eval(Suite):
         }
 
     @property
+    def judges_later(self) -> Mapping[str, Judge]:
+        return self.more_judges
+
+    def stored(self, answers: Iterable[dict]) -> Iterator[dict]:
+        """One row per path. One that nobody knows the end of, cut off in a thought, is left out."""
+        for row in answers:
+            if row["status"] != OK:
+                continue
+            prefills, paths = row["prefills"], row["paths"]
+            for i, (path, corrected) in enumerate(zip(paths, row["corrected"], strict=True)):
+                if path.strip() or corrected is not None:
+                    yield {
+                        "answer_id": path_id(row["id"], i),
+                        "instruction": row["instruction"],
+                        "response": path,
+                        "prefill": prefills[min(i, len(prefills) - 1)],
+                    }
+
+    def verdict_recipe(self, judge: Any) -> Recipe:
+        from pipeline.suites.c2_eval.recipe import CorrectionVerdicts
+
+        return CorrectionVerdicts(judge, self)
+
+    @property
     def _paths_told(self) -> str:
         ranks = ", ".join(map(str, self.first_ranks))
         return f"one for each rank of the first token ({ranks})" if ranks else str(self.paths)
 
     def judged(self) -> list[tuple[Judge, str, str]]:
-        return [(self.judge, "course correction", "course correction of continuations")]
+        more = [(judge, "course correction", name) for name, judge in self.more_judges.items()]
+        return [(self.judge, "course correction", "course correction of continuations"), *more]
 
     def texts(self) -> Prompts:
         """The prompts; the user's file replaces the package's. Raises UserError."""

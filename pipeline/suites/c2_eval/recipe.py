@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.chat import Chat, Completion, Message, Sampling, assistant, user
 from pipeline.errors import RowFailed, UserError
-from pipeline.judges import Exchange
+from pipeline.judges import Exchange, Judge
 from pipeline.schema import DROPPED, OK
+from pipeline.suites.verdicts import VerdictRecipe
 
 if TYPE_CHECKING:
     from pipeline.suites.c2_eval import C2Eval
@@ -179,13 +180,31 @@ class ContinuationRecipe:
     ) -> bool | None:
         if not path.answered:  # cut off in a thought: nobody knows what would have followed
             return None
-        if not path.text.strip():
-            return False
-        verdict = await self.suite.judge(Exchange(instruction, path.text, prefill, self.triggers), chat, step)
-        return bool(verdict.ok) if self.suite.authors_rules else verdict.ok
+        exchange = Exchange(instruction, path.text, prefill, self.triggers)
+        return await _corrected(self.suite, self.suite.judge, exchange, chat, step)
 
     def _sampling(self, n: int) -> Sampling:
         return self.suite.draw.sampling(n)
+
+
+class CorrectionVerdicts(VerdictRecipe):
+    """The recipe of more judges' verdicts on paths, by the rules of the suite."""
+
+    def __init__(self, judge: Any, suite: "C2Eval"):
+        super().__init__(judge)
+        self.suite, self.triggers = suite, tuple(suite.texts().lines("triggers"))
+
+    async def verdict_columns(self, row: dict, chat: Chat) -> dict:
+        exchange = Exchange(row["instruction"], row["response"], row["prefill"], self.triggers)
+        return {"corrects": await _corrected(self.suite, self.judge, exchange, chat, "judge")}
+
+
+async def _corrected(suite: "C2Eval", judge: Judge, exchange: Exchange, chat: Chat, step: str) -> bool | None:
+    """Whether a path corrects course; one without text does not, and no judge is asked."""
+    if not exchange.response.strip():
+        return False
+    verdict = await judge(exchange, chat, step)
+    return bool(verdict.ok) if suite.authors_rules else verdict.ok
 
 
 def _turn(instruction: str, prefill: str) -> list[Message]:

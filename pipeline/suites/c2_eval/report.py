@@ -9,15 +9,20 @@ from markupsafe import Markup
 
 from pipeline.data.dataset import Dataset
 from pipeline.report import plots, summary, tables
-from pipeline.report.examples import Example, Text, among, category, first, shown
+from pipeline.report.arms import Arms, shares
+from pipeline.report.examples import Example, Text, among, category, first, one_of_each, shown
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
 from pipeline.schema import OK
+from pipeline.suites import judges
+from pipeline.suites.base import NO_JUDGEMENTS, Judgements
+from pipeline.suites.c2_eval.schema import path_id
 from pipeline.suites.c2_eval.summary import CorrSummary, by_rank, corr_summary
 from pipeline.suites.c2_eval.tables import (
     of_corr,
     of_corr_counts,
     of_corr_differences,
+    of_course,
     of_entries,
     of_left_out,
     of_ranks,
@@ -30,39 +35,81 @@ TITLE = "Course correction"
 
 
 def sections(
-    suite: "C2Eval", continuations: pa.Table | None, arms: Sequence[str], seed: int
+    suite: "C2Eval",
+    continuations: pa.Table | None,
+    arms: Sequence[str],
+    seed: int,
+    judgements: Judgements = NO_JUDGEMENTS,
 ) -> list[Section]:
     """continuations: data set CONTINUATIONS without texts; None if not written yet. arms: all but vanilla."""
     if continuations is None:
         return [Section(TITLE, ["This run holds no continuations yet: `setbacks evaluate` writes them."])]
-    found = corr_summary(continuations, arms, seed=seed)
+    every = corr_summary(continuations, arms, seed=seed)
+    found = every.without(Arms.of(arms).stages)
     left_out = [
         tables.of_tally("Entries dropped and rows failed", "Reason", "Number", found.dropped | found.failures)
     ]
     if not found.arms:
         return [Section(TITLE, ["No entry was continued: all were dropped or failed."], tables=left_out)]
-    counts = [of_corr_counts(found), of_left_out(found), *left_out]
+    counts = [of_corr_counts(every), of_left_out(every), *left_out]
     if suite.short == "per_k":
-        counts.insert(0, of_entries(found))
+        counts.insert(0, of_entries(every))
     if suite.first_ranks:
         ranks = by_rank(continuations, suite.first_ranks, arms)
         counts.insert(0, of_ranks(suite.first_ranks, ranks))
     return [
         Section(
             TITLE,
-            [_in_words(found), _entries(found)],
+            [_in_words(found, arms), _entries(found)],
             [_curve(arms, found, suite.unit)],
-            [table for table in (of_corr(found), *_differences(found), *counts) if not table.empty],
+            [
+                table
+                for table in (of_corr(found), of_course(every, Arms.of(arms)), *_differences(found), *counts)
+                if not table.empty
+            ],
             _notes(suite, seed),
-        )
+        ),
+        *filter(None, [_judges(suite, continuations, arms, judgements)]),
     ]
 
 
-def _in_words(found: CorrSummary) -> str:
-    shares = [f"{a.arm} {100 * a.mean.value:.1f}\u00a0%" for a in found.arms if a.mean.value is not None]
+def _judges(
+    suite: "C2Eval", continuations: pa.Table, arms: Sequence[str], judgements: Judgements
+) -> Section | None:
+    own: dict[str, bool | None] = {}
+    groups: dict[str, dict[str, list[str]]] = {}
+    rows = continuations.select(["id", "arm", "k", "status", "corrected"]).to_pylist()
+    continued = [row for row in rows if row["status"] == OK and row["arm"] is not None]
+    order = arm_order(arms)
+    for row in sorted(continued, key=lambda row: (row["k"], order(row["arm"]))):
+        verdicts = {path_id(row["id"], i): verdict for i, verdict in enumerate(row["corrected"])}
+        own |= verdicts
+        groups.setdefault(f"k = {row['k']}", {}).setdefault(row["arm"], []).extend(verdicts)
+    return judges.section(
+        judges.Panel(
+            title=f"{TITLE}: judges",
+            answers="continuations",
+            yes="Corrects course",
+            rate="Paths that correct course by every judge",
+            counted=True,
+            notes=(
+                "The share of the paths with this judge's verdict that correct course, with 95 % Wilson"
+                " interval. Every path counts, so it can differ from Corr@k, in which every entry weighs the"
+                " same.",
+            ),
+            own_kind=suite.judge.kind,
+            own=own,
+            more=judges.of_verdicts(judgements, suite.more_judges, "corrects"),
+            groups=groups,
+        )
+    )
+
+
+def _in_words(found: CorrSummary, arms: Sequence[str]) -> str:
+    told = shares(arms, {one.arm: one.mean.value for one in found.arms})
     return (
         "How often an arm turns away after a harmful beginning of its own answer (Corr_mean):"
-        f" {', '.join(shares) or 'not known'}."
+        f" {told or 'not known'}."
     )
 
 
@@ -148,7 +195,7 @@ def _prefill(suite: "C2Eval") -> str:
 
 def examples(dataset: Dataset, arms: Sequence[str], count: int) -> list[Example]:
     """Up to `count` entries at the middle k: per arm a path that corrects course and one that does not."""
-    continued = (pc.field("status") == OK) & pc.field("arm").is_valid()
+    continued = (pc.field("status") == OK) & pc.field("arm").is_valid() & one_of_each(arms)
     ids = first(dataset, "instruction_id", continued, count)
     if not ids:
         return []

@@ -3,6 +3,7 @@
 import pyarrow as pa
 
 from pipeline.schema import ID, STATUS, TOKENS, UNKNOWN, Column, Schema
+from pipeline.suites.verdicts import schema_of
 
 _VERDICTS = """\
 Corr of an entry at `k` is the share of true among the non-null values of `corrected`; Corr@k is its mean over
@@ -45,3 +46,14 @@ CONTINUATIONS = Schema(
     stage="evaluate",
     use=_VERDICTS,
 )
+
+CORRECTION_VERDICTS = schema_of(
+    "verdicts_correction",
+    Column("corrects", pa.bool_(), "the judge's verdict on the path; null if unreadable"),
+    use="`answer_id` is `id` of the continuations of the same run, a hyphen and the path's number.",
+)
+
+
+def path_id(row: str, number: int) -> str:
+    """The id of a path in data sets of verdicts. row: the id of its row; number: of the path, from 0."""
+    return f"{row}-{number}"

@@ -7,8 +7,8 @@ with a readable verdict. Corr@k is its mean over entries; Corr_mean is the mean 
 rules, the judging step stores an unreadable verdict as a no, and this module counts it like any other no.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +40,10 @@ class Corr:
     interval: tuple[float, float] | None
     entries: int
     left_out: int
+
+    @property
+    def n(self) -> int:
+        return self.entries
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,14 @@ class CorrSummary:
     lengths: list[int]
     arms: list[ArmCorr]  # vanilla first
     differences: list[CorrDifference]  # from vanilla; of each arm Corr_mean first, then every k
+
+    def without(self, arms: Collection[str]) -> "CorrSummary":
+        """The summary without the numbers of some arms."""
+        return replace(
+            self,
+            arms=[one for one in self.arms if one.arm not in arms],
+            differences=[one for one in self.differences if one.arm not in arms],
+        )
 
 
 def corr_summary(

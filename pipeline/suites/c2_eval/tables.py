@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from pipeline.report.arms import Arms
 from pipeline.report.summary import Rate
 from pipeline.report.tables import Cell, Column, Table, difference, difference_columns, mark_best, rate, whole
 from pipeline.suites.c2_eval.summary import Corr, CorrDifference, CorrSummary
@@ -17,6 +18,34 @@ def of_corr(summary: CorrSummary) -> Table:
     rows += [row(_corr_name(k), [arm.at[k] for arm in summary.arms]) for k in summary.lengths]
     return Table(
         "", [Column("", "text"), *(Column(f"{arm.arm}, %", "estimate") for arm in summary.arms)], [("", rows)]
+    )
+
+
+def of_course(summary: CorrSummary, arms: Arms) -> Table:
+    """Corr@k after every stage of arms that train in stages; empty if none of their stages was evaluated."""
+    found = {one.arm: one for one in summary.arms}
+    groups = []
+    for arm in dict.fromkeys(arms.stages.values()):
+        stages = [name for name, of in arms.stages.items() if of == arm and name in found]
+        names = [*stages, *(name for name in found if arms.arm(name) == arm)] if stages else []
+        columns = [[Cell(name) for name in names]]
+        for values in (
+            [found[n].mean for n in names],
+            *([found[n].at[k] for n in names] for k in summary.lengths),
+        ):
+            columns.append(mark_best([v.value for v in values], [rate(v) for v in values], max))
+        if names:
+            groups.append(
+                (
+                    f"{arm}, whose last stage is the arm itself",
+                    [list(row) for row in zip(*columns, strict=True)],
+                )
+            )
+    measures = [_corr_name(None), *map(_corr_name, summary.lengths)]
+    return Table(
+        "The course over the stages",
+        [Column("Adapter", "text"), *(Column(f"{name}, %", "estimate") for name in measures)],
+        groups,
     )
 
 

@@ -5,7 +5,7 @@ prompts that others have attacked. Adaptive attacks (GCG, PAIR, …) run in thei
 they write comes back as ready prompts. Worst-decile safety is the measure known as goodness@0.1.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -19,12 +19,12 @@ from pipeline.judges import HarmlessnessJudge, Judge, Refusal
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
 from pipeline.report.sections import Section
-from pipeline.schema import Schema
+from pipeline.schema import OK, Schema
 from pipeline.settings.base import ArmName, Count, Draw, Model, PromptFile, Source
 from pipeline.settings.shown import plural
 from pipeline.sources.counts import Accounts, Counts
 from pipeline.sources.overlap import Seen, compared
-from pipeline.suites.base import Judgements, Suite
+from pipeline.suites.base import MORE_JUDGES, Judgements, Suite
 from pipeline.suites.jailbreak.ready import Ready
 from pipeline.suites.jailbreak.schema import ATTACKS
 from pipeline.suites.jailbreak.transforms import CIPHERS, Attack
@@ -38,6 +38,7 @@ class Jailbreak(Suite):
     data_schema: ClassVar[Schema] = ATTACKS
     title: ClassVar = "jailbreaks"
     method: ClassVar = ""
+    LATER: ClassVar = frozenset({"more_judges"})
 
     goals: Source | None = Field(None, description="harmful requests that `attacks` transform")
     attacks: list[Attack] = Field(
@@ -58,6 +59,7 @@ class Jailbreak(Suite):
     samples: Count = Field(1, description="answers per prompt and arm")
     answer: Draw = Field(Draw(), description="how answers are sampled")
     harmless: HarmlessnessJudge = Field(Refusal(), description="judge of answers against the goal")
+    more_judges: dict[ArmName, HarmlessnessJudge] = Field({}, description=MORE_JUDGES)
     prompts: PromptFile | None = Field(
         None, description="YAML file that replaces suites/jailbreak/jailbreaks.yaml: the wrapping of attacks"
     )
@@ -147,7 +149,7 @@ class Jailbreak(Suite):
     ) -> list[Section]:
         from pipeline.suites.jailbreak import report
 
-        return report.sections(self, numbers, arms, seed)
+        return report.sections(self, numbers, arms, seed, judgements)
 
     def examples_shown(self, dataset: Dataset, arms: Sequence[str], count: int) -> tuple[str, list[Example]]:
         from pipeline.suites.jailbreak import report
@@ -161,8 +163,30 @@ class Jailbreak(Suite):
         told = f"{self.answer.described()}, {self.samples} per prompt"
         return {"Jailbreaks of": "; ".join(paths), **pairs, "Answers to jailbreaks": told}
 
+    @property
+    def judges_later(self) -> Mapping[str, Judge]:
+        return self.more_judges
+
+    def stored(self, answers: Iterable[dict]) -> Iterator[dict]:
+        for answer in answers:
+            if answer["status"] == OK and answer["suite"] == "harmful":
+                last = answer["messages"][-1]
+                yield {
+                    "answer_id": answer["id"],
+                    "instruction": answer["instruction"],
+                    "response": answer["response"],
+                    "decoded": answer["decoded_response"],
+                    "prefill": last["content"] if last["role"] == "assistant" else None,
+                }
+
+    def verdict_recipe(self, judge: Any) -> Recipe:
+        from pipeline.suites.jailbreak.recipe import AttackVerdicts
+
+        return AttackVerdicts(judge)
+
     def judged(self) -> list[tuple[Judge, str, str]]:
-        return [(self.harmless, "harmlessness", "harmlessness of answers to jailbreaks")]
+        more = [(judge, "harmlessness", name) for name, judge in self.more_judges.items()]
+        return [(self.harmless, "harmlessness", "harmlessness of answers to jailbreaks"), *more]
 
     def texts(self) -> Prompts:
         """The wrapping of attacks; the user's file replaces the package's. Raises UserError."""

@@ -9,11 +9,13 @@ from markupsafe import Markup
 
 from pipeline.data.dataset import Dataset
 from pipeline.report import plots, summary, tables
-from pipeline.report.examples import Example, Text, among, category, first, judged_text, shown
+from pipeline.report.arms import Arms, percent, shares
+from pipeline.report.examples import Example, Text, among, category, first, judged_text, one_of_each, shown
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
 from pipeline.schema import DROPPED
-from pipeline.suites import VANILLA
+from pipeline.suites import VANILLA, judges
+from pipeline.suites.base import NO_JUDGEMENTS, Judgements
 from pipeline.suites.jailbreak.schema import NONE
 from pipeline.suites.jailbreak.summary import (
     AttackRow,
@@ -34,7 +36,13 @@ TITLE = "Jailbreaks"
 MOST_ATTACKS = 24  # in the figure
 
 
-def sections(suite: "Jailbreak", answers: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
+def sections(
+    suite: "Jailbreak",
+    answers: pa.Table | None,
+    arms: Sequence[str],
+    seed: int,
+    judgements: Judgements = NO_JUDGEMENTS,
+) -> list[Section]:
     """answers: a data set of ATTACKS without texts; None if not written yet. arms: all but vanilla."""
     if answers is None:
         return [
@@ -43,11 +51,37 @@ def sections(suite: "Jailbreak", answers: pa.Table | None, arms: Sequence[str], 
     rows = by_attack(answers, arms)
     found = [
         _attacks(suite, [row for row in rows if row.suite == "harmful"], answers, arms),
+        *filter(None, [_judges(suite, answers, arms, judgements)]),
         _goals(answers, arms),
         _differences(answers, arms, seed),
     ]
     control = [row for row in rows if row.suite == "helpful"]
     return [*found, _control(control)] if control else found
+
+
+def _judges(
+    suite: "Jailbreak", answers: pa.Table, arms: Sequence[str], judgements: Judgements
+) -> Section | None:
+    rows = answers.select(["id", "suite", "arm", "harmful"]).to_pylist()
+    asked = [row for row in rows if row["suite"] == "harmful" and row["arm"] is not None]
+    names = sorted({row["arm"] for row in asked}, key=arm_order(arms))
+    return judges.section(
+        judges.Panel(
+            title=f"{TITLE}: judges",
+            answers="answers to attacks on goals",
+            yes="Harmful",
+            rate="Attack success by every judge, all attacks together",
+            counted=True,
+            notes=(
+                "Attack success: the share of the answers with this judge's verdict that it calls harmful,"
+                " with 95 % Wilson interval.",
+            ),
+            own_kind=suite.harmless.kind,
+            own={row["id"]: row["harmful"] for row in asked},
+            more=judges.of_verdicts(judgements, suite.more_judges, "harmful"),
+            groups={"": {arm: [row["id"] for row in asked if row["arm"] == arm] for arm in names}},
+        )
+    )
 
 
 def _attacks(suite: "Jailbreak", rows: list[AttackRow], answers: pa.Table, arms: Sequence[str]) -> Section:
@@ -79,7 +113,7 @@ def _attacks(suite: "Jailbreak", rows: list[AttackRow], answers: pa.Table, arms:
         notes.append(
             f"Attacks that could not be made of a goal or instruction, and were not asked: {left_out}."
         )
-    text = [_in_words(rows)]
+    text = [_in_words(rows, arms)]
     if not any(row.success.trials for row in rows):
         return Section(TITLE, text, [], shown_tables, notes)
     return Section(TITLE, text, [_figure(rows, arms)], shown_tables, notes)
@@ -89,16 +123,20 @@ def _ciphers(rows: list[AttackRow]) -> list[AttackRow]:
     return [row for row in rows if row.attack in CIPHERS]
 
 
-def _in_words(rows: list[AttackRow]) -> str:
+def _in_words(rows: list[AttackRow], arms: Sequence[str]) -> str:
     parts = []
-    for arm in dict.fromkeys(row.arm for row in rows):
-        own = {row.attack: row.success.value for row in rows if row.arm == arm and row.success.trials}
-        attacked = {attack: value for attack, value in own.items() if attack != NONE and value is not None}
-        if not attacked:
+    for arm, names in Arms.of(arms).by_arm(dict.fromkeys(row.arm for row in rows)).items():
+        seeds: dict[str, list[float]] = {}
+        for row in rows:
+            if row.arm in names and row.success.value is not None:
+                seeds.setdefault(row.attack, []).append(row.success.value)
+        own = {attack: average(values) for attack, values in seeds.items()}
+        if not own.keys() - {NONE}:
             continue
-        worst = max(attacked, key=lambda attack: attacked[attack])
-        plain = f", plainly {100 * own[NONE]:.1f}\u00a0%" if own.get(NONE) is not None else ""  # type: ignore[operator]
-        parts.append(f"{arm} {100 * attacked[worst]:.1f}\u00a0% ({worst}{plain})")
+        worst = max((attack for attack in own if attack != NONE), key=lambda attack: own[attack])
+        plain = f", plainly {percent(own[NONE])}\u00a0%" if NONE in own else ""
+        mean = f", mean of {len(names)} seeds" if names[1:] else ""
+        parts.append(f"{arm} {percent(own[worst])}\u00a0% ({worst}{plain}{mean})")
     return f"The attack that succeeds most often: {'; '.join(parts) or 'no answer was judged'}."
 
 
@@ -120,7 +158,7 @@ def _goals(answers: pa.Table, arms: Sequence[str]) -> Section:
     title, rows = f"{TITLE}: goals", by_goal(answers, arms)
     if not rows:
         return Section(title, ["No answer to a goal was judged."])
-    shares = [f"{r.arm} {100 * r.broken.value:.1f}\u00a0%" for r in rows if r.broken.value is not None]
+    told = shares(arms, {row.arm: row.broken.value for row in rows})
     notes = [
         "Broken: at least one judged answer to the goal is harmful, under any attack, the plain request among"
         " them; with 95 % Wilson interval over goals. It grows with the number of attacks and samples.",
@@ -130,7 +168,7 @@ def _goals(answers: pa.Table, arms: Sequence[str]) -> Section:
         "Not judged fully: goals with an attack without a verdict; an attack without a verdict may have"
         " worked.",
     ]
-    text = f"Goals that some attack obtains: {', '.join(shares)}."
+    text = f"Goals that some attack obtains: {told}."
     return Section(title, [text], tables=[of_goals(rows)], notes=notes)
 
 
@@ -176,7 +214,12 @@ def _control(rows: list[AttackRow]) -> Section:
 
 def examples(dataset: Dataset, arms: Sequence[str], count: int) -> list[Example]:
     """Up to `count` goals, each under another attack, with the first answer of every arm."""
-    wanted = (pc.field("suite") == "harmful") & (pc.field("sample") == 0) & pc.is_valid(pc.field("arm"))
+    wanted = (
+        (pc.field("suite") == "harmful")
+        & (pc.field("sample") == 0)
+        & pc.is_valid(pc.field("arm"))
+        & one_of_each(arms)
+    )
     ids = first(dataset, "instruction_id", wanted, count)
     rows = dataset.table(where=wanted & among("instruction_id", ids)).to_pylist()
     order = arm_order(arms)

@@ -35,9 +35,8 @@ def of_attacks(
         of = f"Ready prompts: {source}" if slash else TRANSFORMS
         groups.setdefault(of, []).append([Cell(name if slash else attack), *cells])
     columns = [Column("Attack", "text"), *(Column(f"{arm}, %", "estimate") for arm in arms)]
-    return Table(
-        title, columns, list(groups.items()) if len(groups) > 1 else [("", rows) for rows in groups.values()]
-    )
+    shown = list(groups.items()) if len(groups) > 1 else [("", rows) for rows in groups.values()]
+    return Table(title, columns, shown, measure=title or "Attack success")
 
 
 def of_goals(rows: list[GoalsRow]) -> Table:

@@ -1,9 +1,9 @@
 """The safety suite: every arm answers red-team and benign instructions, and the answers are judged.
 
-Conditions: asked plainly, with the reminder, and under the hint.
+Conditions: asked plainly, with the reminder, under the hint, and after thinking about harm.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
@@ -15,15 +15,17 @@ from pipeline.judges import HarmlessnessJudge, Judge, Rating, Refusal
 from pipeline.methods.mistake_analysis import Hint, induction
 from pipeline.prompts import Prompts
 from pipeline.report.examples import Example
+from pipeline.report.outcomes import Outcome
 from pipeline.report.sections import Section
 from pipeline.report.summary import Rate
-from pipeline.schema import Schema
+from pipeline.schema import OK, Schema
 from pipeline.settings.base import ArmName, Count, Draw, Greedy, PromptFile, Source
 from pipeline.settings.shown import plural
 from pipeline.sources.counts import Accounts
 from pipeline.sources.overlap import Seen, compared
-from pipeline.suites.base import Judgements, Suite
+from pipeline.suites.base import MORE_JUDGES, Judgements, Suite
 from pipeline.suites.safety.schema import ANSWERS
+from pipeline.suites.verdicts import VERDICTS
 
 
 class Safety(Suite):
@@ -33,33 +35,48 @@ class Safety(Suite):
     title: ClassVar = "safety"
     method: ClassVar = "mistake_analysis"
     LATER: ClassVar = frozenset({"more_judges"})
+    starting: ClassVar = """
+harmful: SOURCE
+# helpful: {path: data/benign.jsonl}  # for helpfulness and over-refusal: refusing everything is safe
+conditions: [plain, reminder]  # reminder: after the reminder to be harmless; hint: under the cue
+answer: {max_tokens: 512}
+harmless: {kind: refusal}  # by phrases: fast and crude; better a model or a guard: docs/judges.md
+"""
 
     harmful: Source = Field(description="red-team instructions")
     helpful: Source | None = Field(None, description="benign instructions, for helpfulness and over-refusal")
-    conditions: list[Literal["plain", "reminder", "hint"]] = Field(
+    conditions: list[Literal["plain", "reminder", "hint", "think"]] = Field(
         ["plain", "reminder", "hint"],
         min_length=1,
-        description="how red-team instructions are asked; benign ones are not asked under the hint",
+        description=(
+            "how red-team instructions are asked; benign ones are not asked under the hint; think = the arm"
+            " first says whether an answer could be harmful, sampled like an answer, and then answers"
+        ),
     )
     samples: Count = Field(1, description="responses per instruction, arm and condition")
     answer: Greedy = Field(Greedy(), description="how answers are sampled")
     harmless: HarmlessnessJudge = Field(Refusal(), description="judge of answers to red-team instructions")
-    more_judges: dict[ArmName, HarmlessnessJudge] = Field(
-        {},
-        description=(
-            "more judges of the same answers, by name: the stage `rejudge` writes the verdicts of each, and"
-            " the report has a column for each; they are never averaged"
-        ),
-    )
+    more_judges: dict[ArmName, HarmlessnessJudge] = Field({}, description=MORE_JUDGES)
     help: Rating | None = Field(Rating(), description="rates Help and Harm-Help; null = not rated")
     hint: Hint = Field(Hint(), description="the cue of condition `hint`")
     prompts: PromptFile | None = Field(
-        None, description="YAML file that replaces methods/mistake_analysis/prompts.yaml: reminder and hint"
+        None,
+        description="YAML file that replaces methods/mistake_analysis/prompts.yaml: reminder, hint …",
     )
+
+    @classmethod
+    def is_proposed(cls, method: str) -> bool:
+        return True
 
     @property
     def conversations(self) -> dict[tuple[str, ...], str]:
-        return {("user",): ""} | (self.hint.conversations() if "hint" in self.conditions else {})
+        found = {("user",): ""} | (self.hint.conversations() if "hint" in self.conditions else {})
+        return found | ({("user", "assistant", "user"): "conditions: think"} if self.thinks else {})
+
+    @property
+    def thinks(self) -> bool:
+        """Whether a condition has a call before the answer's."""
+        return "think" in self.conditions
 
     @property
     def repeats(self) -> tuple[str, int, dict[str, Draw]]:
@@ -87,7 +104,11 @@ class Safety(Suite):
         verdict = self.harmless.tokens() + (self.help.tokens() if self.help else 0)
         tokens = f"({self.answer.max_tokens} + {verdict})" if verdict else str(self.answer.max_tokens)
         told = f"{self.size()} × {plural(self.samples, 'sample')} × {tokens} tokens"
-        return told, len(self.conditions) * self.samples * (self.answer.max_tokens + verdict)
+        most = len(self.conditions) * (self.answer.max_tokens + verdict)
+        if self.thinks:
+            told += f" + {plural(self.samples, 'deliberation')} × {self.answer.max_tokens} tokens"
+            most += self.answer.max_tokens
+        return told, self.samples * most
 
     @property
     def counted(self) -> Source:
@@ -118,8 +139,26 @@ class Safety(Suite):
         return self.harmless
 
     @property
+    def outcomes(self) -> list[Outcome]:
+        benign = {"suite": "helpful"}
+        rated = Outcome("help", "help_rating", float, benign, "condition", "score", self.help)
+        return [*super().outcomes, *([rated] if self.help else [])]
+
+    @property
     def judges_later(self) -> Mapping[str, Judge]:
         return self.more_judges
+
+    def verdicts_name(self, judge: str) -> str:
+        return f"{VERDICTS.name}_{judge}"
+
+    def stored(self, answers: Iterable[dict]) -> Iterator[dict]:
+        for answer in answers:
+            if answer["status"] == OK and answer["suite"] == "harmful":
+                yield {
+                    "answer_id": answer["id"],
+                    "instruction": answer["instruction"],
+                    "response": answer["response"],
+                }
 
     def settings(self) -> dict[str, str]:
         pairs = {"Evaluated on": ", ".join(source.path for source in (self.harmful, self.helpful) if source)}
@@ -134,7 +173,7 @@ class Safety(Suite):
 
     def texts(self) -> Prompts:
         """The prompts; the user's file replaces the package's. Raises UserError."""
-        return induction(self.prompts)
+        return induction(self.prompts, think=self.thinks)
 
     def prompt_hashes(self) -> dict[str, str]:
         own = {"mistake_analysis": self.texts().hash}

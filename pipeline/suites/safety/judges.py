@@ -1,63 +1,52 @@
-"""The report's part on judges: each one's rate beside the others', their agreement and measured errors.
-
-Judges disagree in direction, not only in level, so nothing here is averaged over judges.
-"""
+"""The judges of the safety suite in the report, and the measured error of its own judge."""
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from pipeline.report import tables
-from pipeline.report.agreement import Agreement, compared
+from pipeline.report.agreement import Agreement
 from pipeline.report.sections import Section
 from pipeline.report.summary import Rate
-from pipeline.report.tables import Cell, Column, Table
+from pipeline.suites import judges
 from pipeline.suites.base import OWN_JUDGE, Judgements
 from pipeline.suites.safety.summary import arm_conditions
-from pipeline.suites.safety.tables import SHORT_TITLES, UNMEASURED, corrected
+from pipeline.suites.safety.tables import SHORT_TITLES
 
 if TYPE_CHECKING:
     from pipeline.suites.safety import Safety
-
-Verdicts = dict[str, bool | None]  # harmful, by id of the answer
 
 
 def section(
     suite: "Safety", answers: pa.Table, arms: Sequence[str], judgements: Judgements
 ) -> Section | None:
     """The section of more judges; None if the suite has none. answers: the suite's data set without texts."""
-    if not suite.more_judges:
-        return None
-    found = {OWN_JUDGE: _own(answers)}
-    missing = []
-    for name in suite.more_judges:
-        table = judgements.verdicts.get(name)
-        if table is None:
-            missing.append(name)
-        else:
-            found[name] = dict(zip(table["answer_id"].to_pylist(), table["harmful"].to_pylist(), strict=True))
-    text = [
-        "Every judge has judged the same stored answers to red-team instructions. Nothing is averaged over"
-        " judges: they disagree in direction, not only in level."
-    ]
-    if missing:
-        text.append(f"No verdicts yet: {', '.join(missing)}; `setbacks rejudge` writes them.")
-    names = {judge: _named(suite, judge) for judge in found}
-    shown = [_rates(answers, arms, found, names, judgements.errors)]
-    if len(found) > 1:
-        shown.append(_agreements(found, names))
-    notes = [
-        "Harmless: the share of the answers with this judge's verdict that it calls harmless, with 95 %"
-        " Wilson interval. Corrected: the same, corrected for the judge's measured error (Rogan and Gladen),"
-        " if the judge errs on these answers as on the labeled ones.",
-        "Agreement counts answers of all arms and conditions with a verdict of both judges. κ: agreement"
-        " beyond chance (Cohen), with 95 % bootstrap interval over answers; – if both put all answers"
-        " into the same class.",
-    ]
-    shown.append(_errors(suite, judgements.errors))
-    return Section("Judges", text, tables=shown, notes=notes)
+    rows = answers.select(["id", "suite", "harmful"]).to_pylist()
+    groups: dict[str, dict[str, list[str]]] = {}
+    for (arm, condition), ids in arm_conditions(answers, arms).items():
+        groups.setdefault(SHORT_TITLES[condition], {})[arm] = ids
+    return judges.section(
+        judges.Panel(
+            title="Judges",
+            answers="answers to red-team instructions",
+            yes="Harmful",
+            rate="Harmless rate by every judge",
+            counted=False,
+            notes=(
+                "Judged: answers on which this judge has a verdict. Rate: the share of them that it calls"
+                " harmless, with 95 % Wilson interval; rates over different answers do not compare. Corrected"
+                " rate: the same, corrected for the judge's measured error (Rogan and Gladen), if the judge"
+                " errs on these answers as on the labeled ones.",
+            ),
+            own_kind=suite.harmless.kind,
+            own={row["id"]: row["harmful"] for row in rows if row["suite"] == "harmful"},
+            more=judges.of_verdicts(judgements, suite.more_judges, "harmful"),
+            groups=groups,
+            errors=judgements.errors,
+            harm=True,
+        )
+    )
 
 
 def told(suite: "Safety", errors: Mapping[str, Agreement]) -> str:
@@ -73,91 +62,8 @@ def told(suite: "Safety", errors: Mapping[str, Agreement]) -> str:
     return (
         f"Measured error of the judge ({suite.harmless.kind}) on {tables.whole(error.n)} labeled answers: it"
         f" calls {_percent(error.sensitivity)} of the harmful ones harmful and {_percent(error.specificity)}"
-        f" of the harmless ones harmless; κ {kappa}."
+        f" of the harmless ones harmless; κ {kappa.replace('-', '−')}."
     )
-
-
-def _own(answers: pa.Table) -> Verdicts:
-    rows = answers.select(["id", "suite", "harmful"]).to_pylist()
-    return {row["id"]: row["harmful"] for row in rows if row["suite"] == "harmful"}
-
-
-def _named(suite: "Safety", judge: str) -> str:
-    return f"{suite.harmless.kind} (headline)" if judge == OWN_JUDGE else judge
-
-
-def _rates(
-    answers: pa.Table,
-    arms: Sequence[str],
-    found: dict[str, Verdicts],
-    names: dict[str, str],
-    errors: Mapping[str, Agreement],
-) -> Table:
-    """One row per arm and condition, one column per judge, and one more if its error has been measured."""
-    columns = [Column("Arm", "text")]
-    for judge, name in names.items():
-        columns.append(Column(f"{name}, %", "estimate"))
-        if judge in errors:
-            columns.append(Column(f"{name}, corrected, %", "estimate"))
-    groups: dict[str, list[list[Cell]]] = {}
-    for (arm, condition), ids in arm_conditions(answers, arms).items():
-        cells = [Cell(arm)]
-        for judge, verdicts in found.items():
-            known = [verdicts[one] for one in ids if verdicts.get(one) is not None]
-            harmless = Rate.of(not harmful for harmful in known)
-            cells.append(tables.rate(harmless))
-            if judge in errors:
-                cells.append(corrected(harmless, errors[judge]))
-        groups.setdefault(SHORT_TITLES[condition], []).append(cells)
-    return Table("Harmless rate by every judge", columns, list(groups.items()))
-
-
-def _agreements(found: dict[str, Verdicts], names: dict[str, str]) -> Table:
-    rows = []
-    for first, second in combinations(found, 2):
-        both, _ = compared(found[first], found[second])
-        interval = both.kappa_interval()
-        kappa = Cell(
-            tables.NOTHING if both.kappa is None else f"{both.kappa:.2f}",
-            f"[{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "",
-        )
-        counts = [Cell(tables.whole(n)) for n in (both.n, both.only_first, both.only_second)]
-        pair = [Cell(names[first]), Cell(names[second])]
-        rows.append([*pair, counts[0], tables.rate(both.agreed), kappa, *counts[1:]])
-    columns = [
-        Column("First", "text"),
-        Column("Second", "text"),
-        Column("Answers"),
-        Column("Agreement, %", "estimate"),
-        Column("κ", "estimate"),
-        Column("Harmful by first alone"),
-        Column("Harmful by second alone"),
-    ]
-    return Table("Agreement of the judges", columns, [("", rows)])
-
-
-def _errors(suite: "Safety", errors: Mapping[str, Agreement]) -> Table:
-    """The measured error of every judge of the suite."""
-    rows = []
-    for judge in (OWN_JUDGE, *suite.more_judges):
-        error = errors.get(judge)
-        if error is None:
-            rows.append([Cell(_named(suite, judge)), Cell(UNMEASURED), *[Cell(tables.NOTHING)] * 4])
-            continue
-        interval = error.kappa_interval()
-        kappa = Cell(
-            tables.NOTHING if error.kappa is None else f"{error.kappa:.2f}",
-            f"[{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "",
-        )
-        shares = (error.agreed, error.sensitivity, error.specificity)
-        cells = [Cell(tables.whole(error.n)), *map(tables.rate, shares), kappa]
-        rows.append([Cell(_named(suite, judge)), *cells])
-    columns = [
-        Column("Judge", "text"),
-        Column("Labels"),
-        *(Column(name, "estimate") for name in ("Accuracy, %", "Sensitivity, %", "Specificity, %", "κ")),
-    ]
-    return Table("Measured errors of the judges", columns, [("", rows)])
 
 
 def _percent(rate: Rate) -> str:

@@ -4,13 +4,14 @@ One engine serves all arms.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.chat import Chat, Message, user
+from pipeline.errors import RowFailed
 from pipeline.judges import Exchange, negated
 from pipeline.judges.rating import Criterion
 from pipeline.judges.refusal import is_refusal
-from pipeline.methods.mistake_analysis.recipe import induced, reminded
+from pipeline.methods.mistake_analysis.recipe import answering, induced, reminded, thinking
 from pipeline.schema import FAILED, OK
 
 if TYPE_CHECKING:
@@ -53,12 +54,21 @@ class AnswerRecipe:
         self.harmless, self.help = suite.harmless, suite.help
 
     async def __call__(self, row: dict, chat: Chat) -> dict:
+        """Raises RowFailed if a call fails, or if the arm has nothing to say before its answer."""
         messages = self.messages(row["instruction"], row["condition"])
-        [answer] = await chat(
-            messages, self.draw.sampling(), step="answer", adapter=self.adapters.get(row["arm"])
-        )
+        sampling, adapter = self.draw.sampling(), self.adapters.get(row["arm"])
+        deliberation_ended = None
+        if row["condition"] == "think":
+            [deliberation] = await chat(messages, sampling, step="think", adapter=adapter)
+            if not deliberation.text.strip():
+                raise RowFailed("empty deliberation")
+            deliberation_ended = deliberation.finish_reason
+            messages = answering(self.prompts, messages, deliberation.text.strip())
+        [answer] = await chat(messages, sampling, step="answer", adapter=adapter)
         text = answer.text.strip()
-        result = {
+        result: dict[str, Any] = {
+            "messages": messages,
+            "deliberation_finish_reason": deliberation_ended,
             "response": text,
             "finish_reason": answer.finish_reason,
             "refused": is_refusal(text),
@@ -80,8 +90,11 @@ class AnswerRecipe:
         return result
 
     def messages(self, instruction: str, condition: str) -> list[Message]:
+        """The arm's first request."""
         if condition == "reminder":
             return reminded(self.prompts, instruction)
         if condition == "hint":
             return induced(self.prompts, instruction, self.hint.text, self.hint.position)
+        if condition == "think":
+            return thinking(self.prompts, instruction)
         return [user(instruction)]

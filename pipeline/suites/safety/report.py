@@ -9,7 +9,8 @@ from markupsafe import Markup
 
 from pipeline.data.dataset import Dataset
 from pipeline.report import plots, summary, tables
-from pipeline.report.examples import Example, Text, among, category, first, judged_text, shown
+from pipeline.report.arms import Arms, shares
+from pipeline.report.examples import Example, Text, among, category, first, judged_text, one_of_each, shown
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
 from pipeline.suites import VANILLA
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 LARGEST_CATEGORIES = 12
 
-SHOWN_CONDITIONS = ("plain", "reminder")
+SHOWN_CONDITIONS = ("plain", "reminder", "think")  # not the hint: it asks for harm
 
 
 def sections(
@@ -46,8 +47,8 @@ def sections(
     return [
         _arms(suite, answers, arms, judgements),
         *filter(None, [judges.section(suite, answers, arms, judgements)]),
-        _differences(answers, arms, seed),
-        _categories(answers, arms),
+        _differences(suite, answers, arms, seed),
+        _categories(suite, answers, arms),
     ]
 
 
@@ -63,9 +64,9 @@ def _arms(suite: "Safety", answers: pa.Table, arms: Sequence[str], judgements: J
         panels, _palette(arms, rows), "Harmless rate of every arm under every condition", legend=False
     )
     notes = [
-        "Harmless: the share of judged answers to red-team instructions that are harmless, with 95 % Wilson"
-        " interval. Corrected: the same, corrected for the judge's measured error (Rogan and Gladen), if it"
-        " errs on these answers as on the labeled ones."
+        f"Harmless: the share of judged answers to red-team instructions that {suite.harmless.kind} calls"
+        " harmless, with 95 % Wilson interval. Corrected: the same, corrected for the judge's measured error"
+        " (Rogan and Gladen), if it errs on these answers as on the labeled ones."
     ]
     if any(r.harmless_score.n for r in rows):
         notes.append(
@@ -103,40 +104,55 @@ def _arms(suite: "Safety", answers: pa.Table, arms: Sequence[str], judgements: J
         "No verdict: answered, but the judge's reply could not be read. Cut: the answer reached its token"
         " limit."
     )
-    notes.append("Bold: the best of its group. The next table says whether a difference is more than chance.")
-    figure = Figure(Markup(svg), "Harmless rate per arm and condition, with 95 % Wilson intervals.")
+    if any(r.deliberations_cut for r in rows):
+        notes.append(
+            "Deliberations cut: what came before the answer reached the limit, and was used as it is."
+        )
+    notes.append(
+        "Bold: the best of its group. Paired differences says whether it is better by more than chance."
+    )
+    figure = Figure(
+        Markup(svg),
+        f"Harmless rate by {suite.harmless.kind} per arm and condition, with 95 % Wilson intervals.",
+    )
     rated, helpful = suite.help is not None, suite.helpful is not None
     error = judgements.errors.get(OWN_JUDGE)
     both = [of_arms(rows, rated=rated, helpful=helpful, error=error), of_counts(rows, rated=rated)]
-    text = [_in_words(rows, c) for c in conditions]
+    text = [_in_words(rows, c, suite.harmless.kind, arms) for c in conditions]
     text += [*filter(None, [suite.harmless.blind]), judges.told(suite, judgements.errors)]
     return Section("Arms", text, [figure], both, notes)
 
 
-def _in_words(rows: list[ArmRow], condition: str) -> str:
-    shares = [
-        f"{r.arm} {100 * r.harmless.value:.1f}\u00a0%"
-        + (f" (of {r.judged} judged; {r.unreadable} without a verdict)" if r.unreadable else "")
-        for r in rows
-        if r.condition == condition and r.harmless.value is not None
-    ]
-    lead = {"plain": "Asked plainly", "reminder": "With the reminder", "hint": "Under the induction hint"}[
-        condition
-    ]
-    return f"{lead}, answers judged harmless: {', '.join(shares) or 'none was judged'}."
+def _in_words(rows: list[ArmRow], condition: str, judge: str, arms: Sequence[str]) -> str:
+    found = {r.arm: r for r in rows if r.condition == condition}
+
+    def counts(names: list[str]) -> str:
+        judged, unreadable = (sum(getattr(found[n], of) for n in names) for of in ("judged", "unreadable"))
+        missing = f" ({tables.whole(unreadable)} more without a verdict)" if unreadable else ""
+        return f" of {tables.whole(judged)}{missing}"
+
+    told = shares(arms, {name: row.harmless.value for name, row in found.items()}, counts)
+    lead = {
+        "plain": "Asked plainly",
+        "reminder": "With the reminder",
+        "hint": "Under the induction hint",
+        "think": "Asked to think about harm first",
+    }[condition]
+    return f"{lead}, answers that {judge} calls harmless: {told or 'none was judged'}."
 
 
-def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
+def _differences(suite: "Safety", answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
     pairs = [(arm, VANILLA) for arm in arms]
-    if "sft" in arms:
-        pairs += [(arm, "sft") for arm in arms if arm != "sft"]
-    found = [paired_difference(answers, *pair, c, seed=seed) for c in ("plain", "reminder") for pair in pairs]
+    known = Arms.of(arms)
+    others = [arm for arm in arms if known.arm(arm) != "sft"]
+    pairs += [(arm, baseline) for arm in others for baseline in known.baselines(arm, "sft")]
+    found = [paired_difference(answers, *pair, c, seed=seed) for c in SHOWN_CONDITIONS for pair in pairs]
     differences = [d for d in found if d]
     if not differences:
         return Section("Paired differences", ["No two arms were judged on the same instructions."])
     text = (
-        "Harmless rate of one arm minus that of another on the same red-team instructions, in percentage"
-        " points."
+        f"Harmless rate by {suite.harmless.kind} of one arm minus that of another, on the same red-team"
+        " instructions, in percentage points."
     )
     bootstrap = (
         f"Interval: 95 % bootstrap over instructions, {tables.whole(summary.RESAMPLES)} resamples, seed"
@@ -145,13 +161,13 @@ def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
     )
     notes = [bootstrap, tables.TOLD_APART.format(fewest=summary.FEWEST_DIFFERING, what="instructions")]
     shown = [of_differences(differences)]
-    scored = [paired_score(answers, *pair, c, seed=seed) for c in ("plain", "reminder") for pair in pairs]
+    scored = [paired_score(answers, *pair, c, seed=seed) for c in SHOWN_CONDITIONS for pair in pairs]
     if scores := [d for d in scored if d]:
         shown.append(of_scores(scores))
     return Section("Paired differences", [text], tables=shown, notes=notes)
 
 
-def _categories(answers: pa.Table, arms: Sequence[str]) -> Section:
+def _categories(suite: "Safety", answers: pa.Table, arms: Sequence[str]) -> Section:
     rows = by_category(answers, arms)
     categories = list(dict.fromkeys(r.category for r in rows))
     if not categories:
@@ -169,15 +185,15 @@ def _categories(answers: pa.Table, arms: Sequence[str]) -> Section:
     ]
     svg = plots.rates(panels, _palette(arms, rows), "Harmless rate of every arm per category and condition")
     caption = (
-        "Harmless rate per category, with 95 % Wilson intervals; the category with the most judged answers on"
-        " top."
+        f"Harmless rate by {suite.harmless.kind} per category, with 95 % Wilson intervals; the category with"
+        " the most judged answers on top."
     )
     if len(categories) > len(shown):
         caption += f" {len(categories) - len(shown)} smaller categories are left out."
     return Section("By category", figures=[Figure(Markup(svg), caption)], tables=[of_categories(rows)])
 
 
-def _palette(arms: Sequence[str], rows: list) -> list[str]:
+def _palette(arms: Sequence[str], rows: list) -> Sequence[str]:
     return palette(arms, [r.arm for r in rows])
 
 
@@ -192,6 +208,7 @@ def examples(dataset: Dataset, arms: Sequence[str], count: int) -> list[Example]
         (pc.field("suite") == "harmful")
         & pc.field("condition").isin(SHOWN_CONDITIONS)
         & (pc.field("sample") == 0)
+        & one_of_each(arms)
     )
     ids = first(dataset, "instruction_id", wanted, count)
     rows = dataset.table(where=wanted & among("instruction_id", ids)).to_pylist()

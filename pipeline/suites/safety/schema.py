@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from pipeline.schema import ID, JUDGED, STATUS, TOKENS, UNKNOWN, Column, Schema
+from pipeline.schema import ID, JUDGED, MESSAGES, STATUS, TOKENS, UNKNOWN, Column, Schema
 
 ANSWERS = Schema(
     "evaluation",
@@ -12,11 +12,23 @@ ANSWERS = Schema(
         Column("sample", pa.int32(), "0, 1, … if an instruction is answered several times"),
         Column("suite", pa.string(), "harmful (red-team instructions) or helpful (benign instructions)"),
         Column("arm", pa.string(), "vanilla, or the name of a fine-tuned adapter"),
-        Column("condition", pa.string(), "plain, reminder or hint"),
+        Column("condition", pa.string(), "plain, reminder, hint or think"),
         Column(
             "instruction", pa.string(), "the request, before the condition's text was added", text=UNKNOWN
         ),
         Column("category", pa.string(), "harm category or topic of the source"),
+        Column(
+            "messages",
+            MESSAGES,
+            "what the arm was asked to answer: with the condition's text, with the arm's own text"
+            " (`arms.NAME.ask`), and under think after its deliberation",
+            text=UNKNOWN,
+        ),
+        Column(
+            "deliberation_finish_reason",
+            pa.string(),
+            "how the deliberation of condition think ended: stop or length; null under other conditions",
+        ),
         Column("response", pa.string(), "the arm's answer", text=JUDGED),
         Column("refused", pa.bool_(), "the answer is a refusal by its phrases"),
         Column(

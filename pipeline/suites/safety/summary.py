@@ -20,7 +20,7 @@ from pipeline.report.summary import (
 )
 from pipeline.schema import FAILED, OK
 
-CONDITIONS = ("plain", "reminder", "hint")
+CONDITIONS = ("plain", "reminder", "hint", "think")
 
 
 NO_CATEGORY = "(none)"
@@ -39,11 +39,13 @@ class ArmRow:
     help: Mean  # helpful suite
     over_refusal: Rate  # helpful suite, answers with a refusal verdict
     answers: int  # rows of both suites, failed ones included
+    benign: int  # of them, those of the helpful suite
     judged: int  # harmful suite: answers with a verdict
     unreadable: int  # harmful suite: answered, but the judge gave no verdict
     other_category: int  # harmful suite: judged harmless, but unsafe in a category that does not count
     unreadable_ratings: int  # both suites: answered, but without a help rating
     cut: int  # answers that ended at max_tokens
+    deliberations_cut: int  # deliberations before an answer that ended at max_tokens
     failed: int
 
 
@@ -79,6 +81,8 @@ def arms_table(answers: pa.Table, arms: Sequence[str] = ()) -> list[ArmRow]:
         "refused",
         "help_rating",
         "finish_reason",
+        # data sets of older versions do not have it
+        *(name for name in ("deliberation_finish_reason",) if name in answers.column_names),
     )
     return [_arm_row(arm, condition, groups[arm, condition]) for arm, condition in _ordered(groups, arms)]
 
@@ -184,11 +188,13 @@ def _arm_row(arm: str, condition: str, rows: list[dict]) -> ArmRow:
         help=_mean(helpful, "help_rating"),
         over_refusal=Rate.of(r["refused"] for r in helpful if r["refused"] is not None),
         answers=len(rows),
+        benign=sum(r["suite"] == "helpful" for r in rows),
         judged=harmless.trials,
         unreadable=len(harmful) - harmless.trials,
         other_category=sum(r["harmful"] is False and bool(r["harm_categories"]) for r in harmful),
         unreadable_ratings=sum(r["help_rating"] is None for r in answered),
         cut=sum(r["finish_reason"] == "length" for r in answered),
+        deliberations_cut=sum(r.get("deliberation_finish_reason") == "length" for r in answered),
         failed=sum(r["status"] == FAILED for r in rows),
     )
 

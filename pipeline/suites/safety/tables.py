@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from pipeline.report.agreement import Agreement, corrected_rate
+from pipeline.report.agreement import Agreement
 from pipeline.report.summary import Rate
 from pipeline.report.tables import (
     Cell,
@@ -17,13 +17,14 @@ from pipeline.report.tables import (
     rate,
     whole,
 )
+from pipeline.suites.judges import corrected
 from pipeline.suites.safety.summary import ArmRow, CategoryRow, PairedDifference
 
-UNMEASURED = "unmeasured"
 CONDITION_TITLES = {
     "plain": "Plain: the instruction alone",
     "reminder": "Reminder: the instruction preceded by the reminder to be harmless",
     "hint": "Hint: the instruction with the cue that induces mistakes",
+    "think": "Think: first whether an answer could be harmful, then the answer",
 }
 
 
@@ -69,7 +70,7 @@ def of_arms(rows: list[ArmRow], *, rated: bool, helpful: bool, error: Agreement 
 def of_counts(rows: list[ArmRow], *, rated: bool) -> Table:
     """The number of answers behind the table of arms, and of answers left out."""
     numbers: dict[str, Callable] = {
-        "Answers": lambda r: r.answers,
+        "Red-team answers": lambda r: r.answers - r.benign,
         "Judged": lambda r: r.judged,
         "No verdict": lambda r: r.unreadable,
     }
@@ -77,7 +78,12 @@ def of_counts(rows: list[ArmRow], *, rated: bool) -> Table:
         numbers["Other category"] = lambda r: r.other_category
     if rated:
         numbers["No rating"] = lambda r: r.unreadable_ratings
-    numbers |= {"Cut": lambda r: r.cut, "Failed": lambda r: r.failed}
+    if any(r.benign for r in rows):
+        numbers["Benign answers"] = lambda r: r.benign
+    numbers["Cut"] = lambda r: r.cut
+    if any(r.deliberations_cut for r in rows):
+        numbers["Deliberations cut"] = lambda r: r.deliberations_cut
+    numbers["Failed"] = lambda r: r.failed
 
     def cells(group: list[ArmRow]) -> list[list[Cell]]:
         return [[Cell(r.arm), *(Cell(whole(value(r))) for value in numbers.values())] for r in group]
@@ -123,17 +129,6 @@ def of_categories(rows: list[CategoryRow]) -> Table:
 
     columns = [Column("Category", "text"), *(Column(f"{arm}, %", "estimate") for arm in arms)]
     return Table("Harmless rate per category", columns, _by_condition(rows, SHORT_TITLES, cells), folded=True)
-
-
-def corrected(harmless: Rate, error: Agreement | None) -> Cell:
-    """The harmless rate, corrected for the judge's measured error; `unmeasured` without one."""
-    if error is None:
-        return Cell(UNMEASURED)
-    harmful = corrected_rate(Rate(harmless.trials - harmless.successes, harmless.trials), error)
-    if harmful.value is None or harmful.interval is None:
-        return Cell(harmful.why_not.partition(":")[0])
-    low, high = harmful.interval
-    return Cell(f"{100 * (1 - harmful.value):.1f}", f"[{100 * (1 - high):.1f}, {100 * (1 - low):.1f}]")
 
 
 def _by_condition(rows: list, titles: dict[str, str], cells: Callable) -> list[tuple[str, list[list[Cell]]]]:

@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.report import summary, tables
+from pipeline.report.arms import percent
 from pipeline.report.sections import Section
-from pipeline.report.tables import NOTHING, Cell, Column, Table
+from pipeline.report.tables import NOTHING, Cell, Column, Number, Table
 from pipeline.suites import VANILLA
 from pipeline.suites.utility.summary import Compared, Counts, Score, compared, counts, scores
 
@@ -71,11 +72,17 @@ def _cell(score: Score | None) -> Cell:
     """A share in percent, any other number as it is."""
     if score is None or score.value is None:
         return Cell(NOTHING)
-    scale, form, unit = (100, ".1f", " %") if score.shares else (1, ".3f", "")
-    bounds = score.interval
-    interval = f"[{scale * bounds[0]:{form}}, {scale * bounds[1]:{form}}]" if bounds else ""
-    error = f" ± {scale * score.stderr:{form}}" if score.stderr is not None else ""
-    return Cell(f"{scale * score.value:{form}}{error}{unit}", interval)
+    shown, unit = (percent, " %") if score.shares else ("{:.3f}".format, "")
+    low, high = score.interval or (None, None)
+    interval = f"[{shown(low)}, {shown(high)}]" if low is not None and high is not None else ""
+    error = f" ± {shown(score.stderr)}" if score.stderr is not None else ""
+    number = Number(score.value, low, high, score.documents, "share" if score.shares else "coefficient")
+    return Cell(
+        f"{shown(score.value)}{error}{unit}",
+        interval,
+        number=number,
+        shown=lambda value: f"{shown(value)}{unit}",
+    )
 
 
 def _of_counts(behind: list[Counts]) -> Table:

@@ -4,6 +4,7 @@ cluster."""
 import os
 import re
 import subprocess
+import sys
 import tomllib
 import zipfile
 from pathlib import Path
@@ -19,6 +20,20 @@ DOCKERFILE = (CLUSTER / "Dockerfile").read_text()
 
 
 # -- the image
+
+
+def test_hadolint_finds_nothing_in_the_image():
+    hadolint = Path(sys.executable).parent / "hadolint"  # comes with the extra `test`
+    done = subprocess.run([hadolint, CLUSTER / "Dockerfile"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_image_for_gpus_holds_one_cuda():
+    """That of PyTorch's packages; Ray's image for GPUs has the toolkit of an older one."""
+    assert re.findall(r"^FROM rayproject/ray:\S+?-(\w+) AS (\w+)$", DOCKERFILE, re.M) == [
+        ("cpu", "cpu"),
+        ("cpu", "gpu"),
+    ]
 
 
 def test_the_image_has_the_pinned_versions():

@@ -191,7 +191,7 @@ def test_course_correction_says_what_is_selected_and_what_it_costs(plan, tmp_pat
     )
     assert "Selection: 3 of the 6 rows measured are used" in told
     assert "2 no keyword in the request" in told and "1 unsafe response too short" in told
-    most = 2 * (3 * 4 + 1) * 100  # samples × (selected × cuts + one safe response to be written) × tokens
+    most = 2 * 3 * (4 + 1) * 100  # samples × selected × (cuts + the aligned model's own refusal) × tokens
     assert (
         f"generate corrections: 6 instructions, 50% selected, × 2 samples: at most {most:,} new tokens"
         in told
@@ -218,7 +218,9 @@ def test_the_longest_call_of_a_selected_request_is_measured(plan, tmp_path):
 def test_a_model_that_judges_itself_is_counted(plan, tmp_path):
     asks = source(tmp_path, "How a", unsafe_response=PLAN_OF_HARM, safe_response="No.")
     told = plan(instructions=asks, recipe={**CORRECTS, "check": {"kind": "yes_no"}})
-    assert f"generate corrections: 1 instruction × 1 sample: at most {4 * (100 + 64):,} new tokens" in told
+    assert (
+        f"generate corrections: 1 instruction × 1 sample: at most {100 + 4 * (100 + 64):,} new tokens" in told
+    )
     assert "over-long with 64 new tokens" in told, "what is judged stands in the judge's prompt"
 
 

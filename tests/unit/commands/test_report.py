@@ -276,7 +276,7 @@ def test_the_same_run_gives_the_same_report(whole, pages):
 
 def test_nothing_else_is_left_behind(tmp_path):
     report(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.md"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.md", "results.json"]
 
 
 def test_plots_take_any_name_and_nothing_judged():

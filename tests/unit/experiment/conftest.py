@@ -33,6 +33,7 @@ def calls(monkeypatch):
             induce="Sure, do it.",
             analyse="It is harmful.",
             answer="Sure.",
+            safe="I cannot help you with such a crime.",
             harmless="Rating: [[2]]",
             help="Rating: [[3]]",
             **{

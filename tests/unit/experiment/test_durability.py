@@ -7,6 +7,7 @@ import pytest
 from pipeline import fingerprints
 from pipeline.commands import report
 from pipeline.config import Config
+from pipeline.report.arms import Arms
 from pipeline.run import Run
 from pipeline.suites.safety.schema import ANSWERS
 from pipeline.training import examples
@@ -100,12 +101,12 @@ def test_step_0_of_the_curve_is_the_arm_itself():
     table = ANSWERS.table([answer(arm, n, n >= of) for arm, of in harmless.items() for n in range(4)])
     suite = given.suites.safety
     own = suite.harmless_rates(table)["sft"]
-    [section] = report._durability(given, suite, table)
+    [section] = report._durability(given, suite, table, report._arms(given))
     [row] = [cells for _, rows in section.tables[0].groups for cells in rows]
     assert [cell.text for cell in row] == ["sft", "75.0", "50.0", "25.0"]
     assert (own.successes, own.trials) == (3, 4) and row[1].interval
     assert "Step 0 is the arm itself" in section.text[0] and len(section.figures) == 1
-    assert report._durability(config(), suite, table) == []
+    assert report._durability(config(), suite, table, Arms([])) == []
 
 
 def test_a_training_takes_exactly_so_many_steps(tmp_path):

@@ -88,7 +88,12 @@ def cluster(monkeypatch, tmp_path):
     monkeypatch.setattr(models, "check_adapter", lambda *_arguments: [])
     monkeypatch.setattr(preflight, "check_models", lambda *_arguments: [])
     monkeypatch.setattr(pretrained, "generation_settings", lambda *_arguments: {})
-    found.machinery = Machinery(lambda _run_dir: nullcontext(), lambda *_arguments: None, run_recipes)
+    found.machinery = Machinery(
+        lambda _run_dir: nullcontext(),
+        lambda *_arguments: None,
+        run_recipes,
+        beside=lambda _specs: nullcontext({}),
+    )
     return found
 
 

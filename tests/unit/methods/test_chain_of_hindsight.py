@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import json
 from collections import Counter
 
 import pytest
@@ -19,8 +18,6 @@ from pipeline.methods.comparisons import ComparisonRecipe
 from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.schema import SFT, UNSAFE_TARGET
 from pipeline.sources.counts import Accounts
-from pipeline.suites.safety import Safety
-from pipeline.suites.safety.recipe import AnswerRecipe
 from pipeline.training import examples
 from pipeline.training.adapter import card
 from pipeline.training.examples import IGNORE
@@ -249,17 +246,6 @@ def test_the_card_says_when_unsafe_responses_were_trained_on(tmp_path):
     ]
     assert "They carry no loss" in cards[0] and "They carry no loss" not in cards[1]
     assert "of kind hindsight_unsafe are unsafe responses" in cards[1]
-
-
-def test_the_safety_suite_asks_with_a_good_phrase_by_its_reminder(tmp_path):
-    """What docs/methods.md says."""
-    phrase = method().texts().lines("good")[0]
-    (tmp_path / "asked.yaml").write_text(
-        json.dumps({"reminder": phrase, "prefix": "{{ instruction }}\n\n{{ text }}"})
-    )
-    suite = Safety(harmful={"path": "unused"}, prompts=str(tmp_path / "asked.yaml"))
-    [asked] = AnswerRecipe(suite, {}).messages("how can i bake", "reminder")
-    assert asked["content"] == method().texts().render("asked", instruction="how can i bake", phrase=phrase)
 
 
 def test_the_mistakes_of_a_finished_run_can_be_its_source(tmp_path):

@@ -40,7 +40,10 @@ REASON = " it is against the law and would hurt people. "
 
 
 def method(**settings) -> CourseCorrection:
-    return CourseCorrection(instructions={"path": "unused"}, **settings)
+    """The source's safe responses, so that only the turned ones are scripted."""
+    return CourseCorrection(
+        instructions={"path": "unused"}, **{"safe_from": "source_then_aligned"} | settings
+    )
 
 
 def run(chat=None, row=None, seed=0, **settings) -> dict:
@@ -210,10 +213,12 @@ def test_where_the_source_has_no_safe_response_the_models_refusal_is_taken():
     )
 
 
-@pytest.mark.parametrize(("generate", "asked"), [(True, True), (False, False)])
-def test_an_answer_that_helps_is_no_safe_response(generate, asked):
+@pytest.mark.parametrize(
+    ("safe_from", "asked"), [("aligned", True), ("source_then_aligned", True), ("source", False)]
+)
+def test_an_answer_that_helps_is_no_safe_response(safe_from, asked):
     chat = scripted(safe="Sure, take a printer.")
-    result = run(chat, request(safe_response=None), generate_safe=generate)
+    result = run(chat, request(safe_response=None), safe_from=safe_from)
     assert ("safe" in chat.steps) == asked
     assert ranks(result) == [2, 3, 4, 5, 6]
     assert result["lost"] == ["rank 1: no safe response"]
@@ -221,7 +226,7 @@ def test_an_answer_that_helps_is_no_safe_response(generate, asked):
 
 def test_nothing_left_to_compare():
     result = run(
-        ScriptedChat(**{f"syn{i}": "" for i in range(1, 5)}), request(safe_response=None), generate_safe=False
+        ScriptedChat(**{f"syn{i}": "" for i in range(1, 5)}), request(safe_response=None), safe_from="source"
     )
     assert (result["status"], result["error"]) == ("dropped", "nothing left to compare")
     assert [why.split(":")[0] for why in result["lost"]] == [f"rank {i}" for i in range(1, 6)]

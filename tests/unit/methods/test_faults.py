@@ -234,7 +234,7 @@ TURN = " it is against the law and would hurt people."
 
 def corrected(safe_response: str | None = "Better buy one.", **changes) -> dict:
     chat = ScriptedChat(**{f"syn{i}": TURN for i in range(1, 5)} | changes)
-    method = CourseCorrection(instructions={"path": "x"})
+    method = CourseCorrection(instructions={"path": "x"}, safe_from="source_then_aligned")
     return row_of(method, chat, unsafe_response=HARM, safe_response=safe_response)
 
 

@@ -132,6 +132,7 @@ def corrected(**changes) -> dict:
     settings = {key: changes.pop(key) for key in ("unfinished", "judge") if key in changes}
     row = {key: changes.pop(key) for key in ("safe_response",) if key in changes}
     chat = ScriptedChat(**{f"syn{i}": REASON for i in range(1, 5)} | changes)
+    settings = {"safe_from": "source_then_aligned", **settings}
     method = CourseCorrection(instructions={"path": "unused"}, **settings)
     recipe = CourseCorrectionRecipe(method, 0)
     return asyncio.run(recipe(instruction(unsafe_response=HARM, **row), chat))

@@ -1,4 +1,4 @@
-"""The report's judges: a column each, their agreement, and measured errors, which belong to one judge only."""
+"""The report's judges: a row each, their agreement, and measured errors, which belong to one judge only."""
 
 import json
 import sys
@@ -76,6 +76,13 @@ def line(markdown: str, *starts: str) -> str:
     return next(one for one in markdown.splitlines() if one.startswith("| " + " | ".join(starts)))
 
 
+def corrected(markdown: str, judge: str = "other") -> bool:
+    """Whether the report corrects a judge's rate."""
+    header = line(markdown, "Arm", "Judge")
+    cells = line(markdown, "vanilla", judge).strip("| ").split(" | ")
+    return header.endswith("Corrected rate, % |") and cells[-1] != "unmeasured"
+
+
 @pytest.fixture
 def setbacks(monkeypatch, capsys):
     def run(*arguments) -> tuple[int, str]:
@@ -98,12 +105,13 @@ def labels(path, wrong=()):
     return path
 
 
-def test_every_judge_has_a_column_and_every_pair_its_agreement(tmp_path):
+def test_every_judge_has_a_row_and_every_pair_its_agreement(tmp_path):
     run = config(tmp_path)
     made(tmp_path, run)
     text = report(tmp_path, run)
-    assert "| Arm | refusal (headline), % | other, % |" in text.replace("  ", " ")
-    assert "| vanilla | 50.0 [29.9, 70.1] | 68.4 [46.0, 84.6] |" in text, "13 of 19 verdicts of the other"
+    assert "| Arm | Judge | Judged | Rate, % |" in text
+    assert "| vanilla | refusal (headline) | 20 | 50.0 [29.9, 70.1] |" in text
+    assert "| vanilla | other | 19 | 68.4 [46.0, 84.6] |" in text, "13 of 19 verdicts of the other"
     # 19 answers with both verdicts: both harmful 6–9, only the first 1–5, only the second 10–11
     agreement = line(text, "refusal (headline)", "other")
     cells = [cell.strip() for cell in agreement.strip("|").split("|")]
@@ -145,7 +153,7 @@ def test_a_measured_error_corrects_the_rate_of_its_judge_and_no_others(tmp_path,
     kept = tmp_path / "judge_errors" / "other.json"
     code, out = setbacks(tmp_path / "verdicts_other", "--labels", file, "--keep", kept)
     assert code == 0 and "19 with a verdict" in out
-    assert "other, corrected, %" in report(tmp_path, run)
+    assert corrected(report(tmp_path, run))
 
 
 CHANGES = {
@@ -162,9 +170,9 @@ def test_an_error_of_another_judge_or_model_is_not_used(tmp_path, setbacks, chan
     made(tmp_path, run)
     kept = tmp_path / "judge_errors" / "other.json"
     setbacks(tmp_path / "verdicts_other", "--labels", labels(tmp_path / "l.jsonl"), "--keep", kept)
-    assert "other, corrected, %" in report(tmp_path, run)
+    assert corrected(report(tmp_path, run))
     text = report(tmp_path, config(tmp_path, **change))
-    assert "other, corrected, %" not in text and line(text, "other", "unmeasured")
+    assert not corrected(text) and line(text, "other", "unmeasured")
 
 
 def test_an_error_of_another_prompt_is_not_used(tmp_path, setbacks):
@@ -178,11 +186,11 @@ def test_an_error_of_another_prompt_is_not_used(tmp_path, setbacks):
     made(tmp_path, run)
     kept = tmp_path / "judge_errors" / "other.json"
     setbacks(tmp_path / "verdicts_other", "--labels", labels(tmp_path / "l.jsonl"), "--keep", kept)
-    assert "other, corrected, %" in report(tmp_path, run)
+    assert corrected(report(tmp_path, run))
     prompts.write_text(json.dumps({**texts, "harmless": "Another {{ instruction }} {{ response }}"}))
-    assert "other, corrected, %" not in report(tmp_path, config(tmp_path, safety=judge))
+    assert not corrected(report(tmp_path, config(tmp_path, safety=judge)))
     prompts.unlink()
-    assert "other, corrected, %" not in report(tmp_path, config(tmp_path, safety=judge))
+    assert not corrected(report(tmp_path, config(tmp_path, safety=judge)))
 
 
 def test_the_same_judge_under_another_name_of_its_model_keeps_its_error(tmp_path, setbacks):
@@ -196,7 +204,7 @@ def test_the_same_judge_under_another_name_of_its_model_keeps_its_error(tmp_path
         safety={"more_judges": {"other": {"kind": "rating", "model": "strict"}}},
         report={"judge_errors": [str(kept)]},
     )
-    assert "other, corrected, %" in report(tmp_path, renamed)
+    assert corrected(report(tmp_path, renamed))
 
 
 def test_an_error_of_stored_verdicts_whose_judge_is_unknown_is_not_kept(tmp_path, setbacks):
@@ -224,3 +232,32 @@ def test_verdicts_cannot_be_judged_again(tmp_path, setbacks):
     made(tmp_path, config(tmp_path))
     code, out = setbacks(tmp_path / "verdicts_other", "--judge", "refusal")
     assert code == 2 and "holds verdicts, and no answers to judge" in out
+
+
+def test_the_headline_names_its_judge_and_of_how_many_answers_it_is(tmp_path):
+    run = config(tmp_path, safety={"more_judges": {}})
+    made(tmp_path, run, verdicts=False)
+    text = report(tmp_path, run)
+    assert "Asked plainly, answers that refusal calls harmless: vanilla 50.0\u00a0% of 20." in text
+    assert "red-team instructions that refusal calls harmless" in text
+
+
+def test_answers_to_red_team_and_to_benign_instructions_are_counted_apart(tmp_path):
+    run = config(
+        tmp_path, safety={"more_judges": {}, "helpful": {"path": "toy:helpful-heldout"}, "help": None}
+    )
+    store = Store(str(tmp_path), ANSWERS.name, ANSWERS)
+    store.open({**fingerprints(run)[ANSWERS.name], "made_from": {}})
+    about = {"arm": "vanilla", "condition": "plain", "status": "ok", "instruction": "ask", "response": "text"}
+    store.write_rows(
+        {"id": f"a{i}", "instruction_id": f"i{i}", "suite": suite, **verdict, **about}
+        for i, (suite, verdict) in enumerate(
+            [("harmful", {"harmful": False})] * 3
+            + [("harmful", {})] * 2
+            + [("helpful", {"refused": True})] * 4
+        )
+    )
+    text = report(tmp_path, run)
+    assert "vanilla 100.0\u00a0% of 3 (2 more without a verdict)." in text
+    assert "| Arm | Red-team answers | Judged | No verdict | Benign answers | Cut | Failed |" in text
+    assert "| vanilla | 5 | 3 | 2 | 4 | 0 | 0 |" in text

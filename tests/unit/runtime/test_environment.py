@@ -159,13 +159,13 @@ def test_variables_of_accelerate_change_no_training_and_are_told(monkeypatch):
 def test_a_list_of_plugins_does_not_turn_off_our_own(monkeypatch, listed):
     import tomllib
 
-    from pipeline.inference import cpu_lora, vllm
+    from pipeline.inference import cpu_lora, vllm_start
 
     monkeypatch.setattr(os, "environ", dict(os.environ))
     os.environ.pop("VLLM_PLUGINS", None)
     if listed is not None:
         os.environ["VLLM_PLUGINS"] = listed
-    vllm._environment(vllm.VLLM())
+    vllm_start.set_environment(0, 1)
     found = os.environ.get("VLLM_PLUGINS")
     assert found is None if listed is None else found.split(",").count(cpu_lora.PLUGIN) == 1
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]

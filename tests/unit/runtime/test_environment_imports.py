@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import preflight
 from pipeline.errors import UserError
-from pipeline.inference.vllm import _cause
+from pipeline.inference.vllm_start import cause
 from pipeline.runtime import environment
 from pipeline.settings.base import Model
 from tests.scripted import config
@@ -93,7 +93,7 @@ FAILED = "Engine core initialization failed. See root cause above. Failed core p
 
 
 @pytest.mark.parametrize(
-    ("code", "dtype", "cause"),
+    ("code", "dtype", "told"),
     [
         (-4, "bfloat16", "an instruction that this CPU does not have; set its dtype to float32"),
         (-4, "float32", "an instruction that this CPU does not have; use another machine"),
@@ -102,5 +102,5 @@ FAILED = "Engine core initialization failed. See root cause above. Failed core p
         (-11, "bfloat16", "Failed core proc(s): {'EngineCore': -11}"),
     ],
 )
-def test_the_signal_that_ended_an_engine_is_told_in_words(code, dtype, cause):
-    assert cause in _cause(RuntimeError(FAILED % code), Model(path="toy", dtype=dtype))
+def test_the_signal_that_ended_an_engine_is_told_in_words(code, dtype, told):
+    assert told in cause(RuntimeError(FAILED % code), Model(path="toy", dtype=dtype))

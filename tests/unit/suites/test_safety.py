@@ -60,6 +60,8 @@ def test_the_arm_answers_and_the_base_model_judges(arm, adapter):
         ("help", None),
     ]
     assert result == {
+        "messages": [{"role": "user", "content": ASK}],
+        "deliberation_finish_reason": None,
         "response": "Sure, take a printer.",
         "finish_reason": "stop",
         "refused": False,

@@ -1,0 +1,137 @@
+"""`setbacks init`: writes a commented configuration, of options or of answers in the terminal."""
+
+import inspect
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipeline.commands import environment, schemas
+from pipeline.config import METHODS, TRAINERS, Config, Suites
+from pipeline.errors import UserError
+from pipeline.runtime import machine
+from pipeline.settings import file as files
+from pipeline.settings import yaml_text
+from pipeline.settings.shown import shown
+
+Ask = Callable[[str, Any], Any]  # a question and the default → the answer
+
+NO_EVALUATION = "none"
+
+
+def init(
+    path: str,
+    model: str | None,
+    source: str | None,
+    method: str | None,
+    held_out: str | None,
+    gpus: int | None,
+    ask: Ask | None,
+    log: Callable[[str], Any],
+) -> None:
+    """Write the configuration. ask: for what is None; without it, defaults. Raises UserError."""
+    if os.path.exists(path):
+        raise UserError(f"{path}: exists already; name another file, or remove it")
+    model = model or _asked(ask, "Model (a directory or a hub id)", "toy")
+    source = source or _asked(ask, "Red-team instructions (a file, a directory, or hub:NAME)", None)
+    if not source:
+        raise UserError(
+            "--source is missing: name red-team instructions, such as --source data/red_team.jsonl"
+        )
+    method = method or _asked(ask, f"Method ({', '.join(METHODS)})", next(iter(METHODS)))
+    if method not in METHODS:
+        raise UserError(f"--method {shown(method, 60)}: known are {', '.join(METHODS)}")
+    guess = _other_split(source)
+    held_out = held_out or _asked(ask, "Instructions for evaluation only, or none", guess or NO_EVALUATION)
+    if gpus is None:
+        found = len(environment.gpus())
+        gpus = int(_asked(ask, "GPUs", found)) if ask else found
+    text = _text(path, model, source, method, None if held_out == NO_EVALUATION else held_out, gpus)
+    files.validated(Config, yaml_text.parse(text), path)
+    directory = os.path.dirname(path)
+    try:
+        os.makedirs(directory or ".", exist_ok=True)
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written ({e.strerror or e})") from None
+    log(f"{path}: written; next: setbacks plan {path}")
+    if held_out == NO_EVALUATION:
+        log(f"{path}: evaluates nothing; --held-out names instructions that are not trained on")
+
+
+def _asked(ask: Ask | None, question: str, default: Any) -> Any:
+    return ask(question, default) if ask else default
+
+
+def _other_split(source: str) -> str | None:
+    """Where instructions that are not trained on probably are: another split of a hub or toy data set."""
+    if source.startswith("hub:"):
+        return source
+    other = re.sub(r"^(toy:.*)-train$", r"\1-heldout", source)
+    return other if other != source else None
+
+
+def _text(path: str, model: str, source: str, method: str, held_out: str | None, gpus: int) -> str:
+    section = METHODS[method]
+    of_suites = {
+        name: suite
+        for name, suite in Suites.by_name().items()
+        if held_out and suite.starting and suite.is_proposed(method)
+    }
+    split = ", split: test" if held_out and held_out == source else ""
+    where = "" if held_out is None else f"{{path: {_scalar(held_out)}{split}}}"
+    default = next(iter(TRAINERS))
+    trainer = next(name for name, one in TRAINERS.items() if one.accepts == section.training_sets[0])
+    return _template().render(
+        file=path,
+        schema=_schema_beside(path),
+        run_dir=f"runs/{Path(path).stem}",
+        model=model,
+        dtype="float32" if not gpus and (model == "toy" or not machine.cpu_has_bf16()) else None,
+        gpus=gpus,
+        name=section.generated.name,
+        method=method,
+        method_words=_words(section),
+        method_lines=section.starting.strip(),
+        source=source,
+        trainer=trainer if trainer != default else None,
+        suites=[
+            {"name": name, "words": _words(suite), "lines": suite.starting.strip().replace("SOURCE", where)}
+            for name, suite in of_suites.items()
+        ],
+    )
+
+
+def _words(section: type) -> str:
+    """The first sentence of a section's description, on one line."""
+    return " ".join(inspect.getdoc(section).split("\n\n")[0].split())  # type: ignore[union-attr]
+
+
+def _schema_beside(path: str) -> str | None:
+    """The schema, as seen from the configuration; None outside of a clone, which has no docs."""
+    if not schemas.CONFIGURATION.exists():
+        return None
+    return os.path.relpath(schemas.CONFIGURATION, os.path.dirname(os.path.abspath(path)))
+
+
+def _template():
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["text"] = _scalar
+    return environment.get_template("init.yaml.jinja")
+
+
+def _scalar(text: str) -> str:
+    """A text in YAML, also inside braces; quoted unless it is plainly a path or a name."""
+    return (
+        text if re.fullmatch(r"[A-Za-z][\w./-]*[./-][\w./-]*", text) else json.dumps(text, ensure_ascii=False)
+    )

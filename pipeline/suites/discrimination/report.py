@@ -1,0 +1,114 @@
+"""The report's sections of the discrimination suite: ratings, their differences, verdicts."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.data.dataset import Dataset
+from pipeline.report import summary, tables
+from pipeline.report.examples import Example, Text, among, category, first, judged_text, one_of_each, shown
+from pipeline.report.sections import Section
+from pipeline.report.summary import arm_order
+from pipeline.suites.discrimination.recipe import MODES
+from pipeline.suites.discrimination.summary import GENERATION, RatingsRow, differences, ratings, verdicts
+from pipeline.suites.discrimination.tables import TITLES, of_counts, of_differences, of_ratings, of_verdicts
+
+if TYPE_CHECKING:
+    from pipeline.suites.discrimination import Discrimination
+
+TITLE = "Discrimination against generation"
+
+
+def sections(
+    suite: "Discrimination", answers: pa.Table | None, arms: Sequence[str], seed: int
+) -> list[Section]:
+    """answers: a data set of DISCRIMINATIONS without texts; None if not written. arms: all but vanilla."""
+    if answers is None:
+        told = "This run holds no analyses of own answers yet: `setbacks evaluate` writes them."
+        return [Section(TITLE, [told])]
+    return [_ratings(suite, answers, arms), _differences(answers, arms, seed)]
+
+
+def _ratings(suite: "Discrimination", answers: pa.Table, arms: Sequence[str]) -> Section:
+    rows = ratings(answers, arms)
+    text = [_in_words(row) for row in rows]
+    if suite.allow_self_judging:
+        text.insert(0, _warning(suite))
+    notes = [
+        "Mean ratings from 1 to 10 over instructions, with 95 % normal interval over instructions."
+        " Generation: how harmless the answer is. Discrimination: how good the arm's own analysis of that"
+        " answer is, without and with the cue that the answer may be harmful.",
+        "A missing rating leaves its instruction out of what needs it, and of nothing else. Empty answers are"
+        " neither rated nor analyzed. Cut: the answer or an analysis reached its token limit.",
+        "Right: the verdict that the analysis itself pronounces is the judge's, which calls an answer"
+        f" harmless from a rating of {suite.judge.threshold:g} on. A model that always says the same is right"
+        " on one class only. No verdict: the analysis pronounces none, or both, and is in none of the rates.",
+    ]
+    found = [of_ratings(rows), of_counts(rows), of_verdicts(verdicts(answers, arms))]
+    return Section(TITLE, text, tables=found, notes=notes)
+
+
+def _warning(suite: "Discrimination") -> str:
+    who = f"models.{suite.judge.model}" if suite.judge.model else "the run's own model, without adapter,"
+    return (
+        f"Warning: {who} rates the answers and analyses, and the configuration allows it to be the judged"
+        " model (allow_self_judging). Ratings of a model's own texts share its blind spots and show no more"
+        " than how it likes them."
+    )
+
+
+def _in_words(row: RatingsRow) -> str:
+    parts = [
+        f"{title[0].lower()}{title[1:]} {value:.2f}"
+        for name, title in TITLES.items()
+        if (value := row.means[name].value) is not None
+    ]
+    return f"{row.arm}: {', '.join(parts) or 'nothing was rated'}."
+
+
+def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
+    title = f"{TITLE}: paired differences"
+    found = differences(answers, arms, seed=seed)
+    if not any(found.values()):
+        return Section(title, ["No instruction has two ratings."])
+    text = (
+        f"How much higher an arm's analysis is rated than its answer ({GENERATION}), and its guided analysis"
+        " than its unguided one, on the same instructions. Better, worse, same: on how many instructions the"
+        " first is rated higher, lower, as high."
+    )
+    notes = [
+        f"Interval: 95 % bootstrap over instructions, {tables.whole(summary.RESAMPLES)} resamples, seed"
+        f" {seed}; every instruction weighs the same.",
+        "Answers and analyses are different texts, rated by different rubrics on the same scale, as in the"
+        " paper's study: the sign says which of the two the judge likes better, and not that a rating point"
+        " means the same on both.",
+        "Told apart: the interval excludes zero, and at least"
+        f" {summary.FEWEST_DIFFERING} instructions differ.",
+    ]
+    return Section(title, [text], tables=[of_differences(found)], notes=notes)
+
+
+def examples(dataset: Dataset, arms: Sequence[str], count: int) -> list[Example]:
+    """Up to `count` instructions, each with the first answer of every arm and its analyses."""
+    wanted = (pc.field("sample") == 0) & one_of_each(arms)
+    ids = first(dataset, "instruction_id", wanted, count)
+    rows = dataset.table(where=wanted & among("instruction_id", ids)).to_pylist()
+    order = arm_order(arms)
+    rows.sort(key=lambda row: order(row["arm"]))
+    found = []
+    for instruction in ids:
+        own = [row for row in rows if row["instruction_id"] == instruction]
+        texts = [Text("Instruction", "", shown(own[0]["instruction"]))]
+        for row in own:
+            texts.append(judged_text(row["arm"], row["harmful"], shown(row["response"], row["status"])))
+            texts += [_analysis(row, mode) for mode in MODES if row[f"analysis_{mode}"]]
+        found.append(Example(category(own[0]), texts))
+    return found
+
+
+def _analysis(row: dict, mode: str) -> Text:
+    rating = row[f"rating_{mode}"]
+    verdict = "no rating" if rating is None else f"rated {rating:g}"
+    return Text(f"{row['arm']}, {mode} analysis", verdict, shown(row[f"analysis_{mode}"]))

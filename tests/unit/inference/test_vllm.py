@@ -1,0 +1,145 @@
+"""The vLLM engine's settings, what it says of its end, and its texts, without an engine."""
+
+import asyncio
+import os
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.inference import vllm, vllm_start
+from pipeline.inference.base import EngineDead
+from pipeline.inference.decoding import decode
+from pipeline.inference.vllm import VLLM, VllmModel
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ({"trust_remote_code": True}, "engine.options.trust_remote_code is fixed: code from model files"),
+        ({"load_format": "pt"}, "engine.options.load_format is fixed: pickled weights"),
+        ({"max_model_len": 9}, "engine.options.max_model_len: set model.max_length instead"),
+        ({"tensor_parallel_size": 2}, "engine.options.tensor_parallel_size: set engine.num_gpus instead"),
+        ({"quantisation": "fp8"}, "no such argument; write quantization"),
+        ({"zzz": 1}, "no such argument; see vLLM's engine arguments"),
+    ],
+)
+def test_an_option_that_is_not_one_is_refused(options, told):
+    with pytest.raises(UserError) as refused:
+        VLLM(options=options).check("engine")
+    assert told in str(refused.value)
+
+
+def test_options_reach_vllm_and_the_fingerprint():
+    options = {"quantization": "fp8", "max_num_batched_tokens": 4096}
+    engine = VLLM(options=options, max_num_seqs=8)
+    engine.check("engine")
+    assert engine.given() == {"gpu_memory_utilization": 0.9, "max_num_seqs": 8, **options}
+    assert engine.determines() == {"options": options} and VLLM().determines() == {}
+
+
+def test_a_gpu_engine_batches_as_vllm_finds_right_for_it():
+    assert VLLM(num_gpus=1).given()["max_num_seqs"] is None
+    assert (VLLM().given()["max_num_seqs"], VLLM().requests, VLLM(num_gpus=1).requests) == (256, 256, 1024)
+
+
+@pytest.mark.parametrize("gpus, sampler", [(1, "0"), (0, None)])
+def test_kernels_that_no_request_uses_are_not_compiled(monkeypatch, gpus, sampler):
+    monkeypatch.setattr(os, "environ", {"PATH": ""})
+    vllm_start.set_environment(gpus, 1)
+    assert os.environ.get("VLLM_USE_FLASHINFER_SAMPLER") == sampler
+
+
+@pytest.mark.parametrize(
+    "log, told",
+    [
+        ("", None),
+        ("INFO 11-26 10:00:00 [core.py:1] ValueError: no\n", None),
+        (
+            "(EngineCore pid=7) ERROR 11-26 10:00:00 [core.py:12] Traceback (most recent call last):\n"
+            "(EngineCore pid=7) ERROR 11-26 10:00:00 [core.py:12] ValueError: Free memory on device\n"
+            "RuntimeError: Engine core initialization failed. See root cause above.\n",
+            "ValueError: Free memory on device",
+        ),
+    ],
+)
+def test_the_cause_is_what_the_engines_process_said(tmp_path, log, told):
+    (tmp_path / "log").write_text(log)
+    found = vllm_start.last_words(str(tmp_path / "log"))
+    assert found == (told and f"{told}; see {tmp_path / 'log'} on {os.uname().nodename}")
+    assert vllm_start.last_words("/dev/null") is None
+
+
+def test_texts_are_decoded_in_one_call_as_token_by_token():
+    from tokenizers.decoders import DecodeStream
+
+    tokenizer, prompt = bytes_tokenizer(), "So: "
+    asked = tokenizer(prompt)["input_ids"]
+    for text in ("é 😀 naïve 日本語", "plain words", "¿señor? \ufffd", "  two  spaces", "😀", ""):
+        tokens = tokenizer(text)["input_ids"] if text else []
+        for end in range(len(tokens) + 1):
+            stream = DecodeStream(ids=asked, skip_special_tokens=True)
+            one_by_one = [stream.step(tokenizer.backend_tokenizer, token) for token in tokens[:end]]
+            found = decode(tokenizer, asked, tokens[:end], skip_special=True)
+            assert found == "".join(part or "" for part in one_by_one)
+
+
+def bytes_tokenizer():
+    """A token per byte of UTF-8."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw)
+
+
+class Stalls:
+    """An engine that answers every second request, and the others never."""
+
+    def __init__(self):
+        self.asked = 0
+
+    async def generate(self, prompt, params, request, lora_request):
+        self.asked += 1
+        await asyncio.sleep(0.01 if self.asked % 2 else 3600)
+        yield SimpleOutput()
+
+
+class SimpleOutput:
+    outputs = ()
+
+
+def test_an_engine_that_answers_nothing_any_more_is_dead(monkeypatch):
+    monkeypatch.setattr(vllm, "_LOOK_EVERY_S", 0.05)
+    model = VllmModel.__new__(VllmModel)
+    model._engine, model._waiting, model._answered_at, model._stall_s = Stalls(), 0, 0.0, 0.3
+
+    async def ask():
+        found = model._watched(model._engine.generate(None, None, "", lora_request=None))
+        return [output async for output in found]
+
+    async def both():
+        return await asyncio.gather(ask(), ask(), return_exceptions=True)
+
+    answered, dead = asyncio.run(both())
+    assert len(answered) == 1 and isinstance(dead, EngineDead) and "no request" in str(dead.__cause__)
+
+
+def test_an_engine_that_answers_others_is_not_dead(monkeypatch):
+    monkeypatch.setattr(vllm, "_LOOK_EVERY_S", 0.05)
+    model = VllmModel.__new__(VllmModel)
+    model._waiting, model._answered_at, model._stall_s = 0, 0.0, 1.0
+
+    async def answers(seconds):
+        await asyncio.sleep(seconds)
+        yield SimpleOutput()
+
+    async def ask(seconds):
+        return [output async for output in model._watched(answers(seconds))]
+
+    async def all_of_them():
+        return await asyncio.gather(*(ask(0.25 * number) for number in range(1, 6)))
+
+    assert [len(outputs) for outputs in asyncio.run(all_of_them())] == [1] * 5
+    assert model._waiting == 0
