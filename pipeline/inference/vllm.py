@@ -23,7 +23,6 @@ from pipeline.inference.base import Engine, EngineDead, Served
 from pipeline.inference.decoding import can_decode, decode
 from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import gpu_build
-from pipeline.runtime.session import in_actor
 from pipeline.settings.base import Count, Draw, Model, Natural
 
 # What vLLM 0.32 loads, by the name in `quantization_config.quant_method`.
@@ -172,7 +171,6 @@ class VllmModel:
         # user sees the message of `register`.
         cpu_lora.register()
         from vllm.usage.usage_lib import UsageContext
-        from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
         self._template = models.load_template(model, model_dir)
         self._marks = _thinking_tokens(self._template.tokenizer)
@@ -192,7 +190,7 @@ class VllmModel:
             self._engine = AsyncLLM.from_engine_args(
                 vllm_start.arguments(model, model_dir, local, gpus=engine.num_gpus, options=engine.given()),
                 usage_context=UsageContext.LLM_CLASS,  # vLLM's defaults for throughput
-                stat_loggers=[RayPrometheusStatLogger] if in_actor() else None,
+                stat_loggers=vllm_start.stat_loggers(engine.num_gpus),
             )
         except Exception as e:
             raise RunFailed(
