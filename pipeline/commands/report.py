@@ -58,7 +58,7 @@ def write_report(config: Config, run_dir: str) -> tuple[str, str]:
     paths = storage.join(run_dir, "report.html"), storage.join(run_dir, "report.md")
     for path, template in zip(paths, ("report.html", "report.md.jinja"), strict=True):
         storage.write_text(path, templates().get_template(template).render(page))
-    kept = report_results.results(config, name, model, _note(config), versions, found)
+    kept = report_results.results(config, name, model, _note(config), versions, found, _names(config))
     storage.write_text(storage.join(run_dir, report_results.FILE), report_results.dumped(kept))
     return paths
 
@@ -123,6 +123,12 @@ def _arms(config: Config, suite: Suite | None = None) -> Arms:
                 several[stage] = one.arm + stage.removeprefix(name)
         names.append(name)
     return Arms([*names, *config.adapters], several, stages)
+
+
+def _names(config: Config) -> set[str]:
+    """All names of arms that tables can have: those of means over seeds and of stages, too."""
+    known = [_arms(config), *(_arms(config, suite) for suite in config.suites.items().values())]
+    return {*config.arm_names, *(name for arms in known for name in (*arms, *arms.replicas.values()))}
 
 
 def _steps(lines: list[dict]) -> list[str]:
