@@ -151,7 +151,7 @@ def _agreements(panel: Panel, found: dict[str, Verdicts]) -> Table:
         both, _ = compared(found[first], found[second])
         counts = [Cell(tables.whole(n)) for n in (both.n, both.only_first, both.only_second)]
         pair = [Cell(_named(panel, first)), Cell(_named(panel, second))]
-        rows.append([*pair, counts[0], tables.rate(both.agreed), _kappa(both), *counts[1:]])
+        rows.append([*pair, counts[0], tables.rate(both.agreed), tables.kappa(both), *counts[1:]])
     columns = [
         Column("First", "text"),
         Column("Second", "text"),
@@ -164,10 +164,6 @@ def _agreements(panel: Panel, found: dict[str, Verdicts]) -> Table:
     return Table("Agreement of the judges", columns, [("", rows)])
 
 
-def _kappa(both: Agreement) -> Cell:
-    return tables.decimals(both.kappa, both.kappa_interval(), both.n)
-
-
 def _errors(panel: Panel) -> Table:
     """The measured error of every judge of the suite."""
     rows = []
@@ -177,7 +173,7 @@ def _errors(panel: Panel) -> Table:
             rows.append([Cell(_named(panel, judge)), Cell(UNMEASURED), *[Cell(tables.NOTHING)] * 4])
             continue
         shares = (error.agreed, error.sensitivity, error.specificity)
-        cells = [Cell(tables.whole(error.n)), *map(tables.rate, shares), _kappa(error)]
+        cells = [Cell(tables.whole(error.n)), *map(tables.rate, shares), tables.kappa(error)]
         rows.append([Cell(_named(panel, judge)), *cells])
     columns = [
         Column("Judge", "text"),
