@@ -28,7 +28,7 @@ NUMBER = 8
 @pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.__name__)
 def test_an_outcome_of_a_judges_column_names_the_judge(suite):
     outcomes = suite.model_construct().outcomes
-    assert outcomes, "every suite can be compared"
+    assert outcomes or suite.runs_apart, "every suite that asks arms can be compared"
     assert [one.name for one in outcomes if one.column in JUDGED and one.judge is None] == []
     assert [one.name for one in outcomes if one.column not in JUDGED and one.judge is not None] == []
 
