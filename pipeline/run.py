@@ -23,7 +23,8 @@ from pipeline.data.work import shared
 from pipeline.errors import RunFailed, UserError
 from pipeline.fingerprints import fingerprints
 from pipeline.inference.base import Engine
-from pipeline.inference.pool import NO_MODEL, OWN, Job, ModelSpec, run_recipes
+from pipeline.inference.pool import NO_MODEL, Job, ModelSpec, run_recipes
+from pipeline.inference.row_chat import OWN
 from pipeline.methods.base import Method
 from pipeline.runtime import attempt
 from pipeline.runtime.console import step_bar
@@ -77,7 +78,7 @@ class Making:
 
     rows:   the rows to do, of schema `listed`; reading them fills the counts of the sources.
     field:  the configuration field of the section that names the sources.
-    models: the models that the recipe asks, by name; its own is `pool.OWN`.
+    models: the models that the recipe asks, by name; its own is `row_chat.OWN`.
     inputs: digests of the upstream outputs, by name.
     first:  name of the model that the recipe asks first; None = its own.
     """
