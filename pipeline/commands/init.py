@@ -42,7 +42,7 @@ def init(
     source = source or _asked(ask, "Red-team instructions (a file, a directory, or hub:NAME)", None)
     if not source:
         raise UserError(
-            "--source is missing: name red-team instructions, such as --source data/red_team.jsonl"
+            "--source is missing: name red-team instructions, such as --source data/asks.jsonl"
         )
     method = method or _asked(ask, f"Method ({', '.join(PROPOSED)})", next(iter(PROPOSED)))
     if method not in PROPOSED:
