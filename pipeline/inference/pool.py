@@ -348,14 +348,18 @@ def tasks_of(undone: list[list[int]]) -> list[dict]:
     return tasks
 
 
-def in_flight(fitting: int, tasks: int, actors: int) -> tuple[int, int]:
+def in_flight(fitting: int, tasks: int, least: int, most: int) -> tuple[int, int]:
     """How many tasks an actor runs at a time, and how many it has, the waiting ones included.
 
-    fitting: as many as fill its engine. Ray Data gives tasks to the actors that are there and takes none
-    back, so an actor never has more than its share of all tasks: engines start minutes apart, and the first
-    would leave nothing to the others.
+    fitting: as many as fill its engine. least, most: actors. Ray Data gives tasks to the actors that are
+    there and takes none back, so an actor never has more than its share of all tasks: engines start minutes
+    apart, and the first would leave nothing to the others. It adds actors only while those that are there
+    have 1.75 times as many tasks as they run, so with autoscaling as many tasks wait as run.
     """
-    share = max(1, tasks // actors)
+    share = max(1, tasks // most)
+    if least < most:
+        running = max(1, min(fitting, share // 2))
+        return running, 2 * running
     running = min(fitting, share)
     return running, min(2 * running, share)
 
@@ -370,9 +374,8 @@ def _run_tasks(
     """Run the tasks in a pool of actors; yields the job number of each finished task."""
     import ray.data
 
-    running, given = in_flight(
-        max(spec.blocks_in_flight(job.work.block_rows) for job in jobs), len(tasks), spec.most_actors
-    )
+    fitting = max(spec.blocks_in_flight(job.work.block_rows) for job in jobs)
+    running, given = in_flight(fitting, len(tasks), spec.least_actors, spec.most_actors)
     # from_items stores its blocks directly; from_arrow would run a task per block to get the schema.
     pool = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         RecipeActor,
