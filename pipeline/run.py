@@ -509,7 +509,9 @@ class Run:
     def _write_work(self, stage: str, making: Making) -> None:
         spec, found = making.models[making.first or OWN], Accounts()
         wanted = spec.engine.rows_per_commit
-        rows, block_rows = shared(making.rows(found.below(making.field)), wanted, spec.most_actors)
+        rows, block_rows = making.rows(found.below(making.field)), wanted
+        if making.store.work() is None:  # else its sources are not read again
+            rows, block_rows = shared(rows, wanted, spec.most_actors)
         written = making.store.write_work(
             rows,
             making.listed,
