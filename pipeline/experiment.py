@@ -66,7 +66,7 @@ def generate(run: Run) -> None:
                 method.listed,
                 method.recipe(run.config.seed),
                 run.models(generator, adapters, ["generate"], f"methods.{name}."),
-                {"adapter": adapter_digest(adapter)} if adapter else {},
+                method.inputs() | ({"adapter": adapter_digest(adapter)} if adapter else {}),
             )
         )
     run.make("generate", makings)
