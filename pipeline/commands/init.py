@@ -41,7 +41,9 @@ def init(
     model = model or _asked(ask, "Model (a directory or a hub id)", "toy")
     source = source or _asked(ask, "Red-team instructions (a file, a directory, or hub:NAME)", None)
     if not source:
-        raise UserError("--source is missing: name red-team instructions, such as --source data/asks.jsonl")
+        raise UserError(
+            "--source is missing: name red-team instructions, such as --source data/requests.jsonl"
+        )
     method = method or _asked(ask, f"Method ({', '.join(PROPOSED)})", next(iter(PROPOSED)))
     if method not in PROPOSED:
         raise UserError(f"--method {shown(method, 60)}: known are {', '.join(PROPOSED)}")

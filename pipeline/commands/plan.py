@@ -342,6 +342,8 @@ def _evaluation(
     seen: Seen | None,
 ) -> list[resources.Work]:
     """How the suite's work is counted, and its maximum of new tokens: of the run's model, and of judges."""
+    if suite.runs_apart:
+        return [resources.Work("evaluate", name, None, why="another program runs it")]
     source = suite.counted
     unknown = any(field.startswith(f"suites.{name}.") for field in out_of_reach)
     counted = next(field for field, one in sections(suite, Source, f"suites.{name}").items() if one is source)

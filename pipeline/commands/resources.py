@@ -52,8 +52,8 @@ def show(config: Config, nodes: list[Node], console: Console) -> None:
         console.print(
             f"  evaluate   {plural(config.engine.actors_told, 'engine')}, {asked}{lora}, all in one start"
         )
-        for name, text in config.asks.items():
-            console.print(f"  {'':<10} arms.{name}.ask: {escape(repr(text))}")
+        for field, text in {config.adapter_field(name): text for name, text in config.asks.items()}.items():
+            console.print(f"  {'':<10} {field}.ask: {escape(repr(text))}")
         _show_passes("evaluate", config, nodes, console)
     if "rejudge" in config.stages:
         again = [judge for suite in config.suites.items().values() for judge in suite.judges_later]
@@ -107,7 +107,8 @@ def arms(config: Config, suite: Suite) -> int:
 
 @dataclass(frozen=True)
 class Work:
-    """Work of a method or suite. counted: how it is counted, and new tokens at most; None if unknown.
+    """Work of a method or suite. counted: how it is counted, and new tokens at most; None if unknown, and
+    why.
 
     by: name in `models` of the model that does it; None = the method's own, or the run's.
     """
@@ -116,6 +117,7 @@ class Work:
     name: str
     counted: tuple[str, int] | None
     by: str | None = None
+    why: str = "its source cannot be reached"
 
     def __str__(self) -> str:
         return f"{self.stage} {self.name}" + (f" by {self.by}" if self.by else "")
@@ -138,7 +140,7 @@ def show_time(config: Config, work: list[Work], tokens_per_s: float | None, cons
             told, most = part.counted
             console.print(f"  {part}: {told}: at most {most:,} new tokens")
         else:
-            console.print(f"  {part}: unknown, its source cannot be reached")
+            console.print(f"  {part}: unknown, {part.why}")
     spent: dict[Engine, list[Work]] = {}
     for part in work:
         if part.counted:

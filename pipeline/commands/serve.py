@@ -49,7 +49,7 @@ def serve(config: Config, arm: str, host: str, port: int, api_key_env: str | Non
     directory, notices = _checked(config, arm, adapter)
     config, draw_field, draw = _sampled(config, directory, notices)
     if (ask := config.asks.get(arm)) is not None:
-        field = f"arms.{config.replicas[arm].arm}.ask"
+        field = f"{config.adapter_field(arm)}.ask"
         notices.append(f"{field} is not what the server adds: suites ask the arm with {ask!r}; send it so")
     _check_port(host, port)
     if key is None and host not in LOCAL:
@@ -87,7 +87,7 @@ def _adapter(config: Config, arm: str) -> str | None:
         return None
     if arm in config.adapters:
         return storage.absolute(config.adapters[arm])
-    if arm not in config.replicas:
+    if arm not in (*config.replicas, *config.further):
         raise UserError(f"{arm} is no arm of this run; it has {', '.join(config.arm_names)}")
     output = Output(storage.absolute(config.run_dir), f"adapter/{arm}")
     if output.complete is None:
@@ -125,8 +125,7 @@ def _checked(config: Config, arm: str, adapter: str | None) -> tuple[str, list[s
             f"the chat template writes the date: the server takes today's, the run {config.model.date}"
         )
     if adapter is not None:
-        field = f"adapters.{arm}" if arm in config.adapters else f"arms.{config.replicas[arm].arm}"
-        notices += models.check_adapter(field, adapter, directory)
+        notices += models.check_adapter(config.adapter_field(arm), adapter, directory)
     return directory, notices
 
 

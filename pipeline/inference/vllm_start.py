@@ -15,6 +15,7 @@ from pipeline.data import adapter as adapter_files
 from pipeline.errors import UserError
 from pipeline.inference import cpu_lora
 from pipeline.runtime import imports
+from pipeline.runtime.session import in_actor
 from pipeline.settings.base import Model
 from pipeline.settings.shown import first_line
 
@@ -114,6 +115,18 @@ def settings(
         disable_log_stats=True,
     )
     return ours | dict(options)
+
+
+def stat_loggers(gpus: int) -> list[type] | None:
+    """What puts vLLM's metrics among Ray's, for engines on GPUs; None if it cannot.
+
+    vLLM's module for that imports ray.serve, which Ray's images have and `ray[data,train]` has not.
+    """
+    if not gpus or not in_actor():
+        return None
+    from vllm.v1.metrics import ray_wrappers
+
+    return [ray_wrappers.RayPrometheusStatLogger] if ray_wrappers.ray_metrics else None
 
 
 def server_command(settings: Mapping[str, Any], adapters: Mapping[str, str]) -> list[str]:
