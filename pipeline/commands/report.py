@@ -206,8 +206,18 @@ def _suites(config: Config) -> list[tuple[str, Suite]]:
 
 
 def _numbers(dataset: Dataset | None, schema: Schema) -> pa.Table | None:
-    """The columns without texts, enough for counting; None if the run has no such data set."""
-    return dataset and dataset.table([column.name for column in schema.columns if column.text is None])
+    """The columns without texts, enough for counting; None if the run has no such data set.
+
+    Those that older versions did not write are null.
+    """
+    if dataset is None:
+        return None
+    counted, written = [column for column in schema.columns if column.text is None], set(dataset.schema.names)
+    table = dataset.table([column.name for column in counted if column.name in written])
+    for column in counted:
+        if column.name not in written:
+            table = table.append_column(column.name, pa.nulls(table.num_rows, column.type))
+    return table
 
 
 def _stage_line(line: dict, titles: dict[str, str]) -> dict:
