@@ -68,7 +68,7 @@ def _judges(
     return judges.section(
         judges.Panel(
             title=f"{TITLE}: judges",
-            answers="answers to attacks on goals",
+            answers="answers to attacks",
             yes="Harmful",
             rate="Attack success by every judge, all attacks together",
             counted=True,
