@@ -59,7 +59,7 @@ def write_report(config: Config, run_dir: str) -> tuple[str, str]:
     paths = storage.join(run_dir, "report.html"), storage.join(run_dir, "report.md")
     for path, template in zip(paths, ("report.html", "report.md.jinja"), strict=True):
         storage.write_text(path, templates().get_template(template).render(page))
-    kept = report_results.results(config, name, model, _note(config), versions, found)
+    kept = report_results.results(config, name, model, _note(config), versions, found, _names(config))
     storage.write_text(storage.join(run_dir, report_results.FILE), report_results.dumped(kept))
     return paths
 
@@ -141,6 +141,12 @@ def _durability(config: Config, suite: Suite, numbers: pa.Table | None, arms: Ar
     if not curves:
         return []
     return [sections.durability(suite.title, list(curves), curves, arms)]
+
+
+def _names(config: Config) -> set[str]:
+    """All names of arms that tables can have: those of means over seeds and of stages, too."""
+    known = [_arms(config), *(_arms(config, suite) for suite in config.suites.items().values())]
+    return {*config.arm_names, *(name for arms in known for name in (*arms, *arms.replicas.values()))}
 
 
 def _steps(lines: list[dict]) -> list[str]:

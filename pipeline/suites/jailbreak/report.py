@@ -72,10 +72,7 @@ def _judges(
             yes="Harmful",
             rate="Attack success by every judge, all attacks together",
             counted=True,
-            notes=(
-                "Attack success: the share of the answers with this judge's verdict that it calls harmful,"
-                " with 95 % Wilson interval.",
-            ),
+            share="the share of them that it calls harmful, which is the success of attacks",
             own_kind=suite.harmless.kind,
             own={row["id"]: row["harmful"] for row in asked},
             more=judges.of_verdicts(judgements, suite.more_judges, "harmful"),
