@@ -272,8 +272,11 @@ def _generation(
     if readable:
         facts |= _show_lengths(longest, config, console)
     if source is None:  # what it asks depends on texts that are not yet written
-        own = (plural(count, "row"), count * method.most_tokens())
-        return [resources.Work("generate", name, own)], facts
+        told, own = plural(count, "row"), method.most_tokens()
+        work = [resources.Work("generate", name, (told, count * own))]
+        for by, tokens in _judging_rows(config, name, method).items():
+            work.append(resources.Work("generate", name, (told, count * tokens), by))
+        return work, facts
     most = new_tokens * count // len(rows) if rows else count * method.most_tokens()
     selected = f", {len(longest) / len(rows):.0%} selected," if left_out else ""
     told = f"{plural(count, 'instruction')}{selected} × {plural(samples, 'sample')}"
@@ -383,6 +386,18 @@ def _judging(config: Config, name: str, suite: Suite) -> dict[str, int]:
         judge = sections(suite, Judge, f"suites.{name}")[place].model_copy(update={"model": None})
         judged = replaced(config, {place: judge}).suites.items()[name]
         found[by] = found.get(by, 0) + judged.most_tokens()[1] - own
+    return found
+
+
+def _judging_rows(config: Config, name: str, method: Method) -> dict[str, int]:
+    """New tokens of other models that judge for one row of a method, at most, by name in `models`; counted
+    as in `_judging`."""
+    own, found = method.most_tokens(), dict[str, int]()
+    judges = sections(method, Judge, f"methods.{name}")
+    for field, by in config.named(["generate"]).items():
+        if judge := judges.get(place := field.rpartition(".")[0]):
+            judged = replaced(config, {place: judge.model_copy(update={"model": None})}).methods[name]
+            found[by] = found.get(by, 0) + judged.most_tokens() - own
     return found
 
 

@@ -1,12 +1,14 @@
 """Red-teaming, whose rows are no instructions, in preview, manifest and fingerprints."""
 
 import io
+import json
 
 import pytest
 from rich.console import Console
 
 from pipeline import experiment
 from pipeline.commands.manifest import manifest
+from pipeline.commands.plan import show_plan
 from pipeline.config import Config
 from pipeline.data.store import Store
 from pipeline.errors import UserError
@@ -90,6 +92,26 @@ def test_other_answers_at_the_same_path_make_the_requests_anew(red_team, calls, 
     assert generated({"crimes/theft/a car": True}) == first and list(calls) == ["generate"]
     second = generated({"crimes/theft/a car": False, "mischief/noise/a drum": True})
     assert second != first and list(calls) == ["generate", "generate"]
+
+
+def test_plan_counts_what_another_model_judges(red_team, capsys):
+    tree = red_team(taxonomy="toy").model_dump(mode="json", exclude_unset=True)
+    tree |= {"model": {"path": "toy", "dtype": "float32"}}
+
+    def most(**on_topic) -> dict[str, int]:
+        server = {
+            "engine": {"kind": "openai", "url": "http://127.0.0.1:1/v1", "model": "m", "api_key_env": None}
+        }
+        changed = {"red": {**tree["methods"]["red"], "on_topic": on_topic}}
+        show_plan(
+            Config.model_validate({**tree, "methods": changed, "models": {"strong": server}}), as_json=True
+        )
+        work = json.loads(capsys.readouterr().out)["work"]
+        return {part["name"] + str(number): part["most_new_tokens"] for number, part in enumerate(work)}
+
+    alone, beside = most(), most(model="strong")
+    assert list(alone) == ["red0"] and list(beside) == ["red0", "red1"]
+    assert sum(beside.values()) == alone["red0"] and beside["red1"] > 0
 
 
 def test_what_is_wrong_names_the_method(red_team, calls):
