@@ -169,7 +169,6 @@ class VllmModel:
         # user sees the message of `register`.
         cpu_lora.register()
         from vllm.usage.usage_lib import UsageContext
-        from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
         self._template = models.load_template(model, model_dir)
         self._marks = _thinking_tokens(self._template.tokenizer)
@@ -189,7 +188,7 @@ class VllmModel:
             self._engine = AsyncLLM.from_engine_args(
                 vllm_start.arguments(model, model_dir, local, gpus=engine.num_gpus, options=engine.given()),
                 usage_context=UsageContext.LLM_CLASS,  # vLLM's defaults for throughput
-                stat_loggers=[RayPrometheusStatLogger] if in_actor() else None,
+                stat_loggers=vllm_start.metrics_in_ray() if in_actor() else None,
             )
         except Exception as e:
             raise RunFailed(

@@ -220,3 +220,17 @@ def end_with_this_process(pids: list[int]) -> subprocess.Popen:
     """
     kill = f"cat >/dev/null; kill -9 {' '.join(map(str, pids))} 2>/dev/null"
     return subprocess.Popen(["sh", "-c", kill], stdin=subprocess.PIPE, start_new_session=True)
+
+
+def metrics_in_ray() -> list[Any]:
+    """vLLM's loggers that write an engine's metrics to Ray's.
+
+    vLLM imports Ray's metrics together with Ray Serve, and has neither if Serve's own dependencies are not
+    installed. It needs Serve only for the name of a replica of Serve, which an actor of a run is not.
+    """
+    from ray.util import metrics
+    from vllm.v1.metrics import ray_wrappers
+
+    if ray_wrappers.ray_metrics is None:
+        ray_wrappers.ray_metrics = metrics
+    return [ray_wrappers.RayPrometheusStatLogger]
