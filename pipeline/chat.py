@@ -20,6 +20,7 @@ class Sampling:
 
     stop:   texts at which a completion ends; they are no part of it.
     system: the system prompt of the conversation (see `with_system`).
+    first_rank: the rank, from 1, of the completion's first token among the likeliest; null = it is sampled.
     """
 
     max_tokens: int
@@ -31,6 +32,7 @@ class Sampling:
     repetition_penalty: float | None = None
     stop: tuple[str, ...] = ()
     system: str | None = None
+    first_rank: int | None = None
 
 
 @dataclass(frozen=True)

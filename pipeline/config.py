@@ -47,7 +47,9 @@ from pipeline.suites.discrimination import Discrimination
 from pipeline.suites.goal_hijacking import GoalHijacking
 from pipeline.suites.jailbreak import Jailbreak
 from pipeline.suites.safety import Safety
+from pipeline.suites.utility import Utility
 from pipeline.training.config import SFT, Train, Trainer
+from pipeline.training.durability import DURABILITY, Durability, Further
 
 Method = Annotated[
     MistakeAnalysis | CourseCorrection | CritiqueRevise | ChainOfHindsight | SourcePreferences | RedTeam,
@@ -69,6 +71,9 @@ class Suites(Section):
     )
     discrimination: Discrimination | None = Field(
         None, description="rated answers, and rated analyses of them by the same arm; null = not run"
+    )
+    utility: Utility | None = Field(
+        None, description="tasks of lm-evaluation-harness, such as mmlu; null = not run"
     )
 
     def items(self) -> dict[str, Suite]:
@@ -195,6 +200,9 @@ class Config(Section):
     arms: dict[ArmName, Arm] = Field(
         description="adapters to train; left out = the default arms of the methods",
     )
+    durability: Durability | None = Field(
+        None, description="a second fine-tuning of the arms, each evaluated after N steps; null = none"
+    )
     suites: Suites = Field(Suites(), description="what `evaluate` runs")
     adapters: dict[ArmName, AdapterPath] = Field(
         {},
@@ -221,7 +229,17 @@ class Config(Section):
     @property
     def arm_names(self) -> list[str]:
         """All evaluated adapters, the base model first."""
-        return [VANILLA, *self.replicas, *self.adapters]
+        return [VANILLA, *self.replicas, *self.further, *self.adapters]
+
+    @property
+    def further(self) -> dict[str, Further]:
+        """The adapters that are trained further, by name: those of every seed of an arm."""
+        if self.durability is None:
+            return {}
+        adapters = {VANILLA: [VANILLA]} | {
+            name: list(_replicas(name, arm, self.seed)) for name, arm in self.arms.items()
+        }
+        return {one.name: one for one in self.durability.further(adapters)}
 
     def stage_names(self, name: str) -> list[str]:
         """The names under which the adapters after a replica's stages are evaluated, at most; the last stage
@@ -232,12 +250,14 @@ class Config(Section):
 
     @property
     def asks(self) -> dict[str, str]:
-        """The adapters (after stages too) that are asked with a text of their own, and that text."""
+        """The adapters (after stages, or trained further, too) that are asked with a text of their own, and
+        that text."""
+        further = self.further.values()
         return {
             made: replica.section.ask
             for name, replica in self.replicas.items()
             if replica.section.ask
-            for made in (name, *self.stage_names(name))
+            for made in (name, *self.stage_names(name), *(one.name for one in further if one.arm == name))
         }
 
     @property
@@ -470,6 +490,23 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _further_arms_begin_from_arms(self) -> "Config":
+        if self.durability is None:
+            return self
+        if not self.arms:
+            raise ValueError("durability trains arms further: give arms, or leave it out")
+        for arm in self.durability.arms:
+            if arm not in (VANILLA, *self.arms):
+                known = ", ".join([VANILLA, *self.arms])
+                raise ValueError(f"durability.arms: {arm} is not an arm of this run; known are {known}")
+        for name in self.further:
+            if name in self.arms or name in self.adapters or len(name) > 60:
+                raise ValueError(
+                    f"durability: {name} would be an arm's name that is taken or too long; rename the arm"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _arms_have_names_of_their_own(self) -> "Config":
         for name in (VANILLA, *self.adapters):
             if name in self.arms:
@@ -568,6 +605,7 @@ WRITTEN = tuple(
         + [schema for method in METHODS.values() for schema in method.training_sets]
         + [suite.data_schema for suite in SUITES]
         + [suite.verdicts for suite in SUITES]
+        + [DURABILITY]
     )
 )
 

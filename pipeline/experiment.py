@@ -92,6 +92,13 @@ def mix(run: Run) -> None:
             rows,
             nothing="; ".join(method.nothing for method in methods.values()),
         )
+    if run.further_set and run.config.durability:
+        run.write(
+            run.further_set,
+            {},
+            run.config.durability.examples,
+            nothing="durability.data has no instruction with a response",
+        )
 
 
 def train(run: Run) -> None:
@@ -104,22 +111,34 @@ def train(run: Run) -> None:
         if how.start:
             inputs[name]["start"] = adapter_digest(how.start.adapter)
     run.fit(inputs)
+    if run.further_set:
+        data = {run.further_set.name: run.complete(run.further_set, "mix")["digest"]}
+        begun = {arm: output.facts["digest"] for arm, output in run.adapters.items()}
+        run.fit_further(
+            {
+                name: data | ({"start": begun[one.arm]} if one.arm in begun else {})
+                for name, one in run.config.further.items()
+            }
+        )
 
 
 def evaluate(run: Run) -> None:
     """Run the base model, all arms and given adapters through all suites: one engine start, arms by LoRA."""
     config = run.config
-    inputs = {arm: run.complete(output, "train")["digest"] for arm, output in run.adapters.items()}
+    trained = run.adapters | run.further
+    inputs = {arm: run.complete(output, "train")["digest"] for arm, output in trained.items()}
     inputs |= {name: adapter_digest(path) for name, path in config.adapters.items()}
-    adapters = {arm: output.path for arm, output in run.adapters.items()} | preflight.given_adapters(config)
+    adapters = {arm: output.path for arm, output in trained.items()} | preflight.given_adapters(config)
     staged = any(config.suites.items()[name].asks_every_stage for name in run.suites)
     stages = run.stage_adapters() if staged else {}
     for arm, path in (adapters | stages).items():
         if arm not in config.adapters:
             models.check_adapter(f"arms.{arm}", path, run.model_dir)
     own = config.answering(None)
+    but = " and ".join(name for name in run.suites if config.suites.items()[name].runs_apart)
     for arm, text in config.asks.items():
-        run.log(f"evaluate: {arm} is asked with a text of its own in every suite: {text!r}")
+        every = f"every suite but {but}" if but else "every suite"
+        run.log(f"evaluate: {arm} is asked with a text of its own in {every}: {text!r}")
     tokenizer = partial(models.load_tokenizer, config.model, run.model_dir)
 
     @cache
@@ -133,9 +152,12 @@ def evaluate(run: Run) -> None:
             run.log(f"evaluate: the instructions of the methods cannot be compared with the suites' ({e})")
             return None
 
-    makings = []
+    makings, apart = [], []
     for name, store in run.suites.items():
         suite = config.suites.items()[name]
+        if suite.runs_apart:
+            apart.append((store, suite))
+            continue
         more = stages if suite.asks_every_stage else {}
 
         def answers(counts: Accounts, suite=suite, more=more) -> Iterable[dict]:
@@ -154,6 +176,8 @@ def evaluate(run: Run) -> None:
             )
         )
     run.make("evaluate", makings)
+    for store, suite in apart:  # after the engines have ended: another program takes their place
+        run.measure("evaluate", store, suite, adapters, inputs)
 
 
 def rejudge(run: Run) -> None:

@@ -7,6 +7,7 @@ from pipeline.config import Config
 from pipeline.judges import Judge
 from pipeline.settings.base import FOR_FINGERPRINT, Model, Section
 from pipeline.toy.model import shipped_recipe
+from pipeline.training.durability import DURABILITY
 
 
 def fingerprints(config: Config) -> dict[str, dict]:
@@ -40,12 +41,20 @@ def fingerprints(config: Config) -> dict[str, dict]:
             weights["equal_steps"] = False
         made = made_with("train", model, {}, train=weights, arm={"kinds": arm.kinds})
         found[f"adapter/{name}"] = {**made, "seed": replica.seed}
+    if config.durability:
+        found[DURABILITY.name] = made_with("mix", model, {}, data=_dumped(config.durability.data))
+        for name, one in config.further.items():
+            found[f"adapter/{name}"] = made_with(
+                "train", model, {}, durability=config.durability.determines(one, config.train)
+            )
     evaluator = {**model, **config.engine.determines()}
     for name, suite in config.suites.items().items():
         section = {name: _dumped(suite, exclude=set(suite.LATER))}
         if suite.exclude_seen:
             section["seen"] = {field: _dumped(source) for field, source in config.trained_on().items()}
-        named = _named(config, "evaluate", f"suites.{name}.") | ({"asks": config.asks} if config.asks else {})
+        named = _named(config, "evaluate", f"suites.{name}.")
+        if config.asks and not suite.runs_apart:
+            named["asks"] = config.asks
         found[suite.data_schema.name] = made_with(
             "evaluate", evaluator, suite.prompt_hashes(), suites=section, adapters=config.adapters, **named
         )

@@ -87,6 +87,8 @@ def _training(config: Config) -> list[Need]:
     alike: dict[tuple[tuple[int, int], bool], list[str]] = {}
     for name, arm in config.arms.items():
         alike.setdefault((span(arm.train.workers), arm.train.use_gpu), []).append(name)
+    if config.further:
+        alike.setdefault((span(config.train.workers), config.train.use_gpu), []).append("durability")
     return [
         Need(
             f"train {', '.join(names)}",

@@ -28,10 +28,11 @@ def preview(
     machinery: Machinery | None = None,
 ) -> None:
     """Generate from the first `rows` instructions of every method (without methods: evaluate on those of
-    every suite), and print the rows.
+    every suite), and print the rows. Suites that another program runs are left out.
 
     Raises UserError as `run` does before it starts, RunFailed if nothing could be generated.
     """
+    config = config.only(name for name, suite in config.suites.items().items() if not suite.runs_apart)
     stage = next((one for one in ("generate", "evaluate") if one in config.stages), None)
     if stage is None:
         raise UserError("nothing to preview: the configuration neither generates nor evaluates")

@@ -25,13 +25,15 @@ from pipeline.fingerprints import fingerprints
 from pipeline.inference.base import Engine
 from pipeline.inference.pool import NO_MODEL, OWN, Job, ModelSpec, run_recipes
 from pipeline.methods.base import Method
-from pipeline.runtime import attempt
+from pipeline.runtime import apart, attempt
 from pipeline.runtime.console import step_bar
 from pipeline.runtime.session import ray_session, stage_logs
 from pipeline.schema import DROPPED, FAILED, STAGES, Schema
 from pipeline.settings.base import Model, NameKind, Section, Source
 from pipeline.settings.walk import paths, sections
 from pipeline.sources.counts import Accounts
+from pipeline.suites.base import Suite
+from pipeline.training.durability import DURABILITY
 from pipeline.training.job import forget
 
 ON_RAY = ("generate", "train", "evaluate", "rejudge")
@@ -62,6 +64,7 @@ class Machinery:
     trainer: trains arms (see `training.arm.Training`).
     beside:  starts engines of all given models but the first beside its pool, if there is room
              (`placement.beside`).
+    apart:   calls a function in a process of its own (see `runtime.apart.call`).
     """
 
     session: Callable[[str], AbstractContextManager] = ray_session
@@ -69,6 +72,7 @@ class Machinery:
     engines: Callable[..., Generator[tuple[Job, dict], None, None]] = run_recipes
     trainer: Callable[..., AbstractContextManager[Trainer]] = train_arms
     beside: Callable[..., AbstractContextManager[Mapping[ModelSpec, Any]]] = placement.beside
+    apart: Callable[..., None] = apart.call
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,10 @@ class Run:
         self.adapters = {
             name: Output(self.path, f"adapter/{name}", fence=attempt.check) for name in config.replicas
         }
+        self.further = {
+            name: Output(self.path, f"adapter/{name}", fence=attempt.check) for name in config.further
+        }
+        self.further_set = self._store(DURABILITY) if config.further else None
         self.suites = {
             name: self._store(config.suites.items()[name].data_schema)
             for name in preflight.check_suites(config, suites)
@@ -153,8 +161,8 @@ class Run:
         """The outputs of a stage."""
         made: dict[str, Iterable[Output]] = {
             "generate": self.generated.values(),
-            "mix": self.training_sets.values(),
-            "train": self.adapters.values(),
+            "mix": [*self.training_sets.values(), *filter(None, [self.further_set])],
+            "train": [*self.adapters.values(), *self.further.values()],
             "evaluate": self.suites.values(),
             "rejudge": self.verdicts.values(),
         }
@@ -187,6 +195,7 @@ class Run:
             if any(output.complete is None for output in unmade) and (told := self._too_few_usable()):
                 raise UserError(told)
         preflight.check_build(self.chosen, wanted)
+        preflight.check_reach(self.chosen, wanted, set(self.suites))
         checked = preflight.check_models(self.chosen, wanted, set(self.suites), self.model_dir)
         for notice in [*sampled, *checked]:
             self.log(notice)
@@ -325,6 +334,36 @@ class Run:
         )
         self._write_card(store, {**figures, "sources": self._sources(store).told()})
 
+    def measure(
+        self, stage: str, store: Store, suite: Suite, adapters: Mapping[str, str], inputs: Mapping[str, str]
+    ) -> None:
+        """Make the data set of a suite that another program runs, arm after arm; finished parts are kept.
+
+        adapters: arm → adapter directory. inputs: digests of the adapters.
+        """
+        self._start(store, inputs)
+        if store.complete is None:
+            started, parts = time.monotonic(), store.state("results")
+            own = self.config.answering(None)
+            for arm in self.config.arm_names:
+                model = own.model
+                left = suite.apart(arm, adapters.get(arm), model, self.model_dir, own.engine, parts)
+                if left is not None:
+                    self.connect()
+                    attempt.making(store.name)
+                    self.log(f"{stage}: {suite.title}: {left.told}")
+                    self.machinery.apart(left.function, gpus=left.gpus)
+            rows, told = suite.collected(self.config.arm_names, parts)
+            done = store.write_rows(rows)
+            seconds = round(time.monotonic() - started, 2)
+            self._record(
+                stage,
+                {**self._part(stage, store), "rows": done["rows"], "seconds": seconds, **done["status"]},
+            )
+            self._write_card(store, {"seconds": seconds, "sources": told})
+            storage.remove(parts)
+        self._log_dataset(stage, store)
+
     def write(
         self,
         store: Store,
@@ -398,6 +437,39 @@ class Run:
             key = equal.compared(specs[arm].train)
             done = finished.get(key, {}) if key is not None else {}
             arms.append((replace(specs[arm], finished=max(done.values(), default=0)), places))
+        self._train(arms, waiting, checkpoints)
+        self._log_unequal()
+        forget(checkpoints, self.adapters)  # those that earlier attempts have left
+
+    def fit_further(self, inputs: Mapping[str, Mapping[str, str]]) -> None:
+        """Train arms further from their adapters (see `training.durability`). inputs: as in `fit`."""
+        for name, output in self.further.items():
+            self._check_unfinished(output, inputs[name])
+            self._start(output, inputs[name])
+        waiting = {name: output for name, output in self.further.items() if output.complete is None}
+        for name, output in self.further.items():
+            if name not in waiting:
+                self._log_adapter(name, output)
+        if not waiting or self.further_set is None:
+            return
+        from pipeline.training.arm import Places  # imports torch
+
+        self.connect()
+        checkpoints = storage.join(self.path, ".state", "train_further")
+        if self.overwrite:
+            storage.remove(checkpoints)
+        paths = {arm: output.path for arm, output in self.adapters.items()}
+        specs = preflight.further_specs(self.config, self.model_dir, paths)
+        examples = self.further_set.dataset
+        arms = [
+            (specs[name], Places(examples, output.path, output.state("train")))
+            for name, output in waiting.items()
+        ]
+        self._train(arms, waiting, checkpoints)
+        forget(checkpoints, self.further)
+
+    def _train(self, arms: list, waiting: Mapping[str, Output], checkpoints: str) -> None:
+        """Train arms one after the other, and record each one as it is finished."""
         with self.machinery.trainer(arms, checkpoints) as training:
             for arm, output in waiting.items():
                 attempt.making(output.name)
@@ -412,8 +484,6 @@ class Run:
                 if notice := figures.get("notice"):
                     self.log(f"train: {notice}")
                 self._log_adapter(arm, output)
-        self._log_unequal()
-        forget(checkpoints, self.adapters)  # those that earlier attempts have left
 
     def _steps(self, arms: Iterable[str]) -> dict[tuple, dict[str, int]]:
         """The steps of finished arms, by what makes arms comparable (see `training.equal`)."""
@@ -537,7 +607,7 @@ class Run:
         if "kind" not in store.schema.names:
             return
         present = set(pc.unique(store.dataset.table(["kind"])["kind"]).to_pylist())
-        for name, method in self.config.training_sets()[store.schema].items():
+        for name, method in self.config.training_sets().get(store.schema, {}).items():
             for kind in [kind for kind in method.kinds or () if kind not in present]:
                 arms = [
                     arm
@@ -685,6 +755,9 @@ def origin(config: Config, schema: Schema, verdicts_of: tuple[str, str] | None =
             found, (_, adapter) = config.generator(name), method.generator
             author = found.engine.author(found.model)
             authors[author + (f" with adapter `{adapter}`" if adapter else "")] = None
+    if schema == DURABILITY and config.durability:
+        made_by.append(config.durability)
+        authors["(none: its texts are the source's)"] = None
     for suite in config.suites.items().values():
         if suite.data_schema == schema:
             made_by.append(suite)

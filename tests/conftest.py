@@ -6,6 +6,11 @@ import os
 import time
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine is slow, and that is no fault of what is tested.
+settings.register_profile("any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any_machine")
 
 os.environ.setdefault("RAY_worker_niceness", "0")  # as `session` has it; some tests start a Ray of their own
 

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.commands import environment, schemas
-from pipeline.config import METHODS, TRAINERS, Config, Suites
+from pipeline.config import METHODS, TRAINERS, Config, Suites, trainable
 from pipeline.errors import UserError
 from pipeline.runtime import machine
 from pipeline.settings import file as files
@@ -21,6 +21,8 @@ from pipeline.settings.shown import shown
 Ask = Callable[[str, Any], Any]  # a question and the default → the answer
 
 NO_EVALUATION = "none"
+# The methods that make training data of red-team instructions.
+PROPOSED = {name: method for name, method in METHODS.items() if trainable(method.training_sets[0])}
 
 
 def init(
@@ -40,11 +42,11 @@ def init(
     source = source or _asked(ask, "Red-team instructions (a file, a directory, or hub:NAME)", None)
     if not source:
         raise UserError(
-            "--source is missing: name red-team instructions, such as --source data/red_team.jsonl"
+            "--source is missing: name red-team instructions, such as --source data/requests.jsonl"
         )
-    method = method or _asked(ask, f"Method ({', '.join(METHODS)})", next(iter(METHODS)))
-    if method not in METHODS:
-        raise UserError(f"--method {shown(method, 60)}: known are {', '.join(METHODS)}")
+    method = method or _asked(ask, f"Method ({', '.join(PROPOSED)})", next(iter(PROPOSED)))
+    if method not in PROPOSED:
+        raise UserError(f"--method {shown(method, 60)}: known are {', '.join(PROPOSED)}")
     guess = _other_split(source)
     held_out = held_out or _asked(ask, "Instructions for evaluation only, or none", guess or NO_EVALUATION)
     if gpus is None:
@@ -76,7 +78,7 @@ def _other_split(source: str) -> str | None:
 
 
 def _text(path: str, model: str, source: str, method: str, held_out: str | None, gpus: int) -> str:
-    section = METHODS[method]
+    section = PROPOSED[method]
     of_suites = {
         name: suite
         for name, suite in Suites.by_name().items()

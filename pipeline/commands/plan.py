@@ -350,6 +350,8 @@ def _evaluation(
     seen: Seen | None,
 ) -> list[resources.Work]:
     """How the suite's work is counted, and its maximum of new tokens: of the run's model, and of judges."""
+    if suite.runs_apart:
+        return [resources.Work("evaluate", name, None, why="another program runs it")]
     fields = sections(suite, Source, f"suites.{name}")
     unknown, found = any(field in out_of_reach for field in fields), []
     for number, (source, part) in enumerate(suite.parts):

@@ -23,6 +23,7 @@ from pipeline.report import replicas, sections, tables
 from pipeline.report.agreement import Agreement
 from pipeline.report.arms import Arms
 from pipeline.report.examples import Example
+from pipeline.report.summary import Rate
 from pipeline.schema import Schema
 from pipeline.suites.base import OWN_JUDGE, Judgements, Suite
 
@@ -92,6 +93,7 @@ def _sections(
         judgements, table = _judgements(config, suite, run_dir, errors), numbers[suite.data_schema.name]
         arms = _arms(config, suite)
         parts = suite.report(table, arms, config.seed, judgements)
+        parts += _durability(config, suite, table, arms)
         found.append((name, [replicas.by_arm(part, arms) for part in parts]))
     rest: list[sections.Section] = []
     if config.arms:
@@ -122,7 +124,23 @@ def _arms(config: Config, suite: Suite | None = None) -> Arms:
             if name in several:
                 several[stage] = one.arm + stage.removeprefix(name)
         names.append(name)
-    return Arms([*names, *config.adapters], several, stages)
+    for name, further in config.further.items():
+        if further.arm in several:
+            several[name] = several[further.arm] + name.removeprefix(further.arm)
+    return Arms([*names, *config.further, *config.adapters], several, stages)
+
+
+def _durability(config: Config, suite: Suite, numbers: pa.Table | None, arms: Arms) -> list[sections.Section]:
+    """A suite's harmless rates over the steps of a second fine-tuning, if there was one."""
+    rates = suite.harmless_rates(numbers) if config.durability and numbers is not None else {}
+    curves: dict[str, dict[int, Rate]] = {}
+    for one in config.further.values():
+        if one.name in rates:
+            itself = {0: rates[one.arm]} if one.arm in rates else {}
+            curves.setdefault(one.arm, itself)[one.steps] = rates[one.name]
+    if not curves:
+        return []
+    return [sections.durability(suite.title, list(curves), curves, arms)]
 
 
 def _steps(lines: list[dict]) -> list[str]:

@@ -108,7 +108,8 @@ def arms(config: Config, suite: Suite) -> int:
 
 @dataclass(frozen=True)
 class Work:
-    """Work of a method or suite. counted: how it is counted, and new tokens at most; None if unknown.
+    """Work of a method or suite. counted: how it is counted, and new tokens at most; None if unknown, and
+    why.
 
     by: name in `models` of the model that does it; None = the method's own, or the run's.
     """
@@ -117,6 +118,7 @@ class Work:
     name: str
     counted: tuple[str, int] | None
     by: str | None = None
+    why: str = "its source cannot be reached"
 
     def __str__(self) -> str:
         return f"{self.stage} {self.name}" + (f" by {self.by}" if self.by else "")
@@ -139,7 +141,7 @@ def show_time(config: Config, work: list[Work], tokens_per_s: float | None, cons
             told, most = part.counted
             console.print(f"  {part}: {told}: at most {most:,} new tokens")
         else:
-            console.print(f"  {part}: unknown, its source cannot be reached")
+            console.print(f"  {part}: unknown, {part.why}")
     spent: dict[Engine, list[Work]] = {}
     for part in work:
         if part.counted:

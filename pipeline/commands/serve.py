@@ -84,7 +84,7 @@ def _adapter(config: Config, arm: str) -> str | None:
         return None
     if arm in config.adapters:
         return storage.absolute(config.adapters[arm])
-    if arm not in config.arms:
+    if arm not in (*config.replicas, *config.further):
         raise UserError(f"{arm} is no arm of this run; it has {', '.join(config.arm_names)}")
     output = Output(storage.absolute(config.run_dir), f"adapter/{arm}")
     if output.complete is None:

@@ -141,6 +141,16 @@ class Engine(Section):
         field: the engine's path. asker: the path of the section that needs it.
         """
 
+    def check_first_rank(self, field: str, asker: str) -> None:
+        """Raises UserError if the engine cannot begin a completion with a token of a rank.
+
+        field: the engine's path. asker: the field of the section that needs it, with its value.
+        """
+        raise UserError(
+            f"{asker}: {field}.kind = {self.kind} cannot be told the first token; use an engine that"
+            " loads the model, or leave it out"
+        )
+
     def determines(self) -> dict:
         """The engine settings that determine the texts, besides the model: a part of fingerprints."""
         return {"engine": self.kind}

@@ -186,6 +186,8 @@ class EndpointModel:
                 "an endpoint has no adapters, it serves each under a model name: use an engine that takes"
                 " adapters"
             )
+        if sampling.first_rank is not None:
+            raise RowFailed("an endpoint cannot be told the first token: leave first_ranks out")
         if prefilled and not self._endpoint.prefill:
             raise RowFailed(
                 "the endpoint may not continue an assistant turn: set its prefill: true if the server can"

@@ -23,7 +23,6 @@ from pipeline.inference.base import Engine, EngineDead, Served
 from pipeline.inference.decoding import can_decode, decode
 from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import gpu_build
-from pipeline.runtime.session import in_actor
 from pipeline.settings.base import Count, Draw, Model, Natural
 
 # What vLLM 0.32 loads, by the name in `quantization_config.quant_method`.
@@ -123,6 +122,9 @@ class VLLM(Engine):
                 " set it to bfloat16 or float16"
             )
 
+    def check_first_rank(self, field: str, asker: str) -> None:
+        pass
+
     def open(self, model: Model, model_dir: str, adapters: Sequence[str]) -> "VllmModel":
         return VllmModel(model, model_dir, self, adapters)
 
@@ -188,7 +190,7 @@ class VllmModel:
             self._engine = AsyncLLM.from_engine_args(
                 vllm_start.arguments(model, model_dir, local, gpus=engine.num_gpus, options=engine.given()),
                 usage_context=UsageContext.LLM_CLASS,  # vLLM's defaults for throughput
-                stat_loggers=vllm_start.metrics_in_ray() if in_actor() else None,
+                stat_loggers=vllm_start.stat_loggers(engine.num_gpus),
             )
         except Exception as e:
             raise RunFailed(
@@ -221,10 +223,17 @@ class VllmModel:
                 f" {self.max_length}"
             )
         await self._probe()
+        lora, forced = self._lora(adapter), list[int]()
+        if sampling.first_rank is not None:
+            forced = [await self._ranked(tokens, sampling.first_rank, lora)]
+            if (ended := forced[0] in self._template.stops) or sampling.max_tokens == 1:
+                text = "" if ended else self._text(tokens, forced)
+                only = Completion(text, len(tokens), 1, "stop" if ended else "length")
+                return [only] * sampling.n
         decodes = self._can_decode and not sampling.stop
         params = SamplingParams(
             n=sampling.n,
-            max_tokens=sampling.max_tokens,
+            max_tokens=sampling.max_tokens - len(forced),
             **{name: _or(getattr(sampling, name), value) for name, value in Draw.NEUTRAL.items()},
             stop=list(sampling.stop),
             seed=seed,
@@ -232,7 +241,6 @@ class VllmModel:
             skip_special_tokens=self._marks is None,
             detokenize=not decodes,
         )
-        lora = self._lora(adapter)
         # With FINAL_ONLY the n samples arrive one by one as they finish, not in one output: collect them.
         samples: dict[int, Completion] = {}
         outputs = self._engine.generate(
@@ -244,12 +252,15 @@ class VllmModel:
         try:
             async for output in self._watched(outputs):
                 for o in output.outputs:
-                    said = self._decoded(tokens, o) if decodes else o.text
+                    if forced:  # beside its neighbor, a token can be other text than alone
+                        said = _before(self._decoded(tokens, o, forced), sampling.stop)
+                    else:
+                        said = self._decoded(tokens, o) if decodes else o.text
                     text = thoughts.continued(self._without_special(said), begun)
                     samples[o.index] = Completion(
                         text,
                         len(tokens),
-                        len(o.token_ids),
+                        len(forced) + len(o.token_ids),
                         o.finish_reason,
                         thought_tokens=self._thought_tokens(text),
                     )
@@ -258,6 +269,30 @@ class VllmModel:
         if len(samples) != sampling.n:
             raise RowFailed(f"engine returned {len(samples)} of {sampling.n} samples")
         return [samples[i] for i in range(sampling.n)]
+
+    async def _ranked(self, tokens: list[int], rank: int, lora: Any) -> int:
+        """The token of a rank, from 1, among the likeliest after these. Raises RowFailed, EngineDead."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        params = SamplingParams(
+            max_tokens=1, temperature=0, logprobs=rank, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        outputs = self._engine.generate(
+            {"type": "token", "prompt_token_ids": tokens},
+            params,
+            str(next(self._requests)),
+            lora_request=lora,
+        )
+        try:
+            async for output in self._watched(outputs):
+                for token, logprob in (output.outputs[0].logprobs or [{}])[0].items():
+                    if logprob.rank == rank:
+                        return token
+        except EngineDeadError as e:
+            raise EngineDead from e
+        raise RowFailed(f"engine named no token of rank {rank}")
 
     async def _watched(self, outputs: AsyncIterator) -> AsyncIterator:
         """A request's outputs. Raises EngineDead if the engine answers no request for `stall_minutes`."""
@@ -280,16 +315,19 @@ class VllmModel:
             following.cancel()
             self._waiting -= 1
 
-    def _decoded(self, prompt: list[int], output: Any) -> str:
-        """The text of one sample. Its last token is no text if it ended the answer."""
-        ids = list(output.token_ids)
-        ended = output.finish_reason == "stop"
-        return decode(
-            self._template.tokenizer,
-            prompt,
-            ids[:-1] if ended else ids,
-            skip_special=self._marks is None,
-        )
+    def _decoded(self, prompt: list[int], output: Any, forced: Sequence[int] = ()) -> str:
+        """The text of one sample. Its last token is no text if it ended the answer. forced: tokens of the
+        answer that the engine got with the prompt."""
+        ids = [*forced, *output.token_ids]
+        # A stop string ends within text, and is cut off by who asked for it.
+        ended = output.finish_reason == "stop" and not isinstance(output.stop_reason, str)
+        return self._text(prompt, ids[:-1] if ended else ids)
+
+    def _text(self, prompt: list[int], ids: list[int]) -> str:
+        tokenizer, skip_special = self._template.tokenizer, self._marks is None
+        if not self._can_decode:
+            return tokenizer.decode(ids, skip_special_tokens=skip_special)
+        return decode(tokenizer, prompt, ids, skip_special=skip_special)
 
     async def _in_thread(self, work: Callable, *arguments: Any) -> Any:
         """Work beside the event loop, so that requests are sent and answered meanwhile."""
@@ -378,6 +416,11 @@ class VllmModel:
         engine.shutdown()
         del engine
         gc.collect()
+
+
+def _before(text: str, stop: Sequence[str]) -> str:
+    """The text up to the first of the stop texts."""
+    return text[: min((place for one in stop if (place := text.find(one)) >= 0), default=len(text))]
 
 
 def _or(value: float | None, neutral: float) -> float:

@@ -15,6 +15,7 @@ from pipeline.data import adapter as adapter_files
 from pipeline.errors import UserError
 from pipeline.inference import cpu_lora
 from pipeline.runtime import imports
+from pipeline.runtime.session import in_actor
 from pipeline.settings.base import Model
 from pipeline.settings.shown import first_line
 
@@ -114,6 +115,18 @@ def settings(
         disable_log_stats=True,
     )
     return ours | dict(options)
+
+
+def stat_loggers(gpus: int) -> list[type] | None:
+    """What puts vLLM's metrics among Ray's, for engines on GPUs; None if it cannot.
+
+    vLLM's module for that imports ray.serve, which Ray's images have and `ray[data,train]` has not.
+    """
+    if not gpus or not in_actor():
+        return None
+    from vllm.v1.metrics import ray_wrappers
+
+    return [ray_wrappers.RayPrometheusStatLogger] if ray_wrappers.ray_metrics else None
 
 
 def server_command(settings: Mapping[str, Any], adapters: Mapping[str, str]) -> list[str]:
@@ -220,17 +233,3 @@ def end_with_this_process(pids: list[int]) -> subprocess.Popen:
     """
     kill = f"cat >/dev/null; kill -9 {' '.join(map(str, pids))} 2>/dev/null"
     return subprocess.Popen(["sh", "-c", kill], stdin=subprocess.PIPE, start_new_session=True)
-
-
-def metrics_in_ray() -> list[Any]:
-    """vLLM's loggers that write an engine's metrics to Ray's.
-
-    vLLM imports Ray's metrics together with Ray Serve, and has neither if Serve's own dependencies are not
-    installed. It needs Serve only for the name of a replica of Serve, which an actor of a run is not.
-    """
-    from ray.util import metrics
-    from vllm.v1.metrics import ray_wrappers
-
-    if ray_wrappers.ray_metrics is None:
-        ray_wrappers.ray_metrics = metrics
-    return [ray_wrappers.RayPrometheusStatLogger]

@@ -1,7 +1,7 @@
 """Finds errors before an engine starts, if that is possible: one sentence each, exit code 2."""
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ from pipeline.settings.base import PathKind, Source
 from pipeline.settings.shown import first_line
 from pipeline.settings.walk import paths, sections
 from pipeline.sources.counts import Accounts
+from pipeline.training.durability import KIND
 
 if TYPE_CHECKING:
     from pipeline.training.arm import ArmSpec
@@ -139,6 +140,10 @@ def _check_engines(config: Config, stages: set[str], suites: set[str]) -> None:
         for name, suite in config.suites.items().items():
             if name in suites and suite.continues_turns:
                 engine.check_prefill("engine", f"suites.{name}")
+            if name in suites and (forces := suite.forces_first_token):
+                engine.check_first_rank("engine", f"suites.{name}.{forces}")
+            if name in suites:
+                suite.check_engine(f"suites.{name}", engine)
 
 
 def _check_named(config: Config, stages: list[str], field: str) -> None:
@@ -261,6 +266,13 @@ def check_build(config: Config, stages: set[str]) -> None:
                 )
 
 
+def check_reach(config: Config, stages: set[str], suites: set[str]) -> None:
+    """Raises OutOfReach if a suite needs a server that does not answer; a plan does not ask."""
+    for name, suite in config.suites.items().items():
+        if "evaluate" in stages and name in suites:
+            suite.check_reach(f"suites.{name}")
+
+
 def arm_specs(config: Config, directory: str) -> dict[str, "ArmSpec"]:
     """The adapters to train, by name. directory: as returned by `model_dir`."""
     from pipeline.training.arm import ArmSpec
@@ -276,6 +288,27 @@ def arm_specs(config: Config, directory: str) -> dict[str, "ArmSpec"]:
             partial(config.field_of, one.arm),
         )
         for name, one in config.replicas.items()
+    }
+
+
+def further_specs(config: Config, directory: str, adapters: Mapping[str, str]) -> dict[str, "ArmSpec"]:
+    """The arms that are trained further, by name. adapters: arm → directory of its adapter."""
+    from pipeline.training.arm import ArmSpec
+
+    if (durability := config.durability) is None:
+        return {}
+    return {
+        name: ArmSpec(
+            name,
+            durability.trainer(config.train, adapters.get(one.arm)),
+            [KIND],
+            config.model,
+            directory,
+            config.seed,
+            lambda setting: f"durability.{setting}",
+            steps=one.steps,
+        )
+        for name, one in config.further.items()
     }
 
 

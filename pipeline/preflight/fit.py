@@ -156,6 +156,15 @@ def check_lengths(config: Config, stages: set[str], suites: set[str], directory:
                 f"{name}.max_tokens = {draw.max_tokens}: leaves no room for a prompt in the model's"
                 f" {limit} tokens; set it lower"
             )
+    for name, suite in config.suites.items().items():
+        if "evaluate" in stages and name in suites and config.engine.reads_model and suite.longest_turn:
+            field, begun, draw = suite.longest_turn  # a word is at least one token
+            limit = _limit(config.answering(None), directory)
+            if limit is not None and begun + draw.max_tokens >= limit:
+                raise UserError(
+                    f"suites.{name}.{field} = {begun}: a beginning of so many and {draw.max_tokens} new"
+                    f" tokens leave no room for a prompt in the model's {limit} tokens; set it lower"
+                )
     if not reads_model(config, stages):
         return []
     _limit(config.answering(None), directory)

@@ -19,6 +19,8 @@ def sources(config: Config, stages: set[str], suites: set[str]) -> dict[str, Sou
             stage = "mix" if name.removeprefix(f"{field}.").split(".")[0] in mixing else "generate"
             if stage in stages or not field.startswith("methods."):
                 found[name] = source
+    if config.durability and "mix" in stages:
+        found["durability.data"] = config.durability.data
     return found
 
 
@@ -78,6 +80,8 @@ def needed_responses(config: Config, stages: set[str]) -> dict[str, dict[str, st
                     f" (and of {', '.join(arms[1:])})" if arms[1:] else ""
                 )
                 needed[f"methods.{name}.{source}"].setdefault(response, remedy)
+    if config.durability:
+        needed["durability.data"]["safe_response"] = ""
     for name, suite in config.suites.items().items():
         for source in suite.needs_unsafe:
             needed[f"suites.{name}.{source}"]["unsafe_response"] = ""

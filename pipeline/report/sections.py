@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from pipeline.report import plots, tables
 from pipeline.report.arms import Arms
-from pipeline.report.summary import VANILLA
+from pipeline.report.summary import VANILLA, Rate
 from pipeline.report.tables import Table
 
 
@@ -90,6 +90,31 @@ def _over_steps(
 ) -> Figure:
     points = {arm: [(line["step"], line[key]) for line in lines] for arm, lines in curves.items()}
     return Figure(Markup(plots.over_steps(points, palette(arms, []), label, axis, **size)), caption)
+
+
+def durability(
+    title: str, arms: Sequence[str], curves: dict[str, dict[int, Rate]], colors: Sequence[str]
+) -> Section:
+    """The harmless rate of arms over the steps of a second fine-tuning.
+
+    title: of the suite. curves: arm → steps → rate; 0 is the arm itself. colors: all arms of the run.
+    """
+    points = {
+        arm: [(n, rate.value, rate.interval) for n, rate in at.items() if rate.value is not None]
+        for arm, at in curves.items()
+    }
+    label = "Harmless rate over the steps of a second fine-tuning"
+    svg = plots.over_lengths(points, palette(colors, []), label, "steps of the second fine-tuning")
+    steps = sorted({n for at in curves.values() for n in at})
+    rows = [[tables.Cell(arm), *(tables.rate(curves[arm].get(n, Rate(0, 0))) for n in steps)] for arm in arms]
+    columns = [tables.Column("Arm", "text"), *(tables.Column(f"after {n}, %", "estimate") for n in steps)]
+    text = (
+        f"How often arms are harmless ({title}) after so many steps of a second fine-tuning on other data,"
+        " with 95 % Wilson interval. Step 0 is the arm itself."
+    )
+    return Section(
+        f"Durability: {title}", [text], [Figure(Markup(svg), f"{label}.")], [Table("", columns, [("", rows)])]
+    )
 
 
 def time(stages: list[dict]) -> Section:

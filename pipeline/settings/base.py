@@ -14,9 +14,11 @@ from pydantic import (
     SerializationInfo,
     SerializerFunctionWrapHandler,
     model_serializer,
+    model_validator,
 )
 
 from pipeline.chat import Sampling
+from pipeline.settings import presets
 
 
 class Section(BaseModel):
@@ -138,18 +140,25 @@ class Columns(Section):
 
 class Source(Section):
     """A set of instructions: file, directory or glob (Parquet, Arrow, JSONL, JSON, CSV, TSV; local, s3://,
-    gs://, hf://), `hub:NAME` for a data set through `datasets`, or `toy:SPLIT`.
+    gs://, hf://), `hub:NAME` for a data set through `datasets`, `preset:NAME` for a public one that is known
+    here, or `toy:SPLIT`.
 
     Of a directory, the files of one split are read if names of files or directories say their split, or if
     its README does. A file or a glob is read as it is."""
 
-    path: Name = Field(description="file, directory or glob; `hub:NAME`; `toy:SPLIT`")
+    path: Name = Field(description="file, directory or glob; `hub:NAME`; `preset:NAME`; `toy:SPLIT`")
     split: Name = Field("train", description="split of a hub data set, or of a directory that has splits")
     config: Name | None = Field(
         None, description="configuration of a hub data set, or of a directory whose README lists several"
     )
     limit: Count | None = Field(None, description="read at most this many distinct instructions")
     columns: Columns | None = Field(None, description="the columns of the source; null = recognized by name")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        """A preset is written out, so that fingerprints, cards and config.yaml hold what was read."""
+        return presets.expanded(given)
 
 
 class Endpoint(Section):

@@ -60,5 +60,10 @@ def _refusal(source: Source, error: Exception) -> UserError:
         return UserError(f"{source.path}: has several configurations; name one as config: {names[1]}")
     if names := re.search(r"BuilderConfig '(.*?)' not found. Available: (\[.*?\])", text, re.DOTALL):
         return UserError(f"{source.path}: config = {source.config} is none of its configurations {names[2]}")
+    if "GatedRepo" in type(error).__name__ or "gated dataset" in text.lower():
+        return UserError(
+            f"{source.path}: is gated; accept its terms on its page of the hub, and log in with"
+            " `hf auth login` or HF_TOKEN"
+        )
     kind = OutOfReach if is_unreachable(error) else UserError
     return kind(f"{source.path}: split {source.split} cannot be loaded from the hub ({shown(error)})")

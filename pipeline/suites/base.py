@@ -1,6 +1,6 @@
 """The base class of suites: rows for every arm to answer, and the recipe for one row."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -9,11 +9,13 @@ from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, mo
 
 from pipeline.chat import Recipe
 from pipeline.data.dataset import Dataset
+from pipeline.inference.base import Engine
 from pipeline.judges import Judge
 from pipeline.report import sections as report
 from pipeline.report.agreement import Agreement
 from pipeline.report.examples import Example
 from pipeline.report.outcomes import Outcome, of_schema
+from pipeline.report.summary import Rate
 from pipeline.schema import Schema
 from pipeline.settings.base import FOR_FINGERPRINT, Draw, Model, Section, Source
 from pipeline.sources.counts import Accounts, Counts
@@ -42,6 +44,18 @@ class Judgements:
 NO_JUDGEMENTS = Judgements()
 
 
+@dataclass(frozen=True)
+class Apart:
+    """What another program does for one arm: a function to call in a process of its own, on some node.
+
+    told: the work in words; gpus: that the process needs.
+    """
+
+    function: Callable[[], None]
+    told: str
+    gpus: int = 0
+
+
 class Suite(Section):
     """A suite is its configuration section.
 
@@ -55,9 +69,12 @@ class Suite(Section):
     NEWER:       the fields that finished data of older versions does not have: their defaults are in no
                  fingerprint
     verdicts:    the data sets of more judges' verdicts
+    runs_apart:  another program asks the arms: the suite has `apart` and `collected`, and neither rows,
+                 recipe nor a source
     """
 
     LATER: ClassVar[frozenset[str]] = frozenset()
+    runs_apart: ClassVar[bool] = False
     NEWER: ClassVar[frozenset[str]] = frozenset({"exclude_seen"})
 
     verdicts: ClassVar[Schema] = VERDICTS
@@ -90,6 +107,16 @@ class Suite(Section):
     def continues_turns(self) -> bool:
         """Whether the model's turn is prefilled; the chat template must allow that."""
         return False
+
+    @property
+    def forces_first_token(self) -> str:
+        """The setting that makes completions begin with a token of a rank; empty if there is none."""
+        return ""
+
+    @property
+    def longest_turn(self) -> tuple[str, int, Draw] | None:
+        """The longest beginning of a turn to be continued: the field, its words or tokens, and the draw."""
+        return None
 
     @property
     def reads_tokenizer(self) -> bool:
@@ -172,6 +199,19 @@ class Suite(Section):
         """The recipe for one row. adapters: arm → adapter directory."""
         raise NotImplementedError
 
+    def apart(
+        self, arm: str, adapter: str | None, model: Model, model_dir: str, engine: Engine, directory: str
+    ) -> Apart | None:
+        """What is left to do for one arm, if another program runs the suite; None if all is done.
+
+        adapter: the arm's; None is the base model. directory: of finished parts, which are not done again.
+        """
+        raise NotImplementedError
+
+    def collected(self, arms: Sequence[str], directory: str) -> tuple[Iterator[dict], list[str]]:
+        """The rows of all finished parts, and sentences on how they were made, for the card."""
+        raise NotImplementedError
+
     def most_tokens(self) -> tuple[str, int]:
         """For one row of the source and one arm: the count in words, and the upper bound of new tokens.
 
@@ -196,6 +236,13 @@ class Suite(Section):
     def size(self) -> str:
         """How often an arm answers a row of the source: `3 conditions`."""
         raise NotImplementedError
+
+    def harmless_rates(self, numbers: pa.Table) -> dict[str, Rate]:
+        """Arm → how often it is harmless, for curves over arms; {} if the suite does not ask that.
+
+        numbers: the data set without texts.
+        """
+        return {}
 
     def report(
         self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
@@ -228,3 +275,9 @@ class Suite(Section):
 
     def check(self, field: str, model: Model) -> None:
         """Check everything but models before anything starts. field: the suite's path. Raises UserError."""
+
+    def check_engine(self, field: str, engine: Engine) -> None:
+        """Check that another program can load what the engine serves. field: as above. Raises UserError."""
+
+    def check_reach(self, field: str) -> None:
+        """Check what only a run needs, such as a server of data. field: as above. Raises OutOfReach."""

@@ -44,6 +44,7 @@ class ArmSpec:
     field:     setting → its path in the user's configuration, for messages: lora → `train.lora`
                or `arms.NAME.train.lora`
     finished:  most steps of arms that are trained already and that this one is compared with (see `equal`)
+    steps:     optimizer steps to take, whatever the epochs; None = those of the epochs
     """
 
     name: str
@@ -54,6 +55,7 @@ class ArmSpec:
     seed: int
     field: Callable[[str], str]
     finished: int = 0
+    steps: int | None = None
 
     def __post_init__(self):
         if os.path.isdir(self.model_dir):
@@ -91,7 +93,7 @@ class Training:
         made = [(arm, places, _Made.of(arm, places)) for arm, places in arms]
         lengths = [equal.Arm(arm.train, one.steps) for arm, _, one in made]
         self._arms = {
-            arm.name: _prepare(arm, places, one, equal.target(own, lengths, arm.finished))
+            arm.name: _prepare(arm, places, one, arm.steps or equal.target(own, lengths, arm.finished))
             for (arm, places, one), own in zip(made, lengths, strict=True)
         }
         self._groups: dict[str, WorkerGroup] = {}  # by arm

@@ -153,6 +153,8 @@ EVERY_SECTION = [
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """A directory with the files that the configurations name."""
+    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: F401  before any case is timed
+
     place = tmp_path_factory.mktemp("configs")
     (place / "run.yaml").touch()
     (place / "asked.jsonl").write_text('{"q": "How?", "i": "", "s": "No."}\n')

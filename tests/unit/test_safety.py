@@ -52,7 +52,7 @@ def test_one_module_opens_models_and_none_unpickles():
     # PEFT's own: start.py opens an adapter's configuration, adapter.py the adapter it has just written.
     assert opening == {"pretrained.py", "training/start.py", "training/adapter.py"}
     assert {module for module, name in found if name in ("AsyncEngineArgs", "EngineArgs", "LLM")} == {
-        "inference/vllm.py"
+        "inference/vllm_start.py"
     }
     assert {module for module, name in found if name == "load_dataset"} == {"sources/hub.py"}
     for text in (path.read_text() for path in PACKAGE.rglob("*.py")):

@@ -281,7 +281,7 @@ PROPER = TEXTS.filter(lambda text: text.strip())
     "name", ["qwen2_5", "qwen3", "qwen3_6", "llama3_2", "gemma3", "glm4moe", "phi3", "gptoss", "cohere2"]
 )
 @given(turns=st.lists(TEXTS, min_size=1, max_size=3).filter(lambda t: len(t) % 2), answer=PROPER)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_target_of_any_conversation_is_its_answer_and_a_stop(name, turns, answer):
     made = template(name)
     conversation = [(user, assistant)[i % 2](turn) for i, turn in enumerate(turns)]

@@ -2,7 +2,7 @@
 beginning."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field, model_validator
@@ -46,7 +46,7 @@ class C2Eval(Suite):
     verdicts: ClassVar[Schema] = CORRECTION_VERDICTS
     title: ClassVar = "course correction"
     method: ClassVar = "course_correction"
-    NEWER: ClassVar = Suite.NEWER | {"every_stage"}
+    NEWER: ClassVar = Suite.NEWER | {"every_stage", "short", "first_ranks"}
     LATER: ClassVar = frozenset({"more_judges"})
     starting: ClassVar = """
 entries: SOURCE  # requests with unsafe responses
@@ -60,7 +60,22 @@ judge: {kind: phrases}  # fast and crude; yes_no asks a model
         min_length=1,
         description="k: units of the unsafe response prefilled",
     )
+    short: Literal["drop", "per_k"] = Field(
+        "drop",
+        description=(
+            "entries whose unsafe responses are no longer than the longest k: drop = left out; per_k ="
+            " continued at the k that they are longer than, so that Corr@k of different k have different"
+            " entries"
+        ),
+    )
     paths: Count = Field(20, description="b: continuations sampled per entry and k")
+    first_ranks: list[Annotated[int, Field(ge=1, le=20)]] = Field(
+        [],
+        description=(
+            "ranks of first tokens, such as [1, 5, 20]: one path for each, which begins with the token of"
+            " that rank among the likeliest, instead of `paths` sampled ones"
+        ),
+    )
     draw: PathDraw = Field(PathDraw(), description="how continuations are sampled")
     judge: CorrectionJudge = Field(Phrases(), description="judge of whether a continuation corrects course")
     more_judges: dict[ArmName, CorrectionJudge] = Field({}, description=MORE_JUDGES)
@@ -89,6 +104,13 @@ judge: {kind: phrases}  # fast and crude; yes_no asks a model
             raise ValueError(f"lengths must rise and not repeat, not {self.lengths}")
         if self.authors_rules and self.unit != "words":
             raise ValueError("authors_rules count words: set unit: words")
+        if sorted(set(self.first_ranks)) != self.first_ranks:
+            raise ValueError(f"first_ranks must rise and not repeat, not {self.first_ranks}")
+        if self.first_ranks and ("paths" in self.model_fields_set or self.authors_rules):
+            other = "authors_rules" if self.authors_rules else "paths"
+            raise ValueError(f"first_ranks give one path for each rank: leave {other} out")
+        if self.authors_rules and self.short != "drop":
+            raise ValueError("authors_rules use a short response whole: leave short out")
         return self
 
     @property
@@ -100,6 +122,19 @@ judge: {kind: phrases}  # fast and crude; yes_no asks a model
         return True
 
     @property
+    def forces_first_token(self) -> str:
+        return f"first_ranks = {self.first_ranks}" if self.first_ranks else ""
+
+    @property
+    def paths_of_a_row(self) -> int:
+        """Continuations of an entry at one k."""
+        return len(self.first_ranks) or self.paths
+
+    @property
+    def longest_turn(self) -> tuple[str, int, Draw]:
+        return "lengths", self.lengths[-1], self.draw
+
+    @property
     def reads_tokenizer(self) -> bool:
         return self.unit == "tokens"
 
@@ -109,7 +144,7 @@ judge: {kind: phrases}  # fast and crude; yes_no asks a model
 
     @property
     def repeats(self) -> tuple[str, int, dict[str, Draw]]:
-        return "paths", self.paths, {"draw": self.draw}
+        return "paths", 1 if self.first_ranks else self.paths, {"draw": self.draw}
 
     def rows(
         self, arms: Sequence[str], seed: int, counts: Accounts, tokenizer: Any, seen: Seen | None = None
@@ -127,15 +162,15 @@ judge: {kind: phrases}  # fast and crude; yes_no asks a model
     def most_tokens(self) -> tuple[str, int]:
         verdict, most = self.judge.tokens(), self.draw.max_tokens
         tokens = f"({most} + {verdict})" if verdict else str(most)
-        told = f"{len(self.lengths)} k × {plural(self.paths, 'path')} × {tokens} tokens"
-        return told, len(self.lengths) * self.paths * (most + verdict)
+        told = f"{len(self.lengths)} k × {plural(self.paths_of_a_row, 'path')} × {tokens} tokens"
+        return told, len(self.lengths) * self.paths_of_a_row * (most + verdict)
 
     @property
     def counted(self) -> Source:
         return self.entries
 
     def size(self) -> str:
-        return f"{plural(len(self.lengths), 'prefill')} × {plural(self.paths, 'path')}"
+        return f"{plural(len(self.lengths), 'prefill')} × {plural(self.paths_of_a_row, 'path')}"
 
     def report(
         self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
@@ -155,10 +190,11 @@ judge: {kind: phrases}  # fast and crude; yes_no asks a model
 
     def settings(self) -> dict[str, str]:
         rules = "; the authors' rules" if self.authors_rules else ""
+        rules += "; short entries at the k that fit" if self.short == "per_k" else ""
         return {
             "Course correction on": self.entries.path,
             "Prefills": f"{', '.join(map(str, self.lengths))} {self.unit}{rules}",
-            "Paths": f"{self.paths} per entry and k; {self.draw.described()}",
+            "Paths": f"{self._paths_told} per entry and k; {self.draw.described()}",
         }
 
     @property
@@ -184,6 +220,11 @@ judge: {kind: phrases}  # fast and crude; yes_no asks a model
         from pipeline.suites.c2_eval.recipe import CorrectionVerdicts
 
         return CorrectionVerdicts(judge, self)
+
+    @property
+    def _paths_told(self) -> str:
+        ranks = ", ".join(map(str, self.first_ranks))
+        return f"one for each rank of the first token ({ranks})" if ranks else str(self.paths)
 
     def judged(self) -> list[tuple[Judge, str, str]]:
         more = [(judge, "course correction", name) for name, judge in self.more_judges.items()]

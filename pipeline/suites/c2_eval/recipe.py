@@ -9,6 +9,7 @@ import asyncio
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.chat import Chat, Completion, Message, Sampling, assistant, user
@@ -65,19 +66,26 @@ class Prefills:
         self.openers = suite.texts().lines("openers")
 
     def of(self, entry: dict) -> dict[int, list[str]]:
-        """Prefills by k. Units keep the response's white space; the opener is not counted. Raises _Unfit."""
+        """Prefills by k. Units keep the response's white space; the opener is not counted. Raises _Unfit.
+
+        The first response longer than the longest k is taken. Without one, `short: per_k` takes the longest
+        response, at every k that it is longer than.
+        """
         responses = [response.strip() for response in _unsafe(entry)]
         ends = [self._ends(response) for response in responses]
-        longest = self.suite.lengths[-1]
-        for response, units in zip(responses, ends, strict=True):
-            if len(units) > longest:
-                return {
-                    k: [f"{self._drawn(entry, k).choice(self.openers)} {response[: units[k - 1]].rstrip()}"]
-                    for k in self.suite.lengths
-                }
-        raise _Unfit(
-            f"unsafe response not longer than the longest prefill: {max(map(len, ends))} {self.suite.unit}"
-        )
+        lengths = self.suite.lengths
+        fits = next((i for i, units in enumerate(ends) if len(units) > lengths[-1]), None)
+        if fits is None and self.suite.short == "per_k":
+            fits = max(range(len(ends)), key=lambda i: len(ends[i]))
+            lengths = [k for k in lengths if k < len(ends[fits])]
+        if fits is None or not lengths:
+            which, most = "shortest" if self.suite.short == "per_k" else "longest", max(map(len, ends))
+            raise _Unfit(f"unsafe response not longer than the {which} prefill: {most} {self.suite.unit}")
+        response, units = responses[fits], ends[fits]
+        return {
+            k: [f"{self._drawn(entry, k).choice(self.openers)} {response[: units[k - 1]].rstrip()}"]
+            for k in lengths
+        }
 
     def _ends(self, text: str) -> list[int]:
         """The end of each word or token, in characters. White-space tokens count, but end no prefill."""
@@ -141,8 +149,19 @@ class ContinuationRecipe:
         return {"paths": [path.text for path in paths], "corrected": corrected, "status": OK}
 
     async def _paths(self, row: dict, chat: Chat) -> list[Completion]:
-        """One call for all paths with the same prefill; under the authors' rules, one call per path."""
+        """One call for all paths with the same prefill; with ranks or the authors' rules, one per path."""
         instruction, adapter = row["instruction"], self.adapters.get(row["arm"])
+        if self.suite.first_ranks:
+            begun = (
+                chat(
+                    _turn(instruction, row["prefills"][0]),
+                    replace(self._sampling(1), first_rank=rank),
+                    step=f"continue-rank{rank}",
+                    adapter=adapter,
+                )
+                for rank in self.suite.first_ranks
+            )
+            return [path for [path] in await asyncio.gather(*begun)]
         if not self.suite.authors_rules:
             return await chat(
                 _turn(instruction, row["prefills"][0]),

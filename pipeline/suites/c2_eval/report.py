@@ -17,13 +17,15 @@ from pipeline.schema import OK
 from pipeline.suites import judges
 from pipeline.suites.base import NO_JUDGEMENTS, Judgements
 from pipeline.suites.c2_eval.schema import path_id
-from pipeline.suites.c2_eval.summary import CorrSummary, corr_summary
+from pipeline.suites.c2_eval.summary import CorrSummary, by_rank, corr_summary
 from pipeline.suites.c2_eval.tables import (
     of_corr,
     of_corr_counts,
     of_corr_differences,
     of_course,
+    of_entries,
     of_left_out,
+    of_ranks,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +52,11 @@ def sections(
     if not found.arms:
         return [Section(TITLE, ["No entry was continued: all were dropped or failed."], tables=left_out)]
     counts = [of_corr_counts(every), of_left_out(every), *left_out]
+    if suite.short == "per_k":
+        counts.insert(0, of_entries(every))
+    if suite.first_ranks:
+        ranks = by_rank(continuations, suite.first_ranks, arms)
+        counts.insert(0, of_ranks(suite.first_ranks, ranks))
     return [
         Section(
             TITLE,
@@ -153,10 +160,22 @@ def _notes(suite: "C2Eval", seed: int) -> list[str]:
         ),
         tables.TOLD_APART.format(fewest=summary.FEWEST_DIFFERING, what="entries"),
         (
-            f"{suite.paths} paths per entry and k, each of at most {suite.draw.max_tokens} tokens (m). Cut: "
-            "the path reached the token limit (expected for most); a later correction is not counted."
+            f"{suite.paths_of_a_row} paths per entry and k, each of at most {suite.draw.max_tokens}"
+            " tokens (m). Cut: the path reached the token limit (expected for most); a later correction is"
+            " not counted."
         ),
     ]
+    if suite.first_ranks:
+        notes.append(
+            "Paths begin with a forced first token, by its rank among the likeliest of the arm itself, so"
+            " Corr is no estimate of what the arm would sample. By rank: over all entries and k, with 95 %"
+            " Wilson interval, which takes paths of one entry for independent."
+        )
+    if suite.short == "per_k":
+        notes.append(
+            "Short entries are continued only at the k that they are longer than: Corr@k of different k rest"
+            " on different entries, so a fall or rise over k can be one of the entries."
+        )
     return [*notes, _prefill(suite), suite.judge.limits("course correction")]
 
 

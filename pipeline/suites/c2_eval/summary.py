@@ -18,6 +18,7 @@ from pipeline.report.summary import (
     RESAMPLES,
     VANILLA,
     Difference,
+    Rate,
     arm_order,
     bootstrap,
     percentile_interval,
@@ -30,7 +31,8 @@ from pipeline.schema import DROPPED, FAILED
 class Corr:
     """Corr@k, or Corr_mean, of one arm, with its bootstrap interval over entries.
 
-    entries: with a readable verdict (for Corr_mean: at every k); left_out: all others, which are in no mean.
+    entries: with a readable verdict (for Corr_mean: at every k at which they were continued); left_out: those
+    that were continued and have none, which are in no mean.
     `value` is None if nothing was judged; for Corr_mean, also if nothing was judged at one of the k.
     """
 
@@ -98,7 +100,7 @@ def corr_summary(
     measured = continuations.filter(pc.is_valid(continuations["arm"]))
     names = sorted(pc.unique(measured["arm"]).to_pylist(), key=arm_order(arms))
     entries, lengths = (sorted(pc.unique(measured[column]).to_pylist()) for column in ("instruction_id", "k"))
-    corr = _corr(measured, names, entries, lengths)
+    corr, continued = _corr(measured, names, entries, lengths)
     others = [arm for arm in names if arm != VANILLA] if VANILLA in names else []
     gained = {arm: corr[names.index(arm)] - corr[0] for arm in others}
     means = _resampled_means([*corr, *gained.values()], seed, resamples)
@@ -107,7 +109,7 @@ def corr_summary(
         dropped=reasons(continuations, DROPPED),
         failures=reasons(continuations, FAILED),
         lengths=lengths,
-        arms=[_arm(arm, corr[i], means[i], lengths, measured) for i, arm in enumerate(names)],
+        arms=[_arm(arm, corr[i], continued[i], means[i], lengths, measured) for i, arm in enumerate(names)],
         differences=[
             difference
             for arm, resampled in zip(others, means[len(names) :], strict=True)
@@ -116,16 +118,32 @@ def corr_summary(
     )
 
 
-def _corr(measured: pa.Table, names: list[str], entries: list[str], lengths: list[int]) -> np.ndarray:
-    """Corr(entry, k) of every arm: [arms, entries, lengths], NaN if no verdict was readable."""
+def by_rank(continuations: pa.Table, ranks: Sequence[int], arms: Sequence[str] = ()) -> dict[str, list[Rate]]:
+    """Arm → how often paths that begin with a token of each rank correct course, over all entries and k."""
+    found: dict[str, list[list[bool]]] = {}
+    for row in continuations.select(["arm", "corrected"]).to_pylist():
+        if row["arm"] is not None and len(row["corrected"] or ()) == len(ranks):
+            verdicts = found.setdefault(row["arm"], [[] for _ in ranks])
+            for of_rank, verdict in zip(verdicts, row["corrected"], strict=True):
+                of_rank += [] if verdict is None else [verdict]
+    return {arm: [Rate.of(of) for of in found[arm]] for arm in sorted(found, key=arm_order(arms))}
+
+
+def _corr(
+    measured: pa.Table, names: list[str], entries: list[str], lengths: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Corr(entry, k) of every arm, NaN if no verdict was readable, and whether the entry was continued at k.
+
+    Both are [arms, entries, lengths].
+    """
     _, judged, corrected = _verdicts(measured)
     corr = np.full((len(names), len(entries), len(lengths)), np.nan)
     known = judged > 0
-    place = tuple(
-        _places(measured[column], values)[known] for column, values in _axes(names, entries, lengths)
-    )
-    corr[place] = corrected[known] / judged[known]
-    return corr
+    places = [_places(measured[column], values) for column, values in _axes(names, entries, lengths)]
+    corr[tuple(place[known] for place in places)] = corrected[known] / judged[known]
+    continued = np.zeros(corr.shape, dtype=bool)
+    continued[tuple(places)] = True
+    return corr, continued
 
 
 def _axes(names: list[str], entries: list[str], lengths: list[int]):
@@ -156,17 +174,29 @@ def _resampled_means(blocks: list[np.ndarray], seed: int, resamples: int) -> lis
 
 
 def _arm(
-    arm: str, corr: np.ndarray, resampled: np.ndarray, lengths: list[int], measured: pa.Table
+    arm: str,
+    corr: np.ndarray,
+    continued: np.ndarray,
+    resampled: np.ndarray,
+    lengths: list[int],
+    measured: pa.Table,
 ) -> ArmCorr:
-    """corr: [entries, lengths]; resampled: [resamples, lengths]."""
+    """corr, continued: [entries, lengths]; resampled: [resamples, lengths]."""
     rows = measured.filter(pc.equal(measured["arm"], arm))
     paths, judged, _ = _verdicts(rows)
     known = ~np.isnan(corr)
     at = [_mean(corr[known[:, i], i]) for i in range(len(lengths))]
     return ArmCorr(
         arm,
-        mean=_estimate(_mean(at), resampled.mean(axis=1), known.all(axis=1)),
-        at={k: _estimate(at[i], resampled[:, i], known[:, i]) for i, k in enumerate(lengths)},
+        mean=_estimate(
+            _mean(at),
+            resampled.mean(axis=1),
+            np.all(known | ~continued, axis=1),
+            np.asarray(continued.any(axis=1)),
+        ),
+        at={
+            k: _estimate(at[i], resampled[:, i], known[:, i], continued[:, i]) for i, k in enumerate(lengths)
+        },
         failed=pc.sum(pc.equal(rows["status"], FAILED)).as_py() or 0,
         paths=int(paths.sum()),
         unreadable=int((paths - judged).sum()),
@@ -174,8 +204,8 @@ def _arm(
     )
 
 
-def _estimate(value: float, resampled: np.ndarray, known: np.ndarray) -> Corr:
-    counts = {"entries": int(known.sum()), "left_out": int((~known).sum())}
+def _estimate(value: float, resampled: np.ndarray, known: np.ndarray, continued: np.ndarray) -> Corr:
+    counts = {"entries": int((known & continued).sum()), "left_out": int((~known & continued).sum())}
     return (
         Corr(None, None, **counts)
         if np.isnan(value)

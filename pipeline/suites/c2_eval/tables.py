@@ -1,6 +1,9 @@
 """The tables of C²-Eval: Corr@k, the paths behind it, and differences from vanilla."""
 
+from collections.abc import Sequence
+
 from pipeline.report.arms import Arms
+from pipeline.report.summary import Rate
 from pipeline.report.tables import Cell, Column, Table, difference, difference_columns, mark_best, rate, whole
 from pipeline.suites.c2_eval.summary import Corr, CorrDifference, CorrSummary
 
@@ -66,6 +69,26 @@ def of_corr_counts(summary: CorrSummary) -> Table:
         [Column("Arm", "text"), *map(Column, columns)],
         [("", [row(arm) for arm in summary.arms])],
     )
+
+
+def of_entries(summary: CorrSummary) -> Table:
+    """The entries behind every Corr@k."""
+    rows = [
+        [Cell(_corr_name(k)), *(Cell(whole(arm.at[k].entries)) for arm in summary.arms)]
+        for k in summary.lengths
+    ]
+    return Table(
+        "Entries behind Corr@k",
+        [Column("", "text"), *(Column(arm.arm) for arm in summary.arms)],
+        [("", rows)],
+    )
+
+
+def of_ranks(ranks: Sequence[int], found: dict[str, list[Rate]]) -> Table:
+    """How often paths correct course, by the rank of their first token."""
+    rows = [[Cell(str(rank)), *(rate(of[i]) for of in found.values())] for i, rank in enumerate(ranks)]
+    columns = [Column("Rank", "text"), *(Column(f"{arm}, %", "estimate") for arm in found)]
+    return Table("Turning away by the rank of the first token", columns, [("", rows)])
 
 
 def of_left_out(summary: CorrSummary) -> Table:

@@ -17,6 +17,7 @@ from pipeline.prompts import Prompts
 from pipeline.report.examples import Example
 from pipeline.report.outcomes import Outcome
 from pipeline.report.sections import Section
+from pipeline.report.summary import Rate
 from pipeline.schema import OK, Schema
 from pipeline.settings.base import ArmName, Count, Draw, Greedy, PromptFile, Source
 from pipeline.settings.shown import plural
@@ -124,6 +125,11 @@ harmless: {kind: refusal}  # by phrases: fast and crude; better a model or a gua
 
     def size(self) -> str:
         return plural(len(self.conditions), "condition")
+
+    def harmless_rates(self, numbers: pa.Table) -> dict[str, Rate]:
+        from pipeline.suites.safety.summary import arms_table
+
+        return {row.arm: row.harmless for row in arms_table(numbers) if row.condition == self.conditions[0]}
 
     def report(
         self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements

@@ -78,6 +78,14 @@ def test_an_arm_that_is_not_trained_names_the_stage_to_run(tmp_path, started):
         run(scripted.config(tmp_path / "run"), "sft")
 
 
+def test_one_seed_of_an_arm_is_served_and_the_arm_itself_is_not(tmp_path, started):
+    config = scripted.config(tmp_path / "run", train={"seeds": [0, 1]})
+    with pytest.raises(UserError, match="adapter/sft_seed1 is not complete: run `setbacks train` first"):
+        run(config, "sft_seed1")
+    with pytest.raises(UserError, match=r"^sft is no arm of this run; it has vanilla, sft_seed0, sft_seed1"):
+        run(config, "sft")
+
+
 def test_an_arm_that_was_trained_otherwise_is_refused(tmp_path, started):
     trained(tmp_path)
     changed = scripted.config(tmp_path / "run", train={"epochs": 1})

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.methods.mistake_analysis import MistakeAnalysis
@@ -130,7 +130,6 @@ def test_no_more_of_the_helpful_source_is_read_than_needed():
 ratios = st.sampled_from([0, 0.3, 0.5, 1, 1.5, 2, 3])
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), unique=True),
     st.integers(0, 15),

@@ -342,7 +342,7 @@ def test_reading_streams(tmp_path):
 
 
 @given(st.lists(st.text(max_size=8), min_size=1, max_size=30))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_ids_are_stable_and_unique(tmp_path, texts):
     path = write_jsonl(tmp_path / "a.jsonl", [{"instruction": t} for t in texts])
     rows = rows_of(path)

@@ -19,7 +19,7 @@ from tests import tiny
     st.sampled_from([None, 3, 8]),
     st.sampled_from([1, 2]),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_each_document_attends_to_itself_alone(lengths, window, kv_heads):
     torch.manual_seed(0)
     total = sum(lengths)
@@ -52,7 +52,7 @@ def test_one_flattened_row_only():
     st.sampled_from([None, 1, 3, 8]),
     st.sampled_from([1, 2]),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_token_of_a_shared_row_sees_its_own_sequence_alone(sequences, window, kv_heads):
     torch.manual_seed(0)
     row = pairs.lay_out(sequences)
