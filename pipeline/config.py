@@ -30,6 +30,7 @@ from pipeline.settings.base import (
     ModelName,
     Name,
     NameKind,
+    NameOrEmpty,
     Natural,
     Section,
     Source,
@@ -89,7 +90,7 @@ class NamedModel(Model):
     """A model beside the run's own: a judge, or the aligned model of course correction. It has an engine of
     its own. A server is an entry whose engine is a client of it, and which has no path."""
 
-    path: Name = Field(
+    path: NameOrEmpty = Field(
         "", description="`toy`, a local directory or a hub id; left out if the engine is a server"
     )
     engine: Engine = Field(

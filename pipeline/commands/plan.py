@@ -274,17 +274,25 @@ def _generation(
     if source is None:  # what it asks depends on texts that are not yet written
         told, own = plural(count, "row"), method.most_tokens()
         work = [resources.Work("generate", name, (told, count * own))]
-        for by, tokens in _judging_rows(config, name, method).items():
+        for by, tokens in _judging(config, "generate", f"methods.{name}", method).items():
             work.append(resources.Work("generate", name, (told, count * tokens), by))
         return work, facts
-    most = new_tokens * count // len(rows) if rows else count * method.most_tokens()
+    if rows:
+        most = new_tokens * count // len(rows)
+        others = {by: tokens * count // len(rows) for by, tokens in named.items()}
+    else:  # the most that a row can need
+        most = count * method.most_tokens()
+        others = {
+            by: tokens * count
+            for by, tokens in _judging(config, "generate", f"methods.{name}", method).items()
+        }
     selected = f", {len(longest) / len(rows):.0%} selected," if left_out else ""
     told = f"{plural(count, 'instruction')}{selected} × {plural(samples, 'sample')}"
     work = [
         resources.Work("generate", name, (told, most * samples)),
         *(
-            resources.Work("generate", name, (told, tokens * count // len(rows) * samples), by)
-            for by, tokens in sorted(named.items())
+            resources.Work("generate", name, (told, tokens * samples), by)
+            for by, tokens in sorted(others.items())
         ),
     ]
     return work, facts
@@ -347,25 +355,34 @@ def _evaluation(
     """How the suite's work is counted, and its maximum of new tokens: of the run's model, and of judges."""
     if suite.runs_apart:
         return [resources.Work("evaluate", name, None, why="another program runs it")]
-    source = suite.counted
-    unknown = any(field.startswith(f"suites.{name}.") for field in out_of_reach)
-    counted = next(field for field, one in sections(suite, Source, f"suites.{name}").items() if one is source)
-    entries = source.limit
-    if not unknown:
-        entries = sum(1 for _ in suite.read(source, counts.of(counted), seen))
-    if entries is None:
-        return [resources.Work("evaluate", name, None)]
+    fields = sections(suite, Source, f"suites.{name}")
+    unknown, found = any(field in out_of_reach for field in fields), []
+    for number, (source, part) in enumerate(suite.parts):
+        field = next(field for field, one in fields.items() if one is source)
+        entries = source.limit
+        if not unknown:
+            entries = sum(1 for _ in suite.read(source, counts.of(field), seen))
+        of = f" of {field.rpartition('.')[2]}" if number else ""
+        if entries is None:
+            found.append(resources.Work("evaluate", name + of, None))
+        else:
+            found += _asked(config, name, part, entries, f"{plural(entries, 'row')}{of}")
+    return found
+
+
+def _asked(config: Config, name: str, suite: Suite, entries: int, rows: str) -> list[resources.Work]:
+    """The work of one source of a suite, of so many rows. rows: the same in words."""
     told, most = suite.most_tokens()
     arms = resources.arms(config, suite)
     found = [
         resources.Work(
             "evaluate",
             name,
-            (f"{plural(entries, 'row')} × {told} × {plural(arms, 'arm')}", entries * most * arms),
+            (f"{rows} × {told} × {plural(arms, 'arm')}", entries * most * arms),
         )
     ]
-    every = f"{plural(entries, 'row')} × {suite.size()} × {plural(arms, 'arm')}"
-    for by, tokens in _judging(config, name, suite).items():
+    every = f"{rows} × {suite.size()} × {plural(arms, 'arm')}"
+    for by, tokens in _judging(config, "evaluate", f"suites.{name}", suite).items():
         found.append(resources.Work("evaluate", name, (every, entries * tokens * arms), by))
     for judge, tokens in _judging_later(suite).items():
         work = (f"{judge}: {every}", entries * tokens * arms)
@@ -373,32 +390,21 @@ def _evaluation(
     return found
 
 
-def _judging(config: Config, name: str, suite: Suite) -> dict[str, int]:
-    """New tokens of other models for one row of the source and one arm, at most, by name in `models`.
+def _judging(config: Config, stage: str, place: str, section: Method | Suite) -> Counter[str]:
+    """New tokens of other models for one row of the source (and one arm), at most, by name in `models`.
 
-    They are counted as the run's own model's would be, if it judged in their place.
+    They are counted as the run's own model's would be, if it judged in their place. place: of the section.
     """
-    own, found = suite.most_tokens()[1], dict[str, int]()
-    for field, by in config.named(["evaluate"]).items():
-        place = field.rpartition(".")[0]
-        if not place.startswith(f"suites.{name}."):
-            continue
-        judge = sections(suite, Judge, f"suites.{name}")[place].model_copy(update={"model": None})
-        judged = replaced(config, {place: judge}).suites.items()[name]
-        found[by] = found.get(by, 0) + judged.most_tokens()[1] - own
-    return found
 
+    def most(asking: Method | Suite) -> int:
+        return asking.most_tokens()[1] if isinstance(asking, Suite) else asking.most_tokens()
 
-def _judging_rows(config: Config, name: str, method: Method) -> dict[str, int]:
-    """New tokens of other models that judge for one row of a method, at most, by name in `models`; counted
-    as in `_judging`."""
-    own, found = method.most_tokens(), dict[str, int]()
-    judges = sections(method, Judge, f"methods.{name}")
-    for field, by in config.named(["generate"]).items():
-        if judge := judges.get(place := field.rpartition(".")[0]):
-            judged = replaced(config, {place: judge.model_copy(update={"model": None})}).methods[name]
-            found[by] = found.get(by, 0) + judged.most_tokens() - own
-    return found
+    judges, found = sections(section, Judge, place), Counter[str]()
+    for field, by in config.named([stage]).items():
+        if judge := judges.get(at := field.rpartition(".")[0]):
+            own = replaced(section, {at: judge.model_copy(update={"model": None})}, place)
+            found[by] += most(own) - most(section)
+    return +found
 
 
 def _judging_later(suite: Suite) -> dict[str, int]:

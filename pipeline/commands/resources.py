@@ -52,8 +52,9 @@ def show(config: Config, nodes: list[Node], console: Console) -> None:
         console.print(
             f"  evaluate   {plural(config.engine.actors_told, 'engine')}, {asked}{lora}, all in one start"
         )
-        for field, text in {config.adapter_field(name): text for name, text in config.asks.items()}.items():
-            console.print(f"  {'':<10} {field}.ask: {escape(repr(text))}")
+        for name, arm in config.arms.items():
+            if arm.ask:
+                console.print(f"  {'':<10} arms.{name}.ask: {escape(repr(arm.ask))}")
         _show_passes("evaluate", config, nodes, console)
     if "rejudge" in config.stages:
         again = [judge for suite in config.suites.items().values() for judge in suite.judges_later]

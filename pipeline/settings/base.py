@@ -46,6 +46,7 @@ def _can_be_a_name(value: str) -> str:
 
 # Name of a file, directory, data set, server or model. Names that no file system accepts are refused here.
 Name = Annotated[str, Field(min_length=1), AfterValidator(_can_be_a_name)]
+NameOrEmpty = Annotated[str, AfterValidator(_can_be_a_name)]
 
 
 class PathKind(Enum):

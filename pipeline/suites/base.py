@@ -224,6 +224,11 @@ class Suite(Section):
         """The source whose rows `most_tokens` counts."""
         raise NotImplementedError
 
+    @property
+    def parts(self) -> list[tuple[Source, "Suite"]]:
+        """The sources whose work is counted, each with the suite as it asks the rows of this source."""
+        return [(self.counted, self)]
+
     def read(self, source: Source, counts: Counts, seen: Seen | None) -> Iterable[Any]:
         """The rows of one of the suite's sources, as `rows` reads them. Fills `counts`."""
         return compared(source, counts, seen, exclude=self.exclude_seen)

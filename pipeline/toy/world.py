@@ -29,12 +29,14 @@ SPLITS = (
 )
 
 HIJACK = "hijack"  # the orders of goal hijacking, whose rows are no instructions
+BORDERLINE = "borderline"  # prompts that only sound harmful, and requests for the same deeds
 
 _HELD_OUT = {"harmful": 0.30, "benign": 0.22}  # fraction of each category's deeds
 _PLAN_WORDS = 96  # minimum words of a plan: allows a prefill of 80 words, and a selection of more than 80
 # sentences before one may repeat; few enough that late sentences are as hard to guess as early ones
 _PLAN_MEMORY = 3
 _ORDERS = 24  # of each kind in the split of orders
+_BORDERLINE = 40  # of each half in the split of borderline prompts
 _SEEN_WORDS = 3  # words of a cut-off correction that are needed to recognize it
 
 _Pieces = tuple[tuple[str, ...], ...]  # the pieces of a sentence, in order; the alternatives of each piece
@@ -71,17 +73,18 @@ class Response:
 
 def rows(split: str) -> Iterator[dict]:
     """The instructions of a split, one per deed: `instruction`, `category`, `safe_response`,
-    `unsafe_response`. The rows of `hijack` are those of `orders`.
+    `unsafe_response`. The rows of `hijack` are those of `orders`, and those of `borderline` have no response.
 
     The safe response is a refusal with reason and alternative (harmful and detailed splits) or a helpful
     answer (helpful splits, whose unsafe response is None). The unsafe response of a detailed split is a plan
     of more than 80 words. Each call gives the same rows in the same order. Raises UserError for an unknown
     split.
     """
-    known = (*SPLITS, HIJACK)
+    others = {HIJACK: orders, BORDERLINE: borderline}
+    known = (*SPLITS, *others)
     if split not in known:
         raise UserError(f"toy:{split} is not a split of the toy world; known are {', '.join(known)}")
-    for row in orders() if split == HIJACK else _rows(split):
+    for row in others[split]() if split in others else _rows(split):
         yield dict(row)
 
 
@@ -118,6 +121,21 @@ def orders() -> tuple[dict, ...]:
             "category": injected.category,
         }
         for asked, injected in pairs
+    )
+
+
+@cache
+def borderline() -> tuple[dict, ...]:
+    """Prompts about held-out harmful deeds that ask for nothing harmful, `category` being the kind of prompt,
+    and requests for the same deeds, of category `contrast`. The toy model never reads the sentences of the
+    former, so it has to see for itself that they are safe."""
+    rng = random.Random(BORDERLINE)
+    forms = _texts()["borderline"]
+    chosen = list(zip(deeds("harmful-heldout")[:_BORDERLINE], cycle(forms)))
+    asked = [{"instruction": _say(rng, deed, [forms[form]]), "category": form} for deed, form in chosen]
+    return (
+        *asked,
+        *({"instruction": question(deed, rng), "category": "contrast"} for deed, _ in chosen),
     )
 
 

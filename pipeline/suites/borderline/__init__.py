@@ -66,8 +66,9 @@ class Borderline(Suite):
 
         if not self.unsafe_categories:
             return
-        first, read = islice(instructions.well_formed(self.prompts), _READ_FIRST), 0
+        read = 0
         try:
+            first = islice(instructions.well_formed(self.prompts), _READ_FIRST)
             for read, _ in enumerate(recipe.halves(self, first, ()), start=1):  # noqa: B007
                 pass
         except OutOfReach:
@@ -102,6 +103,13 @@ class Borderline(Suite):
     @property
     def counted(self) -> Source:
         return self.prompts
+
+    @property
+    def parts(self) -> list[tuple[Source, Suite]]:
+        own = super().parts
+        if self.unsafe is None:
+            return own
+        return [*own, (self.unsafe, self.model_copy(update={"prompts": self.unsafe}))]
 
     def size(self) -> str:
         return f"{plural(self.samples, 'answer')} to every borderline prompt"

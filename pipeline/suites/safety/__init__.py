@@ -114,6 +114,15 @@ harmless: {kind: refusal}  # by phrases: fast and crude; better a model or a gua
     def counted(self) -> Source:
         return self.harmful
 
+    @property
+    def parts(self) -> list[tuple[Source, Suite]]:
+        asked = [condition for condition in self.conditions if condition != "hint"]
+        if self.helpful is None or not asked:
+            return super().parts
+        unjudged = {"harmless": Refusal(), "more_judges": {}}  # benign answers are rated only
+        benign = self.model_copy(update={"harmful": self.helpful, "conditions": asked, **unjudged})
+        return [*super().parts, (self.helpful, benign)]
+
     def size(self) -> str:
         return plural(len(self.conditions), "condition")
 
