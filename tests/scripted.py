@@ -102,7 +102,7 @@ def composed(tree: dict) -> dict:
         if evaluation.get("harmful") is not None or (evaluation and not suites):
             if isinstance(recipe, dict) and recipe.get("name", "mistake_analysis") == "mistake_analysis":
                 evaluation |= {key: recipe[key] for key in ("hint", "prompts") if key in recipe}
-            suites["safety"] = evaluation
+            suites["safety"] = {"harmless": {"kind": "refusal"}, **evaluation}  # asked for: see preflight
         tree["suites"] = suites
     return tree
 

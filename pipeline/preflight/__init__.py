@@ -89,6 +89,9 @@ def check(
             _check_impartial(config, name)
     for field, model in config.read_models().items():
         models.check_model_path(model, field)
+    for name in config.suites.items():
+        if "evaluate" in stages and name in suites:
+            _check_chosen(config, name)
     _check_engines(config, stages, suites)
     check_run_dir(config, stages)
     if "train" in stages:
@@ -97,6 +100,24 @@ def check(
         environment.check_imports()
         if not os.environ.get("RAY_ADDRESS"):
             environment.check_temporary_directory()
+
+
+def _check_chosen(config: Config, name: str) -> None:
+    """Raises UserError if a suite's judge of harm reads no meaning, and nobody has asked for that.
+
+    The toy's sentences make such a judge right.
+    """
+    if config.model.path == "toy" or not config.engine.is_model:
+        return
+    suite = config.suites.items()[name]
+    for field in type(suite).model_fields.keys() - suite.model_fields_set:
+        judge = getattr(suite, field)
+        if isinstance(judge, Judge) and judge.blind:
+            raise UserError(
+                f"suites.{name}.{field} is missing: its default reads phrases, which says how often answers"
+                " refuse and not how often they are harmless; name a judge that asks a model or a guard, or"
+                f" set it to {{kind: {judge.kind}}}"
+            )
 
 
 def _check_impartial(config: Config, name: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import models, preflight
 from pipeline.errors import UserError
-from tests import scripted
+from tests import scripted, tiny
 
 ALL = {"generate", "mix", "train", "evaluate"}
 SERVER = {"kind": "openai", "url": "http://localhost:1/v1", "model": "m", "api_key_env": None}
@@ -360,3 +360,21 @@ def test_a_cpu_without_bfloat16_is_told(tmp_path, tiny_model, monkeypatch):
         monkeypatch.setattr(preflight, "check_lora", lambda *_: None)
         notices = preflight.check_models(slow, {"evaluate", "train"}, set(), tiny_model)
         assert [told in notice for notice in notices] == ([True] if told else [])
+
+
+@pytest.mark.parametrize("suite, source", [("safety", "harmful"), ("jailbreak", "goals")])
+def test_phrases_judge_harm_only_if_asked_for_or_on_the_toy(tmp_path, suite, source):
+    given = {source: {"path": "toy:harmful-heldout"}}
+
+    def checked(model: str, **more) -> None:
+        path = tiny.save(tmp_path / "tiny") if model == "tiny" else model
+        made = config(
+            tmp_path, model={"path": str(path)}, instructions=None, suites={suite: {**given, **more}}, arms={}
+        )
+        preflight.check(made, {"evaluate"})
+
+    checked("toy")
+    checked("tiny", harmless={"kind": "refusal"})
+    checked("tiny", harmless={"kind": "yes_no_harmful"})
+    with pytest.raises(UserError, match=rf"^suites\.{suite}\.harmless is missing: its default reads phrases"):
+        checked("tiny")
