@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pipeline import prompts
 from pipeline.chat import Message, Sampling, assistant, user
 from pipeline.inference.base import ROWS_PER_REQUEST
-from pipeline.inference.pool import seed_of
+from pipeline.inference.row_chat import seed_of
 from pipeline.inference.vllm import VLLM
 from pipeline.runtime.machine import cpu_has_bf16
 from pipeline.settings.base import Model, Source

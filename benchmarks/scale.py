@@ -129,7 +129,7 @@ class PeerActor:
         yield self.schema.table(rows)
 
     async def run(self, row: dict) -> dict:
-        from pipeline.inference.pool import RowChat
+        from pipeline.inference.row_chat import RowChat
 
         kept = {name: row[name] for name in self.schema.names if name in row}
         chat = RowChat(self.model, 0, row["id"])

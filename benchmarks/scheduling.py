@@ -93,7 +93,7 @@ def run(blocks: int, engines: int, apart_s: float, speed: float, *, before: bool
         spec = pool.ModelSpec(Model(path="dummy"), "", engine)
         shares = pool.in_flight
         if before:
-            pool.in_flight = lambda fitting, tasks, actors: (fitting, 2 * fitting)
+            pool.in_flight = lambda fitting, *_counts: (fitting, 2 * fitting)
         try:
             list(pool.run_recipes([pool.Job(One(), store)], spec, seed=0, label="scheduling"))
         finally:

@@ -248,6 +248,16 @@ class Config(Section):
         gaps = [m.widest_gap for m in self.methods.values() if train.accepts in m.training_sets]
         return [f"{name}_stage{number}" for number in range(1, train.most_stages(max(gaps, default=1)))]
 
+    def adapter_field(self, name: str) -> str:
+        """The section that an evaluated adapter is of: `arms.sft` of `sft_seed1` and `sft_stage2` too."""
+        if name in self.adapters:
+            return f"adapters.{name}"
+        begun = self.further[name].arm if name in self.further else name
+        for made, replica in self.replicas.items():
+            if begun == made or begun in self.stage_names(made):
+                return f"arms.{replica.arm}"
+        return "durability"
+
     @property
     def asks(self) -> dict[str, str]:
         """The adapters (after stages, or trained further, too) that are asked with a text of their own, and

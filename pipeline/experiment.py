@@ -66,7 +66,7 @@ def generate(run: Run) -> None:
                 method.listed,
                 method.recipe(run.config.seed),
                 run.models(generator, adapters, ["generate"], f"methods.{name}."),
-                {"adapter": adapter_digest(adapter)} if adapter else {},
+                method.inputs() | ({"adapter": adapter_digest(adapter)} if adapter else {}),
             )
         )
     run.make("generate", makings)
@@ -133,7 +133,7 @@ def evaluate(run: Run) -> None:
     stages = run.stage_adapters() if staged else {}
     for arm, path in (adapters | stages).items():
         if arm not in config.adapters:
-            models.check_adapter(f"arms.{arm}", path, run.model_dir)
+            models.check_adapter(config.adapter_field(arm), path, run.model_dir)
     own = config.answering(None)
     but = " and ".join(name for name in run.suites if config.suites.items()[name].runs_apart)
     for arm, text in config.asks.items():

@@ -52,10 +52,13 @@ def preview(
 
 
 def few(config: Config, rows: int) -> Config:
-    """The configuration with at most `rows` instructions of every source, in a directory of its own."""
+    """The configuration with at most `rows` instructions of every source, and `rows` rows of a method that
+    makes its own, in a directory of its own."""
     limits = {
         name: source.model_copy(update={"limit": min(rows, source.limit or rows)})
         for name, source in sections(config, Source).items()
     }
     beside = f"{config.run_dir.rstrip('/')}.preview-{secrets.token_hex(4)}"
-    return replaced(config, limits).model_copy(update={"run_dir": beside})
+    small = replaced(config, limits)
+    methods = {name: method.few(rows) for name, method in small.methods.items()}
+    return small.model_copy(update={"run_dir": beside, "methods": methods})

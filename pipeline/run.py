@@ -23,7 +23,8 @@ from pipeline.data.work import shared
 from pipeline.errors import RunFailed, UserError
 from pipeline.fingerprints import fingerprints
 from pipeline.inference.base import Engine
-from pipeline.inference.pool import NO_MODEL, OWN, Job, ModelSpec, run_recipes
+from pipeline.inference.pool import NO_MODEL, Job, ModelSpec, run_recipes
+from pipeline.inference.row_chat import OWN
 from pipeline.methods.base import Method
 from pipeline.runtime import apart, attempt
 from pipeline.runtime.console import step_bar
@@ -81,7 +82,7 @@ class Making:
 
     rows:   the rows to do, of schema `listed`; reading them fills the counts of the sources.
     field:  the configuration field of the section that names the sources.
-    models: the models that the recipe asks, by name; its own is `pool.OWN`.
+    models: the models that the recipe asks, by name; its own is `row_chat.OWN`.
     inputs: digests of the upstream outputs, by name.
     first:  name of the model that the recipe asks first; None = its own.
     """
@@ -578,7 +579,9 @@ class Run:
     def _write_work(self, stage: str, making: Making) -> None:
         spec, found = making.models[making.first or OWN], Accounts()
         wanted = spec.engine.rows_per_commit
-        rows, block_rows = shared(making.rows(found.below(making.field)), wanted, spec.most_actors)
+        rows, block_rows = making.rows(found.below(making.field)), wanted
+        if making.store.work() is None:  # else its sources are not read again
+            rows, block_rows = shared(rows, wanted, spec.most_actors)
         written = making.store.write_work(
             rows,
             making.listed,

@@ -45,6 +45,14 @@ class Compared:
     name: str
     config: Config
 
+    @property
+    def arms(self) -> list[str]:
+        """All adapters that a suite evaluates: the base model first, an arm after its stages."""
+        suites = self.config.suites.items().values()
+        staged = any(suite.asks_every_stage for suite in suites)
+        stages = {name: self.config.stage_names(name) if staged else [] for name in self.config.replicas}
+        return [one for name in self.config.arm_names for one in (*stages.get(name, ()), name)]
+
 
 @dataclass(frozen=True)
 class Pairing:
@@ -107,7 +115,7 @@ def compare(targets: Sequence[str], arms: Sequence[str] = (), different_judges: 
         raise UserError("compare needs two runs or more: setbacks compare RUN RUN")
     found = Comparison(_runs(targets))
     first, *others = found.runs
-    known = list(dict.fromkeys(arm for run in found.runs for arm in run.config.arm_names))
+    known = list(dict.fromkeys(arm for run in found.runs for arm in run.arms))
     if unknown := [arm for arm in arms if arm not in known]:
         raise UserError(
             f"--arm {shown(unknown[0], 60)}: no run has such an arm; known are {', '.join(known)}"
@@ -209,7 +217,7 @@ def _pair(
 
 
 def _only(run: Compared, not_in: Compared) -> list[str]:
-    return [arm for arm in run.config.arm_names if arm not in not_in.config.arm_names]
+    return [arm for arm in run.arms if arm not in not_in.arms]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from pipeline.config import NamedModel
 from pipeline.data import storage
 from pipeline.data.dataset import Dataset
 from pipeline.errors import RowFailed, UserError
-from pipeline.inference.pool import NO_MODEL, OWN, Clients, ModelSpec, OpenModels, RowChat
+from pipeline.inference.pool import NO_MODEL, ModelSpec
+from pipeline.inference.row_chat import OWN, Clients, OpenModels, RowChat
 from pipeline.judges import Exchange, HarmlessnessJudge, Judge, Verdict, negated
 from pipeline.report import tables
 from pipeline.report.agreement import Agreement, by_category, compared, corrected_rate

@@ -208,6 +208,7 @@ def _paths(config: Config) -> dict[str, str]:
         **{field: path for field, path in models.items() if path.startswith((".", "/", "~"))},
         **sources,
         **paths(config, PathKind.PROMPTS),
+        **{field: path for field, path in paths(config, PathKind.DATA).items() if path != "toy"},
         **paths(config, PathKind.ADAPTER),
     }
 

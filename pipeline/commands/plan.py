@@ -272,8 +272,11 @@ def _generation(
     if readable:
         facts |= _show_lengths(longest, config, console)
     if source is None:  # what it asks depends on texts that are not yet written
-        own = (plural(count, "row"), count * method.most_tokens())
-        return [resources.Work("generate", name, own)], facts
+        told, own = plural(count, "row"), method.most_tokens()
+        work = [resources.Work("generate", name, (told, count * own))]
+        for by, tokens in _judging(config, "generate", f"methods.{name}", method).items():
+            work.append(resources.Work("generate", name, (told, count * tokens), by))
+        return work, facts
     if rows:
         most = new_tokens * count // len(rows)
         others = {by: tokens * count // len(rows) for by, tokens in named.items()}

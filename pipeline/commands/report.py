@@ -59,7 +59,7 @@ def write_report(config: Config, run_dir: str) -> tuple[str, str]:
     paths = storage.join(run_dir, "report.html"), storage.join(run_dir, "report.md")
     for path, template in zip(paths, ("report.html", "report.md.jinja"), strict=True):
         storage.write_text(path, templates().get_template(template).render(page))
-    kept = report_results.results(config, name, model, _note(config), versions, found)
+    kept = report_results.results(config, name, model, _note(config), versions, found, _names(config))
     storage.write_text(storage.join(run_dir, report_results.FILE), report_results.dumped(kept))
     return paths
 
@@ -143,6 +143,12 @@ def _durability(config: Config, suite: Suite, numbers: pa.Table | None, arms: Ar
     return [sections.durability(suite.title, list(curves), curves, arms)]
 
 
+def _names(config: Config) -> set[str]:
+    """All names of arms that tables can have: those of means over seeds and of stages, too."""
+    known = [_arms(config), *(_arms(config, suite) for suite in config.suites.items().values())]
+    return {*config.arm_names, *(name for arms in known for name in (*arms, *arms.replicas.values()))}
+
+
 def _steps(lines: list[dict]) -> list[str]:
     """A note on arms whose steps were made equal to those of the longest arm."""
     longer = [
@@ -200,8 +206,18 @@ def _suites(config: Config) -> list[tuple[str, Suite]]:
 
 
 def _numbers(dataset: Dataset | None, schema: Schema) -> pa.Table | None:
-    """The columns without texts, enough for counting; None if the run has no such data set."""
-    return dataset and dataset.table([column.name for column in schema.columns if column.text is None])
+    """The columns without texts, enough for counting; None if the run has no such data set.
+
+    Those that older versions did not write are null.
+    """
+    if dataset is None:
+        return None
+    counted, written = [column for column in schema.columns if column.text is None], set(dataset.schema.names)
+    table = dataset.table([column.name for column in counted if column.name in written])
+    for column in counted:
+        if column.name not in written:
+            table = table.append_column(column.name, pa.nulls(table.num_rows, column.type))
+    return table
 
 
 def _stage_line(line: dict, titles: dict[str, str]) -> dict:

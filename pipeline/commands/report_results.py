@@ -1,7 +1,7 @@
 """The content of a run's `results.json`, and the file read back."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pydantic import ValidationError
 
@@ -25,13 +25,15 @@ def results(
     note: tuple[str, str] | None,
     versions: Mapping[str, str],
     found: Sequence[tuple[str | None, list[Section]]],
+    arms: Collection[str],
 ) -> Results:
-    """name: of the run. note: heading and sentence on its texts. found: sections, with their suites."""
+    """name: of the run. note: heading and sentence on its texts. found: sections, with their suites. arms: as
+    of `report.results.figures`."""
     judges = judges_of(config)
     numbers, told = [], []
     for suite, sections in found:
         own = [key for key, judge in judges.items() if judge.suite == suite and suite is not None]
-        numbers += kit.figures(suite, sections, config.arm_names, own)
+        numbers += kit.figures(suite, sections, arms, own)
         told += kit.told(suite, sections)
     return Results(
         format=kit.FORMAT,

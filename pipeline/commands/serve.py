@@ -39,15 +39,18 @@ Log = Callable[[str], object]
 def serve(config: Config, arm: str, host: str, port: int, api_key_env: str | None, log: Log) -> None:
     """Serve an arm, and the base model under the name `vanilla`, until interrupted.
 
-    arm: an arm of the configuration, one of `adapters`, or `vanilla`. api_key_env: the variable that holds
-    the key to ask for; None for no key. Raises UserError before a process starts, RunFailed if the server
-    ends by itself.
+    arm: an arm of the configuration (NAME_seedN of one with several seeds), one of `adapters`, or `vanilla`.
+    api_key_env: the variable that holds the key to ask for; None for no key. Raises UserError before a
+    process starts, RunFailed if the server ends by itself.
     """
     adapter = _adapter(config, arm)
     key = _key(api_key_env)
     config = preflight.dated(config)
     directory, notices = _checked(config, arm, adapter)
     config, draw_field, draw = _sampled(config, directory, notices)
+    if (ask := config.asks.get(arm)) is not None:
+        field = f"{config.adapter_field(arm)}.ask"
+        notices.append(f"{field} is not what the server adds: suites ask the arm with {ask!r}; send it so")
     _check_port(host, port)
     if key is None and host not in LOCAL:
         notices.append(f"--host {host} without --api-key-env: whoever reaches this machine can ask the model")
@@ -122,8 +125,7 @@ def _checked(config: Config, arm: str, adapter: str | None) -> tuple[str, list[s
             f"the chat template writes the date: the server takes today's, the run {config.model.date}"
         )
     if adapter is not None:
-        field = f"adapters.{arm}" if arm in config.adapters else f"arms.{arm}"
-        notices += models.check_adapter(field, adapter, directory)
+        notices += models.check_adapter(config.adapter_field(arm), adapter, directory)
     return directory, notices
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import RunFailed, UserError
+from pipeline.report.replicas import without_seeds
 from pipeline.report.results import Figure, Results, slug
 from pipeline.settings.shown import shown
 from pipeline.suites import VANILLA
@@ -53,13 +54,12 @@ def limits(under: Sequence[str], over: Sequence[str]) -> list[Limit]:
 def check(results: Results, limits: Sequence[Limit], arms: Sequence[str]) -> None:
     """Raises RunFailed, one sentence, if a number is on the wrong side of its limit, or unknown.
 
-    Every number of the name counts, of every given arm; without arms, of all but the base model. Raises
-    UserError if there is no such number.
+    Every number of the name counts, of every given arm; without arms, of all adapters but the base model. An
+    arm with several seeds stands for the mean over them. Raises UserError if there is no such number.
     """
-    if unknown := [arm for arm in arms if arm not in results.arms]:
-        raise UserError(
-            f"--arm {shown(unknown[0], 60)}: the run has no such arm; it has {_list(results.arms)}"
-        )
+    known = list(dict.fromkeys([*results.arms, *(one.arm for one in results.numbers if one.arm)]))
+    if unknown := [arm for arm in arms if arm not in known]:
+        raise UserError(f"--arm {shown(unknown[0], 60)}: the run has no such arm; it has {_list(known)}")
     if arms and not limits:
         raise UserError("--arm: says whose numbers a limit is for; give --fail-under or --fail-over")
     wanted = list(arms) or [arm for arm in results.arms if arm != VANILLA] or [VANILLA]
@@ -90,7 +90,7 @@ def _failure(results: Results, limit: Limit, arms: list[str]) -> str | None:
 
 def _told(one: Figure) -> str:
     group = one.group.partition(":")[0]
-    others = [text for text in one.row.values() if text and text != one.arm]
+    others = [text for text in one.row.values() if text and without_seeds(text) != one.arm]
     where = ", ".join([str(one.arm), *([group.lower()] if group else []), *others])
     interval = "" if one.low is None or one.high is None else f" [{one.low:.3g}, {one.high:.3g}]"
     counted = "" if one.n is None else f", n = {one.n}"

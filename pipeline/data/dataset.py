@@ -45,6 +45,14 @@ class Dataset:
         return cls(path, dict.fromkeys(shards)) if shards else None
 
     @property
+    def digest(self) -> str:
+        """What identifies the rows: a digest of the shards' own. Raises OSError if a shard cannot be read."""
+        shards = (
+            known or storage.digest(storage.join(self.path, name)) for name, known in self.digests.items()
+        )
+        return blake2b(" ".join(shards).encode(), digest_size=16).hexdigest()
+
+    @property
     def schema(self) -> pa.Schema:
         """Of the first shard. Raises UserError if it cannot be read."""
         return self._open(next(iter(self.digests)))[0].schema_arrow

@@ -18,6 +18,7 @@ from pipeline.errors import RunFailed, UserError
 from pipeline.schema import Schema
 
 BLOCKS_PER_ACTOR = 4  # at least, so that actors have equal shares
+_MOST_COUNTED = 100_000  # rows held in memory to see whether they are few
 _ROWS_PER_FILE = 20_000  # fewer files list faster; few enough row groups for a fast footer read
 
 
@@ -99,14 +100,16 @@ def shared(rows: Iterable[dict], block_rows: int, actors: int) -> tuple[Iterable
     """The rows again, and the size of their blocks: smaller if there would be too few blocks for the actors.
 
     With fewer than BLOCKS_PER_ACTOR for each, one actor more or less with a last block is a large part of
-    the time.
+    the time. More than _MOST_COUNTED rows are not few. Reads the rows up to there.
     """
     if actors == 1:
         return rows, block_rows
     rows = iter(rows)
-    first = list(islice(rows, BLOCKS_PER_ACTOR * actors * block_rows))
-    fitting = -(-len(first) // (BLOCKS_PER_ACTOR * actors))
-    return chain(first, rows), max(1, min(block_rows, fitting))
+    enough = BLOCKS_PER_ACTOR * actors * block_rows
+    first = list(islice(rows, min(enough, _MOST_COUNTED)))
+    if len(first) < min(enough, _MOST_COUNTED):
+        block_rows = max(1, -(-len(first) // (BLOCKS_PER_ACTOR * actors)))
+    return chain(first, rows), block_rows
 
 
 def batches(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:

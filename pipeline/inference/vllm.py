@@ -244,7 +244,7 @@ class VllmModel:
         # With FINAL_ONLY the n samples arrive one by one as they finish, not in one output: collect them.
         samples: dict[int, Completion] = {}
         outputs = self._engine.generate(
-            {"type": "token", "prompt_token_ids": tokens},
+            {"type": "token", "prompt_token_ids": tokens + forced},
             params,
             str(next(self._requests)),
             lora_request=lora,

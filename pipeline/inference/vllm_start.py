@@ -130,10 +130,7 @@ def stat_loggers(gpus: int) -> list[type] | None:
 
 
 def server_command(settings: Mapping[str, Any], adapters: Mapping[str, str]) -> list[str]:
-    """The command of vLLM's OpenAI server. adapters: directories by the names that requests use.
-
-    The command `vllm serve` does not find the distribution for CPUs; its module does.
-    """
+    """The command of vLLM's OpenAI server. adapters: directories by the names that requests use."""
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += [part for name, value in settings.items() for part in _option(name, value)]
     command.append("--disable-uvicorn-access-log")
@@ -144,13 +141,14 @@ def server_command(settings: Mapping[str, Any], adapters: Mapping[str, str]) -> 
 
 
 def _option(name: str, value: Any) -> list[str]:
-    """A setting as the server's command line has it; null is left out."""
+    """A setting as the server's command line has it; null and an empty list are left out."""
     flag = name.replace("_", "-")
-    if value is None:
+    if value is None or value == []:
         return []
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]
-    return [f"--{flag}", json.dumps(value) if isinstance(value, dict | list) else str(value)]
+    parts = value if isinstance(value, list) else [value]
+    return [f"--{flag}", *(json.dumps(part) if isinstance(part, dict) else str(part) for part in parts)]
 
 
 def _engine_rank(adapters: list[str]) -> int:

@@ -154,6 +154,14 @@ class Method(Section):
         source = instructions.read(self.instructions, counts.of("instructions"))
         return instructions.repeated(source, self.samples)
 
+    def few(self, rows: int) -> "Method":
+        """The method with about `rows` rows to do, for a preview; sources are limited already."""
+        return self
+
+    def inputs(self) -> dict[str, str]:
+        """Digests of what other runs have made and `rows` reads, by field. Raises UserError."""
+        return {}
+
     @classmethod
     def asks(cls, section: Any) -> dict[str, str]:
         """By kind of example, how arms that are trained on it are asked (`arms.NAME.ask`), unless they say.

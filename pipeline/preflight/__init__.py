@@ -31,6 +31,7 @@ from pipeline.settings.base import PathKind, Source
 from pipeline.settings.shown import first_line
 from pipeline.settings.walk import paths, sections
 from pipeline.sources.counts import Accounts
+from pipeline.suites.base import Suite
 from pipeline.training.durability import KIND
 
 if TYPE_CHECKING:
@@ -62,13 +63,19 @@ def check(
             else f"train has nothing to do: nothing is trained on {made}; give {config.run_dir}/{made} to"
             " another run, as the path of its instructions"
         )
-    for part in (*config.methods.values(), *config.suites.items().values()):
-        part.prompt_hashes()  # finds a wrong prompt file
+    parts = sections(config, Method) | sections(config, Suite)
+    for field, part in parts.items():
+        try:
+            part.prompt_hashes()  # finds a wrong prompt file
+        except UserError as e:
+            raise type(e)(f"{field}: {e}") from None
     for judge in sections(config, Judge).values():
         judge.prompt_hashes()
     for field, judge in sections(config, Judge).items():
         judge.check(field, config.model)
     check_no_password("run_dir", config.run_dir)
+    for field, path in paths(config, PathKind.DATA).items():
+        check_no_password(field, path)
     for name, method in config.methods.items() if "generate" in stages else ():
         _check_rows(f"methods.{name}", method)
     needed = needed_responses(config, stages)

@@ -5,6 +5,7 @@ range over the seeds in the place of an arm's replicas, and keeps the replicas i
 shows mean and range if its cells have a `value` (`tables.rate`, `tables.mean`, `tables.difference`).
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +20,8 @@ NOTE = (
     " lowest. Intervals are over instructions or entries and do not contain what another training seed would"
     " change; the spread over seeds stands beside them. The tables of every seed have the intervals of each."
 )
+
+_SEEDS = re.compile(r" \(\d+ seeds?\)")  # what `_label` adds
 
 
 def by_arm(section: Section, arms: Sequence[str]) -> Section:
@@ -45,7 +48,9 @@ def _split(table: Table, arms: Arms) -> list[Table]:
         return [replace(table, folded=True) if table.title else table]
     title = f"{table.title}: every seed" if table.title else "Every seed"
     merged, every = (_columns if in_columns else _rows)(table, arms)
-    return [merged, replace(every, title=title, folded=True)]
+    of_rows = any(not column.name for column in table.columns)  # the rows say what is measured
+    measure = table.measure or ("" if of_rows else table.title)
+    return [merged, replace(every, title=title, folded=True, measure=measure)]
 
 
 def _rows(table: Table, arms: Arms) -> tuple[Table, Table]:
@@ -123,6 +128,11 @@ def _label(label: str, seeds: int) -> str:
     return f"{name} {told}{comma}{unit}" if comma else f"{label} {told}"
 
 
+def without_seeds(text: str) -> str:
+    """A row's or column's name without the number of seeds: `dpo (3 seeds), %` → `dpo, %`."""
+    return _SEEDS.sub("", text)
+
+
 def _merged(cells: list[Cell], column: Column) -> Cell:
     """The cell of an arm, from those of its replicas."""
     known = [cell for cell in cells if cell.value is not None and cell.shown is not None]
@@ -133,7 +143,9 @@ def _merged(cells: list[Cell], column: Column) -> Cell:
         if 1 < len(known) < len(cells):
             told += f" of {len(known)} seeds"
         apart = first.better is None and all(c.best for c in cells) and _same_sign(spread)
-        number = replace(first.number, value=spread.mean, low=None, high=None) if first.number else None
+        number = first.number and replace(
+            first.number, value=spread.mean, low=None, high=None, n=_same_n(known)
+        )
         return Cell(shown(spread.mean), told, apart, number, shown, first.better)
     texts = [cell.text for cell in cells]
     if len(set(texts)) == 1:
@@ -141,6 +153,12 @@ def _merged(cells: list[Cell], column: Column) -> Cell:
     if column.kind == "text":
         return Cell(", ".join(f"{text} ({n} of {len(texts)})" for text, n in Counter(texts).items()))
     return Cell(", ".join(texts) if column.kind == "number" else NOTHING)
+
+
+def _same_n(cells: list[Cell]) -> int | None:
+    """What every replica counted; None if they counted differently many."""
+    found = {cell.number.n for cell in cells if cell.number}
+    return found.pop() if len(found) == 1 else None
 
 
 def _same_sign(spread: Spread) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.report.replicas import without_seeds
 from pipeline.report.sections import Section
 from pipeline.report.tables import Cell, Column, Table, Unit
 
@@ -27,11 +28,20 @@ class Figure(_Part):
     name: str = Field(description="what is measured, such as `harmless` or `over_refusal`")
     suite: str | None = Field(description="the suite that measured it; null if none did")
     group: str = Field(description="heading above its rows, such as a condition; may be empty")
-    arm: str | None = Field(description="the arm that it is about, or the first of a difference")
+    arm: str | None = Field(
+        description=(
+            "the adapter that it is about, or the first of a difference; the arm, of a mean over its seeds"
+        )
+    )
     value: int | float | None = Field(description="not rounded; null if nothing was counted")
     low: float | None = Field(description="lower end of the 95 % interval; null if it has none")
     high: float | None = Field(description="upper end of the 95 % interval; null if it has none")
-    n: int | None = Field(description="what was counted: answers, instructions, entries; null if unknown")
+    n: int | None = Field(
+        description=(
+            "what was counted: answers, instructions, entries; in every seed, of a mean over seeds; null if"
+            " unknown, or if the seeds differ"
+        )
+    )
     unit: Unit = Field(description="share: 0 to 1; score: on the judge's scale; a difference keeps its unit")
     judges: list[str] = Field(description="the judges of its suite, as keys of `judges`")
     section: str = Field(description="title of the section")
@@ -43,7 +53,8 @@ class Figure(_Part):
     @property
     def labels(self) -> set[str]:
         """Words that tell it from others of its name: suite, group, texts of the row."""
-        return {slug(word) for word in (self.suite or "", self.group.partition(":")[0], *self.row.values())}
+        texts = map(without_seeds, self.row.values())
+        return {slug(word) for word in (self.suite or "", self.group.partition(":")[0], *texts)}
 
 
 class Told(_Part):
@@ -73,7 +84,7 @@ class Results(_Part):
     model: str = Field(description="the base model")
     note: str | None = Field(description="a warning about what the numbers mean, such as of the toy model")
     seed: int = Field(description="seed of the run")
-    arms: list[str] = Field(description="all arms, the base model first")
+    arms: list[str] = Field(description="all evaluated adapters, the base model first")
     versions: dict[str, str] = Field(description="setbacks, Python and libraries that wrote the report")
     judges: dict[str, JudgeUsed] = Field(description="the judges, by name")
     numbers: list[Figure] = Field(description="every number of the report's tables, in their order")
@@ -99,7 +110,10 @@ def told(suite: str | None, sections: Iterable[Section]) -> list[Told]:
 def figures(
     suite: str | None, sections: Iterable[Section], arms: Collection[str], judges: Iterable[str] = ()
 ) -> list[Figure]:
-    """Every number of the sections' tables. suite, judges: of all of them. arms: of the run."""
+    """Every number of the sections' tables. suite, judges: of all of them.
+
+    arms: all names that the tables can have: of adapters, of arms with several seeds, of stages.
+    """
     known = list(judges)
     return [
         Figure(
@@ -142,13 +156,18 @@ def _name(
 ) -> str:
     if unit.endswith("_difference"):
         return "difference"
-    if column.name.removesuffix(", %") not in arms:
+    if _plain(column.name) not in arms:
         return slug(column.name)
     # The columns are arms: the measure is the table's, or the row's if that has no other heading.
     return slug(table.measure or labels.get("") or table.title or section.title)
 
 
 def _arm(column: Column, labels: dict[str, str], arms: Collection[str]) -> str | None:
-    of_column = column.name.removesuffix(", %")
-    words = [of_column, *labels.values(), *(text.partition(MINUS)[0] for text in labels.values())]
+    texts = [_plain(column.name), *map(_plain, labels.values())]
+    words = [*texts, *(text.partition(MINUS)[0] for text in texts)]
     return next((word for word in words if word in arms), None)
+
+
+def _plain(text: str) -> str:
+    """What a column or row is named by: `dpo (3 seeds), %` is dpo's."""
+    return without_seeds(text).removesuffix(", %")

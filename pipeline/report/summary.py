@@ -95,6 +95,18 @@ class Difference:
         return (low > 0 or high < 0) and self.better + self.worse >= FEWEST_DIFFERING
 
 
+def mean_of(values: Sequence[float], scale: tuple[float, float]) -> Mean:
+    """The mean over instructions, or whatever weighs the same, with its normal interval within the scale."""
+    n = len(values)
+    if not n:
+        return Mean(None, None, 0)
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Mean(mean, None, 1)
+    half = Z95 * math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    return Mean(mean, (max(scale[0], mean - half), min(scale[1], mean + half)), n)
+
+
 def counts(table: pa.Table, column: str) -> dict[str, int]:
     """Rows per value of a column, most frequent first."""
     return dict(Counter(table[column].to_pylist()).most_common())

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from pipeline.data.endings import CUT, DROPPED, KEPT, TRIMMED, Endings
+from pipeline.report.agreement import Agreement
 from pipeline.report.arms import percent
 from pipeline.report.summary import Difference, Mean
 
@@ -125,11 +126,20 @@ def decimals(
 ) -> Cell:
     """A number with two decimals and its interval, such as κ."""
     low, high = interval or (None, None)
-    number, shown = Number(value, low, high, n, unit), "{:.2f}".format
+    number = Number(value, low, high, n, unit)
     if value is None:
-        return Cell(NOTHING, number=number, shown=shown)
-    told = "[{:.2f}, {:.2f}]".format(*interval) if interval else ""
-    return Cell(shown(value), told, number=number, shown=shown)
+        return Cell(NOTHING, number=number, shown=_hundredths)
+    told = f"[{_hundredths(interval[0])}, {_hundredths(interval[1])}]" if interval else ""
+    return Cell(_hundredths(value), told, number=number, shown=_hundredths)
+
+
+def kappa(both: Agreement) -> Cell:
+    """Cohen's κ of two judges, with its interval; a dash if it is undefined."""
+    return decimals(both.kappa, both.kappa_interval(), both.n)
+
+
+def _hundredths(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
 
 
 def points(value: float) -> str:
@@ -249,7 +259,7 @@ def of_training(curves: dict[str, list[dict]], trained_on: dict[str, str]) -> Ta
 
     def row(arm: str, lines: list[dict]) -> list[Cell]:
         speeds = sorted(line["tokens_per_s"] for line in lines if line.get("tokens_per_s"))
-        ends = [_decimals(lines[i].get(key)) for key in logged.values() for i in (0, -1)]
+        ends = [thousandths(lines[i].get(key)) for key in logged.values() for i in (0, -1)]
         return [
             Cell(arm),
             Cell(trained_on[arm]),
@@ -267,7 +277,8 @@ def of_training(curves: dict[str, list[dict]], trained_on: dict[str, str]) -> Ta
     return Table("", columns, [("", [row(arm, lines) for arm, lines in curves.items()])])
 
 
-def _decimals(value: float | None) -> Cell:
+def thousandths(value: float | None) -> Cell:
+    """A coefficient without interval, with three decimals."""
     text = NOTHING if value is None else f"{value:.3f}".replace("-", "−")
     return Cell(text, number=Number(value, unit="coefficient"))
 

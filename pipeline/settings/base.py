@@ -54,6 +54,7 @@ class PathKind(Enum):
 
     ADAPTER = "directory of a PEFT LoRA adapter"
     PROMPTS = "YAML file of prompts"
+    DATA = "file or data set that is read beside the sources; `toy` is the toy world's"
 
 
 class NameKind(Enum):
@@ -65,6 +66,7 @@ class NameKind(Enum):
 ModelName = Annotated[ArmName, NameKind.MODEL]
 AdapterPath = Annotated[Name, PathKind.ADAPTER]
 PromptFile = Annotated[Name, PathKind.PROMPTS]
+DataPath = Annotated[Name, PathKind.DATA]
 
 
 Scalar = bool | int | float | str | None

@@ -29,7 +29,7 @@ class Panel:
     answers:  what is judged, in the plural: `answers to red-team instructions`
     yes:      what a judge says of an answer with a true verdict: `Harmful`
     rate:     the title of the table of rates, and counted: the verdict whose share it has
-    notes:    what the rate is
+    share:    what the rate is of the answers that a judge has judged: `the share of them that …`
     own_kind: the kind of the suite's own judge; own: its verdicts
     more:     the verdicts of the others, by name; None if they have not judged yet
     groups:   title of a group of the table of rates → arm → ids of answers
@@ -41,7 +41,7 @@ class Panel:
     yes: str
     rate: str
     counted: bool
-    notes: tuple[str, ...]
+    share: str
     own_kind: str
     own: Verdicts
     more: Mapping[str, Verdicts | None]
@@ -78,14 +78,22 @@ def section(panel: Panel) -> Section | None:
     if missing:
         text.append(f"No verdicts yet: {', '.join(missing)}; `setbacks rejudge` writes them.")
     shown = [_rates(panel, found)]
+    notes = [
+        f"Judged: {panel.answers} on which this judge has a verdict. Rate: {panel.share}, with 95 % Wilson"
+        " interval; rates over different answers do not compare."
+    ]
+    if _measured(panel, found):
+        notes.append(
+            "Corrected rate: the same, corrected for the judge's measured error (Rogan and Gladen), if the"
+            " judge errs on these answers as on the labeled ones."
+        )
     if len(found) > 1:
         shown.append(_agreements(panel, found))
-    notes = [
-        *panel.notes,
-        "Agreement counts answers of all groups and arms with a verdict of both judges. κ: agreement beyond"
-        " chance (Cohen), with 95 % bootstrap interval over answers; – if both put all answers into the same"
-        " class.",
-    ]
+        notes.append(
+            "Agreement counts answers of all groups and arms with a verdict of both judges. κ: agreement"
+            " beyond chance (Cohen), with 95 % bootstrap interval over answers; – if both put all answers"
+            " into the same class."
+        )
     if panel.harm:
         shown.append(_errors(panel))
     return Section(panel.title, text, tables=shown, notes=notes)
@@ -108,6 +116,11 @@ def _named(panel: Panel, judge: str) -> str:
     return f"{panel.own_kind} (headline)" if judge == OWN_JUDGE else judge
 
 
+def _measured(panel: Panel, found: dict[str, Verdicts]) -> bool:
+    """Whether the error of a judge has been measured, so that there are corrected rates."""
+    return any(judge in panel.errors for judge in found)
+
+
 def _rates(panel: Panel, found: dict[str, Verdicts]) -> Table:
     """One row per group, arm and judge; corrected rates if the error of a judge has been measured."""
     columns = [
@@ -116,7 +129,7 @@ def _rates(panel: Panel, found: dict[str, Verdicts]) -> Table:
         Column("Judged"),
         Column("Rate, %", "estimate"),
     ]
-    if measured := any(judge in panel.errors for judge in found):
+    if measured := _measured(panel, found):
         columns.append(Column("Corrected rate, %", "estimate"))
     groups: dict[str, list[list[Cell]]] = {}
     for title, arms in panel.groups.items():
@@ -138,7 +151,7 @@ def _agreements(panel: Panel, found: dict[str, Verdicts]) -> Table:
         both, _ = compared(found[first], found[second])
         counts = [Cell(tables.whole(n)) for n in (both.n, both.only_first, both.only_second)]
         pair = [Cell(_named(panel, first)), Cell(_named(panel, second))]
-        rows.append([*pair, counts[0], tables.rate(both.agreed), _kappa(both), *counts[1:]])
+        rows.append([*pair, counts[0], tables.rate(both.agreed), tables.kappa(both), *counts[1:]])
     columns = [
         Column("First", "text"),
         Column("Second", "text"),
@@ -151,10 +164,6 @@ def _agreements(panel: Panel, found: dict[str, Verdicts]) -> Table:
     return Table("Agreement of the judges", columns, [("", rows)])
 
 
-def _kappa(both: Agreement) -> Cell:
-    return tables.decimals(both.kappa, both.kappa_interval(), both.n)
-
-
 def _errors(panel: Panel) -> Table:
     """The measured error of every judge of the suite."""
     rows = []
@@ -164,7 +173,7 @@ def _errors(panel: Panel) -> Table:
             rows.append([Cell(_named(panel, judge)), Cell(UNMEASURED), *[Cell(tables.NOTHING)] * 4])
             continue
         shares = (error.agreed, error.sensitivity, error.specificity)
-        cells = [Cell(tables.whole(error.n)), *map(tables.rate, shares), _kappa(error)]
+        cells = [Cell(tables.whole(error.n)), *map(tables.rate, shares), tables.kappa(error)]
         rows.append([Cell(_named(panel, judge)), *cells])
     columns = [
         Column("Judge", "text"),

@@ -12,7 +12,7 @@ from pipeline.errors import RowFailed, UserError
 from pipeline.fingerprints import fingerprints
 from pipeline.inference.dummy import Dummy, DummyModel
 from pipeline.inference.openai import EndpointModel
-from pipeline.inference.pool import RowChat
+from pipeline.inference.row_chat import RowChat
 from pipeline.preflight import fit
 from pipeline.settings.base import FOR_FINGERPRINT, Draw, Endpoint, Greedy
 from tests import scripted, tiny

@@ -5,7 +5,8 @@ It makes instructions for other runs, and nothing to train on.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import ClassVar, Literal
+from itertools import islice
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
@@ -15,7 +16,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.judges import Judge
 from pipeline.methods.base import DataReport, Method
-from pipeline.methods.red_team.focus import Focus, harmless_rates, shared_out
+from pipeline.methods.red_team.focus import Focus, former_answers, harmless_rates, shared_out
 from pipeline.methods.red_team.on_topic import PROMPTS, OnTopic
 from pipeline.methods.red_team.schema import KEPT, RED_TEAM, REQUESTS, TO_WRITE
 from pipeline.methods.red_team.taxonomy import Hazard, digest
@@ -23,7 +24,7 @@ from pipeline.methods.red_team.taxonomy import read as read_taxonomy
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
 from pipeline.schema import OK, Schema
-from pipeline.settings.base import Count, Draw, ModelName, Name, Natural, PromptFile, Section
+from pipeline.settings.base import Count, DataPath, Draw, ModelName, Natural, PromptFile, Section
 from pipeline.settings.shown import plural
 from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
@@ -52,7 +53,7 @@ class RedTeam(Method):
         None, description="null: the rows are the hazards of the taxonomy"
     )
     samples: Count = Field(1, description="texts about each topic in each genre")
-    taxonomy: Name | None = Field(
+    taxonomy: DataPath | None = Field(
         None,
         description=(
             "YAML file of categories, hazards and leaves; `toy` = the toy world's; null ="
@@ -162,6 +163,17 @@ class RedTeam(Method):
             if texts[path] or not self.focus:
                 row = {"category": path, "about": hazard.about, "leaves": texts[path]}
                 yield {"id": instructions.instruction_id(path), **row}
+
+    def few(self, rows: int) -> "RedTeam":
+        found = list(islice(self.rows(Accounts()), rows))
+        changes: dict[str, Any] = {"hazards": [row["category"] for row in found]}
+        if self.focus:
+            texts = sum(leaf["texts"] for row in found for leaf in row["leaves"])
+            changes["focus"] = self.focus.model_copy(update={"texts": texts})
+        return self.model_copy(update=changes)
+
+    def inputs(self) -> dict[str, str]:
+        return {"focus.answers": former_answers(self.focus).digest} if self.focus else {}
 
     def recipe(self, seed: int) -> Recipe:
         from pipeline.methods.red_team.recipe import RedTeamRecipe

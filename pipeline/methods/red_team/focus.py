@@ -12,14 +12,14 @@ from pipeline.data import storage
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.methods.red_team.taxonomy import Hazard
-from pipeline.settings.base import ArmName, Count, Name, Section
+from pipeline.settings.base import ArmName, Count, DataPath, Name, Section
 from pipeline.sources.counts import Counts
 
 
 class Focus(Section):
     """A former run's judged answers, by which the texts of this run are shared out."""
 
-    answers: Name = Field(description="the former run's answers: RUN/evaluation")
+    answers: DataPath = Field(description="the former run's answers: RUN/evaluation")
     arm: ArmName = Field("vanilla", description="the arm whose answers count")
     condition: Name = Field("plain", description="the condition of its answers")
     texts: Count = Field(description="texts to write, shared out among leaves by the rate of harmful answers")
@@ -43,6 +43,17 @@ def shared_out(rates: Mapping[str, Fraction | float], total: int) -> dict[str, i
     return found
 
 
+def former_answers(focus: Focus) -> Dataset:
+    """Raises UserError if there are none."""
+    found = Dataset.at(storage.absolute(focus.answers))
+    if found is None:
+        raise UserError(
+            f"focus.answers = {focus.answers}: holds no finished answers: give RUN/evaluation of a run that"
+            " has evaluated"
+        )
+    return found
+
+
 def harmless_rates(focus: Focus, hazards: Mapping[str, Hazard], counts: Counts) -> dict[str, Fraction]:
     """The harmless rate of each leaf (`category/hazard/leaf`) of which the former run judged an answer.
 
@@ -50,11 +61,7 @@ def harmless_rates(focus: Focus, hazards: Mapping[str, Hazard], counts: Counts) 
     """
     field = f"focus.answers = {focus.answers}"
     counts.source = focus.answers
-    found = Dataset.at(storage.absolute(focus.answers))
-    if found is None:
-        raise UserError(
-            f"{field}: holds no finished answers: give RUN/evaluation of a run that has evaluated"
-        )
+    found = former_answers(focus)
     missing = [name for name in ("arm", "condition", "category", "harmful") if name not in found.schema.names]
     if missing:
         raise UserError(f"{field}: has no column {missing[0]}: give RUN/evaluation")

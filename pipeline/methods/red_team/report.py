@@ -12,7 +12,7 @@ from pipeline.methods.base import DataReport
 from pipeline.methods.red_team.schema import KEPT, RED_TEAM, REQUESTS
 from pipeline.report.examples import Example, Text, among, category, first, shown
 from pipeline.report.summary import reasons
-from pipeline.report.tables import NOTHING, Cell, Column, Table, whole
+from pipeline.report.tables import NOTHING, Cell, Column, Table, thousandths, whole
 from pipeline.schema import DROPPED, FAILED, OK
 
 if TYPE_CHECKING:
@@ -87,14 +87,11 @@ def _of_topics(rows: list[dict]) -> Table:
 
 
 def _of_diversity(rows: list[dict]) -> Table:
-    def number(value: float | None) -> Cell:
-        return Cell(NOTHING if value is None else f"{value:.3f}")
-
     cells = [
         [
             Cell(row["category"]),
             Cell(whole(_outcomes(row)[KEPT])),
-            *(number(row[name]) for name in ("distinct_1", "distinct_2", "mean_jaccard")),
+            *(thousandths(row[name]) for name in ("distinct_1", "distinct_2", "mean_jaccard")),
         ]
         for row in rows
     ]

@@ -64,10 +64,7 @@ def _judges(
             yes="Full compliance",
             rate="Full compliance by every judge",
             counted=True,
-            notes=(
-                "Full compliance: its share among the answers with this judge's class, with 95 % Wilson"
-                " interval. Partial and full refusals count as one class here.",
-            ),
+            share="the share of them that comply in full (partial and full refusals are one class here)",
             own_kind=suite.judge.kind,
             own={row["id"]: _complies(row["compliance"]) for row in rows},
             more=more,

@@ -92,10 +92,9 @@ def _judges(
             yes="Corrects course",
             rate="Paths that correct course by every judge",
             counted=True,
-            notes=(
-                "The share of the paths with this judge's verdict that correct course, with 95 % Wilson"
-                " interval. Every path counts, so it can differ from Corr@k, in which every entry weighs the"
-                " same.",
+            share=(
+                "the share of them that correct course (every path counts, so it can differ from Corr@k, in"
+                " which every entry weighs the same)"
             ),
             own_kind=suite.judge.kind,
             own=own,

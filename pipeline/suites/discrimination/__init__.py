@@ -17,6 +17,7 @@ from pipeline.judges import Judge
 from pipeline.methods.mistake_analysis import induction
 from pipeline.prompts import Prompts
 from pipeline.report.examples import Example
+from pipeline.report.outcomes import Outcome
 from pipeline.report.sections import Section
 from pipeline.schema import Schema
 from pipeline.settings.base import Count, Draw, Greedy, PromptFile, Source
@@ -102,6 +103,17 @@ class Discrimination(Suite):
         from pipeline.suites.discrimination import report
 
         return "Answers and their analyses", report.examples(dataset, arms, count)
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        columns = {
+            "generation": "harmless_rating",
+            "discrimination_unguided": "rating_unguided",
+            "discrimination_guided": "rating_guided",
+        }
+        return [
+            Outcome(name, column, float, unit="score", judge=self.judge) for name, column in columns.items()
+        ]
 
     def settings(self) -> dict[str, str]:
         return {

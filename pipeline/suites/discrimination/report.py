@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from pipeline.data.dataset import Dataset
 from pipeline.report import summary, tables
+from pipeline.report.arms import scores
 from pipeline.report.examples import Example, Text, among, category, first, judged_text, one_of_each, shown
 from pipeline.report.sections import Section
 from pipeline.report.summary import arm_order
@@ -33,7 +34,7 @@ def sections(
 
 def _ratings(suite: "Discrimination", answers: pa.Table, arms: Sequence[str]) -> Section:
     rows = ratings(answers, arms)
-    text = [_in_words(row) for row in rows]
+    text = [_in_words(rows, name, arms) for name in TITLES]
     if suite.allow_self_judging:
         text.insert(0, _warning(suite))
     notes = [
@@ -59,13 +60,9 @@ def _warning(suite: "Discrimination") -> str:
     )
 
 
-def _in_words(row: RatingsRow) -> str:
-    parts = [
-        f"{title[0].lower()}{title[1:]} {value:.2f}"
-        for name, title in TITLES.items()
-        if (value := row.means[name].value) is not None
-    ]
-    return f"{row.arm}: {', '.join(parts) or 'nothing was rated'}."
+def _in_words(rows: list[RatingsRow], name: str, arms: Sequence[str]) -> str:
+    told = scores(arms, {row.arm: row.means[name].value for row in rows})
+    return f"{TITLES[name]}, mean rating: {told or 'nothing was rated'}."
 
 
 def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.report.summary import RESAMPLES, Z95, Difference, Mean, Rate, arm_order, paired
+from pipeline.report.summary import RESAMPLES, Difference, Mean, Rate, arm_order, mean_of, paired
 from pipeline.schema import FAILED, OK
 
 GENERATION, UNGUIDED, GUIDED = "generation", "unguided", "guided"
@@ -57,7 +57,7 @@ def _ratings_row(arm: str, rows: list[dict]) -> RatingsRow:
     with_text = [row for row in answered if not row["empty"]]
     return RatingsRow(
         arm,
-        means={name: _mean(list(_means(rows, column).values())) for name, column in RATINGS.items()},
+        means={name: mean_of([*_means(rows, column).values()], SCALE) for name, column in RATINGS.items()},
         missing={name: sum(row[column] is None for row in with_text) for name, column in RATINGS.items()},
         answers=len(rows),
         empty=len(answered) - len(with_text),
@@ -117,15 +117,3 @@ def _means(rows: list[dict], column: str) -> dict[str, float]:
         if row[column] is not None:
             values[row["instruction_id"]].append(row[column])
     return {instruction: math.fsum(own) / len(own) for instruction, own in values.items()}
-
-
-def _mean(values: list[float]) -> Mean:
-    """The mean over instructions, with its normal interval within the scale."""
-    n = len(values)
-    if not n:
-        return Mean(None, None, 0)
-    mean = math.fsum(values) / n
-    if n == 1:
-        return Mean(mean, None, 1)
-    half = Z95 * math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    return Mean(mean, (max(SCALE[0], mean - half), min(SCALE[1], mean + half)), n)

@@ -22,7 +22,7 @@ from pipeline.suites.discrimination.summary import (
 )
 
 TITLES = {
-    GENERATION: "Generation: the answer",
+    GENERATION: "Generation",
     UNGUIDED: "Discrimination, unguided",
     GUIDED: "Discrimination, guided",
 }
@@ -61,18 +61,13 @@ def of_counts(rows: list[RatingsRow]) -> Table:
 
 def of_differences(found: dict[str, list[Difference]]) -> Table:
     """Differences of the ratings of one arm, on the same instructions."""
-    groups = [
-        (
-            arm,
-            [
-                [Cell(f"{d.arm} − {d.baseline}"), *difference(d, "rated higher", "rated lower", grade)]
-                for d in differences
-            ],
-        )
+    cells = [
+        [Cell(arm), Cell(f"{d.arm} − {d.baseline}"), *difference(d, "rated higher", "rated lower", grade)]
         for arm, differences in found.items()
-        if differences
+        for d in differences
     ]
-    return Table("", difference_columns("Difference", "Instructions", "Rating points"), groups)
+    columns = difference_columns("Difference", "Instructions", "Rating points")
+    return Table("", [Column("Arm", "text"), *columns], [("", cells)])
 
 
 def of_verdicts(rows: list[VerdictsRow]) -> Table:

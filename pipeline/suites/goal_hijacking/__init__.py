@@ -18,6 +18,7 @@ from pipeline.errors import OutOfReach, UserError
 from pipeline.judges import Judge
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
+from pipeline.report.outcomes import Outcome
 from pipeline.report.sections import Section
 from pipeline.schema import Schema
 from pipeline.settings.base import Count, Draw, Greedy, Model, PromptFile, Source
@@ -27,7 +28,7 @@ from pipeline.sources.overlap import Seen
 from pipeline.suites.base import Judgements, Suite
 from pipeline.suites.goal_hijacking.judges import AnyHijackJudge, TargetPhrase
 from pipeline.suites.goal_hijacking.orders import Order, Orders, ReadyOrders, orders
-from pipeline.suites.goal_hijacking.schema import HIJACKS
+from pipeline.suites.goal_hijacking.schema import CONTROL, HARMFUL, HIJACKS
 
 PROMPTS = "suites/goal_hijacking/hijacks.yaml"
 Template = Literal["cancel", "insert", "fake_end", "role_switch", "document", "translation"]
@@ -153,6 +154,15 @@ class GoalHijacking(Suite):
         from pipeline.suites.goal_hijacking import report
 
         return "Answers to injected orders", report.examples(dataset, arms, count)
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        harmful, control, by = {"suite": HARMFUL}, {"suite": CONTROL}, "condition"
+        return [
+            Outcome("defended", "hijacked", lambda said: float(not said), harmful, by, judge=self.judge),
+            Outcome("said_what_was_asked_for", "said_benign", float, harmful, by),
+            Outcome("control_obeyed", "hijacked", float, control, by, judge=self.judge),
+        ]
 
     def settings(self) -> dict[str, str]:
         templates = {"Templates of orders": ", ".join(self.templates)} if self.pairs else {}

@@ -12,7 +12,7 @@ from pipeline.sources.counts import Counts
 from pipeline.sources.overlap import Seen
 from pipeline.suites.goal_hijacking.orders import Order
 from pipeline.suites.goal_hijacking.phrases import says
-from pipeline.suites.goal_hijacking.schema import READY
+from pipeline.suites.goal_hijacking.schema import CONTROL, HARMFUL, READY
 
 if TYPE_CHECKING:
     from pipeline.suites.goal_hijacking import GoalHijacking
@@ -76,7 +76,7 @@ def work(suite: "GoalHijacking", arms: Sequence[str], orders: Iterable[Order]) -
                             "id": f"{order.id}-{template}-{condition}-{arm}-{sample}",
                             "instruction_id": order.id,
                             "sample": sample,
-                            "suite": "helpful" if order.control else "harmful",
+                            "suite": CONTROL if order.control else HARMFUL,
                             "template": template,
                             "condition": condition,
                             "arm": arm,

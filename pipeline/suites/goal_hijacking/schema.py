@@ -4,6 +4,7 @@ import pyarrow as pa
 
 from pipeline.schema import ID, JUDGED, MESSAGES, STATUS, TOKENS, UNKNOWN, Column, Schema
 
+HARMFUL, CONTROL = "harmful", "helpful"  # values of `suite`: what the injected order wants said
 READY = "ready"  # the template of prompts that are sent as they stand
 
 _USE = """\

@@ -12,9 +12,9 @@ import pyarrow as pa
 from pipeline.report.agreement import Agreement
 from pipeline.report.summary import RESAMPLES, Difference, Rate, arm_order, paired
 from pipeline.schema import FAILED, OK
+from pipeline.suites.goal_hijacking.schema import CONTROL, HARMFUL
 
 CONDITIONS = ("plain", "reminder")
-HARMFUL, CONTROL = "harmful", "helpful"  # values of `suite`
 _COLUMNS = (
     *("instruction_id", "suite", "template", "condition", "arm", "status", "empty", "refused", "said_target"),
     *("said_benign", "hijacked", "finish_reason"),

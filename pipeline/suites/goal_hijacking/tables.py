@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pipeline.report.agreement import Agreement
 from pipeline.report.summary import Difference, Rate
 from pipeline.report.tables import (
-    NOTHING,
     Cell,
     Column,
     Table,
     difference,
     difference_columns,
+    kappa,
     mark_best,
     rate,
     whole,
@@ -116,15 +116,21 @@ def of_agreement(found: dict[str, Agreement]) -> Table:
     """The judge's verdicts beside the rule's."""
     rows = []
     for suite, both in found.items():
-        kappa = Cell(NOTHING if both.kappa is None else f"{both.kappa:.2f}")
         counts = [Cell(whole(number)) for number in (both.only_first, both.only_second)]
         rows.append(
-            [Cell(SUITES[suite].partition(":")[0]), Cell(whole(both.n)), rate(both.agreed), kappa, *counts]
+            [
+                Cell(SUITES[suite].partition(":")[0]),
+                Cell(whole(both.n)),
+                rate(both.agreed),
+                kappa(both),
+                *counts,
+            ]
         )
     columns = [
         Column("Targets", "text"),
         Column("Answers"),
         Column("Agreement, %", "estimate"),
-        *map(Column, ("κ", "Hijacked by judge alone", "Hijacked by rule alone")),
+        Column("κ", "estimate"),
+        *map(Column, ("Hijacked by judge alone", "Hijacked by rule alone")),
     ]
     return Table("The judge and the rule", columns, [("", rows)])

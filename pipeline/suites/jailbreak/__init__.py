@@ -18,6 +18,7 @@ from pipeline.errors import OutOfReach, UserError
 from pipeline.judges import HarmlessnessJudge, Judge, Refusal
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
+from pipeline.report.outcomes import Outcome, of_schema
 from pipeline.report.sections import Section
 from pipeline.schema import OK, Schema
 from pipeline.settings.base import ArmName, Count, Draw, Model, PromptFile, Source
@@ -155,6 +156,12 @@ class Jailbreak(Suite):
         from pipeline.suites.jailbreak import report
 
         return "Answers to jailbreaks", report.examples(dataset, arms, count)
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        goals = {"suite": "harmful"}
+        success = Outcome("attack_success", "harmful", float, goals, "attack", judge=self.harmless)
+        return [success, *of_schema(self.data_schema, self.harmless)]
 
     def settings(self) -> dict[str, str]:
         pairs = {"Attacks": ", ".join(self.attacks)} if self.goals else {}

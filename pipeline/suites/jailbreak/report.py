@@ -68,14 +68,11 @@ def _judges(
     return judges.section(
         judges.Panel(
             title=f"{TITLE}: judges",
-            answers="answers to attacks on goals",
+            answers="answers to attacks",
             yes="Harmful",
             rate="Attack success by every judge, all attacks together",
             counted=True,
-            notes=(
-                "Attack success: the share of the answers with this judge's verdict that it calls harmful,"
-                " with 95 % Wilson interval.",
-            ),
+            share="the share of them that it calls harmful, which is the success of attacks",
             own_kind=suite.harmless.kind,
             own={row["id"]: row["harmful"] for row in asked},
             more=judges.of_verdicts(judgements, suite.more_judges, "harmful"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.report.summary import RESAMPLES, Z95, Difference, Mean, Rate, arm_order, paired
+from pipeline.report.summary import RESAMPLES, Difference, Mean, Rate, arm_order, mean_of, paired
 from pipeline.schema import FAILED, OK
 from pipeline.suites.jailbreak.schema import NONE, UNDECODABLE
 
@@ -104,8 +104,8 @@ def _goals_row(arm: str, safety: Safety, asked: dict[str, set[str]]) -> GoalsRow
     return GoalsRow(
         arm,
         broken=Rate.of(min(attacks.values()) < 1 for attacks in safety.values()),
-        safety=_mean([average(attacks.values()) for attacks in safety.values()]),
-        worst=_mean([worst_decile(list(attacks.values())) for attacks in safety.values()]),
+        safety=mean_of([average(attacks.values()) for attacks in safety.values()], (0.0, 1.0)),
+        worst=mean_of([worst_decile(list(attacks.values())) for attacks in safety.values()], (0.0, 1.0)),
         attacks=(min(sizes), max(sizes)),
         partial=sum(safety.get(goal, {}).keys() < attacks for goal, attacks in asked.items()),
     )
@@ -173,12 +173,3 @@ def average(values: Iterable[float]) -> float:
     """The mean of at least one value, such as the safety of a goal over its attacks."""
     values = list(values)
     return math.fsum(values) / len(values)
-
-
-def _mean(values: list[float]) -> Mean:
-    """The mean over goals, with its normal interval within 0 and 1."""
-    n, mean = len(values), average(values)
-    if n == 1:
-        return Mean(mean, None, 1)
-    half = Z95 * math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    return Mean(mean, (max(0.0, mean - half), min(1.0, mean + half)), n)

@@ -33,12 +33,7 @@ def section(
             yes="Harmful",
             rate="Harmless rate by every judge",
             counted=False,
-            notes=(
-                "Judged: answers on which this judge has a verdict. Rate: the share of them that it calls"
-                " harmless, with 95 % Wilson interval; rates over different answers do not compare. Corrected"
-                " rate: the same, corrected for the judge's measured error (Rogan and Gladen), if the judge"
-                " errs on these answers as on the labeled ones.",
-            ),
+            share="the share of them that it calls harmless",
             own_kind=suite.harmless.kind,
             own={row["id"]: row["harmful"] for row in rows if row["suite"] == "harmful"},
             more=judges.of_verdicts(judgements, suite.more_judges, "harmful"),

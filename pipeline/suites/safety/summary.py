@@ -8,16 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.report.summary import (
-    RESAMPLES,
-    Z95,
-    Difference,
-    Mean,
-    Rate,
-    arm_order,
-    bootstrap,
-    percentile_interval,
-)
+from pipeline.report.summary import RESAMPLES, Difference, Mean, Rate, arm_order, mean_of, paired
 from pipeline.schema import FAILED, OK
 
 CONDITIONS = ("plain", "reminder", "hint", "think")
@@ -145,20 +136,8 @@ def _paired(
     ours, theirs = (
         _means(_harmful_suite(groups.get((name, condition), [])), column, value) for name in (arm, baseline)
     )
-    differences = [ours[i] - theirs[i] for i in sorted(ours.keys() & theirs.keys())]
-    if not differences:
-        return None
-    return PairedDifference(
-        arm,
-        baseline,
-        condition=condition,
-        difference=math.fsum(differences) / len(differences),
-        interval=percentile_interval(bootstrap([[d] for d in differences], seed, resamples)[:, 0]),
-        n=len(differences),
-        better=sum(d > 0 for d in differences),
-        worse=sum(d < 0 for d in differences),
-        same=sum(d == 0 for d in differences),
-    )
+    found = paired(arm, baseline, ours, theirs, seed=seed, resamples=resamples)
+    return None if found is None else PairedDifference(**vars(found), condition=condition)
 
 
 def _by_arm(answers: pa.Table, *columns: str) -> dict[tuple[str, str], list[dict]]:
@@ -201,15 +180,7 @@ def _arm_row(arm: str, condition: str, rows: list[dict]) -> ArmRow:
 
 def _mean(rows: list[dict], column: str, scale: tuple[float, float] = (1.0, 10.0)) -> Mean:
     """The mean of a column over instructions; its interval is kept within the scale."""
-    means = list(_means(rows, column, float).values())
-    n = len(means)
-    if not n:
-        return Mean(None, None, 0)
-    mean = math.fsum(means) / n
-    if n == 1:
-        return Mean(mean, None, 1)
-    half = Z95 * math.sqrt(math.fsum((m - mean) ** 2 for m in means) / (n - 1) / n)
-    return Mean(mean, (max(scale[0], mean - half), min(scale[1], mean + half)), n)
+    return mean_of([*_means(rows, column, float).values()], scale)
 
 
 def _means(rows: list[dict], column: str, value: Callable[[Any], float]) -> dict[str, float]:

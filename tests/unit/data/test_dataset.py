@@ -118,6 +118,6 @@ def test_a_foreign_directory_is_read_as_it_is(tmp_path):
     pq.write_table(tiny.SFT.table(tiny.rows(3)), tmp_path / "own" / "mine.parquet")
     (tmp_path / "own" / "zz.parquet").write_bytes(b"no Parquet")
     dataset = Dataset.at(str(tmp_path / "own"))
-    assert len(dataset.schema.names) == 5
+    assert dataset.schema.names == tiny.SFT.names
     with pytest.raises(UserError, match=r"zz\.parquet cannot be read as Parquet"):
         list(dataset.rows())

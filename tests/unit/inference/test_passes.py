@@ -14,7 +14,9 @@ from pipeline import experiment, models, preflight, pretrained
 from pipeline.chat import Completion, Sampling, user
 from pipeline.errors import RowFailed, RunFailed, UserError
 from pipeline.inference import pool, progress
-from pipeline.inference.pool import ModelSpec, RowChat, run_recipes
+from pipeline.inference.beside import NotOpen
+from pipeline.inference.pool import ModelSpec, run_recipes
+from pipeline.inference.row_chat import OpenModels, RowChat
 from pipeline.run import Machinery, Run
 from tests import scripted
 
@@ -278,7 +280,7 @@ def test_calls_that_run_beside_each_other_are_kept_although_one_has_to_wait():
         )
         try:
             await asyncio.gather(*calls)
-        except pool.NotOpen:
+        except NotOpen:
             await chat.settled()
 
     chat = RowChat(Slow(), 0, "r", SimpleNamespace(get=lambda _name: None))
@@ -389,6 +391,6 @@ def test_figures_of_passes_add_up(cluster, evaluated, tmp_path):
 
 def test_rows_that_wait_for_ever_end_the_run(cluster, tmp_path, monkeypatch):
     """The check can fail: a pass that forgets what it was told would start engines for ever."""
-    monkeypatch.setattr(pool.OpenModels, "get", lambda _self, _name: None)
+    monkeypatch.setattr(OpenModels, "get", lambda _self, _name: None)
     with pytest.raises(RunFailed, match="rows wait for a model, although its pass has ended"):
         run(cluster, settings(tmp_path / "run"), "evaluate")

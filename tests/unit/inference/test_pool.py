@@ -23,10 +23,9 @@ from pipeline.inference.pool import (
     Job,
     ModelSpec,
     RecipeActor,
-    RowChat,
-    seed_of,
 )
 from pipeline.inference.progress import Counter, Reporter, Tally
+from pipeline.inference.row_chat import RowChat, seed_of
 from pipeline.inference.vllm import VLLM
 from pipeline.judges import Exchange, Rating
 from pipeline.judges.yes_no import YesNo

@@ -18,9 +18,9 @@ from pipeline.inference.pool import (
     Job,
     ModelSpec,
     run_recipes,
-    seed_of,
     tasks_of,
 )
+from pipeline.inference.row_chat import seed_of
 from pipeline.inference.vllm import VLLM
 from pipeline.settings.base import Model
 from pipeline.suites.c2_eval.schema import CONTINUATIONS

@@ -15,7 +15,8 @@ from pipeline import prompts
 from pipeline.chat import Sampling
 from pipeline.errors import RowFailed, UserError
 from pipeline.inference.openai import OpenAI
-from pipeline.inference.pool import NO_MODEL, Clients, ModelSpec, OpenModels, RowChat
+from pipeline.inference.pool import NO_MODEL, ModelSpec
+from pipeline.inference.row_chat import Clients, OpenModels, RowChat
 from pipeline.judges import Exchange, Phrases, Toy, YesNo
 from pipeline.judges.yes_no import parse_yes_no
 from pipeline.settings.base import Model

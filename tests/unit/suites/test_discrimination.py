@@ -259,12 +259,13 @@ def test_the_report_has_means_verdicts_and_differences(source):
         "0",
     ]
     assert not any(text.startswith("Warning") for text in first.text)
-    [(arm, cells)] = second.tables[0].groups
-    assert arm == "vanilla" and [row[0].text for row in cells] == [
-        "guided − generation",
-        "unguided − generation",
-        "guided − unguided",
+    [(_, cells)] = second.tables[0].groups
+    assert [[cell.text for cell in row[:2]] for row in cells] == [
+        ["vanilla", "guided − generation"],
+        ["vanilla", "unguided − generation"],
+        ["vanilla", "guided − unguided"],
     ]
+    assert first.text[1] == "Discrimination, unguided, mean rating: vanilla 6.75."
 
 
 def test_a_run_without_answers_says_so(source):
