@@ -65,7 +65,13 @@ def tree(tmp_path, path, **changes) -> dict:
         },
         "train": {"bf16": False, "lora": {"rank": 4}, **changes.pop("train", {})},
         "arms": {"sft": {"kinds": ["safe"]}},
-        "suites": {"safety": {"harmful": {"path": "toy:harmful-heldout", "limit": 2}, "help": None}},
+        "suites": {
+            "safety": {
+                "harmful": {"path": "toy:harmful-heldout", "limit": 2},
+                "harmless": {"kind": "refusal"},
+                "help": None,
+            }
+        },
     }
     return {**settings, **changes}
 
