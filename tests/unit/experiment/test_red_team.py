@@ -68,7 +68,8 @@ def test_the_next_run_reads_the_requests(teamed, run, tmp_path):
 
 def test_the_requests_are_goals_of_a_suite_and_their_failures_the_next_round(teamed, calls, tmp_path):
     teamed()
-    suites = {"safety": {"harmful": {"path": str(tmp_path / "run" / "requests")}, "conditions": ["plain"]}}
+    requests = {"path": str(tmp_path / "run" / "requests")}
+    suites = {"safety": {"harmful": requests, "harmless": {"kind": "refusal"}, "conditions": ["plain"]}}
     tree = {
         "run_dir": str(tmp_path / "asked"),
         "model": {"path": "org/model"},
