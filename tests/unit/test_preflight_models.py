@@ -79,7 +79,11 @@ def test_a_system_turn_that_the_template_cannot_render(tmp_path, name, template,
 
 
 def test_a_suite_asks_with_its_own_hint(tmp_path):
-    suite = {"harmful": {"path": "toy:harmful-heldout", "limit": 2}, "hint": SYSTEM["hint"]}
+    suite = {
+        "harmful": {"path": "toy:harmful-heldout", "limit": 2},
+        "harmless": {"kind": "refusal"},
+        "hint": SYSTEM["hint"],
+    }
     made = config(tmp_path, save(tmp_path / "model", "gemma"), suites={"safety": suite})
     assert refused(made).startswith("suites.safety.hint.position = system: the chat template of")
     without = {**suite, "conditions": ["plain"]}

@@ -193,6 +193,7 @@ def test_without_a_suite_the_models_own_settings_are_used():
 
 def test_the_server_has_the_settings_of_the_runs_engine(monkeypatch):
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
+    before = dict(os.environ)
     model = Model(path="m", max_length=512, dtype="float32", chat_template_kwargs={"enable_thinking": False})
     command, variables = VLLM(max_num_seqs=7, kv_cache_gib=3).server(
         model, "/m", {}, Served("vanilla", "127.0.0.1", 8123)
@@ -204,4 +205,4 @@ def test_the_server_has_the_settings_of_the_runs_engine(monkeypatch):
     assert json.loads(values["--default-chat-template-kwargs"]) == {"enable_thinking": False}
     assert "--no-enable-chunked-prefill" in command and "--enforce-eager" in command
     assert variables["VLLM_CPU_KVCACHE_SPACE"] == "3" and variables["VLLM_LOGGING_LEVEL"] == "DEBUG"
-    assert "VLLM_CPU_KVCACHE_SPACE" not in os.environ, "this process is left as it is"
+    assert dict(os.environ) == before, "this process is left as it is"

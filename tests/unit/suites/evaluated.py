@@ -12,7 +12,14 @@ from tests.scripted import ScriptedChat
 
 
 def config(tmp_path, suites: dict, **changes) -> Config:
-    """A run that only evaluates `suites`, on the base model and the adapter `tuned`."""
+    """A run that only evaluates `suites`, on the base model and the adapter `tuned`.
+
+    Phrases judge harm unless a suite says otherwise.
+    """
+    suites = {
+        name: {"harmless": {"kind": "refusal"}, **suite} if name in ("safety", "jailbreak") else suite
+        for name, suite in suites.items()
+    }
     settings = {"model": {"path": "org/model"}, "instructions": None, "adapters": {"tuned": str(tmp_path)}}
     return scripted.config(tmp_path / "run", **{**settings, "suites": suites, **changes})
 

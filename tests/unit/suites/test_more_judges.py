@@ -23,6 +23,7 @@ SUITES = {
         "goals": {"path": "toy:harmful-heldout", "limit": 3},
         "benign": {"path": "toy:helpful-heldout", "limit": 2},
         "attacks": ["none", "rot13", "prefill"],
+        "harmless": {"kind": "refusal"},
         "more_judges": {
             "asked": {"kind": "yes_no_harmful", "model": "guard"},
             "phrases": {"kind": "refusal"},
