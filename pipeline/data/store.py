@@ -201,7 +201,8 @@ class Store(Output):
     def _forget_parts(self, keep: str | None) -> None:
         """Remove unfinished shards, and the parts of all work lists except the one with this token.
 
-        What failed rows have answered stays as long as the work list.
+        What failed rows have answered stays as long as the work list, without files that a killed process
+        left half-written.
         """
         fs, inner = storage.filesystem(self.state())
         listed = (self.work() or {}).get("token")
@@ -213,6 +214,9 @@ class Store(Output):
                 or (kind == FAILED_CALLS and token != listed)
             ):
                 storage.remove(self.state(info.base_name))
+            elif kind == FAILED_CALLS:
+                for half_written in storage.files(self.state(info.base_name), ".tmp"):
+                    storage.remove(self.state(info.base_name, storage.name(half_written)))
 
     # -- running failed rows again
 

@@ -70,7 +70,14 @@ def test_the_unsafe_half_of_borderline_prompts_is_counted(work):
     assert [part[3] for part in work(suites={"borderline": suite})] == [3 * 2 * 7, 5 * 2 * 7]
 
 
-def test_a_judge_is_counted_although_the_source_is_out_of_reach(work):
+@pytest.fixture
+def no_hub(monkeypatch):
+    """No time is lost on a hub that does not answer."""
+    for module in ("huggingface_hub.constants.HF_HUB_OFFLINE", "datasets.config.HF_HUB_OFFLINE"):
+        monkeypatch.setattr(module, True)
+
+
+def test_a_judge_is_counted_although_the_source_is_out_of_reach(work, no_hub):
     method = {
         "name": "mistake_analysis",
         "instructions": {"path": "hub:nobody/nothing", "limit": 4},
@@ -82,6 +89,6 @@ def test_a_judge_is_counted_although_the_source_is_out_of_reach(work):
     assert own[3] == 4 * (2 + 3) and judge[3] == 4 * 10
 
 
-def test_borderline_categories_of_a_hub_out_of_reach_stop_no_plan(work):
+def test_borderline_categories_of_a_hub_out_of_reach_stop_no_plan(work, no_hub):
     suite = {"prompts": {"path": "hub:nobody/nothing"}, "unsafe_categories": ["contrast_*"]}
     assert work(suites={"borderline": suite}) == [("evaluate", "borderline", None, None)]

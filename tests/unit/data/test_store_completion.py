@@ -55,6 +55,18 @@ def test_blocks_of_an_older_version_have_no_value_for_newer_columns(store):
     assert [row["thoughts"] for row in store.dataset.rows()] == [None, None]
 
 
+def test_what_a_killed_process_left_half_written_of_failed_rows_goes_and_what_is_whole_stays(store):
+    store.open({})
+    work(store, 1)
+    commit(store, [mistake(0)])
+    place = store.state(f"failed-{store.work_list.token}")
+    os.makedirs(place)
+    for name in ("00000000.calls", "00000000.calls.7-9.tmp"):
+        storage.write_text(storage.join(place, name), "{}")
+    store.finish()
+    assert os.listdir(place) == ["00000000.calls"]
+
+
 class Crash(BaseException):
     pass
 
