@@ -123,4 +123,4 @@ def test_another_judge_later_judges_what_is_stored(runs, place):
         "all others asked"
     )
     report = (killed / "report.md").read_text()
-    assert "phrases, %" in report and "Agreement of the judges" in report
+    assert "| phrases |" in report and "Agreement of the judges" in report
