@@ -34,7 +34,7 @@ from pipeline.suites.base import Suite
 
 _OF_THE_RUN = ("run_dir", "report")  # say nothing about the numbers
 Values = dict[tuple[str, str], dict[str, tuple[str, float]]]  # of `Outcome.values`
-_FIRST = ("model", "seed", "engine", "models")  # what is told first of what differs
+_FIRST = ("model", "seed", "engine", "models")  # what is listed first of what differs
 
 
 @dataclass(frozen=True)
