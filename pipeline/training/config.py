@@ -79,7 +79,7 @@ def _no_longer_iterative(value: Any) -> Any:
 
 def _different(seeds: list[int]) -> list[int]:
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"names a seed twice, which would train the same adapter twice: {seeds}")
+        raise ValueError("names a seed twice, which would train the same adapter twice; name each once")
     return seeds
 
 
