@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from pipeline.data.ids import IdSet
 from pipeline.errors import UserError
@@ -109,12 +109,42 @@ def well_formed(source: Source | None, counts: Counts | None = None) -> Iterator
     return (row for row in (read(source, counts) if source else ()) if row["status"] != FAILED)
 
 
-def by_columns(source: Source, counts: Counts) -> Iterator[dict[str, Any] | str]:
-    """Every row by the keys of the source's `columns`, as it stands; why instead, if it cannot be read.
+class HasId(Protocol):
+    """What `records` makes of a row."""
 
-    For sources that hold more than instructions. The caller counts what it uses. Raises UserError like
-    `read`.
+    @property
+    def id(self) -> str: ...
+
+
+Record = TypeVar("Record", bound=HasId)
+
+
+def records(source: Source, counts: Counts, made: Callable[[dict[str, Any]], Record]) -> Iterator[Record]:
+    """The rows of a source that holds more than instructions, each as `made` makes it. Fills `counts`.
+
+    made: from a row by the keys of the source's `columns`; raises BadContent if the row is malformed. A
+    record whose `id` has been read before counts as a repetition. Raises UserError like `read`.
     """
+    seen: set[str] = set()
+    for row in _by_columns(source, counts):
+        try:
+            found = row if isinstance(row, str) else made(row)
+        except BadContent as e:
+            found = str(e)
+        if isinstance(found, str):
+            counts.spoil(found)
+        elif found.id in seen:
+            counts.duplicates += 1
+        else:
+            seen.add(found.id)
+            counts.ok += 1
+            yield found
+            if counts.ok == source.limit:
+                return
+
+
+def _by_columns(source: Source, counts: Counts) -> Iterator[dict[str, Any] | str]:
+    """Every row by the keys of the source's `columns`, as it stands; why instead, if it cannot be read."""
     counts.source = source.path
     parts = _parts(source, counts)
     shape, names = _shape(source, parts)

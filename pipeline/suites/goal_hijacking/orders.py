@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import Field
@@ -78,22 +79,7 @@ def orders(source: Orders | ReadyOrders, counts: Counts) -> Iterator[Order]:
     A row without a target, or whose ready prompt does not tell it, is malformed. One whose texts have been
     read before counts as a repetition.
     """
-    seen: set[str] = set()
-    for row in instructions.by_columns(source, counts):
-        try:
-            found = _order(source, row) if isinstance(row, dict) else row
-        except BadContent as e:
-            found = str(e)
-        if isinstance(found, str):
-            counts.spoil(found)
-        elif found.id in seen:
-            counts.duplicates += 1
-        else:
-            seen.add(found.id)
-            counts.ok += 1
-            yield found
-            if counts.ok == source.limit:
-                return
+    return instructions.records(source, counts, partial(_order, source))
 
 
 def _order(source: Orders | ReadyOrders, row: dict[str, Any]) -> Order:

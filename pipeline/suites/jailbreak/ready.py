@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import Field
@@ -48,22 +49,7 @@ def prompts(name: str, source: Ready, counts: Counts) -> Iterator[Prompt]:
     A row without a goal or prompt, or whose attack is no short name, is malformed. One whose goal, attack and
     prompt have been read before counts as a repetition.
     """
-    seen: set[str] = set()
-    for row in instructions.by_columns(source, counts):
-        try:
-            found = _prompt(name, row) if isinstance(row, dict) else row
-        except BadContent as e:
-            found = str(e)
-        if isinstance(found, str):
-            counts.spoil(found)
-        elif found.id in seen:
-            counts.duplicates += 1
-        else:
-            seen.add(found.id)
-            counts.ok += 1
-            yield found
-            if counts.ok == source.limit:
-                return
+    return instructions.records(source, counts, partial(_prompt, name))
 
 
 def _prompt(name: str, row: dict[str, Any]) -> Prompt:
