@@ -28,7 +28,7 @@ FLOORS = [
     {"methods"},
     {"suites"},
     {"config"},
-    {"fingerprints", "placement"},
+    {"fingerprints", "placement", "origin", "usable", "passes"},
     {"sampling"},
     {"preflight"},
     {"commands"},
