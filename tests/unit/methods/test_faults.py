@@ -21,6 +21,7 @@ from pipeline.methods.critique_revise.schema import REVISIONS
 from pipeline.methods.mistake_analysis import MistakeAnalysis
 from pipeline.methods.mistake_analysis.report import data as report_of_mistakes
 from pipeline.methods.mistake_analysis.schema import MISTAKES
+from pipeline.run import Run
 from pipeline.schema import PREFERENCES, SFT
 from pipeline.sources.counts import Accounts
 from pipeline.usable import too_few
