@@ -114,7 +114,7 @@ def _rows(name: str, table: pa.Table | None) -> str:
     """`227 rows of mistakes, 215 of them ok`."""
     if table is None:
         return ""
-    told = f"{tables.whole(table.num_rows)} rows of {name}"
+    told = f"{tables.whole(table.num_rows)} {'row' if table.num_rows == 1 else 'rows'} of {name}"
     if "status" not in table.column_names:
         return told
     good = sum(status == OK for status in table["status"].to_pylist())

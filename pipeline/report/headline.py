@@ -194,6 +194,7 @@ def _apart(found: Sequence[Difference]) -> bool:
 
 def percent(share: float) -> str:
     """Whole percent; with a decimal if that would round to 0 or 100 what is neither."""
+    share = round(share, 9)  # the ends of an interval are not exact
     text = f"{100 * share:.0f}"
     return f"{min(99.9, max(0.1, 100 * share)):.1f}" if text in ("0", "100") and 0 < share < 1 else text
 
