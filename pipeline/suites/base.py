@@ -14,6 +14,7 @@ from pipeline.judges import Judge
 from pipeline.report import sections as report
 from pipeline.report.agreement import Agreement
 from pipeline.report.examples import Example
+from pipeline.report.headline import Headline
 from pipeline.report.outcomes import Outcome, of_schema
 from pipeline.report.summary import Rate
 from pipeline.schema import Schema
@@ -243,6 +244,13 @@ class Suite(Section):
         numbers: the data set without texts.
         """
         return {}
+
+    def headlines(self, numbers: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
+        """What the suite measured, the most important first, for the sentences that open the report.
+
+        numbers, arms: as in `report`. Shares only; a suite that measures none has no headline.
+        """
+        return []
 
     def report(
         self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements

@@ -23,6 +23,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.inference.base import Engine
 from pipeline.report.examples import Example
+from pipeline.report.headline import Headline
 from pipeline.report.sections import Section
 from pipeline.schema import Schema
 from pipeline.settings.base import FOR_FINGERPRINT, Count, Model, Name, Natural
@@ -150,6 +151,11 @@ class Utility(Suite):
         return plural(len(self.tasks), "task") + " of the harness, in processes of its own"
 
     # -- report
+
+    def headlines(self, numbers: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
+        from pipeline.suites.utility import report
+
+        return report.headlines(numbers, arms, seed)
 
     def report(
         self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
