@@ -30,6 +30,7 @@ def test_arms_are_trained_further_after_all_arms_and_evaluated_with_them(run, ca
     [evaluated] = [line for line in told if line.startswith("evaluate: ")]
     assert evaluated.startswith(f"evaluate: {2 * 3 * 7} rows"), "2 instructions, 3 conditions, 7 arms"
     assert any(line.startswith("mix: 6 rows → ") and line.endswith("/durability") for line in told)
+    assert not any("nothing is trained on" in line for line in told)
     assert metrics(tmp_path).count("train") == 6 and calls[-1] == "evaluate"
     before = list(calls)
     assert run(durability=FURTHER) and calls == before, "nothing is done again"
