@@ -128,5 +128,6 @@ def test_a_training_takes_exactly_so_many_steps(tmp_path):
     prepared = Training(arms, str(tmp_path / "checkpoints"))._arms
     for name, wanted in (("vanilla_after_5", 5), ("vanilla_after_10", 10)):
         [job] = prepared[name].jobs
+        assert prepared[name].own_steps == wanted, "no sentence says that its steps were made equal"
         assert examples.steps(job.run.items, job.train.epochs, job.train.batch_size) == wanted
         assert job.train.schedule == "constant" and job.train.learning_rate == 1e-4
