@@ -359,7 +359,7 @@ class Run:
             raise RunFailed(f"mix: no training example in {store.path}: {nothing}")
         usable.check_kinds(self.config, store, self.generated, found)
         self._log_dataset("mix", store)
-        if not trainable(store.schema):
+        if not trainable(store.schema) and store is not self.further_set:
             self.log(
                 f"mix: nothing is trained on {store.schema.name}; {store.path} can be the path of another"
                 " run's instructions"
