@@ -232,9 +232,8 @@ class Run:
             stages = {stage for stage in self._stages if stage in ON_RAY}
             self.on_exit.enter_context(self.machinery.session(self.path))
             self._connected = True
-            self.machinery.check(
-                self.chosen, stages, self.path, preflight.directories(self.chosen, stages, self.model_dir)
-            )
+            read = preflight.directories(self.chosen, stages, self.model_dir)
+            self.machinery.check(self.chosen, stages, self.path, read, self.log)
 
     # -- making
 
