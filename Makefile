@@ -15,7 +15,7 @@ WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/setbacks/wheels
 # four times as long. If the shell forbids bytecode, each process of a run compiles its imports again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-long test-cluster test-all chaos toy reference lint setup lock clean
+.PHONY: quickstart test test-long test-cluster test-all chaos toy reference tools lint setup lock clean
 
 quickstart: setup
 	$(BIN)/setbacks run $(CONFIG)
@@ -49,6 +49,12 @@ toy: setup
 # After a change of the configuration's fields: writes docs/configuration.md and docs/*.schema.json.
 reference: setup
 	$(BIN)/python -m pipeline.commands.reference
+
+# Two programs of Debian that no package index has, for the tests of alerts and of the batch script.
+tools: setup
+	cd $(VENV) && apt-get download prometheus shellcheck && for file in *.deb; do dpkg -x $$file debian; done
+	cp $(VENV)/debian/usr/bin/promtool $(VENV)/debian/usr/bin/shellcheck $(BIN)
+	rm -r $(VENV)/debian $(VENV)/*.deb
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,6 +1,5 @@
 """The batch script for Slurm: its sizes, its configuration, and that a shell can read it."""
 
-import shutil
 import subprocess
 import sys
 import warnings
@@ -12,6 +11,7 @@ from pipeline import cli
 from pipeline.commands import slurm
 from pipeline.errors import UserError
 from tests import scripted
+from tests.tools import which
 
 
 def config(**changes):
@@ -73,18 +73,12 @@ def test_bash_reads_it():
 
 
 def test_shellcheck_finds_nothing():
-    if shutil.which("shellcheck") is None:
-        why = (
-            "shellcheck is not installed (apt-get install shellcheck): the batch script is NOT checked by it"
-        )
+    if (shellcheck := which("shellcheck")) is None:
+        why = "shellcheck is not installed (make tools): the batch script is NOT checked by it"
         warnings.warn(why, stacklevel=1)
         pytest.skip(why)
-    done = subprocess.run(
-        ["shellcheck", "--severity=warning", "-"],
-        input=slurm.script(config()),
-        text=True,
-        capture_output=True,
-    )
+    command = [shellcheck, "--severity=warning", "-"]
+    done = subprocess.run(command, input=slurm.script(config()), text=True, capture_output=True)
     assert done.returncode == 0, done.stdout
 
 
