@@ -131,6 +131,8 @@ class Run:
             if name in self.suites
             for judge in suite.judges_later
         }
+        self._commits: dict[Model, Model] = {}
+        self._anew = False
         self.on_exit = ExitStack()
         self._connected = False
         self._stages: list[str] = []
@@ -179,7 +181,8 @@ class Run:
         """
         wanted = set(stages)
         preflight.check(self.chosen, wanted)
-        self.config = preflight.dated(self.config, anew=self._makes_all_anew(wanted))
+        self._anew = self._makes_all_anew(wanted)
+        self.config = preflight.dated(self.config, anew=self._anew)
         self.config, sampled = sampling.resolved(self.config, wanted, self.suites)
         if not self.overwrite:
             for output in (output for stage in stages for output in self.outputs(stage)):
@@ -230,9 +233,8 @@ class Run:
             stages = {stage for stage in self._stages if stage in ON_RAY}
             self.on_exit.enter_context(self.machinery.session(self.path))
             self._connected = True
-            self.machinery.check(
-                self.chosen, stages, self.path, preflight.directories(self.chosen, stages, self.model_dir)
-            )
+            read = preflight.directories(self.chosen, stages, self.model_dir)
+            self.machinery.check(self.chosen, stages, self.path, read, self.log)
 
     # -- making
 
@@ -305,7 +307,7 @@ class Run:
             started, parts = time.monotonic(), store.state("results")
             own = self.config.answering(None)
             for arm in self.config.arm_names:
-                model = own.model
+                model = self._pinned(own.model)
                 left = suite.apart(arm, adapters.get(arm), model, self.model_dir, own.engine, parts)
                 if left is not None:
                     self.connect()
@@ -387,7 +389,7 @@ class Run:
         checkpoints = storage.join(self.path, ".state", "train")
         if self.overwrite:
             storage.remove(checkpoints)
-        specs = preflight.arm_specs(self.config, self.model_dir)
+        specs = preflight.arm_specs(self.config, self.model_dir, self._pinned(self.config.model))
         examples = {schema: store.dataset for schema, store in self.training_sets.items()}
         arms = []
         finished = self._steps(set(self.adapters) - set(waiting))
@@ -418,7 +420,7 @@ class Run:
         if self.overwrite:
             storage.remove(checkpoints)
         paths = {arm: output.path for arm, output in self.adapters.items()}
-        specs = preflight.further_specs(self.config, self.model_dir, paths)
+        specs = preflight.further_specs(self.config, self.model_dir, paths, self._pinned(self.config.model))
         examples = self.further_set.dataset
         arms = [
             (specs[name], Places(examples, output.path, output.state("train")))
@@ -526,7 +528,13 @@ class Run:
         directory = self.model_dir if model == self.config.model else models.model_dir(model)
         if model.date is None:
             model = model.model_copy(update={"date": self.config.model.date})
-        return ModelSpec(model, directory, engine, adapters)
+        return ModelSpec(self._pinned(model), directory, engine, adapters)
+
+    def _pinned(self, model: Model) -> Model:
+        """The model at its commit, which is looked up once for each attempt."""
+        if model not in self._commits:
+            self._commits[model] = models.pinned(model, self.path, anew=self._anew and not self._commits)
+        return self._commits[model]
 
     # -- records and logs
 

@@ -27,7 +27,7 @@ from pipeline.preflight.sources import check_source, needed_responses, sources
 from pipeline.preflight.sources import unreachable as unreachable
 from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import gpu_build
-from pipeline.settings.base import PathKind, Source
+from pipeline.settings.base import Model, PathKind, Source
 from pipeline.settings.shown import first_line
 from pipeline.settings.walk import paths, sections
 from pipeline.sources.counts import Accounts
@@ -301,8 +301,8 @@ def check_reach(config: Config, stages: set[str], suites: set[str]) -> None:
             suite.check_reach(f"suites.{name}")
 
 
-def arm_specs(config: Config, directory: str) -> dict[str, "ArmSpec"]:
-    """The adapters to train, by name. directory: as returned by `model_dir`."""
+def arm_specs(config: Config, directory: str, model: Model | None = None) -> dict[str, "ArmSpec"]:
+    """The adapters to train, by name. directory: as returned by `model_dir`. model: the pinned one."""
     from pipeline.training.arm import ArmSpec
 
     return {
@@ -310,7 +310,7 @@ def arm_specs(config: Config, directory: str) -> dict[str, "ArmSpec"]:
             name,
             one.section.train,
             one.section.kinds,
-            config.model,
+            model or config.model,
             directory,
             one.seed,
             partial(config.field_of, one.arm),
@@ -319,8 +319,11 @@ def arm_specs(config: Config, directory: str) -> dict[str, "ArmSpec"]:
     }
 
 
-def further_specs(config: Config, directory: str, adapters: Mapping[str, str]) -> dict[str, "ArmSpec"]:
-    """The arms that are trained further, by name. adapters: arm → directory of its adapter."""
+def further_specs(
+    config: Config, directory: str, adapters: Mapping[str, str], model: Model | None = None
+) -> dict[str, "ArmSpec"]:
+    """The arms that are trained further, by name. adapters: arm → directory of its adapter. model: the
+    pinned one."""
     from pipeline.training.arm import ArmSpec
 
     if (durability := config.durability) is None:
@@ -330,7 +333,7 @@ def further_specs(config: Config, directory: str, adapters: Mapping[str, str]) -
             name,
             durability.trainer(config.train, adapters.get(one.arm)),
             [KIND],
-            config.model,
+            model or config.model,
             directory,
             config.seed,
             lambda setting: f"durability.{setting}",
