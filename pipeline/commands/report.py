@@ -23,6 +23,7 @@ from pipeline.report import replicas, sections, tables
 from pipeline.report.agreement import Agreement
 from pipeline.report.arms import Arms
 from pipeline.report.examples import Example
+from pipeline.report.results import Results
 from pipeline.report.summary import Rate
 from pipeline.schema import Schema
 from pipeline.suites.base import OWN_JUDGE, Judgements, Suite
@@ -62,6 +63,15 @@ def write_report(config: Config, run_dir: str) -> tuple[str, str]:
     kept = report_results.results(config, name, model, _note(config), versions, found, _names(config))
     storage.write_text(storage.join(run_dir, report_results.FILE), report_results.dumped(kept))
     return paths
+
+
+def results(config: Config, run_dir: str) -> Results:
+    """What `write_report` would write to results.json now. Raises UserError as it does."""
+    datasets = {schema.name: Dataset.at(storage.join(run_dir, schema.name)) for schema in WRITTEN}
+    found = _sections(config, run_dir, datasets)
+    name, model = storage.absolute(run_dir).rsplit("/", 1)[-1], _plain(config.engine.author(config.model))
+    versions = environment.versions()
+    return report_results.results(config, name, model, _note(config), versions, found, _names(config))
 
 
 def _note(config: Config) -> tuple[str, str] | None:
