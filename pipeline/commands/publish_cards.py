@@ -191,7 +191,7 @@ def _result(results: Results, figure: Figure) -> EvalResult:
     words = _words(figure, figure.arm or "")
     return EvalResult(
         task_type="text-generation",
-        task_name="Safety evaluation by setbacks",
+        task_name="Evaluation by setbacks",
         dataset_type=f"setbacks-{figure.suite}",
         dataset_name=": ".join(filter(None, (str(figure.suite).replace("_", " "), figure.group))),
         dataset_config=slug(figure.group.partition(":")[0]) or "default",

@@ -37,9 +37,13 @@ TOY_NOTE = (
 )
 
 
-def write_report(config: Config, run_dir: str) -> tuple[str, str]:
+def write_report(
+    config: Config, run_dir: str, *, to: str | None = None, examples: bool = True
+) -> tuple[str, str]:
     """Write RUN/report.html and RUN/report.md from what the run holds, and RUN/results.json with the same
     numbers. Returns the paths of the first two.
+
+    to: another directory for the three files. examples: show some rows, whose texts are in the page, folded.
 
     Each file is replaced atomically. The report depends only on the run and the installed versions, so it has
     no date. Raises UserError if a shard of a finished data set has changed.
@@ -52,16 +56,17 @@ def write_report(config: Config, run_dir: str) -> tuple[str, str]:
         "model": model,
         "model_note": _note(config),
         "sections": [section for _, sections in found for section in sections],
-        "examples": _examples(config, datasets),
+        "examples": _examples(config, datasets) if examples else [],
         "version": pipeline.__version__,
         "versions": tables.of_pairs("", ("Library", "Version"), versions),
         "config": dump(config),
     }
-    paths = storage.join(run_dir, "report.html"), storage.join(run_dir, "report.md")
+    to = to or run_dir
+    paths = storage.join(to, "report.html"), storage.join(to, "report.md")
     for path, template in zip(paths, ("report.html", "report.md.jinja"), strict=True):
         storage.write_text(path, templates().get_template(template).render(page))
     kept = report_results.results(config, name, model, _note(config), versions, found, _names(config))
-    storage.write_text(storage.join(run_dir, report_results.FILE), report_results.dumped(kept))
+    storage.write_text(storage.join(to, report_results.FILE), report_results.dumped(kept))
     return paths
 
 
