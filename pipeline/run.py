@@ -1,6 +1,7 @@
 """One run directory, open for one attempt: helpers for every stage to make, record and log outputs."""
 
 import json
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -9,10 +10,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
-from pipeline import models, passes, placement, preflight, sampling, usable
+from pipeline import models, passes, placement, preflight, sampling, tracking, usable
 from pipeline.chat import Recipe
 from pipeline.config import Answering, Config, dump, trainable
-from pipeline.data import endings, faults, storage
+from pipeline.data import endings, faults, records, storage
 from pipeline.data.adapter import stage_directory
 from pipeline.data.card import write_card
 from pipeline.data.output import Output
@@ -222,6 +223,11 @@ class Run:
         """Whether --overwrite covers every output that the run directory holds."""
         others = (output for stage in STAGES if stage not in stages for output in self.outputs(stage))
         return self.overwrite and not any(storage.exists(output.path) for output in others)
+
+    @property
+    def reports(self) -> bool:
+        """Whether this attempt ends with a report."""
+        return STAGES[-1] in self._stages
 
     def begin(self, stage: str) -> None:
         attempt.begin(stage)
@@ -434,10 +440,19 @@ class Run:
         with self.machinery.trainer(arms, checkpoints) as training:
             for arm, output in waiting.items():
                 attempt.making(output.name)
-                with step_bar(f"train {arm}", attempt.step_reporter()) as update:
-                    figures = training.result(
-                        arm, lambda line: update(line["step"], line["steps"], f"loss {line['loss']:.3f}")
-                    )
+                with (
+                    self.tracked(arm, output.state("tracking.json"), self._settings_of(arm)) as tracked,
+                    step_bar(f"train {arm}", attempt.step_reporter()) as update,
+                ):
+
+                    def show(line: dict, update=update, tracked=tracked) -> None:
+                        update(line["step"], line["steps"], f"loss {line['loss']:.3f}")
+                        tracked.line(line)
+
+                    figures = training.result(arm, show)
+                    for line in records.lines(storage.join(output.path, "metrics.jsonl")):
+                        tracked.line(line)  # those that nobody was there to show
+                    tracked.conclude(figures)
                 figures["digest"] = adapter_digest(output.path)
                 output.mark_complete(figures)
                 storage.remove(output.state("train"))
@@ -445,6 +460,34 @@ class Run:
                 if notice := figures.get("notice"):
                     self.log(f"train: {notice}")
                 self._log_adapter(arm, output)
+
+    def tracked(self, name: str, state: str, settings: dict) -> AbstractContextManager[tracking.Tracked]:
+        """The trackers' runs of this name. state: the file that keeps their ids."""
+        config = self.config
+        return tracking.opened(config.track, self.path, name, state, settings, lambda told: self.log(told))
+
+    def _settings_of(self, arm: str) -> dict:
+        """What trackers are told of an arm."""
+        common = {"arm": arm, "model": self.config.model.identity(), "seed": self.config.seed}
+        if (replica := self.config.replicas.get(arm)) is None:
+            return {**common, "durability": self.fingerprints[f"adapter/{arm}"]["durability"]}
+        section = replica.section.model_dump(mode="json")
+        return {**common, "seed": replica.seed, "kinds": section["kinds"], "train": section["train"]}
+
+    def track_results(self) -> None:
+        """Report the suites' numbers, and the report without examples: a page only folds their texts."""
+        if not self.config.track:
+            return
+        from pipeline.commands import report, report_results
+
+        state = storage.join(self.path, ".state", "tracking.json")
+        with tempfile.TemporaryDirectory() as scratch:
+            html, _ = report.write_report(self.config, self.path, to=scratch, examples=False)
+            found = report_results.read(scratch)
+            settings = {"model": self.config.model.identity(), "seed": self.config.seed, "arms": found.arms}
+            with self.tracked("results", state, settings) as tracked:
+                files = html, storage.join(scratch, report_results.FILE)
+                tracked.conclude(report_results.by_name(found), files)
 
     def _steps(self, arms: Iterable[str]) -> dict[tuple, dict[str, int]]:
         """The steps of finished arms, by what makes arms comparable (see `training.equal`)."""

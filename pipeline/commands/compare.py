@@ -32,7 +32,7 @@ from pipeline.settings import file, yaml_text
 from pipeline.settings.shown import plural, shown
 from pipeline.suites.base import Suite
 
-_OF_THE_RUN = ("run_dir", "report")  # say nothing about the numbers
+_OF_THE_RUN = ("run_dir", "report", "track")  # say nothing about the numbers
 Values = dict[tuple[str, str], dict[str, tuple[str, float]]]  # of `Outcome.values`
 _FIRST = ("model", "seed", "engine", "models")  # what is listed first of what differs
 
@@ -140,10 +140,11 @@ def _runs(targets: Sequence[str]) -> list[Compared]:
     names = [path.rpartition("/")[2] for path in paths]
     if len(set(names)) < len(names):
         names = paths
-    return [Compared(path, name, _config(path)) for path, name in zip(paths, names, strict=True)]
+    return [Compared(path, name, config_of(path)) for path, name in zip(paths, names, strict=True)]
 
 
-def _config(run_dir: str) -> Config:
+def config_of(run_dir: str) -> Config:
+    """The configuration that a run was last opened with. Raises UserError."""
     path = storage.join(run_dir, "config.yaml")
     try:
         tree = yaml_text.parse(storage.read_text(path))
