@@ -22,6 +22,7 @@ from pipeline.commands import (
     report_results,
     report_settings,
 )
+from pipeline.commands.report_opening import Opening
 from pipeline.config import WRITTEN, Config, dump
 from pipeline.data import records, storage
 from pipeline.data.dataset import Dataset
@@ -84,12 +85,12 @@ def results(config: Config, run_dir: str) -> Results:
     return _measured(config, run_dir, _datasets(run_dir))[2]
 
 
-def _datasets(run_dir: str) -> dict[str, Dataset]:
+def _datasets(run_dir: str) -> dict[str, Dataset | None]:
     return {schema.name: Dataset.at(storage.join(run_dir, schema.name)) for schema in WRITTEN}
 
 
 def _measured(
-    config: Config, run_dir: str, datasets: dict[str, Dataset]
+    config: Config, run_dir: str, datasets: dict[str, Dataset | None]
 ) -> tuple[list[tuple[str | None, list[sections.Section]]], Opening, Results]:
     """The report's sections, its opening, and all its numbers as data."""
     numbers = {schema.name: _numbers(datasets[schema.name], schema) for schema in WRITTEN}
