@@ -26,6 +26,7 @@ import tempfile
 import time
 from contextlib import suppress
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -88,11 +89,13 @@ def setbacks(model: str, rows: list[dict], tokens: int) -> dict:
             VLLM(max_num_seqs=IN_FLIGHT, rows_per_commit=COMMIT),
         )
         [(_, figures)] = run_recipes([Job(TwoSteps(tokens), store)], spec, seed=0, label="setbacks")
+        busy_to = time.monotonic()
         store.finish()
         return {
             "tokens": figures["completion_tokens"],
             "with_start": time.monotonic() - started,
             "without_start": figures["busy_s"],
+            "busy": (busy_to - figures["busy_s"], busy_to),
         }
 
 
@@ -114,7 +117,12 @@ def bare(model: str, rows: list[dict], tokens: int) -> dict:
     )
     ended = time.monotonic()
     sampled = sum(len(o.outputs[0].token_ids) for o in (*firsts, *seconds))
-    return {"tokens": sampled, "with_start": ended - started, "without_start": ended - ready}
+    return {
+        "tokens": sampled,
+        "with_start": ended - started,
+        "without_start": ended - ready,
+        "busy": (ready, ended),
+    }
 
 
 def chained(model: str, rows: list[dict], tokens: int) -> dict:
@@ -249,17 +257,30 @@ def measure(program: str, model: str, args: argparse.Namespace) -> dict:
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         child = psutil.Popen(command, env=environment, stdout=out, stderr=errors, text=True)
         used: dict[psutil.Process, float] = {}
+        looks = [(time.monotonic(), 0.0)]
         while child.poll() is None:
             for process in _tree(child):
                 with suppress(psutil.Error):
                     times = process.cpu_times()
                     used[process] = times.user + times.system
+            looks.append((time.monotonic(), sum(used.values())))
             time.sleep(LOOK_EVERY_S)
         out.seek(0)
         errors.seek(0)
         if child.returncode:
             sys.exit(f"{program} failed:\n{errors.read()[-3000:]}")
-        return json.loads(out.read().splitlines()[-1]) | {"cpu": sum(used.values())}
+        found = json.loads(out.read().splitlines()[-1])
+    begun, ended = found.pop("busy", None) or (None, None)
+    cpu = at(looks, ended) - at(looks, begun) if begun else None
+    return found | {"cpu": looks[-1][1], "busy_cpu": cpu}
+
+
+def at(looks: list[tuple[float, float]], when: float) -> float:
+    """CPU seconds used at a time, between two looks by their line."""
+    for (t0, used0), (t1, used1) in pairwise(looks):
+        if when <= t1:
+            return used0 + (used1 - used0) * (when - t0) / (t1 - t0)
+    return looks[-1][1]
 
 
 def _tree(child: psutil.Process) -> list[psutil.Process]:
@@ -319,11 +340,24 @@ def report(rounds: list[dict[str, dict]], programs: list[str]) -> None:
                 f"  {name} sampled fewer tokens than the others: its completions ended early, the ratios do"
                 " not compare the same work"
             )
-    for peer, what in (("bare", "without_start"), ("bare", "with_start"), ("chained", "with_start")):
+    ratios = (
+        ("bare", "without_start"),
+        ("bare", "busy_cpu"),
+        ("bare", "with_start"),
+        ("chained", "with_start"),
+    )
+    for peer, what in ratios:
         if peer in programs and "setbacks" in programs:
-            ratios = sorted(_speed(found["setbacks"], what) / _speed(found[peer], what) for found in rounds)
-            told, how = ", ".join(f"{ratio:.2f}" for ratio in ratios), what.replace("_", " engine ")
-            print(f"setbacks / {peer}, {how}: {statistics.median(ratios):.2f} ({told})")
+            ours = sorted(_speed(found["setbacks"], what) / _speed(found[peer], what) for found in rounds)
+            told = f"{statistics.median(ours):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ours)})"
+            print(f"setbacks / {peer}, tokens per {RATIOS[what]}: {told}")
+
+
+RATIOS = {
+    "without_start": "second without engine start",
+    "busy_cpu": "CPU second without engine start",
+    "with_start": "second with engine start",
+}
 
 
 def _speed(found: dict, what: str) -> float:

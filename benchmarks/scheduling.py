@@ -1,6 +1,7 @@
 """How evenly engines that start late share a run, and how near its time is to the best possible.
 
-    python -m benchmarks.scheduling [--engines 8] [--blocks 12 28 400] [--apart 60] [--speed 5]
+    python -m benchmarks.scheduling [--engines 8] [--blocks 12 28 48 400] [--apart 60] [--speed 5]
+        [--no-before]
 
 Real Ray Data pools of actors with the model-free engine, each ready at its own time: the first at once, the
 last after `--apart` seconds. A block is 64 rows, and an engine answers 5 rows a second, 64 at a time: a
@@ -139,17 +140,18 @@ def best(rows: int, ready: list[float], speed: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--engines", type=int, default=8)
-    parser.add_argument("--blocks", type=int, nargs="+", default=[12, 28, 400])
+    parser.add_argument("--blocks", type=int, nargs="+", default=[12, 28, 48, 400])
     parser.add_argument("--apart", type=float, default=60)
     parser.add_argument("--speed", type=float, default=5)
+    parser.add_argument("--before", action=argparse.BooleanOptionalAction, default=True)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory, ray_session(directory):
         for blocks in given.blocks:
-            for before in (True, False):
+            for before in (True, False) if given.before else (False,):
                 found = run(blocks, given.engines, given.apart, given.speed, before=before)
                 shown = found["rows"] if given.engines <= 8 else f"{found['rows'][0]} to {found['rows'][-1]}"
                 print(
-                    f"{blocks} blocks, {'before' if before else 'after'}: rows per engine {shown},"
+                    f"{blocks} blocks, {'before' if before else 'now'}: rows per engine {shown},"
                     f" spread {found['spread']:.2f} ({found['best_spread']:.2f}); {found['took_s']:.0f} s,"
                     f" {found['took_s'] / found['best_s']:.2f} × the best; idle {found['idle_s']:.0f} s, at"
                     f" most {found['idle_most_s']:.0f} s",

@@ -54,14 +54,24 @@ def spread(engines: list[Engine]) -> float:
     return (max(rows) - min(rows)) / (sum(rows) / len(rows))
 
 
-@pytest.mark.parametrize(("blocks", "engines"), [(12, 8), (28, 8), (400, 8), (224, 64), (3200, 64)])
-def test_engines_seconds_apart_have_even_shares(blocks, engines):
-    assert spread(pool(blocks, engines, 10)) <= 1.25
+@pytest.mark.parametrize(
+    ("blocks", "engines", "apart_s"),
+    [(12, 8, 5), (28, 8, 10), (400, 8, 10), (96, 64, 5), (224, 64, 10), (3200, 64, 10)],
+)
+def test_engines_seconds_apart_have_even_shares(blocks, engines, apart_s):
+    assert spread(pool(blocks, engines, apart_s)) <= 1.25
 
 
-@pytest.mark.parametrize(("blocks", "engines"), [(12, 8), (28, 8), (224, 64)])
-def test_before_blocks_were_shared_the_first_engines_took_them(blocks, engines):
-    assert spread(pool(blocks, engines, 10, old=True)) > 1.25
+@pytest.mark.parametrize(("blocks", "engines"), [(40, 8), (48, 8), (64, 8), (400, 8), (384, 64)])
+def test_engines_a_minute_apart_have_even_shares_of_runs_that_last_longer(blocks, engines):
+    assert spread(pool(blocks, engines, 60)) <= 1.25
+
+
+@pytest.mark.parametrize(
+    ("blocks", "engines", "apart_s"), [(12, 8, 5), (28, 8, 10), (40, 8, 60), (48, 8, 60), (224, 64, 10)]
+)
+def test_before_blocks_were_shared_the_first_engines_took_them(blocks, engines, apart_s):
+    assert spread(pool(blocks, engines, apart_s, old=True)) > 1.25
 
 
 @pytest.mark.parametrize("apart_s", [0, 10, 60])
