@@ -209,6 +209,14 @@ class Config(Section):
         description="directories of other adapters of the model, evaluated with the arms",
     )
     report: Report = Field(Report(), description="what the report shows")
+    gpu_memory_gib: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "memory of each GPU, compared with what engines and trainers need; null = by the kind that the"
+            " cluster, or accelerator_type, names"
+        ),
+    )
 
     def only(self, suites: Iterable[str]) -> "Config":
         """The configuration without the suites that are not among these."""

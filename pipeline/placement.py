@@ -22,6 +22,7 @@ from pipeline.runtime.session import LEAST_LOGICAL_CPUS
 from pipeline.settings.base import span
 
 ENGINES, WORKERS = "engines", "workers"  # kinds of processes
+KIND = "accelerator_type:"  # begins Ray's resource for a kind of GPU, of which nodes with it have 1
 ANSWER_S = 60  # for a node to answer; setbacks starts a process on it
 
 
@@ -33,9 +34,11 @@ class Node:
     address: str
     cpus: float
     gpus: float
+    kinds: frozenset[str] = frozenset()  # of its GPUs, by Ray's names
 
     def __str__(self) -> str:
-        return f"{self.address} ({self.cpus:g} CPU{f', {self.gpus:g} GPU' if self.gpus else ''})"
+        kinds = f" {'/'.join(sorted(self.kinds))}" if self.kinds else ""
+        return f"{self.address} ({self.cpus:g} CPU{f', {self.gpus:g}{kinds} GPU' if self.gpus else ''})"
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,14 @@ class Need:
     most: int
     cpus: int
     gpus: int
+    gpu_kind: str | None = None  # by Ray's name; None = any
 
     @property
     def each(self) -> str:
-        return " and ".join(
+        told = " and ".join(
             f"{count} {what}" for count, what in ((self.cpus, "CPU"), (self.gpus, "GPU")) if count
         )
+        return f"{told} ({self.gpu_kind})" if self.gpu_kind else told
 
     @property
     def span(self) -> str:
@@ -62,6 +67,8 @@ class Need:
 
     def places(self, node: Node) -> int:
         """Number of these processes that fit on the node."""
+        if self.gpu_kind and self.gpu_kind not in node.kinds:
+            return 0
         return int(
             min(have // each for have, each in ((node.cpus, self.cpus), (node.gpus, self.gpus)) if each)
         )
@@ -77,18 +84,21 @@ def needs(config: Config, stages: Iterable[str]) -> list[Need]:
     found = []
     for stage in [stage for stage in ("generate", "evaluate", "rejudge") if stage in stages]:
         for field, engine in config.passes(stage).items():
-            found.append(Need(stage, ENGINES, f"{field}.actors", *span(engine.actors), 1, engine.gpus))
+            found.append(
+                Need(stage, ENGINES, f"{field}.actors", *span(engine.actors), 1, engine.gpus, engine.gpu_kind)
+            )
         if stage == "generate" and "train" in stages:
             found += _training(config)
     return found if "generate" in stages or "train" not in stages else [*_training(config), *found]
 
 
 def _training(config: Config) -> list[Need]:
-    alike: dict[tuple[tuple[int, int], bool], list[str]] = {}
-    for name, arm in config.arms.items():
-        alike.setdefault((span(arm.train.workers), arm.train.use_gpu), []).append(name)
+    alike: dict[tuple[tuple[int, int], bool, str | None], list[str]] = {}
+    trained = {name: arm.train for name, arm in config.arms.items()}
     if config.further:
-        alike.setdefault((span(config.train.workers), config.train.use_gpu), []).append("durability")
+        trained["durability"] = config.train
+    for name, train in trained.items():
+        alike.setdefault((span(train.workers), train.use_gpu, train.gpu_kind), []).append(name)
     return [
         Need(
             f"train {', '.join(names)}",
@@ -96,8 +106,9 @@ def _training(config: Config) -> list[Need]:
             "train.workers",
             *workers,
             *((0, 1) if use_gpu else (1, 0)),
+            kind,
         )
-        for (workers, use_gpu), names in alike.items()
+        for (workers, use_gpu, kind), names in alike.items()
     ]
 
 
@@ -111,6 +122,7 @@ def nodes() -> list[Node]:
             node["NodeManagerAddress"],
             node["Resources"].get("CPU", 0),
             node["Resources"].get("GPU", 0),
+            frozenset(name.removeprefix(KIND) for name in node["Resources"] if name.startswith(KIND)),
         )
         for node in ray.nodes()
         if node["Alive"]
@@ -186,7 +198,7 @@ def side_by_side(engines: Sequence[Engine], cluster: Iterable[Node]) -> list[lis
             if node is None:
                 return None
             cpus = node.cpus if engine.fills_node else 1
-            places[number].append(Place(node.address, cpus, engine.gpus))
+            places[number].append(Place(node.address, cpus, engine.gpus, engine.gpu_kind))
             used.append(node.address)
             free[free.index(node)] = replace(node, cpus=node.cpus - cpus, gpus=node.gpus - engine.gpus)
     pool = engines[0]
@@ -213,7 +225,7 @@ def _room(engine: Engine, node: Node, used: list[str]) -> int:
     """How many more actors of an engine a node takes. used: the addresses of nodes with actors."""
     if engine.fills_node:
         return int(node.cpus >= 1 and node.address not in used)
-    return Need("", ENGINES, "", 1, 1, 1, engine.gpus).places(node)
+    return Need("", ENGINES, "", 1, 1, 1, engine.gpus, engine.gpu_kind).places(node)
 
 
 @contextmanager

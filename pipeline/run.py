@@ -56,7 +56,7 @@ class Machinery:
 
     session: run directory → a context with a connected Ray.
     check:   checks that the cluster has room for the stages and sees the directories
-             (`placement.check_cluster`).
+             (`preflight.check_cluster`).
     engines: runs the recipes of jobs (see `inference.pool.run_recipes`).
     trainer: trains arms (see `training.arm.Training`).
     beside:  starts engines of all given models but the first beside its pool, if there is room
@@ -65,7 +65,7 @@ class Machinery:
     """
 
     session: Callable[[str], AbstractContextManager] = ray_session
-    check: Callable[..., None] = placement.check_cluster
+    check: Callable[..., None] = preflight.check_cluster
     engines: Callable[..., Generator[tuple[Job, dict], None, None]] = run_recipes
     trainer: Callable[..., AbstractContextManager[Trainer]] = train_arms
     beside: Callable[..., AbstractContextManager[Mapping[ModelSpec, Any]]] = placement.beside
@@ -230,9 +230,8 @@ class Run:
             stages = {stage for stage in self._stages if stage in ON_RAY}
             self.on_exit.enter_context(self.machinery.session(self.path))
             self._connected = True
-            self.machinery.check(
-                self.chosen, stages, self.path, preflight.directories(self.chosen, stages, self.model_dir)
-            )
+            read = preflight.directories(self.chosen, stages, self.model_dir)
+            self.machinery.check(self.chosen, stages, self.path, read, self.log)
 
     # -- making
 

@@ -390,6 +390,7 @@ def _run_tasks(
         ),
         num_cpus=1,
         num_gpus=spec.engine.gpus,
+        **({"accelerator_type": spec.engine.gpu_kind} if spec.engine.gpu_kind else {}),
     )
     # Results are in the stores, so there is nothing to collect. Prefetching would report a task one task
     # late.

@@ -242,7 +242,7 @@ def _prepare(arm: ArmSpec, places: Places, ready: _Made | None = None, wanted: i
 
 def _workers(train: Train) -> tuple:
     """Arms with equal values can share a worker group."""
-    return train.workers, train.use_gpu, train.max_failures
+    return train.workers, train.use_gpu, train.gpu_kind, train.max_failures
 
 
 # -- what is checked before anything starts

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import pyarrow as pa
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from pipeline import memory
 from pipeline.data.dataset import Dataset
+from pipeline.memory import Lora as LoraShape
+from pipeline.memory import Memory, Shape
 from pipeline.schema import PREFERENCES, UNSAFE_TARGET, Schema
 from pipeline.schema import SFT as CONVERSATIONS
-from pipeline.settings.base import AdapterPath, Count, Fraction, Natural, Section, span, tag
+from pipeline.settings.base import AdapterPath, Count, Fraction, Name, Natural, Section, span, tag
 
 if TYPE_CHECKING:
     from pipeline.templates import ChatTemplate
@@ -41,6 +44,22 @@ class CardWords:
     rows: str
     items: str
     caution: str
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What a worker computes at a time, at most.
+
+    tokens:   of the row
+    is_full:  rows have that many tokens in any case, because they are packed
+    scored:   tokens with logits at the same time; None = TRL's fused head, which works in tiles
+    repeated: tokens whose keys and values are copied for their sequence
+    """
+
+    tokens: int
+    is_full: bool = False
+    scored: int | None = None
+    repeated: int = 0
 
 
 def _pattern(modules: str | list[str]) -> str | list[str]:
@@ -113,10 +132,14 @@ class Train(Section):
     # and each of several seeds is the seed of a training of its own.
     OPERATIONAL: ClassVar = {
         *("workers", "save_steps", "log_steps", "max_failures", "merge", "equal_steps", "seeds"),
+        "accelerator_type",
     }
 
     workers: Count | tuple[Count, Count] = Field(1, description="training processes; [min, max] = elastic")
     use_gpu: bool = Field(False, description="one GPU per worker")
+    accelerator_type: Name | None = Field(
+        None, description="kind of GPU by Ray's name, such as H100 or L40S; null = any"
+    )
     start: Start | None = Field(
         None, description="adapter to begin from; null = a fresh one on the base model"
     )
@@ -154,9 +177,53 @@ class Train(Section):
     merge: bool = Field(False, description="also write the merged weights")
 
     @property
+    def gpu_kind(self) -> str | None:
+        """The kind of GPU that a worker asks for, by Ray's name; None = any."""
+        return self.accelerator_type if self.use_gpu else None
+
+    @property
     def per_device(self) -> int:
         """Items of a batch that one device takes in one micro-step."""
         raise NotImplementedError
+
+    def micro_batch(self, widest_gap: int) -> MicroBatch:
+        """What a worker computes at a time. widest_gap: between the ranks of a pair's responses."""
+        raise NotImplementedError
+
+    def footprint(self, shape: Shape, lora: LoraShape, widest_gap: int, number: int) -> Memory:
+        """The memory of one worker on its GPU. number: bytes of a number of the base weights."""
+        batch, (fewest, most) = self.micro_batch(widest_gap), span(self.workers)
+        return memory.training(
+            shape,
+            lora,
+            tokens=batch.tokens,
+            scored=batch.scored,
+            repeated=batch.repeated,
+            number=number,
+            workers=most,
+            shards=fewest if getattr(self, "fsdp", False) else 1,
+            checkpointing=self.gradient_checkpointing,
+            rows_are_full=batch.is_full,
+        )
+
+    def less_memory(self, needed: Memory, gpu_bytes: float) -> str:
+        """What to change, if a worker's memory is not enough. gpu_bytes: of the largest GPU; 0 = unknown."""
+        found = []
+        work = sum(needed.parts[name] for name in ("activations", "logits"))
+        if work > needed.total / 4:
+            if not self.gradient_checkpointing:
+                found.append("gradient_checkpointing: true")
+            found.append(f"a smaller max_length than {self.max_length}")
+            if self.per_device > 1:
+                found.append(f"fewer items per device than {self.per_device}")
+        if needed.parts["weights"] > gpu_bytes / 2:
+            sharded = getattr(self, "fsdp", None)
+            if sharded is not None:
+                found.append(
+                    "more workers" if sharded else "fsdp: true, which splits the weights over workers"
+                )
+        told = f"set {' or '.join(found)}, or use" if found else "use"
+        return f"{told} larger GPUs or a smaller model"
 
     def prepare(
         self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int
@@ -245,6 +312,9 @@ class SFT(Train):
     def per_device(self) -> int:
         return self.sequences_per_device
 
+    def micro_batch(self, widest_gap: int) -> MicroBatch:
+        return MicroBatch(self.sequences_per_device * self.max_length, is_full=self.packing)
+
     def caution(self, kinds: Iterable[str]) -> str:
         if unsafe := sorted(kind for kind in kinds if kind.endswith(UNSAFE_TARGET)):
             return (
@@ -322,6 +392,13 @@ class DPO(Train):
     @property
     def per_device(self) -> int:
         return self.pairs_per_device
+
+    def micro_batch(self, widest_gap: int) -> MicroBatch:
+        """Pairs of a request share its responses: 15 pairs of six ranks are six sequences."""
+        ranks = widest_gap + 1
+        requests, rest = divmod(self.pairs_per_device, ranks * (ranks - 1) // 2)
+        tokens = (requests * ranks + min(2 * rest, ranks)) * self.max_length
+        return MicroBatch(tokens, scored=tokens, repeated=tokens)
 
     def prepare(
         self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int

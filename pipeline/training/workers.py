@@ -194,7 +194,10 @@ def _fit(directory: str, jobs: list[Job]) -> None:
         _train,
         train_loop_config={"jobs": jobs},
         scaling_config=ScalingConfig(
-            num_workers=t.workers, use_gpu=t.use_gpu, elastic_resize_monitor_interval_s=RESIZE_S
+            num_workers=t.workers,
+            use_gpu=t.use_gpu,
+            accelerator_type=t.gpu_kind,
+            elastic_resize_monitor_interval_s=RESIZE_S,
         ),
         run_config=RunConfig(
             name=name,
