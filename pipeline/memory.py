@@ -33,6 +33,9 @@ CERTAIN = 0.8
 # Above this share of a GPU, an estimate is told to be close.
 CLOSE = 0.9
 
+# The parts of what a GPU holds, in the order in which they are told.
+PARTS = (*("weights", "adapters", "gradients", "optimizer", "cache", "activations", "logits", "reserve"),)
+
 NF4_BITS = 4.127  # 4, and a scale of 8 bits for 64 numbers, whose own scales are 32 bits for 256 (QLoRA)
 # TRL's fused head projects so many tokens at a time through so many words of the vocabulary.
 _HEAD_TOKENS, _HEAD_WORDS = 4096, 32_768

@@ -10,7 +10,7 @@ from pipeline import models, placement, preflight
 from pipeline.config import Config, Train
 from pipeline.data import records, storage
 from pipeline.inference.base import Engine
-from pipeline.memory import GIB
+from pipeline.memory import GIB, PARTS
 from pipeline.placement import Node
 from pipeline.runtime.session import ray_session
 from pipeline.settings.base import span
@@ -107,7 +107,7 @@ def show_memory(config: Config, stages: set[str], nodes: list[Node], console: Co
         console.print("  unknown, because a model is not on this disk\n")
         return []
     found = preflight.footprints(config, stages, nodes)
-    parts = list(dict.fromkeys(name for one in found for name in one.memory.parts))
+    parts = [name for name in PARTS if any(name in one.memory.parts for one in found)]
     width = max((len(f"{one.field}: {one.stage}") for one in found), default=0)
     console.print("  " + " " * width + "".join(f"{name:>{len(name) + 2}}" for name in parts) + "  total")
     for one in found:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterable
+from importlib.util import find_spec
 
 from pipeline import models
 from pipeline.config import Config, Suites, trainable
@@ -286,6 +287,12 @@ def check_build(config: Config, stages: set[str]) -> None:
     """Raises UserError for GPUs on an installation for CPUs, and for a CPU engine on one for GPUs."""
     for field, engine in config.engines(stages).items():
         engine.check_build(field)
+    for name, arm in config.arms.items() if "train" in stages else ():
+        if arm.train.load_in_4bit and find_spec("bitsandbytes") is None:
+            raise UserError(
+                f"{config.field_of(name, 'load_in_4bit')} = true: bitsandbytes is not installed; use `pip"
+                " install 'setbacks[qlora]'`, or set it to false"
+            )
     if "train" in stages and gpu_build() is None:
         for name, arm in config.arms.items():
             if arm.train.use_gpu:

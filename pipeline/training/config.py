@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
 from pipeline import memory
 from pipeline.data.dataset import Dataset
@@ -171,6 +180,13 @@ class Train(Section):
     max_length: Count = Field(1024, description="tokens of an item at most")
     bf16: bool = Field(True, description="train in bfloat16 autocast; false = everything in float32")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
+    load_in_4bit: bool = Field(
+        False,
+        description=(
+            "hold the base model's layers in 4 bits while training (QLoRA, by bitsandbytes): a third of the"
+            " memory, more time; the adapter is evaluated on the model as it is"
+        ),
+    )
     save_steps: Count = Field(50, description="optimizer steps between checkpoints")
     log_steps: Count = Field(5, description="optimizer steps between log lines")
     max_failures: Natural = Field(3, description="worker failures survived before the run fails")
@@ -200,6 +216,7 @@ class Train(Section):
             scored=batch.scored,
             repeated=batch.repeated,
             number=number,
+            base_bits=4 if self.load_in_4bit else 16,
             workers=most,
             shards=fewest if getattr(self, "fsdp", False) else 1,
             checkpointing=self.gradient_checkpointing,
@@ -218,6 +235,8 @@ class Train(Section):
                 found.append(f"fewer items per device than {self.per_device}")
         if needed.parts["weights"] > gpu_bytes / 2:
             sharded = getattr(self, "fsdp", None)
+            if not self.load_in_4bit and not sharded:
+                found.append("load_in_4bit: true")
             if sharded is not None:
                 found.append(
                     "more workers" if sharded else "fsdp: true, which splits the weights over workers"
@@ -270,6 +289,23 @@ class Train(Section):
     ) -> Any:
         """The trainer of one run, shared by `world` processes. base: the worker's `loop.BaseWeights`."""
         raise NotImplementedError
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what came later and is off: fingerprints of finished adapters do not have it."""
+        given = dump(self)
+        if not self.load_in_4bit:
+            given.pop("load_in_4bit", None)
+        return given
+
+    @model_validator(mode="after")
+    def _is_loaded_in_one_way(self) -> "Train":
+        if self.load_in_4bit and getattr(self, "fsdp", False):
+            raise ValueError(
+                "load_in_4bit and fsdp are both true: weights in 4 bits are not split over workers; set one"
+                " to false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batch_is_shared_evenly(self) -> "Train":

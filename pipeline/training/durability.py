@@ -115,5 +115,5 @@ class Durability(Section):
 
 _OF_THE_RUN = (
     *("workers", "use_gpu", "accelerator_type", "lora", "max_length", "bf16", "gradient_checkpointing"),
-    "max_failures",
+    *("load_in_4bit", "max_failures"),
 )

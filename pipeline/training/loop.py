@@ -112,12 +112,16 @@ class BaseWeights:
         self._key: tuple | None = None
         self._model: Any = None
 
-    def load(self, directory: str, revision: str | None, *, dtype: str, attention: str) -> Any:
+    def load(
+        self, directory: str, revision: str | None, *, dtype: str, attention: str, load_in_4bit: bool = False
+    ) -> Any:
         """Like `pretrained.model`, but reads again only if the model, precision or attention has changed."""
-        key = (directory, revision, dtype, attention)
+        key = (directory, revision, dtype, attention, load_in_4bit)
         if key != self._key:
             self._key = self._model = None  # two models at once may not fit
-            self._model = pretrained.model(directory, revision, dtype=dtype, attention=attention)
+            self._model = pretrained.model(
+                directory, revision, dtype=dtype, attention=attention, load_in_4bit=load_in_4bit
+            )
             self._key = key
         weights = (*self._model.parameters(), *self._model.buffers())
         return copy.deepcopy(self._model, {id(tensor): tensor for tensor in weights})
@@ -142,6 +146,7 @@ def start(
         model.revision,
         dtype=model.dtype if t.bf16 else "float32",
         attention=attention_of(architecture, t.use_gpu),
+        load_in_4bit=t.load_in_4bit,
     )
     begin = adapter.fetch(job.start, scratch) if job.start is not None else None
     trainer = trainer_of(modules, lora_config(t, model.revision, begin))
