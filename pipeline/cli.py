@@ -254,12 +254,21 @@ def manifest(
     cluster: Annotated[
         bool, typer.Option("--cluster", help="a RayCluster to submit jobs to, instead of a RayJob")
     ] = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="a batch script for Slurm instead")] = False,
 ):
-    """Print a RayJob for Kubernetes (KubeRay), sized from the configuration. See cluster/README.md."""
-    from pipeline.commands.manifest import manifest as text
+    """Print a RayJob for Kubernetes (KubeRay), or a batch script for Slurm, sized from the configuration.
+
+    See cluster/README.md.
+    """
+    from pipeline.commands import manifest
+    from pipeline.commands import slurm as batch
     from pipeline.config import load
 
-    print(text(load(config, overrides or []), image, interactive=cluster), end="")
+    if slurm and (image or cluster):
+        raise UserError("--slurm: goes with neither --image nor --cluster, which are about Kubernetes")
+    read = load(config, overrides or [])
+    text = batch.script(read) if slurm else manifest.manifest(read, image, interactive=cluster)
+    print(text, end="")
 
 
 @app.command()

@@ -155,10 +155,10 @@ def _plan(config: Config, tokens_per_s: float | None, console: Console) -> dict:
     for name, suite in config.suites.items().items() if "evaluate" in stages else ():
         work += _evaluation(config, name, suite, out_of_reach, counts, seen)
     _show_sources(config, stages, out_of_reach, counts, console, seen)
-    nodes = resources.cluster(config)
+    nodes, scaler = resources.cluster(config)
     resources.show(config, nodes, console)
     if os.environ.get("RAY_ADDRESS"):
-        resources.show_cluster(config, stages, nodes, console)
+        resources.show_cluster(config, stages, nodes, scaler, console)
     memory = resources.show_memory(config, stages, nodes, console)
     hours = resources.show_time(config, work, tokens_per_s, console)
     counted = [(part.stage, part.name, *(part.counted or (None, None))) for part in work]

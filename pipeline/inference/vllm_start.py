@@ -15,6 +15,7 @@ from pipeline.data import adapter as adapter_files
 from pipeline.errors import UserError
 from pipeline.inference import cpu_lora
 from pipeline.runtime import imports
+from pipeline.runtime.attempt import started
 from pipeline.runtime.session import in_actor
 from pipeline.settings.base import Model
 from pipeline.settings.shown import first_line
@@ -224,10 +225,21 @@ def children() -> list[int]:
     return [p.pid for p in psutil.Process().children(recursive=True)]
 
 
+# Arguments: `pid:start` of every process to kill. In days the kernel may give a pid to another process, whose
+# start is another one. The start is the 20th field after the name, which may hold blanks.
+_WATCH = r"""cat >/dev/null
+for process; do
+  now=$(sed 's/.*) //' "/proc/${process%:*}/stat" 2>/dev/null | cut -d ' ' -f 20)
+  if [ "$now" = "${process#*:}" ]; then kill -9 "${process%:*}"; fi
+done 2>/dev/null"""
+
+
 def end_with_this_process(pids: list[int]) -> subprocess.Popen:
     """A shell that waits until this process has ended, however it ends, then kills the engine's processes.
 
     Without the shell, an actor that dies by SIGKILL leaves its engine running and holding memory.
     """
-    kill = f"cat >/dev/null; kill -9 {' '.join(map(str, pids))} 2>/dev/null"
-    return subprocess.Popen(["sh", "-c", kill], stdin=subprocess.PIPE, start_new_session=True)
+    living = [f"{pid}:{start}" for pid in pids if (start := started(pid)) is not None]
+    return subprocess.Popen(
+        ["sh", "-c", _WATCH, "sh", *living], stdin=subprocess.PIPE, start_new_session=True
+    )

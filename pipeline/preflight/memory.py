@@ -19,8 +19,8 @@ from pipeline.data import storage
 from pipeline.errors import UserError
 from pipeline.inference.base import Engine
 from pipeline.memory import BYTES, CLOSE, GIB, GPU_GIB, Lora, Memory, Shape
-from pipeline.placement import Node
 from pipeline.runtime import imports
+from pipeline.runtime.nodes import Node
 from pipeline.settings.base import Model
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def check_cluster(
 
     log: takes a line for each notice. Raises UserError.
     """
-    placement.check_cluster(config, stages, run_dir, read)
+    placement.check_cluster(config, stages, run_dir, read, log)
     if on_gpus(config, stages):
         for notice in check(footprints(config, stages, placement.nodes())):
             log(notice)

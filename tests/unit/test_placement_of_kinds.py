@@ -6,7 +6,7 @@ from pipeline import placement
 from pipeline.errors import UserError
 from pipeline.fingerprints import fingerprints
 from pipeline.inference.beside import Place
-from pipeline.placement import Node
+from pipeline.runtime.nodes import Node
 from tests import scripted
 
 NODES = [

@@ -12,7 +12,7 @@ from pipeline import preflight
 from pipeline.commands.plan import show_plan
 from pipeline.errors import UserError
 from pipeline.memory import GIB
-from pipeline.placement import Node
+from pipeline.runtime.nodes import Node
 from tests import scripted, tiny
 
 # The config.json of these models, without what no memory depends on.
