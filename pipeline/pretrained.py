@@ -133,12 +133,31 @@ def empty(architecture: Any) -> Any:
         raise ValueError(f"config.json: {type(e).__name__}: {e}") from None
 
 
-def model(directory: str, revision: str | None = None, *, dtype: str, attention: str = "eager") -> Any:
+def layers_to_shard(model: Any) -> list[str]:
+    """The modules that a sharded model gathers one at a time, by transformers' plan of its class."""
+    from transformers.distributed.fsdp import expand_fsdp_plan
+
+    gathered, _ = expand_fsdp_plan(model, model.fsdp_plan or {})
+    return [name for name, _ in gathered if name.rpartition(".")[2].isdigit()]
+
+
+def model(
+    directory: str,
+    revision: str | None = None,
+    *,
+    dtype: str,
+    attention: str = "eager",
+    shards: int = 1,
+) -> Any:
     """A model with its weights.
 
-    Raises UserError if they are not safetensors, or if loading needs the model's own code.
+    shards: the processes of torch.distributed over which the weights are split (FSDP2). Each reads its part
+    of every tensor from the files, on its own device; a layer is whole there only while it computes.
+
+    Raises UserError if the weights are not safetensors, or if loading needs the model's own code.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.distributed import DistributedConfig
 
     check_weights(directory)
     # Else transformers asks a public service to convert pickled weights, and loads the result.
@@ -152,6 +171,7 @@ def model(directory: str, revision: str | None = None, *, dtype: str, attention:
             config=found,
             dtype=dtype,
             attn_implementation=attention,
+            distributed_config=DistributedConfig(fsdp_size=shards) if shards > 1 else None,
             **SAFE_WEIGHTS,
         )
 

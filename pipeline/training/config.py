@@ -112,11 +112,18 @@ class Train(Section):
     # Fields that change how the work is done, but not the resulting weights; equal_steps changes `epochs`,
     # and each of several seeds is the seed of a training of its own.
     OPERATIONAL: ClassVar = {
-        *("workers", "save_steps", "log_steps", "max_failures", "merge", "equal_steps", "seeds"),
+        *("workers", "fsdp", "save_steps", "log_steps", "max_failures", "merge", "equal_steps", "seeds"),
     }
 
     workers: Count | tuple[Count, Count] = Field(1, description="training processes; [min, max] = elastic")
     use_gpu: bool = Field(False, description="one GPU per worker")
+    fsdp: bool = Field(
+        False,
+        description=(
+            "split the base model's weights over the workers (FSDP2), for models that one GPU cannot hold;"
+            " false = each worker holds all of them"
+        ),
+    )
     start: Start | None = Field(
         None, description="adapter to begin from; null = a fresh one on the base model"
     )
@@ -209,6 +216,11 @@ class Train(Section):
         fewest, most = span(self.workers)
         if fewest > most:
             raise ValueError(f"workers must be [min, max] with min <= max, not {[fewest, most]}")
+        if self.fsdp and fewest < 2:
+            raise ValueError(
+                f"fsdp splits the model over the workers, and workers = {self.workers} may be one:"
+                " set workers to 2 or more, or fsdp to false"
+            )
         for workers in range(fewest, most + 1):
             if self.batch_size % (share := workers * self.per_device):
                 raise ValueError(

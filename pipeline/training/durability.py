@@ -113,4 +113,6 @@ class Durability(Section):
             }
 
 
-_OF_THE_RUN = ("workers", "use_gpu", "lora", "max_length", "bf16", "gradient_checkpointing", "max_failures")
+_OF_THE_RUN = (
+    *("workers", "use_gpu", "fsdp", "lora", "max_length", "bf16", "gradient_checkpointing", "max_failures"),
+)
