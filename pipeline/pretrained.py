@@ -134,6 +134,14 @@ def empty(architecture: Any) -> Any:
         raise ValueError(f"config.json: {type(e).__name__}: {e}") from None
 
 
+def layers_to_shard(model: Any) -> list[str]:
+    """The modules that a sharded model gathers one at a time, by transformers' plan of its class."""
+    from transformers.distributed.fsdp import expand_fsdp_plan
+
+    gathered, _ = expand_fsdp_plan(model, model.fsdp_plan or {})
+    return [name for name, _ in gathered if name.rpartition(".")[2].isdigit()]
+
+
 def model(
     directory: str,
     revision: str | None = None,
@@ -141,15 +149,19 @@ def model(
     dtype: str,
     attention: str = "eager",
     load_in_4bit: bool = False,
+    shards: int = 1,
 ) -> Any:
     """A model with its weights.
 
     load_in_4bit: the linear modules of its layers are held in NF4 (Dettmers et al. 2023, arXiv 2305.14314),
     on the current GPU if there is one, and computed in `dtype`.
+    shards: the processes of torch.distributed over which the weights are split (FSDP2). Each reads its part
+    of every tensor from the files, on its own device; a layer is whole there only while it computes.
 
-    Raises UserError if they are not safetensors, or if loading needs the model's own code.
+    Raises UserError if the weights are not safetensors, or if loading needs the model's own code.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.distributed import DistributedConfig
 
     check_weights(directory)
     # Else transformers asks a public service to convert pickled weights, and loads the result.
@@ -164,6 +176,7 @@ def model(
             dtype=dtype,
             attn_implementation=attention,
             quantization_config=_nf4(dtype) if load_in_4bit else None,
+            distributed_config=DistributedConfig(fsdp_size=shards) if shards > 1 else None,
             **SAFE_WEIGHTS,
         )
     for part in loaded.modules() if load_in_4bit else ():

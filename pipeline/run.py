@@ -432,9 +432,15 @@ class Run:
             for arm, output in waiting.items():
                 attempt.making(output.name)
                 with step_bar(f"train {arm}", attempt.step_reporter()) as update:
-                    figures = training.result(
-                        arm, lambda line: update(line["step"], line["steps"], f"loss {line['loss']:.3f}")
-                    )
+
+                    def on_progress(line: dict, arm: str = arm, update: Any = update) -> None:
+                        if "reference" in line:
+                            done = f"{line['reference']:,} of {line['pairs']:,} pairs"
+                            self.log(f"train: {arm}: log-probabilities under the reference for {done}")
+                        else:
+                            update(line["step"], line["steps"], f"loss {line['loss']:.3f}")
+
+                    figures = training.result(arm, on_progress)
                 figures["digest"] = adapter_digest(output.path)
                 output.mark_complete(figures)
                 storage.remove(output.state("train"))

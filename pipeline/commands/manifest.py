@@ -251,7 +251,7 @@ def _training_gib(config: Config, gpus: int) -> int:
 
     Workers of a sharded model read their parts onto their GPUs.
     """
-    sharded = all(getattr(arm.train, "fsdp", False) for arm in config.arms.values())
+    sharded = all(arm.train.fsdp for arm in config.arms.values())
     copies = 1 if sharded else gpus + 1  # the files once, in the page cache
     return _rounded(GPU_POD_GIB + PROCESS_GIB * gpus + copies * weights_gib(config.model))
 

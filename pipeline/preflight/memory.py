@@ -84,11 +84,12 @@ class Footprint:
     def told(self) -> str:
         """The verdict as a sentence, for one that is close or does not fit."""
         share = f"{self.share:.0%} of " if self.share < 1 else ""
-        needs = self.memory.least if self.verdict == DOES_NOT_FIT else self.memory.total
-        least = "at least " if self.verdict == DOES_NOT_FIT else "about "
+        about = f"about {self.memory.total / GIB:.0f} GiB on each GPU"
+        if self.verdict == DOES_NOT_FIT:
+            about += f", and {self.memory.least / GIB:.0f} in any case"
         return (
-            f"{self.field}: {self.stage} needs {least}{needs / GIB:.0f} GiB on each GPU ({self.memory.told()}"
-            f" GiB), and {'an' if self.each == 'engine' else 'a'} {self.each} may take {share}{self.gpus}"
+            f"{self.field}: {self.stage} needs {about} ({self.memory.told()}), and"
+            f" {'an' if self.each == 'engine' else 'a'} {self.each} may take {share}{self.gpus}"
         )
 
 

@@ -55,6 +55,9 @@ class CardWords:
     caution: str
 
 
+SCORED_TOKENS = 1024  # of which a GPU holds logits at a time: see `head.py`
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """What a worker computes at a time, at most.
@@ -140,7 +143,7 @@ class Train(Section):
     # Fields that change how the work is done, but not the resulting weights; equal_steps changes `epochs`,
     # and each of several seeds is the seed of a training of its own.
     OPERATIONAL: ClassVar = {
-        *("workers", "save_steps", "log_steps", "max_failures", "merge", "equal_steps", "seeds"),
+        *("workers", "fsdp", "save_steps", "log_steps", "max_failures", "merge", "equal_steps", "seeds"),
         "accelerator_type",
     }
 
@@ -148,6 +151,13 @@ class Train(Section):
     use_gpu: bool = Field(False, description="one GPU per worker")
     accelerator_type: Name | None = Field(
         None, description="kind of GPU by Ray's name, such as H100 or L40S; null = any"
+    )
+    fsdp: bool = Field(
+        False,
+        description=(
+            "split the base model's weights over the workers (FSDP2), for models that one GPU cannot hold;"
+            " false = each worker holds all of them"
+        ),
     )
     start: Start | None = Field(
         None, description="adapter to begin from; null = a fresh one on the base model"
@@ -218,7 +228,7 @@ class Train(Section):
             number=number,
             base_bits=4 if self.load_in_4bit else 16,
             workers=most,
-            shards=fewest if getattr(self, "fsdp", False) else 1,
+            shards=fewest if self.fsdp else 1,
             checkpointing=self.gradient_checkpointing,
             rows_are_full=batch.is_full,
         )
@@ -234,13 +244,9 @@ class Train(Section):
             if self.per_device > 1:
                 found.append(f"fewer items per device than {self.per_device}")
         if needed.parts["weights"] > gpu_bytes / 2:
-            sharded = getattr(self, "fsdp", None)
-            if not self.load_in_4bit and not sharded:
+            found.append("more workers" if self.fsdp else "fsdp: true")
+            if not self.load_in_4bit and not self.fsdp:
                 found.append("load_in_4bit: true")
-            if sharded is not None:
-                found.append(
-                    "more workers" if sharded else "fsdp: true, which splits the weights over workers"
-                )
         told = f"set {' or '.join(found)}, or use" if found else "use"
         return f"{told} larger GPUs or a smaller model"
 
@@ -300,7 +306,7 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _is_loaded_in_one_way(self) -> "Train":
-        if self.load_in_4bit and getattr(self, "fsdp", False):
+        if self.load_in_4bit and self.fsdp:
             raise ValueError(
                 "load_in_4bit and fsdp are both true: weights in 4 bits are not split over workers; set one"
                 " to false"
@@ -312,6 +318,11 @@ class Train(Section):
         fewest, most = span(self.workers)
         if fewest > most:
             raise ValueError(f"workers must be [min, max] with min <= max, not {[fewest, most]}")
+        if self.fsdp and fewest < 2:
+            raise ValueError(
+                f"fsdp splits the model over the workers, and workers = {self.workers} may be one:"
+                " set workers to 2 or more, or fsdp to false"
+            )
         for workers in range(fewest, most + 1):
             if self.batch_size % (share := workers * self.per_device):
                 raise ValueError(
@@ -434,7 +445,7 @@ class DPO(Train):
         ranks = widest_gap + 1
         requests, rest = divmod(self.pairs_per_device, ranks * (ranks - 1) // 2)
         tokens = (requests * ranks + min(2 * rest, ranks)) * self.max_length
-        return MicroBatch(tokens, scored=tokens, repeated=tokens)
+        return MicroBatch(tokens, scored=min(tokens, SCORED_TOKENS), repeated=tokens)
 
     def prepare(
         self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int

@@ -114,6 +114,6 @@ class Durability(Section):
 
 
 _OF_THE_RUN = (
-    *("workers", "use_gpu", "accelerator_type", "lora", "max_length", "bf16", "gradient_checkpointing"),
-    *("load_in_4bit", "max_failures"),
+    *("workers", "use_gpu", "accelerator_type", "fsdp", "lora", "max_length", "bf16"),
+    *("gradient_checkpointing", "load_in_4bit", "max_failures"),
 )

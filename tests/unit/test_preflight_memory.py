@@ -92,10 +92,24 @@ def test_32b_needs_checkpointing_on_80_gib(tmp_path):
     model = save(tmp_path, "qwen2.5-32b")
     with pytest.raises(UserError) as e:
         preflight.check_memory(preflight.footprints(config(model), {"train"}))
-    assert str(e.value).startswith("train: train sft, mistake_analysis needs at least ")
+    assert str(e.value).startswith(
+        "train: train sft, mistake_analysis needs about 152 GiB on each GPU, and 134 in any case"
+    )
     assert "(weights 61.0, " in str(e.value) and "set gradient_checkpointing: true or " in str(e.value)
     [one] = preflight.footprints(config(model, train={"gradient_checkpointing": True}), {"train"})
     assert one.verdict in ("fits", "close")
+
+
+def test_70b_is_trained_in_shards_or_in_4_bits(tmp_path):
+    model = save(tmp_path, "llama-3-70b")
+    with pytest.raises(UserError, match="set fsdp: true or load_in_4bit: true, or use larger GPUs"):
+        plain = config(model, train={"gradient_checkpointing": True})
+        preflight.check_memory(preflight.footprints(plain, {"train"}))
+    for setting, gib in (("fsdp", 37), ("load_in_4bit", 52)):
+        [one] = preflight.footprints(
+            config(model, train={"gradient_checkpointing": True, setting: True}), {"train"}
+        )
+        assert one.verdict == "fits" and round(one.memory.total / GIB) == gib
 
 
 def test_70b_is_refused_on_one_gpu_and_generates_on_four(tmp_path):

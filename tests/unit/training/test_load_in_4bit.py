@@ -131,6 +131,5 @@ def test_without_bitsandbytes_it_is_refused(monkeypatch):
 
 
 def test_weights_in_4_bits_are_not_split_over_workers():
-    pytest.importorskip("pipeline.training.config").SFT.model_fields.get("fsdp") or pytest.skip("no fsdp")
     with pytest.raises(ValidationError, match="load_in_4bit and fsdp are both true"):
         scripted.config(train={"load_in_4bit": True, "fsdp": True, "workers": 2})
