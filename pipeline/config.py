@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline import old_keys
 from pipeline.inference import DEFAULT, Engine
@@ -49,6 +49,7 @@ from pipeline.suites.goal_hijacking import GoalHijacking
 from pipeline.suites.jailbreak import Jailbreak
 from pipeline.suites.safety import Safety
 from pipeline.suites.utility import Utility
+from pipeline.tracking import Kind as TrackerKind
 from pipeline.training.config import SFT, Train, Trainer
 from pipeline.training.durability import DURABILITY, Durability, Further
 
@@ -181,6 +182,12 @@ class Report(Section):
     )
 
 
+def _each_once(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError("names a tracker twice; name each once")
+    return names
+
+
 class Config(Section):
     """One run: what is generated, trained and evaluated, and where the results go."""
 
@@ -210,6 +217,13 @@ class Config(Section):
         description="directories of other adapters of the model, evaluated with the arms",
     )
     report: Report = Field(Report(), description="what the report shows")
+    track: Annotated[list[TrackerKind], AfterValidator(_each_once)] = Field(
+        [],
+        description=(
+            "trackers to which training and results are reported; [] = nothing is sent anywhere, whatever"
+            " keys the environment holds. See docs/tracking.md"
+        ),
+    )
     gpu_memory_gib: float | None = Field(
         None,
         gt=0,

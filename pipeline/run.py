@@ -1,6 +1,7 @@
 """One run directory, open for one attempt: helpers for every stage to make, record and log outputs."""
 
 import json
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -9,10 +10,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
-from pipeline import models, passes, placement, preflight, sampling, usable
+from pipeline import models, passes, placement, preflight, sampling, tracking, usable
 from pipeline.chat import Recipe
 from pipeline.config import Answering, Config, dump, trainable
-from pipeline.data import endings, faults, storage
+from pipeline.data import endings, faults, records, storage
 from pipeline.data.adapter import stage_directory
 from pipeline.data.card import write_card
 from pipeline.data.output import Output
@@ -131,6 +132,8 @@ class Run:
             if name in self.suites
             for judge in suite.judges_later
         }
+        self._commits: dict[Model, Model] = {}
+        self._anew = False
         self.on_exit = ExitStack()
         self._connected = False
         self._stages: list[str] = []
@@ -179,7 +182,8 @@ class Run:
         """
         wanted = set(stages)
         preflight.check(self.chosen, wanted)
-        self.config = preflight.dated(self.config, anew=self._makes_all_anew(wanted))
+        self._anew = self._makes_all_anew(wanted)
+        self.config = preflight.dated(self.config, anew=self._anew)
         self.config, sampled = sampling.resolved(self.config, wanted, self.suites)
         if not self.overwrite:
             for output in (output for stage in stages for output in self.outputs(stage)):
@@ -219,6 +223,11 @@ class Run:
         """Whether --overwrite covers every output that the run directory holds."""
         others = (output for stage in STAGES if stage not in stages for output in self.outputs(stage))
         return self.overwrite and not any(storage.exists(output.path) for output in others)
+
+    @property
+    def reports(self) -> bool:
+        """Whether this attempt ends with a report."""
+        return STAGES[-1] in self._stages
 
     def begin(self, stage: str) -> None:
         attempt.begin(stage)
@@ -304,7 +313,7 @@ class Run:
             started, parts = time.monotonic(), store.state("results")
             own = self.config.answering(None)
             for arm in self.config.arm_names:
-                model = own.model
+                model = self._pinned(own.model)
                 left = suite.apart(arm, adapters.get(arm), model, self.model_dir, own.engine, parts)
                 if left is not None:
                     self.connect()
@@ -358,7 +367,7 @@ class Run:
             raise RunFailed(f"mix: no training example in {store.path}: {nothing}")
         usable.check_kinds(self.config, store, self.generated, found)
         self._log_dataset("mix", store)
-        if not trainable(store.schema):
+        if not trainable(store.schema) and store is not self.further_set:
             self.log(
                 f"mix: nothing is trained on {store.schema.name}; {store.path} can be the path of another"
                 " run's instructions"
@@ -386,7 +395,7 @@ class Run:
         checkpoints = storage.join(self.path, ".state", "train")
         if self.overwrite:
             storage.remove(checkpoints)
-        specs = preflight.arm_specs(self.config, self.model_dir)
+        specs = preflight.arm_specs(self.config, self.model_dir, self._pinned(self.config.model))
         examples = {schema: store.dataset for schema, store in self.training_sets.items()}
         arms = []
         finished = self._steps(set(self.adapters) - set(waiting))
@@ -417,7 +426,7 @@ class Run:
         if self.overwrite:
             storage.remove(checkpoints)
         paths = {arm: output.path for arm, output in self.adapters.items()}
-        specs = preflight.further_specs(self.config, self.model_dir, paths)
+        specs = preflight.further_specs(self.config, self.model_dir, paths, self._pinned(self.config.model))
         examples = self.further_set.dataset
         arms = [
             (specs[name], Places(examples, output.path, output.state("train")))
@@ -431,16 +440,23 @@ class Run:
         with self.machinery.trainer(arms, checkpoints) as training:
             for arm, output in waiting.items():
                 attempt.making(output.name)
-                with step_bar(f"train {arm}", attempt.step_reporter()) as update:
+                with (
+                    self.tracked(arm, output.state("tracking.json"), self._settings_of(arm)) as tracked,
+                    step_bar(f"train {arm}", attempt.step_reporter()) as update,
+                ):
 
-                    def on_progress(line: dict, arm: str = arm, update: Any = update) -> None:
+                    def show(line: dict, arm=arm, update=update, tracked=tracked) -> None:
                         if "reference" in line:
                             done = f"{line['reference']:,} of {line['pairs']:,} pairs"
                             self.log(f"train: {arm}: log-probabilities under the reference for {done}")
-                        else:
-                            update(line["step"], line["steps"], f"loss {line['loss']:.3f}")
+                            return
+                        update(line["step"], line["steps"], f"loss {line['loss']:.3f}")
+                        tracked.line(line)
 
-                    figures = training.result(arm, on_progress)
+                    figures = training.result(arm, show)
+                    for line in records.lines(storage.join(output.path, "metrics.jsonl")):
+                        tracked.line(line)  # those that nobody was there to show
+                    tracked.conclude(figures)
                 figures["digest"] = adapter_digest(output.path)
                 output.mark_complete(figures)
                 storage.remove(output.state("train"))
@@ -448,6 +464,34 @@ class Run:
                 if notice := figures.get("notice"):
                     self.log(f"train: {notice}")
                 self._log_adapter(arm, output)
+
+    def tracked(self, name: str, state: str, settings: dict) -> AbstractContextManager[tracking.Tracked]:
+        """The trackers' runs of this name. state: the file that keeps their ids."""
+        config = self.config
+        return tracking.opened(config.track, self.path, name, state, settings, lambda told: self.log(told))
+
+    def _settings_of(self, arm: str) -> dict:
+        """What trackers are told of an arm."""
+        common = {"arm": arm, "model": self.config.model.identity(), "seed": self.config.seed}
+        if (replica := self.config.replicas.get(arm)) is None:
+            return {**common, "durability": self.fingerprints[f"adapter/{arm}"]["durability"]}
+        section = replica.section.model_dump(mode="json")
+        return {**common, "seed": replica.seed, "kinds": section["kinds"], "train": section["train"]}
+
+    def track_results(self) -> None:
+        """Report the suites' numbers, and the report without examples: a page only folds their texts."""
+        if not self.config.track:
+            return
+        from pipeline.commands import report, report_results
+
+        state = storage.join(self.path, ".state", "tracking.json")
+        with tempfile.TemporaryDirectory() as scratch:
+            html, _ = report.write_report(self.config, self.path, to=scratch, examples=False)
+            found = report_results.read(scratch)
+            settings = {"model": self.config.model.identity(), "seed": self.config.seed, "arms": found.arms}
+            with self.tracked("results", state, settings) as tracked:
+                files = html, storage.join(scratch, report_results.FILE)
+                tracked.conclude(report_results.by_name(found), files)
 
     def _steps(self, arms: Iterable[str]) -> dict[tuple, dict[str, int]]:
         """The steps of finished arms, by what makes arms comparable (see `training.equal`)."""
@@ -531,7 +575,13 @@ class Run:
         directory = self.model_dir if model == self.config.model else models.model_dir(model)
         if model.date is None:
             model = model.model_copy(update={"date": self.config.model.date})
-        return ModelSpec(model, directory, engine, adapters)
+        return ModelSpec(self._pinned(model), directory, engine, adapters)
+
+    def _pinned(self, model: Model) -> Model:
+        """The model at its commit, which is looked up once for each attempt."""
+        if model not in self._commits:
+            self._commits[model] = models.pinned(model, self.path, anew=self._anew and not self._commits)
+        return self._commits[model]
 
     # -- records and logs
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Iterable
 from importlib.util import find_spec
 
-from pipeline import models
+from pipeline import models, tracking
 from pipeline.config import Config, Suites, trainable
 from pipeline.data import storage
 from pipeline.errors import UserError
@@ -96,6 +96,8 @@ def check(
             _check_chosen(config, name)
     _check_engines(config, stages, suites)
     check_run_dir(config, stages)
+    if stages & {"train", "evaluate"}:
+        tracking.check(config.track, config.run_dir)
     if "train" in stages:
         environment.check_threads()
     if stages & {"generate", "train", "evaluate", "rejudge"}:
@@ -250,7 +252,7 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
     """
     notices = check_precision(config, stages)
     if "train" in stages:
-        notices += environment.unused_key() + environment.unused_accelerate()
+        notices += tracking.unused(config.track) + environment.unused_accelerate()
     if reads_model(config, stages):
         models.check_weights(directory, config.model.revision)
     if "train" in stages:
@@ -303,7 +305,9 @@ def check_build(config: Config, stages: set[str]) -> None:
 
 
 def check_reach(config: Config, stages: set[str], suites: set[str]) -> None:
-    """Raises OutOfReach if a suite needs a server that does not answer; a plan does not ask."""
+    """Raises OutOfReach if a suite or a tracker needs a server that does not answer; a plan does not ask."""
+    if stages & {"train", "evaluate"}:
+        tracking.check_reach(config.track)
     for name, suite in config.suites.items().items():
         if "evaluate" in stages and name in suites:
             suite.check_reach(f"suites.{name}")

@@ -5,14 +5,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline.config import Config
+from pipeline.settings.base import Model
 from pipeline.training.durability import KIND
 
 if TYPE_CHECKING:
     from pipeline.training.arm import ArmSpec
 
 
-def arm_specs(config: Config, directory: str) -> dict[str, "ArmSpec"]:
-    """The adapters to train, by name. directory: as returned by `model_dir`."""
+def arm_specs(config: Config, directory: str, model: Model | None = None) -> dict[str, "ArmSpec"]:
+    """The adapters to train, by name. directory: as returned by `model_dir`. model: the pinned one."""
     from pipeline.training.arm import ArmSpec
 
     return {
@@ -20,7 +21,7 @@ def arm_specs(config: Config, directory: str) -> dict[str, "ArmSpec"]:
             name,
             one.section.train,
             one.section.kinds,
-            config.model,
+            model or config.model,
             directory,
             one.seed,
             partial(config.field_of, one.arm),
@@ -29,8 +30,11 @@ def arm_specs(config: Config, directory: str) -> dict[str, "ArmSpec"]:
     }
 
 
-def further_specs(config: Config, directory: str, adapters: Mapping[str, str]) -> dict[str, "ArmSpec"]:
-    """The arms that are trained further, by name. adapters: arm → directory of its adapter."""
+def further_specs(
+    config: Config, directory: str, adapters: Mapping[str, str], model: Model | None = None
+) -> dict[str, "ArmSpec"]:
+    """The arms that are trained further, by name. adapters: arm → directory of its adapter. model: the
+    pinned one."""
     from pipeline.training.arm import ArmSpec
 
     if (durability := config.durability) is None:
@@ -40,7 +44,7 @@ def further_specs(config: Config, directory: str, adapters: Mapping[str, str]) -
             name,
             durability.trainer(config.train, adapters.get(one.arm)),
             [KIND],
-            config.model,
+            model or config.model,
             directory,
             config.seed,
             lambda setting: f"durability.{setting}",

@@ -20,7 +20,7 @@ FLOORS = [
     {"errors", "chat", "schema", "thoughts"},
     {"settings"},
     {"data", "prompts"},
-    {"runtime"},
+    {"runtime", "tracking"},
     {"toy", "report"},
     {"sources", "pretrained", "templates"},
     {"models", "memory"},

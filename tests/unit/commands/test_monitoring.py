@@ -3,7 +3,6 @@ should."""
 
 import json
 import re
-import shutil
 import subprocess
 import warnings
 from importlib.util import find_spec
@@ -13,6 +12,7 @@ import pytest
 import yaml
 
 from pipeline.inference.metrics import EngineMetrics
+from tests.tools import which
 
 MONITORING = Path(__file__).parents[3] / "cluster" / "monitoring"
 NAME = re.compile(r"\bray_[a-z_]+")
@@ -79,9 +79,9 @@ def test_the_panels_of_the_dashboard_do_not_overlap():
 
 @pytest.fixture(scope="module")
 def promtool() -> str:
-    if found := shutil.which("promtool"):
+    if found := which("promtool"):
         return found
-    why = "promtool is not installed (apt-get install prometheus): the alert rules are NOT tested"
+    why = "promtool is not installed (make tools): the alert rules are NOT tested"
     warnings.warn(why, stacklevel=1)
     pytest.skip(why)
 
