@@ -140,13 +140,21 @@ def worker_groups(config: Config) -> list[Pods]:
         )
         purpose = "an engine each"
         if training and training.gpus == engine_gpus:
-            least = max(0, least - training.least)
+            # Not more: the autoscaler would start pods for trainers while engines still let go of their GPUs.
+            least, most = max(0, least - training.least), max(0, most - training.least)
             purpose += ", for those that find no place in the training group"
-        groups.append(
-            Pods(
-                "generation", purpose, least, most, GPU_CPUS * engine_gpus, GPU_GIB * engine_gpus, engine_gpus
+        if most:
+            groups.append(
+                Pods(
+                    "generation",
+                    purpose,
+                    least,
+                    most,
+                    GPU_CPUS * engine_gpus,
+                    GPU_GIB * engine_gpus,
+                    engine_gpus,
+                )
             )
-        )
     return [*groups, training] if training else groups
 
 
