@@ -108,7 +108,6 @@ def wait_for(count: int, cpus: int, gpus: int, tell: Callable[[str], None]) -> N
     Asks the autoscaler for nodes. tell: takes the same line again and again. Raises RunFailed after WAIT_S,
     or as soon as the autoscaler says that it has no such nodes.
     """
-    import ray
     from ray.util import placement_group, remove_placement_group
 
     if sum(node.places(cpus, gpus) for node in nodes()) >= count:
@@ -132,7 +131,7 @@ def wait_for(count: int, cpus: int, gpus: int, tell: Callable[[str], None]) -> N
                     " `ray status` for what the autoscaler waits for, then rerun the command to resume"
                 )
             tell(f"waits for nodes: {lacks}")
-            ray.wait([asked.ready()], timeout=_LOOK_EVERY_S)
+            asked.wait(_LOOK_EVERY_S)
     finally:
         remove_placement_group(asked)
 
