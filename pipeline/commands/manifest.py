@@ -156,7 +156,9 @@ def worker_groups(config: Config, gpus_per_node: int | None = None) -> list[Pods
     training = [_training(config, trainers, engines, gpus_per_node)] if trainers else []
     for kind in dict.fromkeys(need.gpu_kind for need in engines):
         alike = [need for need in engines if need.gpu_kind == kind]
-        groups.append(_generation(config, alike, [one for one in training if one.gpu_kind == kind]))
+        pods = _generation(config, alike, [one for one in training if one.gpu_kind == kind])
+        if pods.most:
+            groups.append(pods)
     return [*groups, *training]
 
 
@@ -176,7 +178,9 @@ def _generation(config: Config, engines: list[Need], training: list[Pods]) -> Po
     purpose = "an engine each"
     for pods in training:
         if pods.gpus % gpus == 0:
-            least = max(0, least - pods.least * (pods.gpus // gpus))
+            # Not more: the autoscaler would start pods for trainers while engines still let go of their GPUs.
+            held = pods.least * (pods.gpus // gpus)
+            least, most = max(0, least - held), max(0, most - held)
             purpose += ", for those that find no place in the training group"
     name = "generation" + (f"-{_label(kind)}" if kind else "")
     return Pods(name, purpose, least, most, GPU_CPUS * gpus, _engine_gib(config, gpus), gpus, kind)

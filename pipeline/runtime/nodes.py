@@ -132,7 +132,6 @@ def wait_for(
     Asks the autoscaler for nodes. gpu_kind: None = any. tell: takes the same line again and again. Raises
     RunFailed after WAIT_S, or as soon as the autoscaler says that it has no such nodes.
     """
-    import ray
     from ray.util import placement_group, remove_placement_group
 
     if sum(node.places(cpus, gpus, gpu_kind) for node in nodes()) >= count:
@@ -158,7 +157,7 @@ def wait_for(
                     " `ray status` for what the autoscaler waits for, then rerun the command to resume"
                 )
             tell(f"waits for nodes: {lacks}")
-            ray.wait([asked.ready()], timeout=_LOOK_EVERY_S)
+            asked.wait(_LOOK_EVERY_S)
     finally:
         remove_placement_group(asked)
 

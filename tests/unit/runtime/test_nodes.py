@@ -108,17 +108,16 @@ def waiting(monkeypatch):
     autoscaler."""
     found = SimpleNamespace(looks=0, now=0.0, after=math.inf, refused=False, asked=[], removed=[])
 
-    def look(_refs, timeout):
-        found.now += timeout
+    def wait(seconds):
+        found.now += seconds
 
     def group(bundles):
         found.asked.append(bundles)
-        return SimpleNamespace(id=SimpleNamespace(hex=lambda: "ab"), ready=lambda: None)
+        return SimpleNamespace(id=SimpleNamespace(hex=lambda: "ab"), wait=wait)
 
     monkeypatch.setattr(nodes, "nodes", lambda: [GPUS] if found.now >= found.after else [HEAD])
     monkeypatch.setattr(nodes, "_cannot_add", lambda _group: found.refused)
     monkeypatch.setattr(nodes.time, "monotonic", lambda: found.now)
-    monkeypatch.setattr("ray.wait", look)
     monkeypatch.setattr("ray.util.placement_group", group)
     monkeypatch.setattr("ray.util.remove_placement_group", found.removed.append)
     return found
