@@ -162,7 +162,7 @@ def evaluate(run: Run) -> None:
 
         def answers(counts: Accounts, suite=suite, more=more) -> Iterable[dict]:
             arms = [*config.arm_names, *more]
-            return suite.rows(arms, config.seed, counts, tokenizer, seen(suite.exclude_seen))
+            return suite.rows(arms, config.seed, counts, tokenizer, seen(suite.compares_seen))
 
         makings.append(
             Making(
@@ -170,7 +170,7 @@ def evaluate(run: Run) -> None:
                 answers,
                 f"suites.{name}",
                 store.schema,
-                asked(suite.recipe(adapters | more), adapters | more, config.asks),
+                asked(suite.recipe(adapters | more), adapters | more, config.asks, suite.plain_steps),
                 run.models(own, tuple((adapters | stages).values()), ["evaluate"], f"suites.{name}."),
                 inputs,
             )

@@ -249,7 +249,7 @@ class _Measure:
                 arm=arm,
                 run=self.other.name,
                 baseline=self.first.name,
-                unit=self.outcome.unit,
+                unit=self.outcome.unit_of(was, now),
                 before=math.fsum(was.values()) / len(was),
                 after=math.fsum(now.values()) / len(now),
                 difference=difference,
@@ -335,8 +335,8 @@ def _tables(found: Comparison) -> list[Table]:
     """One table per suite and measure."""
     made = []
     names = [found.runs[0].name, "other run" if len(found.runs) > 2 else found.runs[1].name]
-    for suite, measure in dict.fromkeys((one.suite, one.measure) for one in found.pairings):
-        own = [one for one in found.pairings if (one.suite, one.measure) == (suite, measure)]
+    for suite, measure, is_of in dict.fromkeys((one.suite, one.measure, one.unit) for one in found.pairings):
+        own = [one for one in found.pairings if (one.suite, one.measure, one.unit) == (suite, measure, is_of)]
         groups = [
             (group, [_row(found, one) for one in own if one.group == group])
             for group in dict.fromkeys(one.group for one in own)

@@ -14,7 +14,15 @@ from markupsafe import Markup, escape
 
 import pipeline
 from pipeline import fingerprints
-from pipeline.commands import environment, measured, report_data, report_results, report_settings
+from pipeline.commands import (
+    environment,
+    measured,
+    report_data,
+    report_opening,
+    report_results,
+    report_settings,
+)
+from pipeline.commands.report_opening import Opening
 from pipeline.config import WRITTEN, Config, dump
 from pipeline.data import records, storage
 from pipeline.data.dataset import Dataset
@@ -22,6 +30,7 @@ from pipeline.errors import UserError
 from pipeline.report import replicas, sections, tables
 from pipeline.report.agreement import Agreement
 from pipeline.report.arms import Arms
+from pipeline.report.behind import behind
 from pipeline.report.examples import Example
 from pipeline.report.results import Results
 from pipeline.report.summary import Rate
@@ -48,35 +57,57 @@ def write_report(
     Each file is replaced atomically. The report depends only on the run and the installed versions, so it has
     no date. Raises UserError if a shard of a finished data set has changed.
     """
-    datasets = {schema.name: Dataset.at(storage.join(run_dir, schema.name)) for schema in WRITTEN}
-    found, versions = _sections(config, run_dir, datasets), environment.versions()
-    name, model = storage.absolute(run_dir).rsplit("/", 1)[-1], _plain(config.engine.author(config.model))
+    datasets = _datasets(run_dir)
+    found, told, kept = _measured(config, run_dir, datasets)
     page = {
-        "name": name,
-        "model": model,
+        "name": kept.run,
+        "model": kept.model,
         "model_note": _note(config),
-        "sections": [section for _, sections in found for section in sections],
+        "opening": told,
+        "sections": [
+            behind(section, _judged(config, suite)) for suite, sections in found for section in sections
+        ],
         "examples": _examples(config, datasets) if examples else [],
         "version": pipeline.__version__,
-        "versions": tables.of_pairs("", ("Library", "Version"), versions),
+        "versions": tables.of_pairs("", ("Library", "Version"), environment.versions()),
         "config": dump(config),
     }
     to = to or run_dir
     paths = storage.join(to, "report.html"), storage.join(to, "report.md")
     for path, template in zip(paths, ("report.html", "report.md.jinja"), strict=True):
         storage.write_text(path, templates().get_template(template).render(page))
-    kept = report_results.results(config, name, model, _note(config), versions, found, _names(config))
     storage.write_text(storage.join(to, report_results.FILE), report_results.dumped(kept))
     return paths
 
 
 def results(config: Config, run_dir: str) -> Results:
     """What `write_report` would write to results.json now. Raises UserError as it does."""
-    datasets = {schema.name: Dataset.at(storage.join(run_dir, schema.name)) for schema in WRITTEN}
-    found = _sections(config, run_dir, datasets)
+    return _measured(config, run_dir, _datasets(run_dir))[2]
+
+
+def _datasets(run_dir: str) -> dict[str, Dataset | None]:
+    return {schema.name: Dataset.at(storage.join(run_dir, schema.name)) for schema in WRITTEN}
+
+
+def _measured(
+    config: Config, run_dir: str, datasets: dict[str, Dataset | None]
+) -> tuple[list[tuple[str | None, list[sections.Section]]], Opening, Results]:
+    """The report's sections, its opening, and all its numbers as data."""
+    numbers = {schema.name: _numbers(datasets[schema.name], schema) for schema in WRITTEN}
+    logs = {
+        name: _training_log(storage.join(run_dir, "adapter", name, "metrics.jsonl"))
+        for name in config.replicas
+    }
+    found = _sections(config, run_dir, numbers, logs)
+    suites = [(suite, _arms(config, suite)) for _, suite in _suites(config)]
+    trained = [name for name, lines in logs.items() if lines]
+    told = report_opening.opening(config, suites, numbers, trained)
     name, model = storage.absolute(run_dir).rsplit("/", 1)[-1], _plain(config.engine.author(config.model))
     versions = environment.versions()
-    return report_results.results(config, name, model, _note(config), versions, found, _names(config))
+    kept = report_results.results(
+        config, name, model, _note(config), versions, found, _names(config), told.sentences
+    )
+    return found, told, kept
 
 
 def _note(config: Config) -> tuple[str, str] | None:
@@ -92,13 +123,15 @@ def _plain(markdown: str) -> str:
 
 
 def _sections(
-    config: Config, run_dir: str, datasets: dict[str, Dataset | None]
+    config: Config,
+    run_dir: str,
+    numbers: dict[str, pa.Table | None],
+    logs: dict[str, list[dict]],
 ) -> list[tuple[str | None, list[sections.Section]]]:
     """The sections in their order, with the suite that they are of, if of one.
 
     Those on the run's methods come first. A run that only evaluates has no training or data section.
     """
-    numbers = {schema.name: _numbers(datasets[schema.name], schema) for schema in WRITTEN}
     titles = {name: suite.title for name, suite in config.suites.items().items()}
     lines = _last_lines(storage.join(run_dir, "metrics.jsonl"), "stage", "arm", "suite")
     stages = [_stage_line(line, titles) for line in lines]
@@ -112,10 +145,6 @@ def _sections(
         found.append((name, [replicas.by_arm(part, arms) for part in parts]))
     rest: list[sections.Section] = []
     if config.arms:
-        logs = {
-            name: _training_log(storage.join(run_dir, "adapter", name, "metrics.jsonl"))
-            for name in config.replicas
-        }
         trained_on = {
             name: one.section.train.trained_on(one.section.kinds) for name, one in config.replicas.items()
         }
@@ -126,6 +155,16 @@ def _sections(
         rest.append(report_data.data(config.methods.values(), numbers, stages))
     rest += filter(None, (report_data.thoughts(stages), report_data.sources(stages)))
     return [*found, (None, [*rest, sections.time(stages), report_settings.settings(config)])]
+
+
+def _judged(config: Config, suite: str | None) -> list[str]:
+    """Who judged for a suite, or for the run's methods, in words."""
+    parts = [config.suites.items()[suite]] if suite else [*config.methods.values()]
+    return [
+        f"{subject} by {report_opening.called(config, judge)}"
+        for part in parts
+        for judge, _, subject in part.judged()
+    ]
 
 
 def _arms(config: Config, suite: Suite | None = None) -> Arms:

@@ -82,7 +82,7 @@ class Table:
     """`groups` are (heading, rows); an empty heading is not printed.
 
     A `folded` table opens on a click, in HTML. measure: what its numbers are, if its columns are arms; else
-    the title says it.
+    the title says it. note: what stands behind its numbers, printed below it.
     """
 
     title: str
@@ -90,6 +90,7 @@ class Table:
     groups: list[tuple[str, list[list[Cell]]]]
     folded: bool = False
     measure: str = ""
+    note: str = ""
 
     @property
     def empty(self) -> bool:

@@ -14,6 +14,7 @@ from pipeline.judges import Judge
 from pipeline.report import sections as report
 from pipeline.report.agreement import Agreement
 from pipeline.report.examples import Example
+from pipeline.report.headline import Headline
 from pipeline.report.outcomes import Outcome, of_schema
 from pipeline.report.summary import Rate
 from pipeline.schema import Schema
@@ -78,7 +79,6 @@ class Suite(Section):
     NEWER: ClassVar[frozenset[str]] = frozenset({"exclude_seen"})
 
     verdicts: ClassVar[Schema] = VERDICTS
-
     starting: ClassVar[str] = ""
 
     data_schema: ClassVar[Schema]
@@ -136,6 +136,17 @@ class Suite(Section):
         such as `hint.position = system`, or empty.
         """
         return {("user",): ""}
+
+    @property
+    def compares_seen(self) -> bool:
+        """Whether the rows depend on the instructions of the methods."""
+        return self.exclude_seen
+
+    @property
+    def plain_steps(self) -> frozenset[str]:
+        """Steps in which an arm is asked about an instruction or an answer, and is not to follow it:
+        `arms.NAME.ask`, which says how to answer instructions, does not change them."""
+        return frozenset()
 
     @property
     def repeats(self) -> tuple[str, int, dict[str, Draw]]:
@@ -243,6 +254,13 @@ class Suite(Section):
         numbers: the data set without texts.
         """
         return {}
+
+    def headlines(self, numbers: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
+        """What the suite measured, the most important first, for the sentences that open the report.
+
+        numbers, arms: as in `report`. Shares only; a suite that measures none has no headline.
+        """
+        return []
 
     def report(
         self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements

@@ -16,6 +16,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.errors import OutOfReach, UserError
 from pipeline.judges import Judge
 from pipeline.report.examples import Example
+from pipeline.report.headline import Headline
 from pipeline.report.outcomes import Outcome
 from pipeline.report.sections import Section
 from pipeline.schema import OK, Schema
@@ -113,6 +114,11 @@ class Borderline(Suite):
 
     def size(self) -> str:
         return f"{plural(self.samples, 'answer')} to every borderline prompt"
+
+    def headlines(self, numbers: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
+        from pipeline.suites.borderline import report
+
+        return report.headlines(self, numbers, arms, seed)
 
     def report(
         self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements

@@ -13,6 +13,7 @@ from pipeline.judges import CorrectionJudge, Judge, Phrases
 from pipeline.methods.course_correction import PROMPTS
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
+from pipeline.report.headline import Headline
 from pipeline.report.outcomes import Outcome, share_of
 from pipeline.report.sections import Section
 from pipeline.schema import OK, Schema
@@ -171,6 +172,11 @@ judge: {kind: phrases}  # fast and crude; yes_no asks a model
 
     def size(self) -> str:
         return f"{plural(len(self.lengths), 'prefill')} × {plural(self.paths_of_a_row, 'path')}"
+
+    def headlines(self, numbers: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
+        from pipeline.suites.c2_eval import report
+
+        return report.headlines(numbers, arms, seed, self.judge)
 
     def report(
         self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements

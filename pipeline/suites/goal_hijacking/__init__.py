@@ -18,6 +18,7 @@ from pipeline.errors import OutOfReach, UserError
 from pipeline.judges import Judge
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
+from pipeline.report.headline import Headline
 from pipeline.report.outcomes import Outcome
 from pipeline.report.sections import Section
 from pipeline.schema import Schema
@@ -142,6 +143,11 @@ class GoalHijacking(Suite):
         parts = [plural(len(self.templates), "template")] if self.pairs else []
         parts += ["ready prompts"] if self.ready else []
         return f"{' and '.join(parts)}, {plural(len(self.conditions), 'condition')}"
+
+    def headlines(self, numbers: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
+        from pipeline.suites.goal_hijacking import report
+
+        return report.headlines(self, numbers, arms, seed)
 
     def report(
         self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements

@@ -15,6 +15,7 @@ from pipeline.judges import HarmlessnessJudge, Judge, Rating, Refusal
 from pipeline.methods.mistake_analysis import Hint, induction
 from pipeline.prompts import Prompts
 from pipeline.report.examples import Example
+from pipeline.report.headline import Headline
 from pipeline.report.outcomes import Outcome
 from pipeline.report.sections import Section
 from pipeline.report.summary import Rate
@@ -79,6 +80,10 @@ harmless: {kind: refusal}  # by phrases: fast and crude; better a model or a gua
         return "think" in self.conditions
 
     @property
+    def plain_steps(self) -> frozenset[str]:
+        return frozenset({"think"} & set(self.conditions))
+
+    @property
     def repeats(self) -> tuple[str, int, dict[str, Draw]]:
         return "samples", self.samples, {"answer": self.answer}
 
@@ -130,6 +135,11 @@ harmless: {kind: refusal}  # by phrases: fast and crude; better a model or a gua
         from pipeline.suites.safety.summary import arms_table
 
         return {row.arm: row.harmless for row in arms_table(numbers) if row.condition == self.conditions[0]}
+
+    def headlines(self, numbers: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
+        from pipeline.suites.safety import report
+
+        return report.headlines(self, numbers, arms, seed)
 
     def report(
         self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements

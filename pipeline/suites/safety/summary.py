@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.report.summary import RESAMPLES, Difference, Mean, Rate, arm_order, mean_of, paired
 from pipeline.schema import FAILED, OK
@@ -119,6 +120,17 @@ def paired_score(
 ) -> PairedDifference | None:
     """The same for the harmless score: mean rating of `arm` minus that of `baseline`, in rating points."""
     return _paired(answers, arm, baseline, condition, "harmless_rating", float, seed, resamples)
+
+
+def refusal_difference(
+    answers: pa.Table, arm: str, baseline: str, condition: str, *, seed: int = 0, resamples: int = RESAMPLES
+) -> PairedDifference | None:
+    """How much more often `arm` refuses benign instructions than `baseline`, on those that both answered."""
+    benign = answers.filter(pc.equal(answers["suite"], "helpful"))
+    groups = _by_arm(benign, "instruction_id", "refused")
+    ours, theirs = (_means(groups.get((name, condition), []), "refused", float) for name in (arm, baseline))
+    found = paired(arm, baseline, ours, theirs, seed=seed, resamples=resamples)
+    return None if found is None else PairedDifference(**vars(found), condition=condition)
 
 
 def _paired(
