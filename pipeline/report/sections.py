@@ -46,6 +46,11 @@ def training(arms: Sequence[str], trained_on: dict[str, str], logs: dict[str, li
         "Training loss at every logged step. Arms see different examples, so their levels are not comparable."
     )
     figures = [_over_steps(arms, curves, "loss", "loss", "Training loss of every arm", caption)]
+    measured = {arm: [line for line in lines if "holdout_loss" in line] for arm, lines in curves.items()}
+    if measured := {arm: lines for arm, lines in measured.items() if lines}:
+        caption = "Loss on what was held out of training, at every checkpoint."
+        label = "Holdout loss of every arm"
+        figures.append(_over_steps(arms, measured, "holdout_loss", "holdout loss", label, caption))
     margins = {
         arm: lines
         for arm, lines in curves.items()
