@@ -70,7 +70,9 @@ def distributions(module: str) -> set[str]:
 # -- imports
 
 
-@pytest.mark.parametrize("package, extras", [("pipeline", ["cpu", "utility"]), ("tests", ["cpu", "test"])])
+@pytest.mark.parametrize(
+    "package, extras", [("pipeline", ["cpu", "inspect", "utility"]), ("tests", ["cpu", "test"])]
+)
 def test_every_import_is_a_declared_dependency(package, extras):
     declared = names(*extras) | ({"packaging"} if "test" in extras else set())  # pytest depends on it
     modules = imported(package)
