@@ -15,7 +15,7 @@ WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/setbacks/wheels
 # four times as long. If the shell forbids bytecode, each process of a run compiles its imports again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-long test-cluster test-all chaos toy reference docs lint setup lock clean
+.PHONY: quickstart test test-long test-cluster test-all chaos toy reference docs tools lint setup lock clean
 
 quickstart: setup
 	$(BIN)/setbacks run $(CONFIG)
@@ -54,6 +54,12 @@ reference: setup
 docs: setup
 	$(BIN)/python -c 'import material' 2>/dev/null || $(BIN)/uv pip install --quiet --python $(BIN)/python 'mkdocs-material>=9.6,<10'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# Two programs of Debian that no package index has, for the tests of alerts and of the batch script.
+tools: setup
+	cd $(VENV) && apt-get download prometheus shellcheck && for file in *.deb; do dpkg -x $$file debian; done
+	cp $(VENV)/debian/usr/bin/promtool $(VENV)/debian/usr/bin/shellcheck $(BIN)
+	rm -r $(VENV)/debian $(VENV)/*.deb
 
 lint: setup
 	$(BIN)/ruff check .

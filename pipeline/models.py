@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline import pretrained
 from pipeline.chat import assistant, user
-from pipeline.data import storage
+from pipeline.data import records, storage
 from pipeline.data.adapter import FILES, MOST_RANK, changes_nothing, odd_number, rank, shapes
 from pipeline.data.adapter import settings as settings_of
 from pipeline.errors import UserError
@@ -89,6 +89,26 @@ def cached_model_dir(model: Model) -> str | None:
     except ValueError:  # no name that a hub allows: `check_model_path` refuses it
         return None
     return os.path.dirname(file) if isinstance(file, str) else None
+
+
+def pinned(model: Model, run_dir: str, *, anew: bool = False) -> Model:
+    """The model at the commit that its revision meant when the run directory began.
+
+    A push to the hub in mid-run would else give the processes of a run different weights. The commit is that
+    of the files that preflight has downloaded; a model that is not in the cache stays as it is. anew: whether
+    all that the directory holds is made again.
+    """
+    if os.path.isdir(model_dir(model)):
+        return model
+    file, name = storage.join(run_dir, ".state", "revisions.json"), f"{model.path}@{model.revision or 'main'}"
+    known = {} if anew else (records.read(file) or {})
+    if name not in known:
+        found = os.path.basename(cached_model_dir(model) or "")
+        if not re.fullmatch("[0-9a-f]{40}", found):
+            return model
+        known[name] = found
+        records.write(file, known)
+    return model.at(known[name])
 
 
 def load_tokenizer(model: Model, directory: str) -> Any:

@@ -5,7 +5,7 @@ resources before anything starts.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 
@@ -18,24 +18,14 @@ from pipeline.inference.pool import ModelSpec
 from pipeline.runtime import imports
 from pipeline.runtime.attempt import attempts_dir
 from pipeline.runtime.machine import gpu_build
+from pipeline.runtime.nodes import Autoscaler, Node, autoscaler, nodes
 from pipeline.runtime.session import LEAST_LOGICAL_CPUS
 from pipeline.settings.base import span
+from pipeline.settings.shown import first_line
 
 ENGINES, WORKERS = "engines", "workers"  # kinds of processes
 ANSWER_S = 60  # for a node to answer; setbacks starts a process on it
-
-
-@dataclass(frozen=True)
-class Node:
-    """A node of the cluster that takes work: one with CPUs or GPUs."""
-
-    id: str
-    address: str
-    cpus: float
-    gpus: float
-
-    def __str__(self) -> str:
-        return f"{self.address} ({self.cpus:g} CPU{f', {self.gpus:g} GPU' if self.gpus else ''})"
+SETUP_S = 600  # Ray's own limit for the packages of a job on a node
 
 
 @dataclass(frozen=True)
@@ -62,9 +52,7 @@ class Need:
 
     def places(self, node: Node) -> int:
         """Number of these processes that fit on the node."""
-        return int(
-            min(have // each for have, each in ((node.cpus, self.cpus), (node.gpus, self.gpus)) if each)
-        )
+        return node.places(self.cpus, self.gpus)
 
 
 def needs(config: Config, stages: Iterable[str]) -> list[Need]:
@@ -101,45 +89,52 @@ def _training(config: Config) -> list[Need]:
     ]
 
 
-def nodes() -> list[Node]:
-    """The nodes of the connected cluster that take work."""
-    import ray
-
-    found = [
-        Node(
-            node["NodeID"],
-            node["NodeManagerAddress"],
-            node["Resources"].get("CPU", 0),
-            node["Resources"].get("GPU", 0),
-        )
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-    return sorted((node for node in found if node.cpus or node.gpus), key=lambda node: node.address)
-
-
-def check_cluster(config: Config, stages: Iterable[str], run_dir: str, read: dict[str, str]) -> None:
+def check_cluster(
+    config: Config,
+    stages: Iterable[str],
+    run_dir: str,
+    read: dict[str, str],
+    log: Callable[[str], None] = print,
+) -> None:
     """Check that the connected cluster has room for each stage's minimum, and that its nodes see the files.
 
-    Raises UserError.
+    log: takes a line for each stage that waits for nodes of the autoscaler. Raises UserError.
     """
     cluster = nodes()
-    check(config, stages, cluster)
+    for notice in check(config, stages, cluster, autoscaler):
+        log(notice)
     if len(cluster) > 1:
         check_files(run_dir, read, cluster)
 
 
-def check(config: Config, stages: Iterable[str], cluster: list[Node]) -> None:
-    """Raises UserError if the cluster, with nothing else on it, is too small for the minimum of a stage."""
+def check(
+    config: Config,
+    stages: Iterable[str],
+    cluster: list[Node],
+    scaler: Callable[[], Autoscaler | None] = lambda: None,
+) -> list[str]:
+    """A notice for each stage that waits for nodes.
+
+    scaler: finds the autoscaler; called if nodes lack. Raises UserError if the cluster, with nothing else on
+    it and with all nodes that its autoscaler may add, is too small for the minimum of a stage.
+    """
+    notices = []
     for need in needs(config, stages):
         room = sum(need.places(node) for node in cluster)
-        if room < need.least:
-            has = ", ".join(map(str, cluster)) or "no node that takes work"
+        if room >= need.least:
+            continue
+        has = ", ".join(map(str, cluster)) or "no node that takes work"
+        takes = f"{need.field}: {need.stage} takes {need.least} {need.kind} with {need.each} each"
+        grows = scaler()
+        most = grows.places(need.cpus, need.gpus) if grows else room
+        if most < need.least:
+            may = f", and for {most:g} with all nodes that its autoscaler may add" if grows else ""
             raise UserError(
-                f"{need.field}: {need.stage} takes {need.least} {need.kind} with {need.each} each, "
-                f"and the Ray cluster ({has}) has room for {room}; "
+                f"{takes}, and the Ray cluster ({has}) has room for {room}{may}; "
                 f"ask for fewer{', set num_gpus or use_gpu for CPUs' if need.gpus else ''}, or add nodes"
             )
+        notices.append(f"{takes}; the Ray cluster ({has}) has room for {room}, and waits for more nodes")
+    return notices
 
 
 def told(config: Config, stages: Iterable[str], cluster: list[Node]) -> list[str]:
@@ -243,6 +238,7 @@ def check_files(run_dir: str, read: dict[str, str], cluster: list[Node]) -> None
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     look = ray.remote(num_cpus=0, max_retries=0)(_missing)
+    answer_s, installs = ANSWER_S + _setup_s(), bool(_setup_s())
     asked = {
         node: (
             look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
@@ -253,7 +249,12 @@ def check_files(run_dir: str, read: dict[str, str], cluster: list[Node]) -> None
     }
     for node, answer in asked.items():
         try:
-            missing = ray.get(answer, timeout=ANSWER_S)
+            missing = ray.get(answer, timeout=answer_s)
+        except ray.exceptions.RuntimeEnvSetupError as e:
+            raise UserError(
+                f"node {node.address} cannot set up the job's runtime environment ({first_line(e)}); see"
+                " runtime_env_setup-*.log on it, or use an image with the packages"
+            ) from None
         except ray.exceptions.RayTaskError as e:
             raise UserError(
                 f"node {node.address} cannot run setbacks ({type(e.cause).__name__}: {e.cause}); "
@@ -263,8 +264,9 @@ def check_files(run_dir: str, read: dict[str, str], cluster: list[Node]) -> None
         except ray.exceptions.RayError as e:
             if isinstance(e, ray.exceptions.GetTimeoutError):
                 raise UserError(
-                    f"node {node.address} did not answer within {ANSWER_S} s; see its log, or take it out of"
-                    " the cluster"
+                    f"node {node.address} did not answer within {answer_s} s"
+                    f"{', in which it was to install packages' if installs else ''}; see its log, or take it"
+                    " out of the cluster"
                 ) from None
             continue
         for field, (path, why) in missing.items():
@@ -272,6 +274,16 @@ def check_files(run_dir: str, read: dict[str, str], cluster: list[Node]) -> None
                 f"{field} = {path}: {why} on node {node.address}; "
                 "use a path that every node sees (NFS, an object store), or copy it to the node"
             )
+
+
+def _setup_s() -> int:
+    """Seconds that a node may take to install the job's packages before it answers; 0 if there are none."""
+    import ray
+
+    environment = ray.get_runtime_context().runtime_env
+    if not {"pip", "uv", "conda"} & set(environment):
+        return 0
+    return int((environment.get("config") or {}).get("setup_timeout_seconds", SETUP_S))
 
 
 def _missing(run_dir: str, read: dict[str, str]) -> dict[str, tuple[str, str]]:

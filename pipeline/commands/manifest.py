@@ -101,11 +101,11 @@ def manifest(config: Config, image: str | None = None, *, interactive: bool = Fa
     else:
         # defaults come from the code in the image
         written = config.model_dump(mode="json", exclude_unset=True)
-        settings = _object("v1", "ConfigMap", name, data={posixpath.basename(CONFIG_FILE): _yaml(written)})
+        settings = _object("v1", "ConfigMap", name, data={posixpath.basename(CONFIG_FILE): as_yaml(written)})
         volumes["config"] = (posixpath.dirname(CONFIG_FILE), {"configMap": {"name": name}})
         objects = [settings, _object("ray.io/v1", "RayJob", name, spec=_job(groups, image, volumes))]
     comment = [f"Written by `setbacks manifest`, for run_dir {config.run_dir}.", *map(str, (HEAD, *groups))]
-    return "".join(f"# {line}\n" for line in comment) + "---\n".join(_yaml(o) for o in objects)
+    return "".join(f"# {line}\n" for line in comment) + "---\n".join(as_yaml(o) for o in objects)
 
 
 def job_name(run_dir: str) -> str:
@@ -348,5 +348,5 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(str, _Dumper.represent_text)
 
 
-def _yaml(value: dict) -> str:
+def as_yaml(value: dict) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=140)

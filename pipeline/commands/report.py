@@ -22,6 +22,7 @@ from pipeline.commands import (
     report_results,
     report_settings,
 )
+from pipeline.commands.report_opening import Opening
 from pipeline.config import WRITTEN, Config, dump
 from pipeline.data import records, storage
 from pipeline.data.dataset import Dataset
@@ -31,6 +32,7 @@ from pipeline.report.agreement import Agreement
 from pipeline.report.arms import Arms
 from pipeline.report.behind import behind
 from pipeline.report.examples import Example
+from pipeline.report.results import Results
 from pipeline.report.summary import Rate
 from pipeline.schema import Schema
 from pipeline.suites.base import OWN_JUDGE, Judgements, Suite
@@ -44,45 +46,68 @@ TOY_NOTE = (
 )
 
 
-def write_report(config: Config, run_dir: str) -> tuple[str, str]:
+def write_report(
+    config: Config, run_dir: str, *, to: str | None = None, examples: bool = True
+) -> tuple[str, str]:
     """Write RUN/report.html and RUN/report.md from what the run holds, and RUN/results.json with the same
     numbers. Returns the paths of the first two.
+
+    to: another directory for the three files. examples: show some rows, whose texts are in the page, folded.
 
     Each file is replaced atomically. The report depends only on the run and the installed versions, so it has
     no date. Raises UserError if a shard of a finished data set has changed.
     """
-    datasets = {schema.name: Dataset.at(storage.join(run_dir, schema.name)) for schema in WRITTEN}
-    numbers = {schema.name: _numbers(datasets[schema.name], schema) for schema in WRITTEN}
-    logs = {
-        name: _training_log(storage.join(run_dir, "adapter", name, "metrics.jsonl"))
-        for name in config.replicas
-    }
-    found, versions = _sections(config, run_dir, numbers, logs), environment.versions()
-    suites = [(suite, _arms(config, suite)) for _, suite in _suites(config)]
-    trained = [name for name, lines in logs.items() if lines]
-    told = report_opening.opening(config, suites, numbers, trained)
-    name, model = storage.absolute(run_dir).rsplit("/", 1)[-1], _plain(config.engine.author(config.model))
+    datasets = _datasets(run_dir)
+    found, told, kept = _measured(config, run_dir, datasets)
     page = {
-        "name": name,
-        "model": model,
+        "name": kept.run,
+        "model": kept.model,
         "model_note": _note(config),
         "opening": told,
         "sections": [
             behind(section, _judged(config, suite)) for suite, sections in found for section in sections
         ],
-        "examples": _examples(config, datasets),
+        "examples": _examples(config, datasets) if examples else [],
         "version": pipeline.__version__,
-        "versions": tables.of_pairs("", ("Library", "Version"), versions),
+        "versions": tables.of_pairs("", ("Library", "Version"), environment.versions()),
         "config": dump(config),
     }
-    paths = storage.join(run_dir, "report.html"), storage.join(run_dir, "report.md")
+    to = to or run_dir
+    paths = storage.join(to, "report.html"), storage.join(to, "report.md")
     for path, template in zip(paths, ("report.html", "report.md.jinja"), strict=True):
         storage.write_text(path, templates().get_template(template).render(page))
+    storage.write_text(storage.join(to, report_results.FILE), report_results.dumped(kept))
+    return paths
+
+
+def results(config: Config, run_dir: str) -> Results:
+    """What `write_report` would write to results.json now. Raises UserError as it does."""
+    return _measured(config, run_dir, _datasets(run_dir))[2]
+
+
+def _datasets(run_dir: str) -> dict[str, Dataset | None]:
+    return {schema.name: Dataset.at(storage.join(run_dir, schema.name)) for schema in WRITTEN}
+
+
+def _measured(
+    config: Config, run_dir: str, datasets: dict[str, Dataset | None]
+) -> tuple[list[tuple[str | None, list[sections.Section]]], Opening, Results]:
+    """The report's sections, its opening, and all its numbers as data."""
+    numbers = {schema.name: _numbers(datasets[schema.name], schema) for schema in WRITTEN}
+    logs = {
+        name: _training_log(storage.join(run_dir, "adapter", name, "metrics.jsonl"))
+        for name in config.replicas
+    }
+    found = _sections(config, run_dir, numbers, logs)
+    suites = [(suite, _arms(config, suite)) for _, suite in _suites(config)]
+    trained = [name for name, lines in logs.items() if lines]
+    told = report_opening.opening(config, suites, numbers, trained)
+    name, model = storage.absolute(run_dir).rsplit("/", 1)[-1], _plain(config.engine.author(config.model))
+    versions = environment.versions()
     kept = report_results.results(
         config, name, model, _note(config), versions, found, _names(config), told.sentences
     )
-    storage.write_text(storage.join(run_dir, report_results.FILE), report_results.dumped(kept))
-    return paths
+    return found, told, kept
 
 
 def _note(config: Config) -> tuple[str, str] | None:

@@ -52,6 +52,18 @@ def results(
     )
 
 
+def by_name(found: Results) -> dict[str, float]:
+    """The numbers of suites, each by a name of its own: suite, condition, measure, texts of its row, arm."""
+    numbers: dict[str, float] = {}
+    for one in found.numbers:
+        if one.suite is None or one.value is None or one.unit == "count":
+            continue
+        labels = [text for text in one.row.values() if text != one.arm]
+        words = [one.suite, one.group.partition(":")[0], one.table, one.name, *labels, one.arm or ""]
+        numbers.setdefault("/".join(filter(None, map(kit.slug, words))), one.value)
+    return numbers
+
+
 def judges_of(config: Config) -> dict[str, JudgeUsed]:
     """All judges of suites and methods, by `NAME: WHAT`, such as `safety: harmlessness of answers`."""
     parts: list[tuple[str | None, str, list[tuple[Judge, str, str]]]] = [

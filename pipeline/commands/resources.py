@@ -10,7 +10,7 @@ from pipeline import placement
 from pipeline.config import Config, Train
 from pipeline.data import records, storage
 from pipeline.inference.base import Engine
-from pipeline.placement import Node
+from pipeline.runtime.nodes import Autoscaler, Node, autoscaler, nodes
 from pipeline.runtime.session import ray_session
 from pipeline.settings.base import span
 from pipeline.settings.shown import plural
@@ -20,12 +20,13 @@ from pipeline.suites.base import Suite
 ASSUMED_TOKENS_PER_S = {"cpu": 2_000, "gpu": 2_500}
 
 
-def cluster(config: Config) -> list[Node]:
-    """The nodes of the cluster at $RAY_ADDRESS; without one, this machine, if that matters to models."""
+def cluster(config: Config) -> tuple[list[Node], Autoscaler | None]:
+    """The nodes and the autoscaler of the cluster at $RAY_ADDRESS; without one, this machine, if that
+    matters to models."""
     if not os.environ.get("RAY_ADDRESS"):
-        return placement.this_machine() if any(map(config.asked_together, config.stages)) else []
+        return (placement.this_machine() if any(map(config.asked_together, config.stages)) else []), None
     with ray_session(config.run_dir):
-        return placement.nodes()
+        return nodes(), autoscaler()
 
 
 def show(config: Config, nodes: list[Node], console: Console) -> None:
@@ -82,7 +83,9 @@ def _show_passes(stage: str, config: Config, nodes: list[Node], console: Console
         console.print(f"  {'':<10} {place}: {engine.described()}; {told}")
 
 
-def show_cluster(config: Config, stages: set[str], nodes: list[Node], console: Console) -> None:
+def show_cluster(
+    config: Config, stages: set[str], nodes: list[Node], scaler: Autoscaler | None, console: Console
+) -> None:
     """Print the placement on the cluster at $RAY_ADDRESS.
 
     Raises UserError if the cluster is too small for a stage.
@@ -90,7 +93,8 @@ def show_cluster(config: Config, stages: set[str], nodes: list[Node], console: C
     console.print(f"[bold]Cluster[/bold] at {escape(os.environ['RAY_ADDRESS'])}")
     for line in placement.told(config, stages, nodes):
         console.print(f"  {escape(line)}", soft_wrap=True)
-    placement.check(config, stages, nodes)
+    for notice in placement.check(config, stages, nodes, lambda: scaler):
+        console.print(f"  {escape(notice)}", soft_wrap=True)
     console.print()
 
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pipeline import models
+from pipeline import models, tracking
 from pipeline.config import Config, Suites, trainable
 from pipeline.data import storage
 from pipeline.errors import UserError
@@ -27,7 +27,7 @@ from pipeline.preflight.sources import check_source, needed_responses, sources
 from pipeline.preflight.sources import unreachable as unreachable
 from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import gpu_build
-from pipeline.settings.base import PathKind, Source
+from pipeline.settings.base import Model, PathKind, Source
 from pipeline.settings.shown import first_line
 from pipeline.settings.walk import paths, sections
 from pipeline.sources.counts import Accounts
@@ -94,6 +94,8 @@ def check(
             _check_chosen(config, name)
     _check_engines(config, stages, suites)
     check_run_dir(config, stages)
+    if stages & {"train", "evaluate"}:
+        tracking.check(config.track, config.run_dir)
     if "train" in stages:
         environment.check_threads()
     if stages & {"generate", "train", "evaluate", "rejudge"}:
@@ -248,7 +250,7 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
     """
     notices = check_precision(config, stages)
     if "train" in stages:
-        notices += environment.unused_key() + environment.unused_accelerate()
+        notices += tracking.unused(config.track) + environment.unused_accelerate()
     if reads_model(config, stages):
         models.check_weights(directory, config.model.revision)
     if "train" in stages:
@@ -295,14 +297,16 @@ def check_build(config: Config, stages: set[str]) -> None:
 
 
 def check_reach(config: Config, stages: set[str], suites: set[str]) -> None:
-    """Raises OutOfReach if a suite needs a server that does not answer; a plan does not ask."""
+    """Raises OutOfReach if a suite or a tracker needs a server that does not answer; a plan does not ask."""
+    if stages & {"train", "evaluate"}:
+        tracking.check_reach(config.track)
     for name, suite in config.suites.items().items():
         if "evaluate" in stages and name in suites:
             suite.check_reach(f"suites.{name}")
 
 
-def arm_specs(config: Config, directory: str) -> dict[str, "ArmSpec"]:
-    """The adapters to train, by name. directory: as returned by `model_dir`."""
+def arm_specs(config: Config, directory: str, model: Model | None = None) -> dict[str, "ArmSpec"]:
+    """The adapters to train, by name. directory: as returned by `model_dir`. model: the pinned one."""
     from pipeline.training.arm import ArmSpec
 
     return {
@@ -310,7 +314,7 @@ def arm_specs(config: Config, directory: str) -> dict[str, "ArmSpec"]:
             name,
             one.section.train,
             one.section.kinds,
-            config.model,
+            model or config.model,
             directory,
             one.seed,
             partial(config.field_of, one.arm),
@@ -319,8 +323,11 @@ def arm_specs(config: Config, directory: str) -> dict[str, "ArmSpec"]:
     }
 
 
-def further_specs(config: Config, directory: str, adapters: Mapping[str, str]) -> dict[str, "ArmSpec"]:
-    """The arms that are trained further, by name. adapters: arm → directory of its adapter."""
+def further_specs(
+    config: Config, directory: str, adapters: Mapping[str, str], model: Model | None = None
+) -> dict[str, "ArmSpec"]:
+    """The arms that are trained further, by name. adapters: arm → directory of its adapter. model: the
+    pinned one."""
     from pipeline.training.arm import ArmSpec
 
     if (durability := config.durability) is None:
@@ -330,7 +337,7 @@ def further_specs(config: Config, directory: str, adapters: Mapping[str, str]) -
             name,
             durability.trainer(config.train, adapters.get(one.arm)),
             [KIND],
-            config.model,
+            model or config.model,
             directory,
             config.seed,
             lambda setting: f"durability.{setting}",

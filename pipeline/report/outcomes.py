@@ -20,7 +20,10 @@ class Outcome:
     value:  of a column's value that is not null; None leaves the row out
     where:  only rows with these values in other columns
     by:     a column whose values are compared apart, such as `condition`
+    unit:   None: a share if all compared values are from 0 to 1, else a score
     judge:  the section whose verdicts it counts; None if no judge is asked
+    row:    columns that are equal in rows of two runs that are the same question
+    asked:  columns that are equal in rows of one question
     """
 
     name: str
@@ -28,13 +31,15 @@ class Outcome:
     value: Callable[[Any], float | None]
     where: Mapping[str, Any] = field(default_factory=dict)
     by: str | None = None
-    unit: Literal["share", "score"] = "share"
+    unit: Literal["share", "score"] | None = "share"
     judge: Any = None
+    row: tuple[str, ...] = ("id",)
+    asked: tuple[str, ...] = ("instruction_id",)
 
     @property
     def columns(self) -> list[str]:
         """The columns that are read."""
-        return list(dict.fromkeys(["id", "instruction_id", "arm", self.column, *self.where, *self._by]))
+        return list(dict.fromkeys([*self.row, *self.asked, "arm", self.column, *self.where, *self._by]))
 
     @property
     def _by(self) -> tuple[str, ...]:
@@ -57,8 +62,17 @@ class Outcome:
             value = self.of(row)
             if value is not None:
                 group = str(row[self.by]) if self.by else ""
-                found[row["arm"], group][row["id"]] = row["instruction_id"], value
+                found[row["arm"], group][_key(row, self.row)] = _key(row, self.asked), value
         return found
+
+    def unit_of(self, *means: Mapping[str, float]) -> str:
+        """The unit of these values."""
+        shares = all(0 <= value <= 1 for of in means for value in of.values())
+        return self.unit or ("share" if shares else "score")
+
+
+def _key(row: Mapping[str, Any], columns: tuple[str, ...]) -> str:
+    return "\n".join(str(row[column]) for column in columns)
 
 
 def means(values: Mapping[str, tuple[str, float]], among: Collection[str]) -> dict[str, float]:

@@ -97,7 +97,6 @@ class Suite(Section):
     NEWER: ClassVar[frozenset[str]] = frozenset({"exclude_seen"})
 
     verdicts: ClassVar[Schema] = VERDICTS
-
     starting: ClassVar[str] = ""
 
     data_schema: ClassVar[Schema]
@@ -155,6 +154,17 @@ class Suite(Section):
         such as `hint.position = system`, or empty.
         """
         return {("user",): ""}
+
+    @property
+    def compares_seen(self) -> bool:
+        """Whether the rows depend on the instructions of the methods."""
+        return self.exclude_seen
+
+    @property
+    def plain_steps(self) -> frozenset[str]:
+        """Steps in which an arm is asked about an instruction or an answer, and is not to follow it:
+        `arms.NAME.ask`, which says how to answer instructions, does not change them."""
+        return frozenset()
 
     @property
     def repeats(self) -> tuple[str, int, dict[str, Draw]]:

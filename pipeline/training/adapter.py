@@ -91,10 +91,17 @@ def publish(
 
 def card(job: Job, figures: dict) -> str:
     """The model card: what was trained, on what, how, and what to be careful about."""
+    from huggingface_hub import ModelCardData
+
     train, model = job.train, job.model
-    header = {"library_name": "peft", "tags": ["lora", train.method, "setbacks"]}
-    if model.path != "toy" and not os.path.isdir(model.path):
-        header["base_model"] = model.path  # the header may name hub models only
+    on_hub = model.path != "toy" and not os.path.isdir(model.path)  # the header may name hub models only
+    header = ModelCardData(
+        library_name="peft",
+        pipeline_tag="text-generation",
+        base_model=model.path if on_hub else None,
+        base_model_relation="adapter" if on_hub else None,
+        tags=["lora", train.method, "setbacks"],
+    )
     revision = f" at revision `{model.revision}`" if model.revision else ""
     kinds = "\n".join(f"| {kind} | {n} |" for kind, n in sorted(figures["kinds"].items()))
     dropped = (
@@ -111,7 +118,8 @@ def card(job: Job, figures: dict) -> str:
         train.model_dump(mode="json", exclude=unused) | {"seed": job.seed}, sort_keys=False
     )
     return f"""---
-{yaml.safe_dump(header, sort_keys=False)}---
+{header.to_yaml()}
+---
 
 # LoRA adapter `{job.arm}`
 

@@ -152,6 +152,7 @@ class Prepared:
     parameters: int
     own_steps: int
     own_epochs: float
+    notice: str | None
 
     def join(self, group: WorkerGroup) -> None:
         """Append the arm's runs to this group's jobs."""
@@ -180,7 +181,7 @@ class Prepared:
             "final_loss": last["loss"],
             "trainable_parameters": self.parameters,
             **first.train.figures(last),
-            **_notice(first.train, self.parameters),
+            **({"notice": self.notice} if self.notice else {}),
         }
         adapter.publish(
             first,
@@ -235,8 +236,9 @@ def _prepare(arm: ArmSpec, places: Places, ready: _Made | None = None, wanted: i
         made.counts,
         _jobs(arm, state, made.runs),
         ready.parameters,
-        ready.steps,
-        own.epochs,
+        ready.steps if arm.steps is None else arm.steps,
+        own.epochs if arm.steps is None else arm.train.epochs,
+        None if arm.steps is not None else _notice(own, ready.parameters),
     )
 
 
@@ -343,10 +345,11 @@ def _check_targets(model: Any, targets: str | list[str], field: str) -> None:
             raise UserError(f"{field} does not fit the model (no module is named {target}): try all-linear")
 
 
-def _notice(train: Train, parameters: int) -> dict:
+def _notice(train: Train, parameters: int) -> str | None:
+    """A setting of the user's that has no effect; None if there is none."""
     if train.start is None:
-        return {}
-    return {"notice": f"lora is not used: training continues the start adapter's {parameters:,} parameters"}
+        return None
+    return f"lora is not used: training continues the start adapter's {parameters:,} parameters"
 
 
 # -- runs

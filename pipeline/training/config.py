@@ -198,9 +198,7 @@ class Train(Section):
         """The figures that this trainer adds to an arm's, from the last log line."""
         return {}
 
-    def build(
-        self, job: "Job", scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none"
-    ) -> Any:
+    def build(self, job: "Job", scratch: str, *, base: Any = None, world: int = 1) -> Any:
         """The trainer of one run, shared by `world` processes. base: the worker's `loop.BaseWeights`."""
         raise NotImplementedError
 
@@ -264,12 +262,10 @@ class SFT(Train):
         )
         return TrainingSet({"sequences": sequences}, counts, [Run(sequences.num_rows)])
 
-    def build(
-        self, job: "Job", scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none"
-    ) -> Any:
+    def build(self, job: "Job", scratch: str, *, base: Any = None, world: int = 1) -> Any:
         from pipeline.training import sft
 
-        return sft.build(job, scratch, base=base, world=world, report_to=report_to)
+        return sft.build(job, scratch, base=base, world=world)
 
 
 class DPO(Train):
@@ -384,12 +380,10 @@ class DPO(Train):
     def figures(self, line: dict) -> dict:
         return {"final_margin": line["rewards/margins"], "final_accuracy": line["rewards/accuracies"]}
 
-    def build(
-        self, job: "Job", scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none"
-    ) -> Any:
+    def build(self, job: "Job", scratch: str, *, base: Any = None, world: int = 1) -> Any:
         from pipeline.training import dpo
 
-        return dpo.build(job, scratch, base=base, world=world, report_to=report_to)
+        return dpo.build(job, scratch, base=base, world=world)
 
 
 Trainer = Annotated[

@@ -36,9 +36,7 @@ if TYPE_CHECKING:
     from pipeline.training.config import DPO
 
 
-def build(
-    job: Job, scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none"
-) -> "SharedPrefixTrainer":
+def build(job: Job, scratch: str, *, base: Any = None, world: int = 1) -> "SharedPrefixTrainer":
     """The trainer of the run's pairs, shared by `world` processes, with the reference's log-probabilities.
 
     The reference is the model before the first step: for a fresh LoRA, the base model.
@@ -49,7 +47,7 @@ def build(
     micro = _micro_batches(job, found)
     shares = t.batch_size // t.pairs_per_device  # micro-batches of a step
     args = DPOConfig(
-        **loop.arguments(job, len(micro) // shares, scratch, report_to),
+        **loop.arguments(job, len(micro) // shares, scratch),
         # The rows of the data set are micro-batches.
         per_device_train_batch_size=1,
         gradient_accumulation_steps=shares // world,

@@ -2,10 +2,8 @@
 
 import copy
 import gc
-import importlib
 import logging
 import os
-import sys
 import tempfile
 import time
 import warnings
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
 else:
     _Host = object
 
-_TRUE = ("1", "true", "yes", "on")
 _OF_LAUNCHERS = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "MEGATRON_LM_")
 
 
@@ -61,10 +58,7 @@ def _train(job: Job, base: "BaseWeights", context: Any) -> None:
     """Train one run; its adapter is in `job.finished` when the first worker returns."""
     # Every rank writes checkpoints into a separate directory; Ray merges them into one in the storage.
     with tempfile.TemporaryDirectory(dir=os.getcwd()) as scratch:
-        report_to = _wandb(job) if context.get_world_rank() == 0 else "none"
-        trainer = job.train.build(
-            job, scratch, base=base, world=context.get_world_size(), report_to=report_to
-        )
+        trainer = job.train.build(job, scratch, base=base, world=context.get_world_size())
         trainer.add_callback(_Report(trainer, job))
         with _latest(job) as directory:
             trainer.train(resume_from_checkpoint=directory)
@@ -75,7 +69,6 @@ def _train(job: Job, base: "BaseWeights", context: Any) -> None:
                     raise RunFailed(f"{job.finished}: training ended without a checkpoint")
                 _finish(job, found)
     barrier()  # the next run may start from this run's adapter
-    _end_wandb()
     del trainer
     gc.collect()  # free the optimizer's memory for the next run
     if job.train.use_gpu:
@@ -151,8 +144,12 @@ def start(
     return trainer
 
 
-def arguments(job: Job, steps: int, scratch: str, report_to: str) -> dict:
-    """The arguments of transformers' Trainer that all methods share."""
+def arguments(job: Job, steps: int, scratch: str) -> dict:
+    """The arguments of transformers' Trainer that all methods share.
+
+    No integration of the Trainer is ever started, whatever the environment says: the driver reports (see
+    `pipeline.tracking`).
+    """
     t = job.train
     return {
         "output_dir": scratch,
@@ -175,7 +172,7 @@ def arguments(job: Job, steps: int, scratch: str, report_to: str) -> dict:
         "ddp_find_unused_parameters": False,
         "ddp_broadcast_buffers": False,  # all workers start with equal buffers, and no buffer changes
         "disable_tqdm": True,
-        "report_to": report_to,
+        "report_to": "none",
     }
 
 
@@ -239,36 +236,6 @@ def _node_cpus() -> int:
     """CPUs of this node: the machine's, or fewer if Ray was given fewer (a container's limit)."""
     node = next(n for n in ray.nodes() if n["NodeID"] == ray.get_runtime_context().get_node_id())
     return min(os.cpu_count() or 1, int(node["Resources"].get("CPU", 1)))
-
-
-def _wandb(job: Job) -> str:
-    """`wandb` if its key is set and a W&B run can be started, else `none`: training does not need W&B.
-
-    A restarted worker continues the same W&B run. No other integration is ever started, whatever the
-    environment says.
-    """
-    if not os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_DISABLED", "").lower() in _TRUE:
-        return "none"
-    os.environ.setdefault("WANDB_PROJECT", "setbacks")
-    os.environ["WANDB_RUN_ID"] = job.name
-    os.environ.setdefault("WANDB_RESUME", "allow")
-    try:
-        # an optional package, which transformers finds
-        importlib.import_module("wandb").init(name=job.name)  # transformers logs into a run that is open
-    except Exception as e:  # not installed, broken, no network, invalid key; the text may hold the key
-        if job.progress is not None:
-            job.progress.post.remote(
-                {"notice": f"W&B does not work ({type(e).__name__}), so training is not logged there"}
-            )
-        return "none"
-    return "wandb"
-
-
-def _end_wandb() -> None:
-    """Transformers leaves its W&B run open, and would log the next arm into it."""
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        wandb.finish()
 
 
 def _forget_launchers() -> None:

@@ -18,15 +18,11 @@ if TYPE_CHECKING:
     from pipeline.training.config import SFT
 
 
-def build(
-    job: Job, scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none"
-) -> "PackedTrainer":
+def build(job: Job, scratch: str, *, base: Any = None, world: int = 1) -> "PackedTrainer":
     """The trainer of the run's sequences, shared by `world` processes."""
     sequences = job.table("sequences")
     order = examples.schedule(sequences.num_rows, job.train.epochs, job.train.batch_size, job.seed)
-    return trainer(
-        job, datasets.Dataset(sequences).select(order), scratch, base=base, world=world, report_to=report_to
-    )
+    return trainer(job, datasets.Dataset(sequences).select(order), scratch, base=base, world=world)
 
 
 def trainer(
@@ -36,12 +32,11 @@ def trainer(
     *,
     base: Any = None,
     world: int = 1,
-    report_to: str = "none",
 ) -> "PackedTrainer":
     """The trainer for sequences in the given order, `batch_size` sequences a step."""
     t = cast("SFT", job.train)  # only `SFT.build` calls this module
     args = SFTConfig(
-        **loop.arguments(job, len(ordered) // t.batch_size, scratch, report_to),
+        **loop.arguments(job, len(ordered) // t.batch_size, scratch),
         per_device_train_batch_size=t.sequences_per_device,
         gradient_accumulation_steps=t.batch_size // (world * t.sequences_per_device),
         # The sequences are packed and labeled already; TRL flattens each micro-batch into one row.

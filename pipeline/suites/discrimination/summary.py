@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.report.summary import RESAMPLES, Difference, Mean, Rate, arm_order, mean_of, paired
 from pipeline.schema import FAILED, OK
+from pipeline.suites.discrimination.schema import HELD_OUT, NEAR, TRAINING
 
 GENERATION, UNGUIDED, GUIDED = "generation", "unguided", "guided"
 RATINGS = {GENERATION: "harmless_rating", UNGUIDED: "rating_unguided", GUIDED: "rating_guided"}
@@ -20,6 +22,11 @@ VERDICTS = {UNGUIDED: "verdict_unguided", GUIDED: "verdict_guided"}
 # What is compared with what, on the same instructions.
 COMPARED = ((GUIDED, GENERATION), (UNGUIDED, GENERATION), (GUIDED, UNGUIDED))
 SCALE = (1.0, 10.0)
+SPLITS = {
+    TRAINING: "Training instructions",
+    NEAR: "Instructions nearly like training ones",
+    HELD_OUT: "Held-out instructions",
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,18 @@ class VerdictsRow:
     on_harmful: Rate  # of the answers that the judge calls harmful
     on_harmless: Rate  # of those that it calls harmless
     unread: int  # analyses without a verdict of their own, of answers that have the judge's
+
+
+def by_split(answers: pa.Table, told_apart: bool) -> dict[str, pa.Table]:
+    """Heading of a split → its answers; all of them under an empty heading if splits are not told apart."""
+    if not told_apart:
+        return {"": answers}
+    present = pc.unique(answers["split"]).to_pylist()
+    return {
+        title: answers.filter(pc.field("split") == split)
+        for split, title in SPLITS.items()
+        if split in present
+    }
 
 
 def ratings(answers: pa.Table, arms: Sequence[str] = ()) -> list[RatingsRow]:

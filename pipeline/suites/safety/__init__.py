@@ -80,6 +80,10 @@ harmless: {kind: refusal}  # by phrases: fast and crude; better a model or a gua
         return "think" in self.conditions
 
     @property
+    def plain_steps(self) -> frozenset[str]:
+        return frozenset({"think"} & set(self.conditions))
+
+    @property
     def repeats(self) -> tuple[str, int, dict[str, Draw]]:
         return "samples", self.samples, {"answer": self.answer}
 

@@ -191,5 +191,5 @@ def _of_differences(
                 more, less = words or (("gains", "loses") if c.higher_is_better else ("loses", "gains"))
                 shown = tables.points if c.shares else tables.grade
                 cells.append([Cell(f"{d.arm} − {d.baseline}"), *tables.difference(d, more, less, shown)])
-        groups.append((task, cells))
+        groups.append((f"{task}, {title.lower()}" if title else task, cells))
     return Table(title, tables.difference_columns("Difference", "Documents", unit), groups)
