@@ -262,6 +262,14 @@ def manifest(
     cluster: Annotated[
         bool, typer.Option("--cluster", help="a RayCluster to submit jobs to, instead of a RayJob")
     ] = False,
+    gpus_per_node: Annotated[
+        int | None,
+        typer.Option(
+            "--gpus-per-node",
+            min=1,
+            help="GPUs of a pod for training; default: 1, or an engine's",
+        ),
+    ] = None,
     slurm: Annotated[bool, typer.Option("--slurm", help="a batch script for Slurm instead")] = False,
 ):
     """Print a RayJob for Kubernetes (KubeRay), or a batch script for Slurm, sized from the configuration.
@@ -272,10 +280,15 @@ def manifest(
     from pipeline.commands import slurm as batch
     from pipeline.config import load
 
-    if slurm and (image or cluster):
-        raise UserError("--slurm: goes with neither --image nor --cluster, which are about Kubernetes")
+    if slurm and (image or cluster or gpus_per_node):
+        raise UserError(
+            "--slurm: goes with none of --image, --cluster and --gpus-per-node, which are about Kubernetes"
+        )
     read = load(config, overrides or [])
-    text = batch.script(read) if slurm else manifest.manifest(read, image, interactive=cluster)
+    if slurm:
+        text = batch.script(read)
+    else:
+        text = manifest.manifest(read, image, interactive=cluster, gpus_per_node=gpus_per_node)
     print(text, end="")
 
 

@@ -224,6 +224,14 @@ class Config(Section):
             " keys the environment holds. See docs/tracking.md"
         ),
     )
+    gpu_memory_gib: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "memory of each GPU, compared with what engines and trainers need; null = by the kind that the"
+            " cluster, or accelerator_type, names"
+        ),
+    )
 
     def only(self, suites: Iterable[str]) -> "Config":
         """The configuration without the suites that are not among these."""

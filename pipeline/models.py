@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +175,11 @@ _READERS = (
 
 
 def check_writes(model: Model, directory: str, field: str = "model") -> None:
-    """Raises UserError for a model whose weights cannot write a text, such as a classifier or an encoder."""
+    """Raises UserError for a model whose weights cannot write a text, such as a classifier or an encoder, and
+    for one that reads images if the library for them is not installed, without which it does not load."""
     try:
-        named = (pretrained.architecture(directory, model.revision).architectures or [""])[0]
+        found = pretrained.architecture(directory, model.revision)
+        named = (found.architectures or [""])[0]
     except (OSError, ValueError) as e:
         raise UserError(
             f"{field}.path = {model.path}: its configuration cannot be loaded ({shown(e)})"
@@ -184,6 +187,12 @@ def check_writes(model: Model, directory: str, field: str = "model") -> None:
     if named.endswith(_READERS) and not named.endswith("LMHeadModel"):
         raise UserError(
             f"{field}.path = {model.path}: {named} writes no texts; name a model that does (…ForCausalLM)"
+        )
+    if getattr(found, "vision_config", None) is not None and find_spec("torchvision") is None:
+        raise UserError(
+            f"{field}.path = {model.path}: {named or 'the model'} reads images too, and engines load such"
+            " models only with torchvision, which is not installed: install it, or name a text model of the"
+            " family"
         )
 
 

@@ -39,12 +39,14 @@ class Need:
     most: int
     cpus: int
     gpus: int
+    gpu_kind: str | None = None  # by Ray's name; None = any
 
     @property
     def each(self) -> str:
-        return " and ".join(
+        told = " and ".join(
             f"{count} {what}" for count, what in ((self.cpus, "CPU"), (self.gpus, "GPU")) if count
         )
+        return f"{told} ({self.gpu_kind})" if self.gpu_kind else told
 
     @property
     def span(self) -> str:
@@ -52,7 +54,7 @@ class Need:
 
     def places(self, node: Node) -> int:
         """Number of these processes that fit on the node."""
-        return node.places(self.cpus, self.gpus)
+        return node.places(self.cpus, self.gpus, self.gpu_kind)
 
 
 def needs(config: Config, stages: Iterable[str]) -> list[Need]:
@@ -65,18 +67,21 @@ def needs(config: Config, stages: Iterable[str]) -> list[Need]:
     found = []
     for stage in [stage for stage in ("generate", "evaluate", "rejudge") if stage in stages]:
         for field, engine in config.passes(stage).items():
-            found.append(Need(stage, ENGINES, f"{field}.actors", *span(engine.actors), 1, engine.gpus))
+            found.append(
+                Need(stage, ENGINES, f"{field}.actors", *span(engine.actors), 1, engine.gpus, engine.gpu_kind)
+            )
         if stage == "generate" and "train" in stages:
             found += _training(config)
     return found if "generate" in stages or "train" not in stages else [*_training(config), *found]
 
 
 def _training(config: Config) -> list[Need]:
-    alike: dict[tuple[tuple[int, int], bool], list[str]] = {}
-    for name, arm in config.arms.items():
-        alike.setdefault((span(arm.train.workers), arm.train.use_gpu), []).append(name)
+    alike: dict[tuple[tuple[int, int], bool, str | None], list[str]] = {}
+    trained = {name: arm.train for name, arm in config.arms.items()}
     if config.further:
-        alike.setdefault((span(config.train.workers), config.train.use_gpu), []).append("durability")
+        trained["durability"] = config.train
+    for name, train in trained.items():
+        alike.setdefault((span(train.workers), train.use_gpu, train.gpu_kind), []).append(name)
     return [
         Need(
             f"train {', '.join(names)}",
@@ -84,8 +89,9 @@ def _training(config: Config) -> list[Need]:
             "train.workers",
             *workers,
             *((0, 1) if use_gpu else (1, 0)),
+            kind,
         )
-        for (workers, use_gpu), names in alike.items()
+        for (workers, use_gpu, kind), names in alike.items()
     ]
 
 
@@ -126,7 +132,7 @@ def check(
         has = ", ".join(map(str, cluster)) or "no node that takes work"
         takes = f"{need.field}: {need.stage} takes {need.least} {need.kind} with {need.each} each"
         grows = scaler()
-        most = grows.places(need.cpus, need.gpus) if grows else room
+        most = grows.places(need.cpus, need.gpus, need.gpu_kind) if grows else room
         if most < need.least:
             may = f", and for {most:g} with all nodes that its autoscaler may add" if grows else ""
             raise UserError(
@@ -181,7 +187,7 @@ def side_by_side(engines: Sequence[Engine], cluster: Iterable[Node]) -> list[lis
             if node is None:
                 return None
             cpus = node.cpus if engine.fills_node else 1
-            places[number].append(Place(node.address, cpus, engine.gpus))
+            places[number].append(Place(node.address, cpus, engine.gpus, engine.gpu_kind))
             used.append(node.address)
             free[free.index(node)] = replace(node, cpus=node.cpus - cpus, gpus=node.gpus - engine.gpus)
     pool = engines[0]
@@ -208,7 +214,7 @@ def _room(engine: Engine, node: Node, used: list[str]) -> int:
     """How many more actors of an engine a node takes. used: the addresses of nodes with actors."""
     if engine.fills_node:
         return int(node.cpus >= 1 and node.address not in used)
-    return Need("", ENGINES, "", 1, 1, 1, engine.gpus).places(node)
+    return Need("", ENGINES, "", 1, 1, 1, engine.gpus, engine.gpu_kind).places(node)
 
 
 @contextmanager

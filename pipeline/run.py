@@ -57,7 +57,7 @@ class Machinery:
 
     session: run directory → a context with a connected Ray.
     check:   checks that the cluster has room for the stages and sees the directories
-             (`placement.check_cluster`).
+             (`preflight.check_cluster`).
     engines: runs the recipes of jobs (see `inference.pool.run_recipes`).
     trainer: trains arms (see `training.arm.Training`).
     beside:  starts engines of all given models but the first beside its pool, if there is room
@@ -66,7 +66,7 @@ class Machinery:
     """
 
     session: Callable[[str], AbstractContextManager] = ray_session
-    check: Callable[..., None] = placement.check_cluster
+    check: Callable[..., None] = preflight.check_cluster
     engines: Callable[..., Generator[tuple[Job, dict], None, None]] = run_recipes
     trainer: Callable[..., AbstractContextManager[Trainer]] = train_arms
     beside: Callable[..., AbstractContextManager[Mapping[ModelSpec, Any]]] = placement.beside
@@ -445,7 +445,11 @@ class Run:
                     step_bar(f"train {arm}", attempt.step_reporter()) as update,
                 ):
 
-                    def show(line: dict, update=update, tracked=tracked) -> None:
+                    def show(line: dict, arm=arm, update=update, tracked=tracked) -> None:
+                        if "reference" in line:
+                            done = f"{line['reference']:,} of {line['pairs']:,} pairs"
+                            self.log(f"train: {arm}: log-probabilities under the reference for {done}")
+                            return
                         update(line["step"], line["steps"], f"loss {line['loss']:.3f}")
                         tracked.line(line)
 

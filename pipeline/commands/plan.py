@@ -160,6 +160,7 @@ def _plan(config: Config, tokens_per_s: float | None, console: Console) -> dict:
     if os.environ.get("RAY_ADDRESS"):
         resources.show_cluster(config, stages, nodes, scaler, console)
     trained = trainings.show(config, _template(config)[0], console)
+    memory = resources.show_memory(config, stages, nodes, console)
     hours = resources.show_time(config, work, tokens_per_s, console)
     counted = [(part.stage, part.name, *(part.counted or (None, None))) for part in work]
     names = ("stage", "name", "counted", "most_new_tokens")
@@ -167,6 +168,7 @@ def _plan(config: Config, tokens_per_s: float | None, console: Console) -> dict:
         **facts,
         "sources": counts.told(),
         "engines": {field: engine.described() for field, engine in config.engines(stages).items()},
+        "memory": memory,
         "work": [dict(zip(names, part, strict=True)) for part in counted],
         "trainings": trained,
         "time": hours,

@@ -11,8 +11,8 @@ from pathlib import Path
 from pipeline.commands.manifest import (
     DATA_CPUS,
     DEADLINE_S,
-    DRIVER_GIB,
     as_yaml,
+    driver_gib,
     job_name,
     worker_groups,
 )
@@ -101,7 +101,9 @@ def allocation(config: Config) -> Nodes:
     pods = [group for group in groups if group.gpus]
     each = max(group.cpus / group.gpus for group in pods)
     memory = max(group.memory_gib / group.gpus for group in pods)
-    return Nodes(count, math.ceil(gpus * each) + DATA_CPUS, math.ceil(gpus * memory) + DRIVER_GIB, gpus)
+    return Nodes(
+        count, math.ceil(gpus * each) + DATA_CPUS, math.ceil(gpus * memory) + driver_gib(config), gpus
+    )
 
 
 def _nodes(need: Need, gpus: int) -> int:

@@ -78,11 +78,14 @@ class Place:
     address: str
     cpus: float
     gpus: int
+    gpu_kind: str | None = None
 
     @property
     def bundle(self) -> dict[str, float]:
         """What Ray reserves. Every node has a resource of its own, named by its address."""
         gpus = {"GPU": float(self.gpus)} if self.gpus else {}
+        if self.gpu_kind:
+            gpus[f"accelerator_type:{self.gpu_kind}"] = 0.001
         return {"CPU": float(self.cpus), **gpus, f"node:{self.address}": 0.001}
 
 

@@ -379,7 +379,7 @@ def _run_tasks(
     fitting = max(spec.blocks_in_flight(job.work.block_rows) for job in jobs)
     running, given = in_flight(fitting, len(tasks), spec.least_actors, spec.most_actors)
     # from_items stores its blocks directly; from_arrow would run a task per block to get the schema.
-    wait_for(spec.least_actors, 1, spec.engine.gpus, reporter.tell)
+    wait_for(spec.least_actors, 1, spec.engine.gpus, reporter.tell, spec.engine.gpu_kind)
     pool = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         RecipeActor,
         fn_constructor_args=(spec, jobs, seed, reporter),
@@ -393,6 +393,7 @@ def _run_tasks(
         ),
         num_cpus=1,
         num_gpus=spec.engine.gpus,
+        **({"accelerator_type": spec.engine.gpu_kind} if spec.engine.gpu_kind else {}),
     )
     # Results are in the stores, so there is nothing to collect. Prefetching would report a task one task
     # late.

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline import models, pretrained, thoughts
+from pipeline import memory, models, pretrained, thoughts
 from pipeline.chat import Completion, Message, Sampling, user
 from pipeline.data import adapter as adapter_files
 from pipeline.errors import RowFailed, RunFailed, UserError
@@ -21,9 +21,10 @@ from pipeline.inference import cpu_lora, notices, vllm_start
 from pipeline.inference.base import Engine, EngineDead, Served
 from pipeline.inference.decoding import can_decode, decode
 from pipeline.inference.stall import Watch
+from pipeline.memory import Memory, Shape
 from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import gpu_build
-from pipeline.settings.base import Count, Draw, Model, Natural
+from pipeline.settings.base import Count, Draw, Model, Name, Natural
 
 # What vLLM 0.32 loads, by the name in `quantization_config.quant_method`.
 _QUANTIZED = (
@@ -33,6 +34,7 @@ _QUANTIZED = (
 _QUANTIZED_ON_CPU = ("awq", "gptq", "auto-round", "inc", "compressed-tensors", "fp8")  # have CPU kernels
 _QUANTIZED_IN_FLOAT32 = ("compressed-tensors", "torchao")  # the others compute in 16 bits only
 _REQUESTS_ON_CPU, _REQUESTS_ON_GPU = 256, 1024  # the latter is the most that vLLM chooses for a GPU
+_BATCHED_TOKENS = 16_384  # what vLLM chooses for GPUs with 70 GiB and more; half of it for smaller ones
 _PROBE_TOKENS = 15  # fewer than a block of the prefix cache holds, so the cache is not used
 
 
@@ -52,6 +54,10 @@ class VLLM(Engine):
         None,
         description="maximum sequences in an engine's batch (vLLM's name); null = 256 on a CPU, and on a GPU"
         " what vLLM finds right for it",
+    )
+    accelerator_type: Name | None = Field(
+        None,
+        description="kind of GPU by Ray's name, such as H100 or L40S; null = any",
     )
     gpu_memory_utilization: float = Field(
         0.9,
@@ -88,6 +94,41 @@ class VLLM(Engine):
 
     def __hash__(self) -> int:  # a mapping has none of its own
         return hash(self.model_dump_json())
+
+    @property
+    def gpu_kind(self) -> str | None:
+        return self.accelerator_type if self.num_gpus else None
+
+    @property
+    def gpu_share(self) -> float:
+        return self.gpu_memory_utilization
+
+    def footprint(
+        self,
+        shape: Shape,
+        *,
+        length: int,
+        number: int,
+        weights: int | None,
+        adapters: int,
+        adapter_parameters: int,
+    ) -> Memory | None:
+        if not self.num_gpus:
+            return None
+        if self.options.get("quantization") and weights is None:  # quantized when it is loaded
+            weights = shape.weights(1)
+        return memory.engine(
+            shape,
+            gpus=self.num_gpus,
+            length=length,
+            weights=weights,
+            number=number,
+            cache_number=1 if "fp8" in str(self.options.get("kv_cache_dtype")) else 2,
+            adapters=adapters,
+            adapter_parameters=adapter_parameters,
+            batched_tokens=self.options.get("max_num_batched_tokens", _BATCHED_TOKENS),
+            sequences=self.requests,
+        )
 
     def given(self) -> dict[str, Any]:
         """The arguments of vLLM that the section gives."""

@@ -53,6 +53,7 @@ _FIXED = {
     "seed": "every request has its own",
     "disable_log_stats": "Ray's metrics hold vLLM's",
     "skip_tokenizer_init": "texts are decoded",
+    "language_model_only": "no request holds an image",
     "data_parallel_size": "set engine.actors",
     "distributed_executor_backend": "an engine is on one node",
     "nnodes": "an engine is on one node",
@@ -129,6 +130,8 @@ def settings(
         # offset").
         enable_chunked_prefill=False if on_cpu else None,
         enable_prefix_caching=True,
+        # No request holds an image: without this, encoders of images take memory and are profiled.
+        language_model_only=True,
         # The default on a CPU, 128, is longer than most prompts, so the prefix cache would never hit.
         block_size=32 if on_cpu else None,
         enable_lora=bool(adapters),

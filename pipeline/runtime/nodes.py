@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.errors import RunFailed
 
+KIND = "accelerator_type:"  # begins Ray's resource for a kind of GPU, of which nodes with it have 1
 WAIT_S = 1800  # for nodes that an autoscaler starts: they may pull an image of many gigabytes
 REFUSED_S = 20  # for the autoscaler to take back that it cannot add nodes, which it says while it starts
 _LOOK_EVERY_S = 2.0
@@ -23,12 +24,16 @@ class Node:
     address: str
     cpus: float
     gpus: float
+    kinds: frozenset[str] = frozenset()  # of its GPUs, by Ray's names
 
     def __str__(self) -> str:
-        return f"{self.address} ({self.cpus:g} CPU{f', {self.gpus:g} GPU' if self.gpus else ''})"
+        kinds = f" {'/'.join(sorted(self.kinds))}" if self.kinds else ""
+        return f"{self.address} ({self.cpus:g} CPU{f', {self.gpus:g}{kinds} GPU' if self.gpus else ''})"
 
-    def places(self, cpus: float, gpus: float) -> int:
-        """Number of processes that fit on the node, each with so many CPUs and GPUs."""
+    def places(self, cpus: float, gpus: float, gpu_kind: str | None = None) -> int:
+        """Number of processes that fit on the node, each with so many CPUs and GPUs. gpu_kind: None = any."""
+        if gpu_kind and gpu_kind not in self.kinds:
+            return 0
         return int(min(have // each for have, each in ((self.cpus, cpus), (self.gpus, gpus)) if each))
 
 
@@ -44,11 +49,16 @@ class Autoscaler:
     groups: tuple[tuple[Node, float], ...] | None = None
     limits: Mapping[str, float] | None = None
 
-    def places(self, cpus: float, gpus: float) -> float:
+    def places(self, cpus: float, gpus: float, gpu_kind: str | None = None) -> float:
         """Number of processes that fit on the largest cluster; infinite if it is not known."""
         if self.groups is None:
             return math.inf
-        found = sum(count * held for node, count in self.groups if (held := node.places(cpus, gpus)))
+        found = sum(
+            count * held
+            for node, count in self.groups
+            # a group may not say its kind, which its nodes do when they are there
+            if (held := node.places(cpus, gpus, gpu_kind if node.kinds else None))
+        )
         for name, each in (("CPU", cpus), ("GPU", gpus)):
             if each and self.limits and name in self.limits:
                 found = min(found, self.limits[name] // each)
@@ -65,11 +75,17 @@ def nodes() -> list[Node]:
             node["NodeManagerAddress"],
             node["Resources"].get("CPU", 0),
             node["Resources"].get("GPU", 0),
+            _kinds(node["Resources"]),
         )
         for node in ray.nodes()
         if node["Alive"]
     ]
     return sorted((node for node in found if node.cpus or node.gpus), key=lambda node: node.address)
+
+
+def _kinds(resources: Mapping[str, float]) -> frozenset[str]:
+    """The kinds of GPUs in the resources of a node."""
+    return frozenset(name.removeprefix(KIND) for name in resources if name.startswith(KIND))
 
 
 def autoscaler() -> Autoscaler | None:
@@ -80,7 +96,13 @@ def autoscaler() -> Autoscaler | None:
     if config is not None and config.node_group_configs:
         groups = tuple(
             (
-                Node("", group.name, group.resources.get("CPU", 0), group.resources.get("GPU", 0)),
+                Node(
+                    "",
+                    group.name,
+                    group.resources.get("CPU", 0),
+                    group.resources.get("GPU", 0),
+                    _kinds(group.resources),
+                ),
                 math.inf if group.max_count < 0 else group.max_count,
             )
             for group in config.node_group_configs
@@ -102,22 +124,26 @@ def _scales() -> bool:
     return any(not kind.startswith(_READ_ONLY) for kind in kinds)
 
 
-def wait_for(count: int, cpus: int, gpus: int, tell: Callable[[str], None]) -> None:
+def wait_for(
+    count: int, cpus: int, gpus: int, tell: Callable[[str], None], gpu_kind: str | None = None
+) -> None:
     """Wait until the cluster has room for so many processes, if nothing else were on it.
 
-    Asks the autoscaler for nodes. tell: takes the same line again and again. Raises RunFailed after WAIT_S,
-    or as soon as the autoscaler says that it has no such nodes.
+    Asks the autoscaler for nodes. gpu_kind: None = any. tell: takes the same line again and again. Raises
+    RunFailed after WAIT_S, or as soon as the autoscaler says that it has no such nodes.
     """
     import ray
     from ray.util import placement_group, remove_placement_group
 
-    if sum(node.places(cpus, gpus) for node in nodes()) >= count:
+    if sum(node.places(cpus, gpus, gpu_kind) for node in nodes()) >= count:
         return
     each = " and ".join(f"{number} {what}" for number, what in ((cpus, "CPU"), (gpus, "GPU")) if number)
-    asked = placement_group([{"CPU": cpus, **({"GPU": gpus} if gpus else {})}] * count)
+    each = f"{each} ({gpu_kind})" if gpu_kind else each
+    kind = {f"{KIND}{gpu_kind}": 0.001} if gpu_kind else {}
+    asked = placement_group([{"CPU": cpus, **({"GPU": gpus} if gpus else {}), **kind}] * count)
     started, refused = time.monotonic(), None
     try:
-        while (there := sum(node.places(cpus, gpus) for node in nodes())) < count:
+        while (there := sum(node.places(cpus, gpus, gpu_kind) for node in nodes())) < count:
             waited = time.monotonic() - started
             lacks = f"room for {there} of {count} processes with {each} each"
             refused = (refused or waited) if _cannot_add(asked.id.hex()) else None

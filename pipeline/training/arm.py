@@ -119,7 +119,8 @@ class Training:
 
         on_progress: called in this process with each log line: step, steps, loss, learning_rate, grad_norm,
                      tokens, tokens_per_s, epoch; for dpo also pairs_per_s, rewards/chosen, rewards/rejected,
-                     rewards/margins, rewards/accuracies.
+                     rewards/margins, rewards/accuracies. Before the first step of dpo: reference, the pairs
+                     whose log-probabilities under the reference are known, and pairs, their number.
 
         Returns figures: examples, dropped, kinds (examples of each), drop_reasons, sequences, tokens, steps,
         stages (runs, whose adapters are kept),
@@ -244,7 +245,7 @@ def _prepare(arm: ArmSpec, places: Places, ready: _Made | None = None, wanted: i
 
 def _workers(train: Train) -> tuple:
     """Arms with equal values can share a worker group."""
-    return train.workers, train.use_gpu, train.max_failures
+    return train.workers, train.use_gpu, train.gpu_kind, train.max_failures
 
 
 # -- what is checked before anything starts
@@ -254,7 +255,7 @@ def check_lora(arms: Iterable[ArmSpec]) -> None:
     """Every arm's adapter and its start adapter must fit the model. Raises UserError."""
     checked = []
     for arm in arms:
-        kind = (arm.train.method, arm.train.lora, arm.train.start)
+        kind = (arm.train.method, arm.train.lora, arm.train.start, arm.train.fsdp)
         if kind not in checked:
             check(arm)
             checked.append(kind)
@@ -281,6 +282,11 @@ def check(arm: ArmSpec) -> int:
     lora = adapter.lora_config(t, revision, begin)
     _check_rank(arm, lora.r, begin)
     model = pretrained.empty(architecture)
+    if t.fsdp and not pretrained.layers_to_shard(model):
+        raise UserError(
+            f"{arm.field('fsdp')} = true: {type(model).__name__} has no layers that transformers can shard:"
+            " set fsdp to false, or use another model"
+        )
     field = f"{arm.field('lora')}.target_modules = {t.lora.target_modules}"
     if begin is None:
         _check_targets(model, t.lora.target_modules, field)
@@ -400,7 +406,9 @@ def _numbering(jobs: list[Job], job: Job, before: list[dict]) -> Callable[[dict]
 
 def _numbered(on_progress: Progress | None, number: Callable[[dict], dict]) -> Progress | None:
     """`on_progress`, called with renumbered lines (see `_numbering`)."""
-    return None if on_progress is None else lambda line: on_progress(number(line))
+    if on_progress is None:
+        return None
+    return lambda line: on_progress(line if "reference" in line else number(line))
 
 
 def _history(job: Job) -> list[dict]:

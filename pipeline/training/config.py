@@ -11,12 +11,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
+from pipeline import memory
 from pipeline.data.dataset import Dataset
+from pipeline.memory import Lora as LoraShape
+from pipeline.memory import Memory, Shape
 from pipeline.schema import PREFERENCES, UNSAFE_TARGET, Schema
 from pipeline.schema import SFT as CONVERSATIONS
-from pipeline.settings.base import AdapterPath, Count, Fraction, Natural, Section, span, tag
+from pipeline.settings.base import AdapterPath, Count, Fraction, Name, Natural, Section, span, tag
 
 if TYPE_CHECKING:
     from pipeline.templates import ChatTemplate
@@ -41,6 +53,25 @@ class CardWords:
     rows: str
     items: str
     caution: str
+
+
+SCORED_TOKENS = 1024  # of which a GPU holds logits at a time: see `head.py`
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What a worker computes at a time, at most.
+
+    tokens:   of the row
+    is_full:  rows have that many tokens in any case, because they are packed
+    scored:   tokens with logits at the same time; None = TRL's fused head, which works in tiles
+    repeated: tokens whose keys and values are copied for their sequence
+    """
+
+    tokens: int
+    is_full: bool = False
+    scored: int | None = None
+    repeated: int = 0
 
 
 def _pattern(modules: str | list[str]) -> str | list[str]:
@@ -112,11 +143,22 @@ class Train(Section):
     # Fields that change how the work is done, but not the resulting weights; equal_steps changes `epochs`,
     # and each of several seeds is the seed of a training of its own.
     OPERATIONAL: ClassVar = {
-        *("workers", "save_steps", "log_steps", "max_failures", "merge", "equal_steps", "seeds"),
+        *("workers", "fsdp", "save_steps", "log_steps", "max_failures", "merge", "equal_steps", "seeds"),
+        "accelerator_type",
     }
 
     workers: Count | tuple[Count, Count] = Field(1, description="training processes; [min, max] = elastic")
     use_gpu: bool = Field(False, description="one GPU per worker")
+    accelerator_type: Name | None = Field(
+        None, description="kind of GPU by Ray's name, such as H100 or L40S; null = any"
+    )
+    fsdp: bool = Field(
+        False,
+        description=(
+            "split the base model's weights over the workers (FSDP2), for models that one GPU cannot hold;"
+            " false = each worker holds all of them"
+        ),
+    )
     start: Start | None = Field(
         None, description="adapter to begin from; null = a fresh one on the base model"
     )
@@ -148,15 +190,65 @@ class Train(Section):
     max_length: Count = Field(1024, description="tokens of an item at most")
     bf16: bool = Field(True, description="train in bfloat16 autocast; false = everything in float32")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
+    load_in_4bit: bool = Field(
+        False,
+        description=(
+            "hold the base model's layers in 4 bits while training (QLoRA, by bitsandbytes): a third of the"
+            " memory, more time; the adapter is evaluated on the model as it is"
+        ),
+    )
     save_steps: Count = Field(50, description="optimizer steps between checkpoints")
     log_steps: Count = Field(5, description="optimizer steps between log lines")
     max_failures: Natural = Field(3, description="worker failures survived before the run fails")
     merge: bool = Field(False, description="also write the merged weights")
 
     @property
+    def gpu_kind(self) -> str | None:
+        """The kind of GPU that a worker asks for, by Ray's name; None = any."""
+        return self.accelerator_type if self.use_gpu else None
+
+    @property
     def per_device(self) -> int:
         """Items of a batch that one device takes in one micro-step."""
         raise NotImplementedError
+
+    def micro_batch(self, widest_gap: int) -> MicroBatch:
+        """What a worker computes at a time. widest_gap: between the ranks of a pair's responses."""
+        raise NotImplementedError
+
+    def footprint(self, shape: Shape, lora: LoraShape, widest_gap: int, number: int) -> Memory:
+        """The memory of one worker on its GPU. number: bytes of a number of the base weights."""
+        batch, (fewest, most) = self.micro_batch(widest_gap), span(self.workers)
+        return memory.training(
+            shape,
+            lora,
+            tokens=batch.tokens,
+            scored=batch.scored,
+            repeated=batch.repeated,
+            number=number,
+            base_bits=4 if self.load_in_4bit else 16,
+            workers=most,
+            shards=fewest if self.fsdp else 1,
+            checkpointing=self.gradient_checkpointing,
+            rows_are_full=batch.is_full,
+        )
+
+    def less_memory(self, needed: Memory, gpu_bytes: float) -> str:
+        """What to change, if a worker's memory is not enough. gpu_bytes: of the largest GPU; 0 = unknown."""
+        found = []
+        work = sum(needed.parts[name] for name in ("activations", "logits"))
+        if work > needed.total / 4:
+            if not self.gradient_checkpointing:
+                found.append("gradient_checkpointing: true")
+            found.append(f"a smaller max_length than {self.max_length}")
+            if self.per_device > 1:
+                found.append(f"fewer items per device than {self.per_device}")
+        if needed.parts["weights"] > gpu_bytes / 2:
+            found.append("more workers" if self.fsdp else "fsdp: true")
+            if not self.load_in_4bit and not self.fsdp:
+                found.append("load_in_4bit: true")
+        told = f"set {' or '.join(found)}, or use" if found else "use"
+        return f"{told} larger GPUs or a smaller model"
 
     def prepare(
         self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int
@@ -202,11 +294,33 @@ class Train(Section):
         """The trainer of one run, shared by `world` processes. base: the worker's `loop.BaseWeights`."""
         raise NotImplementedError
 
+    @model_serializer(mode="wrap")
+    def _dumped(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what came later and is off: fingerprints of finished adapters do not have it."""
+        given = dump(self)
+        if not self.load_in_4bit:
+            given.pop("load_in_4bit", None)
+        return given
+
+    @model_validator(mode="after")
+    def _is_loaded_in_one_way(self) -> "Train":
+        if self.load_in_4bit and self.fsdp:
+            raise ValueError(
+                "load_in_4bit and fsdp are both true: weights in 4 bits are not split over workers; set one"
+                " to false"
+            )
+        return self
+
     @model_validator(mode="after")
     def _batch_is_shared_evenly(self) -> "Train":
         fewest, most = span(self.workers)
         if fewest > most:
             raise ValueError(f"workers must be [min, max] with min <= max, not {[fewest, most]}")
+        if self.fsdp and fewest < 2:
+            raise ValueError(
+                f"fsdp splits the model over the workers, and workers = {self.workers} may be one:"
+                " set workers to 2 or more, or fsdp to false"
+            )
         for workers in range(fewest, most + 1):
             if self.batch_size % (share := workers * self.per_device):
                 raise ValueError(
@@ -242,6 +356,9 @@ class SFT(Train):
     @property
     def per_device(self) -> int:
         return self.sequences_per_device
+
+    def micro_batch(self, widest_gap: int) -> MicroBatch:
+        return MicroBatch(self.sequences_per_device * self.max_length, is_full=self.packing)
 
     def caution(self, kinds: Iterable[str]) -> str:
         if unsafe := sorted(kind for kind in kinds if kind.endswith(UNSAFE_TARGET)):
@@ -318,6 +435,13 @@ class DPO(Train):
     @property
     def per_device(self) -> int:
         return self.pairs_per_device
+
+    def micro_batch(self, widest_gap: int) -> MicroBatch:
+        """Pairs of a request share its responses: 15 pairs of six ranks are six sequences."""
+        ranks = widest_gap + 1
+        requests, rest = divmod(self.pairs_per_device, ranks * (ranks - 1) // 2)
+        tokens = (requests * ranks + min(2 * rest, ranks)) * self.max_length
+        return MicroBatch(tokens, scored=min(tokens, SCORED_TOKENS), repeated=tokens)
 
     def prepare(
         self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int

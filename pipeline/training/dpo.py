@@ -1,8 +1,8 @@
 """Direct preference optimization: TRL's `DPOTrainer`, computing shared prefixes once per micro-step.
 
     driver    preference pairs → distinct responses as tokens, pairs as their numbers (`pairs.py`)
-    workers   `build`: the micro-batches of every step, in order; the reference's log-probabilities, once;
-              the trainer
+    workers   `build`: the micro-batches of every step, in order; the reference's log-probabilities, once
+              (`reference.py`); the trainer
 
 The responses that C²-Syn ranks for one request begin alike: prompt, opener, and longer and longer cuts of one
 text. A micro-batch is laid out as a prefix forest in one row (`pairs.lay_out`). Each token sees exactly the
@@ -15,7 +15,6 @@ after it. The router's auxiliary loss, which TRL adds for mixtures of experts, i
 not been run yet.
 """
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,14 +22,12 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
 from torch.nn.functional import logsigmoid
 from trl import DPOConfig, DPOTrainer
 
 from pipeline import pretrained
-from pipeline.data import storage
-from pipeline.training import attention, examples, loop, pairs
-from pipeline.training.job import Job, read_table, write_table
+from pipeline.training import attention, examples, head, loop, pairs, reference
+from pipeline.training.job import Job
 
 if TYPE_CHECKING:
     from pipeline.training.config import DPO
@@ -71,7 +68,7 @@ def build(job: Job, scratch: str, *, base: Any = None, world: int = 1) -> "Share
         ),
         lambda *_: attention.SHARED,
     )
-    trainer.data_collator.reference = reference(trainer, job, found)
+    trainer.data_collator.reference = reference.log_probs(trainer, job, found, t.pairs_per_device)
     return trainer
 
 
@@ -96,52 +93,6 @@ def _micro_batches(job: Job, found: pa.Table) -> list[list[int]]:
     ]
 
 
-def reference(trainer: "SharedPrefixTrainer", job: Job, found: pa.Table) -> torch.Tensor:
-    """[2, pairs]: log-probabilities of chosen and rejected responses under the current model.
-
-    All workers compute them together, once; the pairs' columns `ref_chosen` and `ref_rejected` keep them.
-    """
-    path = storage.join(job.state, f"reference-{job.number}.parquet")
-    first, world = trainer.accelerator.is_main_process, trainer.accelerator.num_processes
-    # One worker checks for all: NFS may show a new file to only some of them.
-    kept = [_kept(path) if first else None]
-    broadcast_object_list(kept)
-    sides: Sequence[Sequence[float]] | None = kept[0]
-    if sides is None:
-        parts = _whole_groups(found["group"].to_pylist(), _settings(job).pairs_per_device)
-        mine = [
-            entry
-            for part in parts[trainer.accelerator.process_index :: world]
-            for entry in trainer.log_probs_of(part)
-        ]
-        places, *sides = zip(*sorted(gather_object(mine)), strict=True)
-        if list(places) != list(range(found.num_rows)):
-            raise RuntimeError("the workers' reference log-probabilities do not cover each pair exactly once")
-        if first:
-            columns = [pa.array(side, pa.float64()) for side in sides]
-            write_table(
-                found.append_column("ref_chosen", columns[0]).append_column("ref_rejected", columns[1]), path
-            )
-    return torch.tensor(sides, dtype=torch.float64)
-
-
-def _kept(path: str) -> list[list[float]] | None:
-    if not storage.exists(path):
-        return None
-    table = read_table(path)
-    return [table["ref_chosen"].to_pylist(), table["ref_rejected"].to_pylist()]
-
-
-def _whole_groups(groups: list[str], least: int) -> list[list[int]]:
-    """The pairs in batches of whole groups (adjacent in the table); all but the last have `least` or more."""
-    batches: list[list[int]] = []
-    for place, group in enumerate(groups):
-        if not batches or (len(batches[-1]) >= least and group != groups[place - 1]):
-            batches.append([])
-        batches[-1].append(place)
-    return batches
-
-
 class Collator:
     """A micro-batch's pairs (by place in their table) → the tensors that `log_probs` takes.
 
@@ -160,10 +111,10 @@ class Collator:
         return self.batch(row["pairs"])
 
     def batch(self, members: list[int]) -> dict:
-        """input_ids, position_ids [1, L]: the row. own, paths: its layout (see `attention.SharedRow`). at
-        [k]: the places whose next token carries loss. row, target [n]: for each token that carries loss,
-        which of those k precedes it, and its id. of [m], lengths [2 · pairs]: the tokens that carry loss of
-        every chosen, then every rejected response. reference [2, pairs].
+        """input_ids, position_ids [1, L]: the row. own, paths: its layout (see `attention.SharedRow`). at,
+        target [n]: for each token that carries loss, the place before it, and its id. of [m], lengths
+        [2 · pairs]: the tokens that carry loss of every chosen, then every rejected response. reference
+        [2, pairs].
         """
         sides = [self.chosen[p] for p in members] + [self.rejected[p] for p in members]
         numbers = {response: i for i, response in enumerate(dict.fromkeys(sides))}
@@ -175,14 +126,12 @@ class Collator:
         bearing = {
             place: i for i, place in enumerate(sorted({place for response in places for place in response}))
         }
-        before = {place: i for i, place in enumerate(sorted({row.previous[place] for place in bearing}))}
         batch = {
             "input_ids": torch.tensor([row.tokens]),
             "position_ids": torch.tensor([row.positions]),
             "own": row.own,
             "paths": [torch.tensor(path) for path in row.paths],
-            "at": torch.tensor(list(before)),
-            "row": torch.tensor([before[row.previous[place]] for place in bearing]),
+            "at": torch.tensor([row.previous[place] for place in bearing]),
             "target": torch.tensor([row.tokens[place] for place in bearing]),
             "of": torch.tensor([bearing[place] for response in places for place in response]),
             "lengths": [len(response) for response in places],
@@ -190,17 +139,17 @@ class Collator:
         return batch if self.reference is None else batch | {"reference": self.reference[:, members]}
 
 
-def log_probs(model: Any, batch: dict) -> torch.Tensor:
+def log_probs(model: Any, scores: head.Head | None, batch: dict) -> torch.Tensor:
     """[2, pairs]: log-probabilities of the chosen and rejected responses, after the pair's shared tokens."""
-    logits = model(
+    each = head.log_probs(
+        model,
+        scores,
+        batch["at"],
+        batch["target"],
         input_ids=batch["input_ids"],
         position_ids=batch["position_ids"],
         shared=attention.SharedRow(batch["own"], batch["paths"]),
-        logits_to_keep=batch["at"],
-        use_cache=False,
-    ).logits[0]
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    each = logits[batch["row"], batch["target"]] - logits.logsumexp(1)[batch["row"]]
+    )
     return torch.stack([response.sum() for response in each[batch["of"]].split(batch["lengths"])]).view(2, -1)
 
 
@@ -212,6 +161,7 @@ class SharedPrefixTrainer(loop.Timed, DPOTrainer):
     def __init__(self, *args, pairs_per_step: int, **kwargs):
         super().__init__(*args, **kwargs)
         self.pairs_per_step = pairs_per_step
+        self._head = head.Head.of(self.model.get_base_model())
         # Since the last log line, on this worker: tokens, pairs, sum of chosen rewards, sum of rejected
         # rewards, pairs in the right order.
         self._sums = torch.zeros(5, dtype=torch.float64, device=self.args.device)
@@ -221,7 +171,7 @@ class SharedPrefixTrainer(loop.Timed, DPOTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's part of the optimizer step's mean loss over pairs, workers and micro-steps."""
-        policy = log_probs(model, inputs)
+        policy = log_probs(model, self._head, inputs)
         chosen, rejected = self.beta * (policy - inputs["reference"].to(policy.dtype))
         with torch.no_grad():
             counts = torch.tensor([inputs["input_ids"].numel(), len(chosen)], device=chosen.device)
@@ -236,7 +186,7 @@ class SharedPrefixTrainer(loop.Timed, DPOTrainer):
         self.model.eval()
         batch = self._prepare_inputs(self.data_collator.batch(members))
         with self.accelerator.autocast() if self.args.bf16 else nullcontext():
-            chosen, rejected = log_probs(self.model, batch)
+            chosen, rejected = log_probs(self.model, self._head, batch)
         return list(zip(members, chosen.tolist(), rejected.tolist(), strict=True))
 
     def interval(self, seconds: float) -> dict:

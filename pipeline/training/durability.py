@@ -113,4 +113,7 @@ class Durability(Section):
             }
 
 
-_OF_THE_RUN = ("workers", "use_gpu", "lora", "max_length", "bf16", "gradient_checkpointing", "max_failures")
+_OF_THE_RUN = (
+    *("workers", "use_gpu", "accelerator_type", "fsdp", "lora", "max_length", "bf16"),
+    *("gradient_checkpointing", "load_in_4bit", "max_failures"),
+)

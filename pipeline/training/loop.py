@@ -17,6 +17,7 @@ import torch
 import transformers
 from ray.train.collective import barrier, broadcast_from_rank_zero
 from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import SaveStrategy
 
 from pipeline import pretrained
 from pipeline.data import adapter, storage
@@ -99,18 +100,35 @@ def _finish(job: Job, checkpoint: str) -> None:
 
 
 class BaseWeights:
-    """A worker's base model, read once: every run gets new modules over the same weights, unchanged."""
+    """A worker's base model, read once: every run gets new modules over the same weights, unchanged.
+
+    A sharded model is read for every run, because the modules of FSDP cannot be copied.
+    """
 
     def __init__(self):
         self._key: tuple | None = None
         self._model: Any = None
 
-    def load(self, directory: str, revision: str | None, *, dtype: str, attention: str) -> Any:
+    def load(
+        self,
+        directory: str,
+        revision: str | None,
+        *,
+        dtype: str,
+        attention: str,
+        load_in_4bit: bool = False,
+        shards: int = 1,
+    ) -> Any:
         """Like `pretrained.model`, but reads again only if the model, precision or attention has changed."""
-        key = (directory, revision, dtype, attention)
+        key = (directory, revision, dtype, attention, load_in_4bit)
+        if shards > 1:
+            self._key = self._model = None
+            return pretrained.model(directory, revision, dtype=dtype, attention=attention, shards=shards)
         if key != self._key:
             self._key = self._model = None  # two models at once may not fit
-            self._model = pretrained.model(directory, revision, dtype=dtype, attention=attention)
+            self._model = pretrained.model(
+                directory, revision, dtype=dtype, attention=attention, load_in_4bit=load_in_4bit
+            )
             self._key = key
         weights = (*self._model.parameters(), *self._model.buffers())
         return copy.deepcopy(self._model, {id(tensor): tensor for tensor in weights})
@@ -135,11 +153,14 @@ def start(
         model.revision,
         dtype=model.dtype if t.bf16 else "float32",
         attention=attention_of(architecture, t.use_gpu),
+        load_in_4bit=t.load_in_4bit,
+        shards=torch.distributed.get_world_size() if t.fsdp else 1,
     )
     begin = adapter.fetch(job.start, scratch) if job.start is not None else None
     trainer = trainer_of(modules, lora_config(t, model.revision, begin))
     if begin is not None:
         start_adapter.load(trainer.model, begin)
+    trainer.args.save_strategy = SaveStrategy.STEPS
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -164,7 +185,9 @@ def arguments(job: Job, steps: int, scratch: str) -> dict:
         "train_sampling_strategy": "sequential",  # the data set is the whole schedule, in order
         "logging_steps": t.log_steps,
         "logging_nan_inf_filter": False,
-        "save_strategy": "steps",
+        # Set to `steps` by `start`: transformers refuses to save a sharded model's optimizer, but ours has
+        # states of the adapter alone, which every worker holds whole.
+        "save_strategy": "no",
         "save_steps": t.save_steps,
         "save_total_limit": 1,
         "use_cpu": not t.use_gpu,
@@ -177,7 +200,7 @@ def arguments(job: Job, steps: int, scratch: str) -> dict:
 
 
 class Timed(_Host):
-    """A mixin for a Trainer that adds speed to log lines.
+    """A mixin for a Trainer that adds speed to log lines, and saves a sharded model's adapter.
 
     The Trainer's `interval(seconds)` gives the figures of the interval that a log line ends; one of them is
     `tokens`, the tokens that all workers have computed so far. All workers call `interval` at the same time.
@@ -196,6 +219,13 @@ class Timed(_Host):
             }
             self._logged = (now, logs["tokens"])
         super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """One worker saves. PEFT would gather all weights that are split, for which it needs the others."""
+        if self.is_distributed_loading_by_transformers:
+            trained = self.model.named_parameters()
+            state_dict = {name: tensor for name, tensor in trained if tensor.requires_grad}
+        super()._save(output_dir, state_dict)
 
     def start_clock(self) -> None:
         """Begin the first logged interval: at the start, or at a checkpoint, which ends with a log line."""

@@ -11,7 +11,7 @@ import torch
 from trl import SFTConfig, SFTTrainer
 
 from pipeline import pretrained
-from pipeline.training import attention, examples, loop
+from pipeline.training import attention, examples, head, loop
 from pipeline.training.job import Job
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class PackedTrainer(loop.Timed, SFTTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self._head = head.Head.of(self.model.get_base_model()) if self.args.use_cpu else None
         lengths = [sum(documents) for documents in self.train_dataset["seq_lengths"]]
         self._tokens_before = torch.tensor([0, *lengths]).cumsum(
             0
@@ -72,16 +73,14 @@ class PackedTrainer(loop.Timed, SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Mean cross-entropy over the labeled tokens of the optimizer step (all workers, all micro-steps).
 
-        On CUDA, TRL's fused head does the same in tiles. On a CPU, TRL projects every position through the
-        vocabulary,
-        and most positions are prompt: we request only the logits of labeled positions.
+        On CUDA, TRL's fused head does the same. On a CPU, TRL projects every position through the vocabulary,
+        and most positions are prompt: ours projects labeled positions only.
         """
         if not self.args.use_cpu:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         targets = inputs.pop("labels")[0, 1:]
         at = (targets != examples.IGNORE).nonzero().squeeze(1)
-        logits = model(**inputs, use_cache=False, logits_to_keep=at).logits[0]
-        loss = torch.nn.functional.cross_entropy(logits.float(), targets[at], reduction="sum")
+        loss = -head.log_probs(model, self._head, at, targets[at], **inputs).sum()
         # DDP averages gradients over the workers; `num_items_in_batch` counts the targets of all workers.
         return loss * self.accelerator.num_processes / num_items_in_batch
 

@@ -23,7 +23,7 @@ FLOORS = [
     {"runtime", "tracking"},
     {"toy", "report"},
     {"sources", "pretrained", "templates"},
-    {"models"},
+    {"models", "memory"},
     {"inference", "judges", "training", "gates"},
     {"methods"},
     {"suites"},
