@@ -194,7 +194,7 @@ def _durability(config: Config, suite: Suite, numbers: pa.Table | None, arms: Ar
             curves.setdefault(one.arm, itself)[one.steps] = rates[one.name]
     if not curves:
         return []
-    return [sections.durability(suite.title, list(curves), curves, arms)]
+    return [sections.durability(suite.title, suite.harmless_how, list(curves), curves, arms)]
 
 
 def _names(config: Config) -> set[str]:
