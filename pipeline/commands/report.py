@@ -149,7 +149,7 @@ def _sections(
             name: one.section.train.trained_on(one.section.kinds) for name, one in config.replicas.items()
         }
         section = sections.training(_arms(config), trained_on, logs)
-        section.notes.extend(_steps(lines))
+        section.notes.extend(_steps([line for line in lines if line.get("arm") in config.replicas]))
         rest.append(section)
     if config.methods:
         rest.append(report_data.data(config.methods.values(), numbers, stages))
