@@ -169,9 +169,14 @@ def grade(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−") if round(value, 2) else "0.00"
 
 
-def difference_columns(first: str, counted: str, unit: str = "Points") -> list[Column]:
-    """The columns of a table of differences, for the cells that `difference` makes."""
-    numbers = map(Column, (counted, "Better", "Worse", "Same"))
+def difference_columns(
+    first: str, counted: str, unit: str = "Points", names: tuple[str, str] = ("Better", "Worse")
+) -> list[Column]:
+    """The columns of a table of differences, for the cells that `difference` makes.
+
+    names: of the columns of what has a higher and a lower value, if higher is not always better.
+    """
+    numbers = map(Column, (counted, *names, "Same"))
     return [Column(first, "text"), Column(unit, "estimate"), *numbers, Column("At 95 %", "text")]
 
 

@@ -291,6 +291,11 @@ class Suite(Section):
         """
         return []
 
+    @property
+    def harmless_how(self) -> str:
+        """How `harmless_rates` were asked for and judged, in words."""
+        return self.title
+
     def report(
         self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
     ) -> list[report.Section]:
