@@ -429,6 +429,7 @@ class Run:
         checkpoints = storage.join(self.path, ".state", "train")
         if self.overwrite:
             storage.remove(checkpoints)
+            storage.remove(f"{checkpoints}_sets")
         specs = preflight.arm_specs(self.config, self.model_dir)
         examples = {schema: store.dataset for schema, store in self.training_sets.items()}
         arms = []
@@ -459,6 +460,7 @@ class Run:
         checkpoints = storage.join(self.path, ".state", "train_further")
         if self.overwrite:
             storage.remove(checkpoints)
+            storage.remove(f"{checkpoints}_sets")
         paths = {arm: output.path for arm, output in self.adapters.items()}
         specs = preflight.further_specs(self.config, self.model_dir, paths)
         examples = self.further_set.dataset

@@ -6,14 +6,14 @@ import them.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from pipeline.data.dataset import Dataset
+from pipeline.data.dataset import ALL, Dataset, Share
 from pipeline.schema import PREFERENCES, UNSAFE_TARGET, Schema
 from pipeline.schema import SFT as CONVERSATIONS
 from pipeline.settings.base import AdapterPath, Count, Fraction, Natural, Section, span, tag
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.templates import ChatTemplate
     from pipeline.training.examples import Counts
     from pipeline.training.job import Job, Run
+    from pipeline.training.parts import Part
 
 
 @dataclass(frozen=True)
@@ -161,10 +162,27 @@ class Train(Section):
     def prepare(
         self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int
     ) -> TrainingSet:
-        """The training set made of the rows of a data set (of the given kinds).
+        """The training set made of the rows of a data set (of the given kinds), in this process.
 
         Raises UserError if no row can be used.
         """
+        from pipeline.training.parts import InMemory
+
+        part = InMemory(self.part(template, dataset, kinds, seed, ALL))
+        return self.whole(dataset.path, [part], kinds, seed)
+
+    def decides(self, kinds: list[str] | None, seed: int) -> dict:
+        """What decides the training set besides rows and chat template. The seed only if it does."""
+        raise NotImplementedError
+
+    def part(
+        self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int, share: Share
+    ) -> dict[str, pa.Table]:
+        """What `whole` needs of a share of the rows, by name; the same tables of every share."""
+        raise NotImplementedError
+
+    def whole(self, path: str, parts: Sequence["Part"], kinds: list[str] | None, seed: int) -> TrainingSet:
+        """The training set of the data set at `path`, whatever its parts. Raises UserError as `prepare`."""
         raise NotImplementedError
 
     def described(self) -> str:
@@ -253,15 +271,22 @@ class SFT(Train):
             )
         return self.words.caution
 
-    def prepare(
-        self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int
-    ) -> TrainingSet:
+    def decides(self, kinds: list[str] | None, seed: int) -> dict:
+        shape = {"max_length": self.max_length, "packing": self.packing}
+        return {"method": self.method, "kinds": kinds, "seed": seed, **shape}
+
+    def part(
+        self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int, share: Share
+    ) -> dict[str, pa.Table]:
+        from pipeline.training import examples
+
+        return examples.part(template, dataset, kinds or [], seed, share=share)
+
+    def whole(self, path: str, parts: Sequence["Part"], kinds: list[str] | None, seed: int) -> TrainingSet:
         from pipeline.training import examples
         from pipeline.training.job import Run
 
-        sequences, counts = examples.prepare(
-            template, dataset, kinds or [], seed, self.max_length, self.packing
-        )
+        sequences, counts = examples.whole(path, parts, kinds or [], seed, self.max_length, self.packing)
         return TrainingSet({"sequences": sequences}, counts, [Run(sequences.num_rows)])
 
     def build(
@@ -323,16 +348,25 @@ class DPO(Train):
     def per_device(self) -> int:
         return self.pairs_per_device
 
-    def prepare(
-        self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int
-    ) -> TrainingSet:
+    def decides(self, kinds: list[str] | None, seed: int) -> dict:
+        names = ("method", "max_length", "pairs", "min_gap", "curriculum")
+        return {"kinds": kinds, **{name: getattr(self, name) for name in names}}
+
+    def part(
+        self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int, share: Share
+    ) -> dict[str, pa.Table]:
+        from pipeline.training import pairs
+
+        return pairs.part(template, dataset, self.max_length, kinds=kinds, share=share)
+
+    def whole(self, path: str, parts: Sequence["Part"], kinds: list[str] | None, seed: int) -> TrainingSet:
         """One run over the pairs, or one per falling rank gap."""
         from pipeline.training import pairs
         from pipeline.training.job import Run
 
-        responses, found, counts = pairs.prepare(
-            template,
-            dataset,
+        responses, found, counts = pairs.whole(
+            path,
+            parts,
             self.max_length,
             kinds=kinds,
             best_only=self.pairs == "best_only",
