@@ -8,7 +8,6 @@ and `pipeline.report` write the sections; this module reads the files of the run
 import re
 from pathlib import Path
 
-import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
@@ -23,6 +22,7 @@ from pipeline.report import replicas, sections, tables
 from pipeline.report.agreement import Agreement
 from pipeline.report.arms import Arms
 from pipeline.report.examples import Example
+from pipeline.report.numbers import Numbers, Rows
 from pipeline.report.summary import Rate
 from pipeline.schema import Schema
 from pipeline.suites.base import OWN_JUDGE, Judgements, Suite
@@ -90,7 +90,8 @@ def _sections(
     found: list[tuple[str | None, list[sections.Section]]] = []
     errors = measured.read(run_dir, config.report.judge_errors)
     for name, suite in _suites(config):
-        judgements, table = _judgements(config, suite, run_dir, errors), numbers[suite.data_schema.name]
+        judgements = _judgements(config, suite, run_dir, errors)
+        table = _loaded(suite, numbers[suite.data_schema.name])
         arms = _arms(config, suite)
         parts = suite.report(table, arms, config.seed, judgements)
         parts += _durability(config, suite, table, arms)
@@ -130,7 +131,7 @@ def _arms(config: Config, suite: Suite | None = None) -> Arms:
     return Arms([*names, *config.further, *config.adapters], several, stages)
 
 
-def _durability(config: Config, suite: Suite, numbers: pa.Table | None, arms: Arms) -> list[sections.Section]:
+def _durability(config: Config, suite: Suite, numbers: Rows | None, arms: Arms) -> list[sections.Section]:
     """A suite's harmless rates over the steps of a second fine-tuning, if there was one."""
     rates = suite.harmless_rates(numbers) if config.durability and numbers is not None else {}
     curves: dict[str, dict[int, Rate]] = {}
@@ -171,8 +172,8 @@ def _judgements(
     verdicts = {}
     for name in suite.judges_later:
         dataset = Dataset.at(storage.join(run_dir, suite.verdicts_name(name)))
-        if (table := _numbers(dataset, suite.verdicts)) is not None:
-            verdicts[name] = table
+        if dataset is not None:
+            verdicts[name] = Numbers(dataset, suite.verdicts).table()
     judges = dict(suite.judges_later) | ({OWN_JUDGE: suite.harm_judge} if suite.harm_judge else {})
     known = {}
     for name, judge in judges.items():
@@ -205,19 +206,14 @@ def _suites(config: Config) -> list[tuple[str, Suite]]:
     return sorted(config.suites.items().items(), key=lambda named: named[1].method not in methods)
 
 
-def _numbers(dataset: Dataset | None, schema: Schema) -> pa.Table | None:
-    """The columns without texts, enough for counting; None if the run has no such data set.
+def _numbers(dataset: Dataset | None, schema: Schema) -> Numbers | None:
+    """The columns without texts, enough for counting; None if the run has no such data set."""
+    return None if dataset is None else Numbers(dataset, schema)
 
-    Those that older versions did not write are null.
-    """
-    if dataset is None:
-        return None
-    counted, written = [column for column in schema.columns if column.text is None], set(dataset.schema.names)
-    table = dataset.table([column.name for column in counted if column.name in written])
-    for column in counted:
-        if column.name not in written:
-            table = table.append_column(column.name, pa.nulls(table.num_rows, column.type))
-    return table
+
+def _loaded(suite: Suite, rows: Numbers | None) -> Rows | None:
+    """The rows of a suite, at once if it does not count them in a stream."""
+    return rows if rows is None or suite.streams else rows.table()
 
 
 def _stage_line(line: dict, titles: dict[str, str]) -> dict:

@@ -14,6 +14,7 @@ from pipeline.judges import Judge
 from pipeline.report import sections as report
 from pipeline.report.agreement import Agreement
 from pipeline.report.examples import Example
+from pipeline.report.numbers import Rows
 from pipeline.report.outcomes import Outcome, of_schema
 from pipeline.report.summary import Rate
 from pipeline.schema import Schema
@@ -69,12 +70,15 @@ class Suite(Section):
     NEWER:       the fields that finished data of older versions does not have: their defaults are in no
                  fingerprint
     verdicts:    the data sets of more judges' verdicts
+    streams:     the report counts the suite's rows in a stream (see `report.numbers`), so that it never holds
+                 them all; else it gets a table
     runs_apart:  another program asks the arms: the suite has `apart` and `collected`, and neither rows,
                  recipe nor a source
     """
 
     LATER: ClassVar[frozenset[str]] = frozenset()
     runs_apart: ClassVar[bool] = False
+    streams: ClassVar[bool] = False
     NEWER: ClassVar[frozenset[str]] = frozenset({"exclude_seen"})
 
     verdicts: ClassVar[Schema] = VERDICTS
@@ -237,7 +241,7 @@ class Suite(Section):
         """How often an arm answers a row of the source: `3 conditions`."""
         raise NotImplementedError
 
-    def harmless_rates(self, numbers: pa.Table) -> dict[str, Rate]:
+    def harmless_rates(self, numbers: Rows) -> dict[str, Rate]:
         """Arm → how often it is harmless, for curves over arms; {} if the suite does not ask that.
 
         numbers: the data set without texts.
@@ -245,7 +249,7 @@ class Suite(Section):
         return {}
 
     def report(
-        self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
+        self, numbers: Rows | None, arms: Sequence[str], seed: int, judgements: Judgements
     ) -> list[report.Section]:
         """The suite's sections of the report.
 
