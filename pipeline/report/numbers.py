@@ -70,7 +70,9 @@ def counted(rows: Rows, columns: Sequence[str], **read: Callable[[Any], Any]) ->
     """
     found: Counter[tuple] = Counter()
     for batch in batches(rows, columns):
-        grouped = batch.group_by(list(columns), use_threads=False).aggregate([([], "count_all")])
+        placed = batch.append_column("place", pa.array(np.arange(len(batch))))
+        grouped = placed.group_by(list(columns)).aggregate([([], "count_all"), ("place", "min")])
+        grouped = grouped.sort_by("place_min")
         values = [
             [read[name](value) for value in column] if name in read else column
             for name, column in ((name, grouped[name].to_pylist()) for name in columns)
