@@ -144,16 +144,17 @@ class PeerActor:
 def watch(command: list[str]) -> dict:
     """Run a command to its end.
 
-    Returns seconds, CPU seconds of all its processes, and, by kind of process, the peak private memory of the
-    largest one, MiB.
+    Returns seconds, CPU seconds of all its processes, by kind of process the peak private memory of the
+    largest one, and the peak resident memory of the largest of all, MiB.
     """
-    started, peaks, used = time.monotonic(), {}, {}
+    started, peaks, used, resident = time.monotonic(), {}, {}, 0.0
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     root = psutil.Process(process.pid)
     while process.poll() is None:
         for each in _tree(root):
             try:
                 memory = each.memory_info()
+                resident = max(resident, memory.rss / 2**20)
                 used[each.pid] = sum(each.cpu_times()[:2])  # as last seen
                 kind = _kind(each, process.pid)
                 peaks[kind] = max(peaks.get(kind, 0), (memory.rss - memory.shared) / 2**20)
@@ -162,7 +163,8 @@ def watch(command: list[str]) -> dict:
         time.sleep(SAMPLED_EVERY_S)
     if process.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{process.stdout.read()[-3000:]}")
-    return {"seconds": time.monotonic() - started, "cpu_s": sum(used.values()), "peaks": peaks}
+    seconds = time.monotonic() - started
+    return {"seconds": seconds, "cpu_s": sum(used.values()), "peaks": peaks, "resident": resident}
 
 
 def _tree(root: psutil.Process) -> list[psutil.Process]:
