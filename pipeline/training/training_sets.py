@@ -175,8 +175,9 @@ def _results(calls: list[tuple], *, apart: bool) -> list:
         return [function(*arguments) for function, *arguments in calls]
     run = ray.remote(num_cpus=1)(_called)
     sent: dict[int, Any] = {}
-    for _, *arguments in calls:
-        sent |= {id(one): ray.put(one) for one in arguments if isinstance(one, ChatTemplate)}
+    for one in {id(one): one for _, *arguments in calls for one in arguments}.values():
+        if isinstance(one, ChatTemplate):  # large, and the same for all calls
+            sent[id(one)] = ray.put(one)
     waiting = [
         run.remote(function, *(sent.get(id(one), one) for one in arguments)) for function, *arguments in calls
     ]
