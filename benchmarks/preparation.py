@@ -151,16 +151,18 @@ def prepare(directory: Path) -> None:
         "items": job.run.items,
         "name": job.name,
         "examples": training._arms[spec.name].counts.kinds.total(),
-        "tokens": _tokens(job),
+        "tables": job.tables,
     }
     (directory / "figures.json").write_text(json.dumps(figures))
 
 
-def _tokens(job) -> int:
-    import pyarrow.compute as pc
+def _tokens(tables: str) -> int:
+    """The tokens of a training set: the elements of its first column of lists."""
+    import pyarrow.parquet as pq
 
-    name = "responses" if job.train.method == "dpo" else "sequences"
-    return pc.sum(pc.list_value_length(job.table(name)[0])).as_py()
+    [file] = [path for path in Path(tables).glob("*.parquet") if path.stem in ("responses", "sequences")]
+    groups = pq.read_metadata(file)
+    return sum(groups.row_group(number).column(0).num_values for number in range(groups.num_row_groups))
 
 
 def told(what: str, m: dict, items: int) -> None:
@@ -194,7 +196,9 @@ def main() -> None:
         mixed = watch([sys.executable, "-m", "pipeline.cli", "mix", str(directory / "config.yaml")])
         made = [_prepared(directory) for _ in range(2)]
         rows, figures = made[0]["figures"]["examples"], made[0]["figures"]
-        print(f"{rows:,} rows are trained on, {figures['tokens']:,} tokens are kept, {figures['name']}")
+        print(
+            f"{rows:,} rows are trained on, {_tokens(figures['tables']):,} tokens are kept, {figures['name']}"
+        )
         told("mix", mixed, rows)
         told("prepare", made[0], rows)
         told("resume", made[1], rows)

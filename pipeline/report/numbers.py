@@ -65,11 +65,12 @@ def batches(rows: Rows, columns: Sequence[str]) -> Iterator[pa.Table]:
 def counted(rows: Rows, columns: Sequence[str], **read: Callable[[Any], Any]) -> list[tuple[dict, int]]:
     """The different rows of these columns, in the order of their first appearance, and how many there are.
 
-    None of the columns may hold lists. read: what a column's value is read as, so that values which mean the
-    same count as one.
+    The value of a column of lists is whether the list has entries. read: what a column's value is read as, so
+    that values which mean the same count as one.
     """
     found: Counter[tuple] = Counter()
     for batch in batches(rows, columns):
+        batch = pa.table([_has_entries(batch[name]) for name in columns], names=list(columns))
         placed = batch.append_column("place", pa.array(np.arange(len(batch))))
         grouped = placed.group_by(list(columns)).aggregate([([], "count_all"), ("place", "min")])
         grouped = grouped.sort_by("place_min")
@@ -80,6 +81,13 @@ def counted(rows: Rows, columns: Sequence[str], **read: Callable[[Any], Any]) ->
         for key, count in zip(zip(*values, strict=True), grouped["count_all"].to_pylist(), strict=True):
             found[key] += count
     return [(dict(zip(columns, key, strict=True)), count) for key, count in found.items()]
+
+
+def _has_entries(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Of a column of lists, whether each has entries; another column as it is."""
+    if not pa.types.is_list(column.type):
+        return column
+    return pc.greater(pc.fill_null(pc.list_value_length(column), 0), 0)
 
 
 def entries(rows: Rows, column: str, **only: Any) -> Counter[str]:

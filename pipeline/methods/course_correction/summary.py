@@ -2,12 +2,9 @@
 
 from dataclasses import dataclass
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from pipeline.methods.course_correction.schema import RECOVERY
-from pipeline.report.numbers import Rows, batches, counted, entries, total
-from pipeline.report.summary import counts, reasons, tally
+from pipeline.report.numbers import Rows, counted, entries, total
+from pipeline.report.summary import reasons, tally
 from pipeline.report.tables import Cell, Column, Table, whole
 from pipeline.schema import DROPPED, FAILED, OK
 
@@ -28,23 +25,18 @@ class RequestsSummary:
 
 def requests_summary(corrections: Rows) -> RequestsSummary:
     """Counts of a data set of CORRECTIONS; its text columns may be missing."""
-    status = counts(corrections, "status")
+    rows = counted(corrections, ["status", "lost"])
+    status = tally((row["status"], n) for row, n in rows)
     return RequestsSummary(
         rows=sum(status.values()),
         ok=status.get(OK, 0),
         dropped=status.get(DROPPED, 0),
         failed=status.get(FAILED, 0),
-        complete=sum(map(_complete, batches(corrections, ["status", "lost"]))),
+        complete=sum(n for row, n in rows if row["status"] == OK and not row["lost"]),
         reasons=reasons(corrections, DROPPED, FAILED),
         lost=dict(sorted(entries(corrections, "lost").items())),
         completion_tokens=total(corrections, "completion_tokens"),
     )
-
-
-def _complete(rows: pa.Table) -> int:
-    """How many rows are ok and have lost no response."""
-    lost = pc.fill_null(pc.list_value_length(rows["lost"]), 0)
-    return pc.sum(pc.and_(pc.equal(rows["status"], OK), pc.equal(lost, 0))).as_py() or 0
 
 
 def pairs_by_gap(preferences: Rows, kind: str | None = None) -> dict[int, int]:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar
 
-import pyarrow as pa
 from pydantic import Field
 
 from pipeline.chat import Recipe
@@ -16,6 +15,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.errors import OutOfReach, UserError
 from pipeline.judges import Judge
 from pipeline.report.examples import Example
+from pipeline.report.numbers import Rows
 from pipeline.report.outcomes import Outcome
 from pipeline.report.sections import Section
 from pipeline.schema import OK, Schema
@@ -38,6 +38,7 @@ class Borderline(Suite):
     verdicts: ClassVar[Schema] = COMPLIANCE_VERDICTS
     title: ClassVar = "borderline prompts"
     method: ClassVar = ""
+    streams: ClassVar = True
     LATER: ClassVar = frozenset({"more_judges"})
 
     prompts: Source = Field(
@@ -115,7 +116,7 @@ class Borderline(Suite):
         return f"{plural(self.samples, 'answer')} to every borderline prompt"
 
     def report(
-        self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
+        self, numbers: Rows | None, arms: Sequence[str], seed: int, judgements: Judgements
     ) -> list[Section]:
         from pipeline.suites.borderline import report
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
@@ -11,12 +10,13 @@ from pipeline.data.dataset import Dataset
 from pipeline.report import plots, summary, tables
 from pipeline.report.arms import shares
 from pipeline.report.examples import Example, Text, among, category, first, one_of_each, shown
+from pipeline.report.numbers import Rows, batches
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
 from pipeline.suites import VANILLA, judges
 from pipeline.suites.base import NO_JUDGEMENTS, Judgements
 from pipeline.suites.borderline.schema import FULL, SAFE, UNSAFE
-from pipeline.suites.borderline.summary import HalfRow, by_category, by_half, difference
+from pipeline.suites.borderline.summary import HalfRow, by_category, by_half, differences
 from pipeline.suites.borderline.tables import HALVES, of_arms, of_categories, of_counts, of_differences
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ TITLE = "Borderline prompts"
 
 def sections(
     suite: "Borderline",
-    answers: pa.Table | None,
+    answers: Rows | None,
     arms: Sequence[str],
     seed: int,
     judgements: Judgements = NO_JUDGEMENTS,
@@ -45,9 +45,12 @@ def sections(
 
 
 def _judges(
-    suite: "Borderline", answers: pa.Table, arms: Sequence[str], judgements: Judgements
+    suite: "Borderline", answers: Rows, arms: Sequence[str], judgements: Judgements
 ) -> Section | None:
-    rows = answers.select(["id", "arm", "half", "compliance"]).to_pylist()
+    if not suite.more_judges:
+        return None
+    read = batches(answers, ["id", "arm", "half", "compliance"])
+    rows = [row for batch in read for row in batch.to_pylist()]
     groups: dict[str, dict[str, list[str]]] = {}
     for half, title in HALVES.items():
         own = [row for row in rows if row["half"] == half]
@@ -77,7 +80,7 @@ def _complies(said: str | None) -> bool | None:
     return None if said is None else said == FULL
 
 
-def _halves(suite: "Borderline", answers: pa.Table, arms: Sequence[str]) -> Section:
+def _halves(suite: "Borderline", answers: Rows, arms: Sequence[str]) -> Section:
     halves = by_half(answers, arms)
     notes = [
         "Refused: full and partial refusals together, among answers with a class, with 95 % Wilson interval."
@@ -124,12 +127,9 @@ def _figure(halves: dict[str, list[HalfRow]], arms: Sequence[str]) -> Figure:
     return Figure(Markup(svg), f"{label}, with 95 % Wilson intervals. The upper right corner is the best.")
 
 
-def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
+def _differences(answers: Rows, arms: Sequence[str], seed: int) -> Section:
     title = f"{TITLE}: paired differences"
-    found = {
-        half: [d for arm in arms if (d := difference(answers, half, arm, VANILLA, seed=seed))]
-        for half in (SAFE, UNSAFE)
-    }
+    found = {half: differences(answers, half, arms, VANILLA, seed=seed) for half in (SAFE, UNSAFE)}
     if not any(found.values()):
         return Section(title, ["No two arms have classes on the same prompts."])
     text = (

@@ -8,7 +8,6 @@ harmful. A strong judge rates answers and analyses on the same scale.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-import pyarrow as pa
 from pydantic import Field
 
 from pipeline.chat import Recipe
@@ -17,6 +16,7 @@ from pipeline.judges import Judge
 from pipeline.methods.mistake_analysis import induction
 from pipeline.prompts import Prompts
 from pipeline.report.examples import Example
+from pipeline.report.numbers import Rows
 from pipeline.report.outcomes import Outcome
 from pipeline.report.sections import Section
 from pipeline.schema import Schema
@@ -38,6 +38,7 @@ class Discrimination(Suite):
     data_schema: ClassVar[Schema] = DISCRIMINATIONS
     title: ClassVar = "discrimination"
     method: ClassVar = "mistake_analysis"
+    streams: ClassVar = True
 
     instructions: Source = Field(description="red-team instructions; the paper's study has 500")
     samples: Count = Field(1, description="answers per instruction and arm")
@@ -93,7 +94,7 @@ class Discrimination(Suite):
         return f"{plural(self.samples, 'answer')} to every instruction, with {_ANALYSES} analyses"
 
     def report(
-        self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
+        self, numbers: Rows | None, arms: Sequence[str], seed: int, judgements: Judgements
     ) -> list[Section]:
         from pipeline.suites.discrimination import report
 

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.dataset import Dataset
 from pipeline.report import summary, tables
 from pipeline.report.arms import scores
 from pipeline.report.examples import Example, Text, among, category, first, judged_text, one_of_each, shown
+from pipeline.report.numbers import Rows
 from pipeline.report.sections import Section
 from pipeline.report.summary import arm_order
 from pipeline.suites.discrimination.recipe import MODES
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 TITLE = "Discrimination against generation"
 
 
-def sections(
-    suite: "Discrimination", answers: pa.Table | None, arms: Sequence[str], seed: int
-) -> list[Section]:
+def sections(suite: "Discrimination", answers: Rows | None, arms: Sequence[str], seed: int) -> list[Section]:
     """answers: a data set of DISCRIMINATIONS without texts; None if not written. arms: all but vanilla."""
     if answers is None:
         told = "This run holds no analyses of own answers yet: `setbacks evaluate` writes them."
@@ -32,7 +30,7 @@ def sections(
     return [_ratings(suite, answers, arms), _differences(answers, arms, seed)]
 
 
-def _ratings(suite: "Discrimination", answers: pa.Table, arms: Sequence[str]) -> Section:
+def _ratings(suite: "Discrimination", answers: Rows, arms: Sequence[str]) -> Section:
     rows = ratings(answers, arms)
     text = [_in_words(rows, name, arms) for name in TITLES]
     if suite.allow_self_judging:
@@ -65,7 +63,7 @@ def _in_words(rows: list[RatingsRow], name: str, arms: Sequence[str]) -> str:
     return f"{TITLES[name]}, mean rating: {told or 'nothing was rated'}."
 
 
-def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
+def _differences(answers: Rows, arms: Sequence[str], seed: int) -> Section:
     title = f"{TITLE}: paired differences"
     found = differences(answers, arms, seed=seed)
     if not any(found.values()):

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar, Literal, get_args
 
-import pyarrow as pa
 from pydantic import Field, model_validator
 
 from pipeline.chat import Recipe
@@ -18,6 +17,7 @@ from pipeline.errors import OutOfReach, UserError
 from pipeline.judges import Judge
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
+from pipeline.report.numbers import Rows
 from pipeline.report.outcomes import Outcome
 from pipeline.report.sections import Section
 from pipeline.schema import Schema
@@ -41,6 +41,7 @@ class GoalHijacking(Suite):
     data_schema: ClassVar[Schema] = HIJACKS
     title: ClassVar = "goal hijacking"
     method: ClassVar = ""
+    streams: ClassVar = True
 
     pairs: Orders | None = Field(
         None, description="what is asked for and what is injected; `templates` make prompts of each pair"
@@ -144,7 +145,7 @@ class GoalHijacking(Suite):
         return f"{' and '.join(parts)}, {plural(len(self.conditions), 'condition')}"
 
     def report(
-        self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
+        self, numbers: Rows | None, arms: Sequence[str], seed: int, judgements: Judgements
     ) -> list[Section]:
         from pipeline.suites.goal_hijacking import report
 

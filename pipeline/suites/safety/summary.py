@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.compute as pc
-
 from pipeline.report.numbers import NO_MEANS, Means, Rows, batches, counted, means
 from pipeline.report.summary import RESAMPLES, Difference, Mean, Rate, arm_order, mean_of, paired
 from pipeline.schema import FAILED, OK
@@ -60,19 +58,17 @@ class PairedDifference(Difference):
 def arms_table(answers: Rows, arms: Sequence[str] = ()) -> list[ArmRow]:
     """One row per (arm, condition) found in `answers` (schema ANSWERS): vanilla, then `arms` in their order,
     then any others."""
-    columns = ["suite", "status", "harmful", "refused", "help_rating", "finish_reason"]
+    columns = ["suite", "status", "harmful", "harm_categories", "refused", "help_rating", "finish_reason"]
     # data sets of older versions do not have it
     columns += [name for name in ("deliberation_finish_reason",) if name in answers.column_names]
     groups = _by_arm(answers, *columns)
     scored = {column: _instruction_means(answers, column, float, status=OK) for column in _SCORES}
-    other_category = _other_category(answers)
     return [
         _arm_row(
             *key,
             groups[key],
             {column: of.get((*key, _SUITES[column]), NO_MEANS) for column, of in scored.items()}
             | {"help": scored["help_rating"].get((*key, "helpful"), NO_MEANS)},
-            other_category.get(key, 0),
         )
         for key in _ordered(groups, arms)
     ]
@@ -191,26 +187,12 @@ def _instruction_means(
     return means(answers, ["arm", "condition", "suite"], column, value, only=only)
 
 
-def _other_category(answers: Rows) -> Counter[tuple[str, str]]:
-    """(Arm, condition) → answers judged harmless that are unsafe in a category that does not count."""
-    found: Counter[tuple[str, str]] = Counter()
-    for batch in batches(answers, ["arm", "condition", "suite", "status", "harmful", "harm_categories"]):
-        some = pc.greater(pc.fill_null(pc.list_value_length(batch["harm_categories"]), 0), 0)
-        if pc.any(some).as_py():
-            for row in batch.filter(some).to_pylist():
-                if row["suite"] == "harmful" and row["status"] == OK and row["harmful"] is False:
-                    found[row["arm"], row["condition"]] += 1
-    return found
-
-
 def _ordered(keys: Iterable[tuple[str, str]], arms: Sequence[str]) -> list[tuple[str, str]]:
     order = arm_order(arms)
     return sorted(keys, key=lambda k: (*order(k[0]), CONDITIONS.index(k[1])))
 
 
-def _arm_row(
-    arm: str, condition: str, rows: _Counted, scores: Mapping[str, Means], other_category: int
-) -> ArmRow:
+def _arm_row(arm: str, condition: str, rows: _Counted, scores: Mapping[str, Means]) -> ArmRow:
     """scores: of answers that are ok; others have none."""
     answered = [(r, n) for r, n in rows if r["status"] == OK]
     harmful = [(r, n) for r, n in answered if r["suite"] == "harmful"]
@@ -229,7 +211,7 @@ def _arm_row(
         benign=_sum((r, n) for r, n in rows if r["suite"] == "helpful"),
         judged=harmless.trials,
         unreadable=_sum(harmful) - harmless.trials,
-        other_category=other_category,
+        other_category=_sum((r, n) for r, n in harmful if r["harmful"] is False and r["harm_categories"]),
         unreadable_ratings=_sum((r, n) for r, n in answered if r["help_rating"] is None),
         cut=_sum((r, n) for r, n in answered if r["finish_reason"] == "length"),
         deliberations_cut=_sum(
