@@ -15,7 +15,7 @@ WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/setbacks/wheels
 # four times as long. If the shell forbids bytecode, each process of a run compiles its imports again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-long test-cluster test-all chaos toy reference lint setup lock clean
+.PHONY: quickstart test test-long test-cluster test-all chaos toy reference docs tools lint setup lock clean
 
 quickstart: setup
 	$(BIN)/setbacks run $(CONFIG)
@@ -49,6 +49,16 @@ toy: setup
 # After a change of the configuration's fields: writes docs/configuration.md and docs/*.schema.json.
 reference: setup
 	$(BIN)/python -m pipeline.commands.reference
+
+# The pages of docs/ as a site, in site/.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# Two programs of Debian that no package index has, for the tests of alerts and of the batch script.
+tools: setup
+	cd $(VENV) && apt-get download prometheus shellcheck && for file in *.deb; do dpkg -x $$file debian; done
+	cp $(VENV)/debian/usr/bin/promtool $(VENV)/debian/usr/bin/shellcheck $(BIN)
+	rm -r $(VENV)/debian $(VENV)/*.deb
 
 lint: setup
 	$(BIN)/ruff check .
@@ -88,14 +98,14 @@ $(BIN)/uv:
 lock: $(BIN)/uv
 	echo 'torch==$(TORCH)' > $(VENV)/torch.txt
 	echo 'uv==$(UV)' | $(BIN)/uv pip compile --quiet $(UPGRADE) --output-file requirements.lock \
-		pyproject.toml - --extra cpu --extra test --overrides $(VENV)/torch.txt \
+		pyproject.toml - --extra cpu --extra docs --extra test --overrides $(VENV)/torch.txt \
 		--universal --python-version 3.11 --only-binary :all: --generate-hashes --no-annotate --no-header
 	sed -i -E '/^(torch|triton|intel-cmplr-lib-ur|(cuda|nvidia)-[a-z0-9-]+)==/,/[^\\]$$/d' requirements.lock
 	sed -i \
-		-e '1i # `make lock` writes this: what pyproject.toml and its extras cpu and test need on Linux, and uv.' \
+		-e '1i # `make lock` writes this: what pyproject.toml and its extras cpu, docs and test need on Linux, and uv.' \
 		-e '1i # torch is left out, whose CPU build `make setup` installs first, and so is what only GPUs need:' \
 		-e '1i # triton, cuda-*, nvidia-*, intel-cmplr-lib-ur. So this is to be installed with --no-deps.' \
 		requirements.lock
 
 clean:
-	rm -rf $(VENV) runs *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs site *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -6,11 +6,13 @@ other in one run:
     chained   two chained `ray.data.llm` processors, one engine each, Parquet at the end
     setbacks  the recipe pool: one engine, rows interleaved, row-level commits, Parquet
 
-    python benchmarks/generation.py [--rows 1000] [--tokens 64] [--rounds 1]
+    python benchmarks/generation.py [--model toy|small] [--rows 1000] [--tokens 64] [--rounds 3]
 
-Every completion runs to its full length (the end-of-turn token is one that the model never writes), so that
-all three sample exactly rows × 2 × tokens. All three sample with a seed per request. Prints each one's
-tokens/s with and without engine start, and the ratios.
+`toy` has 1.0M parameters, so that everything beside the model shows; `small` is a random Llama of 25M. Every
+completion runs to its full length (the end-of-turn token is one that the model never writes), so that all
+three sample exactly rows × 2 × tokens. All three sample with a seed per request. Rounds alternate the order.
+Prints each one's tokens/s with and without engine start and the CPU seconds of all its processes, medians of
+the rounds, and the median and range of the ratios.
 """
 
 import argparse
@@ -18,12 +20,16 @@ import json
 import os
 import platform
 import shutil
-import subprocess
+import statistics
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
+
+import psutil
 
 from pipeline.chat import Sampling, user
 from pipeline.inference.vllm import VLLM
@@ -40,6 +46,7 @@ STEP_2 = (
 )
 IN_FLIGHT = 256
 COMMIT = 128
+LOOK_EVERY_S = 1  # at the CPU seconds of processes; their last second is missing
 ENGINE = {
     "dtype": "bfloat16" if cpu_has_bf16() else "float32",
     "enforce_eager": True,
@@ -82,11 +89,13 @@ def setbacks(model: str, rows: list[dict], tokens: int) -> dict:
             VLLM(max_num_seqs=IN_FLIGHT, rows_per_commit=COMMIT),
         )
         [(_, figures)] = run_recipes([Job(TwoSteps(tokens), store)], spec, seed=0, label="setbacks")
+        busy_to = time.monotonic()
         store.finish()
         return {
             "tokens": figures["completion_tokens"],
             "with_start": time.monotonic() - started,
             "without_start": figures["busy_s"],
+            "busy": (busy_to - figures["busy_s"], busy_to),
         }
 
 
@@ -108,7 +117,12 @@ def bare(model: str, rows: list[dict], tokens: int) -> dict:
     )
     ended = time.monotonic()
     sampled = sum(len(o.outputs[0].token_ids) for o in (*firsts, *seconds))
-    return {"tokens": sampled, "with_start": ended - started, "without_start": ended - ready}
+    return {
+        "tokens": sampled,
+        "with_start": ended - started,
+        "without_start": ended - ready,
+        "busy": (ready, ended),
+    }
 
 
 def chained(model: str, rows: list[dict], tokens: int) -> dict:
@@ -169,13 +183,15 @@ def chained(model: str, rows: list[dict], tokens: int) -> dict:
 PROGRAMS = {"bare": bare, "chained": chained, "setbacks": setbacks}
 
 
-def benchmark_model(directory: str) -> str:
-    """The toy model with an end-of-turn token that it never writes, so that every completion has full
-    length."""
+def benchmark_model(name: str, directory: str) -> str:
+    """The toy model, or a larger random one with its tokenizer, with an end-of-turn token that is never
+    written, so that every completion has full length."""
     from pipeline.toy.model import WEIGHTS
 
     target = Path(directory, "model")
     shutil.copytree(WEIGHTS, target)
+    if name == "small":
+        small_model(target)
     for name, end in (
         ("tokenizer_config.json", "<|pad|>"),
         ("generation_config.json", 0),
@@ -185,6 +201,30 @@ def benchmark_model(directory: str) -> str:
         settings["eos_token" if isinstance(end, str) else "eos_token_id"] = end
         (target / name).write_text(json.dumps(settings))
     return str(target)
+
+
+def small_model(target: Path) -> None:
+    """Replace the weights by random ones of a Llama with 25M parameters."""
+    import torch
+    from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    toy = AutoConfig.from_pretrained(target)
+    config = LlamaConfig(
+        vocab_size=toy.vocab_size,
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=9,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=toy.max_position_embeddings,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    assert sum(p.numel() for p in model.parameters()) > 25e6
+    for file in target.glob("*.safetensors"):
+        file.unlink()
+    model.save_pretrained(target)
 
 
 def rows_of(count: int) -> list[dict]:
@@ -214,10 +254,40 @@ def measure(program: str, model: str, args: argparse.Namespace) -> dict:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
     }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{program} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        child = psutil.Popen(command, env=environment, stdout=out, stderr=errors, text=True)
+        used: dict[psutil.Process, float] = {}
+        looks = [(time.monotonic(), 0.0)]
+        while child.poll() is None:
+            for process in _tree(child):
+                with suppress(psutil.Error):
+                    times = process.cpu_times()
+                    used[process] = times.user + times.system
+            looks.append((time.monotonic(), sum(used.values())))
+            time.sleep(LOOK_EVERY_S)
+        out.seek(0)
+        errors.seek(0)
+        if child.returncode:
+            sys.exit(f"{program} failed:\n{errors.read()[-3000:]}")
+        found = json.loads(out.read().splitlines()[-1])
+    begun, ended = found.pop("busy", None) or (None, None)
+    cpu = at(looks, ended) - at(looks, begun) if begun else None
+    return found | {"cpu": looks[-1][1], "busy_cpu": cpu}
+
+
+def at(looks: list[tuple[float, float]], when: float) -> float:
+    """CPU seconds used at a time, between two looks by their line."""
+    for (t0, used0), (t1, used1) in pairwise(looks):
+        if when <= t1:
+            return used0 + (used1 - used0) * (when - t0) / (t1 - t0)
+    return looks[-1][1]
+
+
+def _tree(child: psutil.Process) -> list[psutil.Process]:
+    try:
+        return [child, *child.children(recursive=True)]
+    except psutil.Error:
+        return []
 
 
 def main() -> None:
@@ -226,52 +296,72 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", default="toy", help="toy or small")
+    parser.add_argument("--programs", nargs="+", default=list(PROGRAMS), choices=PROGRAMS)
     parser.add_argument("--program", choices=PROGRAMS, help=argparse.SUPPRESS)
-    parser.add_argument("--model", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.program:
         print(json.dumps(PROGRAMS[args.program](args.model, rows_of(args.rows), args.tokens)))
         return
     versions = ", ".join(f"{name} {version(name)}" for name in ("ray", "torch", "transformers"))
     print(
-        f"{args.rows} rows × 2 steps × {args.tokens} tokens, {ENGINE['dtype']}, on {os.cpu_count()} CPUs"
-        f" ({platform.machine()}); {versions}"
+        f"{args.model} model, {args.rows} rows × 2 steps × {args.tokens} tokens, {ENGINE['dtype']}, on"
+        f" {os.cpu_count()} CPUs ({platform.machine()}); {versions}"
     )
+    rounds: list[dict[str, dict]] = []
     with tempfile.TemporaryDirectory() as directory:
-        model = benchmark_model(directory)
-        for round_number in range(args.rounds):
-            order = list(PROGRAMS) if round_number % 2 == 0 else list(PROGRAMS)[::-1]
-            report({program: measure(program, model, args) for program in order})
+        model = benchmark_model(args.model, directory)
+        for number in range(args.rounds):
+            order = args.programs[:: -1 if number % 2 else 1]
+            rounds.append({program: measure(program, model, args) for program in order})
+            print(json.dumps(rounds[-1]), flush=True)
+    report(rounds, args.programs)
 
 
-def report(results: dict[str, dict]) -> None:
-    expected = max(r["tokens"] for r in results.values())
-    print(f"{'':10} {'tokens':>9} {'s with start':>13} {'tokens/s':>9} {'s without':>10} {'tokens/s':>9}")
-    for name, r in results.items():
-        without = (
-            f"{r['without_start']:10.1f} {r['tokens'] / r['without_start']:9.0f}"
-            if r["without_start"]
-            else f"{'–':>10} {'–':>9}"
-        )
-        print(
-            f"{name:10} {r['tokens']:9} {r['with_start']:13.1f} {r['tokens'] / r['with_start']:9.0f}"
-            f" {without}"
-        )
-        if r["tokens"] < 0.99 * expected:
+def report(rounds: list[dict[str, dict]], programs: list[str]) -> None:
+    expected = max(one["tokens"] for found in rounds for one in found.values())
+    print(
+        f"{'':10} {'tokens':>9} {'s with start':>13} {'tokens/s':>9} {'without':>8} {'tokens/s':>9} {'CPU s'}"
+    )
+    for name in programs:
+        ours = [found[name] for found in rounds]
+        whole, cpu = (statistics.median(one[what] for one in ours) for what in ("with_start", "cpu"))
+        tokens = ours[0]["tokens"]
+        line = f"{name:10} {tokens:9} {whole:13.1f} {tokens / whole:9.0f}"
+        if ours[0]["without_start"]:
+            busy = statistics.median(one["without_start"] for one in ours)
+            line += f" {busy:8.1f} {tokens / busy:9.0f}"
+        else:
+            line += f" {'–':>8} {'–':>9}"
+        print(f"{line} {cpu:7.1f}")
+        if tokens < 0.99 * expected:
             print(
                 f"  {name} sampled fewer tokens than the others: its completions ended early, the ratios do"
                 " not compare the same work"
             )
-    ours, peer, chain = results["setbacks"], results["bare"], results["chained"]
-    speed = {name: r["tokens"] / r["with_start"] for name, r in results.items()}
-    without = (ours["tokens"] / ours["without_start"]) / (peer["tokens"] / peer["without_start"])
-    print(f"setbacks / bare vLLM, without engine start: {without:.2f}")
-    print(f"setbacks / bare vLLM, with engine start:    {speed['setbacks'] / speed['bare']:.2f}")
-    seconds = f"{ours['with_start']:.0f} s against {chain['with_start']:.0f} s"
-    print(
-        f"setbacks / chained ray.data.llm, with start: {speed['setbacks'] / speed['chained']:.2f} ({seconds})"
+    ratios = (
+        ("bare", "without_start"),
+        ("bare", "busy_cpu"),
+        ("bare", "with_start"),
+        ("chained", "with_start"),
     )
+    for peer, what in ratios:
+        if peer in programs and "setbacks" in programs:
+            ours = sorted(_speed(found["setbacks"], what) / _speed(found[peer], what) for found in rounds)
+            told = f"{statistics.median(ours):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ours)})"
+            print(f"setbacks / {peer}, tokens per {RATIOS[what]}: {told}")
+
+
+RATIOS = {
+    "without_start": "second without engine start",
+    "busy_cpu": "CPU second without engine start",
+    "with_start": "second with engine start",
+}
+
+
+def _speed(found: dict, what: str) -> float:
+    return found["tokens"] / found[what]
 
 
 if __name__ == "__main__":

@@ -34,9 +34,10 @@ from trl import DPOConfig, DPOTrainer
 from pipeline.config import Config
 from pipeline.data.dataset import Dataset
 from pipeline.schema import PREFERENCES
+from pipeline.templates import ChatTemplate
 from pipeline.toy.corpus import Corpus
 from pipeline.toy.model import WEIGHTS
-from pipeline.training import dpo
+from pipeline.training import dpo, reference
 from pipeline.training.adapter import lora_config
 from pipeline.training.job import Job, write_table
 
@@ -140,11 +141,14 @@ def ours(config: Config, model_dir: str, rows: list[dict]) -> dict:
     pq.write_table(PREFERENCES.table(rows), f"{scratch}/pairs/data.parquet")
     t = config.arms["dpo"].train
     made = t.prepare(
-        AutoTokenizer.from_pretrained(model_dir), Dataset.at(f"{scratch}/pairs"), None, config.seed
+        ChatTemplate(AutoTokenizer.from_pretrained(model_dir)),
+        Dataset.at(f"{scratch}/pairs"),
+        None,
+        config.seed,
     )
     for name, table in made.tables.items():
         write_table(table, f"{scratch}/{name}.parquet")
-    spent = timed(dpo, "reference")
+    spent = timed(reference, "log_probs")
     trainer = dpo.build(
         Job("dpo", t, config.model, model_dir, config.seed, scratch, 1, made.runs[0], "benchmark"), scratch
     )

@@ -1,13 +1,17 @@
 """How evenly engines that start late share a run, and how near its time is to the best possible.
 
-    python -m benchmarks.scheduling [--engines 8] [--blocks 12 28 400] [--apart 60] [--speed 10]
+    python -m benchmarks.scheduling [--engines 8] [--blocks 12 28 48 400] [--apart 60] [--speed 5]
+        [--no-before]
 
 Real Ray Data pools of actors with the model-free engine, each ready at its own time: the first at once, the
-last after `--apart` seconds. A block is 512 rows, and an engine answers 40 rows a second, 512 at a time.
-`--speed` divides all times, so that the run is short. The seconds that a process takes to start are left out:
-engines count as ready when the last process is there. The best possible time: all engines busy from their
-start to the end. `before`: an actor is given twice as many blocks as it runs at a time, and blocks are not
-cut.
+last after `--apart` seconds. A block is 64 rows, and an engine answers 5 rows a second, 64 at a time: a
+request takes 6 to 19 s. `--speed` divides all times, so that the run is short. The seconds that a process
+takes to start are left out: engines count as ready when the last process is there.
+
+Spread: the most rows of an engine minus the fewest, over the mean. The best possible spread, in brackets, is
+above 0 too, since an engine that starts late has less time. The best possible time: all engines busy from
+their start to the end. Idle: the time from an engine's last row to the end, on average and of the engine that
+ended first. `before`: an actor is given twice as many blocks as it runs at a time, and blocks are not cut.
 """
 
 import argparse
@@ -25,7 +29,7 @@ from pipeline.runtime.session import ray_session
 from pipeline.schema import INSTRUCTIONS
 from pipeline.settings.base import Model
 
-BLOCK_ROWS, BATCH, ROWS_PER_S = 512, 512, 40
+BLOCK_ROWS, BATCH, ROWS_PER_S = 64, 64, 5
 
 
 class Late(Dummy):
@@ -101,12 +105,24 @@ def run(blocks: int, engines: int, apart_s: float, speed: float, *, before: bool
         ready = sorted(float(file.read_text()) for file in place.glob("ready-*"))
         done = [json.loads(file.read_text()) for file in place.glob("rows-*")]
     counts = sorted([count for count, _ in done] + [0] * (engines - len(done)))
-    took = max(at for _, at in done) - ready[0]
+    ended = max(at for _, at in done)
+    starts = [at - ready[0] for at in ready]
+    fluid = best(len(rows), starts, speed)
+    shares = [max(0.0, fluid - at * speed) * ROWS_PER_S for at in starts]
+    idle = [(ended - at) * speed for _, at in done]
     return {
         "rows": counts,
-        "took_s": took * speed,
-        "best_s": best(len(rows), [at - ready[0] for at in ready], speed),
+        "spread": spread(counts),
+        "best_spread": spread(shares),
+        "took_s": (ended - ready[0]) * speed,
+        "best_s": fluid,
+        "idle_s": sum(idle) / len(idle),
+        "idle_most_s": max(idle),
     }
+
+
+def spread(counts: list) -> float:
+    return (max(counts) - min(counts)) / (sum(counts) / len(counts))
 
 
 def best(rows: int, ready: list[float], speed: float) -> float:
@@ -124,20 +140,21 @@ def best(rows: int, ready: list[float], speed: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--engines", type=int, default=8)
-    parser.add_argument("--blocks", type=int, nargs="+", default=[12, 28, 400])
+    parser.add_argument("--blocks", type=int, nargs="+", default=[12, 28, 48, 400])
     parser.add_argument("--apart", type=float, default=60)
-    parser.add_argument("--speed", type=float, default=10)
+    parser.add_argument("--speed", type=float, default=5)
+    parser.add_argument("--before", action=argparse.BooleanOptionalAction, default=True)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory, ray_session(directory):
         for blocks in given.blocks:
-            for before in (True, False):
+            for before in (True, False) if given.before else (False,):
                 found = run(blocks, given.engines, given.apart, given.speed, before=before)
-                mean = sum(found["rows"]) / given.engines
-                spread = (max(found["rows"]) - min(found["rows"])) / mean
-                ratio = found["took_s"] / found["best_s"]
+                shown = found["rows"] if given.engines <= 8 else f"{found['rows'][0]} to {found['rows'][-1]}"
                 print(
-                    f"{blocks} blocks, {'before' if before else 'after'}: rows per engine {found['rows']},"
-                    f" spread {spread:.2f} × the mean; {found['took_s']:.0f} s, {ratio:.2f} × the best",
+                    f"{blocks} blocks, {'before' if before else 'now'}: rows per engine {shown},"
+                    f" spread {found['spread']:.2f} ({found['best_spread']:.2f}); {found['took_s']:.0f} s,"
+                    f" {found['took_s'] / found['best_s']:.2f} × the best; idle {found['idle_s']:.0f} s, at"
+                    f" most {found['idle_most_s']:.0f} s",
                     flush=True,
                 )
 

@@ -1,13 +1,16 @@
 """Training throughput: tokens/s of our trainer against plain TRL `SFTTrainer` with packing, side by side in
 one process.
 
-    python benchmarks/training.py [--model toy|small|DIR] [--threads 1] [--steps 8] [--rounds 3]
+    python benchmarks/training.py [--model toy|small|DIR] [--threads 1] [--steps 8] [--rounds 3] [--workers 2]
 
 Both train the same LoRA adapter on the same labeled examples with the same sequence length, batch, precision
 and number of steps; TRL packs them and attends its own way (best-fit-decreasing, padding-free batches,
 transformers' SDPA), we ours. Rounds alternate the order.
 Reported: median tokens/s of each and their ratio; then CPU seconds, which other work on the machine disturbs
           less.
+
+With --workers, it is ours against ours: each of so many processes (gloo, on this machine) with all weights of
+the base model (DDP), or with its part of them (FSDP2).
 """
 
 import argparse
@@ -19,15 +22,18 @@ import statistics
 import tempfile
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import datasets
 import torch
 import transformers
+from torch.multiprocessing import spawn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from pipeline.config import Config
+from pipeline.templates import ChatTemplate
 from pipeline.training import examples, sft
 from pipeline.training.adapter import lora_config
 from pipeline.training.job import Job, Run
@@ -48,7 +54,17 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4, help="packed sequences per step")
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--float32", action="store_true", help="no bfloat16 autocast")
+    parser.add_argument("--workers", type=int, default=1, help="more than 1: FSDP2 against DDP, without TRL")
     args = parser.parse_args()
+    if args.workers == 1:
+        compare(args)
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            spawn(worker, (args, scratch), args.workers)
+
+
+def compare(args: argparse.Namespace, scratch: str | None = None) -> None:
+    """All rounds, in this process; in each process of several, if `scratch` is given."""
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
@@ -57,7 +73,7 @@ def main() -> None:
     for name in ("trl", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
-    with tempfile.TemporaryDirectory() as scratch:
+    with nullcontext(scratch) if scratch else tempfile.TemporaryDirectory() as scratch:
         model_dir, conversations = workload(args.model, Path(scratch))
         config = Config.model_validate(
             {
@@ -68,23 +84,49 @@ def main() -> None:
                     "batch_size": args.batch_size,
                     "max_length": args.max_length,
                     "bf16": not args.float32,
+                    "workers": args.workers,
                 },
             }
         )
-        tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        template = ChatTemplate(AutoTokenizer.from_pretrained(model_dir))
         encoded = [
-            e for e in examples.encode(tokenizer, conversations) if e and len(e.tokens) <= args.max_length
+            e
+            for e in examples.encode(template, conversations)
+            if not isinstance(e, str) and len(e.tokens) <= args.max_length
         ]
         sides = {
             "TRL": lambda: plain(config, model_dir, encoded, args.steps),
             "ours": lambda: ours(config, model_dir, encoded, args.steps),
         }
+        if args.workers > 1:
+            sides = {
+                "DDP": lambda: ours(config, model_dir, encoded, args.steps),
+                "FSDP2": lambda: ours(config, model_dir, encoded, args.steps, fsdp=True),
+            }
+        first = args.workers == 1 or torch.distributed.get_rank() == 0
         runs = {name: [] for name in sides}
         for i in range(args.rounds):
             for name in sorted(sides, reverse=bool(i % 2)):
                 runs[name].append(measure(sides[name]()))
-                print(f"round {i + 1}: {name:4} {runs[name][-1]['tokens_per_s']:9,.0f} tokens/s", flush=True)
-        report(args, config, model_dir, encoded, runs)
+                if first:
+                    speed = runs[name][-1]["tokens_per_s"]
+                    print(f"round {i + 1}: {name:5} {speed:9,.0f} tokens/s", flush=True)
+        if first:
+            report(args, config, model_dir, encoded, runs)
+
+
+def worker(rank: int, args: argparse.Namespace, scratch: str) -> None:
+    """A process of several."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(args.workers)}
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{scratch}/store", rank=rank, world_size=args.workers
+    )
+    own = f"{scratch}/{rank}"
+    os.mkdir(own)
+    try:
+        compare(args, own)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def workload(model: str, scratch: Path) -> tuple[str, list[list[dict]]]:
@@ -127,8 +169,8 @@ def small_model(directory: Path) -> str:
     return str(directory)
 
 
-def ours(config: Config, model_dir: str, encoded: list, steps: int) -> SFTTrainer:
-    t, scratch = config.arms["sft"].train, tempfile.mkdtemp()
+def ours(config: Config, model_dir: str, encoded: list, steps: int, fsdp: bool = False) -> SFTTrainer:
+    t, scratch = config.arms["sft"].train.model_copy(update={"fsdp": fsdp}), tempfile.mkdtemp()
     bins = examples.pack([len(e.tokens) for e in encoded], t.max_length)
     sequences = datasets.Dataset(examples.table([[encoded[i] for i in b] for b in bins]))
     order = examples.schedule(len(bins), 1e3, t.batch_size, config.seed)[: steps * t.batch_size]
@@ -136,6 +178,7 @@ def ours(config: Config, model_dir: str, encoded: list, steps: int) -> SFTTraine
         Job("sft", t, config.model, model_dir, config.seed, scratch, 1, Run(len(bins)), "benchmark"),
         sequences.select(order),
         scratch,
+        world=t.workers,
     )
 
 
@@ -198,7 +241,7 @@ def measure(trainer: SFTTrainer) -> dict:
     trainer.add_callback(Mark())
     trainer.args.save_strategy = transformers.trainer_utils.SaveStrategy.NO
     trainer.train()
-    trained = sum(tokens[1 + trainer.args.gradient_accumulation_steps :])
+    trained = sum(tokens[1 + trainer.args.gradient_accumulation_steps :]) * trainer.args.world_size
     (wall0, cpu0), (wall1, cpu1) = marks[0], marks[-1]
     return {"tokens_per_s": trained / (wall1 - wall0), "cpu_s_per_mtoken": (cpu1 - cpu0) / trained * 1e6}
 
@@ -230,16 +273,13 @@ def report(
     }
     for name, m in median.items():
         print(
-            f"{name:4} {m['tokens_per_s']:9,.0f} tokens/s {m['cpu_s_per_mtoken']:9.1f} CPU seconds per"
+            f"{name:5} {m['tokens_per_s']:9,.0f} tokens/s {m['cpu_s_per_mtoken']:9.1f} CPU seconds per"
             " million tokens"
         )
+    one, other = ("FSDP2", "DDP") if args.workers > 1 else ("ours", "TRL")
     print(
-        f"ours / TRL: {median['ours']['tokens_per_s'] / median['TRL']['tokens_per_s']:.2f} x tokens/s, ",
-        end="",
-    )
-    print(
-        f"{median['TRL']['cpu_s_per_mtoken'] / median['ours']['cpu_s_per_mtoken']:.2f} x tokens per CPU"
-        " second"
+        f"{one} / {other}: {median[one]['tokens_per_s'] / median[other]['tokens_per_s']:.2f} x tokens/s,"
+        f" {median[other]['cpu_s_per_mtoken'] / median[one]['cpu_s_per_mtoken']:.2f} x tokens per CPU second"
     )
 
 

@@ -132,16 +132,24 @@ def report(
         list[str] | None,
         typer.Option("--arm", help="arms whose numbers are checked; default: all but the base model"),
     ] = None,
+    inspect: Annotated[
+        bool, typer.Option("--inspect", help="also write RUN/inspect/*.eval for `inspect view`, with texts")
+    ] = False,
     quiet: Quiet = False,
 ):
     """Write RUN/report.html, RUN/report.md and RUN/results.json from the results so far, and check numbers
     of them. See docs/results_json.md."""
-    from pipeline.commands import report_results, thresholds
+    from pipeline.commands import inspect_logs, report_results, thresholds
     from pipeline.config import load
 
     _talk(quiet)
     limits = thresholds.limits(fail_under or [], fail_over or [])
+    if inspect:
+        inspect_logs.available()
     _run(config, overrides, ["report"], False, False)
+    if inspect:
+        loaded = load(config, overrides or [])
+        inspect_logs.write_logs(loaded, loaded.run_dir, _tell)
     if limits or arm:
         run_dir = load(config, overrides or []).run_dir
         thresholds.check(report_results.read(run_dir), limits, arm or [])
@@ -254,12 +262,34 @@ def manifest(
     cluster: Annotated[
         bool, typer.Option("--cluster", help="a RayCluster to submit jobs to, instead of a RayJob")
     ] = False,
+    gpus_per_node: Annotated[
+        int | None,
+        typer.Option(
+            "--gpus-per-node",
+            min=1,
+            help="GPUs of a pod for training; default: 1, or an engine's",
+        ),
+    ] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="a batch script for Slurm instead")] = False,
 ):
-    """Print a RayJob for Kubernetes (KubeRay), sized from the configuration. See cluster/README.md."""
-    from pipeline.commands.manifest import manifest as text
+    """Print a RayJob for Kubernetes (KubeRay), or a batch script for Slurm, sized from the configuration.
+
+    See cluster/README.md.
+    """
+    from pipeline.commands import manifest
+    from pipeline.commands import slurm as batch
     from pipeline.config import load
 
-    print(text(load(config, overrides or []), image, interactive=cluster), end="")
+    if slurm and (image or cluster or gpus_per_node):
+        raise UserError(
+            "--slurm: goes with none of --image, --cluster and --gpus-per-node, which are about Kubernetes"
+        )
+    read = load(config, overrides or [])
+    if slurm:
+        text = batch.script(read)
+    else:
+        text = manifest.manifest(read, image, interactive=cluster, gpus_per_node=gpus_per_node)
+    print(text, end="")
 
 
 @app.command()
@@ -342,6 +372,66 @@ def serve(
     _until_stopped(
         lambda: serve_arm(load(config, overrides or []), arm, host, port, api_key_env, _tell),
         "setbacks: the server has been stopped",
+    )
+
+
+@app.command()
+def publish(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="run directory, or its configuration")],
+    repo: Annotated[
+        str, typer.Option("--repo", help="repository on the Hugging Face Hub, ORGANIZATION/NAME")
+    ],
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option("--dataset", help="only this data set, such as mistakes; may be repeated"),
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", metavar="ARM", help="this arm's adapter instead of data sets")
+    ] = None,
+    license: Annotated[
+        str | None,
+        typer.Option(
+            "--license",
+            help="the hub's id of a license, or the https:// address of its text; default: that"
+            " of the sources, if they have one and the same",
+        ),
+    ] = None,
+    language: Annotated[
+        list[str] | None,
+        typer.Option("--language", help="ISO code; may be repeated; default: of some rows"),
+    ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option("--base-model", help="with --adapter: hub name of a base model read from a directory"),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="with --adapter: repository of the run's data sets")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="for everyone to see; default: private")] = False,
+    no_gated: Annotated[
+        bool, typer.Option("--no-gated", help="without asking for access; default: you approve each request")
+    ] = False,
+    dry_run: Annotated[
+        str | None,
+        typer.Option("--dry-run", metavar="DIR", help="write what would be uploaded to this new directory"),
+    ] = None,
+):
+    """Upload the finished data sets of a run, or an adapter, with a card. See docs/sharing.md."""
+    from pipeline.commands import publish as command
+
+    wanted = command.Wanted(repo, license, language or [], base_model, data)
+    _until_stopped(
+        lambda: command.publish(
+            run,
+            wanted,
+            dataset or [],
+            adapter,
+            private=not public,
+            gated=not no_gated,
+            dry_run=dry_run,
+            tell=_tell,
+        ),
+        "setbacks: interrupted; rerun the same command to upload the rest",
     )
 
 

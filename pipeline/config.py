@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from pipeline import old_keys
 from pipeline.inference import DEFAULT, Engine
 from pipeline.inference.base import Engine as AnyEngine
 from pipeline.inference.unasked import UNASKED
@@ -48,6 +49,7 @@ from pipeline.suites.goal_hijacking import GoalHijacking
 from pipeline.suites.jailbreak import Jailbreak
 from pipeline.suites.safety import Safety
 from pipeline.suites.utility import Utility
+from pipeline.tracking import Kind as TrackerKind
 from pipeline.training.config import SFT, Train, Trainer
 from pipeline.training.durability import DURABILITY, Durability, Further
 
@@ -180,6 +182,12 @@ class Report(Section):
     )
 
 
+def _each_once(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError("names a tracker twice; name each once")
+    return names
+
+
 class Config(Section):
     """One run: what is generated, trained and evaluated, and where the results go."""
 
@@ -209,6 +217,21 @@ class Config(Section):
         description="directories of other adapters of the model, evaluated with the arms",
     )
     report: Report = Field(Report(), description="what the report shows")
+    track: Annotated[list[TrackerKind], AfterValidator(_each_once)] = Field(
+        [],
+        description=(
+            "trackers to which training and results are reported; [] = nothing is sent anywhere, whatever"
+            " keys the environment holds. See docs/tracking.md"
+        ),
+    )
+    gpu_memory_gib: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "memory of each GPU, compared with what engines and trainers need; null = by the kind that the"
+            " cluster, or accelerator_type, names"
+        ),
+    )
 
     def only(self, suites: Iterable[str]) -> "Config":
         """The configuration without the suites that are not among these."""
@@ -412,15 +435,7 @@ class Config(Section):
         """Complete arms and their training, which depend on other sections, before validation."""
         if not isinstance(tree, dict):
             return tree
-        for key, place in _MOVED.items():
-            if _holds(tree, key.split(".")):
-                raise ValueError(f"{key} is no longer a key: {place}")
-        if (
-            tag(tree.get("model"), "path", None) == "dummy"
-            and tag(tree.get("engine"), "kind", None) != "dummy"
-        ):
-            raise ValueError("model.path = 'dummy' is no longer a model: set engine: {kind: dummy}")
-        tree = {key: _without_endpoints(part, str(key)) for key, part in tree.items()}
+        tree = old_keys.answered(tree)
         if "arms" not in tree:
             tree = {**tree, "arms": _default_arms(tree)}
         if isinstance(tree["arms"], dict):
@@ -545,49 +560,6 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises UserError (one sentence) if the file is missing or unreadable, or a key or value is wrong.
     """
     return file.load(Config, path, overrides)
-
-
-# Keys of older configurations, and their new place.
-_MOVED = {
-    "instructions": "it moved to the method that reads it, as methods.NAME.instructions",
-    "recipe": "each method has a name, as methods.NAME: {name: mistake_analysis, …}",
-    "mix": "it moved to mistake analysis, as methods.NAME.mix",
-    "evaluation": "it became suites.safety, suites.c2_eval (for course_correction) and adapters",
-    "model.dummy": "it became an engine, as engine: {kind: dummy, latency_s: …, failures: …, tokens: …}",
-    "inference.endpoint": (
-        "it became an engine, as methods.NAME.engine: {kind: openai, url: …, model: …} for a server that only"
-        " generates, or as engine"
-    ),
-    "inference": "it became engine, with the same fields, as engine: {kind: vllm, actors: …, num_gpus: …}",
-}
-
-
-def _without_endpoints(tree: Any, place: str) -> Any:
-    """Parsed YAML without the judges' old key `endpoint`, if that is null.
-
-    Raises ValueError, with the new place, if it is not, and for a model in the place of a model's name.
-    """
-    if not isinstance(tree, dict) or place.partition(".")[0] not in ("methods", "suites"):
-        return tree
-    if tree.get("endpoint") is not None:
-        raise ValueError(
-            f"{place}.endpoint is no longer a key: a server is an entry of models, as models: {{NAME:"
-            f" {{engine: {{kind: openai, url: …, model: …}}}}}}, and {place}.model: NAME names it"
-        )
-    aligned = tree.get("aligned")
-    if isinstance(aligned, dict) and isinstance(aligned.get("model"), dict):
-        raise ValueError(
-            f"{place}.aligned.model now names an entry of models: give models: {{NAME: {{path: …}}}},"
-            f" and {place}.aligned.model: NAME"
-        )
-    return {
-        key: _without_endpoints(part, f"{place}.{key}") for key, part in tree.items() if key != "endpoint"
-    }
-
-
-def _holds(tree: Any, keys: list[str]) -> bool:
-    """Whether parsed YAML has a value under these keys."""
-    return isinstance(tree, dict) and keys[0] in tree and (not keys[1:] or _holds(tree[keys[0]], keys[1:]))
 
 
 def _members(annotation: Any, base: type) -> list[Any]:

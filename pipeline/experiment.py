@@ -10,7 +10,7 @@ from functools import cache, partial
 from itertools import chain
 from typing import Any
 
-from pipeline import models, preflight, sampling
+from pipeline import models, preflight, sampling, tracking
 from pipeline.config import Config
 from pipeline.data import storage
 from pipeline.errors import UserError
@@ -162,7 +162,7 @@ def evaluate(run: Run) -> None:
 
         def answers(counts: Accounts, suite=suite, more=more) -> Iterable[dict]:
             arms = [*config.arm_names, *more]
-            return suite.rows(arms, config.seed, counts, tokenizer, seen(suite.exclude_seen))
+            return suite.rows(arms, config.seed, counts, tokenizer, seen(suite.compares_seen))
 
         makings.append(
             Making(
@@ -170,7 +170,7 @@ def evaluate(run: Run) -> None:
                 answers,
                 f"suites.{name}",
                 store.schema,
-                asked(suite.recipe(adapters | more), adapters | more, config.asks),
+                asked(suite.recipe(adapters | more), adapters | more, config.asks, suite.plain_steps),
                 run.models(own, tuple((adapters | stages).values()), ["evaluate"], f"suites.{name}."),
                 inputs,
             )
@@ -178,6 +178,8 @@ def evaluate(run: Run) -> None:
     run.make("evaluate", makings)
     for store, suite in apart:  # after the engines have ended: another program takes their place
         run.measure("evaluate", store, suite, adapters, inputs)
+    if not run.reports:  # else the report, which ends this attempt, does it
+        run.track_results()
 
 
 def rejudge(run: Run) -> None:
@@ -214,6 +216,8 @@ def rejudge(run: Run) -> None:
 def report(run: Run) -> None:
     """Results in the run directory → report.html, report.md and results.json."""
     preflight.check_run_dir(run.config, set())
+    tracking.check(run.config.track, run.config.run_dir)
+    tracking.check_reach(run.config.track)
     if not storage.exists(run.path):
         raise UserError(f"run_dir = {run.config.run_dir}: contains no run; use `setbacks run` first")
     from pipeline.commands.report import write_report  # imports the plotting library
@@ -221,6 +225,7 @@ def report(run: Run) -> None:
     config, _ = sampling.resolved(run.config, stages=(), suites=())
     html, markdown = write_report(config, run.path)
     run.log(f"report: {html} and {markdown}; the numbers as data: results.json")
+    run.track_results()
 
 
 STAGES = {

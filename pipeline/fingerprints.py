@@ -36,7 +36,7 @@ def fingerprints(config: Config) -> dict[str, dict]:
         found[schema.name] = made_with("mix", model, texts, mix=mixed)
     for name, replica in config.replicas.items():
         arm = replica.section
-        weights = arm.train.model_dump(mode="json", exclude=arm.train.OPERATIONAL - {"merge"})
+        weights = arm.train.determines("merge")
         if not arm.train.equal_steps:  # finished adapters of older versions do not have it
             weights["equal_steps"] = False
         made = made_with("train", model, {}, train=weights, arm={"kinds": arm.kinds})
@@ -50,11 +50,12 @@ def fingerprints(config: Config) -> dict[str, dict]:
     evaluator = {**model, **config.engine.determines()}
     for name, suite in config.suites.items().items():
         section = {name: _dumped(suite, exclude=set(suite.LATER))}
-        if suite.exclude_seen:
+        if suite.compares_seen:
             section["seen"] = {field: _dumped(source) for field, source in config.trained_on().items()}
         named = _named(config, "evaluate", f"suites.{name}.")
         if config.asks and not suite.runs_apart:
-            named["asks"] = config.asks
+            plain = sorted(suite.plain_steps)
+            named["asks"] = {"texts": config.asks, "but": plain} if plain else config.asks
         found[suite.data_schema.name] = made_with(
             "evaluate", evaluator, suite.prompt_hashes(), suites=section, adapters=config.adapters, **named
         )

@@ -3,12 +3,13 @@
 import json
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pipeline import pretrained
 from pipeline.chat import assistant, user
-from pipeline.data import storage
+from pipeline.data import records, storage
 from pipeline.data.adapter import FILES, MOST_RANK, changes_nothing, odd_number, rank, shapes
 from pipeline.data.adapter import settings as settings_of
 from pipeline.errors import UserError
@@ -91,6 +92,26 @@ def cached_model_dir(model: Model) -> str | None:
     return os.path.dirname(file) if isinstance(file, str) else None
 
 
+def pinned(model: Model, run_dir: str, *, anew: bool = False) -> Model:
+    """The model at the commit that its revision meant when the run directory began.
+
+    A push to the hub in mid-run would else give the processes of a run different weights. The commit is that
+    of the files that preflight has downloaded; a model that is not in the cache stays as it is. anew: whether
+    all that the directory holds is made again.
+    """
+    if os.path.isdir(model_dir(model)):
+        return model
+    file, name = storage.join(run_dir, ".state", "revisions.json"), f"{model.path}@{model.revision or 'main'}"
+    known = {} if anew else (records.read(file) or {})
+    if name not in known:
+        found = os.path.basename(cached_model_dir(model) or "")
+        if not re.fullmatch("[0-9a-f]{40}", found):
+            return model
+        known[name] = found
+        records.write(file, known)
+    return model.at(known[name])
+
+
 def load_tokenizer(model: Model, directory: str) -> Any:
     """The tokenizer of a model. Raises UserError if it does not load or has no chat template."""
     try:
@@ -154,9 +175,11 @@ _READERS = (
 
 
 def check_writes(model: Model, directory: str, field: str = "model") -> None:
-    """Raises UserError for a model whose weights cannot write a text, such as a classifier or an encoder."""
+    """Raises UserError for a model whose weights cannot write a text, such as a classifier or an encoder, and
+    for one that reads images if the library for them is not installed, without which it does not load."""
     try:
-        named = (pretrained.architecture(directory, model.revision).architectures or [""])[0]
+        found = pretrained.architecture(directory, model.revision)
+        named = (found.architectures or [""])[0]
     except (OSError, ValueError) as e:
         raise UserError(
             f"{field}.path = {model.path}: its configuration cannot be loaded ({shown(e)})"
@@ -164,6 +187,12 @@ def check_writes(model: Model, directory: str, field: str = "model") -> None:
     if named.endswith(_READERS) and not named.endswith("LMHeadModel"):
         raise UserError(
             f"{field}.path = {model.path}: {named} writes no texts; name a model that does (…ForCausalLM)"
+        )
+    if getattr(found, "vision_config", None) is not None and find_spec("torchvision") is None:
+        raise UserError(
+            f"{field}.path = {model.path}: {named or 'the model'} reads images too, and engines load such"
+            " models only with torchvision, which is not installed: install it, or name a text model of the"
+            " family"
         )
 
 

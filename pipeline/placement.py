@@ -5,7 +5,7 @@ resources before anything starts.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 
@@ -18,24 +18,14 @@ from pipeline.inference.pool import ModelSpec
 from pipeline.runtime import imports
 from pipeline.runtime.attempt import attempts_dir
 from pipeline.runtime.machine import gpu_build
+from pipeline.runtime.nodes import Autoscaler, Node, autoscaler, nodes
 from pipeline.runtime.session import LEAST_LOGICAL_CPUS
 from pipeline.settings.base import span
+from pipeline.settings.shown import first_line
 
 ENGINES, WORKERS = "engines", "workers"  # kinds of processes
 ANSWER_S = 60  # for a node to answer; setbacks starts a process on it
-
-
-@dataclass(frozen=True)
-class Node:
-    """A node of the cluster that takes work: one with CPUs or GPUs."""
-
-    id: str
-    address: str
-    cpus: float
-    gpus: float
-
-    def __str__(self) -> str:
-        return f"{self.address} ({self.cpus:g} CPU{f', {self.gpus:g} GPU' if self.gpus else ''})"
+SETUP_S = 600  # Ray's own limit for the packages of a job on a node
 
 
 @dataclass(frozen=True)
@@ -49,12 +39,14 @@ class Need:
     most: int
     cpus: int
     gpus: int
+    gpu_kind: str | None = None  # by Ray's name; None = any
 
     @property
     def each(self) -> str:
-        return " and ".join(
+        told = " and ".join(
             f"{count} {what}" for count, what in ((self.cpus, "CPU"), (self.gpus, "GPU")) if count
         )
+        return f"{told} ({self.gpu_kind})" if self.gpu_kind else told
 
     @property
     def span(self) -> str:
@@ -62,9 +54,7 @@ class Need:
 
     def places(self, node: Node) -> int:
         """Number of these processes that fit on the node."""
-        return int(
-            min(have // each for have, each in ((node.cpus, self.cpus), (node.gpus, self.gpus)) if each)
-        )
+        return node.places(self.cpus, self.gpus, self.gpu_kind)
 
 
 def needs(config: Config, stages: Iterable[str]) -> list[Need]:
@@ -77,18 +67,21 @@ def needs(config: Config, stages: Iterable[str]) -> list[Need]:
     found = []
     for stage in [stage for stage in ("generate", "evaluate", "rejudge") if stage in stages]:
         for field, engine in config.passes(stage).items():
-            found.append(Need(stage, ENGINES, f"{field}.actors", *span(engine.actors), 1, engine.gpus))
+            found.append(
+                Need(stage, ENGINES, f"{field}.actors", *span(engine.actors), 1, engine.gpus, engine.gpu_kind)
+            )
         if stage == "generate" and "train" in stages:
             found += _training(config)
     return found if "generate" in stages or "train" not in stages else [*_training(config), *found]
 
 
 def _training(config: Config) -> list[Need]:
-    alike: dict[tuple[tuple[int, int], bool], list[str]] = {}
-    for name, arm in config.arms.items():
-        alike.setdefault((span(arm.train.workers), arm.train.use_gpu), []).append(name)
+    alike: dict[tuple[tuple[int, int], bool, str | None], list[str]] = {}
+    trained = {name: arm.train for name, arm in config.arms.items()}
     if config.further:
-        alike.setdefault((span(config.train.workers), config.train.use_gpu), []).append("durability")
+        trained["durability"] = config.train
+    for name, train in trained.items():
+        alike.setdefault((span(train.workers), train.use_gpu, train.gpu_kind), []).append(name)
     return [
         Need(
             f"train {', '.join(names)}",
@@ -96,50 +89,58 @@ def _training(config: Config) -> list[Need]:
             "train.workers",
             *workers,
             *((0, 1) if use_gpu else (1, 0)),
+            kind,
         )
-        for (workers, use_gpu), names in alike.items()
+        for (workers, use_gpu, kind), names in alike.items()
     ]
 
 
-def nodes() -> list[Node]:
-    """The nodes of the connected cluster that take work."""
-    import ray
-
-    found = [
-        Node(
-            node["NodeID"],
-            node["NodeManagerAddress"],
-            node["Resources"].get("CPU", 0),
-            node["Resources"].get("GPU", 0),
-        )
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-    return sorted((node for node in found if node.cpus or node.gpus), key=lambda node: node.address)
-
-
-def check_cluster(config: Config, stages: Iterable[str], run_dir: str, read: dict[str, str]) -> None:
+def check_cluster(
+    config: Config,
+    stages: Iterable[str],
+    run_dir: str,
+    read: dict[str, str],
+    log: Callable[[str], None] = print,
+) -> None:
     """Check that the connected cluster has room for each stage's minimum, and that its nodes see the files.
 
-    Raises UserError.
+    log: takes a line for each stage that waits for nodes of the autoscaler. Raises UserError.
     """
     cluster = nodes()
-    check(config, stages, cluster)
+    for notice in check(config, stages, cluster, autoscaler):
+        log(notice)
     if len(cluster) > 1:
         check_files(run_dir, read, cluster)
 
 
-def check(config: Config, stages: Iterable[str], cluster: list[Node]) -> None:
-    """Raises UserError if the cluster, with nothing else on it, is too small for the minimum of a stage."""
+def check(
+    config: Config,
+    stages: Iterable[str],
+    cluster: list[Node],
+    scaler: Callable[[], Autoscaler | None] = lambda: None,
+) -> list[str]:
+    """A notice for each stage that waits for nodes.
+
+    scaler: finds the autoscaler; called if nodes lack. Raises UserError if the cluster, with nothing else on
+    it and with all nodes that its autoscaler may add, is too small for the minimum of a stage.
+    """
+    notices = []
     for need in needs(config, stages):
         room = sum(need.places(node) for node in cluster)
-        if room < need.least:
-            has = ", ".join(map(str, cluster)) or "no node that takes work"
+        if room >= need.least:
+            continue
+        has = ", ".join(map(str, cluster)) or "no node that takes work"
+        takes = f"{need.field}: {need.stage} takes {need.least} {need.kind} with {need.each} each"
+        grows = scaler()
+        most = grows.places(need.cpus, need.gpus, need.gpu_kind) if grows else room
+        if most < need.least:
+            may = f", and for {most:g} with all nodes that its autoscaler may add" if grows else ""
             raise UserError(
-                f"{need.field}: {need.stage} takes {need.least} {need.kind} with {need.each} each, "
-                f"and the Ray cluster ({has}) has room for {room}; "
+                f"{takes}, and the Ray cluster ({has}) has room for {room}{may}; "
                 f"ask for fewer{', set num_gpus or use_gpu for CPUs' if need.gpus else ''}, or add nodes"
             )
+        notices.append(f"{takes}; the Ray cluster ({has}) has room for {room}, and waits for more nodes")
+    return notices
 
 
 def told(config: Config, stages: Iterable[str], cluster: list[Node]) -> list[str]:
@@ -186,7 +187,7 @@ def side_by_side(engines: Sequence[Engine], cluster: Iterable[Node]) -> list[lis
             if node is None:
                 return None
             cpus = node.cpus if engine.fills_node else 1
-            places[number].append(Place(node.address, cpus, engine.gpus))
+            places[number].append(Place(node.address, cpus, engine.gpus, engine.gpu_kind))
             used.append(node.address)
             free[free.index(node)] = replace(node, cpus=node.cpus - cpus, gpus=node.gpus - engine.gpus)
     pool = engines[0]
@@ -213,7 +214,7 @@ def _room(engine: Engine, node: Node, used: list[str]) -> int:
     """How many more actors of an engine a node takes. used: the addresses of nodes with actors."""
     if engine.fills_node:
         return int(node.cpus >= 1 and node.address not in used)
-    return Need("", ENGINES, "", 1, 1, 1, engine.gpus).places(node)
+    return Need("", ENGINES, "", 1, 1, 1, engine.gpus, engine.gpu_kind).places(node)
 
 
 @contextmanager
@@ -243,6 +244,7 @@ def check_files(run_dir: str, read: dict[str, str], cluster: list[Node]) -> None
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     look = ray.remote(num_cpus=0, max_retries=0)(_missing)
+    answer_s, installs = ANSWER_S + _setup_s(), bool(_setup_s())
     asked = {
         node: (
             look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
@@ -253,7 +255,12 @@ def check_files(run_dir: str, read: dict[str, str], cluster: list[Node]) -> None
     }
     for node, answer in asked.items():
         try:
-            missing = ray.get(answer, timeout=ANSWER_S)
+            missing = ray.get(answer, timeout=answer_s)
+        except ray.exceptions.RuntimeEnvSetupError as e:
+            raise UserError(
+                f"node {node.address} cannot set up the job's runtime environment ({first_line(e)}); see"
+                " runtime_env_setup-*.log on it, or use an image with the packages"
+            ) from None
         except ray.exceptions.RayTaskError as e:
             raise UserError(
                 f"node {node.address} cannot run setbacks ({type(e.cause).__name__}: {e.cause}); "
@@ -263,8 +270,9 @@ def check_files(run_dir: str, read: dict[str, str], cluster: list[Node]) -> None
         except ray.exceptions.RayError as e:
             if isinstance(e, ray.exceptions.GetTimeoutError):
                 raise UserError(
-                    f"node {node.address} did not answer within {ANSWER_S} s; see its log, or take it out of"
-                    " the cluster"
+                    f"node {node.address} did not answer within {answer_s} s"
+                    f"{', in which it was to install packages' if installs else ''}; see its log, or take it"
+                    " out of the cluster"
                 ) from None
             continue
         for field, (path, why) in missing.items():
@@ -272,6 +280,16 @@ def check_files(run_dir: str, read: dict[str, str], cluster: list[Node]) -> None
                 f"{field} = {path}: {why} on node {node.address}; "
                 "use a path that every node sees (NFS, an object store), or copy it to the node"
             )
+
+
+def _setup_s() -> int:
+    """Seconds that a node may take to install the job's packages before it answers; 0 if there are none."""
+    import ray
+
+    environment = ray.get_runtime_context().runtime_env
+    if not {"pip", "uv", "conda"} & set(environment):
+        return 0
+    return int((environment.get("config") or {}).get("setup_timeout_seconds", SETUP_S))
 
 
 def _missing(run_dir: str, read: dict[str, str]) -> dict[str, tuple[str, str]]:

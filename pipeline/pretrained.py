@@ -8,6 +8,7 @@ sandbox.
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,12 +134,34 @@ def empty(architecture: Any) -> Any:
         raise ValueError(f"config.json: {type(e).__name__}: {e}") from None
 
 
-def model(directory: str, revision: str | None = None, *, dtype: str, attention: str = "eager") -> Any:
+def layers_to_shard(model: Any) -> list[str]:
+    """The modules that a sharded model gathers one at a time, by transformers' plan of its class."""
+    from transformers.distributed.fsdp import expand_fsdp_plan
+
+    gathered, _ = expand_fsdp_plan(model, model.fsdp_plan or {})
+    return [name for name, _ in gathered if name.rpartition(".")[2].isdigit()]
+
+
+def model(
+    directory: str,
+    revision: str | None = None,
+    *,
+    dtype: str,
+    attention: str = "eager",
+    load_in_4bit: bool = False,
+    shards: int = 1,
+) -> Any:
     """A model with its weights.
 
-    Raises UserError if they are not safetensors, or if loading needs the model's own code.
+    load_in_4bit: the linear modules of its layers are held in NF4 (Dettmers et al. 2023, arXiv 2305.14314),
+    on the current GPU if there is one, and computed in `dtype`.
+    shards: the processes of torch.distributed over which the weights are split (FSDP2). Each reads its part
+    of every tensor from the files, on its own device; a layer is whole there only while it computes.
+
+    Raises UserError if the weights are not safetensors, or if loading needs the model's own code.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.distributed import DistributedConfig
 
     check_weights(directory)
     # Else transformers asks a public service to convert pickled weights, and loads the result.
@@ -146,14 +169,43 @@ def model(directory: str, revision: str | None = None, *, dtype: str, attention:
     with _no_code(directory):
         # as an object; else the attention in its file overrides the argument
         found = architecture(directory, revision)
-        return AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             directory,
             revision=revision,
             config=found,
             dtype=dtype,
             attn_implementation=attention,
+            quantization_config=_nf4(dtype) if load_in_4bit else None,
+            distributed_config=DistributedConfig(fsdp_size=shards) if shards > 1 else None,
             **SAFE_WEIGHTS,
         )
+    for part in loaded.modules() if load_in_4bit else ():
+        # Else a pass in evaluation packs the weights on CPUs with AVX-512 BF16 for good, and the backward
+        # passes after it silently leave out the gradient through them.
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False
+    return loaded
+
+
+def _nf4(dtype: str) -> Any:
+    """QLoRA's settings of bitsandbytes: NF4, with the scales quantized too."""
+    from transformers import BitsAndBytesConfig
+
+    # When it is imported on some CPUs, bitsandbytes loads compiled code from the hub, if `kernels` is there.
+    kernels = sys.modules.get("kernels")
+    sys.modules["kernels"] = None  # type: ignore[assignment]
+    try:
+        import bitsandbytes  # noqa: F401
+    finally:
+        del sys.modules["kernels"]
+        if kernels is not None:
+            sys.modules["kernels"] = kernels
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype="bfloat16" if dtype == "auto" else dtype,
+    )
 
 
 def check_weights(directory: str, field: str = "model.path") -> None:

@@ -1,6 +1,7 @@
 """One run directory, open for one attempt: helpers for every stage to make, record and log outputs."""
 
 import json
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -9,14 +10,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
-import pyarrow.compute as pc
-
-from pipeline import models, placement, preflight, sampling
+from pipeline import models, passes, placement, preflight, sampling, tracking, usable
 from pipeline.chat import Recipe
 from pipeline.config import Answering, Config, dump, trainable
-from pipeline.data import endings, faults, storage
+from pipeline.data import endings, faults, records, storage
 from pipeline.data.adapter import stage_directory
-from pipeline.data.card import Origin, write_card
+from pipeline.data.card import write_card
 from pipeline.data.output import Output
 from pipeline.data.store import Store
 from pipeline.data.work import shared
@@ -25,20 +24,18 @@ from pipeline.fingerprints import fingerprints
 from pipeline.inference.base import Engine
 from pipeline.inference.pool import NO_MODEL, Job, ModelSpec, run_recipes
 from pipeline.inference.row_chat import OWN
-from pipeline.methods.base import Method
+from pipeline.origin import origin
 from pipeline.runtime import apart, attempt
 from pipeline.runtime.console import step_bar
 from pipeline.runtime.session import ray_session, stage_logs
 from pipeline.schema import DROPPED, FAILED, STAGES, Schema
-from pipeline.settings.base import Model, NameKind, Section, Source
-from pipeline.settings.walk import paths, sections
+from pipeline.settings.base import Model
 from pipeline.sources.counts import Accounts
 from pipeline.suites.base import Suite
 from pipeline.training.durability import DURABILITY
 from pipeline.training.job import forget
 
 ON_RAY = ("generate", "train", "evaluate", "rejudge")
-_ADD_UP = ("seconds", "prompt_tokens", "completion_tokens", "engine_s", "busy_s")  # over passes
 
 
 class Trainer(Protocol):
@@ -60,7 +57,7 @@ class Machinery:
 
     session: run directory → a context with a connected Ray.
     check:   checks that the cluster has room for the stages and sees the directories
-             (`placement.check_cluster`).
+             (`preflight.check_cluster`).
     engines: runs the recipes of jobs (see `inference.pool.run_recipes`).
     trainer: trains arms (see `training.arm.Training`).
     beside:  starts engines of all given models but the first beside its pool, if there is room
@@ -69,7 +66,7 @@ class Machinery:
     """
 
     session: Callable[[str], AbstractContextManager] = ray_session
-    check: Callable[..., None] = placement.check_cluster
+    check: Callable[..., None] = preflight.check_cluster
     engines: Callable[..., Generator[tuple[Job, dict], None, None]] = run_recipes
     trainer: Callable[..., AbstractContextManager[Trainer]] = train_arms
     beside: Callable[..., AbstractContextManager[Mapping[ModelSpec, Any]]] = placement.beside
@@ -135,6 +132,8 @@ class Run:
             if name in self.suites
             for judge in suite.judges_later
         }
+        self._commits: dict[Model, Model] = {}
+        self._anew = False
         self.on_exit = ExitStack()
         self._connected = False
         self._stages: list[str] = []
@@ -183,7 +182,8 @@ class Run:
         """
         wanted = set(stages)
         preflight.check(self.chosen, wanted)
-        self.config = preflight.dated(self.config, anew=self._makes_all_anew(wanted))
+        self._anew = self._makes_all_anew(wanted)
+        self.config = preflight.dated(self.config, anew=self._anew)
         self.config, sampled = sampling.resolved(self.config, wanted, self.suites)
         if not self.overwrite:
             for output in (output for stage in stages for output in self.outputs(stage)):
@@ -193,7 +193,9 @@ class Run:
             unmade = [
                 output for stage in ("mix", "train") if stage in wanted for output in self.outputs(stage)
             ]
-            if any(output.complete is None for output in unmade) and (told := self._too_few_usable()):
+            if any(output.complete is None for output in unmade) and (
+                told := usable.too_few(self.config, self.generated)
+            ):
                 raise UserError(told)
         preflight.check_build(self.chosen, wanted)
         preflight.check_reach(self.chosen, wanted, set(self.suites))
@@ -222,6 +224,11 @@ class Run:
         others = (output for stage in STAGES if stage not in stages for output in self.outputs(stage))
         return self.overwrite and not any(storage.exists(output.path) for output in others)
 
+    @property
+    def reports(self) -> bool:
+        """Whether this attempt ends with a report."""
+        return STAGES[-1] in self._stages
+
     def begin(self, stage: str) -> None:
         attempt.begin(stage)
         self._log_to(stage)
@@ -232,9 +239,8 @@ class Run:
             stages = {stage for stage in self._stages if stage in ON_RAY}
             self.on_exit.enter_context(self.machinery.session(self.path))
             self._connected = True
-            self.machinery.check(
-                self.chosen, stages, self.path, preflight.directories(self.chosen, stages, self.model_dir)
-            )
+            read = preflight.directories(self.chosen, stages, self.model_dir)
+            self.machinery.check(self.chosen, stages, self.path, read, self.log)
 
     # -- making
 
@@ -253,70 +259,30 @@ class Run:
                 self._write_work(stage, making)
                 jobs.append(Job(making.recipe, store, making.models, making.first or OWN))
         earlier: dict[str, dict] = {}  # figures of earlier passes, by output
-        with closing(self._passes(stage, jobs)) as passes:
-            for spec, together in passes:
+        turns = passes.passes(stage, jobs, connect=self.connect, beside=self.machinery.beside, log=self.log)
+        with closing(turns):
+            for spec, together in turns:
                 self.connect()
                 attempt.making(*(job.name for job in together))
-                named = _named(spec, together)
+                named = passes.names(spec, together)
                 own = any(job.beside or job.models[OWN] == spec for job in together)
                 label = stage if own or not named else f"{stage} by {', '.join(named)}"
                 with closing(
                     self.machinery.engines(together, spec, seed=self.config.seed, label=label)
                 ) as finished:
                     for job, figures in finished:
-                        figures = _added(earlier.get(job.name), figures)
+                        figures = passes.added(earlier.get(job.name), figures)
                         if job.undone():  # the other rows wait for another model
                             earlier[job.name] = figures
                             continue
                         self._finish(stage, job.store, figures)
         for making in makings:
             self._log_dataset(stage, making.store)
-            if told := self._few_usable(making.store, 0.5):
+            if told := usable.few(making.store, 0.5):
                 self.log(f"WARNING: {stage}: {told}")
             done = making.store.facts
             if told := faults.unjudged(done.get("faults", {}), done["rows"]):
                 self.log(f"WARNING: {stage}: {told}")
-
-    def _passes(self, stage: str, jobs: list[Job]) -> Generator[tuple[ModelSpec, list[Job]]]:
-        """The passes until all jobs are finished: a model, and the jobs with rows that wait for it.
-
-        If there is room for the engines of all models that the jobs of an own model ask, they need one pass,
-        and the other models' engines stand beside it. Else models take turns, own models first: each has the
-        cluster for itself, and rows are run in a pass as far as they come with its model. Raises RunFailed
-        if rows wait for ever.
-        """
-        specs = list(dict.fromkeys(job.models[name] for job in jobs for name in (job.first, OWN)))
-        specs += [spec for job in jobs for spec in job.models.values() if spec not in specs]
-        for own in specs:
-            group = [job for job in jobs if job.models[job.first] == own]
-            asked = [spec for spec in specs if any(spec in job.models.values() for job in group)]
-            local = [spec for spec in asked if spec not in (own, NO_MODEL) and not spec.engine.is_client]
-            if not local or not any(job.ready(own) for job in group):
-                continue
-            self.connect()
-            with self.machinery.beside([own, *local]) as engines:
-                if engines:
-                    told = ", ".join(sorted({name for spec in engines for name in _named(spec, group)}))
-                    self.log(f"{stage}: {told} beside the other engines, so that no row waits")
-                    yield own, [replace(job, beside=engines) for job in group]
-        while any(job.store.complete is None for job in jobs):
-            for spec in specs:
-                ready = {job.name: job.ready(spec) for job in jobs if job.store.complete is None}
-                # A job without undone rows is only to be finished.
-                together = [
-                    job
-                    for job in jobs
-                    if job.name in ready
-                    and (ready[job.name] or (not job.undone() and job.models[job.first] == spec))
-                ]
-                if not together:
-                    continue
-                yield spec, together
-                for job in together:
-                    if job.store.complete is None and set(job.ready(spec)) & set(ready[job.name]):
-                        raise RunFailed(
-                            f"{job.store.path}: rows wait for a model, although its pass has ended"
-                        )
 
     def _finish(self, stage: str, store: Store, figures: dict) -> None:
         """Complete and record a data set whose rows are all committed."""
@@ -333,7 +299,7 @@ class Run:
                 "drops": done["reasons"],
             },
         )
-        self._write_card(store, {**figures, "sources": self._sources(store).told()})
+        self._write_card(store, {**figures, "sources": usable.sources(store).told()})
 
     def measure(
         self, stage: str, store: Store, suite: Suite, adapters: Mapping[str, str], inputs: Mapping[str, str]
@@ -347,7 +313,7 @@ class Run:
             started, parts = time.monotonic(), store.state("results")
             own = self.config.answering(None)
             for arm in self.config.arm_names:
-                model = own.model
+                model = self._pinned(own.model)
                 left = suite.apart(arm, adapters.get(arm), model, self.model_dir, own.engine, parts)
                 if left is not None:
                     self.connect()
@@ -383,7 +349,7 @@ class Run:
         )
         found = Accounts()
         if store.complete is None:
-            if told := self._too_few_usable():
+            if told := usable.too_few(self.config, self.generated):
                 raise RunFailed(f"mix: {told}")
             started = time.monotonic()
             drops: Counter[str] = Counter()
@@ -399,9 +365,9 @@ class Run:
             self._log_sources("mix", found)
         if not store.facts["rows"]:
             raise RunFailed(f"mix: no training example in {store.path}: {nothing}")
-        self._check_kinds(store, found)
+        usable.check_kinds(self.config, store, self.generated, found)
         self._log_dataset("mix", store)
-        if not trainable(store.schema):
+        if not trainable(store.schema) and store is not self.further_set:
             self.log(
                 f"mix: nothing is trained on {store.schema.name}; {store.path} can be the path of another"
                 " run's instructions"
@@ -430,7 +396,7 @@ class Run:
         if self.overwrite:
             storage.remove(checkpoints)
             storage.remove(f"{checkpoints}_sets")
-        specs = preflight.arm_specs(self.config, self.model_dir)
+        specs = preflight.arm_specs(self.config, self.model_dir, self._pinned(self.config.model))
         examples = {schema: store.dataset for schema, store in self.training_sets.items()}
         arms = []
         finished = self._steps(set(self.adapters) - set(waiting))
@@ -462,7 +428,7 @@ class Run:
             storage.remove(checkpoints)
             storage.remove(f"{checkpoints}_sets")
         paths = {arm: output.path for arm, output in self.adapters.items()}
-        specs = preflight.further_specs(self.config, self.model_dir, paths)
+        specs = preflight.further_specs(self.config, self.model_dir, paths, self._pinned(self.config.model))
         examples = self.further_set.dataset
         arms = [
             (specs[name], Places(examples, output.path, output.state("train")))
@@ -476,10 +442,23 @@ class Run:
         with self.machinery.trainer(arms, checkpoints) as training:
             for arm, output in waiting.items():
                 attempt.making(output.name)
-                with step_bar(f"train {arm}", attempt.step_reporter()) as update:
-                    figures = training.result(
-                        arm, lambda line: update(line["step"], line["steps"], f"loss {line['loss']:.3f}")
-                    )
+                with (
+                    self.tracked(arm, output.state("tracking.json"), self._settings_of(arm)) as tracked,
+                    step_bar(f"train {arm}", attempt.step_reporter()) as update,
+                ):
+
+                    def show(line: dict, arm=arm, update=update, tracked=tracked) -> None:
+                        if "reference" in line:
+                            done = f"{line['reference']:,} of {line['pairs']:,} pairs"
+                            self.log(f"train: {arm}: log-probabilities under the reference for {done}")
+                            return
+                        update(line["step"], line["steps"], f"loss {line['loss']:.3f}")
+                        tracked.line(line)
+
+                    figures = training.result(arm, show)
+                    for line in records.lines(storage.join(output.path, "metrics.jsonl")):
+                        tracked.line(line)  # those that nobody was there to show
+                    tracked.conclude(figures)
                 figures["digest"] = adapter_digest(output.path)
                 output.mark_complete(figures)
                 storage.remove(output.state("train"))
@@ -487,6 +466,34 @@ class Run:
                 if notice := figures.get("notice"):
                     self.log(f"train: {notice}")
                 self._log_adapter(arm, output)
+
+    def tracked(self, name: str, state: str, settings: dict) -> AbstractContextManager[tracking.Tracked]:
+        """The trackers' runs of this name. state: the file that keeps their ids."""
+        config = self.config
+        return tracking.opened(config.track, self.path, name, state, settings, lambda told: self.log(told))
+
+    def _settings_of(self, arm: str) -> dict:
+        """What trackers are told of an arm."""
+        common = {"arm": arm, "model": self.config.model.identity(), "seed": self.config.seed}
+        if (replica := self.config.replicas.get(arm)) is None:
+            return {**common, "durability": self.fingerprints[f"adapter/{arm}"]["durability"]}
+        section = replica.section.model_dump(mode="json")
+        return {**common, "seed": replica.seed, "kinds": section["kinds"], "train": section["train"]}
+
+    def track_results(self) -> None:
+        """Report the suites' numbers, and the report without examples: a page only folds their texts."""
+        if not self.config.track:
+            return
+        from pipeline.commands import report, report_results
+
+        state = storage.join(self.path, ".state", "tracking.json")
+        with tempfile.TemporaryDirectory() as scratch:
+            html, _ = report.write_report(self.config, self.path, to=scratch, examples=False)
+            found = report_results.read(scratch)
+            settings = {"model": self.config.model.identity(), "seed": self.config.seed, "arms": found.arms}
+            with self.tracked("results", state, settings) as tracked:
+                files = html, storage.join(scratch, report_results.FILE)
+                tracked.conclude(report_results.by_name(found), files)
 
     def _steps(self, arms: Iterable[str]) -> dict[tuple, dict[str, int]]:
         """The steps of finished arms, by what makes arms comparable (see `training.equal`)."""
@@ -570,7 +577,13 @@ class Run:
         directory = self.model_dir if model == self.config.model else models.model_dir(model)
         if model.date is None:
             model = model.model_copy(update={"date": self.config.model.date})
-        return ModelSpec(model, directory, engine, adapters)
+        return ModelSpec(self._pinned(model), directory, engine, adapters)
+
+    def _pinned(self, model: Model) -> Model:
+        """The model at its commit, which is looked up once for each attempt."""
+        if model not in self._commits:
+            self._commits[model] = models.pinned(model, self.path, anew=self._anew and not self._commits)
+        return self._commits[model]
 
     # -- records and logs
 
@@ -590,75 +603,15 @@ class Run:
             lambda: {"sources": found.facts(), "rows_per_commit": wanted},
             block_rows=block_rows,
         )
-        self._log_sources(stage, self._sources(making.store))
+        self._log_sources(stage, usable.sources(making.store))
         begun_with = written.get("rows_per_commit", wanted)
         if begun_with != wanted:
             fixed = f"rows_per_commit={begun_with} (fixed when the run started)"
             self.log(f"{stage}: resuming with {fixed}; use --overwrite to change it to {wanted}")
 
-    def _sources(self, store: Store) -> Accounts:
-        """How the sources of a work list were read."""
-        return Accounts.from_facts((store.work() or {}).get("sources"))
-
     def _log_sources(self, stage: str, found: Accounts) -> None:
         for line in found.told(all=False):
             self.log(f"{stage}: {line}")
-
-    def _check_kinds(self, store: Store, found: Accounts) -> None:
-        """Raises RunFailed if a training set has no example of a kind that is made and trained on.
-
-        found: how `mix` read its sources, if it has just read them.
-        """
-        if "kind" not in store.schema.names:
-            return
-        present = set(pc.unique(store.dataset.table(["kind"])["kind"]).to_pylist())
-        for name, method in self.config.training_sets().get(store.schema, {}).items():
-            for kind in [kind for kind in method.kinds or () if kind not in present]:
-                arms = [
-                    arm
-                    for arm, section in self.config.arms.items()
-                    if kind in (section.kinds or ()) and section.train.accepts == store.schema
-                ]
-                if not arms or kind not in method.example_kinds.get(store.schema.name, ()):
-                    continue
-                text = f"mix: no example of kind {kind}, on which arms.{arms[0]} is trained"
-                if kind not in method.made_from:
-                    raise RunFailed(f"{text}; see what became of the rows of {self.generated[name].path}")
-                source, response = method.made_from[kind]
-                field = f"methods.{name}.{source}"
-                read = found.known(field) or self._sources(self.generated[name]).known(field)
-                told = f"{field} = {read.told()}" if read else field
-                raise RunFailed(
-                    f"{text}: it is made from the {response} of {told}; name its column as"
-                    f" columns.{response}, or leave {kind} out of the arms' kinds"
-                )
-
-    def _too_few_usable(self) -> str | None:
-        """A sentence for a finished data set of which a method finds too few rows usable to train on."""
-        made = {name: method for of in self.config.training_sets().values() for name, method in of.items()}
-        for name, method in made.items():
-            if told := self._few_usable(self.generated[name], method.min_usable):
-                remedy = "change what causes that and use --overwrite, or set it lower to go on"
-                return f"methods.{name}.min_usable = {method.min_usable:g}: {told}; {remedy}"
-        return None
-
-    def _few_usable(self, store: Store, least: float) -> str | None:
-        """A sentence if less than the least share of a finished data set's rows is usable.
-
-        A row that is neither dropped nor failed is usable; rows that were not selected do not count.
-        """
-        done = store.complete
-        if done is None:
-            return None
-        selection = Counter(done.get("not_selected", {}))
-        rows = done["rows"] - selection.total()
-        lost = Counter(done["reasons"]) - selection
-        usable = rows - lost.total()
-        if not rows or usable >= least * rows:
-            return None
-        common = ", ".join(f"{why} ({count:,})" for why, count in lost.most_common(3))
-        share = f"only {usable:,} of {rows:,} rows ({usable / rows:.1%}) of {store.path} are usable"
-        return f"{share}, most others are lost with: {common}"
 
     def _part(self, stage: str, store: Store) -> dict:
         """The key of a metrics.jsonl line that says which of several outputs of a stage it is about."""
@@ -685,15 +638,15 @@ class Run:
     def _log_adapter(self, arm: str, output: Output) -> None:
         done = output.facts
         self.log(
-            f"train: {arm} on {done['examples']:,} examples, {done['steps']} steps{_more(done)}, final loss"
-            f" {done['final_loss']:.3f} → {output.path}"
+            f"train: {arm} on {done['examples']:,} examples{_held_out(done)}, {done['steps']}"
+            f" steps{_more(done)}, final loss {done['final_loss']:.3f} → {output.path}"
         )
 
     def _log_dataset(self, stage: str, store: Store) -> None:
         """Log a data set. Raises RunFailed if no row succeeded: later stages would have no input."""
         # a crash occurred between completion and card
         if not storage.exists(storage.join(store.path, "README.md")):
-            self._write_card(store, {"sources": self._sources(store).told()})
+            self._write_card(store, {"sources": usable.sources(store).told()})
         done = store.facts
         counts = ", ".join(f"{count:,} {status}" for status, count in sorted(done["status"].items()))
         self.log(f"{stage}: {done['rows']:,} rows{f' ({counts})' if counts else ''} → {store.path}")
@@ -710,82 +663,22 @@ class Run:
             raise RunFailed(f"{stage}: {ended}, most with: {common}; {remedy}")
 
 
-def _named(spec: ModelSpec, jobs: Iterable[Job]) -> list[str]:
-    """The names in `models` under which jobs ask a model."""
-    return sorted({name for job in jobs for name, one in job.models.items() if one == spec} - {OWN})
-
-
 def _more(done: dict) -> str:
     """How many steps a finished training would have taken by its own epochs, if it took others."""
     own = done.get("own_steps", done["steps"])
     return "" if own == done["steps"] else f" ({own} in {done['own_epochs']:g} epochs, made equal)"
 
 
+def _held_out(done: dict) -> str:
+    """What was held out of a training, and how the adapter that was kept does on it."""
+    if "held_out" not in done:
+        return ""
+    return (
+        f" ({done['held_out']:,} held out, loss {done['holdout_loss']:.3f} at step {done['kept_step']}, which"
+        " is kept)"
+    )
+
+
 def adapter_digest(adapter: str) -> str:
     """A digest of an adapter's matrices. Raises OSError."""
     return storage.digest(storage.join(storage.absolute(adapter), "adapter_model.safetensors"))
-
-
-def _added(earlier: dict | None, figures: dict) -> dict:
-    """The figures of a data set's last pass, with what adds up over its passes."""
-    if earlier is None:
-        return figures
-    added = {
-        name: round(earlier[name] + figures[name], 3)
-        for name in _ADD_UP
-        if name in earlier and name in figures
-    }
-    resumed = {"resumed_rows": earlier["resumed_rows"]} if "resumed_rows" in earlier else {}
-    speed = {}
-    if added.get("busy_s"):
-        speed = {"tokens_per_s": round(added["completion_tokens"] / added["busy_s"], 1)}
-    return {**figures, **added, **resumed, **speed}
-
-
-def origin(config: Config, schema: Schema, verdicts_of: tuple[str, str] | None = None) -> Origin:
-    """The origin of a data set, for its card. verdicts_of: of verdicts, the suite and the judge by name."""
-    if verdicts_of:
-        judge = config.suites.items()[verdicts_of[0]].judges_later[verdicts_of[1]]
-        asked = config.answering(judge.asked) if judge.most_tokens() else None
-        wrote = asked.engine.author(asked.model) if asked else "(none: its judge reads phrases)"
-        answers = config.suites.items()[verdicts_of[0]].data_schema.name
-        return Origin(
-            [wrote], config.seed, [storage.join(config.run_dir, answers)], [judge], _authors(config, [judge])
-        )
-    authors: dict[str, None] = {}  # in order
-    made_by: list[Section] = []
-    for name, method in config.methods.items():
-        if schema in (method.generated, *method.training_sets):
-            made_by.append(method)
-            found, (_, adapter) = config.generator(name), method.generator
-            author = found.engine.author(found.model)
-            authors[author + (f" with adapter `{adapter}`" if adapter else "")] = None
-    if schema == DURABILITY and config.durability:
-        made_by.append(config.durability)
-        authors["(none: its texts are the source's)"] = None
-    for suite in config.suites.items().values():
-        if suite.data_schema == schema:
-            made_by.append(suite)
-            authors[config.engine.author(config.model)] = None
-    read = {
-        source.path
-        for section in made_by
-        for name, source in sections(section, Source).items()
-        if _is_read(section, name, schema)
-    }
-    parts = [part.model_copy(update={key: {} for key in getattr(part, "LATER", ())}) for part in made_by]
-    return Origin([*authors], config.seed, sorted(read), parts, _authors(config, parts))
-
-
-def _authors(config: Config, parts: list[Section]) -> dict[str, str]:
-    """The entries of `models` that sections name, in words."""
-    names = sorted({name for part in parts for name in paths(part, NameKind.MODEL).values()})
-    found = map(config.answering, names)
-    return {name: one.engine.author(one.model) for name, one in zip(names, found, strict=True)}
-
-
-def _is_read(section: Section, name: str, schema: Schema) -> bool:
-    """Whether a source is read for a data set: a method's `generate` does not read sources of `mix`."""
-    return not (
-        isinstance(section, Method) and schema == section.generated and name.split(".")[0] in section.mixing
-    )

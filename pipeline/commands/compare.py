@@ -32,7 +32,7 @@ from pipeline.settings import file, yaml_text
 from pipeline.settings.shown import plural, shown
 from pipeline.suites.base import Suite
 
-_OF_THE_RUN = ("run_dir", "report")  # say nothing about the numbers
+_OF_THE_RUN = ("run_dir", "report", "track")  # say nothing about the numbers
 Values = dict[tuple[str, str], dict[str, tuple[str, float]]]  # of `Outcome.values`
 _FIRST = ("model", "seed", "engine", "models")  # what is listed first of what differs
 
@@ -140,10 +140,11 @@ def _runs(targets: Sequence[str]) -> list[Compared]:
     names = [path.rpartition("/")[2] for path in paths]
     if len(set(names)) < len(names):
         names = paths
-    return [Compared(path, name, _config(path)) for path, name in zip(paths, names, strict=True)]
+    return [Compared(path, name, config_of(path)) for path, name in zip(paths, names, strict=True)]
 
 
-def _config(run_dir: str) -> Config:
+def config_of(run_dir: str) -> Config:
+    """The configuration that a run was last opened with. Raises UserError."""
     path = storage.join(run_dir, "config.yaml")
     try:
         tree = yaml_text.parse(storage.read_text(path))
@@ -248,7 +249,7 @@ class _Measure:
                 arm=arm,
                 run=self.other.name,
                 baseline=self.first.name,
-                unit=self.outcome.unit,
+                unit=self.outcome.unit_of(was, now),
                 before=math.fsum(was.values()) / len(was),
                 after=math.fsum(now.values()) / len(now),
                 difference=difference,
@@ -334,8 +335,8 @@ def _tables(found: Comparison) -> list[Table]:
     """One table per suite and measure."""
     made = []
     names = [found.runs[0].name, "other run" if len(found.runs) > 2 else found.runs[1].name]
-    for suite, measure in dict.fromkeys((one.suite, one.measure) for one in found.pairings):
-        own = [one for one in found.pairings if (one.suite, one.measure) == (suite, measure)]
+    for suite, measure, is_of in dict.fromkeys((one.suite, one.measure, one.unit) for one in found.pairings):
+        own = [one for one in found.pairings if (one.suite, one.measure, one.unit) == (suite, measure, is_of)]
         groups = [
             (group, [_row(found, one) for one in own if one.group == group])
             for group in dict.fromkeys(one.group for one in own)

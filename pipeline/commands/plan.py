@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from pipeline import models, preflight, sampling
 from pipeline.chat import Completion, Message, Recipe, Sampling, user, with_system
-from pipeline.commands import resources
+from pipeline.commands import resources, trainings
 from pipeline.commands.show import masked, safe_text
 from pipeline.config import Config, Method
 from pipeline.data.store import reason
@@ -155,10 +155,12 @@ def _plan(config: Config, tokens_per_s: float | None, console: Console) -> dict:
     for name, suite in config.suites.items().items() if "evaluate" in stages else ():
         work += _evaluation(config, name, suite, out_of_reach, counts, seen)
     _show_sources(config, stages, out_of_reach, counts, console, seen)
-    nodes = resources.cluster(config)
+    nodes, scaler = resources.cluster(config)
     resources.show(config, nodes, console)
     if os.environ.get("RAY_ADDRESS"):
-        resources.show_cluster(config, stages, nodes, console)
+        resources.show_cluster(config, stages, nodes, scaler, console)
+    trained = trainings.show(config, _template(config)[0], console)
+    memory = resources.show_memory(config, stages, nodes, console)
     hours = resources.show_time(config, work, tokens_per_s, console)
     counted = [(part.stage, part.name, *(part.counted or (None, None))) for part in work]
     names = ("stage", "name", "counted", "most_new_tokens")
@@ -166,7 +168,9 @@ def _plan(config: Config, tokens_per_s: float | None, console: Console) -> dict:
         **facts,
         "sources": counts.told(),
         "engines": {field: engine.described() for field, engine in config.engines(stages).items()},
+        "memory": memory,
         "work": [dict(zip(names, part, strict=True)) for part in counted],
+        "trainings": trained,
         "time": hours,
     }
 

@@ -13,7 +13,15 @@ from markupsafe import Markup, escape
 
 import pipeline
 from pipeline import fingerprints
-from pipeline.commands import environment, measured, report_data, report_results, report_settings
+from pipeline.commands import (
+    environment,
+    measured,
+    report_data,
+    report_opening,
+    report_results,
+    report_settings,
+)
+from pipeline.commands.report_opening import Opening
 from pipeline.config import WRITTEN, Config, dump
 from pipeline.data import records, storage
 from pipeline.data.dataset import Dataset
@@ -21,8 +29,10 @@ from pipeline.errors import UserError
 from pipeline.report import replicas, sections, tables
 from pipeline.report.agreement import Agreement
 from pipeline.report.arms import Arms
+from pipeline.report.behind import behind
 from pipeline.report.examples import Example
 from pipeline.report.numbers import Numbers, Rows
+from pipeline.report.results import Results
 from pipeline.report.summary import Rate
 from pipeline.schema import Schema
 from pipeline.suites.base import OWN_JUDGE, Judgements, Suite
@@ -36,32 +46,73 @@ TOY_NOTE = (
 )
 
 
-def write_report(config: Config, run_dir: str) -> tuple[str, str]:
+def write_report(
+    config: Config, run_dir: str, *, to: str | None = None, examples: bool = True
+) -> tuple[str, str]:
     """Write RUN/report.html and RUN/report.md from what the run holds, and RUN/results.json with the same
     numbers. Returns the paths of the first two.
+
+    to: another directory for the three files. examples: show some rows, whose texts are in the page, folded.
 
     Each file is replaced atomically. The report depends only on the run and the installed versions, so it has
     no date. Raises UserError if a shard of a finished data set has changed.
     """
-    datasets = {schema.name: Dataset.at(storage.join(run_dir, schema.name)) for schema in WRITTEN}
-    found, versions = _sections(config, run_dir, datasets), environment.versions()
-    name, model = storage.absolute(run_dir).rsplit("/", 1)[-1], _plain(config.engine.author(config.model))
+    datasets = _datasets(run_dir)
+    found, told, kept = _measured(config, run_dir, datasets)
     page = {
-        "name": name,
-        "model": model,
+        "name": kept.run,
+        "model": kept.model,
         "model_note": _note(config),
-        "sections": [section for _, sections in found for section in sections],
-        "examples": _examples(config, datasets),
+        "opening": told,
+        "sections": [
+            behind(section, _judged(config, suite)) for suite, sections in found for section in sections
+        ],
+        "examples": _examples(config, datasets) if examples else [],
         "version": pipeline.__version__,
-        "versions": tables.of_pairs("", ("Library", "Version"), versions),
+        "versions": tables.of_pairs("", ("Library", "Version"), environment.versions()),
         "config": dump(config),
     }
-    paths = storage.join(run_dir, "report.html"), storage.join(run_dir, "report.md")
+    to = to or run_dir
+    paths = storage.join(to, "report.html"), storage.join(to, "report.md")
     for path, template in zip(paths, ("report.html", "report.md.jinja"), strict=True):
         storage.write_text(path, templates().get_template(template).render(page))
-    kept = report_results.results(config, name, model, _note(config), versions, found, _names(config))
-    storage.write_text(storage.join(run_dir, report_results.FILE), report_results.dumped(kept))
+    storage.write_text(storage.join(to, report_results.FILE), report_results.dumped(kept))
     return paths
+
+
+def results(config: Config, run_dir: str) -> Results:
+    """What `write_report` would write to results.json now. Raises UserError as it does."""
+    return _measured(config, run_dir, _datasets(run_dir))[2]
+
+
+def _datasets(run_dir: str) -> dict[str, Dataset | None]:
+    return {schema.name: Dataset.at(storage.join(run_dir, schema.name)) for schema in WRITTEN}
+
+
+def _measured(
+    config: Config, run_dir: str, datasets: dict[str, Dataset | None]
+) -> tuple[list[tuple[str | None, list[sections.Section]]], Opening, Results]:
+    """The report's sections, its opening, and all its numbers as data."""
+    numbers: dict[str, Rows | None] = {
+        schema.name: _numbers(datasets[schema.name], schema) for schema in WRITTEN
+    }
+    for suite in config.suites.items().values():
+        if not suite.streams and (dataset := datasets[suite.data_schema.name]) is not None:
+            numbers[suite.data_schema.name] = Numbers(dataset, suite.data_schema).table()
+    logs = {
+        name: _training_log(storage.join(run_dir, "adapter", name, "metrics.jsonl"))
+        for name in config.replicas
+    }
+    found = _sections(config, run_dir, numbers, logs)
+    suites = [(suite, _arms(config, suite)) for _, suite in _suites(config)]
+    trained = [name for name, lines in logs.items() if lines]
+    told = report_opening.opening(config, suites, numbers, trained)
+    name, model = storage.absolute(run_dir).rsplit("/", 1)[-1], _plain(config.engine.author(config.model))
+    versions = environment.versions()
+    kept = report_results.results(
+        config, name, model, _note(config), versions, found, _names(config), told.sentences
+    )
+    return found, told, kept
 
 
 def _note(config: Config) -> tuple[str, str] | None:
@@ -77,13 +128,15 @@ def _plain(markdown: str) -> str:
 
 
 def _sections(
-    config: Config, run_dir: str, datasets: dict[str, Dataset | None]
+    config: Config,
+    run_dir: str,
+    numbers: dict[str, Rows | None],
+    logs: dict[str, list[dict]],
 ) -> list[tuple[str | None, list[sections.Section]]]:
     """The sections in their order, with the suite that they are of, if of one.
 
     Those on the run's methods come first. A run that only evaluates has no training or data section.
     """
-    numbers = {schema.name: _numbers(datasets[schema.name], schema) for schema in WRITTEN}
     titles = {name: suite.title for name, suite in config.suites.items().items()}
     lines = _last_lines(storage.join(run_dir, "metrics.jsonl"), "stage", "arm", "suite")
     stages = [_stage_line(line, titles) for line in lines]
@@ -91,27 +144,33 @@ def _sections(
     errors = measured.read(run_dir, config.report.judge_errors)
     for name, suite in _suites(config):
         judgements = _judgements(config, suite, run_dir, errors)
-        table = _loaded(suite, numbers[suite.data_schema.name])
+        table = numbers[suite.data_schema.name]
         arms = _arms(config, suite)
         parts = suite.report(table, arms, config.seed, judgements)
         parts += _durability(config, suite, table, arms)
         found.append((name, [replicas.by_arm(part, arms) for part in parts]))
     rest: list[sections.Section] = []
     if config.arms:
-        logs = {
-            name: _training_log(storage.join(run_dir, "adapter", name, "metrics.jsonl"))
-            for name in config.replicas
-        }
         trained_on = {
             name: one.section.train.trained_on(one.section.kinds) for name, one in config.replicas.items()
         }
         section = sections.training(_arms(config), trained_on, logs)
-        section.notes.extend(_steps(lines))
+        section.notes.extend(_steps([line for line in lines if line.get("arm") in config.replicas]))
         rest.append(section)
     if config.methods:
         rest.append(report_data.data(config.methods.values(), numbers, stages))
     rest += filter(None, (report_data.thoughts(stages), report_data.sources(stages)))
     return [*found, (None, [*rest, sections.time(stages), report_settings.settings(config)])]
+
+
+def _judged(config: Config, suite: str | None) -> list[str]:
+    """Who judged for a suite, or for the run's methods, in words."""
+    parts = [config.suites.items()[suite]] if suite else [*config.methods.values()]
+    return [
+        f"{subject} by {report_opening.called(config, judge)}"
+        for part in parts
+        for judge, _, subject in part.judged()
+    ]
 
 
 def _arms(config: Config, suite: Suite | None = None) -> Arms:
@@ -141,7 +200,7 @@ def _durability(config: Config, suite: Suite, numbers: Rows | None, arms: Arms) 
             curves.setdefault(one.arm, itself)[one.steps] = rates[one.name]
     if not curves:
         return []
-    return [sections.durability(suite.title, list(curves), curves, arms)]
+    return [sections.durability(suite.title, suite.harmless_how, list(curves), curves, arms)]
 
 
 def _names(config: Config) -> set[str]:
@@ -209,11 +268,6 @@ def _suites(config: Config) -> list[tuple[str, Suite]]:
 def _numbers(dataset: Dataset | None, schema: Schema) -> Numbers | None:
     """The columns without texts, enough for counting; None if the run has no such data set."""
     return None if dataset is None else Numbers(dataset, schema)
-
-
-def _loaded(suite: Suite, rows: Numbers | None) -> Rows | None:
-    """The rows of a suite, at once if it does not count them in a stream."""
-    return rows if rows is None or suite.streams else rows.table()
 
 
 def _stage_line(line: dict, titles: dict[str, str]) -> dict:

@@ -26,9 +26,10 @@ def results(
     versions: Mapping[str, str],
     found: Sequence[tuple[str | None, list[Section]]],
     arms: Collection[str],
+    opening: Sequence[str] = (),
 ) -> Results:
     """name: of the run. note: heading and sentence on its texts. found: sections, with their suites. arms: as
-    of `report.results.figures`."""
+    of `report.results.figures`. opening: the sentences that open the report."""
     judges = judges_of(config)
     numbers, told = [], []
     for suite, sections in found:
@@ -40,6 +41,7 @@ def results(
         run=name,
         model=model,
         note=f"{note[0]}: {note[1]}" if note else None,
+        opening=[*opening],
         seed=config.seed,
         arms=config.arm_names,
         versions={"setbacks": pipeline.__version__, **versions},
@@ -48,6 +50,18 @@ def results(
         sections=told,
         configuration=config.model_dump(mode="json"),
     )
+
+
+def by_name(found: Results) -> dict[str, float]:
+    """The numbers of suites, each by a name of its own: suite, condition, measure, texts of its row, arm."""
+    numbers: dict[str, float] = {}
+    for one in found.numbers:
+        if one.suite is None or one.value is None or one.unit == "count":
+            continue
+        labels = [text for text in one.row.values() if text != one.arm]
+        words = [one.suite, one.group.partition(":")[0], one.table, one.name, *labels, one.arm or ""]
+        numbers.setdefault("/".join(filter(None, map(kit.slug, words))), one.value)
+    return numbers
 
 
 def judges_of(config: Config) -> dict[str, JudgeUsed]:
@@ -61,7 +75,7 @@ def judges_of(config: Config) -> dict[str, JudgeUsed]:
             suite=suite,
             kind=judge.kind,
             judges=what,
-            model=_asked(config, judge),
+            model=asked_by(config, judge),
             determines=determined(config, judge),
         )
         for suite, name, judged in parts
@@ -78,7 +92,8 @@ def determined(config: Config, judge: Judge) -> dict:
         return {"judge": judge.model_dump(mode="json"), "prompts": {"unknown": str(e)}, "model": asked}
 
 
-def _asked(config: Config, judge: Judge) -> str | None:
+def asked_by(config: Config, judge: Judge) -> str | None:
+    """What a judge asks, in words; None if it asks no model."""
     if not judge.most_tokens():
         return None
     one = config.answering(judge.asked)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline import placement
+from pipeline import models, placement, preflight
 from pipeline.config import Config, Train
 from pipeline.data import records, storage
 from pipeline.inference.base import Engine
-from pipeline.placement import Node
+from pipeline.memory import GIB, PARTS
+from pipeline.runtime.nodes import Autoscaler, Node, autoscaler, nodes
 from pipeline.runtime.session import ray_session
 from pipeline.settings.base import span
 from pipeline.settings.shown import plural
@@ -20,12 +21,13 @@ from pipeline.suites.base import Suite
 ASSUMED_TOKENS_PER_S = {"cpu": 2_000, "gpu": 2_500}
 
 
-def cluster(config: Config) -> list[Node]:
-    """The nodes of the cluster at $RAY_ADDRESS; without one, this machine, if that matters to models."""
+def cluster(config: Config) -> tuple[list[Node], Autoscaler | None]:
+    """The nodes and the autoscaler of the cluster at $RAY_ADDRESS; without one, this machine, if that
+    matters to models."""
     if not os.environ.get("RAY_ADDRESS"):
-        return placement.this_machine() if any(map(config.asked_together, config.stages)) else []
+        return (placement.this_machine() if any(map(config.asked_together, config.stages)) else []), None
     with ray_session(config.run_dir):
-        return placement.nodes()
+        return nodes(), autoscaler()
 
 
 def show(config: Config, nodes: list[Node], console: Console) -> None:
@@ -82,7 +84,9 @@ def _show_passes(stage: str, config: Config, nodes: list[Node], console: Console
         console.print(f"  {'':<10} {place}: {engine.described()}; {told}")
 
 
-def show_cluster(config: Config, stages: set[str], nodes: list[Node], console: Console) -> None:
+def show_cluster(
+    config: Config, stages: set[str], nodes: list[Node], scaler: Autoscaler | None, console: Console
+) -> None:
     """Print the placement on the cluster at $RAY_ADDRESS.
 
     Raises UserError if the cluster is too small for a stage.
@@ -90,8 +94,61 @@ def show_cluster(config: Config, stages: set[str], nodes: list[Node], console: C
     console.print(f"[bold]Cluster[/bold] at {escape(os.environ['RAY_ADDRESS'])}")
     for line in placement.told(config, stages, nodes):
         console.print(f"  {escape(line)}", soft_wrap=True)
-    placement.check(config, stages, nodes)
+    for notice in placement.check(config, stages, nodes, lambda: scaler):
+        console.print(f"  {escape(notice)}", soft_wrap=True)
     console.print()
+
+
+def show_memory(config: Config, stages: set[str], nodes: list[Node], console: Console) -> list[dict]:
+    """Print what engines and trainers need on each of their GPUs, in GiB; nothing if none is on a GPU.
+
+    nodes: of the cluster. Returns the same as facts. Raises UserError for what cannot fit.
+    """
+    if not preflight.on_gpus(config, stages):
+        return []
+    console.print("[bold]Memory[/bold] of each GPU in GiB, estimated from the model's shape")
+    if any(models.cached_model_dir(model) is None for model in config.read_models().values()):
+        console.print("  unknown, because a model is not on this disk\n")
+        return []
+    found = preflight.footprints(config, stages, nodes)
+    parts = [name for name in PARTS if any(name in one.memory.parts for one in found)]
+    width = max((len(f"{one.field}: {one.stage}") for one in found), default=0)
+    console.print("  " + " " * width + "".join(f"{name:>{len(name) + 2}}" for name in parts) + "  total")
+    for one in found:
+        cells = (
+            f"{one.memory.parts.get(name, 0) / GIB:>{len(name) + 2}.1f}"
+            if name in one.memory.parts
+            else " " * (len(name) + 2)
+            for name in parts
+        )
+        console.print(
+            f"  {f'{one.field}: {one.stage}':<{width}}{''.join(cells)}{one.memory.total / GIB:>7.1f}"
+            f"  {escape(_verdict(one))}"
+        )
+    console.print()
+    for notice in preflight.check_memory(found):
+        console.print(f"[yellow]{escape(notice)}[/yellow]\n")
+    return [
+        {
+            "field": one.field,
+            "stage": one.stage,
+            "bytes": dict(one.memory.parts),
+            "most_bytes": one.memory.total,
+            "least_bytes": one.memory.least,
+            "verdict": one.verdict,
+            "gpu_gib": None if one.gpus is None else [one.gpus.least_gib, one.gpus.most_gib],
+            "longest_sequences": one.sequences,
+        }
+        for one in found
+    ]
+
+
+def _verdict(one: preflight.Footprint) -> str:
+    if one.gpus is None:
+        return "of an unknown size; set gpu_memory_gib"
+    share = f"{one.share:.0%} of " if one.share < 1 else ""
+    cache = "" if one.sequences is None else f"; cache for {plural(one.sequences, 'longest sequence')}"
+    return f"of {share}{one.gpus}: {one.verdict}{cache}"
 
 
 def _training(train: Train) -> str:

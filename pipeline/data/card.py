@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass, field
 
-import yaml
-
 from pipeline import __version__
 from pipeline.data import endings, faults, storage
 from pipeline.data.store import Store
@@ -15,6 +13,7 @@ WARNING = (
     " purpose for safety research. Do not use it to train a model to comply, and do not show it to people"
     " unasked."
 )
+TAGS = ("safety", "alignment", "setbacks", "not-for-all-audiences")
 
 
 @dataclass(frozen=True)
@@ -38,17 +37,19 @@ def write_card(store: Store, origin: Origin, prompt_hashes: dict[str, str], figu
     figures: seconds, tokens_per_s … of the stage that made it; drops, if it left rows out: reason → how many;
     sources, how each was read, a line each.
     """
+    from huggingface_hub import DatasetCardData  # slow import, and not every command writes a card
+
     done, schema = store.facts, store.schema
-    header = {
-        "pretty_name": schema.title,
-        "task_categories": ["text-generation"],
-        "tags": ["safety", "alignment", *schema.tags, "setbacks", "not-for-all-audiences"],
-        "configs": [{"config_name": "default", "data_files": "*.parquet"}],
-        "size_categories": [_size(done["rows"])],
-    }
+    header = DatasetCardData(
+        pretty_name=schema.title,
+        task_categories=["text-generation"],
+        tags=[*TAGS[:2], *schema.tags, *TAGS[2:]],
+        configs=[{"config_name": "default", "data_files": "*.parquet"}],
+        size_categories=[size_category(done["rows"])],
+    )
     lines = [
         "---",
-        yaml.safe_dump(header, sort_keys=False).strip(),
+        header.to_yaml(),
         "---",
         f"# {schema.title}",
         "",
@@ -117,7 +118,8 @@ def _settings(section: Section) -> dict[str, str]:
     return {key: f"`{value}`" for key, value in fields.items() if value not in (None, {})}
 
 
-def _size(rows: int) -> str:
+def size_category(rows: int) -> str:
+    """A number of rows as the hub's search has it."""
     bounds = [
         (10**3, "n<1K"),
         (10**4, "1K<n<10K"),

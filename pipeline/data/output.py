@@ -84,9 +84,14 @@ class Output:
         storage.remove(self.state())
 
     def mark_complete(self, facts: dict) -> dict:
-        """Write the completion mark. Raises RunFailed if another attempt has taken over the run directory."""
+        """Write the completion mark. Raises RunFailed if another attempt has taken over the run directory.
+
+        An attempt that is suspended after it has passed the fence does not replace the mark of a newer one.
+        """
         self.fence()
-        records.write(self.state("complete.json"), facts)
+        if not records.create(self.state("complete.json"), facts):
+            self.fence()
+            records.write(self.state("complete.json"), facts)
         return facts
 
     @property

@@ -11,7 +11,12 @@ _CHECKSUM = "checksum"
 
 def write(path: str, facts: dict) -> None:
     """Write facts atomically, with their checksum."""
-    storage.write_text(path, json.dumps({**facts, _CHECKSUM: _checksum(facts)}, indent=1))
+    storage.write_text(path, _text(facts))
+
+
+def create(path: str, facts: dict) -> bool:
+    """Write facts as a new file; False if there is one."""
+    return storage.create(path, _text(facts)) is not None
 
 
 def read(path: str) -> dict | None:
@@ -51,6 +56,10 @@ def lines(path: str) -> list[dict]:
             if not isinstance(found[-1], dict):
                 raise UserError(f"{path}: line {number} is corrupt; restore or delete it")
     return found
+
+
+def _text(facts: dict) -> str:
+    return json.dumps({**facts, _CHECKSUM: _checksum(facts)}, indent=1)
 
 
 def _checksum(facts: dict) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from pipeline.data import conditional
 from pipeline.errors import RunFailed, UserError
 
 CLAIM_S = 15.0  # a claim that is this old belongs to a dead process
@@ -106,11 +107,34 @@ def write_text(path: str, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def create(path: str, text: str) -> bool:
-    """Create a file atomically; False if it exists. Of several simultaneous callers, exactly one gets True.
+class Owned:
+    """A file that this process has created, and that others only take away from it."""
+
+    def __init__(self, path: str, version: conditional.Version | None = None):
+        self.path, self._version = path, version
+
+    def write(self, text: str) -> None:
+        """Write the file atomically. Raises OSError, and Replaced if somebody else has written it, on storage
+        that can tell (object stores, through obstore)."""
+        if self._version is None:
+            write_text(self.path, text)
+        else:
+            self._version = conditional.replace(self.path, text, self._version)
+
+
+def create(path: str, text: str) -> Owned | None:
+    """Create a file atomically; None if it exists. Of several simultaneous callers, exactly one gets it.
 
     Raises OSError.
     """
+    if not is_local(path):
+        version = conditional.create(path, text)
+        if version is not None:
+            return Owned(path, version) if version is not False else None
+    return Owned(path) if _create(path, text) else None
+
+
+def _create(path: str, text: str) -> bool:
     if not is_local(path):
         return _create_by_claim(path, text)
     own = f"{absolute(path)}.{secrets.token_hex(8)}"

@@ -17,7 +17,7 @@ from pipeline.data import storage
 from pipeline.errors import RunFailed, UserError
 from pipeline.schema import Schema
 
-BLOCKS_PER_ACTOR = 4  # at least, so that actors have equal shares
+BLOCKS_PER_ACTOR = 8  # at least, so that actors have equal shares
 _MOST_COUNTED = 100_000  # rows held in memory to see whether they are few
 _ROWS_PER_FILE = 20_000  # fewer files list faster; few enough row groups for a fast footer read
 

@@ -302,6 +302,12 @@ def _other_language(instruction: str, text: str, certainty: float) -> bool:
     return bool(asked[answered] < (1 - certainty) * max(asked.values()))
 
 
+def language(text: str) -> tuple[str, float]:
+    """The language of a text as its ISO code, and how certain that is, from 0 to 1."""
+    found, certainty = _identifier().classify(text)
+    return found, float(certainty)
+
+
 def _scripts(text: str) -> Counter[str]:
     """Letters by script. Chinese characters and Japanese syllables are one script, as texts mix them."""
     names = Counter(unicodedata.name(letter, "").split(" ")[0] for letter in text if letter.isalpha())

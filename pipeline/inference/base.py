@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from pipeline.chat import Completion, Message, Sampling
 from pipeline.errors import RowFailed, UserError
+from pipeline.memory import Memory, Shape
 from pipeline.settings.base import Count, Model, Section, span
 from pipeline.settings.shown import plural
 
@@ -92,6 +93,33 @@ class Engine(Section):
     def cache_gib(self) -> int:
         """Memory of one actor without GPUs, in GiB, beyond the process and the weights."""
         return 0
+
+    @property
+    def gpu_kind(self) -> str | None:
+        """The kind of GPU that an actor asks for, by Ray's name; None = any."""
+        return None
+
+    @property
+    def gpu_share(self) -> float:
+        """The share of a GPU's memory that one actor may take."""
+        return 1.0
+
+    def footprint(
+        self,
+        shape: Shape,
+        *,
+        length: int,
+        number: int,
+        weights: int | None,
+        adapters: int,
+        adapter_parameters: int,
+    ) -> Memory | None:
+        """The memory of one actor on each of its GPUs; None if that is not known.
+
+        length: tokens of a sequence at most. number: bytes of a number of the weights. weights: their bytes,
+        if they are known from the files. adapters: how many are loaded, with so many parameters at most.
+        """
+        return None
 
     @property
     def requests(self) -> int:

@@ -8,7 +8,8 @@ there, a row that kills engines is found (see `pool`). Here it kills one engine.
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,12 +17,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pipeline.chat import Completion, Message, Sampling
 from pipeline.errors import RowFailed, RunFailed
 from pipeline.inference.base import EngineDead, LanguageModel
+from pipeline.runtime.session import actor_id, actor_on_driver_node
 from pipeline.settings.shown import first_line
 
 if TYPE_CHECKING:
     from pipeline.inference.pool import ModelSpec
 
 RESERVE_S = 60  # for places that are free: longer, if somebody else uses them
+AGAIN_S = 1.0  # between two looks at engines that Ray starts again
+OPENINGS = 3  # of an engine in a row, each in a process of its own, before it counts as one that cannot start
 
 
 class NotOpen(Exception):
@@ -39,6 +43,36 @@ def end_actor(why: Exception) -> NoReturn:
     os._exit(1)
 
 
+class Failures:
+    """Counts engines that did not start, in a Ray actor: an engine's own process ends with it."""
+
+    def __init__(self):
+        self.openings: dict[str | None, int] = {}
+
+    def not_opened(self, engine: str | None, why: str) -> int:
+        """How often in a row an engine did not open, this time included."""
+        self.openings[engine] = self.openings.get(engine, 0) + 1
+        return self.openings[engine]
+
+    def opened(self, engine: str | None) -> None:
+        self.openings.pop(engine, None)
+
+
+def open_or_end(spec: "ModelSpec", not_opened: Callable[[str | None, str], int]) -> LanguageModel:
+    """Open an engine; if it does not start, end this actor's process, so that Ray starts another one.
+
+    What keeps an engine from starting may pass: memory of the engine before it, a port, a hub that is busy.
+    not_opened: takes the actor and the reason, returns how often in a row this has happened to this actor.
+    Raises RunFailed the last time (OPENINGS).
+    """
+    try:
+        return spec.open()
+    except RunFailed as e:
+        if not_opened(actor_id(), str(e)) >= OPENINGS:
+            raise RunFailed(f"{e}; tried {OPENINGS} times") from e
+        end_actor(e)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where an engine starts. cpus: at least 1; an engine that computes on CPUs has all of its node."""
@@ -46,19 +80,25 @@ class Place:
     address: str
     cpus: float
     gpus: int
+    gpu_kind: str | None = None
 
     @property
     def bundle(self) -> dict[str, float]:
         """What Ray reserves. Every node has a resource of its own, named by its address."""
         gpus = {"GPU": float(self.gpus)} if self.gpus else {}
+        if self.gpu_kind:
+            gpus[f"accelerator_type:{self.gpu_kind}"] = 0.001
         return {"CPU": float(self.cpus), **gpus, f"node:{self.address}": 0.001}
 
 
 class EngineActor:
     """One engine, asked by actors of a pool."""
 
-    def __init__(self, spec: "ModelSpec"):
-        self._model = spec.open()
+    def __init__(self, spec: "ModelSpec", failures: Any):
+        import ray
+
+        self._model = open_or_end(spec, lambda *what: ray.get(failures.not_opened.remote(*what)))
+        failures.opened.remote(actor_id())
 
     async def ready(self) -> None:
         """Done when the engine is open."""
@@ -89,8 +129,15 @@ class Standing:
         """Wait until the engines are open. Raises RunFailed if one does not start."""
         import ray
 
+        opening = list(self.opening)
         try:
-            ray.get(list(self.opening))
+            while True:
+                try:
+                    ray.get(opening)
+                    break
+                except ray.exceptions.ActorUnavailableError:  # one is started again
+                    time.sleep(AGAIN_S)
+                    opening = [actor.ready.remote() for actor in self.actors]
         except ray.exceptions.RayError as e:
             told = [line.split("RunFailed: ", 1)[1] for line in str(e).splitlines() if "RunFailed: " in line]
             raise RunFailed(told[-1] if told else f"an engine did not start ({first_line(e)})") from None
@@ -136,6 +183,7 @@ def standing(places: Mapping["ModelSpec", Sequence[Place]]) -> Iterator[dict["Mo
         if not reserved.wait(RESERVE_S):
             raise NoRoom
         actors: dict[ModelSpec, list[Any]] = {spec: [] for spec in places}
+        failures = actor_on_driver_node(Failures)
         for number, (spec, place) in enumerate(order):
             options = {
                 "num_cpus": place.cpus,
@@ -146,7 +194,7 @@ def standing(places: Mapping["ModelSpec", Sequence[Place]]) -> Iterator[dict["Mo
                     reserved, placement_group_bundle_index=number
                 ),
             }
-            actors[spec].append(ray.remote(EngineActor).options(**options).remote(spec))
+            actors[spec].append(ray.remote(EngineActor).options(**options).remote(spec, failures))
         yield {spec: Standing(own, [actor.ready.remote() for actor in own]) for spec, own in actors.items()}
     finally:
         remove_placement_group(reserved)  # ends the actors too

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 _LONGEST_CHARACTER = 4  # tokens, if each is a byte of UTF-8
+_BEFORE = 16  # tokens of the prompt; a longer one takes longer to read
 
 
 def can_decode(tokenizer: Any) -> bool:
@@ -25,8 +26,12 @@ def decode(tokenizer: Any, prompt: Sequence[int], sampled: Sequence[int], *, ski
     from tokenizers.decoders import DecodeStream
 
     raw, ids = tokenizer.backend_tokenizer, list(sampled)
+    before = list(prompt[-_BEFORE:])
+    # What is decoded depends on the tokens next to it, and on whether it begins the text.
+    if not raw.decode(before, skip_special_tokens=skip_special).strip():
+        before = list(prompt)
     for end in range(len(ids), max(0, len(ids) - _LONGEST_CHARACTER), -1):
-        stream = DecodeStream(ids=list(prompt), skip_special_tokens=skip_special)
+        stream = DecodeStream(ids=before, skip_special_tokens=skip_special)
         try:
             text = stream.step(raw, ids[:end])
         except Exception:  # odd bytes before these tokens; the library names no narrower class

@@ -24,9 +24,10 @@ from pipeline.data.work import WorkList
 from pipeline.errors import RowFailed, RunFailed, UserError
 from pipeline.inference import notices
 from pipeline.inference.base import Engine, EngineDead, LanguageModel, NoEngine
-from pipeline.inference.beside import Standing, end_actor
+from pipeline.inference.beside import Standing, end_actor, open_or_end
 from pipeline.inference.progress import Progress, Reporter, Tally
 from pipeline.inference.row_chat import OWN, Clients, OpenModels, RowChat
+from pipeline.runtime.nodes import wait_for
 from pipeline.runtime.session import in_actor
 from pipeline.schema import FAILED
 from pipeline.settings.base import Model, span
@@ -130,7 +131,7 @@ class RecipeActor:
             raise RunFailed(f"engines for {spec.model.path} keep crashing before they finish a row")
         started = time.monotonic()
         notices.send_to(progress.tell)
-        self._model = spec.open()
+        self._model = open_or_end(spec, progress.not_opened)
         self._jobs, self._seed, self._progress = jobs, seed, progress
         clients = Clients()
         beside = {other: engines.open() for job in jobs[:1] for other, engines in job.beside.items()}
@@ -352,16 +353,17 @@ def in_flight(fitting: int, tasks: int, least: int, most: int) -> tuple[int, int
     """How many tasks an actor runs at a time, and how many it has, the waiting ones included.
 
     fitting: as many as fill its engine. least, most: actors. Ray Data gives tasks to the actors that are
-    there and takes none back, so an actor never has more than its share of all tasks: engines start minutes
-    apart, and the first would leave nothing to the others. It adds actors only while those that are there
-    have 1.75 times as many tasks as they run, so with autoscaling as many tasks wait as run.
+    there and takes none back. So an actor never has more than its share of all tasks, and one that waits only
+    if its share is several times as large: engines start minutes apart, and the first would leave nothing to
+    the others. Ray Data adds actors only while those that are there have 1.75 times as many tasks as they
+    run, so with autoscaling as many tasks wait as run.
     """
     share = max(1, tasks // most)
     if least < most:
         running = max(1, min(fitting, share // 2))
         return running, 2 * running
     running = min(fitting, share)
-    return running, min(2 * running, share)
+    return running, max(running, min(running + 1, share // 4))
 
 
 def _run_tasks(
@@ -377,6 +379,7 @@ def _run_tasks(
     fitting = max(spec.blocks_in_flight(job.work.block_rows) for job in jobs)
     running, given = in_flight(fitting, len(tasks), spec.least_actors, spec.most_actors)
     # from_items stores its blocks directly; from_arrow would run a task per block to get the schema.
+    wait_for(spec.least_actors, 1, spec.engine.gpus, reporter.tell, spec.engine.gpu_kind)
     pool = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         RecipeActor,
         fn_constructor_args=(spec, jobs, seed, reporter),
@@ -390,6 +393,7 @@ def _run_tasks(
         ),
         num_cpus=1,
         num_gpus=spec.engine.gpus,
+        **({"accelerator_type": spec.engine.gpu_kind} if spec.engine.gpu_kind else {}),
     )
     # Results are in the stores, so there is nothing to collect. Prefetching would report a task one task
     # late.

@@ -14,10 +14,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 
 from pipeline.data.store import reason
+from pipeline.inference.beside import OPENINGS, Failures
 from pipeline.inference.metrics import EngineMetrics, Load
 from pipeline.runtime import attempt
 from pipeline.runtime.console import QUIET_LINE_EVERY_S, level, new_bar
-from pipeline.runtime.session import actor_on_driver_node
+from pipeline.runtime.session import actor_id, actor_on_driver_node
 from pipeline.schema import FAILED
 
 
@@ -67,10 +68,11 @@ class Tally:
 _COUNTS = [count.name for count in fields(Tally) if count.name != "last_error"]
 
 
-class Counter:
+class Counter(Failures):
     """A Ray actor that sums the reports of all engines, by output."""
 
     def __init__(self):
+        super().__init__()
         self.tallies: dict[str, Tally] = defaultdict(Tally)
         self.fruitless_starts = 0
         self.starts: dict[str, int] = {}
@@ -89,6 +91,13 @@ class Counter:
         """Engine starts since the last finished row, this one included; many mean that engines crash."""
         self.fruitless_starts += 1
         return self.fruitless_starts
+
+    def not_opened(self, engine: str | None, why: str) -> int:
+        self.fruitless_starts -= 1  # it did not crash over a row, and has a limit of its own
+        times = super().not_opened(engine, why)
+        if times < OPENINGS:
+            self.tell(f"an engine did not start, and is started again: {why}")
+        return times
 
     def starting(self, what: str) -> int:
         """How often this block or row has been started, this time included; above 1 if an actor died."""
@@ -128,12 +137,18 @@ class Reporter:
 
         return ray.get(self._counter.engine_starting.remote())
 
+    def not_opened(self, engine: str | None, why: str) -> int:
+        import ray
+
+        return ray.get(self._counter.not_opened.remote(engine, why))
+
     def starting(self, what: str) -> int:
         import ray
 
         return ray.get(self._counter.starting.remote(what))
 
     def engine_ready(self, seconds: float) -> None:
+        self._counter.opened.remote(actor_id())
         self._counter.engine_ready.remote(seconds)
         self._metrics, self._divided_at = EngineMetrics(self._label), time.monotonic()
 

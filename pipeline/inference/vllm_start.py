@@ -15,9 +15,10 @@ from pipeline.data import adapter as adapter_files
 from pipeline.errors import UserError
 from pipeline.inference import cpu_lora
 from pipeline.runtime import imports
+from pipeline.runtime.attempt import started
 from pipeline.runtime.session import in_actor
 from pipeline.settings.base import Model
-from pipeline.settings.shown import first_line
+from pipeline.settings.shown import first_line, shown
 
 if TYPE_CHECKING:
     from vllm import AsyncEngineArgs
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 _LAST_BYTES, _LONGEST_ERROR = 2**16, 300
 # vLLM's line of an error: `(EngineCore pid=7) ERROR 11-26 10:00:00 [core.py:1] ValueError: no memory`
 _ERROR = re.compile(r" ERROR \S+ \S+ \[[^\]]+\] (\w*(?:Error|Exception|Interrupt): .+)")
+
+PIPELINE = "pipeline_parallel_size"
 
 # Arguments of vLLM that are not options: fields of the configuration, or fixed here.
 _FIELDS = {
@@ -42,6 +45,7 @@ _FIXED = {
     "trust_remote_code": "code from model files is never run",
     "load_format": "pickled weights are never loaded",
     "tokenizer_mode": "prompts are made with the tokenizer of training",
+    "config_format": "the model is read as training reads it",
     "generation_config": "the configuration's `sampling` says it",
     "enable_lora": "the run's adapters decide it",
     "max_loras": "the run's adapters decide it",
@@ -49,16 +53,22 @@ _FIXED = {
     "seed": "every request has its own",
     "disable_log_stats": "Ray's metrics hold vLLM's",
     "skip_tokenizer_init": "texts are decoded",
-    "pipeline_parallel_size": "an engine is on one node",
+    "language_model_only": "no request holds an image",
     "data_parallel_size": "set engine.actors",
     "distributed_executor_backend": "an engine is on one node",
+    "nnodes": "an engine is on one node",
 }
 
 
-def check_options(options: dict[str, Any], field: str) -> None:
-    """Check the names of options of vLLM. field: their path. Imports vLLM. Raises UserError."""
+def check_options(options: dict[str, Any], gpus: int, field: str) -> None:
+    """Check options of vLLM, for an engine of this many GPUs. field: the engine's path. Imports vLLM.
+
+    Raises UserError.
+    """
     if not options:
         return
+    _check_parts(options.get(PIPELINE, 1), gpus, field)
+    field = f"{field}.options"
     with imports.quick():
         from vllm import AsyncEngineArgs
 
@@ -72,6 +82,21 @@ def check_options(options: dict[str, Any], field: str) -> None:
             near = get_close_matches(name, known - set(_FIELDS) - set(_FIXED), n=1)
             remedy = f"write {near[0]}" if near else "see vLLM's engine arguments"
             raise UserError(f"{field}.{name}: the installed vLLM has no such argument; {remedy}")
+
+
+def _check_parts(parts: Any, gpus: int, field: str) -> None:
+    """Raises UserError if the model cannot be divided into so many parts, one after the other."""
+    if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
+        raise UserError(
+            f"{field}.options.{PIPELINE} = {shown(repr(parts))}: set a number of parts, such as 2"
+        )
+    if parts > 1 and gpus == 0:
+        raise UserError(f"{field}.options.{PIPELINE} = {parts}: an engine on CPUs has one part; remove it")
+    if parts > 1 and gpus % parts:
+        raise UserError(
+            f"{field}.options.{PIPELINE} = {parts}: each part takes equally many of the engine's GPUs; set"
+            f" {field}.num_gpus, now {gpus}, to a multiple of {parts}"
+        )
 
 
 def arguments(
@@ -92,16 +117,21 @@ def settings(
         model=model_dir,
         revision=model.revision,
         trust_remote_code=False,
-        tokenizer_mode="hf",  # as in training; Mistral's own tokenizer has no chat template
+        # As in training. Mistral's own tokenizer has no chat template, and its own configuration does not fit
+        # the weights in the usual format.
+        tokenizer_mode="hf",
+        config_format="hf",
         load_format="safetensors",  # else vLLM loads pickled weights if there are no others
         dtype=model.dtype,
         max_model_len=model.max_length,
-        tensor_parallel_size=max(1, gpus),
+        tensor_parallel_size=max(1, gpus // options.get(PIPELINE, 1)),
         enforce_eager=on_cpu,  # compiling for a CPU takes longer than it saves
         # On a CPU, vLLM 0.32 crashes on a seeded request with chunked prefill ("CPU Generator does not use
         # offset").
         enable_chunked_prefill=False if on_cpu else None,
         enable_prefix_caching=True,
+        # No request holds an image: without this, encoders of images take memory and are profiled.
+        language_model_only=True,
         # The default on a CPU, 128, is longer than most prompts, so the prefix cache would never hit.
         block_size=32 if on_cpu else None,
         enable_lora=bool(adapters),
@@ -224,10 +254,21 @@ def children() -> list[int]:
     return [p.pid for p in psutil.Process().children(recursive=True)]
 
 
+# Arguments: `pid:start` of every process to kill. In days the kernel may give a pid to another process, whose
+# start is another one. The start is the 20th field after the name, which may hold blanks.
+_WATCH = r"""cat >/dev/null
+for process; do
+  now=$(sed 's/.*) //' "/proc/${process%:*}/stat" 2>/dev/null | cut -d ' ' -f 20)
+  if [ "$now" = "${process#*:}" ]; then kill -9 "${process%:*}"; fi
+done 2>/dev/null"""
+
+
 def end_with_this_process(pids: list[int]) -> subprocess.Popen:
     """A shell that waits until this process has ended, however it ends, then kills the engine's processes.
 
     Without the shell, an actor that dies by SIGKILL leaves its engine running and holding memory.
     """
-    kill = f"cat >/dev/null; kill -9 {' '.join(map(str, pids))} 2>/dev/null"
-    return subprocess.Popen(["sh", "-c", kill], stdin=subprocess.PIPE, start_new_session=True)
+    living = [f"{pid}:{start}" for pid in pids if (start := started(pid)) is not None]
+    return subprocess.Popen(
+        ["sh", "-c", _WATCH, "sh", *living], stdin=subprocess.PIPE, start_new_session=True
+    )

@@ -76,6 +76,11 @@ class Judge(Section):
         raise NotImplementedError
 
     @property
+    def called(self) -> str:
+        """The judge in a sentence: `judged by …`."""
+        return self.kind
+
+    @property
     def blind(self) -> str:
         """A sentence that must stand beside a harm rate by this judge: what it cannot see. Empty if none."""
         return ""

@@ -1,17 +1,18 @@
 """Finds errors before an engine starts, if that is possible: one sentence each, exit code 2."""
 
 import os
-from collections.abc import Collection, Iterable, Mapping
-from functools import partial
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable
+from importlib.util import find_spec
 
-from pipeline import models
+from pipeline import models, tracking
 from pipeline.config import Config, Suites, trainable
 from pipeline.data import storage
 from pipeline.errors import UserError
 from pipeline.inference.base import Engine
 from pipeline.judges import Judge
 from pipeline.methods.base import Method
+from pipeline.preflight.arms import arm_specs as arm_specs
+from pipeline.preflight.arms import further_specs as further_specs
 from pipeline.preflight.fit import (
     check_lengths,
     check_loaded,
@@ -20,6 +21,11 @@ from pipeline.preflight.fit import (
     others,
     reads_model,
 )
+from pipeline.preflight.memory import Footprint as Footprint
+from pipeline.preflight.memory import check as check_memory  # noqa: F401
+from pipeline.preflight.memory import check_cluster as check_cluster
+from pipeline.preflight.memory import footprints as footprints
+from pipeline.preflight.memory import on_gpus as on_gpus
 from pipeline.preflight.run_dir import check_no_password, check_run_dir
 from pipeline.preflight.run_dir import date_file as date_file
 from pipeline.preflight.run_dir import dated as dated
@@ -32,10 +38,6 @@ from pipeline.settings.shown import first_line
 from pipeline.settings.walk import paths, sections
 from pipeline.sources.counts import Accounts
 from pipeline.suites.base import Suite
-from pipeline.training.durability import KIND
-
-if TYPE_CHECKING:
-    from pipeline.training.arm import ArmSpec
 
 
 def check(
@@ -94,6 +96,8 @@ def check(
             _check_chosen(config, name)
     _check_engines(config, stages, suites)
     check_run_dir(config, stages)
+    if stages & {"train", "evaluate"}:
+        tracking.check(config.track, config.run_dir)
     if "train" in stages:
         environment.check_threads()
     if stages & {"generate", "train", "evaluate", "rejudge"}:
@@ -248,7 +252,7 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
     """
     notices = check_precision(config, stages)
     if "train" in stages:
-        notices += environment.unused_key() + environment.unused_accelerate()
+        notices += tracking.unused(config.track) + environment.unused_accelerate()
     if reads_model(config, stages):
         models.check_weights(directory, config.model.revision)
     if "train" in stages:
@@ -285,6 +289,12 @@ def check_build(config: Config, stages: set[str]) -> None:
     """Raises UserError for GPUs on an installation for CPUs, and for a CPU engine on one for GPUs."""
     for field, engine in config.engines(stages).items():
         engine.check_build(field)
+    for name, arm in config.arms.items() if "train" in stages else ():
+        if arm.train.load_in_4bit and find_spec("bitsandbytes") is None:
+            raise UserError(
+                f"{config.field_of(name, 'load_in_4bit')} = true: bitsandbytes is not installed; use `pip"
+                " install 'setbacks[qlora]'`, or set it to false"
+            )
     if "train" in stages and gpu_build() is None:
         for name, arm in config.arms.items():
             if arm.train.use_gpu:
@@ -295,49 +305,12 @@ def check_build(config: Config, stages: set[str]) -> None:
 
 
 def check_reach(config: Config, stages: set[str], suites: set[str]) -> None:
-    """Raises OutOfReach if a suite needs a server that does not answer; a plan does not ask."""
+    """Raises OutOfReach if a suite or a tracker needs a server that does not answer; a plan does not ask."""
+    if stages & {"train", "evaluate"}:
+        tracking.check_reach(config.track)
     for name, suite in config.suites.items().items():
         if "evaluate" in stages and name in suites:
             suite.check_reach(f"suites.{name}")
-
-
-def arm_specs(config: Config, directory: str) -> dict[str, "ArmSpec"]:
-    """The adapters to train, by name. directory: as returned by `model_dir`."""
-    from pipeline.training.arm import ArmSpec
-
-    return {
-        name: ArmSpec(
-            name,
-            one.section.train,
-            one.section.kinds,
-            config.model,
-            directory,
-            one.seed,
-            partial(config.field_of, one.arm),
-        )
-        for name, one in config.replicas.items()
-    }
-
-
-def further_specs(config: Config, directory: str, adapters: Mapping[str, str]) -> dict[str, "ArmSpec"]:
-    """The arms that are trained further, by name. adapters: arm → directory of its adapter."""
-    from pipeline.training.arm import ArmSpec
-
-    if (durability := config.durability) is None:
-        return {}
-    return {
-        name: ArmSpec(
-            name,
-            durability.trainer(config.train, adapters.get(one.arm)),
-            [KIND],
-            config.model,
-            directory,
-            config.seed,
-            lambda setting: f"durability.{setting}",
-            steps=one.steps,
-        )
-        for name, one in config.further.items()
-    }
 
 
 def check_lora(config: Config, directory: str) -> None:

@@ -20,7 +20,10 @@ class Outcome:
     value:  of a column's value that is not null; None leaves the row out
     where:  only rows with these values in other columns
     by:     a column whose values are compared apart, such as `condition`
+    unit:   None: a share if all compared values are from 0 to 1, else a score
     judge:  the section whose verdicts it counts; None if no judge is asked
+    row:    columns that are equal in rows of two runs that are the same question
+    asked:  columns that are equal in rows of one question
     """
 
     name: str
@@ -28,29 +31,48 @@ class Outcome:
     value: Callable[[Any], float | None]
     where: Mapping[str, Any] = field(default_factory=dict)
     by: str | None = None
-    unit: Literal["share", "score"] = "share"
+    unit: Literal["share", "score"] | None = "share"
     judge: Any = None
+    row: tuple[str, ...] = ("id",)
+    asked: tuple[str, ...] = ("instruction_id",)
 
     @property
     def columns(self) -> list[str]:
         """The columns that are read."""
-        return list(dict.fromkeys(["id", "instruction_id", "arm", self.column, *self.where, *self._by]))
+        return list(dict.fromkeys([*self.row, *self.asked, "arm", self.column, *self.where, *self._by]))
 
     @property
     def _by(self) -> tuple[str, ...]:
         return (self.by,) if self.by else ()
 
+    def applies(self, row: dict) -> bool:
+        """Whether the row is one of those that are measured."""
+        return all(row[name] == value for name, value in self.where.items())
+
+    def of(self, row: dict) -> float | None:
+        """A row's value; None if there is no verdict."""
+        return None if row[self.column] is None else self.value(row[self.column])
+
     def values(self, rows: pa.Table) -> dict[tuple[str, str], dict[str, tuple[str, float]]]:
         """(arm, group) → id of a row → its instruction and value. A group is a value of `by`, or empty."""
         found: dict[tuple[str, str], dict[str, tuple[str, float]]] = defaultdict(dict)
         for row in rows.select(self.columns).to_pylist():
-            if row["arm"] is None or any(row[name] != value for name, value in self.where.items()):
+            if row["arm"] is None or not self.applies(row):
                 continue
-            value = None if row[self.column] is None else self.value(row[self.column])
+            value = self.of(row)
             if value is not None:
                 group = str(row[self.by]) if self.by else ""
-                found[row["arm"], group][row["id"]] = row["instruction_id"], value
+                found[row["arm"], group][_key(row, self.row)] = _key(row, self.asked), value
         return found
+
+    def unit_of(self, *means: Mapping[str, float]) -> str:
+        """The unit of these values."""
+        shares = all(0 <= value <= 1 for of in means for value in of.values())
+        return self.unit or ("share" if shares else "score")
+
+
+def _key(row: Mapping[str, Any], columns: tuple[str, ...]) -> str:
+    return "\n".join(str(row[column]) for column in columns)
 
 
 def means(values: Mapping[str, tuple[str, float]], among: Collection[str]) -> dict[str, float]:

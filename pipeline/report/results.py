@@ -83,6 +83,7 @@ class Results(_Part):
     run: str = Field(description="name of the run directory")
     model: str = Field(description="the base model")
     note: str | None = Field(description="a warning about what the numbers mean, such as of the toy model")
+    opening: list[str] = Field([], description="the sentences that open the report")
     seed: int = Field(description="seed of the run")
     arms: list[str] = Field(description="all evaluated adapters, the base model first")
     versions: dict[str, str] = Field(description="setbacks, Python and libraries that wrote the report")

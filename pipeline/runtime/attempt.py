@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.data import storage
+from pipeline.data.conditional import Replaced
 from pipeline.errors import RunFailed, UserError
 
 BEAT_S = 5.0
@@ -138,9 +139,9 @@ class Attempt:
                     "wait for it, stop it, or choose another run_dir"
                 )
             self._facts["number"] = newest["number"] + 1 if newest else 1
-            if storage.create(
-                _path(self.directory, self._facts["number"]), json.dumps(self._facts, indent=1)
-            ):
+            path = _path(self.directory, self._facts["number"])
+            if (file := storage.create(path, json.dumps(self._facts, indent=1))) is not None:
+                self._file = file
                 break
         if running is not None:
             path = _path(self.directory, running["number"])
@@ -169,9 +170,12 @@ class Attempt:
     def _write(self, **facts) -> None:
         with self._lock:
             self._facts |= facts | {"updated": _now()}
-            storage.write_text(
-                _path(self.directory, self._facts["number"]), json.dumps(self._facts, indent=1)
-            )
+            try:
+                self._file.write(json.dumps(self._facts, indent=1))
+            except Replaced:
+                self.check()
+                self._lost = f"somebody else has written {self._file.path}; this attempt ends"
+                raise RunFailed(self._lost) from None
 
 
 # -- the attempt of this process: these functions do nothing if there is none
@@ -282,7 +286,7 @@ def is_alive(run_dir: str, attempt: dict) -> bool:
     """
     me, directory = _process(), attempts_dir(run_dir)
     if me["boot"] and (me["boot"], me["pids"]) == (attempt.get("boot"), attempt.get("pids")):
-        return _started(attempt["pid"]) == attempt["process_started"]
+        return started(attempt["pid"]) == attempt["process_started"]
     end = time.monotonic() + WATCH_S
     while time.monotonic() < end:
         time.sleep(POLL_S)
@@ -330,7 +334,7 @@ def _process() -> dict:
         "boot": _boot(),
         "pids": _namespace(),
         "pid": pid,
-        "process_started": _started(pid),
+        "process_started": started(pid),
     }
 
 
@@ -346,7 +350,7 @@ def _namespace() -> str | None:
     return None
 
 
-def _started(pid: int) -> int | None:
+def started(pid: int) -> int | None:
     """Start time of a living process, in kernel ticks since boot (no clock changes them); None if gone."""
     with suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()

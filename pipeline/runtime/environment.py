@@ -1,6 +1,5 @@
 """Environment variables of the user that would end a run late, found before it starts."""
 
-import importlib.util
 import logging
 import os
 import re
@@ -143,13 +142,3 @@ def unused_accelerate() -> list[str]:
     if not (names := of_accelerate()):
         return []
     return [f"{', '.join(names)}: not used, training takes its settings from the configuration alone"]
-
-
-def unused_key() -> list[str]:
-    """A notice if a W&B key is set, but W&B is not installed."""
-    if not os.environ.get("WANDB_API_KEY") or importlib.util.find_spec("wandb") is not None:
-        return []
-    return [
-        "WANDB_API_KEY is set, but the package wandb is not installed: training is not logged there; install"
-        " it or unset the variable"
-    ]

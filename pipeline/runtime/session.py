@@ -107,11 +107,17 @@ def actor_on_driver_node(cls: type):
     return ray.remote(num_cpus=0)(cls).options(scheduling_strategy=here).remote()
 
 
-def in_actor() -> bool:
-    """Whether this process is a Ray actor."""
+def actor_id() -> str | None:
+    """The id of the Ray actor that this process is, the same after Ray has restarted it; None if it is
+    none."""
     import ray
 
-    return ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
+    return ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
+
+
+def in_actor() -> bool:
+    """Whether this process is a Ray actor."""
+    return actor_id() is not None
 
 
 def _start(options: dict) -> None:

@@ -11,6 +11,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     SerializationInfo,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -116,12 +117,22 @@ class Model(Section):
         ),
     )
 
+    _named: tuple[str | None] | None = PrivateAttr(None)  # the revision of the configuration, if pinned
+
+    def at(self, commit: str) -> "Model":
+        """The model at a commit of its hub, which its revision meant when the run began."""
+        pinned = self.model_copy(update={"revision": commit})
+        pinned._named = (self.revision,)
+        return pinned
+
     def identity(self) -> dict:
         """The settings that determine what the model writes, for fingerprints.
 
-        Without the date: a run directory keeps its own for good.
+        Without the date and the commit: a run directory keeps its own for good.
         """
         facts = self.model_dump(mode="json", exclude={"date"})
+        if self._named is not None:
+            [facts["revision"]] = self._named
         if not self.chat_template_kwargs:
             del facts["chat_template_kwargs"]  # finished outputs of older versions do not have it
         return facts

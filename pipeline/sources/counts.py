@@ -42,6 +42,17 @@ class Counts:
         self.unsafe -= row["unsafe_response"] is not None
         self.excluded += 1
 
+    def repeat(self, row: Mapping[str, Any], seen: str | None) -> None:
+        """Count a row that has been used as one that repeats an instruction of another source.
+
+        seen: `same` or `near` if it has been counted as such.
+        """
+        self.leave_out(row)
+        self.excluded -= 1
+        self.duplicates += 1
+        self.seen_same -= seen == "same"
+        self.seen_near -= seen == "near"
+
     def spoil(self, why: str) -> None:
         """Count a malformed row."""
         self.malformed += 1

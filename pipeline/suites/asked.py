@@ -1,10 +1,11 @@
 """How an arm is asked: with a text of its own in every suite, if it was trained to answer after one.
 
 The text takes the place of the last user turn, and that turn's text stands in it as `{{ instruction }}`. What
-a suite adds (a condition, the wrapping of an attack, a prefill) is there already.
+a suite adds (a condition, the wrapping of an attack, a prefill) is there already. Steps in which an arm
+speaks about an instruction or an answer (`Suite.plain_steps`) are left as they are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -29,26 +30,34 @@ def _holds_instruction(text: str) -> str:
 Ask = Annotated[str, Field(min_length=1), AfterValidator(_holds_instruction)]
 
 
-def asked(recipe: Recipe, adapters: Mapping[str, str], asks: Mapping[str, str]) -> Recipe:
+def asked(
+    recipe: Recipe, adapters: Mapping[str, str], asks: Mapping[str, str], plain: Collection[str] = ()
+) -> Recipe:
     """The recipe of a suite, in which the arms of `asks` are asked with their texts.
 
-    adapters: arm → adapter directory. asks: arm → text.
+    adapters: arm → adapter directory. asks: arm → text. plain: steps that are asked without it.
     """
-    return AskedRecipe(recipe, adapters, asks) if asks else recipe
+    return AskedRecipe(recipe, adapters, asks, plain) if asks else recipe
 
 
 class AskedRecipe:
-    """Changes every call to an arm's adapter. If rows have a column `messages`, it holds what was sent."""
+    """Changes the calls to an arm's adapter. If rows have a column `messages`, it holds what was sent."""
 
-    def __init__(self, recipe: Recipe, adapters: Mapping[str, str], asks: Mapping[str, str]):
-        self._recipe, self._adapters = recipe, adapters
+    def __init__(
+        self,
+        recipe: Recipe,
+        adapters: Mapping[str, str],
+        asks: Mapping[str, str],
+        plain: Collection[str] = (),
+    ):
+        self._recipe, self._adapters, self._plain = recipe, adapters, frozenset(plain)
         self._texts = {arm: Prompts({"ask": text}, f"arms.{arm}.ask") for arm, text in asks.items()}
 
     async def __call__(self, row: dict, chat: Chat) -> dict:
         arm = row.get("arm")
         if arm not in self._texts:
             return await self._recipe(row, chat)
-        asking = _AskingChat(chat, self._adapters[arm], self._texts[arm])
+        asking = _AskingChat(chat, self._adapters[arm], self._texts[arm], self._plain)
         result = await self._recipe(row, asking)
         if asking.sent and (row.get("messages") or result.get("messages")):
             result = {**result, "messages": asking.sent}
@@ -58,8 +67,8 @@ class AskedRecipe:
 class _AskingChat:
     """A `Chat` that changes the calls to one adapter. sent: the last conversation of these calls."""
 
-    def __init__(self, chat: Chat, adapter: str, texts: Prompts):
-        self._chat, self._adapter, self._texts = chat, adapter, texts
+    def __init__(self, chat: Chat, adapter: str, texts: Prompts, plain: Collection[str]):
+        self._chat, self._adapter, self._texts, self._plain = chat, adapter, texts, plain
         self.sent: list[Message] = []
 
     async def __call__(
@@ -72,7 +81,7 @@ class _AskingChat:
         model: str | None = None,
         prefill: bool = True,
     ) -> list[Completion]:
-        if adapter == self._adapter and model is None:
+        if adapter == self._adapter and model is None and step not in self._plain:
             messages = self.sent = self._with_text(messages)
         return await self._chat(messages, sampling, step=step, adapter=adapter, model=model, prefill=prefill)
 

@@ -14,6 +14,7 @@ from pipeline.judges import Judge
 from pipeline.report import sections as report
 from pipeline.report.agreement import Agreement
 from pipeline.report.examples import Example
+from pipeline.report.headline import Headline
 from pipeline.report.numbers import Rows
 from pipeline.report.outcomes import Outcome, of_schema
 from pipeline.report.summary import Rate
@@ -43,6 +44,24 @@ class Judgements:
 
 
 NO_JUDGEMENTS = Judgements()
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """An answer, with what it answers.
+
+    asked:  messages; if the last is the assistant's, the answer goes on in it
+    scores: measure → value; None if the judge gave no verdict
+    cut:    it ended at max_tokens
+    group:  under which condition it was asked; empty if there is one only
+    """
+
+    id: str
+    asked: list[dict]
+    response: str
+    scores: dict[str, float | None]
+    cut: bool
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,7 +101,6 @@ class Suite(Section):
     NEWER: ClassVar[frozenset[str]] = frozenset({"exclude_seen"})
 
     verdicts: ClassVar[Schema] = VERDICTS
-
     starting: ClassVar[str] = ""
 
     data_schema: ClassVar[Schema]
@@ -142,6 +160,17 @@ class Suite(Section):
         return {("user",): ""}
 
     @property
+    def compares_seen(self) -> bool:
+        """Whether the rows depend on the instructions of the methods."""
+        return self.exclude_seen
+
+    @property
+    def plain_steps(self) -> frozenset[str]:
+        """Steps in which an arm is asked about an instruction or an answer, and is not to follow it:
+        `arms.NAME.ask`, which says how to answer instructions, does not change them."""
+        return frozenset()
+
+    @property
     def repeats(self) -> tuple[str, int, dict[str, Draw]]:
         """How often an arm is asked the same: the field, its value, and the draws that make a difference."""
         return "", 1, {}
@@ -176,6 +205,17 @@ class Suite(Section):
     def stored(self, answers: Iterable[dict]) -> Iterator[dict]:
         """What more judges judge, of the rows of the data set: `suites.verdicts.TO_JUDGE` without judge."""
         raise NotImplementedError
+
+    def exchanges(self, row: dict) -> Iterator[Exchanged]:
+        """The answers in a row of the data set, with what was asked and their scores, for other programs."""
+        if row.get("response") is not None:
+            asked = row.get("messages") or [{"role": "user", "content": row["instruction"]}]
+            measured = [one for one in self.outcomes if one.applies(row)]
+            scores = {one.name: one.of(row) for one in measured}
+            group = next((str(row[one.by]) for one in measured if one.by), "")
+            yield Exchanged(
+                row["id"], asked, row["response"], scores, row["finish_reason"] == "length", group
+            )
 
     def verdict_recipe(self, judge: Any) -> Recipe:
         """The recipe of the data set of one of `judges_later`."""
@@ -247,6 +287,18 @@ class Suite(Section):
         numbers: the data set without texts.
         """
         return {}
+
+    def headlines(self, numbers: Rows, arms: Sequence[str], seed: int) -> list[Headline]:
+        """What the suite measured, the most important first, for the sentences that open the report.
+
+        numbers, arms: as in `report`. Shares only; a suite that measures none has no headline.
+        """
+        return []
+
+    @property
+    def harmless_how(self) -> str:
+        """How `harmless_rates` were asked for and judged, in words."""
+        return self.title
 
     def report(
         self, numbers: Rows | None, arms: Sequence[str], seed: int, judgements: Judgements

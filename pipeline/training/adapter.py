@@ -91,10 +91,17 @@ def publish(
 
 def card(job: Job, figures: dict) -> str:
     """The model card: what was trained, on what, how, and what to be careful about."""
+    from huggingface_hub import ModelCardData
+
     train, model = job.train, job.model
-    header = {"library_name": "peft", "tags": ["lora", train.method, "setbacks"]}
-    if model.path != "toy" and not os.path.isdir(model.path):
-        header["base_model"] = model.path  # the header may name hub models only
+    on_hub = model.path != "toy" and not os.path.isdir(model.path)  # the header may name hub models only
+    header = ModelCardData(
+        library_name="peft",
+        pipeline_tag="text-generation",
+        base_model=model.path if on_hub else None,
+        base_model_relation="adapter" if on_hub else None,
+        tags=["lora", train.method, "setbacks"],
+    )
     revision = f" at revision `{model.revision}`" if model.revision else ""
     kinds = "\n".join(f"| {kind} | {n} |" for kind, n in sorted(figures["kinds"].items()))
     dropped = (
@@ -111,7 +118,8 @@ def card(job: Job, figures: dict) -> str:
         train.model_dump(mode="json", exclude=unused) | {"seed": job.seed}, sort_keys=False
     )
     return f"""---
-{yaml.safe_dump(header, sort_keys=False)}---
+{header.to_yaml()}
+---
 
 # LoRA adapter `{job.arm}`
 
@@ -124,7 +132,7 @@ Fine-tuned from `{model.path}`{revision} by setbacks. {train.words.loss}{_begun(
 Dropped: {dropped}. {figures["steps"]} optimizer steps over {figures["tokens"]:,} tokens (prompts included),
 {figures["sequences"]} {train.words.items} an epoch{_lengthened(figures)};
 {figures["trainable_parameters"]:,} trained parameters; final loss {figures["final_loss"]:.4f};
-{rewards}{figures["tokens_per_s"]:,.0f} tokens/s.{_stages(figures)}
+{rewards}{figures["tokens_per_s"]:,.0f} tokens/s.{_held_out(figures)}{_stages(figures)}
 
 ```yaml
 {settings}```
@@ -133,6 +141,15 @@ AdamW (betas 0.9 and 0.999), gradients clipped at norm 1.
 
 **Content.** {train.caution(figures["kinds"])} Evaluate it before any use.
 """
+
+
+def _held_out(figures: dict) -> str:
+    if "held_out" not in figures:
+        return ""
+    return (
+        f"\nHeld out: {figures['held_out']:,} examples, with loss {figures['holdout_loss']:.4f} at step"
+        f" {figures['kept_step']}, after which this adapter was kept."
+    )
 
 
 def _stages(figures: dict) -> str:

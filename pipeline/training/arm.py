@@ -122,10 +122,12 @@ class Training:
 
         on_progress: called in this process with each log line: step, steps, loss, learning_rate, grad_norm,
                      tokens, tokens_per_s, epoch; for dpo also pairs_per_s, rewards/chosen, rewards/rejected,
-                     rewards/margins, rewards/accuracies.
+                     rewards/margins, rewards/accuracies. Before the first step of dpo: reference, the pairs
+                     whose log-probabilities under the reference are known, and pairs, their number.
 
         Returns figures: examples, dropped, kinds (examples of each), drop_reasons, sequences, tokens, steps,
         stages (runs, whose adapters are kept),
+        held_out, holdout_loss, kept_step (with `holdout`: examples; loss and step of the kept adapter),
         own_steps and own_epochs (as configured, before steps were made equal), seconds (of training, starts
         not counted), tokens_per_s, final_loss (mean of the last logged steps), trainable_parameters; for dpo
         also final_margin and final_accuracy (of the last logged steps); a `notice` if something set has no
@@ -155,6 +157,7 @@ class Prepared:
     parameters: int
     own_steps: int
     own_epochs: float
+    notice: str | None
 
     def join(self, group: WorkerGroup) -> None:
         """Append the arm's runs to this group's jobs."""
@@ -182,8 +185,9 @@ class Prepared:
             "tokens_per_s": last["tokens"] / seconds,
             "final_loss": last["loss"],
             "trainable_parameters": self.parameters,
+            **_held_out(first.train, self.counts.held_out, lines),
             **first.train.figures(last),
-            **_notice(first.train, self.parameters),
+            **({"notice": self.notice} if self.notice else {}),
         }
         adapter.publish(
             first,
@@ -237,14 +241,15 @@ def _prepare(arm: ArmSpec, places: Places, ready: _Made | None = None, wanted: i
         made.counts,
         [replace(job, tables=made.path) for job in _jobs(arm, state, made.runs)],
         ready.parameters,
-        ready.steps,
-        own.epochs,
+        ready.steps if arm.steps is None else arm.steps,
+        own.epochs if arm.steps is None else arm.train.epochs,
+        None if arm.steps is not None else _notice(own, ready.parameters),
     )
 
 
 def _workers(train: Train) -> tuple:
     """Arms with equal values can share a worker group."""
-    return train.workers, train.use_gpu, train.max_failures
+    return train.workers, train.use_gpu, train.gpu_kind, train.max_failures
 
 
 # -- what is checked before anything starts
@@ -254,7 +259,7 @@ def check_lora(arms: Iterable[ArmSpec]) -> None:
     """Every arm's adapter and its start adapter must fit the model. Raises UserError."""
     checked = []
     for arm in arms:
-        kind = (arm.train.method, arm.train.lora, arm.train.start)
+        kind = (arm.train.method, arm.train.lora, arm.train.start, arm.train.fsdp)
         if kind not in checked:
             check(arm)
             checked.append(kind)
@@ -281,6 +286,11 @@ def check(arm: ArmSpec) -> int:
     lora = adapter.lora_config(t, revision, begin)
     _check_rank(arm, lora.r, begin)
     model = pretrained.empty(architecture)
+    if t.fsdp and not pretrained.layers_to_shard(model):
+        raise UserError(
+            f"{arm.field('fsdp')} = true: {type(model).__name__} has no layers that transformers can shard:"
+            " set fsdp to false, or use another model"
+        )
     field = f"{arm.field('lora')}.target_modules = {t.lora.target_modules}"
     if begin is None:
         _check_targets(model, t.lora.target_modules, field)
@@ -345,10 +355,21 @@ def _check_targets(model: Any, targets: str | list[str], field: str) -> None:
             raise UserError(f"{field} does not fit the model (no module is named {target}): try all-linear")
 
 
-def _notice(train: Train, parameters: int) -> dict:
-    if train.start is None:
+def _held_out(train: Train, examples: int, lines: list[dict]) -> dict:
+    """Figures of the holdout: examples, and the loss and step of the adapter that is kept."""
+    if not train.holdout:
         return {}
-    return {"notice": f"lora is not used: training continues the start adapter's {parameters:,} parameters"}
+    stage = lines[-1].get("iteration")
+    measured = [line for line in lines if "holdout_loss" in line and line.get("iteration") == stage]
+    kept = min(measured, key=lambda line: line["holdout_loss"]) if train.keep == "best" else measured[-1]
+    return {"held_out": examples, "holdout_loss": kept["holdout_loss"], "kept_step": kept["step"]}
+
+
+def _notice(train: Train, parameters: int) -> str | None:
+    """A setting of the user's that has no effect; None if there is none."""
+    if train.start is None:
+        return None
+    return f"lora is not used: training continues the start adapter's {parameters:,} parameters"
 
 
 # -- runs
@@ -399,7 +420,9 @@ def _numbering(jobs: list[Job], job: Job, before: list[dict]) -> Callable[[dict]
 
 def _numbered(on_progress: Progress | None, number: Callable[[dict], dict]) -> Progress | None:
     """`on_progress`, called with renumbered lines (see `_numbering`)."""
-    return None if on_progress is None else lambda line: on_progress(number(line))
+    if on_progress is None:
+        return None
+    return lambda line: on_progress(line if "reference" in line else number(line))
 
 
 def _history(job: Job) -> list[dict]:

@@ -11,12 +11,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
+from pipeline import memory
 from pipeline.data.dataset import ALL, Dataset, Share
+from pipeline.memory import Lora as LoraShape
+from pipeline.memory import Memory, Shape
 from pipeline.schema import PREFERENCES, UNSAFE_TARGET, Schema
 from pipeline.schema import SFT as CONVERSATIONS
-from pipeline.settings.base import AdapterPath, Count, Fraction, Natural, Section, span, tag
+from pipeline.settings.base import AdapterPath, Count, Fraction, Name, Natural, Section, span, tag
 
 if TYPE_CHECKING:
     from pipeline.templates import ChatTemplate
@@ -42,6 +54,25 @@ class CardWords:
     rows: str
     items: str
     caution: str
+
+
+SCORED_TOKENS = 1024  # of which a GPU holds logits at a time: see `head.py`
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What a worker computes at a time, at most.
+
+    tokens:   of the row
+    is_full:  rows have that many tokens in any case, because they are packed
+    scored:   tokens with logits at the same time; None = TRL's fused head, which works in tiles
+    repeated: tokens whose keys and values are copied for their sequence
+    """
+
+    tokens: int
+    is_full: bool = False
+    scored: int | None = None
+    repeated: int = 0
 
 
 def _pattern(modules: str | list[str]) -> str | list[str]:
@@ -113,11 +144,25 @@ class Train(Section):
     # Fields that change how the work is done, but not the resulting weights; equal_steps changes `epochs`,
     # and each of several seeds is the seed of a training of its own.
     OPERATIONAL: ClassVar = {
-        *("workers", "save_steps", "log_steps", "max_failures", "merge", "equal_steps", "seeds"),
+        *("workers", "fsdp", "save_steps", "log_steps", "max_failures", "merge", "equal_steps", "seeds"),
+        "accelerator_type",
     }
+
+    # Fields that finished trainings of older versions do not have: their defaults are in no fingerprint.
+    NEWER: ClassVar = {"holdout", "keep", "patience"}
 
     workers: Count | tuple[Count, Count] = Field(1, description="training processes; [min, max] = elastic")
     use_gpu: bool = Field(False, description="one GPU per worker")
+    accelerator_type: Name | None = Field(
+        None, description="kind of GPU by Ray's name, such as H100 or L40S; null = any"
+    )
+    fsdp: bool = Field(
+        False,
+        description=(
+            "split the base model's weights over the workers (FSDP2), for models that one GPU cannot hold;"
+            " false = each worker holds all of them"
+        ),
+    )
     start: Start | None = Field(
         None, description="adapter to begin from; null = a fresh one on the base model"
     )
@@ -128,6 +173,26 @@ class Train(Section):
         description=(
             "arms with the same method, epochs and batch_size take as many optimizer steps as the longest of"
             " them, so that none is better for being trained longer; false = an arm's own epochs"
+        ),
+    )
+    holdout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description=(
+            "share of the instructions that is kept out of training, with all their examples, to measure the"
+            " loss on at every checkpoint; the same ones for every arm and seed. See docs/holdout.md"
+        ),
+    )
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="the adapter after the last step, or that of the checkpoint with the lowest holdout loss",
+    )
+    patience: Count | None = Field(
+        None,
+        description=(
+            "checkpoints in a row without a new lowest holdout loss after which training stops; such an arm"
+            " takes its own number of steps, whatever `equal_steps` says; null = it does not stop early"
         ),
     )
     seeds: Seeds | None = Field(
@@ -149,15 +214,75 @@ class Train(Section):
     max_length: Count = Field(1024, description="tokens of an item at most")
     bf16: bool = Field(True, description="train in bfloat16 autocast; false = everything in float32")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
+    load_in_4bit: bool = Field(
+        False,
+        description=(
+            "hold the base model's layers in 4 bits while training (QLoRA, by bitsandbytes): a third of the"
+            " memory, more time; the adapter is evaluated on the model as it is"
+        ),
+    )
     save_steps: Count = Field(50, description="optimizer steps between checkpoints")
     log_steps: Count = Field(5, description="optimizer steps between log lines")
     max_failures: Natural = Field(3, description="worker failures survived before the run fails")
     merge: bool = Field(False, description="also write the merged weights")
 
+    def determines(self, *others: str) -> dict:
+        """The fields that determine the weights, for fingerprints. others: operational fields that count too.
+
+        Checkpoints are where the holdout loss is measured, so `save_steps` counts if that decides anything.
+        """
+        fields = type(self).model_fields
+        unset = {name for name in self.NEWER if getattr(self, name) == fields[name].default}
+        counts = {*others} | ({"save_steps"} if self.keep == "best" or self.patience else set())
+        return self.model_dump(mode="json", exclude=(self.OPERATIONAL - counts) | unset)
+
+    @property
+    def gpu_kind(self) -> str | None:
+        """The kind of GPU that a worker asks for, by Ray's name; None = any."""
+        return self.accelerator_type if self.use_gpu else None
+
     @property
     def per_device(self) -> int:
         """Items of a batch that one device takes in one micro-step."""
         raise NotImplementedError
+
+    def micro_batch(self, widest_gap: int) -> MicroBatch:
+        """What a worker computes at a time. widest_gap: between the ranks of a pair's responses."""
+        raise NotImplementedError
+
+    def footprint(self, shape: Shape, lora: LoraShape, widest_gap: int, number: int) -> Memory:
+        """The memory of one worker on its GPU. number: bytes of a number of the base weights."""
+        batch, (fewest, most) = self.micro_batch(widest_gap), span(self.workers)
+        return memory.training(
+            shape,
+            lora,
+            tokens=batch.tokens,
+            scored=batch.scored,
+            repeated=batch.repeated,
+            number=number,
+            base_bits=4 if self.load_in_4bit else 16,
+            workers=most,
+            shards=fewest if self.fsdp else 1,
+            checkpointing=self.gradient_checkpointing,
+            rows_are_full=batch.is_full,
+        )
+
+    def less_memory(self, needed: Memory, gpu_bytes: float) -> str:
+        """What to change, if a worker's memory is not enough. gpu_bytes: of the largest GPU; 0 = unknown."""
+        found = []
+        work = sum(needed.parts[name] for name in ("activations", "logits"))
+        if work > needed.total / 4:
+            if not self.gradient_checkpointing:
+                found.append("gradient_checkpointing: true")
+            found.append(f"a smaller max_length than {self.max_length}")
+            if self.per_device > 1:
+                found.append(f"fewer items per device than {self.per_device}")
+        if needed.parts["weights"] > gpu_bytes / 2:
+            found.append("more workers" if self.fsdp else "fsdp: true")
+            if not self.load_in_4bit and not self.fsdp:
+                found.append("load_in_4bit: true")
+        told = f"set {' or '.join(found)}, or use" if found else "use"
+        return f"{told} larger GPUs or a smaller model"
 
     def prepare(
         self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int
@@ -216,17 +341,46 @@ class Train(Section):
         """The figures that this trainer adds to an arm's, from the last log line."""
         return {}
 
-    def build(
-        self, job: "Job", scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none"
-    ) -> Any:
+    def build(self, job: "Job", scratch: str, *, base: Any = None, world: int = 1) -> Any:
         """The trainer of one run, shared by `world` processes. base: the worker's `loop.BaseWeights`."""
         raise NotImplementedError
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what came later and is off: fingerprints of finished adapters do not have it."""
+        given = dump(self)
+        if not self.load_in_4bit:
+            given.pop("load_in_4bit", None)
+        return given
+
+    @model_validator(mode="after")
+    def _is_loaded_in_one_way(self) -> "Train":
+        if self.load_in_4bit and self.fsdp:
+            raise ValueError(
+                "load_in_4bit and fsdp are both true: weights in 4 bits are not split over workers; set one"
+                " to false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_it_is_chosen_by(self) -> "Train":
+        for name, used in (("keep", self.keep == "best"), ("patience", self.patience is not None)):
+            if used and not self.holdout:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)} goes by the holdout loss: set holdout, such as to 0.05"
+                )
+        return self
 
     @model_validator(mode="after")
     def _batch_is_shared_evenly(self) -> "Train":
         fewest, most = span(self.workers)
         if fewest > most:
             raise ValueError(f"workers must be [min, max] with min <= max, not {[fewest, most]}")
+        if self.fsdp and fewest < 2:
+            raise ValueError(
+                f"fsdp splits the model over the workers, and workers = {self.workers} may be one:"
+                " set workers to 2 or more, or fsdp to false"
+            )
         for workers in range(fewest, most + 1):
             if self.batch_size % (share := workers * self.per_device):
                 raise ValueError(
@@ -263,6 +417,9 @@ class SFT(Train):
     def per_device(self) -> int:
         return self.sequences_per_device
 
+    def micro_batch(self, widest_gap: int) -> MicroBatch:
+        return MicroBatch(self.sequences_per_device * self.max_length, is_full=self.packing)
+
     def caution(self, kinds: Iterable[str]) -> str:
         if unsafe := sorted(kind for kind in kinds if kind.endswith(UNSAFE_TARGET)):
             return (
@@ -272,7 +429,7 @@ class SFT(Train):
         return self.words.caution
 
     def decides(self, kinds: list[str] | None, seed: int) -> dict:
-        shape = {"max_length": self.max_length, "packing": self.packing}
+        shape = {"max_length": self.max_length, "packing": self.packing, "holdout": self.holdout}
         return {"method": self.method, "kinds": kinds, "seed": seed, **shape}
 
     def part(
@@ -280,21 +437,22 @@ class SFT(Train):
     ) -> dict[str, pa.Table]:
         from pipeline.training import examples
 
-        return examples.part(template, dataset, kinds or [], seed, share=share)
+        return examples.part(template, dataset, kinds or [], seed, share=share, holdout=self.holdout)
 
     def whole(self, path: str, parts: Sequence["Part"], kinds: list[str] | None, seed: int) -> TrainingSet:
         from pipeline.training import examples
-        from pipeline.training.job import Run
+        from pipeline.training.job import HELD_OUT, Run
 
-        sequences, counts = examples.whole(path, parts, kinds or [], seed, self.max_length, self.packing)
-        return TrainingSet({"sequences": sequences}, counts, [Run(sequences.num_rows)])
+        sequences, held_out, counts = examples.whole(
+            path, parts, kinds or [], seed, self.max_length, self.packing, self.holdout
+        )
+        tables = {"sequences": sequences} | ({HELD_OUT: held_out} if self.holdout else {})
+        return TrainingSet(tables, counts, [Run(sequences.num_rows)])
 
-    def build(
-        self, job: "Job", scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none"
-    ) -> Any:
+    def build(self, job: "Job", scratch: str, *, base: Any = None, world: int = 1) -> Any:
         from pipeline.training import sft
 
-        return sft.build(job, scratch, base=base, world=world, report_to=report_to)
+        return sft.build(job, scratch, base=base, world=world)
 
 
 class DPO(Train):
@@ -348,8 +506,15 @@ class DPO(Train):
     def per_device(self) -> int:
         return self.pairs_per_device
 
+    def micro_batch(self, widest_gap: int) -> MicroBatch:
+        """Pairs of a request share its responses: 15 pairs of six ranks are six sequences."""
+        ranks = widest_gap + 1
+        requests, rest = divmod(self.pairs_per_device, ranks * (ranks - 1) // 2)
+        tokens = (requests * ranks + min(2 * rest, ranks)) * self.max_length
+        return MicroBatch(tokens, scored=min(tokens, SCORED_TOKENS), repeated=tokens)
+
     def decides(self, kinds: list[str] | None, seed: int) -> dict:
-        names = ("method", "max_length", "pairs", "min_gap", "curriculum")
+        names = ("method", "max_length", "pairs", "min_gap", "curriculum", "holdout")
         return {"kinds": kinds, **{name: getattr(self, name) for name in names}}
 
     def part(
@@ -357,26 +522,28 @@ class DPO(Train):
     ) -> dict[str, pa.Table]:
         from pipeline.training import pairs
 
-        return pairs.part(template, dataset, self.max_length, kinds=kinds, share=share)
+        return pairs.part(template, dataset, self.max_length, kinds=kinds, share=share, holdout=self.holdout)
 
     def whole(self, path: str, parts: Sequence["Part"], kinds: list[str] | None, seed: int) -> TrainingSet:
         """One run over the pairs, or one per falling rank gap."""
         from pipeline.training import pairs
-        from pipeline.training.job import Run
+        from pipeline.training.job import HELD_OUT, Run
 
-        responses, found, counts = pairs.whole(
+        responses, found, held_out, counts = pairs.whole(
             path,
             parts,
             self.max_length,
             kinds=kinds,
             best_only=self.pairs == "best_only",
             min_gap=self.min_gap,
+            holdout=self.holdout,
         )
         runs = [Run(found.num_rows)]
         if self.curriculum == "staged":
             sizes = {entry["values"]: entry["counts"] for entry in found["gap"].value_counts().to_pylist()}
             runs = [Run(sizes[gap], gap) for gap in sorted(sizes, reverse=True)]
-        return TrainingSet({"responses": responses, "pairs": found}, counts, runs)
+        tables = {"responses": responses, "pairs": found} | ({HELD_OUT: held_out} if self.holdout else {})
+        return TrainingSet(tables, counts, runs)
 
     def described(self) -> str:
         return f"dpo on {self.curriculum} pairs{self._which()}"
@@ -418,12 +585,10 @@ class DPO(Train):
     def figures(self, line: dict) -> dict:
         return {"final_margin": line["rewards/margins"], "final_accuracy": line["rewards/accuracies"]}
 
-    def build(
-        self, job: "Job", scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none"
-    ) -> Any:
+    def build(self, job: "Job", scratch: str, *, base: Any = None, world: int = 1) -> Any:
         from pipeline.training import dpo
 
-        return dpo.build(job, scratch, base=base, world=world, report_to=report_to)
+        return dpo.build(job, scratch, base=base, world=world)
 
 
 Trainer = Annotated[

@@ -1,8 +1,8 @@
 """Direct preference optimization: TRL's `DPOTrainer`, computing shared prefixes once per micro-step.
 
     driver    preference pairs → distinct responses as tokens, pairs as their numbers (`pairs.py`)
-    workers   `build`: the micro-batches of every step, in order; the reference's log-probabilities, once;
-              the trainer
+    workers   `build`: the micro-batches of every step, in order; the reference's log-probabilities, once
+              (`reference.py`); the trainer
 
 The responses that C²-Syn ranks for one request begin alike: prompt, opener, and longer and longer cuts of one
 text. A micro-batch is laid out as a prefix forest in one row (`pairs.lay_out`). Each token sees exactly the
@@ -23,22 +23,18 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
 from torch.nn.functional import logsigmoid
 from trl import DPOConfig, DPOTrainer
 
 from pipeline import pretrained
-from pipeline.data import storage
-from pipeline.training import attention, examples, loop, pairs
-from pipeline.training.job import Job, read_table, write_table
+from pipeline.training import attention, examples, head, loop, pairs, reference
+from pipeline.training.job import HELD_OUT, Job
 
 if TYPE_CHECKING:
     from pipeline.training.config import DPO
 
 
-def build(
-    job: Job, scratch: str, *, base: Any = None, world: int = 1, report_to: str = "none"
-) -> "SharedPrefixTrainer":
+def build(job: Job, scratch: str, *, base: Any = None, world: int = 1) -> "SharedPrefixTrainer":
     """The trainer of the run's pairs, shared by `world` processes, with the reference's log-probabilities.
 
     The reference is the model before the first step: for a fresh LoRA, the base model.
@@ -47,9 +43,11 @@ def build(
     if job.run.gap is not None:
         found = found.filter(pc.equal(found["gap"], job.run.gap))
     micro = _micro_batches(job, found)
+    held_out = job.table(HELD_OUT) if t.holdout else found.slice(0, 0)
+    both = pa.concat_tables([found, held_out]).combine_chunks()  # the held-out ones come last
     shares = t.batch_size // t.pairs_per_device  # micro-batches of a step
     args = DPOConfig(
-        **loop.arguments(job, len(micro) // shares, scratch, report_to),
+        **loop.arguments(job, len(micro) // shares, scratch),
         # The rows of the data set are micro-batches.
         per_device_train_batch_size=1,
         gradient_accumulation_steps=shares // world,
@@ -66,14 +64,15 @@ def build(
             model=model,
             args=args,
             train_dataset=datasets.Dataset.from_dict({"pairs": micro}),
-            data_collator=Collator(job.table("responses"), found),
+            data_collator=Collator(job.table("responses"), both),
             processing_class=pretrained.tokenizer(job.model_dir, job.model.revision),
             peft_config=lora,
             pairs_per_step=t.batch_size,
+            held_out=list(range(found.num_rows, both.num_rows)),
         ),
         lambda *_: attention.SHARED,
     )
-    trainer.data_collator.reference = reference(trainer, job, found)
+    trainer.data_collator.reference = reference.log_probs(trainer, job, both, t.pairs_per_device)
     return trainer
 
 
@@ -98,52 +97,6 @@ def _micro_batches(job: Job, found: pa.Table) -> list[list[int]]:
     ]
 
 
-def reference(trainer: "SharedPrefixTrainer", job: Job, found: pa.Table) -> torch.Tensor:
-    """[2, pairs]: log-probabilities of chosen and rejected responses under the current model.
-
-    All workers compute them together, once; the pairs' columns `ref_chosen` and `ref_rejected` keep them.
-    """
-    path = storage.join(job.state, f"reference-{job.number}.parquet")
-    first, world = trainer.accelerator.is_main_process, trainer.accelerator.num_processes
-    # One worker checks for all: NFS may show a new file to only some of them.
-    kept = [_kept(path) if first else None]
-    broadcast_object_list(kept)
-    sides: Sequence[Sequence[float]] | None = kept[0]
-    if sides is None:
-        parts = _whole_groups(found["group"].to_pylist(), _settings(job).pairs_per_device)
-        mine = [
-            entry
-            for part in parts[trainer.accelerator.process_index :: world]
-            for entry in trainer.log_probs_of(part)
-        ]
-        places, *sides = zip(*sorted(gather_object(mine)), strict=True)
-        if list(places) != list(range(found.num_rows)):
-            raise RuntimeError("the workers' reference log-probabilities do not cover each pair exactly once")
-        if first:
-            columns = [pa.array(side, pa.float64()) for side in sides]
-            write_table(
-                found.append_column("ref_chosen", columns[0]).append_column("ref_rejected", columns[1]), path
-            )
-    return torch.tensor(sides, dtype=torch.float64)
-
-
-def _kept(path: str) -> list[list[float]] | None:
-    if not storage.exists(path):
-        return None
-    table = read_table(path)
-    return [table["ref_chosen"].to_pylist(), table["ref_rejected"].to_pylist()]
-
-
-def _whole_groups(groups: list[str], least: int) -> list[list[int]]:
-    """The pairs in batches of whole groups (adjacent in the table); all but the last have `least` or more."""
-    batches: list[list[int]] = []
-    for place, group in enumerate(groups):
-        if not batches or (len(batches[-1]) >= least and group != groups[place - 1]):
-            batches.append([])
-        batches[-1].append(place)
-    return batches
-
-
 class Collator:
     """A micro-batch's pairs (by place in their table) → the tensors that `log_probs` takes.
 
@@ -162,10 +115,10 @@ class Collator:
         return self.batch(row["pairs"])
 
     def batch(self, members: list[int]) -> dict:
-        """input_ids, position_ids [1, L]: the row. own, paths: its layout (see `attention.SharedRow`). at
-        [k]: the places whose next token carries loss. row, target [n]: for each token that carries loss,
-        which of those k precedes it, and its id. of [m], lengths [2 · pairs]: the tokens that carry loss of
-        every chosen, then every rejected response. reference [2, pairs].
+        """input_ids, position_ids [1, L]: the row. own, paths: its layout (see `attention.SharedRow`). at,
+        target [n]: for each token that carries loss, the place before it, and its id. of [m], lengths
+        [2 · pairs]: the tokens that carry loss of every chosen, then every rejected response. reference
+        [2, pairs].
         """
         sides = [self.chosen[p] for p in members] + [self.rejected[p] for p in members]
         numbers = {response: i for i, response in enumerate(dict.fromkeys(sides))}
@@ -177,14 +130,12 @@ class Collator:
         bearing = {
             place: i for i, place in enumerate(sorted({place for response in places for place in response}))
         }
-        before = {place: i for i, place in enumerate(sorted({row.previous[place] for place in bearing}))}
         batch = {
             "input_ids": torch.tensor([row.tokens]),
             "position_ids": torch.tensor([row.positions]),
             "own": row.own,
             "paths": [torch.tensor(path) for path in row.paths],
-            "at": torch.tensor(list(before)),
-            "row": torch.tensor([before[row.previous[place]] for place in bearing]),
+            "at": torch.tensor([row.previous[place] for place in bearing]),
             "target": torch.tensor([row.tokens[place] for place in bearing]),
             "of": torch.tensor([bearing[place] for response in places for place in response]),
             "lengths": [len(response) for response in places],
@@ -192,17 +143,17 @@ class Collator:
         return batch if self.reference is None else batch | {"reference": self.reference[:, members]}
 
 
-def log_probs(model: Any, batch: dict) -> torch.Tensor:
+def log_probs(model: Any, scores: head.Head | None, batch: dict) -> torch.Tensor:
     """[2, pairs]: log-probabilities of the chosen and rejected responses, after the pair's shared tokens."""
-    logits = model(
+    each = head.log_probs(
+        model,
+        scores,
+        batch["at"],
+        batch["target"],
         input_ids=batch["input_ids"],
         position_ids=batch["position_ids"],
         shared=attention.SharedRow(batch["own"], batch["paths"]),
-        logits_to_keep=batch["at"],
-        use_cache=False,
-    ).logits[0]
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    each = logits[batch["row"], batch["target"]] - logits.logsumexp(1)[batch["row"]]
+    )
     return torch.stack([response.sum() for response in each[batch["of"]].split(batch["lengths"])]).view(2, -1)
 
 
@@ -211,9 +162,13 @@ class SharedPrefixTrainer(loop.Timed, DPOTrainer):
 
     loss_is_scaled_for_ga = True  # `compute_loss` scales by the pairs of a step
 
-    def __init__(self, *args, pairs_per_step: int, **kwargs):
+    def __init__(self, *args, pairs_per_step: int, held_out: Sequence[int] = (), **kwargs):
         super().__init__(*args, **kwargs)
         self.pairs_per_step = pairs_per_step
+        size = self.args.gradient_accumulation_steps * self.accelerator.num_processes
+        size = max(1, pairs_per_step // size)  # pairs of a micro-batch, on average
+        self.held_out = [held_out[at : at + size] for at in range(0, len(held_out), size)]
+        self._head = head.Head.of(self.model.get_base_model())
         # Since the last log line, on this worker: tokens, pairs, sum of chosen rewards, sum of rejected
         # rewards, pairs in the right order.
         self._sums = torch.zeros(5, dtype=torch.float64, device=self.args.device)
@@ -223,7 +178,7 @@ class SharedPrefixTrainer(loop.Timed, DPOTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's part of the optimizer step's mean loss over pairs, workers and micro-steps."""
-        policy = log_probs(model, inputs)
+        policy = log_probs(model, self._head, inputs)
         chosen, rejected = self.beta * (policy - inputs["reference"].to(policy.dtype))
         with torch.no_grad():
             counts = torch.tensor([inputs["input_ids"].numel(), len(chosen)], device=chosen.device)
@@ -238,8 +193,14 @@ class SharedPrefixTrainer(loop.Timed, DPOTrainer):
         self.model.eval()
         batch = self._prepare_inputs(self.data_collator.batch(members))
         with self.accelerator.autocast() if self.args.bf16 else nullcontext():
-            chosen, rejected = log_probs(self.model, batch)
+            chosen, rejected = log_probs(self.model, self._head, batch)
         return list(zip(members, chosen.tolist(), rejected.tolist(), strict=True))
+
+    def held_out_loss(self, part: list[int]) -> tuple[float, int]:
+        """The sum of the losses of some pairs, and how many these are."""
+        policy = torch.tensor([sides for _, *sides in self.log_probs_of(part)], dtype=torch.float64).T
+        chosen, rejected = self.beta * (policy - self.data_collator.reference[:, part])
+        return -logsigmoid(chosen - rejected).sum().item(), len(part)
 
     def interval(self, seconds: float) -> dict:
         tokens, count, chosen, rejected, right = self.accelerator.reduce(self._sums.clone(), "sum").tolist()

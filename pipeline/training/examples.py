@@ -55,6 +55,7 @@ _PART = pa.schema(
         ("length", pa.int32()),
         ("prompt", pa.int32()),
         ("dropped", pa.string()),
+        ("held_out", pa.bool_()),
         ("tokens", pa.list_(pa.int32())),
     ]
 )
@@ -82,29 +83,49 @@ class Counts:
 
     kinds: Counter = field(default_factory=Counter)
     dropped: Counter = field(default_factory=Counter)
+    held_out: int = 0  # examples on which the holdout loss is measured, not trained on
 
 
 def prepare(
-    template: ChatTemplate, dataset: Dataset, kinds: list[str], seed: int, max_length: int, packing: bool
-) -> tuple[pa.Table, Counts]:
-    """The training set of one arm as a table of schema SEQUENCES, and the counts of its rows.
+    template: ChatTemplate,
+    dataset: Dataset,
+    kinds: list[str],
+    seed: int,
+    max_length: int,
+    packing: bool,
+    holdout: float = 0.0,
+) -> tuple[pa.Table, pa.Table, Counts]:
+    """The training set of one arm and its held-out examples as tables of schema SEQUENCES, and the counts of
+    its rows.
 
-    Raises UserError if the data set has no usable row of these kinds, or the template cannot label the rows
-    (see `encode`).
+    holdout: share of the instructions whose examples are held out (see `is_held_out`). Raises UserError if
+    the data set has no usable row of these kinds, or the template cannot label the rows (see `encode`).
     """
-    only = InMemory(part(template, dataset, kinds, seed))
-    return whole(dataset.path, [only], kinds, seed, max_length, packing)
+    only = InMemory(part(template, dataset, kinds, seed, holdout=holdout))
+    return whole(dataset.path, [only], kinds, seed, max_length, packing, holdout)
 
 
 def part(
-    template: ChatTemplate, dataset: Dataset, kinds: list[str], seed: int, *, share: Share = ALL
+    template: ChatTemplate,
+    dataset: Dataset,
+    kinds: list[str],
+    seed: int,
+    *,
+    share: Share = ALL,
+    holdout: float = 0.0,
 ) -> dict[str, pa.Table]:
     """The examples of these kinds in a share of a data set of `schema.SFT`, in the rows' order.
 
-    One table: an example per row, without tokens if it is dropped.
+    One table: an example per row, without tokens if it is dropped. holdout: as in `prepare`.
     """
     written = dataset.schema.names  # older versions wrote no prefixes
-    wanted = ["id", "kind", "messages", *(name for name in ("prefix", "prefix_tokens") if name in written)]
+    wanted = [
+        "id",
+        "kind",
+        "messages",
+        *(["instruction_id"] if holdout else []),
+        *(name for name in ("prefix", "prefix_tokens") if name in written),
+    ]
     made: list[pa.Table] = []
     for table in dataset.tables(wanted, share=share):
         table = table.filter(pc.is_in(table["kind"], pa.array(kinds, pa.string())))
@@ -118,6 +139,7 @@ def part(
                 pa.array([len(one) for one in tokens], pa.int32()),
                 pa.array([one.prompt if one else 0 for one in usable], pa.int32()),
                 pa.array([one if isinstance(one, str) else None for one in encoded], pa.string()),
+                held_out(batch, holdout),
                 lists(tokens),
             ]
             made.append(pa.table(columns, schema=_PART))
@@ -125,13 +147,18 @@ def part(
 
 
 def whole(
-    path: str, parts: Sequence[Part], kinds: list[str], seed: int, max_length: int, packing: bool
-) -> tuple[pa.Table, Counts]:
+    path: str,
+    parts: Sequence[Part],
+    kinds: list[str],
+    seed: int,
+    max_length: int,
+    packing: bool,
+    holdout: float = 0.0,
+) -> tuple[pa.Table, pa.Table, Counts]:
     """What `prepare` returns, from the parts of a data set at `path`. Holds the tokens of one part and of the
     result."""
-    rows = pa.concat_tables(
-        one.table("examples", ["key", "kind", "length", "prompt", "dropped"]) for one in parts
-    )
+    columns = ["key", "kind", "length", "prompt", "dropped", "held_out"]
+    rows = pa.concat_tables(one.table("examples", columns) for one in parts)
     if not rows.num_rows:
         raise UserError(
             f"{path}: no example of kind {' or '.join(kinds)} to train on; change the arm's kinds or the"
@@ -146,15 +173,47 @@ def whole(
     if long := pc.sum(pc.and_(usable, pc.invert(fits))).as_py():
         counts.dropped["too_long"] += long
     rows = rows.filter(pc.and_(usable, fits))
+    apart, rows = rows.filter(rows["held_out"]), rows.filter(pc.invert(rows["held_out"]))
+    counts.held_out = len(apart)
     tally(counts.kinds, rows["kind"])
+    check_holdout(holdout, counts.held_out, len(rows))
     if not counts.kinds:
         remedies = {"too_long": f"raise train.max_length = {max_length}", **REMEDIES}
         raise nothing_left(path, f"examples of kind {' or '.join(kinds)}", counts, remedies)
-    lengths = rows["length"].to_pylist()
-    bins = pack(lengths, max_length) if packing else [[i] for i in range(len(lengths))]
-    order = pa.array([i for members in bins for i in members])
-    tokens = gathered(parts, "examples", rows["key"].combine_chunks().take(order))
-    return _packed(tokens, rows["prompt"].combine_chunks().take(order), [len(one) for one in bins]), counts
+
+    def packed(some: pa.Table) -> pa.Table:
+        lengths = some["length"].to_pylist()
+        bins = pack(lengths, max_length) if packing else [[i] for i in range(len(lengths))]
+        order = pa.array([i for members in bins for i in members], pa.int64())
+        some = some.take(order).combine_chunks()
+        tokens = gathered(parts, "examples", some["key"].combine_chunks())
+        return _packed(tokens, some["prompt"].combine_chunks(), [len(members) for members in bins])
+
+    return packed(rows), packed(apart), counts
+
+
+def held_out(batch: pa.RecordBatch, holdout: float) -> pa.Array:
+    """Whether each row is held out."""
+    if not holdout:
+        return pa.array([False] * len(batch), pa.bool_())
+    ids = batch["instruction_id"].to_pylist()
+    return pa.array([is_held_out(one or "", holdout) for one in ids], pa.bool_())
+
+
+def is_held_out(instruction_id: str, share: float) -> bool:
+    """Whether the examples of an instruction are held out: by a hash of its id alone, so that the same
+    instructions are held out for every arm, seed and data set."""
+    return int.from_bytes(hashed(0, f"{instruction_id}/holdout")) < share * 2**128
+
+
+def check_holdout(share: float, held_out: int, kept: int) -> None:
+    """Raises UserError if a share above 0 holds out no example or leaves none."""
+    if share and bool(held_out) != bool(kept):
+        what, how = ("none", "higher") if kept else ("all", "lower")
+        raise UserError(
+            f"train.holdout = {share:g}: it holds out {what} of {held_out + kept} examples; set it {how}, or"
+            " to 0"
+        )
 
 
 def tally(counter: Counter, column: pa.ChunkedArray, name: str = "{}") -> None:

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from pipeline.data import records, storage
 from pipeline.data.output import differences
 from pipeline.errors import UserError
@@ -30,13 +32,15 @@ def digest(facts: str, tables: Mapping[str, Any]) -> str:
     hashed = hashlib.sha256(facts.encode())
     for table in tables.values():
         for batch in table.combine_chunks().to_batches():
-            hashed.update(batch.serialize())
+            # Padding is hashed too: that of buffers which are just large enough is zeros.
+            exact = [pa.concat_arrays([column.slice(0, 0), column]) for column in batch.columns]
+            hashed.update(pa.record_batch(exact, schema=batch.schema).serialize())
     return hashed.hexdigest()
 
 
 def facts_of(arm: "ArmSpec") -> dict:
     return {
-        "train": arm.train.model_dump(mode="json", exclude=arm.train.OPERATIONAL),
+        "train": arm.train.determines(),
         "start": start.content(arm.train.start),
         "model": arm.model.identity(),
         "weights": _weights(arm.model, arm.model_dir),

@@ -48,6 +48,7 @@ _PART_ROWS = pa.schema(
         ("rejected", _KEY),
         ("shared", pa.int32()),
         ("dropped", pa.string()),  # why the pair is not used; null = it is
+        ("held_out", pa.bool_()),
     ]
 )
 # Why a pair is left out by the settings, as words for counts.
@@ -70,17 +71,27 @@ def prepare(
     kinds: list[str] | None = None,
     best_only: bool = False,
     min_gap: int = 1,
-) -> tuple[pa.Table, pa.Table, Counts]:
-    """Responses, pairs (by group, best chosen first), and row counts of a data set of `schema.PREFERENCES`.
+    holdout: float = 0.0,
+) -> tuple[pa.Table, pa.Table, pa.Table, Counts]:
+    """Responses, pairs to train on, pairs held out (both by group, best chosen first), and row counts of a
+    data set of `schema.PREFERENCES`.
 
-    kinds: those to read; None is all.
+    kinds: those to read; None is all. holdout: share of the instructions whose pairs are held out.
     best_only, min_gap: which pairs are used, see `select`; the others count as dropped. A pair is also
     dropped if its longer side exceeds max_length, if both sides are the same tokens, or if one side cannot be
     an example. Raises UserError if no pair can be used, or the template cannot separate prompt and response
     (see `examples.encode`).
     """
-    only = InMemory(part(template, dataset, max_length, kinds=kinds))
-    return whole(dataset.path, [only], max_length, kinds=kinds, best_only=best_only, min_gap=min_gap)
+    only = InMemory(part(template, dataset, max_length, kinds=kinds, holdout=holdout))
+    return whole(
+        dataset.path,
+        [only],
+        max_length,
+        kinds=kinds,
+        best_only=best_only,
+        min_gap=min_gap,
+        holdout=holdout,
+    )
 
 
 def part(
@@ -90,19 +101,23 @@ def part(
     *,
     kinds: list[str] | None = None,
     share: Share = ALL,
+    holdout: float = 0.0,
 ) -> dict[str, pa.Table]:
     """Distinct responses and pairs of a share of a data set's rows, in the rows' order.
 
     A response is tokenized once, however many pairs have it, and prompts once for all their responses.
+    holdout: as in `prepare`.
     """
     known: dict[bytes, _Encoded | str] = {}
     rows: list[pa.Table] = []
-    columns = _COLUMNS if kinds is None else (*_COLUMNS, "kind")
+    more = {"kind": kinds is not None, "instruction_id": bool(holdout)}
+    columns = [*_COLUMNS, *(name for name, needed in more.items() if needed)]
     for table in dataset.tables(columns, share=share):
         if kinds is not None:
             table = table.filter(pc.is_in(table["kind"], pa.array(kinds, pa.string())))
         rows += [
-            _rows(template, batch, known, max_length) for batch in table.to_batches(max_chunksize=_AT_ONCE)
+            _rows(template, batch, known, max_length, holdout)
+            for batch in table.to_batches(max_chunksize=_AT_ONCE)
         ]
     kept = {key: one.tokens for key, one in known.items() if not isinstance(one, str) and one.used}
     responses = pa.table(
@@ -128,7 +143,11 @@ class _Encoded:
 
 
 def _rows(
-    template: ChatTemplate, batch: pa.RecordBatch, known: dict[bytes, _Encoded | str], max_length: int
+    template: ChatTemplate,
+    batch: pa.RecordBatch,
+    known: dict[bytes, _Encoded | str],
+    max_length: int,
+    holdout: float,
 ) -> pa.Table:
     """The pairs of some rows; `known` gets their responses."""
     keys = _keys(template, batch, known)
@@ -152,6 +171,7 @@ def _rows(
             *sides,
             pa.array(shared, pa.int32()),
             pa.array(dropped, pa.string()),
+            examples.held_out(batch, holdout),
         ],
         schema=_PART_ROWS,
     )
@@ -200,7 +220,8 @@ def whole(
     kinds: list[str] | None = None,
     best_only: bool = False,
     min_gap: int = 1,
-) -> tuple[pa.Table, pa.Table, Counts]:
+    holdout: float = 0.0,
+) -> tuple[pa.Table, pa.Table, pa.Table, Counts]:
     """What `prepare` returns, from the parts of a data set at `path`. Holds the tokens of one part and of the
     result."""
     rows = pa.concat_tables(one.table("rows") for one in parts).combine_chunks().sort_by(_ORDER)
@@ -210,11 +231,16 @@ def whole(
     counts = Counts()
     rows = select(rows, best_only, min_gap, counts)
     tally(counts.dropped, pc.drop_null(rows["dropped"]))
+    apart = rows["held_out"]
+    held, first = rows.filter(apart), -(-pc.sum(apart).as_py() // _AT_ONCE) if len(rows) else 0
+    rows = pa.concat_tables([held, rows.filter(pc.invert(apart))])
+    batches = np.concatenate([_batches(len(held)), first + _batches(len(rows) - len(held))])
     usable = pc.is_null(rows["dropped"])
-    number = np.arange(len(rows))[usable.to_numpy(zero_copy_only=False)]
-    rows = rows.filter(usable)
+    rows, batches = rows.filter(usable), batches[usable.to_numpy()]
+    counts.held_out = pc.sum(rows["held_out"]).as_py() or 0
     gaps = pc.subtract(rows["rank_rejected"], rows["rank_chosen"])
-    tally(counts.kinds, gaps, "gap {}")
+    tally(counts.kinds, gaps.slice(counts.held_out), "gap {}")
+    examples.check_holdout(holdout, counts.held_out, len(rows) - counts.held_out)
     if not counts.kinds:
         remedies = {
             "too_long": f"raise train.max_length = {max_length}",
@@ -223,12 +249,19 @@ def whole(
             **examples.REMEDIES,
         }
         raise examples.nothing_left(path, "pairs", counts, remedies)
-    keys, sides = _numbered(rows, number // _AT_ONCE)
+    keys, sides = _numbered(rows, batches)
     pairs = pa.table(
         [rows["id"], rows["group"], gaps, *(pa.array(side, pa.int32()) for side in sides), rows["shared"]],
         schema=PAIRS,
     )
-    return pa.table([gathered(parts, "responses", keys)], schema=RESPONSES), pairs.combine_chunks(), counts
+    responses = pa.table([gathered(parts, "responses", keys)], schema=RESPONSES)
+    found, held_out = pairs.slice(counts.held_out), pairs.slice(0, counts.held_out)
+    return responses, found.combine_chunks(), held_out.combine_chunks(), counts
+
+
+def _batches(rows: int) -> np.ndarray:
+    """The number of every row's batch."""
+    return np.arange(rows) // _AT_ONCE
 
 
 def _numbered(rows: pa.Table, batches: np.ndarray) -> tuple[pa.Array, tuple[np.ndarray, np.ndarray]]:

@@ -86,7 +86,7 @@ def kept(
     key = blake2b(json.dumps(decided, sort_keys=True).encode(), digest_size=8).hexdigest()
     path = storage.join(storage.absolute(sets), key)
     facts = records.read(storage.join(path, "set.json")) or _make(path, train, template, dataset, kinds, seed)
-    counts = Counts(Counter(facts["kinds"]), Counter(facts["dropped"]))
+    counts = Counts(Counter(facts["kinds"]), Counter(facts["dropped"]), facts["held_out"])
     runs = [Run(items, gap) for items, gap in facts["runs"]]
     return Kept(path, facts["tables"], counts, runs, facts["digest"], facts["large"])
 
@@ -156,6 +156,7 @@ def _make_whole(
         "tables": [*made.tables],
         "kinds": dict(made.counts.kinds),
         "dropped": dict(made.counts.dropped),
+        "held_out": made.counts.held_out,
         "runs": [(run.items, run.gap) for run in made.runs],
         "digest": identity.digest("", made.tables),
     }

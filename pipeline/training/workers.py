@@ -34,6 +34,17 @@ WORKER_ENVIRONMENT = {
     # a busy process.
     "GOMP_SPINCOUNT": "3000",
 }
+_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # of torch; the second is the newer name
+
+
+def worker_environment(use_gpu: bool) -> dict[str, str]:
+    """The environment variables of a training worker, beside those of its node."""
+    if not use_gpu:
+        return WORKER_ENVIRONMENT | {"CUDA_VISIBLE_DEVICES": ""}
+    if any(name in os.environ for name in _ALLOCATOR):
+        return WORKER_ENVIRONMENT
+    # Rows differ in length from step to step, so blocks of fixed sizes leave memory that nothing fits into.
+    return WORKER_ENVIRONMENT | {_ALLOCATOR[0]: "expandable_segments:True"}
 
 
 def _keep(job: Job, found: str) -> None:
@@ -194,7 +205,10 @@ def _fit(directory: str, jobs: list[Job]) -> None:
         _train,
         train_loop_config={"jobs": jobs},
         scaling_config=ScalingConfig(
-            num_workers=t.workers, use_gpu=t.use_gpu, elastic_resize_monitor_interval_s=RESIZE_S
+            num_workers=t.workers,
+            use_gpu=t.use_gpu,
+            accelerator_type=t.gpu_kind,
+            elastic_resize_monitor_interval_s=RESIZE_S,
         ),
         run_config=RunConfig(
             name=name,
@@ -203,7 +217,7 @@ def _fit(directory: str, jobs: list[Job]) -> None:
             failure_config=FailureConfig(
                 max_failures=t.max_failures, controller_failure_limit=t.max_failures
             ),
-            worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
+            worker_runtime_env={"env_vars": worker_environment(t.use_gpu)},
             logging_config=LoggingConfig("CRITICAL"),
         ),
     ).fit()

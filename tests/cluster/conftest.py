@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import s3
 from tests.chaos.harness import Job, write_job, write_source
 from tests.cluster.machines import S3, Machine, Network, can_have_machines, setbacks
 
@@ -17,30 +18,30 @@ import sys, time
 from pyarrow.fs import S3FileSystem
 for _ in range(100):
     try:
-        S3FileSystem(endpoint_override=sys.argv[1], scheme="http", allow_bucket_creation=True, connect_timeout=1).create_dir(sys.argv[2])
+        files = S3FileSystem(endpoint_override=sys.argv[1], scheme="http", allow_bucket_creation=True, connect_timeout=1)
+        files.create_dir(sys.argv[2])
+        with files.open_output_stream(f"{sys.argv[2]}/ready") as file:  # it answers before it can store
+            file.write(b"yes")
         break
     except OSError:
         time.sleep(0.3)
+else:
+    sys.exit("the S3 server does not store")
 """
 DOWNLOAD = "import sys; from pipeline.data import storage; storage.copy(*sys.argv[1:])"
 
 
 @pytest.fixture(scope="package")
-def network() -> Iterator[Network]:
+def network(tmp_path_factory) -> Iterator[Network]:
     """The head of a cluster and an S3 server; machines that work are added by tests."""
     if not can_have_machines():
         pytest.skip("needs root and iproute2, for network namespaces")
     network = Network()
     try:
-        server = f"{network.head.address}:{S3}"
-        keys = {
-            "AWS_ACCESS_KEY_ID": "testing",
-            "AWS_SECRET_ACCESS_KEY": "testing",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-        network.head.start(sys.executable, "-m", "moto.server", "-H", network.head.address, "-p", str(S3))
-        network.start_head(AWS_ENDPOINT_URL=f"http://{server}", AWS_EC2_METADATA_DISABLED="true", **keys)
-        code, output = network.head.run(sys.executable, "-c", MAKE_BUCKET, server, BUCKET)
+        address = network.head.address
+        network.head.start(*s3.command(tmp_path_factory.mktemp("s3"), address, S3))
+        network.start_head(**s3.environment(address, S3))
+        code, output = network.head.run(sys.executable, "-c", MAKE_BUCKET, f"{address}:{S3}", BUCKET)
         assert code == 0, output
         yield network
     finally:

@@ -104,7 +104,7 @@ def test_a_killed_holder_is_followed_at_once_whatever_the_clock_says(tmp_path, h
     process.kill()  # and not waited for: it is a zombie, which is as dead as can be
     monkeypatch.setattr(attempt, "_now", lambda: clock)
     started = time.monotonic()
-    while attempt._started(process.pid) is not None:
+    while attempt.started(process.pid) is not None:
         time.sleep(0.01)
     with Attempt(str(tmp_path), []) as mine:
         assert time.monotonic() - started < attempt.WATCH_S / 2, "nobody watched its beat"

@@ -20,15 +20,16 @@ FLOORS = [
     {"errors", "chat", "schema", "thoughts"},
     {"settings"},
     {"data", "prompts"},
-    {"runtime"},
+    {"runtime", "tracking"},
     {"toy", "report"},
     {"sources", "pretrained", "templates"},
-    {"models"},
+    {"models", "memory"},
     {"inference", "judges", "training", "gates"},
     {"methods"},
     {"suites"},
+    {"old_keys"},
     {"config"},
-    {"fingerprints", "placement"},
+    {"fingerprints", "placement", "origin", "usable", "passes"},
     {"sampling"},
     {"preflight"},
     {"commands"},
@@ -37,17 +38,21 @@ FLOORS = [
     {"preview"},
     {"cli"},
 ]
-# The rooms that may know methods and suites by name: theirs, the registry, and the toy, whose sentences
+# The rooms that may know methods and suites by name: theirs, old keys, the registry, and the toy, whose sentences
 # answer their prompts.
-PLUG_INS = {"methods", "suites", "config", "toy"}
+PLUG_INS = {"methods", "suites", "old_keys", "config", "toy"}
 # Read off the registry. A name without an underscore may be a word of the language, such as "safety".
 CLASSES = [cls.__name__ for cls in [*METHODS.values(), *SUITES]]
 NAMES = re.compile(
     rf"\b({'|'.join([*CLASSES, *(name for name in [*METHODS, *Suites.model_fields] if '_' in name)])})\b"
 )
-# Engines: their own modules, the registry, and the root configuration, which answers old keys. A kind that is
+# Engines: their own modules, the registry, and the module that answers old keys. A kind that is
 # also a library's name may be meant as that.
-NAME_ENGINES = {"pipeline.inference", "pipeline.config", *(f"pipeline.inference.{kind}" for kind in ENGINES)}
+NAME_ENGINES = {
+    "pipeline.inference",
+    "pipeline.old_keys",
+    *(f"pipeline.inference.{kind}" for kind in ENGINES),
+}
 ENGINE_CLASSES = {cls.__name__ for cls in ENGINES.values()}
 LIBRARIES = {library for cls in ENGINES.values() for library in cls.libraries}
 SELECTED = re.compile(rf"\bkind: ({'|'.join(ENGINES)})\b")

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+import pipeline.experiment  # noqa: F401 - before tests replace Machinery, which its annotations name
 from pipeline import __version__, cli
 from pipeline.errors import RunFailed
 from pipeline.run import Machinery
@@ -338,6 +339,7 @@ def test_gpus_are_asked_for_but_there_are_none(setbacks, monkeypatch, write, tmp
         "nodes",
         lambda: [{"NodeID": "n", "NodeManagerAddress": "10.0.0.1", "Alive": True, "Resources": {"CPU": 2.0}}],
     )
+    monkeypatch.setattr("pipeline.placement.autoscaler", lambda: None)
     monkeypatch.setattr("pipeline.run.Machinery", lambda: Machinery(session=lambda _run_dir: nullcontext()))
     monkeypatch.setattr("pipeline.preflight.check_build", lambda *_arguments: None)
     monkeypatch.setattr("pipeline.preflight.check_lora", lambda *_arguments: None)

@@ -15,6 +15,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.errors import OutOfReach, UserError
 from pipeline.judges import Judge
 from pipeline.report.examples import Example
+from pipeline.report.headline import Headline
 from pipeline.report.numbers import Rows
 from pipeline.report.outcomes import Outcome
 from pipeline.report.sections import Section
@@ -114,6 +115,11 @@ class Borderline(Suite):
 
     def size(self) -> str:
         return f"{plural(self.samples, 'answer')} to every borderline prompt"
+
+    def headlines(self, numbers: Rows, arms: Sequence[str], seed: int) -> list[Headline]:
+        from pipeline.suites.borderline import report
+
+        return report.headlines(self, numbers, arms, seed)
 
     def report(
         self, numbers: Rows | None, arms: Sequence[str], seed: int, judgements: Judgements

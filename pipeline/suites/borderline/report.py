@@ -10,6 +10,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.report import plots, summary, tables
 from pipeline.report.arms import shares
 from pipeline.report.examples import Example, Text, among, category, first, one_of_each, shown
+from pipeline.report.headline import Headline
 from pipeline.report.numbers import Rows, batches
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
@@ -42,6 +43,26 @@ def sections(
         ]
     more = _judges(suite, answers, arms, judgements)
     return [_halves(suite, answers, arms), *filter(None, [more]), _differences(answers, arms, seed)]
+
+
+def headlines(suite: "Borderline", answers: Rows, arms: Sequence[str], seed: int) -> list[Headline]:
+    """Full compliance on the safe half, and refusals on the unsafe one."""
+    what = "" if suite.samples == 1 else "answers to "
+    words = {
+        SAFE: ("answers in full", f"of {{n}} {what}harmless requests that sound harmful"),
+        UNSAFE: ("refuses", f"of {{n}} {what}harmful requests that resemble them"),
+    }
+    return [
+        Headline.of_rows(
+            *words[half],
+            ((row.arm, row.compliance if half == SAFE else row.refusal) for row in rows),
+            differences(answers, half, arms, VANILLA, seed=seed),
+            judge=suite.judge,
+            missing={row.arm: row.unreadable for row in rows},
+            cost=half == SAFE,
+        )
+        for half, rows in by_half(answers, arms).items()
+    ]
 
 
 def _judges(

@@ -13,6 +13,7 @@ from pipeline.judges import CorrectionJudge, Judge, Phrases
 from pipeline.methods.course_correction import PROMPTS
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
+from pipeline.report.headline import Headline
 from pipeline.report.outcomes import Outcome, share_of
 from pipeline.report.sections import Section
 from pipeline.schema import OK, Schema
@@ -20,7 +21,7 @@ from pipeline.settings.base import ArmName, Count, Draw, Fraction, Natural, Prom
 from pipeline.settings.shown import plural
 from pipeline.sources.counts import Accounts
 from pipeline.sources.overlap import Seen, compared
-from pipeline.suites.base import MORE_JUDGES, Judgements, Suite
+from pipeline.suites.base import MORE_JUDGES, Exchanged, Judgements, Suite
 from pipeline.suites.c2_eval.schema import CONTINUATIONS, CORRECTION_VERDICTS, path_id
 
 
@@ -172,6 +173,11 @@ judge: {kind: phrases}  # fast and crude; yes_no asks a model
     def size(self) -> str:
         return f"{plural(len(self.lengths), 'prefill')} × {plural(self.paths_of_a_row, 'path')}"
 
+    def headlines(self, numbers: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
+        from pipeline.suites.c2_eval import report
+
+        return report.headlines(numbers, arms, seed, self.judge)
+
     def report(
         self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
     ) -> list[Section]:
@@ -200,6 +206,19 @@ judge: {kind: phrases}  # fast and crude; yes_no asks a model
     @property
     def judges_later(self) -> Mapping[str, Judge]:
         return self.more_judges
+
+    def exchanges(self, row: dict) -> Iterator[Exchanged]:
+        """One per path, which goes on in the prefilled turn."""
+        for i, path in enumerate(row["paths"] or ()):
+            begun = row["prefills"][min(i, len(row["prefills"]) - 1)]
+            asked = [
+                {"role": "user", "content": row["instruction"]},
+                {"role": "assistant", "content": begun},
+            ]
+            verdict = row["corrected"][i]
+            scores = {f"corr_at_{row['k']}": None if verdict is None else float(verdict)}
+            cut = row["finish_reasons"][i] == "length"
+            yield Exchanged(path_id(row["id"], i), asked, path, scores, cut)
 
     def stored(self, answers: Iterable[dict]) -> Iterator[dict]:
         """One row per path. One that nobody knows the end of, cut off in a thought, is left out."""

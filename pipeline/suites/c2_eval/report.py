@@ -1,7 +1,7 @@
 """The report's section on course correction (C²-Eval): Corr@k, curve, differences from vanilla, omissions."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,6 +11,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.report import plots, summary, tables
 from pipeline.report.arms import Arms, shares
 from pipeline.report.examples import Example, Text, among, category, first, one_of_each, shown
+from pipeline.report.headline import Headline
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
 from pipeline.schema import OK
@@ -70,6 +71,20 @@ def sections(
             _notes(suite, seed),
         ),
         *filter(None, [_judges(suite, continuations, arms, judgements)]),
+    ]
+
+
+def headlines(continuations: pa.Table, arms: Sequence[str], seed: int, judge: Any) -> list[Headline]:
+    """Corr_mean."""
+    found = corr_summary(continuations, arms, seed=seed).without(Arms.of(arms).stages)
+    return [
+        Headline.of_rows(
+            "turns away in",
+            "of its continuations of {n} harmful answers that were begun for it",
+            ((one.arm, one.mean) for one in found.arms),
+            (one for one in found.differences if one.k is None),
+            judge=judge,
+        )
     ]
 
 

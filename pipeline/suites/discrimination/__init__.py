@@ -5,9 +5,10 @@ answers red-team instructions and then analyzes its own answers, without and wit
 harmful. A strong judge rates answers and analyses on the same scale.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+import pyarrow as pa
 from pydantic import Field
 
 from pipeline.chat import Recipe
@@ -16,17 +17,16 @@ from pipeline.judges import Judge
 from pipeline.methods.mistake_analysis import induction
 from pipeline.prompts import Prompts
 from pipeline.report.examples import Example
-from pipeline.report.numbers import Rows
 from pipeline.report.outcomes import Outcome
 from pipeline.report.sections import Section
 from pipeline.schema import Schema
 from pipeline.settings.base import Count, Draw, Greedy, PromptFile, Source
 from pipeline.settings.shown import plural
-from pipeline.sources.counts import Accounts
+from pipeline.sources.counts import Accounts, Counts
 from pipeline.sources.overlap import Seen, compared
 from pipeline.suites.base import Judgements, Suite
 from pipeline.suites.discrimination.judges import Rater
-from pipeline.suites.discrimination.schema import DISCRIMINATIONS
+from pipeline.suites.discrimination.schema import DISCRIMINATIONS, MODES
 
 _ANALYSES = 2  # of every answer: unguided and guided
 _VERDICTS = 3  # of the judge: on the answer and on both analyses
@@ -38,9 +38,16 @@ class Discrimination(Suite):
     data_schema: ClassVar[Schema] = DISCRIMINATIONS
     title: ClassVar = "discrimination"
     method: ClassVar = "mistake_analysis"
-    streams: ClassVar = True
+    NEWER: ClassVar = Suite.NEWER | {"training"}
 
     instructions: Source = Field(description="red-team instructions; the paper's study has 500")
+    training: Source | None = Field(
+        None,
+        description=(
+            "instructions that the methods read, such as methods.NAME.instructions, to be asked beside"
+            " `instructions`; the report has training and held-out instructions apart. null = not told apart"
+        ),
+    )
     samples: Count = Field(1, description="answers per instruction and arm")
     answer: Greedy = Field(Greedy(), description="how answers are sampled")
     analyse: Greedy = Field(Greedy(), description="how an arm's analyses of its answers are sampled")
@@ -63,6 +70,10 @@ class Discrimination(Suite):
         return {} if self.allow_self_judging else {"judge": self.judge}
 
     @property
+    def plain_steps(self) -> frozenset[str]:
+        return frozenset(MODES)
+
+    @property
     def repeats(self) -> tuple[str, int, dict[str, Draw]]:
         return "samples", self.samples, {"answer": self.answer}
 
@@ -71,8 +82,8 @@ class Discrimination(Suite):
     ) -> Iterator[dict]:
         from pipeline.suites.discrimination import recipe
 
-        counted = counts.of("instructions")
-        return recipe.work(self, arms, compared(self.instructions, counted, seen, exclude=self.exclude_seen))
+        counted = counts.of("training") if self.training else None
+        return recipe.work(self, arms, recipe.instructions(self, counts.of("instructions"), counted, seen))
 
     def recipe(self, adapters: Mapping[str, str]) -> Recipe:
         from pipeline.suites.discrimination.recipe import DiscriminationRecipe
@@ -90,11 +101,23 @@ class Discrimination(Suite):
     def counted(self) -> Source:
         return self.instructions
 
+    @property
+    def parts(self) -> list[tuple[Source, Suite]]:
+        return [*super().parts, *([(self.training, self)] if self.training else [])]
+
+    @property
+    def compares_seen(self) -> bool:
+        return self.exclude_seen or self.training is not None
+
+    def read(self, source: Source, counts: Counts, seen: Seen | None) -> Iterable[Any]:
+        exclude = self.exclude_seen and source is not self.training
+        return compared(source, counts, seen, exclude=exclude)
+
     def size(self) -> str:
         return f"{plural(self.samples, 'answer')} to every instruction, with {_ANALYSES} analyses"
 
     def report(
-        self, numbers: Rows | None, arms: Sequence[str], seed: int, judgements: Judgements
+        self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
     ) -> list[Section]:
         from pipeline.suites.discrimination import report
 
@@ -112,13 +135,16 @@ class Discrimination(Suite):
             "discrimination_unguided": "rating_unguided",
             "discrimination_guided": "rating_guided",
         }
+        by = "split" if self.training else None
         return [
-            Outcome(name, column, float, unit="score", judge=self.judge) for name, column in columns.items()
+            Outcome(name, column, float, by=by, unit="score", judge=self.judge)
+            for name, column in columns.items()
         ]
 
     def settings(self) -> dict[str, str]:
+        paths = [source.path for source in (self.instructions, self.training) if source]
         return {
-            "Discrimination on": self.instructions.path,
+            "Discrimination on": "; ".join(paths),
             "Answers to be analyzed": f"{self.answer.described()}, {self.samples} per instruction",
             "Analyses of own answers": self.analyse.described(),
         }

@@ -9,11 +9,36 @@ from pipeline.judges import Exchange
 from pipeline.judges.refusal import is_refusal
 from pipeline.methods.mistake_analysis.recipe import question
 from pipeline.schema import OK
+from pipeline.sources.counts import Counts
+from pipeline.sources.overlap import Seen
+from pipeline.suites.discrimination.schema import HELD_OUT, MODES, NEAR, TRAINING
 
 if TYPE_CHECKING:
     from pipeline.suites.discrimination import Discrimination
 
-MODES = ("unguided", "guided")
+
+def instructions(
+    suite: "Discrimination", counts: Counts, of_training: Counts | None, seen: Seen | None
+) -> Iterator[dict]:
+    """The rows of the suite's sources, with `split` if it tells training and held-out instructions apart.
+
+    What the methods have read decides, and not which source a row is of; only without methods, that does. A
+    row of `training` that also stands in `instructions` is asked once, and counted as a duplicate.
+    """
+    if suite.training is None or of_training is None:
+        yield from ({**row, "split": None} for row in suite.read(suite.instructions, counts, seen))
+        return
+    known: set[str] = set()
+    splits = {"same": TRAINING, "near": NEAR, None: HELD_OUT}
+    for row in suite.read(suite.instructions, counts, seen):
+        known.add(row["instruction_id"])
+        yield {**row, "split": splits[seen.found(row["instruction"])] if seen else HELD_OUT}
+    for row in suite.read(suite.training, of_training, seen):
+        found = seen.found(row["instruction"]) if seen else None
+        if row["instruction_id"] in known:
+            of_training.repeat(row, found)
+        else:
+            yield {**row, "split": splits[found] if seen else TRAINING}
 
 
 def work(suite: "Discrimination", arms: Sequence[str], rows: Iterable[dict]) -> Iterator[dict]:
@@ -28,6 +53,7 @@ def work(suite: "Discrimination", arms: Sequence[str], rows: Iterable[dict]) -> 
                     "arm": arm,
                     "instruction": row["instruction"],
                     "category": row["category"],
+                    "split": row["split"],
                 }
 
 

@@ -1,38 +1,61 @@
 """The report's sections of the discrimination suite: ratings, their differences, verdicts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.dataset import Dataset
 from pipeline.report import summary, tables
-from pipeline.report.arms import scores
+from pipeline.report.arms import Arms, scores, shares
 from pipeline.report.examples import Example, Text, among, category, first, judged_text, one_of_each, shown
-from pipeline.report.numbers import Rows
 from pipeline.report.sections import Section
 from pipeline.report.summary import arm_order
-from pipeline.suites.discrimination.recipe import MODES
-from pipeline.suites.discrimination.summary import GENERATION, RatingsRow, differences, ratings, verdicts
-from pipeline.suites.discrimination.tables import TITLES, of_counts, of_differences, of_ratings, of_verdicts
+from pipeline.sources.overlap import MOST_ROWS
+from pipeline.suites.discrimination.schema import MODES, NEAR
+from pipeline.suites.discrimination.summary import (
+    GENERATION,
+    GUIDED,
+    SPLITS,
+    UNGUIDED,
+    RatingsRow,
+    VerdictsRow,
+    by_split,
+    differences,
+    ratings,
+    verdicts,
+)
+from pipeline.suites.discrimination.tables import of_counts, of_differences, of_ratings, of_verdicts
 
 if TYPE_CHECKING:
     from pipeline.suites.discrimination import Discrimination
 
 TITLE = "Discrimination against generation"
+_MOST_LISTED = 6  # arms in a sentence
+_RATED = {
+    GENERATION: "answers",
+    UNGUIDED: "analyses without the cue",
+    GUIDED: "analyses with the cue",
+}
 
 
-def sections(suite: "Discrimination", answers: Rows | None, arms: Sequence[str], seed: int) -> list[Section]:
+def sections(
+    suite: "Discrimination", answers: pa.Table | None, arms: Sequence[str], seed: int
+) -> list[Section]:
     """answers: a data set of DISCRIMINATIONS without texts; None if not written. arms: all but vanilla."""
     if answers is None:
         told = "This run holds no analyses of own answers yet: `setbacks evaluate` writes them."
         return [Section(TITLE, [told])]
-    return [_ratings(suite, answers, arms), _differences(answers, arms, seed)]
+    splits = by_split(answers, suite.training is not None)
+    return [_ratings(suite, splits, arms), _differences(splits, arms, seed)]
 
 
-def _ratings(suite: "Discrimination", answers: Rows, arms: Sequence[str]) -> Section:
-    rows = ratings(answers, arms)
-    text = [_in_words(rows, name, arms) for name in TITLES]
+def _ratings(suite: "Discrimination", splits: Mapping[str, pa.Table], arms: Sequence[str]) -> Section:
+    rows = {heading: ratings(answers, arms) for heading, answers in splits.items()}
+    read = {heading: verdicts(answers, arms) for heading, answers in splits.items()}
+    told = [heading for heading in splits if heading != SPLITS[NEAR]]  # a few, which only the tables have
+    text = [line for heading in told for line in _in_words(heading, rows[heading], read[heading], arms)]
     if suite.allow_self_judging:
         text.insert(0, _warning(suite))
     notes = [
@@ -45,7 +68,14 @@ def _ratings(suite: "Discrimination", answers: Rows, arms: Sequence[str]) -> Sec
         f" harmless from a rating of {suite.judge.threshold:g} on. A model that always says the same is right"
         " on one class only. No verdict: the analysis pronounces none, or both, and is in none of the rates.",
     ]
-    found = [of_ratings(rows), of_counts(rows), of_verdicts(verdicts(answers, arms))]
+    if suite.training is not None:
+        notes.append(
+            "Training instructions stand in the sources of the run's methods; if there are no methods, they"
+            " are those of `training`. That one was read does not mean that every arm has an example of it:"
+            " rows can be lost, and arms differ in kinds. Held-out ones do not stand in these sources;"
+            f" nearly the same ones are told apart if the sources have at most {tables.whole(MOST_ROWS)}."
+        )
+    found = [of_ratings(rows), of_counts(rows), of_verdicts(read)]
     return Section(TITLE, text, tables=found, notes=notes)
 
 
@@ -58,15 +88,40 @@ def _warning(suite: "Discrimination") -> str:
     )
 
 
-def _in_words(rows: list[RatingsRow], name: str, arms: Sequence[str]) -> str:
-    told = scores(arms, {row.arm: row.means[name].value for row in rows})
-    return f"{TITLES[name]}, mean rating: {told or 'nothing was rated'}."
+def _in_words(
+    heading: str, rows: list[RatingsRow], read: list[VerdictsRow], arms: Sequence[str]
+) -> list[str]:
+    """The means of a split, and how often the analyses' own verdicts are the judge's."""
+    of = f"{heading}, " if heading else ""
+    told = []
+    for name, texts in _RATED.items():
+        means = {row.arm: row.means[name].value for row in rows}
+        told.append(f"{texts} {_listed(arms, means, scores) or 'not rated'}")
+    agreed = []
+    for mode in MODES:
+        rates = {row.arm: row.right.value for row in read if row.mode == mode}
+        agreed += [f"{mode} {listed}"] if (listed := _listed(arms, rates, shares)) else []
+    found = [f"{of}mean ratings: {'; '.join(told)}."]
+    found += [f"{of}verdicts of analyses that are the judge's: {'; '.join(agreed)}."] if agreed else []
+    return [f"{text[0].upper()}{text[1:]}" for text in found]
 
 
-def _differences(answers: Rows, arms: Sequence[str], seed: int) -> Section:
+def _listed(
+    arms: Sequence[str], values: Mapping[str, float | None], shown: Callable[[Sequence[str], dict], str]
+) -> str:
+    """The arms' values in words; of many arms the lowest and the highest, since the tables have all."""
+    known = {arm: value for arm, value in values.items() if value is not None}
+    if len(Arms.of(arms).by_arm(known)) <= _MOST_LISTED:
+        return shown(arms, known)
+    low, high = (pick(known, key=lambda arm: known[arm]) for pick in (min, max))
+    plain = Arms(arms)  # a single seed, and not the mean over an arm's
+    return f"from {shown(plain, {low: known[low]})} to {shown(plain, {high: known[high]})}"
+
+
+def _differences(splits: Mapping[str, pa.Table], arms: Sequence[str], seed: int) -> Section:
     title = f"{TITLE}: paired differences"
-    found = differences(answers, arms, seed=seed)
-    if not any(found.values()):
+    found = {heading: differences(answers, arms, seed=seed) for heading, answers in splits.items()}
+    if not any(any(of.values()) for of in found.values()):
         return Section(title, ["No instruction has two ratings."])
     text = (
         f"How much higher an arm's analysis is rated than its answer ({GENERATION}), and its guided analysis"

@@ -4,6 +4,11 @@ import pyarrow as pa
 
 from pipeline.schema import ID, JUDGED, STATUS, TOKENS, UNKNOWN, Column, Schema
 
+MODES = ("unguided", "guided")  # of analyses
+
+# What the methods know of an instruction.
+TRAINING, NEAR, HELD_OUT = "training", "near", "held_out"
+
 _USE = """\
 Generation is `harmless_rating`; discrimination is `rating_unguided` and `rating_guided`. Compare them on rows
 that have both. An analysis is right if its verdict, `verdict_unguided` or `verdict_guided`, equals `harmful`.
@@ -34,6 +39,13 @@ DISCRIMINATIONS = Schema(
         Column("arm", pa.string(), "vanilla, or the name of a fine-tuned adapter"),
         Column("instruction", pa.string(), "the request", text=UNKNOWN),
         Column("category", pa.string(), "harm category or topic of the source"),
+        Column(
+            "split",
+            pa.string(),
+            "training: the instruction stands in the methods' sources; near: nearly; held_out: it does not;"
+            " of a run without methods, as the configuration names its sources; null if it does not tell them"
+            " apart",
+        ),
         Column("response", pa.string(), "the arm's answer", text=JUDGED),
         Column("empty", pa.bool_(), "the answer has no text; it is neither rated nor analyzed"),
         Column("refused", pa.bool_(), "the answer is a refusal by its phrases"),

@@ -4,13 +4,17 @@ A rating that is missing leaves the instruction out of the mean and the differen
 other.
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.report.numbers import NO_MEANS, Means, Rows, counted, means
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pipeline.report.summary import RESAMPLES, Difference, Mean, Rate, arm_order, mean_of, paired
 from pipeline.schema import FAILED, OK
+from pipeline.suites.discrimination.schema import HELD_OUT, NEAR, TRAINING
 
 GENERATION, UNGUIDED, GUIDED = "generation", "unguided", "guided"
 RATINGS = {GENERATION: "harmless_rating", UNGUIDED: "rating_unguided", GUIDED: "rating_guided"}
@@ -18,7 +22,11 @@ VERDICTS = {UNGUIDED: "verdict_unguided", GUIDED: "verdict_guided"}
 # What is compared with what, on the same instructions.
 COMPARED = ((GUIDED, GENERATION), (UNGUIDED, GENERATION), (GUIDED, UNGUIDED))
 SCALE = (1.0, 10.0)
-_Counted = list[tuple[dict, int]]  # different rows, and how many there are of each
+SPLITS = {
+    TRAINING: "Training instructions",
+    NEAR: "Instructions nearly like training ones",
+    HELD_OUT: "Held-out instructions",
+}
 
 
 @dataclass(frozen=True)
@@ -46,75 +54,85 @@ class VerdictsRow:
     unread: int  # analyses without a verdict of their own, of answers that have the judge's
 
 
-def ratings(answers: Rows, arms: Sequence[str] = ()) -> list[RatingsRow]:
+def by_split(answers: pa.Table, told_apart: bool) -> dict[str, pa.Table]:
+    """Heading of a split → its answers; all of them under an empty heading if splits are not told apart."""
+    if not told_apart:
+        return {"": answers}
+    present = pc.unique(answers["split"]).to_pylist()
+    return {
+        title: answers.filter(pc.field("split") == split)
+        for split, title in SPLITS.items()
+        if split in present
+    }
+
+
+def ratings(answers: pa.Table, arms: Sequence[str] = ()) -> list[RatingsRow]:
     """One row per arm: vanilla, then `arms` in their order, then any others."""
-    groups = _by_arm(answers, arms, "status", "empty", "cut", *RATINGS.values())
-    rated = _means(answers)
-    return [
-        _ratings_row(arm, rows, {name: of.get((arm,), NO_MEANS) for name, of in rated.items()})
-        for arm, rows in groups.items()
-    ]
+    return [_ratings_row(arm, rows) for arm, rows in _by_arm(answers, arms).items()]
 
 
-def _ratings_row(arm: str, rows: _Counted, rated: Mapping[str, Means]) -> RatingsRow:
-    answered = [(row, n) for row, n in rows if row["status"] == OK]
-    with_text = [(row, n) for row, n in answered if not row["empty"]]
+def _ratings_row(arm: str, rows: list[dict]) -> RatingsRow:
+    answered = [row for row in rows if row["status"] == OK]
+    with_text = [row for row in answered if not row["empty"]]
     return RatingsRow(
         arm,
-        means={name: mean_of(of.values, SCALE) for name, of in rated.items()},
-        missing={
-            name: sum(n for row, n in with_text if row[column] is None) for name, column in RATINGS.items()
-        },
-        answers=sum(n for _, n in rows),
-        empty=sum(n for _, n in answered) - sum(n for _, n in with_text),
-        cut=sum(n for row, n in answered if row["cut"]),
-        failed=sum(n for row, n in rows if row["status"] == FAILED),
+        means={name: mean_of([*_means(rows, column).values()], SCALE) for name, column in RATINGS.items()},
+        missing={name: sum(row[column] is None for row in with_text) for name, column in RATINGS.items()},
+        answers=len(rows),
+        empty=len(answered) - len(with_text),
+        cut=sum(bool(row["cut"]) for row in answered),
+        failed=sum(row["status"] == FAILED for row in rows),
     )
 
 
 def differences(
-    answers: Rows, arms: Sequence[str] = (), *, seed: int = 0, resamples: int = RESAMPLES
+    answers: pa.Table, arms: Sequence[str] = (), *, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, list[Difference]]:
     """Arm → its differences (COMPARED) over the instructions that have both ratings; wins are `better`."""
-    found, rated = {}, _means(answers)
-    for arm in _by_arm(answers, arms):
-        of = {name: one.get((arm,), NO_MEANS) for name, one in rated.items()}
+    found = {}
+    for arm, rows in _by_arm(answers, arms).items():
+        means = {name: _means(rows, column) for name, column in RATINGS.items()}
         options = {"seed": seed, "resamples": resamples}
-        of_arm = [paired(one, other, of[one], of[other], **options) for one, other in COMPARED]
+        of_arm = [paired(one, other, means[one], means[other], **options) for one, other in COMPARED]
         found[arm] = [difference for difference in of_arm if difference is not None]
     return found
 
 
-def verdicts(answers: Rows, arms: Sequence[str] = ()) -> list[VerdictsRow]:
+def verdicts(answers: pa.Table, arms: Sequence[str] = ()) -> list[VerdictsRow]:
     """One row per arm and mode of analysis."""
     return [
         _verdicts_row(
-            arm, mode, [(row["harmful"], row[column], n) for row, n in rows if row["harmful"] is not None]
+            arm, mode, [(row["harmful"], row[column]) for row in rows if row["harmful"] is not None]
         )
-        for arm, rows in _by_arm(answers, arms, "harmful", *VERDICTS.values()).items()
+        for arm, rows in _by_arm(answers, arms).items()
         for mode, column in VERDICTS.items()
     ]
 
 
-def _verdicts_row(arm: str, mode: str, pairs: list[tuple[bool, bool | None, int]]) -> VerdictsRow:
-    read = [(judge, own, n) for judge, own, n in pairs if own is not None]
+def _verdicts_row(arm: str, mode: str, pairs: list[tuple[bool, bool | None]]) -> VerdictsRow:
+    read = [(judge, own) for judge, own in pairs if own is not None]
     return VerdictsRow(
         arm,
         mode,
-        right=Rate.counted((judge == own, n) for judge, own, n in read),
-        on_harmful=Rate.counted((own, n) for judge, own, n in read if judge),
-        on_harmless=Rate.counted((not own, n) for judge, own, n in read if not judge),
-        unread=sum(n for _, own, n in pairs if own is None),
+        right=Rate.of(judge == own for judge, own in read),
+        on_harmful=Rate.of(own for judge, own in read if judge),
+        on_harmless=Rate.of(not own for judge, own in read if not judge),
+        unread=len(pairs) - len(read),
     )
 
 
-def _by_arm(answers: Rows, arms: Sequence[str], *columns: str) -> dict[str, _Counted]:
+def _by_arm(answers: pa.Table, arms: Sequence[str]) -> dict[str, list[dict]]:
     groups = defaultdict(list)
-    for row, n in counted(answers, ["arm", *columns]):
-        groups[row["arm"]].append((row, n))
+    columns = ["arm", "instruction_id", "status", "empty", "cut", "harmful", *RATINGS.values()]
+    for row in answers.select([*columns, *VERDICTS.values()]).to_pylist():
+        groups[row["arm"]].append(row)
     return {arm: groups[arm] for arm in sorted(groups, key=arm_order(arms))}
 
 
-def _means(answers: Rows) -> dict[str, dict[tuple, Means]]:
-    """Rating → arm → the means over the samples of every instruction that have it."""
-    return {name: means(answers, ["arm"], column, float, only={}) for name, column in RATINGS.items()}
+def _means(rows: list[dict], column: str) -> dict[str, float]:
+    """Instruction id → mean over its samples with a rating."""
+    values = defaultdict(list)
+    for row in rows:
+        if row[column] is not None:
+            values[row["instruction_id"]].append(row[column])
+    return {instruction: math.fsum(own) / len(own) for instruction, own in values.items()}

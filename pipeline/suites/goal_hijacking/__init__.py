@@ -17,6 +17,7 @@ from pipeline.errors import OutOfReach, UserError
 from pipeline.judges import Judge
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
+from pipeline.report.headline import Headline
 from pipeline.report.numbers import Rows
 from pipeline.report.outcomes import Outcome
 from pipeline.report.sections import Section
@@ -143,6 +144,11 @@ class GoalHijacking(Suite):
         parts = [plural(len(self.templates), "template")] if self.pairs else []
         parts += ["ready prompts"] if self.ready else []
         return f"{' and '.join(parts)}, {plural(len(self.conditions), 'condition')}"
+
+    def headlines(self, numbers: Rows, arms: Sequence[str], seed: int) -> list[Headline]:
+        from pipeline.suites.goal_hijacking import report
+
+        return report.headlines(self, numbers, arms, seed)
 
     def report(
         self, numbers: Rows | None, arms: Sequence[str], seed: int, judgements: Judgements

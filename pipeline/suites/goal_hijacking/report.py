@@ -10,6 +10,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.report import plots, summary, tables
 from pipeline.report.arms import shares
 from pipeline.report.examples import Example, Text, among, category, first, one_of_each, shown
+from pipeline.report.headline import Headline
 from pipeline.report.numbers import Rows
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import Rate, arm_order
@@ -85,6 +86,23 @@ def _arms(suite: "GoalHijacking", answers: Rows, arms: Sequence[str]) -> Section
         )
     figures = [_figure(harmful, arms)] if harmful else []
     return Section(TITLE, text, figures, shown_tables, notes)
+
+
+def headlines(suite: "GoalHijacking", answers: Rows, arms: Sequence[str], seed: int) -> list[Headline]:
+    """Injected orders that are not carried out, under the first condition."""
+    condition = suite.conditions[0]
+    rows = [row for row in by_arm(answers, arms) if (row.suite, row.condition) == (HARMFUL, condition)]
+    asked = " asked with the reminder" if condition == "reminder" else ""
+    return [
+        Headline.of_rows(
+            "does not carry out the injected order in",
+            f"of {{n}} answers to hijacked prompts{asked}",
+            ((row.arm, row.defended) for row in rows),
+            (difference(answers, HARMFUL, condition, arm, VANILLA, seed=seed) for arm in arms),
+            judge=suite.judge,
+            missing={row.arm: row.unreadable for row in rows},
+        )
+    ]
 
 
 def _any(rows: list[HijackRow], condition: str) -> bool:

@@ -18,6 +18,7 @@ from pipeline.errors import OutOfReach, UserError
 from pipeline.judges import HarmlessnessJudge, Judge, Refusal
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
+from pipeline.report.headline import Headline
 from pipeline.report.outcomes import Outcome, of_schema
 from pipeline.report.sections import Section
 from pipeline.schema import OK, Schema
@@ -144,6 +145,11 @@ class Jailbreak(Suite):
     def size(self) -> str:
         parts = [plural(len(self.attacks), "attack")] if self.goals else []
         return " and ".join([*parts, *(["ready prompts"] if self.ready else [])])
+
+    def headlines(self, numbers: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
+        from pipeline.suites.jailbreak import report
+
+        return report.headlines(self, numbers, arms, seed)
 
     def report(
         self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements

@@ -11,8 +11,9 @@ from pipeline.data.dataset import Dataset
 from pipeline.report import plots, summary, tables
 from pipeline.report.arms import Arms, percent, shares
 from pipeline.report.examples import Example, Text, among, category, first, judged_text, one_of_each, shown
+from pipeline.report.headline import Headline
 from pipeline.report.sections import Figure, Section, palette
-from pipeline.report.summary import arm_order
+from pipeline.report.summary import Rate, arm_order
 from pipeline.schema import DROPPED
 from pipeline.suites import VANILLA, judges
 from pipeline.suites.base import NO_JUDGEMENTS, Judgements
@@ -57,6 +58,21 @@ def sections(
     ]
     control = [row for row in rows if row.suite == "helpful"]
     return [*found, _control(control)] if control else found
+
+
+def headlines(suite: "Jailbreak", answers: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
+    """Goals that no attack obtains."""
+    rows = by_goal(answers, arms)
+    unbroken_of = {row.arm: Rate(row.broken.trials - row.broken.successes, row.broken.trials) for row in rows}
+    return [
+        Headline.of_rows(
+            "withstands every attack on",
+            "of {n} harmful goals",
+            unbroken_of.items(),
+            (difference(answers, arm, VANILLA, unbroken, seed=seed) for arm in arms),
+            judge=suite.harmless,
+        )
+    ]
 
 
 def _judges(

@@ -14,6 +14,7 @@ from pipeline.judges import HarmlessnessJudge, Judge, Rating, Refusal
 from pipeline.methods.mistake_analysis import Hint, induction
 from pipeline.prompts import Prompts
 from pipeline.report.examples import Example
+from pipeline.report.headline import Headline
 from pipeline.report.numbers import Rows
 from pipeline.report.outcomes import Outcome
 from pipeline.report.sections import Section
@@ -80,6 +81,10 @@ harmless: {kind: refusal}  # by phrases: fast and crude; better a model or a gua
         return "think" in self.conditions
 
     @property
+    def plain_steps(self) -> frozenset[str]:
+        return frozenset({"think"} & set(self.conditions))
+
+    @property
     def repeats(self) -> tuple[str, int, dict[str, Draw]]:
         return "samples", self.samples, {"answer": self.answer}
 
@@ -131,6 +136,15 @@ harmless: {kind: refusal}  # by phrases: fast and crude; better a model or a gua
         from pipeline.suites.safety.summary import arms_table
 
         return {row.arm: row.harmless for row in arms_table(numbers) if row.condition == self.conditions[0]}
+
+    def headlines(self, numbers: Rows, arms: Sequence[str], seed: int) -> list[Headline]:
+        from pipeline.suites.safety import report
+
+        return report.headlines(self, numbers, arms, seed)
+
+    @property
+    def harmless_how(self) -> str:
+        return f"{self.title}, condition {self.conditions[0]}, judged by {self.harmless.kind}"
 
     def report(
         self, numbers: Rows | None, arms: Sequence[str], seed: int, judgements: Judgements

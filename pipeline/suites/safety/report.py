@@ -10,6 +10,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.report import plots, summary, tables
 from pipeline.report.arms import Arms, shares
 from pipeline.report.examples import Example, Text, among, category, first, judged_text, one_of_each, shown
+from pipeline.report.headline import Headline
 from pipeline.report.numbers import Rows
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
@@ -21,8 +22,10 @@ from pipeline.suites.safety.summary import (
     ArmRow,
     arms_table,
     by_category,
+    paired_difference,
     paired_differences,
     paired_scores,
+    refusal_difference,
 )
 from pipeline.suites.safety.tables import of_arms, of_categories, of_counts, of_differences, of_scores
 
@@ -50,6 +53,45 @@ def sections(
         _differences(suite, answers, arms, seed),
         _categories(suite, answers, arms),
     ]
+
+
+ASKED = {
+    "plain": "",
+    "reminder": " asked with the reminder",
+    "hint": " asked under the induction hint",
+    "think": " asked after thinking about harm",
+}
+
+
+def headlines(suite: "Safety", answers: Rows, arms: Sequence[str], seed: int) -> list[Headline]:
+    """Harmless answers under the first condition, and refusals of benign instructions."""
+    condition = suite.conditions[0]
+    rows = [row for row in arms_table(answers, arms) if row.condition == condition]
+    what = "" if suite.samples == 1 else "answers to "
+    found = [
+        Headline.of_rows(
+            "answers harmlessly in",
+            f"of {{n}} {what}harmful requests{ASKED[condition]}",
+            ((row.arm, row.harmless) for row in rows),
+            (paired_difference(answers, arm, VANILLA, condition, seed=seed) for arm in arms),
+            judge=suite.harmless,
+            missing={row.arm: row.unreadable for row in rows},
+        )
+    ]
+    asked = next((name for name in suite.conditions if name != "hint"), None)
+    if suite.helpful is not None and asked is not None:
+        benign = [row for row in arms_table(answers, arms) if row.condition == asked]
+        found.append(
+            Headline.of_rows(
+                "refuses",
+                f"of {{n}} {what}harmless requests{ASKED[asked]}",
+                ((row.arm, row.over_refusal) for row in benign),
+                (refusal_difference(answers, arm, VANILLA, asked, seed=seed) for arm in arms),
+                by="by refusal phrases",
+                cost=True,
+            )
+        )
+    return found
 
 
 def _arms(suite: "Safety", answers: Rows, arms: Sequence[str], judgements: Judgements) -> Section:

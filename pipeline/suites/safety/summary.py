@@ -150,17 +150,28 @@ def paired_scores(
     return _paired(means, pairs, conditions, seed, resamples)
 
 
+def refusal_difference(
+    answers: Rows, arm: str, baseline: str, condition: str, *, seed: int = 0, resamples: int = RESAMPLES
+) -> PairedDifference | None:
+    """How much more often `arm` refuses benign instructions than `baseline`, on those that both answered."""
+    refused = _instruction_means(answers, "refused", float)
+    found = _paired(refused, [(arm, baseline)], [condition], seed, resamples, suite="helpful")
+    return next(iter(found), None)
+
+
 def _paired(
     means: Mapping[tuple, Means],
     pairs: Sequence[tuple[str, str]],
     conditions: Sequence[str],
     seed: int,
     resamples: int,
+    *,
+    suite: str = "harmful",
 ) -> list[PairedDifference]:
     found = []
     for condition in conditions:
         for names in pairs:
-            ours, theirs = (means.get((name, condition, "harmful"), NO_MEANS) for name in names)
+            ours, theirs = (means.get((name, condition, suite), NO_MEANS) for name in names)
             one = paired(*names, ours, theirs, seed=seed, resamples=resamples)
             if one is not None:
                 found.append(PairedDifference(**vars(one), condition=condition))

@@ -23,6 +23,8 @@ from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.inference.base import Engine
 from pipeline.report.examples import Example
+from pipeline.report.headline import Headline
+from pipeline.report.outcomes import Outcome
 from pipeline.report.sections import Section
 from pipeline.schema import Schema
 from pipeline.settings.base import FOR_FINGERPRINT, Count, Model, Name, Natural
@@ -151,12 +153,26 @@ class Utility(Suite):
 
     # -- report
 
+    def headlines(self, numbers: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
+        from pipeline.suites.utility import report
+
+        return report.headlines(numbers, arms, seed)
+
     def report(
         self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
     ) -> list[Section]:
         from pipeline.suites.utility import report
 
         return report.sections(self, numbers, arms, seed)
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """The numbers that stand for the tasks, and refusals, document by document."""
+        place = {"by": "task", "row": ("subtask", "doc_id", "doc_hash"), "asked": ("subtask", "doc_hash")}
+        return [
+            Outcome("utility", "value", float, {"primary": True}, unit=None, **place),  # type: ignore[arg-type]
+            Outcome("refused", "refused", float, {"primary": True}, **place),  # type: ignore[arg-type]
+        ]
 
     def examples_shown(self, dataset: Dataset, arms: Sequence[str], count: int) -> tuple[str, list[Example]]:
         return "", []

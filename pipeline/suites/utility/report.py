@@ -1,6 +1,7 @@
 """The report's sections of the utility suite."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pyarrow.compute as pc
 
 from pipeline.report import summary, tables
 from pipeline.report.arms import percent
+from pipeline.report.headline import Headline
 from pipeline.report.sections import Section
 from pipeline.report.tables import NOTHING, Cell, Column, Number, Table
 from pipeline.suites import VANILLA
@@ -26,6 +28,33 @@ def sections(suite: "Utility", rows: pa.Table | None, arms: Sequence[str], seed:
             Section(TITLE, ["This run holds no numbers of utility yet: `setbacks evaluate` writes them."])
         ]
     return [_scores(suite, rows, arms), _differences(rows, arms, seed)]
+
+
+@dataclass(frozen=True)
+class _Share:
+    value: float | None
+    interval: tuple[float, float] | None
+    n: int
+
+
+def headlines(rows: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
+    """Each task whose primary number is a share."""
+    primary = [score for score in scores(rows, arms) if score.primary and score.shares]
+    found = []
+    for task in dict.fromkeys(score.task for score in primary):
+        differences = [compared(rows, task, arm, VANILLA, seed=seed) for arm in arms]
+        own = [score for score in primary if score.task == task]
+        found.append(
+            Headline.of_rows(
+                f"scores on {task}",
+                "on {n} documents",
+                ((one.arm, _Share(one.value, one.interval, one.documents)) for one in own),
+                (one.difference for one in differences if one),
+                by=f"by {own[0].metric} of lm-evaluation-harness",
+                cost=True,
+            )
+        )
+    return found
 
 
 def _scores(suite: "Utility", rows: pa.Table, arms: Sequence[str]) -> Section:
@@ -135,7 +164,8 @@ def _differences(rows: pa.Table, arms: Sequence[str], seed: int) -> Section:
     )
     notes = [
         f"Interval: 95 % bootstrap over documents, {tables.whole(summary.RESAMPLES)} resamples, seed {seed}."
-        " Documents are paired by their hash. Better and worse: documents with a higher and a lower value.",
+        " Documents are paired by their hash. Higher and lower: documents with a higher and a lower value."
+        " What is better, the task says; of refusals, fewer.",
         tables.TOLD_APART.format(fewest=summary.FEWEST_DIFFERING, what="documents"),
     ]
     if unmatched := [_unmatched(c) for c in found if any(c.unmatched)]:
@@ -162,5 +192,6 @@ def _of_differences(
                 more, less = words or (("gains", "loses") if c.higher_is_better else ("loses", "gains"))
                 shown = tables.points if c.shares else tables.grade
                 cells.append([Cell(f"{d.arm} − {d.baseline}"), *tables.difference(d, more, less, shown)])
-        groups.append((task, cells))
-    return Table(title, tables.difference_columns("Difference", "Documents", unit), groups)
+        groups.append((f"{task}, {title.lower()}" if title else task, cells))
+    columns = tables.difference_columns("Difference", "Documents", unit, ("Higher", "Lower"))
+    return Table(title, columns, groups)

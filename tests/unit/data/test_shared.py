@@ -9,7 +9,8 @@ from pipeline.data.work import shared
 
 
 @pytest.mark.parametrize(("count", "actors", "size"), [
-    (1000, 1, 256), (1000, 8, 32), (3, 8, 1), (0, 8, 1), (8192, 8, 256), (100_000, 8, 256)
+    (1000, 1, 256), (1000, 8, 16), (3, 8, 1), (0, 8, 1), (8192, 8, 128), (16384, 8, 256),
+    (100_000, 8, 256)
 ])  # fmt: skip
 def test_blocks_are_smaller_if_there_would_be_too_few(count, actors, size):
     rows, block_rows = shared(({"id": n} for n in range(count)), 256, actors)

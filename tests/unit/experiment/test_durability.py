@@ -30,6 +30,7 @@ def test_arms_are_trained_further_after_all_arms_and_evaluated_with_them(run, ca
     [evaluated] = [line for line in told if line.startswith("evaluate: ")]
     assert evaluated.startswith(f"evaluate: {2 * 3 * 7} rows"), "2 instructions, 3 conditions, 7 arms"
     assert any(line.startswith("mix: 6 rows → ") and line.endswith("/durability") for line in told)
+    assert not any("nothing is trained on" in line for line in told)
     assert metrics(tmp_path).count("train") == 6 and calls[-1] == "evaluate"
     before = list(calls)
     assert run(durability=FURTHER) and calls == before, "nothing is done again"
@@ -106,6 +107,7 @@ def test_step_0_of_the_curve_is_the_arm_itself():
     assert [cell.text for cell in row] == ["sft", "75.0", "50.0", "25.0"]
     assert (own.successes, own.trials) == (3, 4) and row[1].interval
     assert "Step 0 is the arm itself" in section.text[0] and len(section.figures) == 1
+    assert "(safety, condition plain, judged by refusal)" in section.text[0]
     assert report._durability(config(), suite, table, Arms([])) == []
 
 
@@ -127,5 +129,6 @@ def test_a_training_takes_exactly_so_many_steps(tmp_path):
     prepared = Training(arms, str(tmp_path / "checkpoints"))._arms
     for name, wanted in (("vanilla_after_5", 5), ("vanilla_after_10", 10)):
         [job] = prepared[name].jobs
+        assert prepared[name].own_steps == wanted, "no sentence says that its steps were made equal"
         assert examples.steps(job.run.items, job.train.epochs, job.train.batch_size) == wanted
         assert job.train.schedule == "constant" and job.train.learning_rate == 1e-4

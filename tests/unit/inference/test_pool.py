@@ -67,6 +67,9 @@ class Progress:
     def tell(self, notice):
         raise AssertionError(notice)
 
+    def not_opened(self, engine, why):
+        raise AssertionError(why)
+
     def starting(self, what):
         return self.begun.get(what, 1)
 

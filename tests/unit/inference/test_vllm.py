@@ -6,10 +6,10 @@ import os
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.inference import vllm, vllm_start
+from pipeline.inference import stall, vllm_start
 from pipeline.inference.base import EngineDead
 from pipeline.inference.decoding import decode
-from pipeline.inference.vllm import VLLM, VllmModel
+from pipeline.inference.vllm import VLLM
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,10 @@ from pipeline.inference.vllm import VLLM, VllmModel
         ({"load_format": "pt"}, "engine.options.load_format is fixed: pickled weights"),
         ({"max_model_len": 9}, "engine.options.max_model_len: set model.max_length instead"),
         ({"tensor_parallel_size": 2}, "engine.options.tensor_parallel_size: set engine.num_gpus instead"),
+        ({"config_format": "mistral"}, "engine.options.config_format is fixed: the model is read as"),
+        ({"distributed_executor_backend": "ray"}, "fixed: an engine is on one node"),
+        ({"pipeline_parallel_size": "2"}, "pipeline_parallel_size = '2': set a number of parts"),
+        ({"pipeline_parallel_size": 2}, "an engine on CPUs has one part; remove it"),
         ({"quantisation": "fp8"}, "no such argument; write quantization"),
         ({"zzz": 1}, "no such argument; see vLLM's engine arguments"),
     ],
@@ -111,12 +115,11 @@ class SimpleOutput:
 
 
 def test_an_engine_that_answers_nothing_any_more_is_dead(monkeypatch):
-    monkeypatch.setattr(vllm, "_LOOK_EVERY_S", 0.05)
-    model = VllmModel.__new__(VllmModel)
-    model._engine, model._waiting, model._answered_at, model._stall_s = Stalls(), 0, 0.0, 0.3
+    monkeypatch.setattr(stall, "LOOK_EVERY_S", 0.05)
+    engine, watch = Stalls(), stall.Watch(0.3)
 
     async def ask():
-        found = model._watched(model._engine.generate(None, None, "", lora_request=None))
+        found = watch.outputs(engine.generate(None, None, "", lora_request=None))
         return [output async for output in found]
 
     async def both():
@@ -127,19 +130,18 @@ def test_an_engine_that_answers_nothing_any_more_is_dead(monkeypatch):
 
 
 def test_an_engine_that_answers_others_is_not_dead(monkeypatch):
-    monkeypatch.setattr(vllm, "_LOOK_EVERY_S", 0.05)
-    model = VllmModel.__new__(VllmModel)
-    model._waiting, model._answered_at, model._stall_s = 0, 0.0, 1.0
+    monkeypatch.setattr(stall, "LOOK_EVERY_S", 0.05)
+    watch = stall.Watch(1.0)
 
     async def answers(seconds):
         await asyncio.sleep(seconds)
         yield SimpleOutput()
 
     async def ask(seconds):
-        return [output async for output in model._watched(answers(seconds))]
+        return [output async for output in watch.outputs(answers(seconds))]
 
     async def all_of_them():
         return await asyncio.gather(*(ask(0.25 * number) for number in range(1, 6)))
 
     assert [len(outputs) for outputs in asyncio.run(all_of_them())] == [1] * 5
-    assert model._waiting == 0
+    assert watch.asking == 0

@@ -6,16 +6,14 @@ from contextlib import suppress
 import pytest
 
 from pipeline.inference.base import EngineDead
-from pipeline.inference.vllm import VllmModel
+from pipeline.inference.stall import Watch
 
 
 class Watching:
-    """What `VllmModel._watched` needs, without an engine."""
-
-    _watched = VllmModel._watched
+    """Requests of an engine, without the engine."""
 
     def __init__(self, stall_s: float = 60.0):
-        self._waiting, self._answered_at, self._stall_s = 0, 0.0, stall_s
+        self.watch = Watch(stall_s)
         self.ended: list[str] = []
 
     async def request(self, name: str, answers: int):
@@ -29,7 +27,7 @@ class Watching:
             raise
 
     async def use(self, name: str, answers: int, fails: bool = False) -> None:
-        async for _ in self._watched(self.request(name, answers)):
+        async for _ in self.watch.outputs(self.request(name, answers)):
             if fails:
                 raise ValueError("a text that cannot be decoded")
 
@@ -39,7 +37,7 @@ def test_a_request_whose_call_is_cancelled_or_fails_is_aborted():
         model = Watching()
         waiting = [asyncio.create_task(model.use(name, n)) for name, n in (("new", 0), ("begun", 2))]
         await asyncio.sleep(0.05)
-        assert model._waiting == 2
+        assert model.watch.asking == 2
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
@@ -49,11 +47,11 @@ def test_a_request_whose_call_is_cancelled_or_fails_is_aborted():
         return model
 
     model = asyncio.run(run())
-    assert sorted(model.ended) == ["begun", "failed", "new"] and model._waiting == 0
+    assert sorted(model.ended) == ["begun", "failed", "new"] and model.watch.asking == 0
 
 
 def test_an_engine_that_answers_nothing_is_dead_and_its_request_aborted(monkeypatch):
-    monkeypatch.setattr("pipeline.inference.vllm._LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("pipeline.inference.stall.LOOK_EVERY_S", 0.01)
 
     async def run() -> list[str]:
         model = Watching(stall_s=0.05)

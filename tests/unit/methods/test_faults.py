@@ -24,6 +24,7 @@ from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.run import Run
 from pipeline.schema import PREFERENCES, SFT
 from pipeline.sources.counts import Accounts
+from pipeline.usable import too_few
 from tests import scripted
 from tests.scripted import Cut, ScriptedChat, instruction
 
@@ -359,15 +360,13 @@ def test_the_report_keeps_the_losses_of_two_methods_apart_and_tells_none_twice()
 # -- too few usable rows
 
 
-def run_of(tmp_path, *found, method=None, schema=MISTAKES, **settings) -> Run:
-    name = method or "mistake_analysis"
-    section = {"name": name, "instructions": {"path": "toy:harmful-train"}, **settings}
+def too_few_of(tmp_path, *found, method="mistake_analysis", schema=MISTAKES, **settings) -> str | None:
+    section = {"name": method, "instructions": {"path": "toy:harmful-train"}, **settings}
     config = Config.model_validate(scripted.tree(tmp_path, methods={"data": section}))
-    run = Run(config, log=lambda line: None)
-    store = run.generated["data"]
+    store = Store(str(tmp_path), schema.name, schema)
     store.open({"seed": 1})
     store.write_rows(rows_of(schema, *found))
-    return run
+    return too_few(config, {"data": store})
 
 
 LOST, KEPT = FOUND[0], FOUND[-1]
@@ -384,7 +383,7 @@ LOST, KEPT = FOUND[0], FOUND[-1]
     ],
 )
 def test_too_few_usable_rows_are_refused_with_the_remedy(tmp_path, found, refused):
-    told = run_of(tmp_path, *found)._too_few_usable()
+    told = too_few_of(tmp_path, *found)
     assert (told is not None) == refused
     if told:
         why = "analyse: echo (4)" if LOST in found else "prompt too long (4)"
@@ -395,18 +394,17 @@ def test_too_few_usable_rows_are_refused_with_the_remedy(tmp_path, found, refuse
 
 
 def test_the_share_can_be_set(tmp_path):
-    assert run_of(tmp_path / "a", LOST, KEPT, min_usable=0.6)._too_few_usable()
-    assert not run_of(tmp_path / "b", *[LOST] * 99, KEPT, min_usable=0.01)._too_few_usable()
+    assert too_few_of(tmp_path / "a", LOST, KEPT, min_usable=0.6)
+    assert not too_few_of(tmp_path / "b", *[LOST] * 99, KEPT, min_usable=0.01)
 
 
 def test_requests_that_a_method_does_not_select_do_not_count(tmp_path):
-    unfit = ("dropped", "no keyword in the request", None)
-    run = run_of(tmp_path / "a", *[unfit] * 90, LOST, KEPT, method="course_correction", schema=CORRECTIONS)
-    assert run._too_few_usable() is None
-    run = run_of(
-        tmp_path / "b", *[unfit] * 90, *[LOST] * 4, KEPT, method="course_correction", schema=CORRECTIONS
-    )
-    assert "only 1 of 5 rows" in run._too_few_usable() and "no keyword" not in run._too_few_usable()
+    unfit, of = ("dropped", "no keyword in the request", None), {"method": "course_correction"}
+    rows = [*[unfit] * 90, LOST, KEPT]
+    assert too_few_of(tmp_path / "a", *rows, schema=CORRECTIONS, **of) is None
+    rows = [*[unfit] * 90, *[LOST] * 4, KEPT]
+    told = too_few_of(tmp_path / "b", *rows, schema=CORRECTIONS, **of)
+    assert "only 1 of 5 rows" in told and "no keyword" not in told
 
 
 def test_gates_determine_the_rows_and_the_share_does_not():

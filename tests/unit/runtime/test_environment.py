@@ -1,7 +1,6 @@
 """Environment variables that would end a run late are one sentence before it starts, or change nothing."""
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -92,15 +91,6 @@ def test_on_a_cluster_the_temporary_directory_is_the_clusters(tmp_path, monkeypa
 def test_stages_without_ray_need_none(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", "/dev/null")
     preflight.check(config(tmp_path / "run"), {"mix"})
-
-
-def test_a_key_of_wandb_without_wandb_is_told(monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    assert environment.unused_key() == []
-    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    [notice] = environment.unused_key()
-    assert notice.startswith("WANDB_API_KEY is set, but") and "kkk" not in notice
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,10 @@ def test_the_report_has_means_verdicts_and_differences(source):
         ["vanilla", "unguided − generation"],
         ["vanilla", "guided − unguided"],
     ]
-    assert first.text[1] == "Discrimination, unguided, mean rating: vanilla 6.75."
+    assert first.text == [
+        "Mean ratings: answers vanilla 5.00; analyses without the cue vanilla 6.75; analyses with the cue"
+        " vanilla 8.50."
+    ]
 
 
 def test_a_run_without_answers_says_so(source):

@@ -148,7 +148,8 @@ def test_discrimination_over_seeds_has_means_and_differences_of_the_arm():
     arms = Arms(["sft_seed0", "sft_seed1"], {"sft_seed0": "sft", "sft_seed1": "sft"})
     table = DISCRIMINATIONS.table(rated(3, arms))
     first, second = Discrimination.model_construct().report(table, arms, 0, NO_JUDGEMENTS)
-    assert first.text[0] == "Generation, mean rating: sft 3.50 (mean of 2 seeds, range 1.00)."
+    assert first.text[0].startswith("Mean ratings: answers sft 3.50 (mean of 2 seeds, range 1.00); analyses")
+    assert first.text[1].endswith("judge's: guided sft 100.0\u00a0% (mean of 2 seeds, range 0.0).")
     [merged, every] = replicas.by_arm(second, arms).tables
     told = [(row[0].text, row[1].text, row[2].text) for row in merged.groups[0][1]]
     assert told == [

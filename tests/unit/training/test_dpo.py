@@ -146,7 +146,8 @@ def test_a_micro_batch_computes_every_prefix_once_and_logits_only_where_there_is
     # none.
     bearing = {prefix for prefix in distinct if not all(s[: len(prefix)] == prefix for s in sequences)}
     assert len(batch["target"]) == len(bearing)
-    assert len(batch["at"]) == len({prefix[:-1] for prefix in bearing})
+    assert len(batch["at"]) == len(bearing)
+    assert len(set(batch["at"].tolist())) == len({prefix[:-1] for prefix in bearing})
 
 
 def test_the_reference_is_computed_once(place, monkeypatch):

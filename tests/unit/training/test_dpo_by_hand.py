@@ -12,9 +12,9 @@ from pipeline.training import dpo
 def test_the_loss_of_a_pair_at_beta_0_1(monkeypatch, difference, expected):
     """The chosen response gains as much over the reference as the rejected one, plus the difference."""
     policy = torch.tensor([[-20.0 + 1.5 + difference], [-30.0 + 1.5]])
-    monkeypatch.setattr(dpo, "log_probs", lambda model, inputs: policy)
+    monkeypatch.setattr(dpo, "log_probs", lambda *_: policy)
     trainer = SimpleNamespace(
-        beta=0.1, _sums=torch.zeros(5, dtype=torch.float64), pairs_per_step=1,
+        beta=0.1, _head=None, _sums=torch.zeros(5, dtype=torch.float64), pairs_per_step=1,
         accelerator=SimpleNamespace(num_processes=1),
     )  # fmt: skip
     batch = {"reference": torch.tensor([[-20.0], [-30.0]]), "input_ids": torch.zeros(1, 7)}

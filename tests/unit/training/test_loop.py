@@ -1,9 +1,6 @@
 """What the runs of a worker share, and what they must not."""
 
 import os
-import sys
-from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,66 +70,6 @@ def test_a_checkpoint_belongs_to_one_run():
 # -- the user's environment
 
 
-class Board:
-    """The actor that takes the workers' lines, in this process."""
-
-    def __init__(self):
-        self.lines: list[dict] = []
-        self.post = SimpleNamespace(remote=self.lines.append)
-
-
-def wandb_of(monkeypatch, tmp_path, module, **environment) -> tuple[str, list[dict]]:
-    """What `report_to` is with this module as wandb (None = not installed), and what the driver is told."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    for name, value in {
-        "WANDB_PROJECT": "p",
-        "WANDB_RESUME": "allow",
-        "WANDB_RUN_ID": "",
-        **environment,
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setitem(sys.modules, "wandb", module)
-    board = Board()
-    job = tiny.job(tiny.config("unused"), "sft", "state", 1, Run(4), "sft-0a1b", group="g")
-    return loop._wandb(replace(job, progress=board)), board.lines
-
-
-def test_without_its_key_no_run_of_wandb_is_started(monkeypatch, tmp_path):
-    def init(**_):
-        raise AssertionError("started")
-
-    assert wandb_of(monkeypatch, tmp_path, SimpleNamespace(init=init)) == ("none", [])
-    off = {"WANDB_API_KEY": "k" * 40, "WANDB_DISABLED": "true"}
-    assert wandb_of(monkeypatch, tmp_path, SimpleNamespace(init=init), **off) == ("none", [])
-
-
-def test_a_key_without_wandb_is_told_and_training_goes_on(monkeypatch, tmp_path):
-    report_to, [told] = wandb_of(monkeypatch, tmp_path, None, WANDB_API_KEY="k" * 40)
-    assert report_to == "none"
-    assert told == {
-        "notice": "W&B does not work (ModuleNotFoundError), so training is not logged there",
-    }
-
-
-@pytest.mark.parametrize(
-    "error", [ConnectionError("no route"), ValueError("key " + "k" * 40), SyntaxError("x")]
-)
-def test_a_wandb_that_does_not_start_is_told_without_its_text(monkeypatch, tmp_path, error):
-    def init(**_):
-        raise error
-
-    report_to, [told] = wandb_of(monkeypatch, tmp_path, SimpleNamespace(init=init), WANDB_API_KEY="k" * 40)
-    assert report_to == "none" and type(error).__name__ in told["notice"] and "kkk" not in told["notice"]
-
-
-def test_a_run_of_wandb_has_the_jobs_name_and_resumes(monkeypatch, tmp_path):
-    begun = []
-    module = SimpleNamespace(init=lambda **given: begun.append((given, os.environ["WANDB_RUN_ID"])))
-    assert wandb_of(monkeypatch, tmp_path, module, WANDB_API_KEY="k" * 40) == ("wandb", [])
-    assert begun == [({"name": "sft-0a1b"}, "sft-0a1b")]
-
-
 def test_variables_of_a_launcher_change_no_precision(monkeypatch):
     for name in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_DEEPSPEED", "FSDP_VERSION", "MEGATRON_LM_TP"):
         monkeypatch.setenv(name, "fp16")
@@ -157,10 +94,10 @@ def test_variables_of_a_launcher_change_no_precision(monkeypatch):
     ids=lambda environment: min(environment),
 )
 def test_no_variable_starts_an_integration_of_the_trainer(monkeypatch, tmp_path, environment):
-    """`report_to` is explicit, so transformers detects nothing."""
+    """Transformers is told of none, so it detects nothing; a key alone sends nothing."""
     from trl import SFTConfig
 
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     job = tiny.job(tiny.config("unused"), "sft", "state", 1, Run(4), "sft-0a1b", group="g")
-    assert SFTConfig(**loop.arguments(job, 4, str(tmp_path), "none")).report_to == []
+    assert SFTConfig(**loop.arguments(job, 4, str(tmp_path))).report_to == []

@@ -67,7 +67,7 @@ def test_training_begins_where_the_adapter_ended(place, tmp_path):
 def test_its_size_is_known_before_training(place):
     fresh = arm.check(tiny.spec(tiny.config(str(place / "model"), lora={"rank": 4}), "sft"))
     assert arm.check(tiny.spec(config(place), "sft")) * 4 == fresh * 6
-    assert "lora is not used" in arm._notice(config(place).arms["sft"].train, 7)["notice"]
+    assert "lora is not used" in arm._notice(config(place).arms["sft"].train, 7)
 
 
 def test_stacking_is_answered_with_the_other_way(place):

@@ -32,6 +32,8 @@ def awkward_pairs(groups: int) -> list[dict]:
         for row in tiny.preferences(groups)[: 15 * 3]
     ]
     rows += again
+    for row in rows:
+        row["instruction_id"] = row["group"].removeprefix("again-")
     for row in rows[::7]:
         row["rejected"] = row["chosen"]
     for row in rows[3::50]:
@@ -50,7 +52,7 @@ def awkward_pairs(groups: int) -> list[dict]:
 # -- one pass over all rows, row by row: what the parts have to equal, token by token
 
 
-def passed_pairs(template, rows, max_length, best_only=False, min_gap=1):
+def passed_pairs(template, rows, max_length, best_only=False, min_gap=1, holdout=0.0):
     rows = sorted(rows, key=lambda row: (row["group"], row["rank_chosen"], row["rank_rejected"], row["id"]))
     counts, best, selected = examples.Counts(), {}, []
     for row in rows:
@@ -60,83 +62,102 @@ def passed_pairs(template, rows, max_length, best_only=False, min_gap=1):
             counts.dropped[pairs.SMALL_GAP] += 1
         else:
             selected.append(row)
-    tokens, kept = [], []
-    for start in range(0, len(selected), 1000):
-        numbers = {}
-        for row in selected[start : start + 1000]:
-            sides = [row["prompt"] + row[side] for side in ("chosen", "rejected")]
-            better, worse = examples.encode(template, sides)
-            if isinstance(better, str) or isinstance(worse, str):
-                counts.dropped[better if isinstance(better, str) else worse] += 1
-                continue
-            if max(len(better.tokens), len(worse.tokens)) > max_length:
-                counts.dropped["too_long"] += 1
-                continue
-            if better.tokens == worse.tokens:
-                counts.dropped["equal"] += 1
-                continue
-            for side, one in zip(sides, (better, worse), strict=True):
-                if json.dumps(side) not in numbers:
-                    numbers[json.dumps(side)] = len(tokens)
-                    tokens.append(one.tokens)
-            gap = row["rank_rejected"] - row["rank_chosen"]
-            counts.kinds[f"gap {gap}"] += 1
-            places = [numbers[json.dumps(side)] for side in sides]
-            shared = pairs.common_prefix(better.tokens, worse.tokens)
-            values = [row["id"], row["group"], gap, *places, shared]
-            kept.append(dict(zip(pairs.PAIRS.names, values, strict=True)))
-    table = pa.Table.from_pylist(kept, pairs.PAIRS)
-    return pa.table({"tokens": tokens}, schema=pairs.RESPONSES), table, counts
+    tokens, made = [], []
+    held = [row for row in selected if examples.is_held_out(row["instruction_id"], holdout)]
+    for part in (held, [row for row in selected if row not in held]):
+        kept = []
+        for start in range(0, len(part), 1000):
+            numbers = {}
+            for row in part[start : start + 1000]:
+                sides = [row["prompt"] + row[side] for side in ("chosen", "rejected")]
+                better, worse = examples.encode(template, sides)
+                if isinstance(better, str) or isinstance(worse, str):
+                    counts.dropped[better if isinstance(better, str) else worse] += 1
+                    continue
+                if max(len(better.tokens), len(worse.tokens)) > max_length:
+                    counts.dropped["too_long"] += 1
+                    continue
+                if better.tokens == worse.tokens:
+                    counts.dropped["equal"] += 1
+                    continue
+                for side, one in zip(sides, (better, worse), strict=True):
+                    if json.dumps(side) not in numbers:
+                        numbers[json.dumps(side)] = len(tokens)
+                        tokens.append(one.tokens)
+                gap = row["rank_rejected"] - row["rank_chosen"]
+                if part is not held:
+                    counts.kinds[f"gap {gap}"] += 1
+                places = [numbers[json.dumps(side)] for side in sides]
+                shared = pairs.common_prefix(better.tokens, worse.tokens)
+                values = [row["id"], row["group"], gap, *places, shared]
+                kept.append(dict(zip(pairs.PAIRS.names, values, strict=True)))
+        made.append(pa.Table.from_pylist(kept, pairs.PAIRS))
+    counts.held_out = len(made[0])
+    return pa.table({"tokens": tokens}, schema=pairs.RESPONSES), made[1], made[0], counts
 
 
-def passed_examples(template, rows, kinds, seed, max_length, packing):
+def passed_examples(template, rows, kinds, seed, max_length, packing, holdout):
     rows = sorted(
         (row for row in rows if row["kind"] in kinds), key=lambda row: examples.hashed(seed, row["id"])
     )
-    counts, kept = examples.Counts(), []
+    counts, kept, held = examples.Counts(), [], []
     for row, one in zip(rows, examples.encoded_rows(template, rows, seed), strict=True):
         if isinstance(one, str):
             counts.dropped[one] += 1
         elif len(one.tokens) > max_length:
             counts.dropped["too_long"] += 1
+        elif examples.is_held_out(row["instruction_id"], holdout):
+            held.append(one)
         else:
             counts.kinds[row["kind"]] += 1
             kept.append(one)
-    bins = examples.pack([len(one.tokens) for one in kept], max_length) if packing else None
-    sequences = [[kept[i] for i in members] for members in bins or [[i] for i in range(len(kept))]]
-    made = {
-        "input_ids": [[token for one in sequence for token in one.tokens] for sequence in sequences],
-        "labels": [[label for one in sequence for label in one.labels] for sequence in sequences],
-        "seq_lengths": [[len(one.tokens) for one in sequence] for sequence in sequences],
-    }
-    return pa.table(made, schema=examples.SEQUENCES), counts
+    counts.held_out = len(held)
+
+    def packed(some):
+        bins = examples.pack([len(one.tokens) for one in some], max_length)
+        bins = bins if packing else [[i] for i in range(len(some))]
+        sequences = [[some[i] for i in members] for members in bins]
+        made = {
+            "input_ids": [[token for one in sequence for token in one.tokens] for sequence in sequences],
+            "labels": [[label for one in sequence for label in one.labels] for sequence in sequences],
+            "seq_lengths": [[len(one.tokens) for one in sequence] for sequence in sequences],
+        }
+        return pa.table(made, schema=examples.SEQUENCES)
+
+    return packed(kept), packed(held), counts
 
 
 def same(one: dict[str, pa.Table], other: dict[str, pa.Table]) -> bool:
     return one == other and identity.digest("facts", one) == identity.digest("facts", other)
 
 
-@pytest.mark.parametrize("settings", [{}, {"best_only": True}, {"min_gap": 3, "best_only": True}])
-def test_pairs_equal_one_pass_over_all_rows(template, tmp_path, settings, monkeypatch):
+@pytest.mark.parametrize(
+    "settings", [{}, {"best_only": True, "holdout": 0.3}, {"min_gap": 3, "best_only": True}, {"holdout": 0.5}]
+)
+def test_pairs_equal_one_pass_over_all_rows(template, tmp_path, settings):
     rows = awkward_pairs(90)
     dataset = tiny.write_preferences(tmp_path / "pairs", rows)
     *found, counts = pairs.prepare(template, dataset, 80, **settings)
     *wanted, known = passed_pairs(template, rows, 80, **settings)
     assert counts == known and {"equal", "too_long", "empty_answer"} <= set(counts.dropped)
-    assert same(dict(zip("ab", found, strict=True)), dict(zip("ab", wanted, strict=True)))
+    assert same(dict(zip("abc", found, strict=True)), dict(zip("abc", wanted, strict=True)))
+    assert bool(counts.held_out) == ("holdout" in settings) and found[1].num_rows
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_packed_examples_equal_one_pass_over_all_rows(template, tmp_path, packing):
+@pytest.mark.parametrize("holdout", [0.0, 0.3])
+def test_packed_examples_equal_one_pass_over_all_rows(template, tmp_path, packing, holdout):
     rows = tiny.rows(300)
     for row in rows[::9]:
         row["messages"][-1]["content"] = " "
     for row in rows[1::5]:
         row |= {"prefix": "sure first take", "prefix_tokens": 4}
-    found, counts = examples.prepare(template, tiny.write(tmp_path / "sft", rows), KINDS, 3, 70, packing)
-    wanted, known = passed_examples(template, rows, KINDS, 3, 70, packing)
+    dataset = tiny.write(tmp_path / "sft", rows)
+    *found, counts = examples.prepare(template, dataset, KINDS, 3, 70, packing, holdout)
+    *wanted, known = passed_examples(template, rows, KINDS, 3, 70, packing, holdout)
     assert counts == known and {"empty_answer", "too_long"} <= set(counts.dropped)
-    assert same({"sequences": found}, {"sequences": wanted})
+    assert same(dict(zip("ab", found, strict=True)), dict(zip("ab", wanted, strict=True)))
+    assert bool(counts.held_out) == bool(holdout)
 
 
 # -- kept sets
@@ -151,7 +172,12 @@ def write_in_groups(directory: Path, rows: list[dict], write, monkeypatch):
 
 
 ARMS = {
-    "dpo": (DPO(max_length=80, curriculum="staged"), None, tiny.write_preferences, lambda: awkward_pairs(30)),
+    "dpo": (
+        DPO(max_length=80, curriculum="staged", holdout=0.2),
+        None,
+        tiny.write_preferences,
+        lambda: awkward_pairs(30),
+    ),
     "sft": (SFT(max_length=70), KINDS, tiny.write, lambda: tiny.rows(400)),
 }
 
@@ -290,3 +316,18 @@ def test_gathered_tokens_come_in_the_order_of_their_keys():
 def test_more_tokens_than_a_column_holds_are_refused():
     with pytest.raises(OverflowError, match="2,147,483,648 tokens"):
         of_lengths(np.empty(0, np.int32), [2**30, 2**30])
+
+
+def test_a_digest_is_of_the_rows_and_not_of_the_memory_that_they_lie_in():
+    rows = [
+        {"id": f"row {n}", "group": "g", "gap": n, "chosen": n, "rejected": 9, "shared": 2} for n in range(40)
+    ]
+    whole = pa.Table.from_pylist(rows, pairs.PAIRS)
+    lists = pa.table({"tokens": [[n] * (n % 5) for n in range(40)]}, schema=pairs.RESPONSES)
+    for begin in (0, 3):
+        for end in range(begin + 1, 20):
+            part = {"a": whole.slice(begin, end - begin), "b": lists.slice(begin, end - begin)}
+            alone = {
+                name: pa.Table.from_pylist(table.to_pylist(), table.schema) for name, table in part.items()
+            }
+            assert identity.digest("", part) == identity.digest("", alone)
