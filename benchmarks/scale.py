@@ -200,7 +200,7 @@ def slope(samples: list[tuple[float, int, dict]], kinds: tuple) -> str:
     told = []
     for name, low, high in (("early", 0.0, 0.2), ("late", 0.8, 1.0)):
         part = [s for s in samples if first + low * (last - first) <= s[1] <= first + high * (last - first)]
-        if len(part) < 2 or part[-1][0] == part[0][0]:
+        if len(part) < 2 or part[-1][1] == part[0][1]:
             return "too few samples for a slope"
         # The count stands still at the end, while rows are compacted.
         ends = next(s for s in part if s[1] == part[-1][1])
