@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, ClassVar, Literal
 
-import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.chat import Recipe
@@ -23,6 +22,7 @@ from pipeline.methods.red_team.taxonomy import Hazard, digest
 from pipeline.methods.red_team.taxonomy import read as read_taxonomy
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
+from pipeline.report.numbers import Rows
 from pipeline.schema import OK, Schema
 from pipeline.settings.base import Count, DataPath, Draw, ModelName, Natural, PromptFile, Section
 from pipeline.settings.shown import plural
@@ -223,7 +223,7 @@ class RedTeam(Method):
         verdicts = self.queries * self.on_topic.tokens() if self.on_topic else 0
         return expand + texts * (2 * (self.text.max_tokens + self.extract.max_tokens) + verdicts)
 
-    def report(self, numbers: Mapping[str, pa.Table | None]) -> DataReport:
+    def report(self, numbers: Mapping[str, Rows | None]) -> DataReport:
         from pipeline.methods.red_team import report
 
         return report.data(self, numbers)
