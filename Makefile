@@ -50,9 +50,8 @@ toy: setup
 reference: setup
 	$(BIN)/python -m pipeline.commands.reference
 
-# The pages of docs/ as a site, in site/. Until requirements.lock has its packages, they are installed here.
+# The pages of docs/ as a site, in site/.
 docs: setup
-	$(BIN)/python -c 'import material' 2>/dev/null || $(BIN)/uv pip install --quiet --python $(BIN)/python 'mkdocs-material>=9.6,<10'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # Two programs of Debian that no package index has, for the tests of alerts and of the batch script.

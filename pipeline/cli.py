@@ -132,16 +132,24 @@ def report(
         list[str] | None,
         typer.Option("--arm", help="arms whose numbers are checked; default: all but the base model"),
     ] = None,
+    inspect: Annotated[
+        bool, typer.Option("--inspect", help="also write RUN/inspect/*.eval for `inspect view`, with texts")
+    ] = False,
     quiet: Quiet = False,
 ):
     """Write RUN/report.html, RUN/report.md and RUN/results.json from the results so far, and check numbers
     of them. See docs/results_json.md."""
-    from pipeline.commands import report_results, thresholds
+    from pipeline.commands import inspect_logs, report_results, thresholds
     from pipeline.config import load
 
     _talk(quiet)
     limits = thresholds.limits(fail_under or [], fail_over or [])
+    if inspect:
+        inspect_logs.available()
     _run(config, overrides, ["report"], False, False)
+    if inspect:
+        loaded = load(config, overrides or [])
+        inspect_logs.write_logs(loaded, loaded.run_dir, _tell)
     if limits or arm:
         run_dir = load(config, overrides or []).run_dir
         thresholds.check(report_results.read(run_dir), limits, arm or [])

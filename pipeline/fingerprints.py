@@ -36,7 +36,7 @@ def fingerprints(config: Config) -> dict[str, dict]:
         found[schema.name] = made_with("mix", model, texts, mix=mixed)
     for name, replica in config.replicas.items():
         arm = replica.section
-        weights = arm.train.model_dump(mode="json", exclude=arm.train.OPERATIONAL - {"merge"})
+        weights = arm.train.determines("merge")
         if not arm.train.equal_steps:  # finished adapters of older versions do not have it
             weights["equal_steps"] = False
         made = made_with("train", model, {}, train=weights, arm={"kinds": arm.kinds})

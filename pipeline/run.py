@@ -636,8 +636,8 @@ class Run:
     def _log_adapter(self, arm: str, output: Output) -> None:
         done = output.facts
         self.log(
-            f"train: {arm} on {done['examples']:,} examples, {done['steps']} steps{_more(done)}, final loss"
-            f" {done['final_loss']:.3f} → {output.path}"
+            f"train: {arm} on {done['examples']:,} examples{_held_out(done)}, {done['steps']}"
+            f" steps{_more(done)}, final loss {done['final_loss']:.3f} → {output.path}"
         )
 
     def _log_dataset(self, stage: str, store: Store) -> None:
@@ -665,6 +665,16 @@ def _more(done: dict) -> str:
     """How many steps a finished training would have taken by its own epochs, if it took others."""
     own = done.get("own_steps", done["steps"])
     return "" if own == done["steps"] else f" ({own} in {done['own_epochs']:g} epochs, made equal)"
+
+
+def _held_out(done: dict) -> str:
+    """What was held out of a training, and how the adapter that was kept does on it."""
+    if "held_out" not in done:
+        return ""
+    return (
+        f" ({done['held_out']:,} held out, loss {done['holdout_loss']:.3f} at step {done['kept_step']}, which"
+        " is kept)"
+    )
 
 
 def adapter_digest(adapter: str) -> str:

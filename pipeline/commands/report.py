@@ -149,7 +149,7 @@ def _sections(
             name: one.section.train.trained_on(one.section.kinds) for name, one in config.replicas.items()
         }
         section = sections.training(_arms(config), trained_on, logs)
-        section.notes.extend(_steps(lines))
+        section.notes.extend(_steps([line for line in lines if line.get("arm") in config.replicas]))
         rest.append(section)
     if config.methods:
         rest.append(report_data.data(config.methods.values(), numbers, stages))
@@ -194,7 +194,7 @@ def _durability(config: Config, suite: Suite, numbers: pa.Table | None, arms: Ar
             curves.setdefault(one.arm, itself)[one.steps] = rates[one.name]
     if not curves:
         return []
-    return [sections.durability(suite.title, list(curves), curves, arms)]
+    return [sections.durability(suite.title, suite.harmless_how, list(curves), curves, arms)]
 
 
 def _names(config: Config) -> set[str]:

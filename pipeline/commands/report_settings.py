@@ -18,14 +18,15 @@ def settings(config: Config) -> Section:
         "Seed": str(config.seed),
     }
     for name, method in config.methods.items():
-        pairs |= {"Instructions": method.instructions.path} if method.instructions else {}
-        pairs |= method.settings()
+        source = {"Instructions": method.instructions.path} if method.instructions else {}
+        for key, value in (source | method.settings()).items():  # another method may say it otherwise
+            pairs[key if pairs.get(key, value) == value else f"{key}, {name}"] = value
         pairs |= {f"Quality gates of {name}": method.gates.described() if method.gates else "none"}
         if method.engine:
             pairs |= {f"Engine of {name}": _engine(config, method.engine)}
     for name in sorted(set(config.named(config.stages).values())):
         pairs |= {f"Model {name}": _named(config.answering(name))}
-    pairs |= _training(config)
+    pairs |= _training(config) | _further(config)
     for suite in suites.values():
         pairs |= suite.settings()
     pairs |= {f"How {name} is asked": text for name, text in config.asks.items()}
@@ -53,6 +54,14 @@ def _training(config: Config) -> dict[str, str]:
     if len(set(said.values())) == 1:
         return {"Training": next(iter(said.values()))}
     return {f"Training, {arm}": text for arm, text in said.items()}
+
+
+def _further(config: Config) -> dict[str, str]:
+    if (again := config.durability) is None:
+        return {}
+    steps = ", ".join(map(str, again.steps))
+    how = f"after {steps} steps, learning rate {again.learning_rate:g}, constant, batch {again.batch_size}"
+    return {"Second fine-tuning": f"{again.data.path}; {how}"}
 
 
 def _trained(train: Train) -> str:

@@ -56,8 +56,7 @@ await() { # await N: until so many nodes have joined
   done
 }
 finish() {
-  kill -TERM "${steps[@]}" 2>/dev/null || true
-  wait "${steps[@]}" 2>/dev/null || true
+  kill -TERM "${steps[@]}" 2>/dev/null || true # Slurm ends what is left of them with the job
   rm -rf "$place"
 }
 trap finish EXIT

@@ -58,8 +58,11 @@ def show(config: Config, template: ChatTemplate | None, console: Console) -> dic
     console.print(
         f"  {plural(sum(counts), 'training')}, one after the other: {plural(len(counts), 'arm')}{each}"
     )
+    alike: dict[str, list[str]] = {}
     for name, one in found.items():
-        console.print(f"  {name}: {_in_words(one)}")
+        alike.setdefault(_in_words(one), []).append(name)
+    for told, names in alike.items():
+        console.print(f"  {', '.join(names)}: {told}")
     if config.durability:
         steps = [one.steps for one in config.further.values()]
         console.print(f"  durability: {plural(len(steps), 'training')} more, {sum(steps):,} steps in all")
@@ -73,7 +76,7 @@ def show(config: Config, template: ChatTemplate | None, console: Console) -> dic
 
 def _in_words(one: Training) -> str:
     if one.steps is None:
-        return f"{plural(one.trainings, 'training')}; steps and tokens {one.origin}"
+        return f"steps and tokens {one.origin}"
     times = f"{one.trainings} × " if one.trainings > 1 else ""
     tokens = f" and {one.tokens:,} tokens" if one.tokens is not None else ""
     told = f"{times}{plural(one.steps, 'step')}{tokens} ({one.origin})"

@@ -8,6 +8,7 @@ there, a row that kills engines is found (see `pool`). Here it kills one engine.
 import itertools
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.inference.pool import ModelSpec
 
 RESERVE_S = 60  # for places that are free: longer, if somebody else uses them
+AGAIN_S = 1.0  # between two looks at engines that Ray starts again
 OPENINGS = 3  # of an engine in a row, each in a process of its own, before it counts as one that cannot start
 
 
@@ -127,8 +129,15 @@ class Standing:
         """Wait until the engines are open. Raises RunFailed if one does not start."""
         import ray
 
+        opening = list(self.opening)
         try:
-            ray.get(list(self.opening))
+            while True:
+                try:
+                    ray.get(opening)
+                    break
+                except ray.exceptions.ActorUnavailableError:  # one is started again
+                    time.sleep(AGAIN_S)
+                    opening = [actor.ready.remote() for actor in self.actors]
         except ray.exceptions.RayError as e:
             told = [line.split("RunFailed: ", 1)[1] for line in str(e).splitlines() if "RunFailed: " in line]
             raise RunFailed(told[-1] if told else f"an engine did not start ({first_line(e)})") from None

@@ -353,17 +353,17 @@ def in_flight(fitting: int, tasks: int, least: int, most: int) -> tuple[int, int
     """How many tasks an actor runs at a time, and how many it has, the waiting ones included.
 
     fitting: as many as fill its engine. least, most: actors. Ray Data gives tasks to the actors that are
-    there and takes none back. So an actor never has more than its share of all tasks, and none that it does
-    not run: engines start minutes apart, and the first would leave nothing to the others. Ray Data adds
-    actors only while those that are there have 1.75 times as many tasks as they run, so with autoscaling as
-    many tasks wait as run.
+    there and takes none back. So an actor never has more than its share of all tasks, and one that waits only
+    if its share is several times as large: engines start minutes apart, and the first would leave nothing to
+    the others. Ray Data adds actors only while those that are there have 1.75 times as many tasks as they
+    run, so with autoscaling as many tasks wait as run.
     """
     share = max(1, tasks // most)
     if least < most:
         running = max(1, min(fitting, share // 2))
         return running, 2 * running
     running = min(fitting, share)
-    return running, running
+    return running, max(running, min(running + 1, share // 4))
 
 
 def _run_tasks(

@@ -45,13 +45,21 @@ class Outcome:
     def _by(self) -> tuple[str, ...]:
         return (self.by,) if self.by else ()
 
+    def applies(self, row: dict) -> bool:
+        """Whether the row is one of those that are measured."""
+        return all(row[name] == value for name, value in self.where.items())
+
+    def of(self, row: dict) -> float | None:
+        """A row's value; None if there is no verdict."""
+        return None if row[self.column] is None else self.value(row[self.column])
+
     def values(self, rows: pa.Table) -> dict[tuple[str, str], dict[str, tuple[str, float]]]:
         """(arm, group) → id of a row → its instruction and value. A group is a value of `by`, or empty."""
         found: dict[tuple[str, str], dict[str, tuple[str, float]]] = defaultdict(dict)
         for row in rows.select(self.columns).to_pylist():
-            if row["arm"] is None or any(row[name] != value for name, value in self.where.items()):
+            if row["arm"] is None or not self.applies(row):
                 continue
-            value = None if row[self.column] is None else self.value(row[self.column])
+            value = self.of(row)
             if value is not None:
                 group = str(row[self.by]) if self.by else ""
                 found[row["arm"], group][_key(row, self.row)] = _key(row, self.asked), value

@@ -46,6 +46,11 @@ def training(arms: Sequence[str], trained_on: dict[str, str], logs: dict[str, li
         "Training loss at every logged step. Arms see different examples, so their levels are not comparable."
     )
     figures = [_over_steps(arms, curves, "loss", "loss", "Training loss of every arm", caption)]
+    measured = {arm: [line for line in lines if "holdout_loss" in line] for arm, lines in curves.items()}
+    if measured := {arm: lines for arm, lines in measured.items() if lines}:
+        caption = "Loss on what was held out of training, at every checkpoint."
+        label = "Holdout loss of every arm"
+        figures.append(_over_steps(arms, measured, "holdout_loss", "holdout loss", label, caption))
     margins = {
         arm: lines
         for arm, lines in curves.items()
@@ -93,11 +98,12 @@ def _over_steps(
 
 
 def durability(
-    title: str, arms: Sequence[str], curves: dict[str, dict[int, Rate]], colors: Sequence[str]
+    title: str, how: str, arms: Sequence[str], curves: dict[str, dict[int, Rate]], colors: Sequence[str]
 ) -> Section:
     """The harmless rate of arms over the steps of a second fine-tuning.
 
-    title: of the suite. curves: arm → steps → rate; 0 is the arm itself. colors: all arms of the run.
+    title: of the suite. how: how its rates were asked for and judged. colors: all arms of the run.
+    curves: arm → steps → rate; 0 is the arm itself.
     """
     points = {
         arm: [(n, rate.value, rate.interval) for n, rate in at.items() if rate.value is not None]
@@ -109,12 +115,15 @@ def durability(
     rows = [[tables.Cell(arm), *(tables.rate(curves[arm].get(n, Rate(0, 0))) for n in steps)] for arm in arms]
     columns = [tables.Column("Arm", "text"), *(tables.Column(f"after {n}, %", "estimate") for n in steps)]
     text = (
-        f"How often arms are harmless ({title}) after so many steps of a second fine-tuning on other data,"
-        " with 95 % Wilson interval. Step 0 is the arm itself."
+        f"How often arms are harmless ({how}) after so many steps of a second fine-tuning on other data, with"
+        " 95 % Wilson interval. Step 0 is the arm itself."
     )
-    return Section(
-        f"Durability: {title}", [text], [Figure(Markup(svg), f"{label}.")], [Table("", columns, [("", rows)])]
+    note = (
+        "An arm that was trained on openers may say an opener and no more. A judge of harm can call that"
+        " harmless, and a judge by phrases of refusal calls it harmful: read answers before you believe one."
     )
+    figures, table = [Figure(Markup(svg), f"{label}.")], Table("", columns, [("", rows)])
+    return Section(f"Durability: {title}", [text], figures, [table], [note])
 
 
 def time(stages: list[dict]) -> Section:

@@ -169,9 +169,14 @@ def grade(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−") if round(value, 2) else "0.00"
 
 
-def difference_columns(first: str, counted: str, unit: str = "Points") -> list[Column]:
-    """The columns of a table of differences, for the cells that `difference` makes."""
-    numbers = map(Column, (counted, "Better", "Worse", "Same"))
+def difference_columns(
+    first: str, counted: str, unit: str = "Points", names: tuple[str, str] = ("Better", "Worse")
+) -> list[Column]:
+    """The columns of a table of differences, for the cells that `difference` makes.
+
+    names: of the columns of what has a higher and a lower value, if higher is not always better.
+    """
+    numbers = map(Column, (counted, *names, "Same"))
     return [Column(first, "text"), Column(unit, "estimate"), *numbers, Column("At 95 %", "text")]
 
 
@@ -251,7 +256,12 @@ def of_training(curves: dict[str, list[dict]], trained_on: dict[str, str]) -> Ta
 
     `curves`: arm → its logged steps, each with `step` and `loss`.
     """
-    figures = {"loss": "loss", "margin": "rewards/margins", "accuracy": "rewards/accuracies"}
+    figures = {
+        "loss": "loss",
+        "holdout loss": "holdout_loss",
+        "margin": "rewards/margins",
+        "accuracy": "rewards/accuracies",
+    }
     logged = {
         name: key
         for name, key in figures.items()
@@ -260,7 +270,8 @@ def of_training(curves: dict[str, list[dict]], trained_on: dict[str, str]) -> Ta
 
     def row(arm: str, lines: list[dict]) -> list[Cell]:
         speeds = sorted(line["tokens_per_s"] for line in lines if line.get("tokens_per_s"))
-        ends = [thousandths(lines[i].get(key)) for key in logged.values() for i in (0, -1)]
+        known = [[line[key] for line in lines if line.get(key) is not None] for key in logged.values()]
+        ends = [thousandths(values[i] if values else None) for values in known for i in (0, -1)]
         return [
             Cell(arm),
             Cell(trained_on[arm]),

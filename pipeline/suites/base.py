@@ -46,6 +46,24 @@ NO_JUDGEMENTS = Judgements()
 
 
 @dataclass(frozen=True)
+class Exchanged:
+    """An answer, with what it answers.
+
+    asked:  messages; if the last is the assistant's, the answer goes on in it
+    scores: measure → value; None if the judge gave no verdict
+    cut:    it ended at max_tokens
+    group:  under which condition it was asked; empty if there is one only
+    """
+
+    id: str
+    asked: list[dict]
+    response: str
+    scores: dict[str, float | None]
+    cut: bool
+    group: str = ""
+
+
+@dataclass(frozen=True)
 class Apart:
     """What another program does for one arm: a function to call in a process of its own, on some node.
 
@@ -184,6 +202,17 @@ class Suite(Section):
         """What more judges judge, of the rows of the data set: `suites.verdicts.TO_JUDGE` without judge."""
         raise NotImplementedError
 
+    def exchanges(self, row: dict) -> Iterator[Exchanged]:
+        """The answers in a row of the data set, with what was asked and their scores, for other programs."""
+        if row.get("response") is not None:
+            asked = row.get("messages") or [{"role": "user", "content": row["instruction"]}]
+            measured = [one for one in self.outcomes if one.applies(row)]
+            scores = {one.name: one.of(row) for one in measured}
+            group = next((str(row[one.by]) for one in measured if one.by), "")
+            yield Exchanged(
+                row["id"], asked, row["response"], scores, row["finish_reason"] == "length", group
+            )
+
     def verdict_recipe(self, judge: Any) -> Recipe:
         """The recipe of the data set of one of `judges_later`."""
         return VerdictRecipe(judge)
@@ -261,6 +290,11 @@ class Suite(Section):
         numbers, arms: as in `report`. Shares only; a suite that measures none has no headline.
         """
         return []
+
+    @property
+    def harmless_how(self) -> str:
+        """How `harmless_rates` were asked for and judged, in words."""
+        return self.title
 
     def report(
         self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements

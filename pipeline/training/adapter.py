@@ -132,7 +132,7 @@ Fine-tuned from `{model.path}`{revision} by setbacks. {train.words.loss}{_begun(
 Dropped: {dropped}. {figures["steps"]} optimizer steps over {figures["tokens"]:,} tokens (prompts included),
 {figures["sequences"]} {train.words.items} an epoch{_lengthened(figures)};
 {figures["trainable_parameters"]:,} trained parameters; final loss {figures["final_loss"]:.4f};
-{rewards}{figures["tokens_per_s"]:,.0f} tokens/s.{_stages(figures)}
+{rewards}{figures["tokens_per_s"]:,.0f} tokens/s.{_held_out(figures)}{_stages(figures)}
 
 ```yaml
 {settings}```
@@ -141,6 +141,15 @@ AdamW (betas 0.9 and 0.999), gradients clipped at norm 1.
 
 **Content.** {train.caution(figures["kinds"])} Evaluate it before any use.
 """
+
+
+def _held_out(figures: dict) -> str:
+    if "held_out" not in figures:
+        return ""
+    return (
+        f"\nHeld out: {figures['held_out']:,} examples, with loss {figures['holdout_loss']:.4f} at step"
+        f" {figures['kept_step']}, after which this adapter was kept."
+    )
 
 
 def _stages(figures: dict) -> str:

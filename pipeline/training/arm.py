@@ -124,6 +124,7 @@ class Training:
 
         Returns figures: examples, dropped, kinds (examples of each), drop_reasons, sequences, tokens, steps,
         stages (runs, whose adapters are kept),
+        held_out, holdout_loss, kept_step (with `holdout`: examples; loss and step of the kept adapter),
         own_steps and own_epochs (as configured, before steps were made equal), seconds (of training, starts
         not counted), tokens_per_s, final_loss (mean of the last logged steps), trainable_parameters; for dpo
         also final_margin and final_accuracy (of the last logged steps); a `notice` if something set has no
@@ -181,6 +182,7 @@ class Prepared:
             "tokens_per_s": last["tokens"] / seconds,
             "final_loss": last["loss"],
             "trainable_parameters": self.parameters,
+            **_held_out(first.train, self.counts.held_out, lines),
             **first.train.figures(last),
             **({"notice": self.notice} if self.notice else {}),
         }
@@ -349,6 +351,16 @@ def _check_targets(model: Any, targets: str | list[str], field: str) -> None:
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             raise UserError(f"{field} does not fit the model (no module is named {target}): try all-linear")
+
+
+def _held_out(train: Train, examples: int, lines: list[dict]) -> dict:
+    """Figures of the holdout: examples, and the loss and step of the adapter that is kept."""
+    if not train.holdout:
+        return {}
+    stage = lines[-1].get("iteration")
+    measured = [line for line in lines if "holdout_loss" in line and line.get("iteration") == stage]
+    kept = min(measured, key=lambda line: line["holdout_loss"]) if train.keep == "best" else measured[-1]
+    return {"held_out": examples, "holdout_loss": kept["holdout_loss"], "kept_step": kept["step"]}
 
 
 def _notice(train: Train, parameters: int) -> str | None:

@@ -147,6 +147,9 @@ class Train(Section):
         "accelerator_type",
     }
 
+    # Fields that finished trainings of older versions do not have: their defaults are in no fingerprint.
+    NEWER: ClassVar = {"holdout", "keep", "patience"}
+
     workers: Count | tuple[Count, Count] = Field(1, description="training processes; [min, max] = elastic")
     use_gpu: bool = Field(False, description="one GPU per worker")
     accelerator_type: Name | None = Field(
@@ -169,6 +172,26 @@ class Train(Section):
         description=(
             "arms with the same method, epochs and batch_size take as many optimizer steps as the longest of"
             " them, so that none is better for being trained longer; false = an arm's own epochs"
+        ),
+    )
+    holdout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description=(
+            "share of the instructions that is kept out of training, with all their examples, to measure the"
+            " loss on at every checkpoint; the same ones for every arm and seed. See docs/holdout.md"
+        ),
+    )
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="the adapter after the last step, or that of the checkpoint with the lowest holdout loss",
+    )
+    patience: Count | None = Field(
+        None,
+        description=(
+            "checkpoints in a row without a new lowest holdout loss after which training stops; such an arm"
+            " takes its own number of steps, whatever `equal_steps` says; null = it does not stop early"
         ),
     )
     seeds: Seeds | None = Field(
@@ -201,6 +224,16 @@ class Train(Section):
     log_steps: Count = Field(5, description="optimizer steps between log lines")
     max_failures: Natural = Field(3, description="worker failures survived before the run fails")
     merge: bool = Field(False, description="also write the merged weights")
+
+    def determines(self, *others: str) -> dict:
+        """The fields that determine the weights, for fingerprints. others: operational fields that count too.
+
+        Checkpoints are where the holdout loss is measured, so `save_steps` counts if that decides anything.
+        """
+        fields = type(self).model_fields
+        unset = {name for name in self.NEWER if getattr(self, name) == fields[name].default}
+        counts = {*others} | ({"save_steps"} if self.keep == "best" or self.patience else set())
+        return self.model_dump(mode="json", exclude=(self.OPERATIONAL - counts) | unset)
 
     @property
     def gpu_kind(self) -> str | None:
@@ -312,6 +345,15 @@ class Train(Section):
         return self
 
     @model_validator(mode="after")
+    def _has_what_it_is_chosen_by(self) -> "Train":
+        for name, used in (("keep", self.keep == "best"), ("patience", self.patience is not None)):
+            if used and not self.holdout:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)} goes by the holdout loss: set holdout, such as to 0.05"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _batch_is_shared_evenly(self) -> "Train":
         fewest, most = span(self.workers)
         if fewest > most:
@@ -372,12 +414,13 @@ class SFT(Train):
         self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int
     ) -> TrainingSet:
         from pipeline.training import examples
-        from pipeline.training.job import Run
+        from pipeline.training.job import HELD_OUT, Run
 
-        sequences, counts = examples.prepare(
-            template, dataset, kinds or [], seed, self.max_length, self.packing
+        sequences, held_out, counts = examples.prepare(
+            template, dataset, kinds or [], seed, self.max_length, self.packing, self.holdout
         )
-        return TrainingSet({"sequences": sequences}, counts, [Run(sequences.num_rows)])
+        tables = {"sequences": sequences} | ({HELD_OUT: held_out} if self.holdout else {})
+        return TrainingSet(tables, counts, [Run(sequences.num_rows)])
 
     def build(self, job: "Job", scratch: str, *, base: Any = None, world: int = 1) -> Any:
         from pipeline.training import sft
@@ -448,21 +491,23 @@ class DPO(Train):
     ) -> TrainingSet:
         """One run over the pairs, or one per falling rank gap."""
         from pipeline.training import pairs
-        from pipeline.training.job import Run
+        from pipeline.training.job import HELD_OUT, Run
 
-        responses, found, counts = pairs.prepare(
+        responses, found, held_out, counts = pairs.prepare(
             template,
             dataset,
             self.max_length,
             kinds=kinds,
             best_only=self.pairs == "best_only",
             min_gap=self.min_gap,
+            holdout=self.holdout,
         )
         runs = [Run(found.num_rows)]
         if self.curriculum == "staged":
             sizes = {entry["values"]: entry["counts"] for entry in found["gap"].value_counts().to_pylist()}
             runs = [Run(sizes[gap], gap) for gap in sorted(sizes, reverse=True)]
-        return TrainingSet({"responses": responses, "pairs": found}, counts, runs)
+        tables = {"responses": responses, "pairs": found} | ({HELD_OUT: held_out} if self.holdout else {})
+        return TrainingSet(tables, counts, runs)
 
     def described(self) -> str:
         return f"dpo on {self.curriculum} pairs{self._which()}"

@@ -15,6 +15,7 @@ after it. The router's auxiliary loss, which TRL adds for mixtures of experts, i
 not been run yet.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,7 +28,7 @@ from trl import DPOConfig, DPOTrainer
 
 from pipeline import pretrained
 from pipeline.training import attention, examples, head, loop, pairs, reference
-from pipeline.training.job import Job
+from pipeline.training.job import HELD_OUT, Job
 
 if TYPE_CHECKING:
     from pipeline.training.config import DPO
@@ -42,6 +43,8 @@ def build(job: Job, scratch: str, *, base: Any = None, world: int = 1) -> "Share
     if job.run.gap is not None:
         found = found.filter(pc.equal(found["gap"], job.run.gap))
     micro = _micro_batches(job, found)
+    held_out = job.table(HELD_OUT) if t.holdout else found.slice(0, 0)
+    both = pa.concat_tables([found, held_out]).combine_chunks()  # the held-out ones come last
     shares = t.batch_size // t.pairs_per_device  # micro-batches of a step
     args = DPOConfig(
         **loop.arguments(job, len(micro) // shares, scratch),
@@ -61,14 +64,15 @@ def build(job: Job, scratch: str, *, base: Any = None, world: int = 1) -> "Share
             model=model,
             args=args,
             train_dataset=datasets.Dataset.from_dict({"pairs": micro}),
-            data_collator=Collator(job.table("responses"), found),
+            data_collator=Collator(job.table("responses"), both),
             processing_class=pretrained.tokenizer(job.model_dir, job.model.revision),
             peft_config=lora,
             pairs_per_step=t.batch_size,
+            held_out=list(range(found.num_rows, both.num_rows)),
         ),
         lambda *_: attention.SHARED,
     )
-    trainer.data_collator.reference = reference.log_probs(trainer, job, found, t.pairs_per_device)
+    trainer.data_collator.reference = reference.log_probs(trainer, job, both, t.pairs_per_device)
     return trainer
 
 
@@ -158,9 +162,12 @@ class SharedPrefixTrainer(loop.Timed, DPOTrainer):
 
     loss_is_scaled_for_ga = True  # `compute_loss` scales by the pairs of a step
 
-    def __init__(self, *args, pairs_per_step: int, **kwargs):
+    def __init__(self, *args, pairs_per_step: int, held_out: Sequence[int] = (), **kwargs):
         super().__init__(*args, **kwargs)
         self.pairs_per_step = pairs_per_step
+        size = self.args.gradient_accumulation_steps * self.accelerator.num_processes
+        size = max(1, pairs_per_step // size)  # pairs of a micro-batch, on average
+        self.held_out = [held_out[at : at + size] for at in range(0, len(held_out), size)]
         self._head = head.Head.of(self.model.get_base_model())
         # Since the last log line, on this worker: tokens, pairs, sum of chosen rewards, sum of rejected
         # rewards, pairs in the right order.
@@ -188,6 +195,12 @@ class SharedPrefixTrainer(loop.Timed, DPOTrainer):
         with self.accelerator.autocast() if self.args.bf16 else nullcontext():
             chosen, rejected = log_probs(self.model, self._head, batch)
         return list(zip(members, chosen.tolist(), rejected.tolist(), strict=True))
+
+    def held_out_loss(self, part: list[int]) -> tuple[float, int]:
+        """The sum of the losses of some pairs, and how many these are."""
+        policy = torch.tensor([sides for _, *sides in self.log_probs_of(part)], dtype=torch.float64).T
+        chosen, rejected = self.beta * (policy - self.data_collator.reference[:, part])
+        return -logsigmoid(chosen - rejected).sum().item(), len(part)
 
     def interval(self, seconds: float) -> dict:
         tokens, count, chosen, rejected, right = self.accelerator.reduce(self._sums.clone(), "sum").tolist()

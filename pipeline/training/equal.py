@@ -26,7 +26,9 @@ class Arm:
 
 def compared(train: Train) -> tuple | None:
     """Arms of equal value are compared with each other; None if the arm keeps its own number of steps."""
-    return (train.method, train.epochs, train.batch_size) if train.equal_steps else None
+    if not train.equal_steps or train.patience:  # one that may stop early has no number of steps to compare
+        return None
+    return train.method, train.epochs, train.batch_size
 
 
 def steps(runs: Sequence[Run], train: Train, epochs: float | None = None) -> int:

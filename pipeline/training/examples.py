@@ -67,20 +67,29 @@ class Counts:
 
     kinds: Counter = field(default_factory=Counter)
     dropped: Counter = field(default_factory=Counter)
+    held_out: int = 0  # examples on which the holdout loss is measured, not trained on
 
 
 def prepare(
-    template: ChatTemplate, dataset: Dataset, kinds: list[str], seed: int, max_length: int, packing: bool
-) -> tuple[pa.Table, Counts]:
-    """The training set of one arm as a table of schema SEQUENCES, and the counts of its rows.
+    template: ChatTemplate,
+    dataset: Dataset,
+    kinds: list[str],
+    seed: int,
+    max_length: int,
+    packing: bool,
+    holdout: float = 0.0,
+) -> tuple[pa.Table, pa.Table, Counts]:
+    """The training set of one arm and its held-out examples as tables of schema SEQUENCES, and the counts of
+    its rows.
 
-    Raises UserError if the data set has no usable row of these kinds, or the template cannot label the rows
-    (see `encode`).
+    holdout: share of the instructions whose examples are held out (see `is_held_out`). Raises UserError if
+    the data set has no usable row of these kinds, or the template cannot label the rows (see `encode`).
     """
-    rows = read(dataset, kinds)
+    rows = read(dataset, kinds, holdout)
     rows.sort(key=lambda row: hashed(seed, row["id"]))
     counts = Counts()
-    kept = []
+    kept: list[Example] = []
+    held_out: list[Example] = []
     for start in range(0, len(rows), 1000):
         batch = rows[start : start + 1000]
         encoded = encoded_rows(template, batch, seed)
@@ -89,23 +98,53 @@ def prepare(
                 counts.dropped[example] += 1
             elif len(example.tokens) > max_length:
                 counts.dropped["too_long"] += 1
+            elif holdout and is_held_out(row["instruction_id"], holdout):
+                counts.held_out += 1
+                held_out.append(example)
             else:
                 counts.kinds[row["kind"]] += 1
                 kept.append(example)
+    check_holdout(holdout, counts.held_out, len(kept))
     if not kept:
         remedies = {"too_long": f"raise train.max_length = {max_length}", **REMEDIES}
         raise nothing_left(dataset.path, f"examples of kind {' or '.join(kinds)}", counts, remedies)
-    bins = pack([len(e.tokens) for e in kept], max_length) if packing else [[i] for i in range(len(kept))]
-    return table([[kept[i] for i in members] for members in bins]), counts
+
+    def packed(some: list[Example]) -> pa.Table:
+        bins = pack([len(e.tokens) for e in some], max_length) if packing else [[i] for i in range(len(some))]
+        return table([[some[i] for i in members] for members in bins])
+
+    return packed(kept), packed(held_out), counts
 
 
-def read(dataset: Dataset, kinds: list[str]) -> list[dict]:
+def is_held_out(instruction_id: str, share: float) -> bool:
+    """Whether the examples of an instruction are held out: by a hash of its id alone, so that the same
+    instructions are held out for every arm, seed and data set."""
+    return int.from_bytes(hashed(0, f"{instruction_id}/holdout")) < share * 2**128
+
+
+def check_holdout(share: float, held_out: int, kept: int) -> None:
+    """Raises UserError if a share above 0 holds out no example or leaves none."""
+    if share and bool(held_out) != bool(kept):
+        what, how = ("none", "higher") if kept else ("all", "lower")
+        raise UserError(
+            f"train.holdout = {share:g}: it holds out {what} of {held_out + kept} examples; set it {how}, or"
+            " to 0"
+        )
+
+
+def read(dataset: Dataset, kinds: list[str], holdout: float = 0.0) -> list[dict]:
     """The rows of these kinds in a data set of `schema.SFT`, as far as training needs them.
 
     No row is a UserError.
     """
     written = dataset.schema.names  # older versions wrote no prefixes
-    wanted = ["id", "kind", "messages", *(name for name in ("prefix", "prefix_tokens") if name in written)]
+    wanted = [
+        "id",
+        "kind",
+        "messages",
+        *(["instruction_id"] if holdout else []),
+        *(name for name in ("prefix", "prefix_tokens") if name in written),
+    ]
     rows = dataset.table(wanted, pc.field("kind").isin(kinds)).to_pylist()
     if not rows:
         raise UserError(

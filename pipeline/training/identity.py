@@ -35,7 +35,7 @@ def with_tables(digest: Any, tables: dict[str, Any]) -> Any:
 
 def facts_of(arm: "ArmSpec") -> dict:
     return {
-        "train": arm.train.model_dump(mode="json", exclude=arm.train.OPERATIONAL),
+        "train": arm.train.determines(),
         "start": start.content(arm.train.start),
         "model": arm.model.identity(),
         "weights": _weights(arm.model, arm.model_dir),

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 _OWNED = re.compile(
     r"([a-z0-9_]+)-[0-9a-f]{16}(?:-|\Z)"
 )  # a checkpoint or result: the arm, and its fingerprint
+HELD_OUT = "held_out"  # the table of examples on which the holdout loss is measured
+# Directory in a checkpoint: the adapter with the lowest holdout loss so far. Transformers resumes from the
+# adapters that it finds one level below a checkpoint, so this one lies deeper.
+BEST = "best/adapter"
 HISTORY = "trainer_state.json"  # transformers' name for a checkpoint's log lines and step
 
 

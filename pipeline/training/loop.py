@@ -2,12 +2,14 @@
 
 import copy
 import gc
+import json
 import logging
+import math
 import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +26,14 @@ from pipeline.data import adapter, storage
 from pipeline.errors import RunFailed
 from pipeline.training import start as start_adapter
 from pipeline.training.adapter import lora_config
-from pipeline.training.job import HISTORY, Job
+from pipeline.training.job import BEST, HISTORY, Job
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Host  # the class that the mixin is mixed into
 else:
     _Host = object
 
+HOLDOUT_LOSS = "holdout_loss"  # in log lines
 _OF_LAUNCHERS = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "MEGATRON_LM_")
 
 
@@ -62,8 +65,11 @@ def _train(job: Job, base: "BaseWeights", context: Any) -> None:
         trainer = job.train.build(job, scratch, base=base, world=context.get_world_size())
         trainer.add_callback(_Report(trainer, job))
         with _latest(job) as directory:
-            trainer.train(resume_from_checkpoint=directory)
-            last = os.path.join(scratch, f"checkpoint-{trainer.state.max_steps}")
+            if directory is not None and os.path.exists(best := os.path.join(directory, BEST)):
+                adapter.copy(best, os.path.join(scratch, BEST))
+            if not _has_stopped(job, directory):
+                trainer.train(resume_from_checkpoint=directory)
+            last = os.path.join(scratch, f"checkpoint-{trainer.state.global_step}")
             if context.get_world_rank() == 0:
                 found = last if os.path.exists(last) else directory
                 if found is None:
@@ -93,10 +99,28 @@ def _latest(job: Job) -> Iterator[str | None]:
 
 
 def _finish(job: Job, checkpoint: str) -> None:
-    """Copy the adapter and the history of the last checkpoint; the adapter's configuration comes last."""
+    """Copy the adapter to keep and the history of the last checkpoint; the adapter's configuration comes
+    last."""
     with open(os.path.join(checkpoint, HISTORY), encoding="utf-8") as f:
         storage.write_text(storage.join(job.finished, HISTORY), f.read())
-    adapter.copy(checkpoint, job.finished)
+    best = os.path.join(checkpoint, BEST)
+    adapter.copy(best if job.train.keep == "best" else checkpoint, job.finished)
+
+
+def _has_stopped(job: Job, checkpoint: str | None) -> bool:
+    """Whether a training had stopped early when it wrote this checkpoint."""
+    if checkpoint is None or job.train.patience is None:
+        return False
+    with open(os.path.join(checkpoint, HISTORY), encoding="utf-8") as f:
+        return since_best(json.load(f)["log_history"]) >= job.train.patience
+
+
+def since_best(history: Sequence[dict]) -> int:
+    """How many times the holdout loss was measured after its lowest value, of which the first counts."""
+    losses = [line[HOLDOUT_LOSS] for line in history if HOLDOUT_LOSS in line]
+    # What is no number is never the lowest.
+    order = [math.inf if math.isnan(loss) else loss for loss in losses]
+    return len(order) - 1 - order.index(min(order)) if order else 0
 
 
 class BaseWeights:
@@ -204,8 +228,12 @@ class Timed(_Host):
 
     The Trainer's `interval(seconds)` gives the figures of the interval that a log line ends; one of them is
     `tokens`, the tokens that all workers have computed so far. All workers call `interval` at the same time.
+
+    It also adds the holdout loss to a checkpoint's log line: over the parts in `held_out`, of each of which
+    `held_out_loss(part)` gives the sum of losses and their number. This takes no part in the speed.
     """
 
+    held_out: Sequence = ()
     _logged = (0.0, 0)  # when (monotonic s), tokens so far
 
     def log(self, logs: dict, start_time: float | None = None) -> None:
@@ -217,8 +245,27 @@ class Timed(_Host):
                 "tokens_per_s": (logs["tokens"] - before) / (now - then),
                 "time": time.time(),
             }
-            self._logged = (now, logs["tokens"])
+            if self.control.should_save and self.held_out:
+                logs |= {HOLDOUT_LOSS: self._holdout_loss(), "holdout_seconds": time.monotonic() - now}
+            self._logged = (time.monotonic(), logs["tokens"])
         super().log(logs, start_time)
+
+    def _holdout_loss(self) -> float:
+        """The mean loss on what is held out, of all workers. Uses no random numbers, so the training is the
+        same without it."""
+        world, was_training = self.accelerator.num_processes, self.model.training
+        total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        self.model.eval()
+        with torch.no_grad():
+            for first in range(0, len(self.held_out), world):
+                # All workers compute equally often, since they may have to wait for each other's weights.
+                place = first + self.accelerator.process_index
+                found = self.held_out_loss(self.held_out[min(place, len(self.held_out) - 1)])
+                if place < len(self.held_out):
+                    total += torch.tensor(found, dtype=torch.float64, device=total.device)
+        self.model.train(was_training)
+        loss, count = self.accelerator.reduce(total, "sum").tolist()
+        return loss / count
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """One worker saves. PEFT would gather all weights that are split, for which it needs the others."""
@@ -255,6 +302,15 @@ class _Report(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         directory = os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
+        since = since_best(state.log_history)
+        if self.job.train.keep == "best" and adapter.is_whole(directory):
+            # It goes along in every checkpoint, so a training that resumes has that of its own past.
+            best = os.path.join(args.output_dir, BEST)
+            if not since:
+                adapter.copy(directory, best)
+            adapter.copy(best, os.path.join(directory, BEST))
+        if self.job.train.patience is not None and since >= self.job.train.patience:
+            control.should_training_stop = True
         ray.train.report(
             {"step": state.global_step},
             checkpoint=ray.train.Checkpoint.from_directory(directory),

@@ -49,17 +49,20 @@ def prepare(
     kinds: list[str] | None = None,
     best_only: bool = False,
     min_gap: int = 1,
-) -> tuple[pa.Table, pa.Table, Counts]:
-    """Responses, pairs (by group, best chosen first), and row counts of a data set of `schema.PREFERENCES`.
+    holdout: float = 0.0,
+) -> tuple[pa.Table, pa.Table, pa.Table, Counts]:
+    """Responses, pairs to train on, pairs held out (both by group, best chosen first), and row counts of a
+    data set of `schema.PREFERENCES`.
 
-    kinds: those to read; None is all.
+    kinds: those to read; None is all. holdout: share of the instructions whose pairs are held out.
     best_only, min_gap: which pairs are used, see `select`; the others count as dropped. A pair is also
     dropped if its longer side exceeds max_length, if both sides are the same tokens, or if one side cannot be
     an example. Raises UserError if no pair can be used, or the template cannot separate prompt and response
     (see `examples.encode`).
     """
     where = None if kinds is None else pc.field("kind").isin(kinds)
-    rows = dataset.table(_COLUMNS, where).sort_by(_ORDER)
+    columns = [*_COLUMNS, *(["instruction_id"] if holdout else [])]
+    rows = dataset.table(columns, where).sort_by(_ORDER)
     if not rows.num_rows:
         of = f" of kind {' or '.join(kinds)}" if kinds else ""
         raise UserError(
@@ -68,11 +71,25 @@ def prepare(
     counts = Counts()
     rows = select(rows, best_only, min_gap, counts)
     tokens: list[pa.Array] = []
-    pairs: list[pa.Table] = []
-    for batch in rows.to_batches(max_chunksize=1000):
-        found, more = _pairs(template, batch.to_pylist(), sum(map(len, tokens)), max_length, counts)
-        pairs.append(found)
-        tokens.append(more)
+
+    def made(rows: pa.Table, counts: Counts) -> pa.Table:
+        pairs = [PAIRS.empty_table()]
+        for batch in rows.to_batches(max_chunksize=1000):
+            found, more = _pairs(template, batch.to_pylist(), sum(map(len, tokens)), max_length, counts)
+            pairs.append(found)
+            tokens.append(more)
+        return pa.concat_tables(pairs).combine_chunks()
+
+    held_out = PAIRS.empty_table()
+    if holdout:
+        ids = rows["instruction_id"].to_pylist()
+        held = pa.array([examples.is_held_out(one or "", holdout) for one in ids], pa.bool_())
+        apart = Counts()
+        held_out, rows = made(rows.filter(held), apart), rows.filter(pc.invert(held))
+        counts.dropped += apart.dropped
+        counts.held_out = held_out.num_rows
+    found = made(rows, counts)
+    examples.check_holdout(holdout, counts.held_out, found.num_rows)
     if not counts.kinds:
         remedies = {
             "too_long": f"raise train.max_length = {max_length}",
@@ -81,11 +98,7 @@ def prepare(
             **examples.REMEDIES,
         }
         raise examples.nothing_left(dataset.path, "pairs", counts, remedies)
-    return (
-        pa.table([pa.chunked_array(tokens)], schema=RESPONSES),
-        pa.concat_tables(pairs).combine_chunks(),
-        counts,
-    )
+    return pa.table([pa.chunked_array(tokens)], schema=RESPONSES), found, held_out, counts
 
 
 def select(rows: pa.Table, best_only: bool, min_gap: int, counts: Counts) -> pa.Table:

@@ -40,7 +40,9 @@ def log_probs(trainer: "SharedPrefixTrainer", job: Job, found: pa.Table, least: 
     assert told[0] is not None
     sides, known, todo = told[0]
     if sides is None:
-        sides = _sides(known + _computed(trainer, job, [batches[i] for i in todo], parts), found.num_rows)
+        sides = _sides(
+            known + _computed(trainer, job, [batches[i] for i in todo], parts, found.num_rows), found.num_rows
+        )
         if first:
             columns = [pa.array(side, pa.float64()) for side in sides]
             for name, column in zip(_COLUMNS, columns, strict=True):
@@ -57,8 +59,10 @@ def _sides(entries: list[Entry], pairs: int) -> list[list[float]]:
     return [list(side) for side in sides]
 
 
-def _computed(trainer: "SharedPrefixTrainer", job: Job, batches: list[list[int]], parts: str) -> list[Entry]:
-    """The entries of some batches, by all workers; each has them all."""
+def _computed(
+    trainer: "SharedPrefixTrainer", job: Job, batches: list[list[int]], parts: str, pairs: int
+) -> list[Entry]:
+    """The entries of some batches, by all workers; each has them all. pairs: all there are, for the log."""
     rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
     left, since = sum(map(len, batches)), time.monotonic()
     mine: list[Entry] = []
@@ -74,8 +78,8 @@ def _computed(trainer: "SharedPrefixTrainer", job: Job, batches: list[list[int]]
             _keep(mine[kept:], parts)
             kept, since = len(mine), time.monotonic()
             if rank == 0 and job.progress is not None:
-                done = job.run.items - left
-                job.progress.post.remote({"run": job.name, "reference": done, "pairs": job.run.items})
+                done = pairs - left
+                job.progress.post.remote({"run": job.name, "reference": done, "pairs": pairs})
     return list(gather_object(mine))
 
 

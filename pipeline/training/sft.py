@@ -4,6 +4,8 @@ The driver makes the sequences from conversations (`examples.py`); `build` order
 trainer.
 """
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import datasets
@@ -12,7 +14,7 @@ from trl import SFTConfig, SFTTrainer
 
 from pipeline import pretrained
 from pipeline.training import attention, examples, head, loop
-from pipeline.training.job import Job
+from pipeline.training.job import HELD_OUT, Job
 
 if TYPE_CHECKING:
     from pipeline.training.config import SFT
@@ -35,6 +37,7 @@ def trainer(
 ) -> "PackedTrainer":
     """The trainer for sequences in the given order, `batch_size` sequences a step."""
     t = cast("SFT", job.train)  # only `SFT.build` calls this module
+    held_out = datasets.Dataset(job.table(HELD_OUT)).to_list() if t.holdout else []
     args = SFTConfig(
         **loop.arguments(job, len(ordered) // t.batch_size, scratch),
         per_device_train_batch_size=t.sequences_per_device,
@@ -49,6 +52,7 @@ def trainer(
         base,
         scratch,
         lambda model, lora: PackedTrainer(
+            held_out=held_out,
             model=model,
             args=args,
             train_dataset=ordered,
@@ -62,8 +66,9 @@ def trainer(
 class PackedTrainer(loop.Timed, SFTTrainer):
     """SFTTrainer that computes logits only for labeled tokens."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, held_out: Sequence[dict] = (), **kwargs):
         super().__init__(*args, **kwargs)
+        self.held_out = held_out
         self._head = head.Head.of(self.model.get_base_model()) if self.args.use_cpu else None
         lengths = [sum(documents) for documents in self.train_dataset["seq_lengths"]]
         self._tokens_before = torch.tensor([0, *lengths]).cumsum(
@@ -83,6 +88,15 @@ class PackedTrainer(loop.Timed, SFTTrainer):
         loss = -head.log_probs(model, self._head, at, targets[at], **inputs).sum()
         # DDP averages gradients over the workers; `num_items_in_batch` counts the targets of all workers.
         return loss * self.accelerator.num_processes / num_items_in_batch
+
+    def held_out_loss(self, part: dict) -> tuple[float, int]:
+        """The sum of the losses of a sequence's labeled tokens, and how many these are."""
+        inputs = self._prepare_inputs(self.data_collator([part]))
+        count = int((inputs["labels"][0, 1:] != examples.IGNORE).sum())
+        with self.accelerator.autocast() if self.args.bf16 else nullcontext():
+            loss = self.compute_loss(self.model, inputs, num_items_in_batch=torch.tensor(count))
+        self._metrics["eval"].clear()  # TRL's own figures of this sequence
+        return loss.item() * count / self.accelerator.num_processes, count
 
     def interval(self, seconds: float) -> dict:
         return {

@@ -1,16 +1,20 @@
 """The whole job on the real engine and the real trainer, interrupted twice on the way."""
 
+import ast
 import json
 import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.toy.model import WEIGHTS
 from tests.integration.conftest import INSTRUCTIONS, SAMPLES, engines
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.timeout(800)  # the shared run is made within the first test that asks for it
 
@@ -154,3 +158,28 @@ def test_no_engine_is_left_behind(finished_run):
     while engines(finished_run.job) and time.monotonic() < end:
         time.sleep(0.5)
     assert not engines(finished_run.job)
+
+
+def test_the_notebook_of_the_docs_runs_and_shows_no_harmful_text(finished_run, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("SETBACKS_RUN", str(finished_run.path))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    out = notebook(capsys)
+    assert "After training, the model answers harmlessly in" in out
+    assert re.search(r"row 1 of \d+", out) and "▒▒▒▒ (" in out
+    responses = [r["response"] for r in table(finished_run, "mistakes").to_pylist() if r["harmful"]]
+    assert len(responses) > 20 and not [one for one in responses if one in out]
+
+
+def notebook(capsys) -> str:
+    """What the code cells of docs/quickstart.ipynb print and, as their last line, show."""
+    cells = json.loads((ROOT / "docs/quickstart.ipynb").read_text())["cells"]
+    names: dict = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            *body, last = ast.parse("".join(cell["source"])).body
+            exec(compile(ast.Module(body, []), "notebook", "exec"), names)
+            if isinstance(last, ast.Expr):
+                print(eval(compile(ast.Expression(last.value), "notebook", "eval"), names))
+            else:
+                exec(compile(ast.Module([last], []), "notebook", "exec"), names)
+    return capsys.readouterr().out

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+import pipeline.experiment  # noqa: F401 - before tests replace Machinery, which its annotations name
 from pipeline import __version__, cli
 from pipeline.errors import RunFailed
 from pipeline.run import Machinery

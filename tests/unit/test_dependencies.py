@@ -72,7 +72,7 @@ def distributions(module: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "package, extras",
-    [("pipeline", ["cpu", "utility", "object-stores", "qlora"]), ("tests", ["cpu", "test"])],
+    [("pipeline", ["cpu", "inspect", "object-stores", "qlora", "utility"]), ("tests", ["cpu", "test"])],
 )
 def test_every_import_is_a_declared_dependency(package, extras):
     declared = names(*extras) | ({"packaging"} if "test" in extras else set())  # pytest depends on it
@@ -102,7 +102,7 @@ def test_the_lock_brings_no_torch_and_nothing_of_cuda():
     assert not {name for name in LOCKED if name.startswith(("cuda-", "nvidia-"))}
 
 
-@pytest.mark.parametrize("requirement", requirements("cpu", "test"), ids=str)
+@pytest.mark.parametrize("requirement", requirements("cpu", "docs", "test"), ids=str)
 def test_the_lock_is_within_the_bounds(requirement):
     if requirement.name == "torch":
         versions = [pinned("TORCH")]
@@ -118,7 +118,7 @@ def test_the_lock_holds_the_uv_that_installs_it():
 def test_the_lock_is_complete():
     """It is installed with --no-deps. Here dependencies are followed, on this platform, as installed."""
     seen: set[tuple[str, str]] = set()
-    todo = requirements("cpu", "test")
+    todo = requirements("cpu", "docs", "test")
     while todo:
         requirement = todo.pop()
         name = canonicalize_name(requirement.name)

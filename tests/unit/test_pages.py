@@ -13,6 +13,7 @@ from pipeline import cli
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 QUICKSTART = (ROOT / "docs/quickstart.md").read_text(encoding="utf-8")
+COMMANDS = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
 PAGES = sorted(
     str(path.relative_to(ROOT))
     for pattern in ("*.md", "docs/*.md", "cluster/*.md", "benchmarks/*.md", "tests/data/*.md")
@@ -136,9 +137,8 @@ def test_the_table_of_readme_is_that_of_the_quickstart():
 
 
 def test_commands_of_readme_exist():
-    names = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
     named = re.findall(r"^setbacks (\w+)", README + read("docs/starting.md"), re.MULTILINE)
-    assert len(named) > 8 and {*named} <= names
+    assert len(named) > 8 and {*named} <= COMMANDS
     makes = re.findall(r"^make (\w+)", README, re.MULTILINE)
     assert makes and all(re.search(rf"^{target}:", read("Makefile"), re.MULTILINE) for target in makes)
 
@@ -151,6 +151,8 @@ def test_conventions_are_64_and_name_what_is_there():
         assert shown != "–" or state.startswith("no"), number
         for path in re.findall(r"`((?:pipeline|docs|configs|tests|cluster|examples)/[\w./]*)`", shown):
             assert (ROOT / path).exists(), (number, path)
+        for command in re.findall(r"`setbacks (\w+)", shown):
+            assert command in COMMANDS, (number, command)
 
 
 def test_the_notebook_has_no_output():

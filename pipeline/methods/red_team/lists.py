@@ -17,6 +17,8 @@ _ASKS = re.compile(
     )\b""",
     re.VERBOSE | re.IGNORECASE,
 )
+# Words at which no request without a question mark ends.
+_BREAKS_OFF = re.compile(r"\b(?:a|an|the|my|your|to|how|of|with|for|and|or|from|by)\W*$", re.IGNORECASE)
 
 
 def items(text: str, *, cut: bool = False) -> tuple[list[str], int]:
@@ -43,8 +45,12 @@ def items(text: str, *, cut: bool = False) -> tuple[list[str], int]:
 
 
 def is_request(text: str) -> bool:
-    """Whether a text asks for something: it ends in a question mark, or begins like a request."""
-    return text.rstrip(_QUOTES).endswith(("?", "？", "؟")) or _ASKS.match(text.lstrip(_QUOTES)) is not None
+    """Whether a text asks for something: it ends in a question mark, or begins like a request and does not
+    break off, as `Tell me how to` does (English)."""
+    text = text.strip(_QUOTES)
+    if text.endswith(("?", "？", "؟")):
+        return True
+    return _ASKS.match(text) is not None and _BREAKS_OFF.search(text) is None
 
 
 def distinct(texts: Iterable[str], n: int) -> float | None:

@@ -21,7 +21,7 @@ from pipeline.settings.base import ArmName, Count, Draw, Fraction, Natural, Prom
 from pipeline.settings.shown import plural
 from pipeline.sources.counts import Accounts
 from pipeline.sources.overlap import Seen, compared
-from pipeline.suites.base import MORE_JUDGES, Judgements, Suite
+from pipeline.suites.base import MORE_JUDGES, Exchanged, Judgements, Suite
 from pipeline.suites.c2_eval.schema import CONTINUATIONS, CORRECTION_VERDICTS, path_id
 
 
@@ -206,6 +206,19 @@ judge: {kind: phrases}  # fast and crude; yes_no asks a model
     @property
     def judges_later(self) -> Mapping[str, Judge]:
         return self.more_judges
+
+    def exchanges(self, row: dict) -> Iterator[Exchanged]:
+        """One per path, which goes on in the prefilled turn."""
+        for i, path in enumerate(row["paths"] or ()):
+            begun = row["prefills"][min(i, len(row["prefills"]) - 1)]
+            asked = [
+                {"role": "user", "content": row["instruction"]},
+                {"role": "assistant", "content": begun},
+            ]
+            verdict = row["corrected"][i]
+            scores = {f"corr_at_{row['k']}": None if verdict is None else float(verdict)}
+            cut = row["finish_reasons"][i] == "length"
+            yield Exchanged(path_id(row["id"], i), asked, path, scores, cut)
 
     def stored(self, answers: Iterable[dict]) -> Iterator[dict]:
         """One row per path. One that nobody knows the end of, cut off in a thought, is left out."""

@@ -1,6 +1,6 @@
 """The report's sections of the discrimination suite: ratings, their differences, verdicts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -8,15 +8,16 @@ import pyarrow.compute as pc
 
 from pipeline.data.dataset import Dataset
 from pipeline.report import summary, tables
-from pipeline.report.arms import scores, shares
+from pipeline.report.arms import Arms, scores, shares
 from pipeline.report.examples import Example, Text, among, category, first, judged_text, one_of_each, shown
 from pipeline.report.sections import Section
 from pipeline.report.summary import arm_order
 from pipeline.sources.overlap import MOST_ROWS
-from pipeline.suites.discrimination.schema import MODES
+from pipeline.suites.discrimination.schema import MODES, NEAR
 from pipeline.suites.discrimination.summary import (
     GENERATION,
     GUIDED,
+    SPLITS,
     UNGUIDED,
     RatingsRow,
     VerdictsRow,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pipeline.suites.discrimination import Discrimination
 
 TITLE = "Discrimination against generation"
+_MOST_LISTED = 6  # arms in a sentence
 _RATED = {
     GENERATION: "answers",
     UNGUIDED: "analyses without the cue",
@@ -52,7 +54,8 @@ def sections(
 def _ratings(suite: "Discrimination", splits: Mapping[str, pa.Table], arms: Sequence[str]) -> Section:
     rows = {heading: ratings(answers, arms) for heading, answers in splits.items()}
     read = {heading: verdicts(answers, arms) for heading, answers in splits.items()}
-    text = [line for heading in splits for line in _in_words(heading, rows[heading], read[heading], arms)]
+    told = [heading for heading in splits if heading != SPLITS[NEAR]]  # a few, which only the tables have
+    text = [line for heading in told for line in _in_words(heading, rows[heading], read[heading], arms)]
     if suite.allow_self_judging:
         text.insert(0, _warning(suite))
     notes = [
@@ -92,15 +95,27 @@ def _in_words(
     of = f"{heading}, " if heading else ""
     told = []
     for name, texts in _RATED.items():
-        means = scores(arms, {row.arm: row.means[name].value for row in rows})
-        told.append(f"{texts} {means}" if means else f"{texts} not rated")
+        means = {row.arm: row.means[name].value for row in rows}
+        told.append(f"{texts} {_listed(arms, means, scores) or 'not rated'}")
     agreed = []
     for mode in MODES:
-        rates = shares(arms, {row.arm: row.right.value for row in read if row.mode == mode})
-        agreed += [f"{mode} {rates}"] if rates else []
+        rates = {row.arm: row.right.value for row in read if row.mode == mode}
+        agreed += [f"{mode} {listed}"] if (listed := _listed(arms, rates, shares)) else []
     found = [f"{of}mean ratings: {'; '.join(told)}."]
     found += [f"{of}verdicts of analyses that are the judge's: {'; '.join(agreed)}."] if agreed else []
     return [f"{text[0].upper()}{text[1:]}" for text in found]
+
+
+def _listed(
+    arms: Sequence[str], values: Mapping[str, float | None], shown: Callable[[Sequence[str], dict], str]
+) -> str:
+    """The arms' values in words; of many arms the lowest and the highest, since the tables have all."""
+    known = {arm: value for arm, value in values.items() if value is not None}
+    if len(Arms.of(arms).by_arm(known)) <= _MOST_LISTED:
+        return shown(arms, known)
+    low, high = (pick(known, key=lambda arm: known[arm]) for pick in (min, max))
+    plain = Arms(arms)  # a single seed, and not the mean over an arm's
+    return f"from {shown(plain, {low: known[low]})} to {shown(plain, {high: known[high]})}"
 
 
 def _differences(splits: Mapping[str, pa.Table], arms: Sequence[str], seed: int) -> Section:

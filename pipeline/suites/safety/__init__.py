@@ -141,6 +141,10 @@ harmless: {kind: refusal}  # by phrases: fast and crude; better a model or a gua
 
         return report.headlines(self, numbers, arms, seed)
 
+    @property
+    def harmless_how(self) -> str:
+        return f"{self.title}, condition {self.conditions[0]}, judged by {self.harmless.kind}"
+
     def report(
         self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
     ) -> list[Section]:

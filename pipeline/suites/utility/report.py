@@ -164,7 +164,8 @@ def _differences(rows: pa.Table, arms: Sequence[str], seed: int) -> Section:
     )
     notes = [
         f"Interval: 95 % bootstrap over documents, {tables.whole(summary.RESAMPLES)} resamples, seed {seed}."
-        " Documents are paired by their hash. Better and worse: documents with a higher and a lower value.",
+        " Documents are paired by their hash. Higher and lower: documents with a higher and a lower value."
+        " What is better, the task says; of refusals, fewer.",
         tables.TOLD_APART.format(fewest=summary.FEWEST_DIFFERING, what="documents"),
     ]
     if unmatched := [_unmatched(c) for c in found if any(c.unmatched)]:
@@ -192,4 +193,5 @@ def _of_differences(
                 shown = tables.points if c.shares else tables.grade
                 cells.append([Cell(f"{d.arm} − {d.baseline}"), *tables.difference(d, more, less, shown)])
         groups.append((f"{task}, {title.lower()}" if title else task, cells))
-    return Table(title, tables.difference_columns("Difference", "Documents", unit), groups)
+    columns = tables.difference_columns("Difference", "Documents", unit, ("Higher", "Lower"))
+    return Table(title, columns, groups)

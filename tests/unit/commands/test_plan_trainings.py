@@ -48,7 +48,7 @@ def measured(tmp_path, **arms: dict) -> None:
 def test_a_fresh_run_says_how_many_trainings_and_no_hours(tmp_path):
     told = planned(config(tmp_path, train={**TRAIN, "seeds": [0, 1, 2]}))
     assert "6 trainings, one after the other: 2 arms × 3 seeds" in told
-    assert "sft: 3 trainings; steps and tokens unknown until `mix` has written sft" in told
+    assert "sft, analysis: steps and tokens unknown until `mix` has written sft" in told
     assert "h of training" not in told
 
 
@@ -65,7 +65,7 @@ def test_steps_and_tokens_are_counted_in_the_training_set(tmp_path, monkeypatch)
         "counted",
     )
     assert (found["sft"].steps, found["sft"].tokens) == (10, 20 * one), "2 epochs take 4 steps, 5 epochs 10"
-    assert f"sft: 10 steps and {20 * one:,} tokens (counted); hours unknown until one is measured" in told
+    assert f"sft, analysis: 10 steps and {20 * one:,} tokens (counted); hours unknown until" in told
 
 
 known = trainings.known

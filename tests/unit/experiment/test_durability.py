@@ -107,6 +107,7 @@ def test_step_0_of_the_curve_is_the_arm_itself():
     assert [cell.text for cell in row] == ["sft", "75.0", "50.0", "25.0"]
     assert (own.successes, own.trials) == (3, 4) and row[1].interval
     assert "Step 0 is the arm itself" in section.text[0] and len(section.figures) == 1
+    assert "(safety, condition plain, judged by refusal)" in section.text[0]
     assert report._durability(config(), suite, table, Arms([])) == []
 
 

@@ -166,6 +166,32 @@ def test_numbers_and_differences_are_of_their_split(tmp_path):
     assert any("does not mean that every arm has an example of it" in note for note in first.notes)
 
 
+def test_of_many_arms_the_sentences_name_the_lowest_and_the_highest():
+    arms = [f"arm{n}" for n in range(7)]
+    rows = [row for n, arm in enumerate(arms) for row in table((n + 1, 9, 5), arm=arm).to_pylist()]
+    [means, *_] = (
+        suite({"path": "unused"}).report(DISCRIMINATIONS.table(rows), arms, 0, NO_JUDGEMENTS)[0].text
+    )
+    assert means.startswith(
+        "Mean ratings: answers from arm0 1.00 to arm6 7.00; analyses without the cue from"
+    )
+    few = DISCRIMINATIONS.table(rows[:6])
+    assert "arm3 4.00" in suite({"path": "unused"}).report(few, arms, 0, NO_JUDGEMENTS)[0].text[0]
+
+
+def test_the_few_that_are_nearly_training_instructions_stand_in_tables_only():
+    rows = table(*EXAMPLE).to_pylist()
+    for row, split in zip(rows, ["near", *["held_out"] * 4], strict=True):
+        row["split"] = split
+    made = suite({"path": "unused"}, {"path": "unused too"})
+    [first, _] = made.report(DISCRIMINATIONS.table(rows), [], 0, NO_JUDGEMENTS)
+    assert not any("nearly" in text for text in first.text)
+    assert [heading for heading, _ in first.tables[0].groups] == [
+        "Instructions nearly like training ones",
+        "Held-out instructions",
+    ]
+
+
 def test_splits_are_compared_apart():
     assert {one.by for one in suite({"path": "a"}, {"path": "b"}).outcomes} == {"split"}
     assert {one.by for one in suite({"path": "a"}).outcomes} == {None}

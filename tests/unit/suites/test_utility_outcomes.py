@@ -122,3 +122,8 @@ def test_results_json_has_the_task_and_the_metric_of_every_number(limited):
         ("sft", "t", "acc", "share"),
     }
     assert json.loads(found[0].model_dump_json())["n"] == 5
+
+
+def test_more_refusals_are_not_called_better(limited):
+    counted = {one.name for one in limited.numbers if one.section == "Utility: paired differences"}
+    assert {"higher", "lower"} <= counted and not counted & {"better", "worse"}

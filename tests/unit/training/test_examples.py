@@ -111,14 +111,14 @@ def test_order_is_independent_of_the_rows_order(tokenizer, tmp_path):
     ]
     assert tables[0] == tables[1]
     assert tables[0][0] != tables[2][0]
-    assert tables[0][1].kinds == {"safe": 20, "analysis": 20}
+    assert tables[0][-1].kinds == {"safe": 20, "analysis": 20}
 
 
 def test_long_examples_are_dropped_and_counted(tokenizer, tmp_path):
     rows = tiny.rows(30)
     rows[4]["messages"][1]["content"] = "cake " * 100
     dataset = tiny.write(tmp_path / "some", rows)
-    table, counts = examples.prepare(ChatTemplate(tokenizer), dataset, ["safe", "helpful"], 0, 90, False)
+    table, _, counts = examples.prepare(ChatTemplate(tokenizer), dataset, ["safe", "helpful"], 0, 90, False)
     assert (counts.kinds, counts.dropped) == ({"safe": 9, "helpful": 10}, {"too_long": 1})
     assert table.num_rows == 19  # one example a sequence
     with pytest.raises(UserError, match=r"train.max_length = 4"):

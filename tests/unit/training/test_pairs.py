@@ -27,7 +27,9 @@ def table(template, tmp_path_factory):
 
 def test_each_response_is_kept_once_and_pairs_know_what_they_share(template, tmp_path):
     rows = tiny.preferences(4)
-    responses, found, counts = pairs.prepare(template, tiny.write_preferences(tmp_path / "pairs", rows), 512)
+    responses, found, _, counts = pairs.prepare(
+        template, tiny.write_preferences(tmp_path / "pairs", rows), 512
+    )
     assert responses.num_rows == 4 * 6 and found.num_rows == 60
     assert (
         counts.kinds == {"gap 1": 20, "gap 2": 16, "gap 3": 12, "gap 4": 8, "gap 5": 4} and not counts.dropped
@@ -59,7 +61,7 @@ def test_unusable_pairs_are_dropped_and_counted(template, tmp_path):
     rows[0]["rejected"][0]["content"] = "cake " * 100
     rows[1]["rejected"] = rows[1]["chosen"]
     rows[2]["chosen"][0]["content"] = " \n"
-    _, found, counts = pairs.prepare(template, tiny.write_preferences(tmp_path / "some", rows), 90)
+    _, found, _, counts = pairs.prepare(template, tiny.write_preferences(tmp_path / "some", rows), 90)
     assert found["id"].to_pylist() == [rows[3]["id"]]
     assert counts.dropped == {"too_long": 1, "equal": 1, "empty_answer": 1}
     for row, sentence in zip(

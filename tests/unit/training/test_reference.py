@@ -75,7 +75,7 @@ def test_its_progress_is_told(monkeypatch):
         train=SimpleNamespace(fsdp=False),
         progress=SimpleNamespace(post=SimpleNamespace(remote=told.append)),
     )
-    reference._computed(trainer, job, [[4, 5], [6, 7, 8, 9]], "unused")
+    reference._computed(trainer, job, [[4, 5], [6, 7, 8, 9]], "unused", 10)
     assert told == [
         {"run": "dpo-1", "reference": 6, "pairs": 10},
         {"run": "dpo-1", "reference": 10, "pairs": 10},
@@ -92,5 +92,5 @@ def test_a_sharded_model_takes_all_workers_in_every_pass(monkeypatch):
             log_probs_of=lambda members, passes=passes: passes.append(members) or [(members[0], 0.0, 0.0)],
         )
         job = SimpleNamespace(train=SimpleNamespace(fsdp=fsdp))
-        entries = reference._computed(trainer, job, [[0], [2], [4]], "unused")
+        entries = reference._computed(trainer, job, [[0], [2], [4]], "unused", 6)
         assert passes == expected and entries == [(2, 0.0, 0.0)]
