@@ -71,7 +71,8 @@ def distributions(module: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "package, extras", [("pipeline", ["cpu", "object-stores", "qlora", "utility"]), ("tests", ["cpu", "test"])]
+    "package, extras",
+    [("pipeline", ["cpu", "object-stores", "qlora", "utility"]), ("tests", ["cpu", "test"])],
 )
 def test_every_import_is_a_declared_dependency(package, extras):
     declared = names(*extras) | ({"packaging"} if "test" in extras else set())  # pytest depends on it
