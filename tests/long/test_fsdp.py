@@ -13,7 +13,9 @@ import pytest
 
 from pipeline.data.dataset import Dataset
 from pipeline.runtime.attempt import Attempt
-from tests import tiny
+from tests import gloo, tiny
+from tests.integration import test_fsdp as alone
+from tests.integration.test_fsdp import trained  # noqa: F401  a fixture
 from tests.integration.test_training import worker_pids
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
@@ -118,7 +120,11 @@ def undisturbed(place, cluster):
         place,
         "undisturbed",
         [
-            *(spec(place, m, f"{m}-{kind}", fsdp=kinds[kind], **MORE[m]) for m in MORE for kind in kinds),
+            *(
+                spec(place, m, f"{m}-{kind}", fsdp=kinds[kind], merge=True, **MORE[m])
+                for m in MORE
+                for kind in kinds
+            ),
             *(spec(place, "dpo", f"staged-{kind}", fsdp=kinds[kind], **STAGED) for kind in kinds),
         ],
     )
@@ -155,26 +161,37 @@ def test_a_worker_killed_in_each_arm_costs_nothing(place, undisturbed):
         assert [line["loss"] for line in lines] == [line["loss"] for line in undisturbed_lines]
 
 
-def test_four_workers_learn_what_two_learn(place, undisturbed):
-    """And the adapter is merged like any other."""
+def test_the_adapter_is_merged_like_any_other(place, undisturbed):
     import torch
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM
 
-    four = {"fsdp": True, "workers": 4, "merge": True}
-    specs = [
-        spec(place, "sft", "sft-of-four", **four, **MORE["sft"]),
-        spec(place, "dpo", "dpo-of-four", **four, **MORE["dpo"], pairs_per_device=2),
-    ]
-    train(place, "four", specs)
-    assert_alike(place, "sft-of-four", "sft-whole", loss=1e-4, weights=1e-3)
-    # With smaller micro-batches, more tokens are computed for the same pairs.
-    assert_alike(place, "dpo-of-four", "dpo-whole", loss=1e-3, weights=5e-3, same_tokens=False)
-    out, ids = place / "adapter" / "sft-of-four", torch.tensor([[5, 6, 7, 8]])
+    out, ids = place / "adapter" / "sft-split", torch.tensor([[5, 6, 7, 8]])
     adapted = AutoPeftModelForCausalLM.from_pretrained(out)
     merged = AutoModelForCausalLM.from_pretrained(out / "merged")
     torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
-    assert adapter(place, "sft-of-four").keys() == adapter(place, "sft-whole").keys()
+
+
+def _by_four(where: Path) -> None:
+    for method in alone.METHODS:
+        alone.train(where, method, True, f"{method}-four", workers=4)
+        checkpoint = where / f"{method}-split" / str(alone.RESUMED)
+        alone.train(where, method, True, f"{method}-grown", checkpoint, workers=4)
+
+
+@pytest.mark.parametrize("kind", ["four", "grown"])
+def test_four_workers_learn_what_two_learn(trained, kind):  # noqa: F811
+    """From the start, or from a checkpoint of two."""
+    import torch
+
+    if not (trained / "sft-four").exists():
+        gloo.run(4, _by_four, trained)
+    for method in alone.METHODS:
+        found, expected = (alone.losses(trained, f"{method}-{one}") for one in (kind, "split"))
+        assert found == pytest.approx(expected, rel=1e-6)
+        adapters = [alone.adapter(trained, f"{method}-{one}") for one in (kind, "split")]
+        for name, tensor in adapters[0].items():
+            torch.testing.assert_close(tensor, adapters[1][name], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
