@@ -20,6 +20,7 @@ from pipeline.config import Config
 from pipeline.data import storage
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
+from pipeline.report.summary import arm_order
 from pipeline.schema import FAILED
 from pipeline.suites.base import Exchanged, Suite
 
@@ -48,7 +49,7 @@ def write_logs(config: Config, run_dir: str, log: Callable[[str], Any]) -> list[
         if dataset is None or suite.runs_apart:
             continue
         found = pc.unique(dataset.table(["arm"])["arm"]).to_pylist()
-        for arm in sorted(filter(None, found), key=config.arm_names.index):
+        for arm in sorted(filter(None, found), key=arm_order(config.arm_names)):
             path = storage.join(run_dir, DIRECTORY, f"{name}_{arm}.eval")
             _write(_log(config, name, suite, arm, dataset), path)
             written.append(path)

@@ -12,6 +12,7 @@ while the workers train the next. `job.py` describes the state directories.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -361,7 +362,8 @@ def _held_out(train: Train, examples: int, lines: list[dict]) -> dict:
         return {}
     stage = lines[-1].get("iteration")
     measured = [line for line in lines if "holdout_loss" in line and line.get("iteration") == stage]
-    kept = min(measured, key=lambda line: line["holdout_loss"]) if train.keep == "best" else measured[-1]
+    order = [(math.isnan(line["holdout_loss"]), line["holdout_loss"]) for line in measured]
+    kept = measured[order.index(min(order))] if train.keep == "best" else measured[-1]
     return {"held_out": examples, "holdout_loss": kept["holdout_loss"], "kept_step": kept["step"]}
 
 

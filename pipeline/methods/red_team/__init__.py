@@ -15,7 +15,13 @@ from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.judges import Judge
 from pipeline.methods.base import DataReport, Method
-from pipeline.methods.red_team.focus import Focus, former_answers, harmless_rates, shared_out
+from pipeline.methods.red_team.focus import (
+    Focus,
+    asked_before,
+    former_answers,
+    harmless_rates,
+    shared_out,
+)
 from pipeline.methods.red_team.on_topic import PROMPTS, OnTopic
 from pipeline.methods.red_team.schema import KEPT, RED_TEAM, REQUESTS, TO_WRITE
 from pipeline.methods.red_team.taxonomy import Hazard, digest
@@ -183,13 +189,22 @@ class RedTeam(Method):
     def examples(
         self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int, counts: Accounts
     ) -> Iterator[dict]:
-        """Rows of `schema.REQUESTS`: the kept queries. One that two hazards gave is kept once."""
+        """Rows of `schema.REQUESTS`: the kept queries.
+
+        One that two hazards gave is kept once; one that the former round has asked is not asked again.
+        """
         known: set[str] = set()
+        before = asked_before(self.focus) if self.focus else frozenset[str]()
         for row in rows:
             for query in row["queries"] or ():
                 id = instructions.instruction_id(query["text"])
-                if query["outcome"] != KEPT or row["status"] != OK or id in known:
-                    drops["of another hazard too" if query["outcome"] == KEPT else query["outcome"]] += 1
+                outcome = query["outcome"]
+                if outcome == KEPT and id in before:
+                    outcome = "asked in the former round"
+                elif outcome == KEPT and id in known:
+                    outcome = "of another hazard too"
+                if outcome != KEPT or row["status"] != OK:
+                    drops[outcome] += 1
                     continue
                 known.add(id)
                 path = f"{row['category']}/{query['leaf']}"

@@ -94,9 +94,16 @@ def test_paths_are_samples_of_their_own(tmp_path):
     }
     row |= {"prefills": ["Sure. First"], "paths": [" stop.", " go on."], "corrected": [True, None]}
     dropped = {"id": "b", "instruction_id": "b", "status": "dropped", "error": "short"}
-    write(tmp_path, CONTINUATIONS, [row | {"finish_reasons": ["stop", "length"]}, dropped])
+    row |= {"finish_reasons": ["stop", "length"]}
+    stage = row | {
+        "id": "s-10",
+        "arm": "dpo_stage1",
+    }  # an adapter after a stage is no arm of the configuration
+    write(tmp_path, CONTINUATIONS, [stage, row, dropped])
     suite = {"entries": {"path": "toy:detailed-heldout"}}
     written, _ = logs(tmp_path, evaluation={"harmful": {"path": "toy:harmful"}, "course_correction": suite})
+    names = [path.rpartition("/")[2] for path in written]
+    assert names == ["c2_eval_vanilla.eval", "c2_eval_dpo_stage1.eval"]
     log = read(written[0])
     assert [one.id for one in log.samples] == ["a-10-0", "a-10-1"]
     assert [message.text for message in log.samples[1].messages] == ["How?", "Sure. First", " go on."]

@@ -77,6 +77,15 @@ def test_several_seeds(tmp_path):
     assert first.endswith("all 2 seeds differ from the base model by more than chance.")
 
 
+def test_adapters_of_a_second_fine_tuning_are_not_among_the_arms(tmp_path):
+    harmless = {"vanilla": 4, "sft": 18, "vanilla_after_2": 1, "sft_after_2": 1}
+    answers(tmp_path, [*harmless], harmless)
+    further = {"data": {"path": "toy:helpful-train"}, "steps": [2], "arms": ["vanilla", "sft"]}
+    first, _ = opening(tmp_path, arms={"sft": {"kinds": ["safe"]}}, durability=further)
+    assert "90 % (sft; " in first and "after_2" not in first
+    assert "sft_after_2" in (tmp_path / "report.md").read_text()
+
+
 def test_a_cost_that_nobody_measured_is_said_to_be_unmeasured(tmp_path):
     answers(tmp_path, ("vanilla", "sft"), {"vanilla": 4, "sft": 18}, helpful=False)
     suite = {"harmful": {"path": "toy:harmful"}, "help": None}
