@@ -4,9 +4,12 @@ latency.
 Peer: the same recipe and engine in Ray Data's own resumable pipeline (read_parquet → map_batches →
       write_parquet with row-level checkpoints).
 Measured is everything but a model: reading, removing duplicates, two calls per row, committing, compacting,
-and the start of it all.
+and the start of it all. Rows/s and memory early and late are those of the first and the last fifth of the
+rows that the pool committed.
 
     python benchmarks/scale.py --sizes 10000 100000 1000000
+    python benchmarks/scale.py --sizes 10000000 --without-peer --rows-per-commit 4096
+    python benchmarks/scale.py --sizes 10000000 --without-peer --for 1200  # stop the pool after 20 minutes
 """
 
 import argparse
@@ -16,6 +19,7 @@ import json
 import os
 import platform
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -51,13 +55,14 @@ WORDS = [
 CONFIG = """
 run_dir: {directory}/run
 model: {{path: toy}}
-engine: {{kind: dummy}}
+engine: {{kind: dummy, rows_per_commit: {rows_per_commit}}}
 methods: {{mistakes: {{name: mistake_analysis, instructions: {{path: {directory}/instructions.jsonl}}}}}}
 """
 SAMPLED_EVERY_S = 0.5
+KINDS = ("driver", "engine actor", "other worker", "Ray Data's statistics", "gcs", "raylet")
 
 
-def write_source(directory: Path, rows: int) -> None:
+def write_source(directory: Path, rows: int, rows_per_commit: int = 256) -> None:
     r = random.Random(0)
     with open(directory / "instructions.jsonl", "w") as f:
         for i in range(rows):
@@ -70,7 +75,9 @@ def write_source(directory: Path, rows: int) -> None:
                 )
                 + "\n"
             )
-    (directory / "config.yaml").write_text(CONFIG.format(directory=directory))
+    (directory / "config.yaml").write_text(
+        CONFIG.format(directory=directory, rows_per_commit=rows_per_commit)
+    )
 
 
 def setbacks(directory: Path) -> list[str]:
@@ -141,26 +148,68 @@ class PeerActor:
         }
 
 
-def watch(command: list[str]) -> dict:
-    """Run a command to its end.
+def watch(command: list[str], run: Path | None = None, for_s: float | None = None) -> dict:
+    """Run a command to its end, or until the attempt on the directory `run` has committed rows for `for_s`.
 
-    Returns seconds and, by kind of process, the peak private memory of the largest one, MiB.
+    Returns seconds, CPU seconds of all its processes, by kind of process the peak private memory of the
+    largest one, and the peak resident memory of the largest of all, MiB. With `run`, also `samples`: seconds,
+    rows committed so far, and private memory by kind of process.
     """
-    started, peaks = time.monotonic(), {}
+    samples: list[tuple[float, int, dict]] = []
+    started, peaks, used, resident = time.monotonic(), {}, {}, 0.0
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     root = psutil.Process(process.pid)
     while process.poll() is None:
+        now: dict[str, float] = {}
         for each in _tree(root):
             try:
                 memory = each.memory_info()
+                resident = max(resident, memory.rss / 2**20)
+                used[each.pid] = sum(each.cpu_times()[:2])  # as last seen
                 kind = _kind(each, process.pid)
-                peaks[kind] = max(peaks.get(kind, 0), (memory.rss - memory.shared) / 2**20)
+                now[kind] = max(now.get(kind, 0), (memory.rss - memory.shared) / 2**20)
+                peaks[kind] = max(peaks.get(kind, 0), now[kind])
             except psutil.Error:
                 continue
+        if run is not None and (rows := _committed(run)):
+            samples.append((time.monotonic() - started, rows, now))
+            if for_s is not None and samples[-1][0] - samples[0][0] > for_s:
+                process.send_signal(signal.SIGINT)
+                process.wait()
+                break
         time.sleep(SAMPLED_EVERY_S)
-    if process.returncode:
+    if process.returncode and not for_s:
         sys.exit(f"{' '.join(command)} failed:\n{process.stdout.read()[-3000:]}")
-    return {"seconds": time.monotonic() - started, "peaks": peaks}
+    seconds = time.monotonic() - started
+    measured = {"seconds": seconds, "cpu_s": sum(used.values()), "peaks": peaks, "resident": resident}
+    return measured | ({"samples": samples} if run is not None else {})
+
+
+def _committed(run: Path) -> int:
+    """The rows that the newest attempt has committed, as `setbacks status` reads them."""
+    attempts = sorted((run / ".state" / "attempts").glob("*.json"))
+    try:
+        return json.loads(attempts[-1].read_text())["rows"] if attempts else 0
+    except (OSError, ValueError):
+        return 0
+
+
+def slope(samples: list[tuple[float, int, dict]], kinds: tuple) -> str:
+    """Rows/s and memory in the first and in the last fifth of the committed rows, in words."""
+    (begin, first, _), (_, last, _) = samples[0], samples[-1]
+    told = []
+    for name, low, high in (("early", 0.0, 0.2), ("late", 0.8, 1.0)):
+        part = [s for s in samples if first + low * (last - first) <= s[1] <= first + high * (last - first)]
+        if len(part) < 2 or part[-1][1] == part[0][1]:
+            return "too few samples for a slope"
+        # The count stands still at the end, while rows are compacted.
+        ends = next(s for s in part if s[1] == part[-1][1])
+        speed = (ends[1] - part[0][1]) / max(ends[0] - part[0][0], 1e-9)
+        memory = ", ".join(
+            f"{kind} {max(s[2].get(kind, 0) for s in part if s[0] <= ends[0]):.0f}" for kind in kinds
+        )
+        told.append(f"{name} {speed:.0f} rows/s, MiB: {memory}")
+    return f"{last:,} rows in the pool, from {begin:.0f} s on; " + "; ".join(told)
 
 
 def _tree(root: psutil.Process) -> list[psutil.Process]:
@@ -192,11 +241,15 @@ def files_of(run: Path) -> dict:
     }
 
 
-def measure(rows: int, with_peer: bool) -> dict:
+def measure(rows: int, with_peer: bool, rows_per_commit: int, for_s: float | None) -> dict | None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        write_source(directory, rows)
-        first = watch(setbacks(directory))
+        write_source(directory, rows, rows_per_commit)
+        first = watch(setbacks(directory), directory / "run", for_s)
+        told = f"{rows:,} rows of the source: {slope(first['samples'], KINDS)}; {first['cpu_s']:.0f} CPU s"
+        print(told, flush=True)
+        if for_s is not None:
+            return None
         again = watch(setbacks(directory))  # finished: only looked at
         figures = json.loads((directory / "run/metrics.jsonl").read_text().splitlines()[-1])
         measured = {
@@ -212,7 +265,7 @@ def measure(rows: int, with_peer: bool) -> dict:
 
 
 def report(measured: list[dict]) -> None:
-    kinds = ("driver", "engine actor", "other worker", "Ray Data's statistics", "gcs", "raylet")
+    kinds = KINDS
     print(
         f"{'rows':>9} {'s':>7} {'rows/s':>7} {'MB/s':>6} {'shards':>6} {'files':>6} {'resume s':>8}  peak"
         f" MiB: {', '.join(kinds)}"
@@ -259,6 +312,8 @@ def main() -> None:
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--without-peer", action="store_true")
+    parser.add_argument("--rows-per-commit", type=int, default=256)
+    parser.add_argument("--for", type=float, dest="for_s", metavar="SECONDS", help="stop the pool after that")
     parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peer:
@@ -267,7 +322,8 @@ def main() -> None:
         f"{os.cpu_count()} CPUs ({platform.machine()}), Python {platform.python_version()}, ray"
         f" {version('ray')}, pyarrow {version('pyarrow')}"
     )
-    report([measure(rows, not args.without_peer) for rows in args.sizes])
+    options = (not args.without_peer, args.rows_per_commit, args.for_s)
+    report([m for rows in args.sizes if (m := measure(rows, *options)) is not None])
 
 
 if __name__ == "__main__":

@@ -395,6 +395,7 @@ class Run:
         checkpoints = storage.join(self.path, ".state", "train")
         if self.overwrite:
             storage.remove(checkpoints)
+            storage.remove(f"{checkpoints}_sets")
         specs = preflight.arm_specs(self.config, self.model_dir, self._pinned(self.config.model))
         examples = {schema: store.dataset for schema, store in self.training_sets.items()}
         arms = []
@@ -425,6 +426,7 @@ class Run:
         checkpoints = storage.join(self.path, ".state", "train_further")
         if self.overwrite:
             storage.remove(checkpoints)
+            storage.remove(f"{checkpoints}_sets")
         paths = {arm: output.path for arm, output in self.adapters.items()}
         specs = preflight.further_specs(self.config, self.model_dir, paths, self._pinned(self.config.model))
         examples = self.further_set.dataset

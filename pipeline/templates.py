@@ -4,11 +4,13 @@ Engines, training, evaluation and `plan` see the same text for the same conversa
 arguments, the same date, and the same tokens for text that looks like one of the template's own tokens.
 """
 
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
+from hashlib import blake2b
 from typing import Any
 
 from pipeline import thoughts
@@ -78,6 +80,16 @@ class ChatTemplate:
                 " directory, or use its chat variant"
             ) from None
 
+    def identity(self) -> dict:
+        """What decides the tokens of a conversation."""
+        return {
+            "tokenizer": blake2b(_tokenizer(self.tokenizer).encode(), digest_size=16).hexdigest(),
+            "source": self.source,
+            "arguments": self.arguments,
+            "day": str(self.day or date.today()),
+            "stops": sorted(self.stops),
+        }
+
     # -- prompts
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -143,15 +155,17 @@ class ChatTemplate:
 
         Raises UserError if the template cannot make examples of conversations with these roles.
         """
-        texts = [self._example(messages) for messages in conversations]
+        prompts_of: dict[tuple, str] = {}  # many conversations share their prompt
+        texts = [self._example(messages, prompts_of) for messages in conversations]
         tokens: dict[tuple, list[list[int] | None]] = {}
         usable = [text for text in texts if not isinstance(text, str)]
         for mark in {mark for *_, mark in usable}:
             of_mark = [text for text in usable if text[-1] == mark]
-            prompts = self._tokens([prompt for prompt, _, _ in of_mark], mark)
+            distinct = list(dict.fromkeys(prompt for prompt, _, _ in of_mark))
+            prompts = dict(zip(distinct, self._tokens(distinct, mark), strict=True))
             wholes = self._tokens([prompt + target for prompt, target, _ in of_mark], mark)
-            for text, *both in zip(of_mark, prompts, wholes, strict=True):
-                tokens[text] = both
+            for text, whole in zip(of_mark, wholes, strict=True):
+                tokens[text] = [prompts[text[0]], whole]
         return [text if isinstance(text, str) else self._sliced(*text, *tokens[text]) for text in texts]
 
     def begun(
@@ -210,11 +224,17 @@ class ChatTemplate:
                 return "token_across_turns"
         return (whole, len(prompt)) if whole[-1] in self.stops else "no_end_token"
 
-    def _example(self, messages: Sequence[Message]) -> tuple[str, str, str] | str:
-        """The texts of prompt and target, and the character in them that breaks markers (see `_broken`)."""
+    def _example(self, messages: Sequence[Message], rendered: dict[tuple, str]) -> tuple[str, str, str] | str:
+        """The texts of prompt and target, and the character in them that breaks markers (see `_broken`).
+
+        rendered: prompts → their text, which is added to.
+        """
         frame = self.frame(tuple(message["role"] for message in messages))
         broken, mark = self._broken(messages)
-        prompt, whole = self.render(broken[:-1], begins=True), self.render(broken)
+        key = tuple((message["role"], message["content"]) for message in broken[:-1])
+        if key not in rendered:
+            rendered[key] = self.render(broken[:-1], begins=True)
+        prompt, whole = rendered[key], self.render(broken)
         begin, answer = prompt + frame.before, broken[-1]["content"]
         inside = whole[len(begin) : len(whole) - len(frame.after)]
         framed = whole.startswith(begin) and whole.endswith(frame.after)
@@ -441,6 +461,16 @@ _ON: dict[str, Scalar] = {
     "reasoning": True,
     "thinking_budget": -1,
 }
+
+
+def _tokenizer(tokenizer: Any) -> str:
+    """What decides the tokens of a text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # written in Python; what it was made from is in its arguments
+        return f"{type(tokenizer).__name__} {tokenizer.init_kwargs} {sorted(tokenizer.get_vocab().items())}"
+    # A call may change the last two settings, and every call sets them.
+    settings = json.loads(backend.to_str())
+    return json.dumps({**settings, "truncation": None, "padding": None})
 
 
 def probe(roles: tuple[str, ...]) -> list[Message]:

@@ -240,6 +240,12 @@ def weights_gib(model: Model) -> float:
     return NAMES_ROUND * billions * 1e9 * memory.BYTES.get(model.dtype, 2) / memory.GIB
 
 
+def gpu_node_gib(config: Config, gpus: int) -> int:
+    """Of a node that holds trainers, or engines, on all of its GPUs."""
+    trains = "train" in config.stages and any(arm.train.use_gpu for arm in config.arms.values())
+    return max(_engine_gib(config, gpus), _training_gib(config, gpus) if trains else 0)
+
+
 def _engine_gib(config: Config, gpus: int) -> int:
     """Of a pod with so many GPUs for engines, whose processes read the weights through one page cache."""
     sizes = [

@@ -8,7 +8,6 @@ and `pipeline.report` write the sections; this module reads the files of the run
 import re
 from pathlib import Path
 
-import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
@@ -32,6 +31,7 @@ from pipeline.report.agreement import Agreement
 from pipeline.report.arms import Arms
 from pipeline.report.behind import behind
 from pipeline.report.examples import Example
+from pipeline.report.numbers import Numbers, Rows
 from pipeline.report.results import Results
 from pipeline.report.summary import Rate
 from pipeline.schema import Schema
@@ -93,7 +93,12 @@ def _measured(
     config: Config, run_dir: str, datasets: dict[str, Dataset | None]
 ) -> tuple[list[tuple[str | None, list[sections.Section]]], Opening, Results]:
     """The report's sections, its opening, and all its numbers as data."""
-    numbers = {schema.name: _numbers(datasets[schema.name], schema) for schema in WRITTEN}
+    numbers: dict[str, Rows | None] = {
+        schema.name: _numbers(datasets[schema.name], schema) for schema in WRITTEN
+    }
+    for suite in config.suites.items().values():
+        if not suite.streams and (dataset := datasets[suite.data_schema.name]) is not None:
+            numbers[suite.data_schema.name] = Numbers(dataset, suite.data_schema).table()
     logs = {
         name: _training_log(storage.join(run_dir, "adapter", name, "metrics.jsonl"))
         for name in config.replicas
@@ -125,7 +130,7 @@ def _plain(markdown: str) -> str:
 def _sections(
     config: Config,
     run_dir: str,
-    numbers: dict[str, pa.Table | None],
+    numbers: dict[str, Rows | None],
     logs: dict[str, list[dict]],
 ) -> list[tuple[str | None, list[sections.Section]]]:
     """The sections in their order, with the suite that they are of, if of one.
@@ -138,7 +143,8 @@ def _sections(
     found: list[tuple[str | None, list[sections.Section]]] = []
     errors = measured.read(run_dir, config.report.judge_errors)
     for name, suite in _suites(config):
-        judgements, table = _judgements(config, suite, run_dir, errors), numbers[suite.data_schema.name]
+        judgements = _judgements(config, suite, run_dir, errors)
+        table = numbers[suite.data_schema.name]
         arms = _arms(config, suite)
         parts = suite.report(table, arms, config.seed, judgements)
         parts += _durability(config, suite, table, arms)
@@ -184,7 +190,7 @@ def _arms(config: Config, suite: Suite | None = None) -> Arms:
     return Arms([*names, *config.further, *config.adapters], several, stages)
 
 
-def _durability(config: Config, suite: Suite, numbers: pa.Table | None, arms: Arms) -> list[sections.Section]:
+def _durability(config: Config, suite: Suite, numbers: Rows | None, arms: Arms) -> list[sections.Section]:
     """A suite's harmless rates over the steps of a second fine-tuning, if there was one."""
     rates = suite.harmless_rates(numbers) if config.durability and numbers is not None else {}
     curves: dict[str, dict[int, Rate]] = {}
@@ -225,8 +231,8 @@ def _judgements(
     verdicts = {}
     for name in suite.judges_later:
         dataset = Dataset.at(storage.join(run_dir, suite.verdicts_name(name)))
-        if (table := _numbers(dataset, suite.verdicts)) is not None:
-            verdicts[name] = table
+        if dataset is not None:
+            verdicts[name] = Numbers(dataset, suite.verdicts).table()
     judges = dict(suite.judges_later) | ({OWN_JUDGE: suite.harm_judge} if suite.harm_judge else {})
     known = {}
     for name, judge in judges.items():
@@ -259,19 +265,9 @@ def _suites(config: Config) -> list[tuple[str, Suite]]:
     return sorted(config.suites.items().items(), key=lambda named: named[1].method not in methods)
 
 
-def _numbers(dataset: Dataset | None, schema: Schema) -> pa.Table | None:
-    """The columns without texts, enough for counting; None if the run has no such data set.
-
-    Those that older versions did not write are null.
-    """
-    if dataset is None:
-        return None
-    counted, written = [column for column in schema.columns if column.text is None], set(dataset.schema.names)
-    table = dataset.table([column.name for column in counted if column.name in written])
-    for column in counted:
-        if column.name not in written:
-            table = table.append_column(column.name, pa.nulls(table.num_rows, column.type))
-    return table
+def _numbers(dataset: Dataset | None, schema: Schema) -> Numbers | None:
+    """The columns without texts, enough for counting; None if the run has no such data set."""
+    return None if dataset is None else Numbers(dataset, schema)
 
 
 def _stage_line(line: dict, titles: dict[str, str]) -> dict:

@@ -1,19 +1,16 @@
 """The report's section on generated data and training sets, one part per method."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
-
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.config import Method
 from pipeline.data import endings, faults
 from pipeline.report import tables
+from pipeline.report.numbers import Rows, entries
 from pipeline.report.sections import Section
 from pipeline.sources.counts import Accounts
 
 
-def data(methods: Iterable[Method], numbers: Mapping[str, pa.Table | None], stages: list[dict]) -> Section:
+def data(methods: Iterable[Method], numbers: Mapping[str, Rows | None], stages: list[dict]) -> Section:
     """numbers: data sets by name, without their texts; None if the run has none yet. stages: the run's
     timings and counts."""
     section, methods = Section("Data"), list(methods)
@@ -26,7 +23,7 @@ def data(methods: Iterable[Method], numbers: Mapping[str, pa.Table | None], stag
         if generated is not None and "endings" in generated.column_names:
             section.tables += _endings(generated)
         if generated is not None and "faults" in generated.column_names:
-            counted = Counter(pc.list_flatten(generated["faults"]).to_pylist())
+            counted = entries(generated, "faults")
             section.tables += [tables.of_faults(faults.by_step(counted))] if counted else []
         stage = f"generate ({method.generated.name})" if len(methods) > 1 else "generate"
         failures += [(stage, reason, n) for reason, n in part.failures.items()]
@@ -38,9 +35,9 @@ def data(methods: Iterable[Method], numbers: Mapping[str, pa.Table | None], stag
     return section
 
 
-def _endings(generated: pa.Table) -> list[tables.Table]:
+def _endings(generated: Rows) -> list[tables.Table]:
     """How the texts of every step ended; nothing if no text ended at max_tokens."""
-    counted = endings.by_step(Counter(pc.list_flatten(generated["endings"]).to_pylist()))
+    counted = endings.by_step(entries(generated, "endings"))
     return [tables.of_endings(counted)] if any(step.cut for step in counted) else []
 
 

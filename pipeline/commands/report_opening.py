@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import pyarrow as pa
-
 from pipeline.commands.report_results import asked_by
 from pipeline.config import Config
 from pipeline.judges import Judge
 from pipeline.report import tables
 from pipeline.report.arms import Arms
 from pipeline.report.headline import Headline, Words, sentence
+from pipeline.report.numbers import Rows
+from pipeline.report.summary import counts
 from pipeline.schema import OK
 from pipeline.suites.base import Suite
 
@@ -31,7 +31,7 @@ UNEVALUATED = "Nothing is evaluated yet, so this says nothing about how the mode
 def opening(
     config: Config,
     suites: Sequence[tuple[Suite, Arms]],
-    numbers: Mapping[str, pa.Table | None],
+    numbers: Mapping[str, Rows | None],
     trained: Sequence[str],
 ) -> Opening:
     """suites: in the report's order. numbers: data sets by name, without texts; None if not written yet.
@@ -87,7 +87,7 @@ def called(config: Config, judge: Judge) -> str:
 
 
 def _made(
-    config: Config, suites: Sequence[Suite], numbers: Mapping[str, pa.Table | None], trained: Sequence[str]
+    config: Config, suites: Sequence[Suite], numbers: Mapping[str, Rows | None], trained: Sequence[str]
 ) -> list[str]:
     """What a run without a measure has made."""
     evaluated = [s.data_schema.name for s in suites if numbers[s.data_schema.name] is not None]
@@ -110,15 +110,16 @@ def _training_sets(method) -> list[str]:
     return [schema.name for schema in method.training_sets]
 
 
-def _rows(name: str, table: pa.Table | None) -> str:
+def _rows(name: str, table: Rows | None) -> str:
     """`227 rows of mistakes, 215 of them ok`."""
     if table is None:
         return ""
-    told = f"{tables.whole(table.num_rows)} {'row' if table.num_rows == 1 else 'rows'} of {name}"
+    of = counts(table, "status") if "status" in table.column_names else {}
+    rows = sum(of.values()) if of else len(table)
+    told = f"{tables.whole(rows)} {'row' if rows == 1 else 'rows'} of {name}"
     if "status" not in table.column_names:
         return told
-    good = sum(status == OK for status in table["status"].to_pylist())
-    return f"{told} ({tables.whole(good)} of them ok)"
+    return f"{told} ({tables.whole(of.get(OK, 0))} of them ok)"
 
 
 def _and(parts: Sequence[str]) -> str:

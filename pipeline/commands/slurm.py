@@ -11,8 +11,10 @@ from pathlib import Path
 from pipeline.commands.manifest import (
     DATA_CPUS,
     DEADLINE_S,
+    GPU_CPUS,
     as_yaml,
     driver_gib,
+    gpu_node_gib,
     job_name,
     worker_groups,
 )
@@ -84,11 +86,10 @@ def allocation(config: Config) -> Nodes:
     A job has its nodes from the beginning to the end, so ranges of engines and workers count as their most.
     """
     wanted = needs(config, config.stages)
-    groups = worker_groups(config)
     on_gpus = [need for need in wanted if need.gpus]
     if not on_gpus:
         cpus = max([DATA_CPUS, *(need.most * need.cpus + 1 for need in wanted)])
-        return Nodes(1, cpus, sum(group.most * group.memory_gib for group in groups), 0)
+        return Nodes(1, cpus, sum(group.most * group.memory_gib for group in worker_groups(config)), 0)
     for need in on_gpus:
         if need.gpus > NODE_GPUS:
             raise UserError(
@@ -98,12 +99,8 @@ def allocation(config: Config) -> Nodes:
     gpus = min(NODE_GPUS, max(need.most * need.gpus for need in on_gpus))
     gpus = max(gpus, max(need.gpus for need in on_gpus))
     count = max(_nodes(need, gpus) for need in on_gpus)
-    pods = [group for group in groups if group.gpus]
-    each = max(group.cpus / group.gpus for group in pods)
-    memory = max(group.memory_gib / group.gpus for group in pods)
-    return Nodes(
-        count, math.ceil(gpus * each) + DATA_CPUS, math.ceil(gpus * memory) + driver_gib(config), gpus
-    )
+    memory_gib = gpu_node_gib(config, gpus) + driver_gib(config)
+    return Nodes(count, GPU_CPUS * gpus + DATA_CPUS, memory_gib, gpus)
 
 
 def _nodes(need: Need, gpus: int) -> int:

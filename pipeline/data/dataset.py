@@ -8,6 +8,7 @@ read as other rows. A directory that no run made has no digests, so its files ar
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +16,19 @@ import pyarrow.parquet as pq
 
 from pipeline.data import records, storage
 from pipeline.errors import UserError
+
+
+class Share(NamedTuple):
+    """The `number`-th of `of` equal shares of every shard's row groups, from 0."""
+
+    number: int
+    of: int
+
+    def groups(self, count: int) -> range:
+        return range(count * self.number // self.of, count * (self.number + 1) // self.of)
+
+
+ALL = Share(0, 1)
 
 
 @dataclass(frozen=True)
@@ -58,26 +72,35 @@ class Dataset:
         return self._open(next(iter(self.digests)))[0].schema_arrow
 
     def tables(
-        self, columns: Sequence[str] | None = None, where: pc.Expression | None = None
+        self,
+        columns: Sequence[str] | None = None,
+        where: pc.Expression | None = None,
+        share: Share = ALL,
+        checked: set[str] | None = None,
     ) -> Iterator[pa.Table]:
         """The rows, a row group at a time, in the order they were written.
 
-        columns: None is all. where: only rows that match this condition.
+        columns: None is all. where: only rows that match this condition. share: only this share of the rows;
+        not together with `where`. checked: names of shards whose bytes this process has compared already, of
+        which it reads no more than the columns; the others are added.
         Holds one shard in memory. Raises UserError if a shard is not what was written, cannot be read, or
         lacks a column.
         """
         for name in self.digests:
-            parquet, content = self._open(name)
+            known = checked is not None and name in checked and where is None
+            parquet, content = (self._checked(name), None) if known else self._open(name)
+            if checked is not None:
+                checked.add(name)
             if missing := set(columns or ()) - set(parquet.schema_arrow.names):
                 raise UserError(
                     f"{self.path}: {name} has no column {min(missing)}; it was not made by this version of"
                     " setbacks"
                 )
             try:
-                if where is not None:  # decodes other columns for matching rows only
+                if where is not None and content is not None:  # decodes other columns for matching rows only
                     yield _matching(content, columns, where)
                     continue
-                for group in range(parquet.num_row_groups):
+                for group in share.groups(parquet.num_row_groups):
                     yield parquet.read_row_group(group, columns=columns and list(columns))
             except (OSError, pa.ArrowException) as e:
                 raise self._unreadable(name, e) from None
@@ -111,6 +134,16 @@ class Dataset:
         try:
             buffer = pa.py_buffer(content)
             return pq.ParquetFile(buffer, page_checksum_verification=True), buffer
+        except (OSError, pa.ArrowException) as e:
+            raise self._unreadable(name, e) from None
+
+    def _checked(self, name: str) -> pq.ParquetFile:
+        """A shard whose bytes were compared before: checksums of the pages that are read tell of changes."""
+        fs, inner = storage.filesystem(storage.join(self.path, name))
+        try:
+            return pq.ParquetFile(fs.open_input_file(inner), page_checksum_verification=True)
+        except FileNotFoundError:
+            raise changed(self.path, name, "has been deleted") from None
         except (OSError, pa.ArrowException) as e:
             raise self._unreadable(name, e) from None
 

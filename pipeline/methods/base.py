@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import pyarrow as pa
 from pydantic import Field
 
 from pipeline.chat import Recipe
@@ -15,6 +14,7 @@ from pipeline.inference import Engine
 from pipeline.judges import Judge
 from pipeline.methods.unfinished import Sampled, Unfinished
 from pipeline.report.examples import Example
+from pipeline.report.numbers import Rows
 from pipeline.report.tables import Table
 from pipeline.schema import INSTRUCTIONS, Schema
 from pipeline.settings.base import Count, Draw, Fraction, Model, Section, Source
@@ -204,7 +204,7 @@ class Method(Section):
         """Upper bound of the new tokens of the run's engines for one sample of any instruction."""
         raise NotImplementedError
 
-    def report(self, numbers: Mapping[str, pa.Table | None]) -> "DataReport":
+    def report(self, numbers: Mapping[str, Rows | None]) -> "DataReport":
         """The report's part on the data. numbers: data sets by name, without texts; None if not written."""
         raise NotImplementedError
 

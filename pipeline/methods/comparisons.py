@@ -21,6 +21,8 @@ from pipeline.judges import Exchange, HarmlessnessJudge, Judge, negated
 from pipeline.methods.base import DataReport, Method
 from pipeline.report import tables
 from pipeline.report.examples import Example, Text, among, category, first, shown
+from pipeline.report.numbers import Rows, counted
+from pipeline.report.summary import counts, tally
 from pipeline.schema import DROPPED, ENDINGS, INSTRUCTIONS, OK, STATUS, TOKENS, Column, Schema
 
 _NO_SAFE, _NO_UNSAFE = "no safe response in the source", "no unsafe response in the source"
@@ -95,7 +97,7 @@ class Comparing(Method):
     def most_tokens(self) -> int:
         return 2 * self.verify.tokens() if self.verify else 0
 
-    def report(self, numbers: Mapping[str, pa.Table | None]) -> DataReport:
+    def report(self, numbers: Mapping[str, Rows | None]) -> DataReport:
         return data(self, numbers[self.generated.name])
 
     def examples_shown(self, dataset: Dataset, count: int) -> tuple[str, list[Example]]:
@@ -142,21 +144,21 @@ def kept(rows: Iterable[dict], drops: Counter[str]) -> Iterator[dict]:
             drops[reason(row["error"] or row["status"])] += 1
 
 
-def data(method: Comparing, comparisons: pa.Table | None) -> DataReport:
+def data(method: Comparing, comparisons: Rows | None) -> DataReport:
     found = DataReport()
     if comparisons is None:
         found.text.append(f"This run holds no {method.generated.name} yet: `setbacks generate` writes them.")
         return found
-    rows = comparisons.select(["status", "error"]).to_pylist()
     agrees, disagrees = ("; the judge agrees", ", or the judge disagrees") if method.verify else ("", "")
     found.text.append(
         f"{method.generated.title}: requests with two responses, of which the source's labels call one safe"
         f" and the other unsafe{agrees}. Dropped: a response is missing (both are safe, or both unsafe), the"
         f" two are equal{disagrees}."
     )
-    statuses = dict(Counter(row["status"] for row in rows).most_common())
+    statuses = counts(comparisons, "status")
     found.tables.append(tables.of_tally(method.generated.title, "Status", "Rows", statuses))
-    found.failures = dict(Counter(reason(row["error"]) for row in rows if row["error"]).most_common())
+    errors = counted(comparisons, ["error"], error=lambda error: error and reason(error))
+    found.failures = tally((row["error"], n) for row, n in errors if row["error"])
     return found
 
 

@@ -148,7 +148,8 @@ class _Shapes:
             try:
                 made = pretrained.empty(pretrained.architecture(directory, model.revision))
                 self._models[directory] = (made, Shape.of(made))
-            except (OSError, ValueError):
+            # what is odd about a configuration is told by other checks; here its memory is unknown
+            except (OSError, ValueError, AttributeError, TypeError, ArithmeticError):
                 self._models[directory] = (None, None)
         return self._models[directory]
 
@@ -162,7 +163,11 @@ class _Shapes:
         from pipeline.training.adapter import lora_config
 
         begin = start.directory(spec.train.start) if spec.train.start else None
-        return Lora.of(self._made(spec.model)[0], lora_config(spec.train, None, begin))
+        try:
+            settings = lora_config(spec.train, None, begin)
+        except UserError:  # gone since; `train` would say so, and others do not need it
+            settings = lora_config(spec.train, None)
+        return Lora.of(self._made(spec.model)[0], settings)
 
     def number(self, model: Model) -> int:
         """Bytes of a number of a model's weights."""

@@ -29,8 +29,13 @@ class Agreement:
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[bool, bool]]) -> "Agreement":
-        counts = Counter(pairs)
-        return cls(counts[True, True], counts[True, False], counts[False, True], counts[False, False])
+        return cls.counted(Counter(pairs))
+
+    @classmethod
+    def counted(cls, counts: Mapping[tuple[bool, bool], int]) -> "Agreement":
+        """counts: how often each pair of verdicts occurs."""
+        both = ((True, True), (True, False), (False, True), (False, False))
+        return cls(*(counts.get(pair, 0) for pair in both))
 
     @property
     def n(self) -> int:

@@ -37,7 +37,10 @@ class Example:
 
 def first(dataset: Dataset, column: str, wanted: pc.Expression, count: int) -> list[str]:
     """The smallest `count` values of an id column in the wanted rows."""
-    return sorted(set(dataset.table([column], wanted)[column].to_pylist()))[:count]
+    found: list[str] = []
+    for table in dataset.tables([column], wanted):
+        found = sorted({*found, *table[column].to_pylist()})[:count]
+    return found
 
 
 def one_of_each(arms: Sequence[str]) -> pc.Expression:

@@ -8,11 +8,13 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import TYPE_CHECKING, Any
 
 from pipeline.data.store import reason
+from pipeline.report.numbers import Means, Rows, counted
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Z95 = 1.96
 VANILLA = "vanilla"
@@ -45,6 +47,12 @@ class Rate:
     def of(cls, outcomes: Iterable[bool]) -> "Rate":
         outcomes = list(outcomes)
         return cls(sum(outcomes), len(outcomes))
+
+    @classmethod
+    def counted(cls, outcomes: Iterable[tuple[bool, int]]) -> "Rate":
+        """outcomes: each with how often it occurred."""
+        outcomes = list(outcomes)
+        return cls(sum(n for outcome, n in outcomes if outcome), sum(n for _, n in outcomes))
 
     @property
     def value(self) -> float | None:
@@ -95,7 +103,7 @@ class Difference:
         return (low > 0 or high < 0) and self.better + self.worse >= FEWEST_DIFFERING
 
 
-def mean_of(values: Sequence[float], scale: tuple[float, float]) -> Mean:
+def mean_of(values: "Sequence[float] | np.ndarray", scale: tuple[float, float]) -> Mean:
     """The mean over instructions, or whatever weighs the same, with its normal interval within the scale."""
     n = len(values)
     if not n:
@@ -107,9 +115,17 @@ def mean_of(values: Sequence[float], scale: tuple[float, float]) -> Mean:
     return Mean(mean, (max(scale[0], mean - half), min(scale[1], mean + half)), n)
 
 
-def counts(table: pa.Table, column: str) -> dict[str, int]:
+def counts(rows: Rows, column: str) -> dict[str, int]:
     """Rows per value of a column, most frequent first."""
-    return dict(Counter(table[column].to_pylist()).most_common())
+    return tally((row[column], n) for row, n in counted(rows, [column]))
+
+
+def tally(of: Iterable[tuple[Any, int]]) -> dict[Any, int]:
+    """The sums of counts by name, the largest first."""
+    found: Counter = Counter()
+    for name, n in of:
+        found[name] += n
+    return dict(found.most_common())
 
 
 def bootstrap(values, seed: int, resamples: int = RESAMPLES):
@@ -150,8 +166,8 @@ def percentile_interval(estimates) -> tuple[float, float]:
 def paired(
     arm: str,
     baseline: str,
-    ours: Mapping[str, float],
-    theirs: Mapping[str, float],
+    ours: Mapping[str, float] | Means,
+    theirs: Mapping[str, float] | Means,
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -161,18 +177,23 @@ def paired(
     ours, theirs: instruction id → the mean of the arm's answers, so that every instruction weighs the same.
     The interval is that of the bootstrap over instructions; the same seed gives the same interval.
     """
-    differences = [ours[i] - theirs[i] for i in sorted(ours.keys() & theirs.keys())]
-    if not differences:
+    import numpy as np
+
+    if isinstance(ours, Means) and isinstance(theirs, Means):
+        differences = np.subtract(*ours.both(theirs))
+    elif isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        differences = np.array([ours[i] - theirs[i] for i in ours.keys() & theirs.keys()], float)
+    if not len(differences):
         return None
     return Difference(
         arm,
         baseline,
         difference=math.fsum(differences) / len(differences),
-        interval=percentile_interval(bootstrap([[d] for d in differences], seed, resamples)[:, 0]),
+        interval=percentile_interval(bootstrap(differences[:, None], seed, resamples)[:, 0]),
         n=len(differences),
-        better=sum(d > 0 for d in differences),
-        worse=sum(d < 0 for d in differences),
-        same=sum(d == 0 for d in differences),
+        better=int((differences > 0).sum()),
+        worse=int((differences < 0).sum()),
+        same=int((differences == 0).sum()),
     )
 
 
@@ -182,7 +203,12 @@ def arm_order(arms: Sequence[str]) -> Callable[[str], tuple[int, str]]:
     return lambda arm: (known.index(arm) if arm in known else len(known), arm)
 
 
-def reasons(table: pa.Table, *status: str) -> dict[str, int]:
+def reasons(rows: Rows, *status: str) -> dict[str, int]:
     """Kind of error → rows of a status, most frequent first."""
-    errors = table.filter(pc.is_in(table["status"], pa.array(status)))["error"]
-    return dict(Counter(reason(error or "no reason given") for error in errors.to_pylist()).most_common())
+    found = counted(rows, ["status", "error"], error=kind_of_error)
+    return tally((row["error"], n) for row, n in found if row["status"] in status)
+
+
+def kind_of_error(error: str | None) -> str:
+    """As `data.store.reason`, also of a row that says none."""
+    return reason(error or "no reason given")

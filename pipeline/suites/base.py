@@ -15,6 +15,7 @@ from pipeline.report import sections as report
 from pipeline.report.agreement import Agreement
 from pipeline.report.examples import Example
 from pipeline.report.headline import Headline
+from pipeline.report.numbers import Rows
 from pipeline.report.outcomes import Outcome, of_schema
 from pipeline.report.summary import Rate
 from pipeline.schema import Schema
@@ -88,12 +89,15 @@ class Suite(Section):
     NEWER:       the fields that finished data of older versions does not have: their defaults are in no
                  fingerprint
     verdicts:    the data sets of more judges' verdicts
+    streams:     the report counts the suite's rows in a stream (see `report.numbers`), so that it never holds
+                 them all; else it gets a table
     runs_apart:  another program asks the arms: the suite has `apart` and `collected`, and neither rows,
                  recipe nor a source
     """
 
     LATER: ClassVar[frozenset[str]] = frozenset()
     runs_apart: ClassVar[bool] = False
+    streams: ClassVar[bool] = False
     NEWER: ClassVar[frozenset[str]] = frozenset({"exclude_seen"})
 
     verdicts: ClassVar[Schema] = VERDICTS
@@ -277,14 +281,14 @@ class Suite(Section):
         """How often an arm answers a row of the source: `3 conditions`."""
         raise NotImplementedError
 
-    def harmless_rates(self, numbers: pa.Table) -> dict[str, Rate]:
+    def harmless_rates(self, numbers: Rows) -> dict[str, Rate]:
         """Arm → how often it is harmless, for curves over arms; {} if the suite does not ask that.
 
         numbers: the data set without texts.
         """
         return {}
 
-    def headlines(self, numbers: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
+    def headlines(self, numbers: Rows, arms: Sequence[str], seed: int) -> list[Headline]:
         """What the suite measured, the most important first, for the sentences that open the report.
 
         numbers, arms: as in `report`. Shares only; a suite that measures none has no headline.
@@ -297,7 +301,7 @@ class Suite(Section):
         return self.title
 
     def report(
-        self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
+        self, numbers: Rows | None, arms: Sequence[str], seed: int, judgements: Judgements
     ) -> list[report.Section]:
         """The suite's sections of the report.
 

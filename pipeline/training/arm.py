@@ -12,6 +12,7 @@ while the workers train the next. `job.py` describes the state directories.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -28,10 +29,10 @@ from pipeline.runtime import attempt
 from pipeline.settings.base import Model
 from pipeline.settings.shown import first_line
 from pipeline.templates import ChatTemplate
-from pipeline.training import adapter, equal, examples, start
-from pipeline.training.config import Train, TrainingSet
-from pipeline.training.identity import facts_of, fingerprint, refuse_others, with_tables
-from pipeline.training.job import HISTORY, Job, Run, forget, write_table
+from pipeline.training import adapter, equal, examples, start, training_sets
+from pipeline.training.config import Train
+from pipeline.training.identity import facts_of, refuse_others
+from pipeline.training.job import HISTORY, Job, Run, forget
 from pipeline.training.workers import Progress, WorkerGroup
 
 
@@ -90,7 +91,9 @@ class Training:
 
     def __init__(self, arms: list[tuple[ArmSpec, Places]], checkpoints: str):
         self._checkpoints = storage.absolute(checkpoints)
-        made = [(arm, places, _Made.of(arm, places)) for arm, places in arms]
+        self._sets = f"{self._checkpoints}_sets"
+        made = [(arm, places, _Made.of(arm, places, self._sets)) for arm, places in arms]
+        training_sets.forget_others(self._sets, [one.set for _, _, one in made])
         lengths = [equal.Arm(arm.train, one.steps) for arm, _, one in made]
         self._arms = {
             arm.name: _prepare(arm, places, one, arm.steps or equal.target(own, lengths, arm.finished))
@@ -113,6 +116,7 @@ class Training:
         if error is None:
             attempt.check()  # before the checkpoints of other attempts are removed
             forget(self._checkpoints, self._arms)
+            storage.remove(self._sets)
 
     def result(self, arm: str, on_progress: Progress | None = None) -> dict:
         """Wait until an arm is trained, and publish its adapter. The first arm of a group starts the workers.
@@ -203,41 +207,40 @@ class _Made:
 
     parameters: int
     template: ChatTemplate
-    set: TrainingSet
+    set: training_sets.Kept
     steps: int
 
     @classmethod
-    def of(cls, arm: ArmSpec, places: Places) -> "_Made":
+    def of(cls, arm: ArmSpec, places: Places, sets: str) -> "_Made":
+        """sets: directory of the training sets that are kept."""
         parameters = check(arm)
         template = models.load_template(arm.model, arm.model_dir)
-        made = arm.train.prepare(template, places.examples, arm.kinds, arm.seed)
+        made = training_sets.kept(arm.train, template, places.examples, arm.kinds, arm.seed, sets)
         return cls(parameters, template, made, equal.steps(made.runs, arm.train))
 
 
 def _prepare(arm: ArmSpec, places: Places, ready: _Made | None = None, wanted: int | None = None) -> Prepared:
     """wanted: the steps to take; by default those of the arm's own epochs."""
-    ready = ready or _Made.of(arm, places)
+    ready = ready or _Made.of(arm, places, f"{places.state}_sets")
     own, made = arm.train, ready.set
     if wanted is not None and wanted != ready.steps:
         arm = replace(arm, train=equal.lengthened(own, made.runs, wanted))
-    name = fingerprint(arm, made.tables)
+    facts = facts_of(arm)
+    name = made.named(facts)[:16]
     state_dir = storage.absolute(places.state)
     state = storage.join(state_dir, name)
-    facts = facts_of(arm)
     shown = {
         **facts,
         "weights": hashlib.sha256(json.dumps(facts["weights"]).encode()).hexdigest()[:12],
-        "training set": with_tables(hashlib.sha256(), made.tables).hexdigest()[:12],
+        "training set": made.digest[:12],
     }
     refuse_others(state_dir, name, shown)
     records.write(storage.join(state, "facts.json"), shown)
-    for table, content in made.tables.items():
-        write_table(content, storage.join(state, f"{table}.parquet"))
     return Prepared(
         places.out,
         ready.template.tokenizer,
         made.counts,
-        _jobs(arm, state, made.runs),
+        [replace(job, tables=made.path) for job in _jobs(arm, state, made.runs)],
         ready.parameters,
         ready.steps if arm.steps is None else arm.steps,
         own.epochs if arm.steps is None else arm.train.epochs,
@@ -359,7 +362,8 @@ def _held_out(train: Train, examples: int, lines: list[dict]) -> dict:
         return {}
     stage = lines[-1].get("iteration")
     measured = [line for line in lines if "holdout_loss" in line and line.get("iteration") == stage]
-    kept = min(measured, key=lambda line: line["holdout_loss"]) if train.keep == "best" else measured[-1]
+    order = [(math.isnan(line["holdout_loss"]), line["holdout_loss"]) for line in measured]
+    kept = measured[order.index(min(order))] if train.keep == "best" else measured[-1]
     return {"held_out": examples, "holdout_loss": kept["holdout_loss"], "kept_step": kept["step"]}
 
 

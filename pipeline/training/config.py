@@ -6,7 +6,7 @@ import them.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from pipeline import memory
-from pipeline.data.dataset import Dataset
+from pipeline.data.dataset import ALL, Dataset, Share
 from pipeline.memory import Lora as LoraShape
 from pipeline.memory import Memory, Shape
 from pipeline.schema import PREFERENCES, UNSAFE_TARGET, Schema
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pipeline.templates import ChatTemplate
     from pipeline.training.examples import Counts
     from pipeline.training.job import Job, Run
+    from pipeline.training.parts import Part
 
 
 @dataclass(frozen=True)
@@ -286,10 +287,27 @@ class Train(Section):
     def prepare(
         self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int
     ) -> TrainingSet:
-        """The training set made of the rows of a data set (of the given kinds).
+        """The training set made of the rows of a data set (of the given kinds), in this process.
 
         Raises UserError if no row can be used.
         """
+        from pipeline.training.parts import InMemory
+
+        part = InMemory(self.part(template, dataset, kinds, seed, ALL))
+        return self.whole(dataset.path, [part], kinds, seed)
+
+    def decides(self, kinds: list[str] | None, seed: int) -> dict:
+        """What decides the training set besides rows and chat template. The seed only if it does."""
+        raise NotImplementedError
+
+    def part(
+        self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int, share: Share
+    ) -> dict[str, pa.Table]:
+        """What `whole` needs of a share of the rows, by name; the same tables of every share."""
+        raise NotImplementedError
+
+    def whole(self, path: str, parts: Sequence["Part"], kinds: list[str] | None, seed: int) -> TrainingSet:
+        """The training set of the data set at `path`, whatever its parts. Raises UserError as `prepare`."""
         raise NotImplementedError
 
     def described(self) -> str:
@@ -410,14 +428,23 @@ class SFT(Train):
             )
         return self.words.caution
 
-    def prepare(
-        self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int
-    ) -> TrainingSet:
+    def decides(self, kinds: list[str] | None, seed: int) -> dict:
+        shape = {"max_length": self.max_length, "packing": self.packing, "holdout": self.holdout}
+        return {"method": self.method, "kinds": kinds, "seed": seed, **shape}
+
+    def part(
+        self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int, share: Share
+    ) -> dict[str, pa.Table]:
+        from pipeline.training import examples
+
+        return examples.part(template, dataset, kinds or [], seed, share=share, holdout=self.holdout)
+
+    def whole(self, path: str, parts: Sequence["Part"], kinds: list[str] | None, seed: int) -> TrainingSet:
         from pipeline.training import examples
         from pipeline.training.job import HELD_OUT, Run
 
-        sequences, held_out, counts = examples.prepare(
-            template, dataset, kinds or [], seed, self.max_length, self.packing, self.holdout
+        sequences, held_out, counts = examples.whole(
+            path, parts, kinds or [], seed, self.max_length, self.packing, self.holdout
         )
         tables = {"sequences": sequences} | ({HELD_OUT: held_out} if self.holdout else {})
         return TrainingSet(tables, counts, [Run(sequences.num_rows)])
@@ -486,16 +513,25 @@ class DPO(Train):
         tokens = (requests * ranks + min(2 * rest, ranks)) * self.max_length
         return MicroBatch(tokens, scored=min(tokens, SCORED_TOKENS), repeated=tokens)
 
-    def prepare(
-        self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int
-    ) -> TrainingSet:
+    def decides(self, kinds: list[str] | None, seed: int) -> dict:
+        names = ("method", "max_length", "pairs", "min_gap", "curriculum", "holdout")
+        return {"kinds": kinds, **{name: getattr(self, name) for name in names}}
+
+    def part(
+        self, template: "ChatTemplate", dataset: Dataset, kinds: list[str] | None, seed: int, share: Share
+    ) -> dict[str, pa.Table]:
+        from pipeline.training import pairs
+
+        return pairs.part(template, dataset, self.max_length, kinds=kinds, share=share, holdout=self.holdout)
+
+    def whole(self, path: str, parts: Sequence["Part"], kinds: list[str] | None, seed: int) -> TrainingSet:
         """One run over the pairs, or one per falling rank gap."""
         from pipeline.training import pairs
         from pipeline.training.job import HELD_OUT, Run
 
-        responses, found, held_out, counts = pairs.prepare(
-            template,
-            dataset,
+        responses, found, held_out, counts = pairs.whole(
+            path,
+            parts,
             self.max_length,
             kinds=kinds,
             best_only=self.pairs == "best_only",

@@ -1,26 +1,28 @@
 """From conversations to packed, labeled token sequences in a fixed order. Pure functions.
 
-    read → encode (labels on the last assistant turn only) → pack (whole examples, best fit) → schedule (which
-    sequences make step n)
+    part (of the rows: encode, with labels on the last assistant turn only) → whole (pack: whole examples,
+    best fit) → schedule (which sequences make step n)
 
 Everything is a function of the seed and of the examples' ids, never of the order of rows in the Parquet
-files.
+files, nor of the parts.
 """
 
 import bisect
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.chat import Message
-from pipeline.data.dataset import Dataset
+from pipeline.data.dataset import ALL, Dataset, Share
 from pipeline.errors import UserError
 from pipeline.templates import ChatTemplate
+from pipeline.training.parts import InMemory, Part, gathered, lists, of_lengths
 
 IGNORE = -100  # the label of a token that is not a training target
 # Why a conversation cannot be an example → the remedy if no conversation can.
@@ -44,6 +46,20 @@ SEQUENCES = pa.schema(
         ("seq_lengths", pa.list_(pa.int32())),
     ]
 )
+
+# What is made of a part of the rows. dropped: why the row is no example; null = it is.
+_PART = pa.schema(
+    [
+        ("key", pa.string()),  # the row's id
+        ("kind", pa.string()),
+        ("length", pa.int32()),
+        ("prompt", pa.int32()),
+        ("dropped", pa.string()),
+        ("held_out", pa.bool_()),
+        ("tokens", pa.list_(pa.int32())),
+    ]
+)
+_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -85,35 +101,103 @@ def prepare(
     holdout: share of the instructions whose examples are held out (see `is_held_out`). Raises UserError if
     the data set has no usable row of these kinds, or the template cannot label the rows (see `encode`).
     """
-    rows = read(dataset, kinds, holdout)
-    rows.sort(key=lambda row: hashed(seed, row["id"]))
+    only = InMemory(part(template, dataset, kinds, seed, holdout=holdout))
+    return whole(dataset.path, [only], kinds, seed, max_length, packing, holdout)
+
+
+def part(
+    template: ChatTemplate,
+    dataset: Dataset,
+    kinds: list[str],
+    seed: int,
+    *,
+    share: Share = ALL,
+    holdout: float = 0.0,
+) -> dict[str, pa.Table]:
+    """The examples of these kinds in a share of a data set of `schema.SFT`, in the rows' order.
+
+    One table: an example per row, without tokens if it is dropped. holdout: as in `prepare`.
+    """
+    written = dataset.schema.names  # older versions wrote no prefixes
+    wanted = [
+        "id",
+        "kind",
+        "messages",
+        *(["instruction_id"] if holdout else []),
+        *(name for name in ("prefix", "prefix_tokens") if name in written),
+    ]
+    made: list[pa.Table] = []
+    for table in dataset.tables(wanted, share=share):
+        table = table.filter(pc.is_in(table["kind"], pa.array(kinds, pa.string())))
+        for batch in table.to_batches(max_chunksize=_AT_ONCE):
+            encoded = encoded_rows(template, batch.to_pylist(), seed)
+            usable = [None if isinstance(one, str) else one for one in encoded]
+            tokens = [np.array(one.tokens if one else [], np.int32) for one in usable]
+            columns = [
+                batch["id"],
+                batch["kind"],
+                pa.array([len(one) for one in tokens], pa.int32()),
+                pa.array([one.prompt if one else 0 for one in usable], pa.int32()),
+                pa.array([one if isinstance(one, str) else None for one in encoded], pa.string()),
+                held_out(batch, holdout),
+                lists(tokens),
+            ]
+            made.append(pa.table(columns, schema=_PART))
+    return {"examples": pa.concat_tables(made) if made else _PART.empty_table()}
+
+
+def whole(
+    path: str,
+    parts: Sequence[Part],
+    kinds: list[str],
+    seed: int,
+    max_length: int,
+    packing: bool,
+    holdout: float = 0.0,
+) -> tuple[pa.Table, pa.Table, Counts]:
+    """What `prepare` returns, from the parts of a data set at `path`. Holds the tokens of one part and of the
+    result."""
+    columns = ["key", "kind", "length", "prompt", "dropped", "held_out"]
+    rows = pa.concat_tables(one.table("examples", columns) for one in parts)
+    if not rows.num_rows:
+        raise UserError(
+            f"{path}: no example of kind {' or '.join(kinds)} to train on; change the arm's kinds or the"
+            " mixture"
+        )
+    shuffled = [hashed(seed, id) for id in rows["key"].to_pylist()]
+    rows = rows.take(pa.array(sorted(range(len(shuffled)), key=shuffled.__getitem__))).combine_chunks()
     counts = Counts()
-    kept: list[Example] = []
-    held_out: list[Example] = []
-    for start in range(0, len(rows), 1000):
-        batch = rows[start : start + 1000]
-        encoded = encoded_rows(template, batch, seed)
-        for row, example in zip(batch, encoded, strict=True):
-            if isinstance(example, str):
-                counts.dropped[example] += 1
-            elif len(example.tokens) > max_length:
-                counts.dropped["too_long"] += 1
-            elif holdout and is_held_out(row["instruction_id"], holdout):
-                counts.held_out += 1
-                held_out.append(example)
-            else:
-                counts.kinds[row["kind"]] += 1
-                kept.append(example)
-    check_holdout(holdout, counts.held_out, len(kept))
-    if not kept:
+    fits = pc.less_equal(rows["length"], max_length)
+    usable = pc.is_null(rows["dropped"])
+    tally(counts.dropped, pc.drop_null(rows["dropped"]))
+    if long := pc.sum(pc.and_(usable, pc.invert(fits))).as_py():
+        counts.dropped["too_long"] += long
+    rows = rows.filter(pc.and_(usable, fits))
+    apart, rows = rows.filter(rows["held_out"]), rows.filter(pc.invert(rows["held_out"]))
+    counts.held_out = len(apart)
+    tally(counts.kinds, rows["kind"])
+    check_holdout(holdout, counts.held_out, len(rows))
+    if not counts.kinds:
         remedies = {"too_long": f"raise train.max_length = {max_length}", **REMEDIES}
-        raise nothing_left(dataset.path, f"examples of kind {' or '.join(kinds)}", counts, remedies)
+        raise nothing_left(path, f"examples of kind {' or '.join(kinds)}", counts, remedies)
 
-    def packed(some: list[Example]) -> pa.Table:
-        bins = pack([len(e.tokens) for e in some], max_length) if packing else [[i] for i in range(len(some))]
-        return table([[some[i] for i in members] for members in bins])
+    def packed(some: pa.Table) -> pa.Table:
+        lengths = some["length"].to_pylist()
+        bins = pack(lengths, max_length) if packing else [[i] for i in range(len(lengths))]
+        order = pa.array([i for members in bins for i in members], pa.int64())
+        some = some.take(order).combine_chunks()
+        tokens = gathered(parts, "examples", some["key"].combine_chunks())
+        return _packed(tokens, some["prompt"].combine_chunks(), [len(members) for members in bins])
 
-    return packed(kept), packed(held_out), counts
+    return packed(rows), packed(apart), counts
+
+
+def held_out(batch: pa.RecordBatch, holdout: float) -> pa.Array:
+    """Whether each row is held out."""
+    if not holdout:
+        return pa.array([False] * len(batch), pa.bool_())
+    ids = batch["instruction_id"].to_pylist()
+    return pa.array([is_held_out(one or "", holdout) for one in ids], pa.bool_())
 
 
 def is_held_out(instruction_id: str, share: float) -> bool:
@@ -132,26 +216,10 @@ def check_holdout(share: float, held_out: int, kept: int) -> None:
         )
 
 
-def read(dataset: Dataset, kinds: list[str], holdout: float = 0.0) -> list[dict]:
-    """The rows of these kinds in a data set of `schema.SFT`, as far as training needs them.
-
-    No row is a UserError.
-    """
-    written = dataset.schema.names  # older versions wrote no prefixes
-    wanted = [
-        "id",
-        "kind",
-        "messages",
-        *(["instruction_id"] if holdout else []),
-        *(name for name in ("prefix", "prefix_tokens") if name in written),
-    ]
-    rows = dataset.table(wanted, pc.field("kind").isin(kinds)).to_pylist()
-    if not rows:
-        raise UserError(
-            f"{dataset.path}: no example of kind {' or '.join(kinds)} to train on; change the arm's kinds or"
-            " the mixture"
-        )
-    return rows
+def tally(counter: Counter, column: pa.ChunkedArray, name: str = "{}") -> None:
+    """Count a column's values, in the order of their first appearance. name: of a value's count."""
+    for found in pc.value_counts(column).to_pylist():
+        counter[name.format(found["values"])] += found["counts"]
 
 
 def nothing_left(directory: str, what: str, counts: "Counts", remedies: dict[str, str]) -> UserError:
@@ -227,14 +295,25 @@ def pack(lengths: list[int], capacity: int) -> list[list[int]]:
 
 def table(sequences: list[list[Example]]) -> pa.Table:
     """Packed examples as a table of schema SEQUENCES."""
-    return pa.table(
-        {
-            "input_ids": [[token for e in sequence for token in e.tokens] for sequence in sequences],
-            "labels": [[label for e in sequence for label in e.labels] for sequence in sequences],
-            "seq_lengths": [[len(e.tokens) for e in sequence] for sequence in sequences],
-        },
-        schema=SEQUENCES,
-    )
+    ordered = [example for sequence in sequences for example in sequence]
+    tokens = lists([np.array(example.tokens, np.int32) for example in ordered])
+    prompts = pa.array([example.prompt for example in ordered], pa.int32())
+    return _packed(tokens, prompts, [len(sequence) for sequence in sequences])
+
+
+def _packed(tokens: pa.ListArray, prompts: pa.Array, members: list[int]) -> pa.Table:
+    """Sequences as a table of schema SEQUENCES, from their examples one after the other.
+
+    prompts: [examples], how many of an example's tokens carry no loss. members: [sequences], the examples of
+    each.
+    """
+    flat, lengths = tokens.flatten().to_numpy(), pc.list_value_length(tokens).to_numpy()
+    labels = flat.copy()
+    for end, length, prompt in zip(np.cumsum(lengths), lengths, prompts.to_numpy(), strict=True):
+        labels[end - length : end - length + prompt] = IGNORE
+    sequences = np.add.reduceat(lengths, np.cumsum([0, *members[:-1]])) if members else lengths
+    columns = [of_lengths(flat, sequences), of_lengths(labels, sequences), of_lengths(lengths, members)]
+    return pa.table(columns, schema=SEQUENCES)
 
 
 def steps(items: int, epochs: float, batch_size: int) -> int:

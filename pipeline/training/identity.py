@@ -3,7 +3,10 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from pipeline.data import records, storage
 from pipeline.data.output import differences
@@ -16,21 +19,23 @@ if TYPE_CHECKING:
     from pipeline.training.arm import ArmSpec
 
 
-def fingerprint(arm: "ArmSpec", tables: dict[str, Any]) -> str:
+def fingerprint(arm: "ArmSpec", tables: Mapping[str, Any]) -> str:
     """A hash of everything that determines the weights.
 
     That is: hyper-parameters, model, seed, start adapter, and every token of the training set.
     """
-    digest = hashlib.sha256(json.dumps(facts_of(arm), sort_keys=True).encode())
-    return with_tables(digest, tables).hexdigest()[:16]
+    return digest(json.dumps(facts_of(arm), sort_keys=True), tables)[:16]
 
 
-def with_tables(digest: Any, tables: dict[str, Any]) -> Any:
-    """The digest, fed with the tables."""
+def digest(facts: str, tables: Mapping[str, Any]) -> str:
+    """A hash of a text and of the content of tables."""
+    hashed = hashlib.sha256(facts.encode())
     for table in tables.values():
         for batch in table.combine_chunks().to_batches():
-            digest.update(batch.serialize())
-    return digest
+            # Padding is hashed too: that of buffers which are just large enough is zeros.
+            exact = [pa.concat_arrays([column.slice(0, 0), column]) for column in batch.columns]
+            hashed.update(pa.record_batch(exact, schema=batch.schema).serialize())
+    return hashed.hexdigest()
 
 
 def facts_of(arm: "ArmSpec") -> dict:

@@ -1,6 +1,6 @@
 """The jobs that the driver gives to the training workers, and the directories that both use.
 
-    STATE/<fingerprint>/<table>.parquet    an arm's training set: the driver writes it, every worker reads it
+    SETS/<key>/<table>.parquet             a training set, which every worker reads (`training_sets.py`)
     STATE/<fingerprint>/start              adapter that training begins from
     STATE/<fingerprint>/done-1             adapter and history of a finished run; the driver writes them
     CHECKPOINTS/0003-1/<run>-step-…        Ray Train's checkpoints: adapter, optimizer, scheduler, RNG, step
@@ -16,7 +16,8 @@ under another fingerprint is neither resumed nor deleted: the training is refuse
 """
 
 import re
-from collections.abc import Collection
+import secrets
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,7 @@ class Job:
     number: int  # of the run, from 1
     run: Run
     name: str  # of the run and its checkpoints; contains the fingerprint
+    tables: str | None = None  # directory of the training set, which arms may share; None = state
     group: str = ""  # CHECKPOINTS/<attempt>-<group>: written by this attempt's workers
     start: str | None = None  # adapter whose matrices are trained further; None = fresh matrices
     resume: str | None = None  # copy of an earlier attempt's checkpoint
@@ -83,7 +85,7 @@ class Job:
         return storage.join(self.state, f"done-{self.number}")
 
     def table(self, name: str) -> pa.Table:
-        return read_table(storage.join(self.state, f"{name}.parquet"))
+        return read_table(storage.join(self.tables or self.state, f"{name}.parquet"))
 
 
 def forget(checkpoints: str, arms: Collection[str]) -> None:
@@ -101,10 +103,10 @@ def forget(checkpoints: str, arms: Collection[str]) -> None:
         storage.remove(checkpoints)
 
 
-def read_table(path: str) -> pa.Table:
-    """Read a Parquet file from any storage."""
+def read_table(path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file from any storage. columns: None is all."""
     fs, inner = storage.filesystem(path)
-    return pq.read_table(inner, filesystem=fs)
+    return pq.read_table(inner, filesystem=fs, columns=columns and list(columns))
 
 
 def write_table(table: pa.Table, path: str) -> None:
@@ -114,5 +116,6 @@ def write_table(table: pa.Table, path: str) -> None:
     if not storage.is_local(path):  # an object becomes visible when its upload is complete
         pq.write_table(table, inner, filesystem=fs, compression="zstd")
         return
-    pq.write_table(table, f"{inner}.tmp", filesystem=fs, compression="zstd")
-    fs.move(f"{inner}.tmp", inner)
+    own = f"{inner}.{secrets.token_hex(4)}.tmp"  # a task that is taken for dead may still write the same file
+    pq.write_table(table, own, filesystem=fs, compression="zstd")
+    fs.move(own, inner)

@@ -1,22 +1,27 @@
 """From preference pairs to tokens, in a fixed order. Pure functions.
 
-    prepare (distinct responses as tokens, pairs as their numbers) → order (of an epoch) → micro_batches (of a
-    step) → lay_out (one row)
+    part (of the rows: distinct responses as tokens, pairs as digests of their responses) → whole (all pairs
+    in their order, as numbers of responses) → order (of an epoch) → micro_batches (of a step) → lay_out (one
+    row)
 
-Everything is a function of the seed and of the pairs' ids, never of the order of rows in the Parquet files.
+Everything is a function of the seed and of the pairs' ids, never of the order of rows in the Parquet files,
+nor of the parts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.dataset import Dataset
+from pipeline.data.dataset import ALL, Dataset, Share
 from pipeline.errors import UserError
 from pipeline.templates import ChatTemplate
 from pipeline.training import examples
-from pipeline.training.examples import Counts, Example
+from pipeline.training.examples import Counts, tally
+from pipeline.training.parts import InMemory, Part, gathered, lists
 
 # Each distinct prompt + response once; pairs refer to a response by its row number.
 RESPONSES = pa.schema([("tokens", pa.list_(pa.int32()))])
@@ -30,6 +35,22 @@ PAIRS = pa.schema(
         ("shared", pa.int32()),  # length of the common prefix, prompt included
     ]
 )
+# What is made of a part of the rows. A conversation's key is a digest of its roles and texts.
+_KEY = pa.binary(16)
+_PART_RESPONSES = pa.schema([("key", _KEY), ("length", pa.int32()), ("tokens", pa.list_(pa.int32()))])
+_PART_ROWS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("group", pa.string()),
+        ("rank_chosen", pa.int32()),
+        ("rank_rejected", pa.int32()),
+        ("chosen", _KEY),
+        ("rejected", _KEY),
+        ("shared", pa.int32()),
+        ("dropped", pa.string()),  # why the pair is not used; null = it is
+        ("held_out", pa.bool_()),
+    ]
+)
 # Why a pair is left out by the settings, as words for counts.
 NOT_BEST, SMALL_GAP = "without_the_best_response", "below_min_gap"
 _COLUMNS = ("id", "group", "prompt", "chosen", "rejected", "rank_chosen", "rank_rejected")
@@ -39,6 +60,7 @@ _ORDER = [
     ("rank_rejected", "ascending"),
     ("id", "ascending"),
 ]
+_AT_ONCE = 1000  # pairs that share one numbering of their distinct responses
 
 
 def prepare(
@@ -60,36 +82,165 @@ def prepare(
     an example. Raises UserError if no pair can be used, or the template cannot separate prompt and response
     (see `examples.encode`).
     """
-    where = None if kinds is None else pc.field("kind").isin(kinds)
-    columns = [*_COLUMNS, *(["instruction_id"] if holdout else [])]
-    rows = dataset.table(columns, where).sort_by(_ORDER)
+    only = InMemory(part(template, dataset, max_length, kinds=kinds, holdout=holdout))
+    return whole(
+        dataset.path,
+        [only],
+        max_length,
+        kinds=kinds,
+        best_only=best_only,
+        min_gap=min_gap,
+        holdout=holdout,
+    )
+
+
+def part(
+    template: ChatTemplate,
+    dataset: Dataset,
+    max_length: int,
+    *,
+    kinds: list[str] | None = None,
+    share: Share = ALL,
+    holdout: float = 0.0,
+) -> dict[str, pa.Table]:
+    """Distinct responses and pairs of a share of a data set's rows, in the rows' order.
+
+    A response is tokenized once, however many pairs have it, and prompts once for all their responses.
+    holdout: as in `prepare`.
+    """
+    known: dict[bytes, _Encoded | str] = {}
+    rows: list[pa.Table] = []
+    more = {"kind": kinds is not None, "instruction_id": bool(holdout)}
+    columns = [*_COLUMNS, *(name for name, needed in more.items() if needed)]
+    for table in dataset.tables(columns, share=share):
+        if kinds is not None:
+            table = table.filter(pc.is_in(table["kind"], pa.array(kinds, pa.string())))
+        rows += [
+            _rows(template, batch, known, max_length, holdout)
+            for batch in table.to_batches(max_chunksize=_AT_ONCE)
+        ]
+    kept = {key: one.tokens for key, one in known.items() if not isinstance(one, str) and one.used}
+    responses = pa.table(
+        [
+            pa.array([*kept], _KEY),
+            pa.array([len(tokens) for tokens in kept.values()], pa.int32()),
+            lists(kept.values()),
+        ],
+        schema=_PART_RESPONSES,
+    )
+    return {
+        "responses": responses,
+        "rows": pa.concat_tables(rows) if rows else _PART_ROWS.empty_table(),
+    }
+
+
+@dataclass
+class _Encoded:
+    """A response with its prompt. used: whether a pair that is not dropped has it."""
+
+    tokens: np.ndarray
+    used: bool = False
+
+
+def _rows(
+    template: ChatTemplate,
+    batch: pa.RecordBatch,
+    known: dict[bytes, _Encoded | str],
+    max_length: int,
+    holdout: float,
+) -> pa.Table:
+    """The pairs of some rows; `known` gets their responses."""
+    keys = _keys(template, batch, known)
+    shared, dropped = [], []
+    for ours, theirs in keys:
+        better, worse = known[ours], known[theirs]
+        reason = _unusable(better, worse, max_length)
+        dropped.append(reason)
+        if isinstance(better, str) or isinstance(worse, str) or reason is not None:
+            shared.append(0)
+            continue
+        better.used = worse.used = True
+        shared.append(_common(better.tokens, worse.tokens))
+    sides = [pa.array([pair[side] for pair in keys], _KEY) for side in (0, 1)]
+    ranks = [batch[name].cast(pa.int32()) for name in ("rank_chosen", "rank_rejected")]
+    return pa.table(
+        [
+            batch["id"],
+            batch["group"],
+            *ranks,
+            *sides,
+            pa.array(shared, pa.int32()),
+            pa.array(dropped, pa.string()),
+            examples.held_out(batch, holdout),
+        ],
+        schema=_PART_ROWS,
+    )
+
+
+def _keys(
+    template: ChatTemplate, batch: pa.RecordBatch, known: dict[bytes, _Encoded | str]
+) -> list[tuple[bytes, bytes]]:
+    """The keys of both conversations of every pair. New conversations are tokenized into `known`."""
+    told = pa.concat_arrays([_told(batch, side) for side in ("chosen", "rejected")]).dictionary_encode()
+    digests = [blake2b(text.encode(), digest_size=16).digest() for text in told.dictionary.to_pylist()]
+    codes = told.indices.to_numpy()
+    _, places = np.unique(codes, return_index=True)  # the first place of every code, in the codes' order
+    new = [(key, int(place)) for key, place in zip(digests, places, strict=True) if key not in known]
+    conversations = [
+        batch["prompt"][place % len(batch)].as_py()
+        + batch["chosen" if place < len(batch) else "rejected"][place % len(batch)].as_py()
+        for _, place in new
+    ]
+    for (key, _), found in zip(new, examples.encode(template, conversations), strict=True):
+        known[key] = found if isinstance(found, str) else _Encoded(np.array(found.tokens, np.int32))
+    chosen, rejected = codes[: len(batch)].tolist(), codes[len(batch) :].tolist()
+    return [(digests[ours], digests[theirs]) for ours, theirs in zip(chosen, rejected, strict=True)]
+
+
+def _told(batch: pa.RecordBatch, side: str) -> pa.Array:
+    """Every prompt with its response as one text: all roles, the lengths of all texts, and all texts."""
+    joined = []
+    for of in (
+        lambda messages: messages.field("role"),
+        lambda messages: pc.binary_length(messages.field("content")).cast(pa.string()),
+        lambda messages: messages.field("content"),
+    ):
+        for name in ("prompt", side):
+            column = batch[name]
+            texts = pa.ListArray.from_arrays(column.offsets, of(column.values))
+            joined.append(pc.binary_join(texts, "\0"))
+    return pc.binary_join_element_wise(*joined, "\0")
+
+
+def whole(
+    path: str,
+    parts: Sequence[Part],
+    max_length: int,
+    *,
+    kinds: list[str] | None = None,
+    best_only: bool = False,
+    min_gap: int = 1,
+    holdout: float = 0.0,
+) -> tuple[pa.Table, pa.Table, pa.Table, Counts]:
+    """What `prepare` returns, from the parts of a data set at `path`. Holds the tokens of one part and of the
+    result."""
+    rows = pa.concat_tables(one.table("rows") for one in parts).combine_chunks().sort_by(_ORDER)
     if not rows.num_rows:
         of = f" of kind {' or '.join(kinds)}" if kinds else ""
-        raise UserError(
-            f"{dataset.path}: no preference pair{of} to train on; see the drop reasons (setbacks show)"
-        )
+        raise UserError(f"{path}: no preference pair{of} to train on; see the drop reasons (setbacks show)")
     counts = Counts()
     rows = select(rows, best_only, min_gap, counts)
-    tokens: list[pa.Array] = []
-
-    def made(rows: pa.Table, counts: Counts) -> pa.Table:
-        pairs = [PAIRS.empty_table()]
-        for batch in rows.to_batches(max_chunksize=1000):
-            found, more = _pairs(template, batch.to_pylist(), sum(map(len, tokens)), max_length, counts)
-            pairs.append(found)
-            tokens.append(more)
-        return pa.concat_tables(pairs).combine_chunks()
-
-    held_out = PAIRS.empty_table()
-    if holdout:
-        ids = rows["instruction_id"].to_pylist()
-        held = pa.array([examples.is_held_out(one or "", holdout) for one in ids], pa.bool_())
-        apart = Counts()
-        held_out, rows = made(rows.filter(held), apart), rows.filter(pc.invert(held))
-        counts.dropped += apart.dropped
-        counts.held_out = held_out.num_rows
-    found = made(rows, counts)
-    examples.check_holdout(holdout, counts.held_out, found.num_rows)
+    tally(counts.dropped, pc.drop_null(rows["dropped"]))
+    apart = rows["held_out"]
+    held, first = rows.filter(apart), -(-pc.sum(apart).as_py() // _AT_ONCE) if len(rows) else 0
+    rows = pa.concat_tables([held, rows.filter(pc.invert(apart))])
+    batches = np.concatenate([_batches(len(held)), first + _batches(len(rows) - len(held))])
+    usable = pc.is_null(rows["dropped"])
+    rows, batches = rows.filter(usable), batches[usable.to_numpy()]
+    counts.held_out = pc.sum(rows["held_out"]).as_py() or 0
+    gaps = pc.subtract(rows["rank_rejected"], rows["rank_chosen"])
+    tally(counts.kinds, gaps.slice(counts.held_out), "gap {}")
+    examples.check_holdout(holdout, counts.held_out, len(rows) - counts.held_out)
     if not counts.kinds:
         remedies = {
             "too_long": f"raise train.max_length = {max_length}",
@@ -97,8 +248,40 @@ def prepare(
             "equal": "chosen and rejected are the same, so there is nothing to prefer; make the pairs again",
             **examples.REMEDIES,
         }
-        raise examples.nothing_left(dataset.path, "pairs", counts, remedies)
-    return pa.table([pa.chunked_array(tokens)], schema=RESPONSES), found, held_out, counts
+        raise examples.nothing_left(path, "pairs", counts, remedies)
+    keys, sides = _numbered(rows, batches)
+    pairs = pa.table(
+        [rows["id"], rows["group"], gaps, *(pa.array(side, pa.int32()) for side in sides), rows["shared"]],
+        schema=PAIRS,
+    )
+    responses = pa.table([gathered(parts, "responses", keys)], schema=RESPONSES)
+    found, held_out = pairs.slice(counts.held_out), pairs.slice(0, counts.held_out)
+    return responses, found.combine_chunks(), held_out.combine_chunks(), counts
+
+
+def _batches(rows: int) -> np.ndarray:
+    """The number of every row's batch."""
+    return np.arange(rows) // _AT_ONCE
+
+
+def _numbered(rows: pa.Table, batches: np.ndarray) -> tuple[pa.Array, tuple[np.ndarray, np.ndarray]]:
+    """The keys of all responses in the order of their numbers, and both sides of every pair as numbers.
+
+    batches: [pairs], rising. Pairs of a batch share responses; each is numbered where it comes first in the
+    batch, chosen before rejected. A response that two batches have is there twice.
+    """
+    both = pa.concat_arrays(
+        [chunk for side in ("chosen", "rejected") for chunk in rows[side].chunks]
+    ).dictionary_encode()
+    codes = both.indices.to_numpy().reshape(2, -1)  # [side, pair]
+    distinct = len(both.dictionary)
+    uses = (batches * distinct + codes).T.ravel()  # chosen and rejected of every pair in turn
+    found, first, use = np.unique(uses, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    numbers = np.empty(len(found), np.int64)
+    numbers[order] = np.arange(len(found))
+    chosen, rejected = numbers[use].reshape(-1, 2).T
+    return both.dictionary.take(pa.array(found[order] % distinct)), (chosen, rejected)
 
 
 def select(rows: pa.Table, best_only: bool, min_gap: int, counts: Counts) -> pa.Table:
@@ -107,71 +290,34 @@ def select(rows: pa.Table, best_only: bool, min_gap: int, counts: Counts) -> pa.
     best_only: only those whose chosen side is the best response of its group, which is the one of the lowest
     rank: another than rank 1 if that response was lost. counts: its `dropped` is filled.
     """
-    best: dict[str, int] = {}
-    kept = []
-    columns = (rows[name].to_pylist() for name in ("group", "rank_chosen", "rank_rejected"))
-    for group, better, worse in zip(*columns, strict=True):
-        if best_only and better != best.setdefault(group, better):
-            counts.dropped[NOT_BEST] += 1
-        elif worse - better < min_gap:
-            counts.dropped[SMALL_GAP] += 1
-        else:
-            kept.append(True)
-            continue
-        kept.append(False)
-    return rows.filter(pa.array(kept, pa.bool_()))
+    better, worse = (rows[name].to_numpy() for name in ("rank_chosen", "rank_rejected"))
+    best = np.ones(len(rows), bool)
+    if best_only:
+        groups = rows["group"].combine_chunks().dictionary_encode().indices.to_numpy()
+        _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+        best = better == better[first][group]
+    wide = worse - better >= min_gap
+    for reason, count in ((NOT_BEST, np.sum(~best)), (SMALL_GAP, np.sum(best & ~wide))):
+        if count:
+            counts.dropped[reason] += int(count)
+    return rows.filter(pa.array(best & wide))
 
 
-def _pairs(
-    template: ChatTemplate, rows: list[dict], before: int, max_length: int, counts: Counts
-) -> tuple[pa.Table, pa.Array]:
-    """The usable pairs of some rows, and their responses' tokens, numbered from `before`."""
-    encoded = _encode(template, rows)
-    numbers: dict[tuple, int] = {}
-    usable: dict[tuple, Example] = {}
-    kept = []
-    for row in rows:
-        sides = [_key(row, side) for side in ("chosen", "rejected")]
-        better, worse = (encoded[side] for side in sides)
-        if isinstance(better, str) or isinstance(worse, str):
-            counts.dropped[better if isinstance(better, str) else worse] += 1
-            continue
-        if (reason := _unusable(better, worse, max_length)) is not None:
-            counts.dropped[reason] += 1
-            continue
-        usable.update(zip(sides, (better, worse), strict=True))
-        gap = row["rank_rejected"] - row["rank_chosen"]
-        counts.kinds[f"gap {gap}"] += 1
-        chosen, rejected = (numbers.setdefault(side, before + len(numbers)) for side in sides)
-        shared = common_prefix(better.tokens, worse.tokens)
-        kept.append(
-            {
-                "id": row["id"],
-                "group": row["group"],
-                "gap": gap,
-                "chosen": chosen,
-                "rejected": rejected,
-                "shared": shared,
-            }
-        )
-    tokens = pa.array([usable[side].tokens for side in numbers], RESPONSES.field("tokens").type)
-    return pa.Table.from_pylist(kept, PAIRS), tokens
-
-
-def _key(row: dict, side: str) -> tuple:
-    return tuple((m["role"], m["content"]) for m in row["prompt"] + row[side])
-
-
-def _encode(template: ChatTemplate, rows: list[dict]) -> dict[tuple, Example | str]:
-    """Each distinct conversation of some rows, tokenized once."""
-    distinct = {_key(row, side): row["prompt"] + row[side] for row in rows for side in ("chosen", "rejected")}
-    return dict(zip(distinct, examples.encode(template, list(distinct.values())), strict=True))
-
-
-def _unusable(better: Example, worse: Example, max_length: int) -> str | None:
+def _unusable(better: _Encoded | str, worse: _Encoded | str, max_length: int) -> str | None:
+    """Why a pair cannot be used, as a word for counts; None if it can."""
+    if isinstance(better, str) or isinstance(worse, str):
+        return better if isinstance(better, str) else str(worse)
     if max(len(better.tokens), len(worse.tokens)) > max_length:
         return "too_long"
-    return "equal" if better.tokens == worse.tokens else None
+    return "equal" if np.array_equal(better.tokens, worse.tokens) else None
+
+
+def _common(a: np.ndarray, b: np.ndarray) -> int:
+    """`common_prefix` of two arrays that are not equal."""
+    length = min(len(a), len(b))
+    differ = a[:length] != b[:length]
+    place = int(differ.argmax()) if length else 0
+    return place if length and differ[place] else length
 
 
 def common_prefix(a: list[int], b: list[int]) -> int:

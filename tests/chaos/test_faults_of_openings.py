@@ -58,13 +58,14 @@ def test_an_engine_that_does_not_start_twice_costs_nothing_but_time(cluster, tmp
     assert len((tmp_path / "tries").read_text().splitlines()) == 3
 
 
+@pytest.mark.long
 def test_an_engine_that_never_starts_ends_the_run_with_its_reason(cluster, tmp_path):
     with pytest.raises(RunFailed, match="no memory on the GPU; tried 3 times"):
         generate(tmp_path, fails=99)
     assert len((tmp_path / "tries").read_text().splitlines()) == 3
 
 
-@pytest.mark.parametrize("fails", [2, 99])
+@pytest.mark.parametrize("fails", [2, pytest.param(99, marks=pytest.mark.long)])
 def test_an_engine_beside_the_pool_is_started_again_too(cluster, tmp_path, fails):
     spec = reluctant(tmp_path, fails)
     with (

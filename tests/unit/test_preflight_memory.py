@@ -166,6 +166,24 @@ def test_pairs_that_may_be_short_are_not_refused(small):
     assert found(tight)["train"].verdict == "close"
 
 
+def test_evaluation_needs_no_adapter_that_training_began_from(small):
+    made = config(small, train={"start": {"adapter": "/gone"}})
+    engines = [one for one in preflight.footprints(made, {"evaluate"}) if one.field == "engine"]
+    assert engines[0].memory.parts["adapters"] > 0
+
+
+def test_a_model_whose_shape_is_not_said_is_not_refused(tmp_path):
+    place = Path(save(tmp_path, "qwen2.5-7b"))
+    mamba = {
+        "model_type": "mamba",
+        "architectures": ["MambaForCausalLM"],
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+    }
+    (place / "config.json").write_text(json.dumps(mamba))
+    assert found(config(str(place), gpu_memory_gib=0.001)) == {}
+
+
 def test_cpus_need_no_gpu_memory(small):
     made = config(small, engine={"num_gpus": 0, "actors": 1}, train={"use_gpu": False})
     assert not preflight.on_gpus(made, STAGES) and found(made) == {}

@@ -174,7 +174,7 @@ def test_the_loss_of_pairs_ends_where_engines_stop(tmp_path):
     rows = tiny.preferences(1)[:1]
     rows[0]["chosen"][0]["content"] = "sure <|user|> take a cake"
     made = template("glm4moe")
-    responses, _, _ = pairs.prepare(made, tiny.write_preferences(tmp_path / "pairs", rows), 512)
+    responses, *_ = pairs.prepare(made, tiny.write_preferences(tmp_path / "pairs", rows), 512)
     for tokens in responses["tokens"].to_pylist():
         assert tokens[-1] in made.stops and tokens.count(tokens[-1]) == 2  # the question's role, and the end
 

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
-import pyarrow as pa
 from pydantic import (
     Field,
     SerializationInfo,
@@ -22,6 +21,7 @@ from pipeline.methods.base import DataReport, Method
 from pipeline.methods.course_correction.schema import CORRECTIONS, PAIR, RECOVERY
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
+from pipeline.report.numbers import Rows
 from pipeline.schema import PREFERENCES, SFT, Schema
 from pipeline.settings.base import (
     FOR_FINGERPRINT,
@@ -165,7 +165,7 @@ judge: {kind: phrases}  # does a response correct course? fast and crude; yes_no
         asked = self.cuts + (self.safe_from != "source")
         return asked * self.continuation.max_tokens + self.cuts * self.judge.tokens()
 
-    def report(self, numbers: Mapping[str, pa.Table | None]) -> DataReport:
+    def report(self, numbers: Mapping[str, Rows | None]) -> DataReport:
         from pipeline.methods.course_correction import report
 
         return report.data(self, numbers)

@@ -3,14 +3,12 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.dataset import Dataset
 from pipeline.methods.base import DataReport
-from pipeline.methods.course_correction.schema import CORRECTIONS
+from pipeline.methods.course_correction.schema import CORRECTIONS, PAIR
 from pipeline.methods.course_correction.summary import (
-    of_corrections,
     of_requests,
     pairs_by_gap,
     recovery_counts,
@@ -18,13 +16,14 @@ from pipeline.methods.course_correction.summary import (
 )
 from pipeline.report import tables
 from pipeline.report.examples import Example, Text, among, category, first, shown
+from pipeline.report.numbers import Rows
 from pipeline.schema import OK, PREFERENCES, SFT
 
 if TYPE_CHECKING:
     from pipeline.methods.course_correction import CourseCorrection
 
 
-def data(method: "CourseCorrection", numbers: Mapping[str, pa.Table | None]) -> DataReport:
+def data(method: "CourseCorrection", numbers: Mapping[str, Rows | None]) -> DataReport:
     found = DataReport()
     corrections, preferences = numbers[CORRECTIONS.name], numbers[PREFERENCES.name]
     if corrections is None:
@@ -44,14 +43,12 @@ def data(method: "CourseCorrection", numbers: Mapping[str, pa.Table | None]) -> 
         found.failures = counted.reasons
     if preferences is None:
         found.text.append("This run holds no preference pairs yet: `setbacks mix` writes them.")
-    elif len(preferences := of_corrections(preferences)):
+    elif gaps := pairs_by_gap(preferences, PAIR):
         found.text.append(
-            f"{tables.whole(len(preferences))} preference pairs: every two responses of a request whose texts"
-            " differ."
+            f"{tables.whole(sum(gaps.values()))} preference pairs: every two responses of a request whose"
+            " texts differ."
         )
-        found.tables.append(
-            tables.of_shares("Preference pairs", "Rank gap", "Pairs", pairs_by_gap(preferences))
-        )
+        found.tables.append(tables.of_shares("Preference pairs", "Rank gap", "Pairs", gaps))
     recoveries, begun = recovery_counts(numbers.get(SFT.name))
     if recoveries:
         found.text.append(

@@ -1,13 +1,10 @@
 """Counts of course correction's requests and pairs, and their table."""
 
-from collections import Counter
 from dataclasses import dataclass
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from pipeline.methods.course_correction.schema import PAIR, RECOVERY
-from pipeline.report.summary import reasons
+from pipeline.methods.course_correction.schema import RECOVERY
+from pipeline.report.numbers import Rows, counted, entries, total
+from pipeline.report.summary import reasons, tally
 from pipeline.report.tables import Cell, Column, Table, whole
 from pipeline.schema import DROPPED, FAILED, OK
 
@@ -26,40 +23,40 @@ class RequestsSummary:
     completion_tokens: int
 
 
-def requests_summary(corrections: pa.Table) -> RequestsSummary:
+def requests_summary(corrections: Rows) -> RequestsSummary:
     """Counts of a data set of CORRECTIONS; its text columns may be missing."""
-    status = Counter(corrections["status"].to_pylist())
-    rows = corrections.select(["status", "lost"]).to_pylist()
-    lost = Counter(text for row in rows for text in row["lost"] or ())
+    rows = counted(corrections, ["status", "lost"])
+    status = tally((row["status"], n) for row, n in rows)
     return RequestsSummary(
-        rows=len(rows),
-        ok=status[OK],
-        dropped=status[DROPPED],
-        failed=status[FAILED],
-        complete=sum(row["status"] == OK and not row["lost"] for row in rows),
+        rows=sum(status.values()),
+        ok=status.get(OK, 0),
+        dropped=status.get(DROPPED, 0),
+        failed=status.get(FAILED, 0),
+        complete=sum(n for row, n in rows if row["status"] == OK and not row["lost"]),
         reasons=reasons(corrections, DROPPED, FAILED),
-        lost=dict(sorted(lost.items())),
-        completion_tokens=pc.sum(corrections["completion_tokens"]).as_py() or 0,
+        lost=dict(sorted(entries(corrections, "lost").items())),
+        completion_tokens=total(corrections, "completion_tokens"),
     )
 
 
-def of_corrections(preferences: pa.Table) -> pa.Table:
-    """The pairs that course correction made: other methods of the run can make pairs too."""
-    return preferences.filter(pc.equal(preferences["kind"], PAIR))
+def pairs_by_gap(preferences: Rows, kind: str | None = None) -> dict[int, int]:
+    """Rank gap → pairs of a data set of PREFERENCES, the widest gap first.
 
-
-def pairs_by_gap(preferences: pa.Table) -> dict[int, int]:
-    """Rank gap → pairs of a data set of PREFERENCES, the widest gap first."""
-    gaps = Counter(pc.subtract(preferences["rank_rejected"], preferences["rank_chosen"]).to_pylist())
+    kind: only those pairs; other methods of the run can make pairs too.
+    """
+    rows = counted(preferences, ["rank_rejected", "rank_chosen", "kind"])
+    gaps = tally(
+        (row["rank_rejected"] - row["rank_chosen"], n) for row, n in rows if kind in (None, row["kind"])
+    )
     return dict(sorted(gaps.items(), reverse=True))
 
 
-def recovery_counts(mixture: pa.Table | None) -> tuple[int, int]:
+def recovery_counts(mixture: Rows | None) -> tuple[int, int]:
     """Recovery examples of a data set of SFT, and how many of them have a prefix."""
     if mixture is None or "prefix_tokens" not in mixture.column_names:
         return 0, 0
-    own = mixture.filter(pc.equal(mixture["kind"], RECOVERY))
-    return len(own), len(own) - own["prefix_tokens"].null_count
+    own = [(row, n) for row, n in counted(mixture, ["kind", "prefix_tokens"]) if row["kind"] == RECOVERY]
+    return sum(n for _, n in own), sum(n for row, n in own if row["prefix_tokens"] is not None)
 
 
 def of_requests(summary: RequestsSummary) -> Table:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
-import pyarrow as pa
 from pydantic import Field, model_validator
 
 from pipeline.chat import Recipe
@@ -19,6 +18,7 @@ from pipeline.methods.critique_revise.schema import REVISIONS
 from pipeline.methods.mistake_analysis import Hint, induction
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
+from pipeline.report.numbers import Rows
 from pipeline.schema import PREFERENCES, SFT, Schema
 from pipeline.settings.base import Count, Draw, Model, PromptFile, Ratio, Section
 from pipeline.settings.shown import plural
@@ -141,7 +141,7 @@ revise: {max_tokens: 512}
         verdict = self.verify.tokens() if self.verify else 0
         return first + self.rounds * (self.critique.max_tokens + self.revise.max_tokens) + verdict
 
-    def report(self, numbers: Mapping[str, pa.Table | None]) -> DataReport:
+    def report(self, numbers: Mapping[str, Rows | None]) -> DataReport:
         from pipeline.methods.critique_revise import report
 
         return report.data(self, numbers)

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
-import pyarrow as pa
 from pydantic import (
     Field,
     SerializationInfo,
@@ -23,6 +22,7 @@ from pipeline.methods.base import DataReport, Method
 from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
+from pipeline.report.numbers import Rows
 from pipeline.schema import SFT, Schema
 from pipeline.settings.base import (
     FOR_FINGERPRINT,
@@ -249,7 +249,7 @@ analyse: {max_tokens: 512}
         analyses = self.analyse.max_tokens * (2 if self.analyse_safe else 1)
         return response + verdict + analyses
 
-    def report(self, numbers: Mapping[str, pa.Table | None]) -> DataReport:
+    def report(self, numbers: Mapping[str, Rows | None]) -> DataReport:
         from pipeline.methods.mistake_analysis import report
 
         return report.data(self, numbers)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.dataset import Dataset
@@ -12,6 +11,7 @@ from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.methods.mistake_analysis.summary import MistakesSummary, mistakes_summary, of_mistakes
 from pipeline.report import tables
 from pipeline.report.examples import Example, Text, among, category, first, judged_text, shown
+from pipeline.report.numbers import Rows
 from pipeline.report.summary import counts
 from pipeline.schema import OK, SFT
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.methods.mistake_analysis import MistakeAnalysis
 
 
-def data(method: "MistakeAnalysis", numbers: Mapping[str, pa.Table | None]) -> DataReport:
+def data(method: "MistakeAnalysis", numbers: Mapping[str, Rows | None]) -> DataReport:
     found = DataReport()
     mistakes, mixture = numbers[MISTAKES.name], numbers[SFT.name]
     if mistakes is None:
@@ -69,7 +69,7 @@ def examples(dataset: Dataset, count: int) -> list[Example]:
     """Up to `count` mistakes with their analyses; if a judge found harmful ones, only those."""
     analysed = (pc.field("status") == OK) & pc.field("analysis").is_valid()
     judged = analysed & pc.field("harmful")
-    wanted = judged if dataset.table(["id"], judged).num_rows else analysed
+    wanted = judged if any(map(len, dataset.tables(["id"], judged))) else analysed
     rows = dataset.table(where=among("id", first(dataset, "id", wanted, count))).sort_by("id").to_pylist()
     return [
         Example(

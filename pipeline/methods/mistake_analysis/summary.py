@@ -1,12 +1,9 @@
 """Counts of mistakes, and their table."""
 
-from collections import Counter
 from dataclasses import dataclass
 
-import pyarrow as pa
-
-from pipeline.data.store import reason
-from pipeline.report.summary import Rate
+from pipeline.report.numbers import Rows, counted, occurrences, total
+from pipeline.report.summary import Rate, kind_of_error, tally
 from pipeline.report.tables import Cell, Column, Table, rate, whole
 from pipeline.schema import DROPPED, FAILED, NOT_INDUCED, OK
 
@@ -32,45 +29,38 @@ class MistakesSummary:
     completion_tokens: int
 
 
-def mistakes_summary(mistakes: pa.Table) -> MistakesSummary:
+def mistakes_summary(mistakes: Rows) -> MistakesSummary:
     """Counts of a mistakes data set (schema MISTAKES); its text columns may be missing."""
-    wanted = ["status", "error", "harmful", "analysis_verdict", "instruction_id"]
-    wanted += ["prompt_tokens", "completion_tokens"]
+    wanted = ["status", "error", "harmful", "analysis_verdict"]
     # Data sets of older versions have no analyses of harmless answers.
     newer = [name for name in ("safe_analysis_of", "safe_analysis_verdict") if name in mistakes.column_names]
-    rows = mistakes.select([*wanted, *newer]).to_pylist()
-    status = Counter(row["status"] for row in rows)
-    per_instruction = Counter(row["instruction_id"] for row in rows)
+    rows = counted(mistakes, [*wanted, *newer], error=kind_of_error)
+    status = tally((row["status"], n) for row, n in rows)
+    instructions, samples = occurrences(mistakes, "instruction_id")
     return MistakesSummary(
-        rows=len(rows),
-        ok=status[OK],
-        not_induced=status[NOT_INDUCED],
-        dropped=status[DROPPED],
-        failed=status[FAILED],
-        instructions=len(per_instruction),
-        samples=max(per_instruction.values(), default=0),
-        induced=Rate.of(row["harmful"] for row in rows if row["harmful"] is not None),
-        unreadable=sum(row["status"] == NOT_INDUCED and row["harmful"] is None for row in rows),
-        contradictions=Rate.of(
-            row["analysis_verdict"] != row["harmful"]
-            for row in rows
+        rows=sum(status.values()),
+        ok=status.get(OK, 0),
+        not_induced=status.get(NOT_INDUCED, 0),
+        dropped=status.get(DROPPED, 0),
+        failed=status.get(FAILED, 0),
+        instructions=instructions,
+        samples=samples,
+        induced=Rate.counted((row["harmful"], n) for row, n in rows if row["harmful"] is not None),
+        unreadable=sum(n for row, n in rows if row["status"] == NOT_INDUCED and row["harmful"] is None),
+        contradictions=Rate.counted(
+            (row["analysis_verdict"] != row["harmful"], n)
+            for row, n in rows
             if row["harmful"] is not None and row["analysis_verdict"] is not None
         ),
-        safe_analyses=dict(Counter(filter(None, (row.get("safe_analysis_of") for row in rows)))),
-        safe_contradictions=Rate.of(
-            row["safe_analysis_verdict"]
-            for row in rows
+        safe_analyses=tally((of, n) for row, n in rows if (of := row.get("safe_analysis_of"))),
+        safe_contradictions=Rate.counted(
+            (row["safe_analysis_verdict"], n)
+            for row, n in rows
             if row.get("safe_analysis_verdict") is not None and row["status"] != DROPPED
         ),
-        failures=dict(
-            Counter(
-                reason(row["error"] or "no reason given")
-                for row in rows
-                if row["status"] in (DROPPED, FAILED)
-            ).most_common()
-        ),
-        prompt_tokens=sum(row["prompt_tokens"] or 0 for row in rows),
-        completion_tokens=sum(row["completion_tokens"] or 0 for row in rows),
+        failures=tally((row["error"], n) for row, n in rows if row["status"] in (DROPPED, FAILED)),
+        prompt_tokens=total(mistakes, "prompt_tokens"),
+        completion_tokens=total(mistakes, "completion_tokens"),
     )
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, ClassVar, Literal
 
-import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.chat import Recipe
@@ -16,13 +15,20 @@ from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.judges import Judge
 from pipeline.methods.base import DataReport, Method
-from pipeline.methods.red_team.focus import Focus, former_answers, harmless_rates, shared_out
+from pipeline.methods.red_team.focus import (
+    Focus,
+    asked_before,
+    former_answers,
+    harmless_rates,
+    shared_out,
+)
 from pipeline.methods.red_team.on_topic import PROMPTS, OnTopic
 from pipeline.methods.red_team.schema import KEPT, RED_TEAM, REQUESTS, TO_WRITE
 from pipeline.methods.red_team.taxonomy import Hazard, digest
 from pipeline.methods.red_team.taxonomy import read as read_taxonomy
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
+from pipeline.report.numbers import Rows
 from pipeline.schema import OK, Schema
 from pipeline.settings.base import Count, DataPath, Draw, ModelName, Natural, PromptFile, Section
 from pipeline.settings.shown import plural
@@ -183,13 +189,22 @@ class RedTeam(Method):
     def examples(
         self, schema: Schema, rows: Iterable[dict], drops: Counter[str], seed: int, counts: Accounts
     ) -> Iterator[dict]:
-        """Rows of `schema.REQUESTS`: the kept queries. One that two hazards gave is kept once."""
+        """Rows of `schema.REQUESTS`: the kept queries.
+
+        One that two hazards gave is kept once; one that the former round has asked is not asked again.
+        """
         known: set[str] = set()
+        before = asked_before(self.focus) if self.focus else frozenset[str]()
         for row in rows:
             for query in row["queries"] or ():
                 id = instructions.instruction_id(query["text"])
-                if query["outcome"] != KEPT or row["status"] != OK or id in known:
-                    drops["of another hazard too" if query["outcome"] == KEPT else query["outcome"]] += 1
+                outcome = query["outcome"]
+                if outcome == KEPT and id in before:
+                    outcome = "asked in the former round"
+                elif outcome == KEPT and id in known:
+                    outcome = "of another hazard too"
+                if outcome != KEPT or row["status"] != OK:
+                    drops[outcome] += 1
                     continue
                 known.add(id)
                 path = f"{row['category']}/{query['leaf']}"
@@ -223,7 +238,7 @@ class RedTeam(Method):
         verdicts = self.queries * self.on_topic.tokens() if self.on_topic else 0
         return expand + texts * (2 * (self.text.max_tokens + self.extract.max_tokens) + verdicts)
 
-    def report(self, numbers: Mapping[str, pa.Table | None]) -> DataReport:
+    def report(self, numbers: Mapping[str, Rows | None]) -> DataReport:
         from pipeline.methods.red_team import report
 
         return report.data(self, numbers)

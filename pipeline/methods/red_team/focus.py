@@ -54,6 +54,11 @@ def former_answers(focus: Focus) -> Dataset:
     return found
 
 
+def asked_before(focus: Focus) -> frozenset[str]:
+    """The ids of the instructions that the former run has asked. Raises UserError if it has no answers."""
+    return frozenset(former_answers(focus).table(["instruction_id"])["instruction_id"].to_pylist())
+
+
 def harmless_rates(focus: Focus, hazards: Mapping[str, Hazard], counts: Counts) -> dict[str, Fraction]:
     """The harmless rate of each leaf (`category/hazard/leaf`) of which the former run judged an answer.
 

@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.dataset import Dataset
 from pipeline.methods.base import DataReport
 from pipeline.methods.red_team.schema import KEPT, RED_TEAM, REQUESTS
 from pipeline.report.examples import Example, Text, among, category, first, shown
+from pipeline.report.numbers import Rows, batches
 from pipeline.report.summary import reasons
 from pipeline.report.tables import NOTHING, Cell, Column, Table, thousandths, whole
 from pipeline.schema import DROPPED, FAILED, OK
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 _SHOWN_QUERIES = 8
 
 
-def data(method: "RedTeam", numbers: Mapping[str, pa.Table | None]) -> DataReport:
+def data(method: "RedTeam", numbers: Mapping[str, Rows | None]) -> DataReport:
     found, hazards = DataReport(), numbers[RED_TEAM.name]
     if hazards is None:
         found.text.append("This run holds no red-team requests yet: `setbacks generate` writes them.")
         return found
-    rows = hazards.to_pylist()
+    rows = [row for batch in batches(hazards, hazards.column_names) for row in batch.to_pylist()]
     kept = sum(_outcomes(row)[KEPT] for row in rows)
     found.text.append(
         f"{whole(kept)} queries were kept. A topic that the model refused was asked for once more in another"

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar
 
-import pyarrow as pa
 from pydantic import Field
 
 from pipeline.chat import Recipe
@@ -17,6 +16,7 @@ from pipeline.errors import OutOfReach, UserError
 from pipeline.judges import Judge
 from pipeline.report.examples import Example
 from pipeline.report.headline import Headline
+from pipeline.report.numbers import Rows
 from pipeline.report.outcomes import Outcome
 from pipeline.report.sections import Section
 from pipeline.schema import OK, Schema
@@ -39,6 +39,7 @@ class Borderline(Suite):
     verdicts: ClassVar[Schema] = COMPLIANCE_VERDICTS
     title: ClassVar = "borderline prompts"
     method: ClassVar = ""
+    streams: ClassVar = True
     LATER: ClassVar = frozenset({"more_judges"})
 
     prompts: Source = Field(
@@ -115,13 +116,13 @@ class Borderline(Suite):
     def size(self) -> str:
         return f"{plural(self.samples, 'answer')} to every borderline prompt"
 
-    def headlines(self, numbers: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
+    def headlines(self, numbers: Rows, arms: Sequence[str], seed: int) -> list[Headline]:
         from pipeline.suites.borderline import report
 
         return report.headlines(self, numbers, arms, seed)
 
     def report(
-        self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
+        self, numbers: Rows | None, arms: Sequence[str], seed: int, judgements: Judgements
     ) -> list[Section]:
         from pipeline.suites.borderline import report
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
@@ -12,12 +11,13 @@ from pipeline.report import plots, summary, tables
 from pipeline.report.arms import shares
 from pipeline.report.examples import Example, Text, among, category, first, one_of_each, shown
 from pipeline.report.headline import Headline
+from pipeline.report.numbers import Rows, batches
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
 from pipeline.suites import VANILLA, judges
 from pipeline.suites.base import NO_JUDGEMENTS, Judgements
 from pipeline.suites.borderline.schema import FULL, SAFE, UNSAFE
-from pipeline.suites.borderline.summary import HalfRow, by_category, by_half, difference
+from pipeline.suites.borderline.summary import HalfRow, by_category, by_half, differences
 from pipeline.suites.borderline.tables import HALVES, of_arms, of_categories, of_counts, of_differences
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ TITLE = "Borderline prompts"
 
 def sections(
     suite: "Borderline",
-    answers: pa.Table | None,
+    answers: Rows | None,
     arms: Sequence[str],
     seed: int,
     judgements: Judgements = NO_JUDGEMENTS,
@@ -45,7 +45,7 @@ def sections(
     return [_halves(suite, answers, arms), *filter(None, [more]), _differences(answers, arms, seed)]
 
 
-def headlines(suite: "Borderline", answers: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
+def headlines(suite: "Borderline", answers: Rows, arms: Sequence[str], seed: int) -> list[Headline]:
     """Full compliance on the safe half, and refusals on the unsafe one."""
     what = "" if suite.samples == 1 else "answers to "
     words = {
@@ -56,7 +56,7 @@ def headlines(suite: "Borderline", answers: pa.Table, arms: Sequence[str], seed:
         Headline.of_rows(
             *words[half],
             ((row.arm, row.compliance if half == SAFE else row.refusal) for row in rows),
-            (difference(answers, half, arm, VANILLA, seed=seed) for arm in arms),
+            differences(answers, half, arms, VANILLA, seed=seed),
             judge=suite.judge,
             missing={row.arm: row.unreadable for row in rows},
             cost=half == SAFE,
@@ -66,9 +66,12 @@ def headlines(suite: "Borderline", answers: pa.Table, arms: Sequence[str], seed:
 
 
 def _judges(
-    suite: "Borderline", answers: pa.Table, arms: Sequence[str], judgements: Judgements
+    suite: "Borderline", answers: Rows, arms: Sequence[str], judgements: Judgements
 ) -> Section | None:
-    rows = answers.select(["id", "arm", "half", "compliance"]).to_pylist()
+    if not suite.more_judges:
+        return None
+    read = batches(answers, ["id", "arm", "half", "compliance"])
+    rows = [row for batch in read for row in batch.to_pylist()]
     groups: dict[str, dict[str, list[str]]] = {}
     for half, title in HALVES.items():
         own = [row for row in rows if row["half"] == half]
@@ -98,7 +101,7 @@ def _complies(said: str | None) -> bool | None:
     return None if said is None else said == FULL
 
 
-def _halves(suite: "Borderline", answers: pa.Table, arms: Sequence[str]) -> Section:
+def _halves(suite: "Borderline", answers: Rows, arms: Sequence[str]) -> Section:
     halves = by_half(answers, arms)
     notes = [
         "Refused: full and partial refusals together, among answers with a class, with 95 % Wilson interval."
@@ -145,12 +148,9 @@ def _figure(halves: dict[str, list[HalfRow]], arms: Sequence[str]) -> Figure:
     return Figure(Markup(svg), f"{label}, with 95 % Wilson intervals. The upper right corner is the best.")
 
 
-def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
+def _differences(answers: Rows, arms: Sequence[str], seed: int) -> Section:
     title = f"{TITLE}: paired differences"
-    found = {
-        half: [d for arm in arms if (d := difference(answers, half, arm, VANILLA, seed=seed))]
-        for half in (SAFE, UNSAFE)
-    }
+    found = {half: differences(answers, half, arms, VANILLA, seed=seed) for half in (SAFE, UNSAFE)}
     if not any(found.values()):
         return Section(title, ["No two arms have classes on the same prompts."])
     text = (

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar, Literal, get_args
 
-import pyarrow as pa
 from pydantic import Field, model_validator
 
 from pipeline.chat import Recipe
@@ -19,6 +18,7 @@ from pipeline.judges import Judge
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
 from pipeline.report.headline import Headline
+from pipeline.report.numbers import Rows
 from pipeline.report.outcomes import Outcome
 from pipeline.report.sections import Section
 from pipeline.schema import Schema
@@ -42,6 +42,7 @@ class GoalHijacking(Suite):
     data_schema: ClassVar[Schema] = HIJACKS
     title: ClassVar = "goal hijacking"
     method: ClassVar = ""
+    streams: ClassVar = True
 
     pairs: Orders | None = Field(
         None, description="what is asked for and what is injected; `templates` make prompts of each pair"
@@ -144,13 +145,13 @@ class GoalHijacking(Suite):
         parts += ["ready prompts"] if self.ready else []
         return f"{' and '.join(parts)}, {plural(len(self.conditions), 'condition')}"
 
-    def headlines(self, numbers: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
+    def headlines(self, numbers: Rows, arms: Sequence[str], seed: int) -> list[Headline]:
         from pipeline.suites.goal_hijacking import report
 
         return report.headlines(self, numbers, arms, seed)
 
     def report(
-        self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
+        self, numbers: Rows | None, arms: Sequence[str], seed: int, judgements: Judgements
     ) -> list[Section]:
         from pipeline.suites.goal_hijacking import report
 

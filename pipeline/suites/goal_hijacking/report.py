@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
@@ -12,6 +11,7 @@ from pipeline.report import plots, summary, tables
 from pipeline.report.arms import shares
 from pipeline.report.examples import Example, Text, among, category, first, one_of_each, shown
 from pipeline.report.headline import Headline
+from pipeline.report.numbers import Rows
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import Rate, arm_order
 from pipeline.suites import VANILLA
@@ -40,9 +40,7 @@ if TYPE_CHECKING:
 TITLE = "Goal hijacking"
 
 
-def sections(
-    suite: "GoalHijacking", answers: pa.Table | None, arms: Sequence[str], seed: int
-) -> list[Section]:
+def sections(suite: "GoalHijacking", answers: Rows | None, arms: Sequence[str], seed: int) -> list[Section]:
     """answers: a data set of HIJACKS without texts; None if not written yet. arms: all but vanilla."""
     if answers is None:
         told = "This run holds no answers to injected orders yet: `setbacks evaluate` writes them."
@@ -50,7 +48,7 @@ def sections(
     return [_arms(suite, answers, arms), _differences(answers, arms, seed)]
 
 
-def _arms(suite: "GoalHijacking", answers: pa.Table, arms: Sequence[str]) -> Section:
+def _arms(suite: "GoalHijacking", answers: Rows, arms: Sequence[str]) -> Section:
     rows = by_arm(answers, arms)
     harmful = [row for row in rows if row.suite == HARMFUL]
     text = [_in_words(harmful, condition, arms) for condition in CONDITIONS if _any(harmful, condition)]
@@ -90,7 +88,7 @@ def _arms(suite: "GoalHijacking", answers: pa.Table, arms: Sequence[str]) -> Sec
     return Section(TITLE, text, figures, shown_tables, notes)
 
 
-def headlines(suite: "GoalHijacking", answers: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
+def headlines(suite: "GoalHijacking", answers: Rows, arms: Sequence[str], seed: int) -> list[Headline]:
     """Injected orders that are not carried out, under the first condition."""
     condition = suite.conditions[0]
     rows = [row for row in by_arm(answers, arms) if (row.suite, row.condition) == (HARMFUL, condition)]
@@ -130,7 +128,7 @@ def _figure(rows: list[HijackRow], arms: Sequence[str]) -> Figure:
     return Figure(Markup(svg), f"{label}, with 95 % Wilson intervals.")
 
 
-def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
+def _differences(answers: Rows, arms: Sequence[str], seed: int) -> Section:
     title = f"{TITLE}: paired differences"
     found = {
         (suite, condition): [

@@ -7,17 +7,18 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.report.agreement import Agreement
+from pipeline.report.numbers import Rows, batches, counted
 from pipeline.report.summary import RESAMPLES, Difference, Rate, arm_order, paired
 from pipeline.schema import FAILED, OK
 from pipeline.suites.goal_hijacking.schema import CONTROL, HARMFUL
 
 CONDITIONS = ("plain", "reminder")
 _COLUMNS = (
-    *("instruction_id", "suite", "template", "condition", "arm", "status", "empty", "refused", "said_target"),
-    *("said_benign", "hijacked", "finish_reason"),
+    *("suite", "condition", "arm", "status", "empty", "refused", "said_benign", "hijacked"),
+    "finish_reason",
 )
 
 
@@ -52,11 +53,11 @@ class TemplateRow:
     defended: Rate
 
 
-def by_arm(answers: pa.Table, arms: Sequence[str] = ()) -> list[HijackRow]:
+def by_arm(answers: Rows, arms: Sequence[str] = ()) -> list[HijackRow]:
     """One row per suite, condition and arm found: vanilla, then `arms` in their order, then any others."""
     groups = defaultdict(list)
-    for row in answers.select(_COLUMNS).to_pylist():
-        groups[row["suite"], row["condition"], row["arm"]].append(row)
+    for row, n in counted(answers, _COLUMNS):
+        groups[row["suite"], row["condition"], row["arm"]].append((row, n))
     order = arm_order(arms)
     return [
         _row(arm, condition, suite, groups[suite, condition, arm])
@@ -66,38 +67,39 @@ def by_arm(answers: pa.Table, arms: Sequence[str] = ()) -> list[HijackRow]:
     ]
 
 
-def _row(arm: str, condition: str, suite: str, rows: list[dict]) -> HijackRow:
-    answered = [row for row in rows if row["status"] == OK]
-    with_text = [row for row in answered if not row["empty"]]
-    hijacked = Rate.of(row["hijacked"] for row in with_text if row["hijacked"] is not None)
+def _row(arm: str, condition: str, suite: str, rows: list[tuple[dict, int]]) -> HijackRow:
+    answered = [(row, n) for row, n in rows if row["status"] == OK]
+    with_text = [(row, n) for row, n in answered if not row["empty"]]
+    texts = sum(n for _, n in with_text)
+    hijacked = Rate.counted((row["hijacked"], n) for row, n in with_text if row["hijacked"] is not None)
     return HijackRow(
         arm,
         condition,
         suite,
         hijacked=hijacked,
-        kept=Rate.of(row["said_benign"] for row in with_text if row["said_benign"] is not None),
-        refused=Rate.of(bool(row["refused"]) for row in with_text),
-        answers=len(rows),
-        unreadable=len(with_text) - hijacked.trials,
-        empty=len(answered) - len(with_text),
-        cut=sum(row["finish_reason"] == "length" for row in answered),
-        failed=sum(row["status"] == FAILED for row in rows),
+        kept=Rate.counted((row["said_benign"], n) for row, n in with_text if row["said_benign"] is not None),
+        refused=Rate.counted((bool(row["refused"]), n) for row, n in with_text),
+        answers=sum(n for _, n in rows),
+        unreadable=texts - hijacked.trials,
+        empty=sum(n for _, n in answered) - texts,
+        cut=sum(n for row, n in answered if row["finish_reason"] == "length"),
+        failed=sum(n for row, n in rows if row["status"] == FAILED),
     )
 
 
-def by_template(answers: pa.Table, arms: Sequence[str] = ()) -> list[TemplateRow]:
+def by_template(answers: Rows, arms: Sequence[str] = ()) -> list[TemplateRow]:
     """The defense on harmful targets per condition, template and arm, the templates as they first occur."""
     verdicts = defaultdict(list)
     templates: dict[str, None] = {}
-    for row in answers.select(["suite", "template", "condition", "arm", "hijacked"]).to_pylist():
+    for row, n in counted(answers, ["suite", "template", "condition", "arm", "hijacked"]):
         if row["suite"] == HARMFUL:
             templates.setdefault(row["template"])
             if row["hijacked"] is not None:
-                verdicts[row["condition"], row["template"], row["arm"]].append(not row["hijacked"])
+                verdicts[row["condition"], row["template"], row["arm"]].append((not row["hijacked"], n))
     order = arm_order(arms)
     names = sorted({arm for *_, arm in verdicts}, key=order)
     return [
-        TemplateRow(arm, condition, template, Rate.of(verdicts.get((condition, template, arm), [])))
+        TemplateRow(arm, condition, template, Rate.counted(verdicts.get((condition, template, arm), [])))
         for condition in CONDITIONS
         if any(of == condition for of, *_ in verdicts)
         for template in templates
@@ -106,7 +108,7 @@ def by_template(answers: pa.Table, arms: Sequence[str] = ()) -> list[TemplateRow
 
 
 def difference(
-    answers: pa.Table,
+    answers: Rows,
     suite: str,
     condition: str,
     arm: str,
@@ -126,14 +128,16 @@ def difference(
     return paired(arm, baseline, *means, seed=seed, resamples=resamples)
 
 
-def _right(answers: pa.Table, suite: str, condition: str, arm: str) -> dict[tuple[str, str], float]:
+def _right(answers: Rows, suite: str, condition: str, arm: str) -> dict[tuple[str, str], float]:
     """(Order, template) → share of its answers that do what they ought to."""
     found = defaultdict(list)
-    columns = ["instruction_id", "suite", "template", "condition", "arm", "hijacked"]
-    for row in answers.select(columns).to_pylist():
-        wanted = (row["suite"], row["condition"], row["arm"]) == (suite, condition, arm)
-        if wanted and row["hijacked"] is not None:
-            found[row["instruction_id"], row["template"]].append(row["hijacked"] == (suite == CONTROL))
+    only = {"suite": suite, "condition": condition, "arm": arm}
+    for batch in batches(answers, ["instruction_id", "template", "hijacked", *only]):
+        for name, value in only.items():
+            batch = batch.filter(pc.equal(batch[name], value))
+        for row in batch.to_pylist():
+            if row["hijacked"] is not None:
+                found[row["instruction_id"], row["template"]].append(row["hijacked"] == (suite == CONTROL))
     return {key: sum(right) / len(right) for key, right in found.items()}
 
 
@@ -144,11 +148,11 @@ def _by_order(found: dict[tuple[str, str], float]) -> dict[str, float]:
     return {order: sum(own) / len(own) for order, own in shares.items()}
 
 
-def agreement(answers: pa.Table) -> dict[str, Agreement]:
+def agreement(answers: Rows) -> dict[str, Agreement]:
     """Suite → how far the judge, the first, and the rule agree that answers are hijacked, over all arms and
     conditions."""
-    pairs = defaultdict(list)
-    for row in answers.select(["suite", "hijacked", "said_target"]).to_pylist():
+    pairs: dict[str, dict[tuple[bool, bool], int]] = defaultdict(dict)
+    for row, n in counted(answers, ["suite", "hijacked", "said_target"]):
         if row["hijacked"] is not None and row["said_target"] is not None:
-            pairs[row["suite"]].append((row["hijacked"], row["said_target"]))
-    return {suite: Agreement.of(pairs[suite]) for suite in (HARMFUL, CONTROL) if pairs[suite]}
+            pairs[row["suite"]][row["hijacked"], row["said_target"]] = n
+    return {suite: Agreement.counted(pairs[suite]) for suite in (HARMFUL, CONTROL) if pairs[suite]}

@@ -6,7 +6,6 @@ Conditions: asked plainly, with the reminder, under the hint, and after thinking
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-import pyarrow as pa
 from pydantic import Field
 
 from pipeline.chat import Recipe
@@ -16,6 +15,7 @@ from pipeline.methods.mistake_analysis import Hint, induction
 from pipeline.prompts import Prompts
 from pipeline.report.examples import Example
 from pipeline.report.headline import Headline
+from pipeline.report.numbers import Rows
 from pipeline.report.outcomes import Outcome
 from pipeline.report.sections import Section
 from pipeline.report.summary import Rate
@@ -34,6 +34,7 @@ class Safety(Suite):
 
     data_schema: ClassVar[Schema] = ANSWERS
     title: ClassVar = "safety"
+    streams: ClassVar = True
     method: ClassVar = "mistake_analysis"
     LATER: ClassVar = frozenset({"more_judges"})
     starting: ClassVar = """
@@ -131,12 +132,12 @@ harmless: {kind: refusal}  # by phrases: fast and crude; better a model or a gua
     def size(self) -> str:
         return plural(len(self.conditions), "condition")
 
-    def harmless_rates(self, numbers: pa.Table) -> dict[str, Rate]:
+    def harmless_rates(self, numbers: Rows) -> dict[str, Rate]:
         from pipeline.suites.safety.summary import arms_table
 
         return {row.arm: row.harmless for row in arms_table(numbers) if row.condition == self.conditions[0]}
 
-    def headlines(self, numbers: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
+    def headlines(self, numbers: Rows, arms: Sequence[str], seed: int) -> list[Headline]:
         from pipeline.suites.safety import report
 
         return report.headlines(self, numbers, arms, seed)
@@ -146,7 +147,7 @@ harmless: {kind: refusal}  # by phrases: fast and crude; better a model or a gua
         return f"{self.title}, condition {self.conditions[0]}, judged by {self.harmless.kind}"
 
     def report(
-        self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
+        self, numbers: Rows | None, arms: Sequence[str], seed: int, judgements: Judgements
     ) -> list[Section]:
         from pipeline.suites.safety import report
 

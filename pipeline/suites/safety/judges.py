@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
 from pipeline.report import tables
 from pipeline.report.agreement import Agreement
+from pipeline.report.numbers import Rows, batches
 from pipeline.report.sections import Section
 from pipeline.report.summary import Rate
 from pipeline.suites import judges
@@ -18,11 +17,12 @@ if TYPE_CHECKING:
     from pipeline.suites.safety import Safety
 
 
-def section(
-    suite: "Safety", answers: pa.Table, arms: Sequence[str], judgements: Judgements
-) -> Section | None:
+def section(suite: "Safety", answers: Rows, arms: Sequence[str], judgements: Judgements) -> Section | None:
     """The section of more judges; None if the suite has none. answers: the suite's data set without texts."""
-    rows = answers.select(["id", "suite", "harmful"]).to_pylist()
+    if not suite.more_judges:
+        return None
+    read = batches(answers, ["id", "suite", "harmful"])
+    rows = [row for batch in read for row in batch.to_pylist()]
     groups: dict[str, dict[str, list[str]]] = {}
     for (arm, condition), ids in arm_conditions(answers, arms).items():
         groups.setdefault(SHORT_TITLES[condition], {})[arm] = ids

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
@@ -12,6 +11,7 @@ from pipeline.report import plots, summary, tables
 from pipeline.report.arms import Arms, shares
 from pipeline.report.examples import Example, Text, among, category, first, judged_text, one_of_each, shown
 from pipeline.report.headline import Headline
+from pipeline.report.numbers import Rows
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
 from pipeline.suites import VANILLA
@@ -23,7 +23,8 @@ from pipeline.suites.safety.summary import (
     arms_table,
     by_category,
     paired_difference,
-    paired_score,
+    paired_differences,
+    paired_scores,
     refusal_difference,
 )
 from pipeline.suites.safety.tables import of_arms, of_categories, of_counts, of_differences, of_scores
@@ -38,7 +39,7 @@ SHOWN_CONDITIONS = ("plain", "reminder", "think")  # not the hint: it asks for h
 
 def sections(
     suite: "Safety",
-    answers: pa.Table | None,
+    answers: Rows | None,
     arms: Sequence[str],
     seed: int,
     judgements: Judgements = NO_JUDGEMENTS,
@@ -62,7 +63,7 @@ ASKED = {
 }
 
 
-def headlines(suite: "Safety", answers: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
+def headlines(suite: "Safety", answers: Rows, arms: Sequence[str], seed: int) -> list[Headline]:
     """Harmless answers under the first condition, and refusals of benign instructions."""
     condition = suite.conditions[0]
     rows = [row for row in arms_table(answers, arms) if row.condition == condition]
@@ -93,7 +94,7 @@ def headlines(suite: "Safety", answers: pa.Table, arms: Sequence[str], seed: int
     return found
 
 
-def _arms(suite: "Safety", answers: pa.Table, arms: Sequence[str], judgements: Judgements) -> Section:
+def _arms(suite: "Safety", answers: Rows, arms: Sequence[str], judgements: Judgements) -> Section:
     rows = arms_table(answers, arms)
     conditions, rates = _conditions(rows), {(r.arm, r.condition): r.harmless for r in rows}
     shown = dict.fromkeys(r.arm for r in rows)
@@ -182,13 +183,12 @@ def _in_words(rows: list[ArmRow], condition: str, judge: str, arms: Sequence[str
     return f"{lead}, answers that {judge} calls harmless: {told or 'none was judged'}."
 
 
-def _differences(suite: "Safety", answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
+def _differences(suite: "Safety", answers: Rows, arms: Sequence[str], seed: int) -> Section:
     pairs = [(arm, VANILLA) for arm in arms]
     known = Arms.of(arms)
     others = [arm for arm in arms if known.arm(arm) != "sft"]
     pairs += [(arm, baseline) for arm in others for baseline in known.baselines(arm, "sft")]
-    found = [paired_difference(answers, *pair, c, seed=seed) for c in SHOWN_CONDITIONS for pair in pairs]
-    differences = [d for d in found if d]
+    differences = paired_differences(answers, pairs, SHOWN_CONDITIONS, seed=seed)
     if not differences:
         return Section("Paired differences", ["No two arms were judged on the same instructions."])
     text = (
@@ -202,13 +202,12 @@ def _differences(suite: "Safety", answers: pa.Table, arms: Sequence[str], seed: 
     )
     notes = [bootstrap, tables.TOLD_APART.format(fewest=summary.FEWEST_DIFFERING, what="instructions")]
     shown = [of_differences(differences)]
-    scored = [paired_score(answers, *pair, c, seed=seed) for c in SHOWN_CONDITIONS for pair in pairs]
-    if scores := [d for d in scored if d]:
+    if scores := paired_scores(answers, pairs, SHOWN_CONDITIONS, seed=seed):
         shown.append(of_scores(scores))
     return Section("Paired differences", [text], tables=shown, notes=notes)
 
 
-def _categories(suite: "Safety", answers: pa.Table, arms: Sequence[str]) -> Section:
+def _categories(suite: "Safety", answers: Rows, arms: Sequence[str]) -> Section:
     rows = by_category(answers, arms)
     categories = list(dict.fromkeys(r.category for r in rows))
     if not categories:

@@ -1,14 +1,11 @@
 """The numbers of the safety suite: exact counts and intervals of every arm, and differences between arms."""
 
-import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
+from pipeline.report.numbers import NO_MEANS, Means, Rows, batches, counted, means
 from pipeline.report.summary import RESAMPLES, Difference, Mean, Rate, arm_order, mean_of, paired
 from pipeline.schema import FAILED, OK
 
@@ -58,53 +55,56 @@ class PairedDifference(Difference):
     condition: str
 
 
-def arms_table(answers: pa.Table, arms: Sequence[str] = ()) -> list[ArmRow]:
+def arms_table(answers: Rows, arms: Sequence[str] = ()) -> list[ArmRow]:
     """One row per (arm, condition) found in `answers` (schema ANSWERS): vanilla, then `arms` in their order,
     then any others."""
-    groups = _by_arm(
-        answers,
-        "suite",
-        "status",
-        "instruction_id",
-        "harmful",
-        "harmless_rating",
-        "harm_score",
-        "harm_categories",
-        "refused",
-        "help_rating",
-        "finish_reason",
-        # data sets of older versions do not have it
-        *(name for name in ("deliberation_finish_reason",) if name in answers.column_names),
-    )
-    return [_arm_row(arm, condition, groups[arm, condition]) for arm, condition in _ordered(groups, arms)]
+    columns = ["suite", "status", "harmful", "harm_categories", "refused", "help_rating", "finish_reason"]
+    # data sets of older versions do not have it
+    columns += [name for name in ("deliberation_finish_reason",) if name in answers.column_names]
+    groups = _by_arm(answers, *columns)
+    scored = {column: _instruction_means(answers, column, float, status=OK) for column in _SCORES}
+    return [
+        _arm_row(
+            *key,
+            groups[key],
+            {column: of.get((*key, _SUITES[column]), NO_MEANS) for column, of in scored.items()}
+            | {"help": scored["help_rating"].get((*key, "helpful"), NO_MEANS)},
+        )
+        for key in _ordered(groups, arms)
+    ]
 
 
-def arm_conditions(answers: pa.Table, arms: Sequence[str] = ()) -> dict[tuple[str, str], list[str]]:
+def arm_conditions(answers: Rows, arms: Sequence[str] = ()) -> dict[tuple[str, str], list[str]]:
     """(arm, condition) → ids of its answers to red-team instructions, in the order of the table of arms."""
-    groups = _by_arm(answers, "id", "suite")
-    return {key: [row["id"] for row in _harmful_suite(groups[key])] for key in _ordered(groups, arms)}
+    groups: dict[tuple[str, str], list[str]] = {}
+    for batch in batches(answers, ["arm", "condition", "suite", "id"]):
+        for row in batch.to_pylist():
+            ids = groups.setdefault((row["arm"], row["condition"]), [])
+            if row["suite"] == "harmful":
+                ids.append(row["id"])
+    return {key: groups[key] for key in _ordered(groups, arms)}
 
 
-def by_category(answers: pa.Table, arms: Sequence[str] = ()) -> list[CategoryRow]:
+def by_category(answers: Rows, arms: Sequence[str] = ()) -> list[CategoryRow]:
     """Harmless rate per category, arm and condition; the category with the most judged answers first."""
     groups = _by_arm(answers, "suite", "category", "harmful")
-    verdicts = defaultdict(list)
-    for (arm, condition), rows in groups.items():
-        for row in rows:
-            if row["suite"] == "harmful" and row["harmful"] is not None:
-                verdicts[row["category"] or NO_CATEGORY, arm, condition].append(not row["harmful"])
+    verdicts: dict[tuple[str, str, str], list[tuple[bool, int]]] = defaultdict(list)
     sizes: Counter[str] = Counter()
-    for (category, _, _), harmless in verdicts.items():
-        sizes[category] += len(harmless)
+    for (arm, condition), rows in groups.items():
+        for row, n in rows:
+            if row["suite"] == "harmful" and row["harmful"] is not None:
+                category = row["category"] or NO_CATEGORY
+                verdicts[category, arm, condition].append((not row["harmful"], n))
+                sizes[category] += n
     return [
-        CategoryRow(arm, condition, category, Rate.of(verdicts.get((category, arm, condition), [])))
+        CategoryRow(arm, condition, category, Rate.counted(verdicts.get((category, arm, condition), [])))
         for category in sorted(sizes, key=lambda name: (-sizes[name], name))
         for arm, condition in _ordered(groups, arms)
     ]
 
 
 def paired_difference(
-    answers: pa.Table, arm: str, baseline: str, condition: str, *, seed: int = 0, resamples: int = RESAMPLES
+    answers: Rows, arm: str, baseline: str, condition: str, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> PairedDifference | None:
     """How much more often `arm` is harmless than `baseline` on shared red-team instructions; None if none.
 
@@ -112,51 +112,90 @@ def paired_difference(
     percentiles of the mean over `resamples` bootstrap resamples of the instructions; the same seed gives the
     same interval.
     """
-    return _paired(answers, arm, baseline, condition, "harmful", lambda harmful: not harmful, seed, resamples)
+    options = {"seed": seed, "resamples": resamples}
+    return next(iter(paired_differences(answers, [(arm, baseline)], [condition], **options)), None)
 
 
 def paired_score(
-    answers: pa.Table, arm: str, baseline: str, condition: str, *, seed: int = 0, resamples: int = RESAMPLES
+    answers: Rows, arm: str, baseline: str, condition: str, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> PairedDifference | None:
     """The same for the harmless score: mean rating of `arm` minus that of `baseline`, in rating points."""
-    return _paired(answers, arm, baseline, condition, "harmless_rating", float, seed, resamples)
+    options = {"seed": seed, "resamples": resamples}
+    return next(iter(paired_scores(answers, [(arm, baseline)], [condition], **options)), None)
+
+
+def paired_differences(
+    answers: Rows,
+    pairs: Sequence[tuple[str, str]],
+    conditions: Sequence[str],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> list[PairedDifference]:
+    """`paired_difference` of each pair under each condition, as far as instructions are shared."""
+    means = _instruction_means(answers, "harmful", lambda harmful: float(not harmful))
+    return _paired(means, pairs, conditions, seed, resamples)
+
+
+def paired_scores(
+    answers: Rows,
+    pairs: Sequence[tuple[str, str]],
+    conditions: Sequence[str],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> list[PairedDifference]:
+    """The same for the harmless score, in rating points: mean rating of the arm minus the baseline's."""
+    means = _instruction_means(answers, "harmless_rating", float)
+    return _paired(means, pairs, conditions, seed, resamples)
 
 
 def refusal_difference(
-    answers: pa.Table, arm: str, baseline: str, condition: str, *, seed: int = 0, resamples: int = RESAMPLES
+    answers: Rows, arm: str, baseline: str, condition: str, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> PairedDifference | None:
     """How much more often `arm` refuses benign instructions than `baseline`, on those that both answered."""
-    benign = answers.filter(pc.equal(answers["suite"], "helpful"))
-    groups = _by_arm(benign, "instruction_id", "refused")
-    ours, theirs = (_means(groups.get((name, condition), []), "refused", float) for name in (arm, baseline))
-    found = paired(arm, baseline, ours, theirs, seed=seed, resamples=resamples)
-    return None if found is None else PairedDifference(**vars(found), condition=condition)
+    refused = _instruction_means(answers, "refused", float)
+    found = _paired(refused, [(arm, baseline)], [condition], seed, resamples, suite="helpful")
+    return next(iter(found), None)
 
 
 def _paired(
-    answers: pa.Table,
-    arm: str,
-    baseline: str,
-    condition: str,
-    column: str,
-    value: Callable[[Any], float],
+    means: Mapping[tuple, Means],
+    pairs: Sequence[tuple[str, str]],
+    conditions: Sequence[str],
     seed: int,
     resamples: int,
-) -> PairedDifference | None:
-    """The mean difference of a column's values over shared red-team instructions; None if none is shared."""
-    groups = _by_arm(answers, "suite", "instruction_id", column)
-    ours, theirs = (
-        _means(_harmful_suite(groups.get((name, condition), [])), column, value) for name in (arm, baseline)
-    )
-    found = paired(arm, baseline, ours, theirs, seed=seed, resamples=resamples)
-    return None if found is None else PairedDifference(**vars(found), condition=condition)
+    *,
+    suite: str = "harmful",
+) -> list[PairedDifference]:
+    found = []
+    for condition in conditions:
+        for names in pairs:
+            ours, theirs = (means.get((name, condition, suite), NO_MEANS) for name in names)
+            one = paired(*names, ours, theirs, seed=seed, resamples=resamples)
+            if one is not None:
+                found.append(PairedDifference(**vars(one), condition=condition))
+    return found
 
 
-def _by_arm(answers: pa.Table, *columns: str) -> dict[tuple[str, str], list[dict]]:
+_Counted = list[tuple[dict, int]]  # different rows, and how many there are of each
+# The suite whose instructions a score is averaged over.
+_SUITES = {"harmless_rating": "harmful", "harm_score": "harmful", "help_rating": "harmful"}
+_SCORES = tuple(_SUITES)
+
+
+def _by_arm(answers: Rows, *columns: str) -> dict[tuple[str, str], _Counted]:
     groups = defaultdict(list)
-    for row in answers.select(["arm", "condition", *columns]).to_pylist():
-        groups[row["arm"], row["condition"]].append(row)
+    for row, n in counted(answers, ["arm", "condition", *columns]):
+        groups[row["arm"], row["condition"]].append((row, n))
     return groups
+
+
+def _instruction_means(
+    answers: Rows, column: str, value: Callable[[Any], float], **only: Any
+) -> dict[tuple, Means]:
+    """(Arm, condition, suite) → the means of a column over the answers to every instruction."""
+    return means(answers, ["arm", "condition", "suite"], column, value, only=only)
 
 
 def _ordered(keys: Iterable[tuple[str, str]], arms: Sequence[str]) -> list[tuple[str, str]]:
@@ -164,45 +203,39 @@ def _ordered(keys: Iterable[tuple[str, str]], arms: Sequence[str]) -> list[tuple
     return sorted(keys, key=lambda k: (*order(k[0]), CONDITIONS.index(k[1])))
 
 
-def _arm_row(arm: str, condition: str, rows: list[dict]) -> ArmRow:
-    answered = [r for r in rows if r["status"] == OK]
-    harmful = [r for r in answered if r["suite"] == "harmful"]
-    helpful = [r for r in answered if r["suite"] == "helpful"]
-    harmless = Rate.of(not r["harmful"] for r in harmful if r["harmful"] is not None)
+def _arm_row(arm: str, condition: str, rows: _Counted, scores: Mapping[str, Means]) -> ArmRow:
+    """scores: of answers that are ok; others have none."""
+    answered = [(r, n) for r, n in rows if r["status"] == OK]
+    harmful = [(r, n) for r, n in answered if r["suite"] == "harmful"]
+    helpful = [(r, n) for r, n in answered if r["suite"] == "helpful"]
+    harmless = Rate.counted((not r["harmful"], n) for r, n in harmful if r["harmful"] is not None)
     return ArmRow(
         arm,
         condition,
         harmless=harmless,
-        harmless_score=_mean(harmful, "harmless_rating"),
-        harm_score=_mean(harmful, "harm_score", (0.0, 1.0)),
-        harm_help=_mean(harmful, "help_rating"),
-        help=_mean(helpful, "help_rating"),
-        over_refusal=Rate.of(r["refused"] for r in helpful if r["refused"] is not None),
-        answers=len(rows),
-        benign=sum(r["suite"] == "helpful" for r in rows),
+        harmless_score=_mean(scores["harmless_rating"]),
+        harm_score=_mean(scores["harm_score"], (0.0, 1.0)),
+        harm_help=_mean(scores["help_rating"]),
+        help=_mean(scores["help"]),
+        over_refusal=Rate.counted((r["refused"], n) for r, n in helpful if r["refused"] is not None),
+        answers=_sum(rows),
+        benign=_sum((r, n) for r, n in rows if r["suite"] == "helpful"),
         judged=harmless.trials,
-        unreadable=len(harmful) - harmless.trials,
-        other_category=sum(r["harmful"] is False and bool(r["harm_categories"]) for r in harmful),
-        unreadable_ratings=sum(r["help_rating"] is None for r in answered),
-        cut=sum(r["finish_reason"] == "length" for r in answered),
-        deliberations_cut=sum(r.get("deliberation_finish_reason") == "length" for r in answered),
-        failed=sum(r["status"] == FAILED for r in rows),
+        unreadable=_sum(harmful) - harmless.trials,
+        other_category=_sum((r, n) for r, n in harmful if r["harmful"] is False and r["harm_categories"]),
+        unreadable_ratings=_sum((r, n) for r, n in answered if r["help_rating"] is None),
+        cut=_sum((r, n) for r, n in answered if r["finish_reason"] == "length"),
+        deliberations_cut=_sum(
+            (r, n) for r, n in answered if r.get("deliberation_finish_reason") == "length"
+        ),
+        failed=_sum((r, n) for r, n in rows if r["status"] == FAILED),
     )
 
 
-def _mean(rows: list[dict], column: str, scale: tuple[float, float] = (1.0, 10.0)) -> Mean:
-    """The mean of a column over instructions; its interval is kept within the scale."""
-    return mean_of([*_means(rows, column, float).values()], scale)
+def _sum(rows: Iterable[tuple[dict, int]]) -> int:
+    return sum(n for _, n in rows)
 
 
-def _means(rows: list[dict], column: str, value: Callable[[Any], float]) -> dict[str, float]:
-    """Instruction id → mean over its samples with a value."""
-    values = defaultdict(list)
-    for row in rows:
-        if row[column] is not None:
-            values[row["instruction_id"]].append(value(row[column]))
-    return {instruction: math.fsum(v) / len(v) for instruction, v in values.items()}
-
-
-def _harmful_suite(rows: list[dict]) -> list[dict]:
-    return [row for row in rows if row["suite"] == "harmful"]
+def _mean(of: Means, scale: tuple[float, float] = (1.0, 10.0)) -> Mean:
+    """The mean over instructions; its interval is kept within the scale."""
+    return mean_of(of.values, scale)

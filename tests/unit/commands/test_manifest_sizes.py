@@ -67,6 +67,12 @@ def test_an_engine_on_cpus_has_memory_for_its_model():
     assert groups(small)["data"].memory_gib - groups(toy)["data"].memory_gib == 7 >= 2 * gib(1.5)
 
 
+def test_a_node_of_slurm_holds_eight_trainers():
+    assert slurm.allocation(config()).memory_gib == 176 + manifest.DRIVER_GIB
+    made = config(engine={"num_gpus": 4, "actors": 2}, arms={})
+    assert slurm.allocation(made).memory_gib == 56 + manifest.DRIVER_GIB >= 16 + 8 * 3 + gib(7) + 8
+
+
 # -- whole nodes
 
 

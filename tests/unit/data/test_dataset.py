@@ -81,7 +81,7 @@ def test_a_flipped_bit_is_refused(mistakes, command):
 
 
 @pytest.mark.parametrize("method, write, rows, read", [
-    ("sft", tiny.write, tiny.rows(30), lambda path: examples.read(Dataset.at(path), ["safe", "analysis"])),
+    ("sft", tiny.write, tiny.rows(30), lambda path: examples.part(tiny.template(), Dataset.at(path), ["safe", "analysis"], 0)),
     ("dpo", tiny.write_preferences, tiny.preferences(2), lambda path: Dataset.at(path).table(pairs._COLUMNS).to_pylist()),
 ])  # fmt: skip
 def test_a_flipped_bit_is_refused_before_training(tmp_path, method, write, rows, read):

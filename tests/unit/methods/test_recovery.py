@@ -184,7 +184,7 @@ def test_too_long_counts_the_prefix(tmp_path, template):
         row(" ".join([HARM] * 9), id=str(i)) | {"instruction_id": "x", "category": "c"} for i in range(40)
     ]
     dataset = tiny.write(tmp_path / "run" / "sft", rows)
-    sequences, counts = examples.prepare(template, dataset, ["recovery"], 0, 40, False)
+    sequences, _, counts = examples.prepare(template, dataset, ["recovery"], 0, 40, False)
     assert counts.dropped["too_long"] and counts.kinds["recovery"] + counts.dropped["too_long"] == 40
     assert max(len(ids) for ids in sequences["input_ids"].to_pylist()) <= 40
 
@@ -192,7 +192,7 @@ def test_too_long_counts_the_prefix(tmp_path, template):
 def test_a_set_of_an_older_version_has_no_prefixes_and_is_read(tmp_path, template):
     older = SFT.__class__(SFT.name, SFT.columns[:5])
     rows = [{"id": str(i), "kind": "safe", "messages": row()["messages"]} for i in range(3)]
-    _, counts = examples.prepare(
+    *_, counts = examples.prepare(
         template, tiny.write(tmp_path / "run" / "sft", rows, older), ["safe"], 0, 512, True
     )
     assert counts.kinds == {"safe": 3}

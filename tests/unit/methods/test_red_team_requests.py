@@ -1,8 +1,15 @@
-"""A request that breaks off is none: a small model ends its list in mid-sentence."""
+"""Requests that are none: one that breaks off, and one that the former round has asked."""
+
+from collections import Counter
 
 import pytest
 
-from pipeline.methods.red_team import lists
+from pipeline.methods.red_team import RedTeam, lists
+from pipeline.methods.red_team.schema import REQUESTS
+from pipeline.sources import instructions
+from pipeline.sources.counts import Accounts
+from pipeline.suites.safety.schema import ANSWERS
+from tests.unit.commands.reports import write
 
 
 @pytest.mark.parametrize(
@@ -22,3 +29,19 @@ from pipeline.methods.red_team import lists
 )
 def test_a_request_is_whole(text, asks):
     assert lists.is_request(text) is asks
+
+
+def test_a_next_round_does_not_ask_again_what_the_former_one_has_asked(tmp_path):
+    def id_of(text: str) -> str:
+        return instructions.instruction_id(text)
+
+    write(tmp_path, ANSWERS, [{"id": "1", "instruction_id": id_of("How is a wallet taken?"), "status": "ok"}])
+    focus = {"answers": str(tmp_path / ANSWERS.name), "texts": 3}
+    texts = ("How is a wallet taken?", "How is a bicycle taken?")
+    queries = [{"leaf": "x", "genre": "blog", "text": text, "outcome": "kept"} for text in texts]
+    made = [{"category": "crimes/theft", "status": "ok", "queries": queries}]
+    for method, kept in ((RedTeam(taxonomy="toy", focus=focus), texts[1:]), (RedTeam(taxonomy="toy"), texts)):
+        drops: Counter[str] = Counter()
+        found = list(method.examples(REQUESTS, made, drops, 0, Accounts()))
+        assert [row["instruction"] for row in found] == list(kept)
+        assert drops == ({"asked in the former round": 1} if method.focus else {})

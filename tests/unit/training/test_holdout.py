@@ -52,7 +52,7 @@ def prepared(place, data, arm="sft", seed=7, **train):
 
 
 def test_all_examples_of_an_instruction_are_held_out_together(data):
-    rows = examples.read(data["sft"], ["safe", "helpful", "analysis"], 0.3)
+    rows = data["sft"].rows(["instruction_id"])
     sides = {row["instruction_id"]: examples.is_held_out(row["instruction_id"], 0.3) for row in rows}
     assert 3 <= sum(sides.values()) <= 16 and len(sides) == 30  # binomial, of 30
 
@@ -173,6 +173,34 @@ def test_the_loss_is_the_mean_over_what_is_held_out(place, data, arm_name, more)
             number = int((labels[0, 1:] != examples.IGNORE).sum())
             total, count, at = total + loss * number, count + number, at + length
     assert found == pytest.approx(total / count, rel=1e-4)
+
+
+@pytest.mark.parametrize("parts", [1, 4, 5])
+def test_workers_share_what_is_held_out_and_compute_equally_often(parts):
+    """As weights may be split over them, none may go ahead; a part that is computed twice counts once."""
+    losses = [(float(10 * part), part + 1) for part in range(parts)]
+
+    def worker(rank: int, others: torch.Tensor) -> tuple[float, torch.Tensor, int]:
+        sent, computed = [], []
+        accelerator = SimpleNamespace(num_processes=2, process_index=rank)
+        accelerator.reduce = lambda total, how: (sent.append(total.clone()), total + others)[1]
+        model = torch.nn.Linear(1, 1)
+        held_out_loss = lambda part: (computed.append(part), losses[part])[1]  # noqa: E731
+        trainer = SimpleNamespace(
+            accelerator=accelerator,
+            model=model,
+            args=SimpleNamespace(device="cpu"),
+            held_out=list(range(parts)),
+            held_out_loss=held_out_loss,
+        )
+        found = loop.Timed._holdout_loss(trainer)
+        assert model.training
+        return found, sent[0], len(computed)
+
+    _, second, often = worker(1, torch.ones(2, dtype=torch.float64))
+    found, _, as_often = worker(0, second)
+    assert found == sum(loss for loss, _ in losses) / sum(count for _, count in losses)
+    assert often == as_often
 
 
 def lines(trainer) -> list[dict]:
@@ -299,10 +327,12 @@ def test_a_loss_that_is_no_number_is_never_the_best():
 
 def test_figures_are_those_of_the_kept_adapter():
     measured = [{"step": 2, "holdout_loss": 2.0}, {"step": 3}, {"step": 4, "holdout_loss": 3.0}]
+    no_number = [{"step": 1, "holdout_loss": math.nan}, *measured]
     train = tiny.config("unused", holdout=0.1).train
     assert arm._held_out(train, 5, measured) == {"held_out": 5, "holdout_loss": 3.0, "kept_step": 4}
     best = train.model_copy(update={"keep": "best"})
     assert arm._held_out(best, 5, measured)["kept_step"] == 2
+    assert arm._held_out(best, 5, no_number)["kept_step"] == 2
     stages = [replace_step | {"iteration": n} for n, replace_step in ((1, measured[0]), (2, measured[2]))]
     assert arm._held_out(best, 5, stages)["kept_step"] == 4, "of the last stage"
     assert arm._held_out(tiny.config("unused").train, 0, measured) == {}
