@@ -118,6 +118,10 @@ def compare(args: argparse.Namespace, scratch: str | None = None) -> None:
 def worker(rank: int, args: argparse.Namespace, scratch: str) -> None:
     """A process of several."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(args.workers)}
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+    }  # accelerate asks, although the group is there
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{scratch}/store", rank=rank, world_size=args.workers
     )
