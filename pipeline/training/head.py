@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import linear
 
 # Tokens whose logits are in memory at the same time. Fewer read the layer's weights more often.
-_TOKENS = {"cuda": 1024, "cpu": 128}
+_TOKENS = {"cuda": 1024, "cpu": 256}
 # A model whose logits are what its output layer returns, as its own code says; others scale or cap them.
 _PLAIN = re.compile(r"logits = self\.lm_head\(hidden_states\[:, slice_indices, :\]\)\s*\n\s*loss = None\n")
 

@@ -45,7 +45,7 @@ def in_parts(layer, hidden, targets) -> torch.Tensor:
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("at_once", [7, 128])
+@pytest.mark.parametrize("at_once", [7, 256])
 def test_values_and_gradients_are_those_of_all_logits(monkeypatch, dtype, error, bias, at_once):
     monkeypatch.setitem(head._TOKENS, "cpu", at_once)
     hidden, targets, weights = inputs(dtype)
