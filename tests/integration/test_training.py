@@ -302,7 +302,7 @@ def test_one_process_learns_what_two_workers_learn(place, preferred, tmp_path):
     from torch.testing import assert_close
 
     from pipeline.training import dpo
-    from pipeline.training.job import Run
+    from pipeline.training.job import Run, write_table
 
     [state] = (place / "state" / "preferred").iterdir()
     settings = {
@@ -313,6 +313,9 @@ def test_one_process_learns_what_two_workers_learn(place, preferred, tmp_path):
         "pairs_per_device": 8,
         "learning_rate": 1e-2,
     }
+    made = tiny.prepared(config(place, workers=1, **settings), "dpo", Dataset.at(str(place / "pairs")))
+    for name, content in made.tables.items():
+        write_table(content, str(tmp_path / "set" / f"{name}.parquet"))
     job = tiny.job(
         config(place, workers=1, **settings),
         "dpo",
@@ -321,6 +324,7 @@ def test_one_process_learns_what_two_workers_learn(place, preferred, tmp_path):
         Run(24, 5),
         "x",
         start=str(state / "start"),
+        tables=str(tmp_path / "set"),
     )
     trainer = dpo.build(job, str(tmp_path))
     trainer.start_clock()

@@ -12,6 +12,7 @@ from pipeline.data import storage
 from pipeline.data.dataset import Share
 from pipeline.errors import UserError
 from pipeline.training import examples, identity, pairs, training_sets
+from pipeline.training.arm import Places, Training
 from pipeline.training.config import DPO, SFT
 from pipeline.training.parts import InMemory, gathered, of_lengths
 from tests import tiny
@@ -331,3 +332,24 @@ def test_a_digest_is_of_the_rows_and_not_of_the_memory_that_they_lie_in():
                 name: pa.Table.from_pylist(table.to_pylist(), table.schema) for name, table in part.items()
             }
             assert identity.digest("", part) == identity.digest("", alone)
+
+
+def test_the_jobs_of_a_run_read_the_kept_set_and_a_resumed_one_is_the_same(template, tmp_path, monkeypatch):
+    made = tiny.config(tiny.save(tmp_path / "model"))
+    dataset = tiny.write(tmp_path / "sft", tiny.rows(40))
+    places = [
+        (tiny.spec(made, arm), Places(dataset, str(tmp_path / arm), str(tmp_path / "state" / arm)))
+        for arm in ("sft", "mistake_analysis")
+    ]
+    began = Training(places, str(tmp_path / "train"))
+    monkeypatch.setattr(SFT, "part", None)
+    resumed = Training(places, str(tmp_path / "train"))
+    for arm, prepared in began._arms.items():
+        [job], [again] = prepared.jobs, resumed._arms[arm].jobs
+        assert (job.tables, job.name, job.run) == (again.tables, again.name, again.run)
+        assert job.table("sequences").num_rows == job.run.items
+        assert storage.name(job.tables) in storage.directories(str(tmp_path / "train_sets"))
+    assert len(storage.directories(str(tmp_path / "train_sets"))) == 2
+    with resumed:
+        pass
+    assert not (tmp_path / "train_sets").exists()
