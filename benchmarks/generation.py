@@ -9,10 +9,10 @@ other in one run:
     python benchmarks/generation.py [--model toy|small] [--rows 1000] [--tokens 64] [--rounds 3]
 
 `toy` has 1.0M parameters, so that everything beside the model shows; `small` is a random Llama of 25M. Every
-completion runs to its full length (the end-of-turn token is one that the model never writes), so that all
-three sample exactly rows × 2 × tokens. All three sample with a seed per request. Rounds alternate the order.
-Prints each one's tokens/s with and without engine start and the CPU seconds of all its processes, medians of
-the rounds, and the median and range of the ratios.
+completion runs to its full length (the end-of-turn token is one that the toy never writes, and `small`
+seldom), so that all three sample rows × 2 × tokens. All three sample with a seed per request. Rounds
+alternate the order. Prints each one's tokens/s with and without engine start and the CPU seconds of all its
+processes, medians of the rounds, and the median and range of the ratios.
 """
 
 import argparse
