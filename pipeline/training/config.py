@@ -16,9 +16,7 @@ from pydantic import (
     BeforeValidator,
     Discriminator,
     Field,
-    SerializerFunctionWrapHandler,
     Tag,
-    model_serializer,
     model_validator,
 )
 
@@ -149,7 +147,7 @@ class Train(Section):
     }
 
     # Fields that finished trainings of older versions do not have: their defaults are in no fingerprint.
-    NEWER: ClassVar = {"holdout", "keep", "patience"}
+    NEWER: ClassVar = {"load_in_4bit", "holdout", "keep", "patience"}
 
     workers: Count | tuple[Count, Count] = Field(1, description="training processes; [min, max] = elastic")
     use_gpu: bool = Field(False, description="one GPU per worker")
@@ -344,14 +342,6 @@ class Train(Section):
     def build(self, job: "Job", scratch: str, *, base: Any = None, world: int = 1) -> Any:
         """The trainer of one run, shared by `world` processes. base: the worker's `loop.BaseWeights`."""
         raise NotImplementedError
-
-    @model_serializer(mode="wrap")
-    def _dumped(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without what came later and is off: fingerprints of finished adapters do not have it."""
-        given = dump(self)
-        if not self.load_in_4bit:
-            given.pop("load_in_4bit", None)
-        return given
 
     @model_validator(mode="after")
     def _is_loaded_in_one_way(self) -> "Train":

@@ -94,10 +94,9 @@ class Durability(Section):
 
     def determines(self, further: Further, train: Train) -> dict:
         """What determines the weights of an arm that is trained further, for its fingerprint."""
-        trainer = self.trainer(train, None)
-        weights = trainer.model_dump(
-            mode="json", exclude={*trainer.OPERATIONAL, *trainer.NEWER, "start", "epochs"}
-        )
+        weights = self.trainer(train, None).determines()
+        for name in ("start", "epochs"):
+            del weights[name]
         return {"begins_from": further.arm, "steps": further.steps, "train": weights}
 
     def examples(self, drops: Counter[str], counts: Accounts) -> Iterator[dict]:
