@@ -67,6 +67,7 @@ def test_a_resumed_training_goes_on_in_its_file(tmp_path):
     with opened(tmp_path, "tensorboard") as tracked:
         for step in (1, 2, 3):
             tracked.line(line(step, loss=float(step)))
+    time.sleep(1.1)  # TensorBoard orders files by the second in their names
     with opened(tmp_path, "tensorboard") as tracked:
         for step in (3, 4):
             tracked.line(line(step, loss=10.0 * step))
