@@ -27,9 +27,9 @@ from pipeline.data.store import Store
 from pipeline.errors import RunFailed, UserError
 from pipeline.report.results import Results
 from pipeline.schema import Schema
-from pipeline.settings.base import Section, Source
+from pipeline.settings.base import PathKind, Section, Source
 from pipeline.settings.shown import plural, shown
-from pipeline.settings.walk import sections
+from pipeline.settings.walk import paths, sections
 from pipeline.training.durability import DURABILITY
 
 Kind = Literal["dataset", "model"]
@@ -151,7 +151,7 @@ def of_datasets(config: Config, run_dir: str, wanted: Wanted, names: Sequence[st
     license = licenses.chosen(wanted.license, sources)
     languages = wanted.languages or _languages(known[name] for name in parts)
     card = publish_cards.of_datasets(wanted.repo, config, parts, sources, license, languages)
-    told += _told(sources, license, languages)
+    told += [*_told(sources, license, languages), *_places(config, card)]
     return Repo("dataset", {"README.md": card.encode(), **files}, told)
 
 
@@ -214,6 +214,14 @@ def _told(sources: dict[str, str | None], license: License, languages: Sequence[
     return told
 
 
+def _places(config: Config, card: str) -> list[str]:
+    """A warning of local models and adapters that a card names."""
+    models = [config.model, *(named.model for named in config.models.values())]
+    given = [*(model.path for model in models), *paths(config, PathKind.ADAPTER).values()]
+    found = sorted({path for path in given if path in card and (os.path.isabs(path) or os.path.isdir(path))})
+    return [f"WARNING: the card names places of yours: {', '.join(found)}"] if found else []
+
+
 def _card(path: str) -> str:
     """The README.md of an output; empty if a crash came before it."""
     with suppress(FileNotFoundError):
@@ -253,7 +261,7 @@ def of_adapter(config: Config, run_dir: str, wanted: Wanted, arm: str) -> Repo:
         *(wanted.repo, config, arm, base, _card(output.path), sources, license),
         *(wanted.languages, [wanted.data] if wanted.data else [], results),
     )
-    told = [f"adapter {arm}", *_told(sources, license, wanted.languages)]
+    told = [f"adapter {arm}", *_told(sources, license, wanted.languages), *_places(config, card)]
     told += [] if base[0] else ["the base model has no name on the hub: give it with --base-model"]
     told += [] if results else ["not evaluated, so the card has no results: `setbacks evaluate` first"]
     told += [f"left out: {', '.join(left_out)}"] if left_out else []
@@ -368,12 +376,12 @@ def _upload(
 def _forget(made: Repo, repo: str, tell: Callable[[str], Any], api: Any) -> None:
     """Delete shards of earlier uploads of the same data sets: they would be read beside the new ones."""
     there = [name for name in api.list_repo_files(repo, repo_type=made.kind) if name.endswith(".parquet")]
-    places = {name.rpartition("/")[0] for name in made.files}
+    places = {name.rpartition("/")[0] for name in made.files if name.endswith(".parquet")}
     old = [name for name in there if name not in made.files and name.rpartition("/")[0] in places]
     if old:
         api.delete_files(repo_id=repo, delete_patterns=old, repo_type=made.kind)
         tell(f"publish: {plural(len(old), 'file')} of an earlier upload deleted")
-    if others := sorted({name.rpartition("/")[0] for name in there} - places):
+    if others := sorted({name.rpartition("/")[0] for name in there} - {*places, ""}):
         tell(f"publish: {', '.join(others)}: of an earlier upload, and no longer on the card")
 
 

@@ -3,12 +3,15 @@
 The other modules go through `storage`, which falls back on a protocol of claims if a store cannot do this.
 """
 
+import logging
 import os
 import secrets
+from collections.abc import Collection
 from typing import Any
 
 from pipeline.errors import RunFailed
 
+_log = logging.getLogger(__name__)
 _SCHEMES = ("s3", "gs", "az", "abfs", "abfss")
 Version = Any  # of a file, as the store names it; equal only for the same write
 
@@ -35,25 +38,38 @@ def create(path: str, text: str) -> Version | bool | None:
         raise OSError(f"{path}: {type(e).__name__}") from None
 
 
-def replace(path: str, text: str, version: Version) -> Version:
-    """Write a file that has this version; returns the new one. Raises Replaced, OSError."""
+def replace(path: str, text: str, version: Version, sent: Collection[str] = ()) -> Version:
+    """Write a file that has this version; returns the new one. Raises Replaced, OSError.
+
+    sent: texts of earlier calls that raised OSError, and may have been written all the same.
+    """
     store, key = _place(path)
     from obstore import exceptions
 
     try:
         return store.put(key, text.encode(), mode=_told(version))
     except (exceptions.PreconditionError, exceptions.NotFoundError):
-        if (mine := _ours(store, key, text)) is None:
-            raise Replaced(f"{path}: somebody else has written it") from None
-        return mine
+        if (mine := _ours(store, key, text)) is not None:
+            return mine
+        for former in sent:
+            if (mine := _ours(store, key, former)) is not None:
+                return replace(path, text, mine)
+        raise Replaced(f"{path}: somebody else has written it") from None
     except exceptions.BaseError as e:
         raise OSError(f"{path}: {type(e).__name__}") from None
 
 
 def _ours(store: Any, key: str, text: str) -> Version | None:
-    """The version of a file if its content is this text, which nobody else writes."""
-    found = store.get(key)
-    same = bytes(found.bytes()) == text.encode()
+    """The version of a file if its content is this text, which nobody else writes. Raises OSError."""
+    from obstore import exceptions
+
+    try:
+        found = store.get(key)
+        same = bytes(found.bytes()) == text.encode()
+    except (FileNotFoundError, exceptions.NotFoundError):
+        return None
+    except exceptions.BaseError as e:
+        raise OSError(f"{key}: {type(e).__name__}") from None
     return found.meta if same else None
 
 
@@ -66,7 +82,8 @@ def _place(path: str) -> tuple[Any, str]:
     """The store of a path, and the path within it; None as the store if it cannot write on a condition."""
     scheme, _, rest = path.partition("://")
     bucket, _, key = rest.partition("/")
-    if scheme not in _SCHEMES or "?" in path or not key:  # options of pyarrow, which obstore does not know
+    # Options of pyarrow, which obstore does not know, and keys that the two read differently.
+    if scheme not in _SCHEMES or not key or "//" in rest or any(mark in rest for mark in "?%#"):
         return None, key
     return _store(f"{scheme}://{bucket}", key.rpartition("/")[0]), key
 
@@ -90,11 +107,9 @@ def _opened(bucket: str, directory: str) -> Any:
     try:
         store = from_url(bucket, client_options={"allow_http": True} if http else {})
         return store if _honors_conditions(store, directory) else None
-    except (
-        obstore.exceptions.BaseError,
-        NotImplementedError,
-        ValueError,
-    ):  # keys that only pyarrow finds, say
+    except (obstore.exceptions.BaseError, NotImplementedError, ValueError) as e:
+        # It may be that only pyarrow finds the keys.
+        _log.warning("writes on a condition are off for %s: %s", bucket, type(e).__name__)
         return None
 
 

@@ -112,6 +112,7 @@ class Owned:
 
     def __init__(self, path: str, version: conditional.Version | None = None):
         self.path, self._version = path, version
+        self._sent: list[str] = []  # texts that may have been written, although their writing failed
 
     def write(self, text: str) -> None:
         """Write the file atomically. Raises OSError, and Replaced if somebody else has written it, on storage
@@ -119,7 +120,12 @@ class Owned:
         if self._version is None:
             write_text(self.path, text)
         else:
-            self._version = conditional.replace(self.path, text, self._version)
+            try:
+                self._version = conditional.replace(self.path, text, self._version, self._sent)
+            except OSError:
+                self._sent.append(text)
+                raise
+            self._sent.clear()
 
 
 def create(path: str, text: str) -> Owned | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from pipeline.inference.base import EngineDead
@@ -15,7 +15,7 @@ class Watch:
 
     def __init__(self, stall_s: float):
         self._stall_s, self._stalled, self._answered_at = stall_s, False, 0.0
-        self._asking = set[asyncio.Task[Any]]()
+        self._asking: dict[object, asyncio.Task[Any]] = {}  # by request: a task may wait for several
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -23,13 +23,13 @@ class Watch:
         """How many requests wait for answers."""
         return len(self._asking)
 
-    async def outputs(self, outputs: AsyncIterator) -> AsyncIterator:
+    async def outputs(self, outputs: AsyncIterator) -> AsyncGenerator:
         """A request's outputs. Raises EngineDead if the engine answers no request for too long."""
-        asking = asyncio.current_task()
+        request, asking = object(), asyncio.current_task()
         assert asking is not None
         if not self._asking:
             self._answered_at = time.monotonic()
-        self._asking.add(asking)
+        self._asking[request] = asking
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
         try:
@@ -41,13 +41,13 @@ class Watch:
                 raise
             raise EngineDead from TimeoutError(f"no request answered for {self._stall_s:.0f} s")
         finally:
-            self._asking.discard(asking)
+            del self._asking[request]  # later than the next one begins, if nobody closes the generator
 
     def _look(self) -> None:
         self._timer = None
         if self._asking and time.monotonic() - self._answered_at > self._stall_s:
             self._stalled = True
-            for asking in list(self._asking):
+            for asking in set(self._asking.values()):
                 asking.cancel()
         elif self._asking:
             self._timer = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)

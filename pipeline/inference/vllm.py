@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -331,10 +332,11 @@ class VllmModel:
             lora_request=lora,
         )
         try:
-            async for output in self._watch.outputs(outputs):
-                for token, logprob in (output.outputs[0].logprobs or [{}])[0].items():
-                    if logprob.rank == rank:
-                        return token
+            async with aclosing(self._watch.outputs(outputs)) as watched:
+                async for output in watched:
+                    for token, logprob in (output.outputs[0].logprobs or [{}])[0].items():
+                        if logprob.rank == rank:
+                            return token
         except EngineDeadError as e:
             raise EngineDead from e
         raise RowFailed(f"engine named no token of rank {rank}")

@@ -94,6 +94,33 @@ def test_a_write_whose_answer_was_lost_is_ones_own(place):
     assert storage.create(f"{place}/b", "1") is not None
 
 
+def test_a_write_follows_one_whose_answer_was_lost(place, monkeypatch):
+    owned = storage.create(f"{place}/one", "1")
+    store, _ = conditional._place(f"{place}/one")
+
+    class Losing:
+        def __getattr__(self, name):
+            return getattr(store, name)
+
+        def put(self, *args, **options):
+            from obstore import exceptions
+
+            store.put(*args, **options)
+            raise exceptions.GenericError("the connection broke")
+
+    with monkeypatch.context() as patch:
+        patch.setitem(conditional._stores, "s3://bucket", Losing())
+        with pytest.raises(OSError):
+            owned.write("2")
+    owned.write("3")
+    assert storage.read_text(f"{place}/one") == "3"
+
+
+def test_keys_that_the_libraries_read_differently_are_written_to_by_claims():
+    for path in ("s3://bucket/a%20b/x", "s3://bucket//a/x", "s3://bucket/a#b/x"):
+        assert conditional._place(path)[0] is None
+
+
 def test_a_store_that_ignores_conditions_is_written_to_by_claims(place, monkeypatch):
     from obstore.store import S3Store
 

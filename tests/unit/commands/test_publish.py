@@ -473,6 +473,7 @@ def test_shards_of_an_earlier_upload_are_not_read_beside_the_new_ones(run):
         "sft/data-00000.parquet",
         "sft/data-00001.parquet",
         "old/x.parquet",
+        "theirs.parquet",
     ]
     told = publishing(run, api=(api := Api(there=there)))
     assert api.calls[-1] == (

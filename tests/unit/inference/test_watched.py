@@ -50,6 +50,25 @@ def test_a_request_whose_call_is_cancelled_or_fails_is_aborted():
     assert sorted(model.ended) == ["begun", "failed", "new"] and model.watch.asking == 0
 
 
+def test_a_request_after_one_that_was_left_early_is_watched(monkeypatch):
+    """The generator of a request that is left at its first answer is closed later."""
+    monkeypatch.setattr("pipeline.inference.stall.LOOK_EVERY_S", 0.01)
+
+    async def run() -> None:
+        model = Watching(stall_s=0.05)
+
+        async def first() -> int:
+            async for number in model.watch.outputs(model.request("left", 3)):
+                return number
+            raise AssertionError
+
+        await first()
+        await model.use("stalled", 0)
+
+    with pytest.raises(EngineDead):
+        asyncio.run(asyncio.wait_for(run(), 5))
+
+
 def test_an_engine_that_answers_nothing_is_dead_and_its_request_aborted(monkeypatch):
     monkeypatch.setattr("pipeline.inference.stall.LOOK_EVERY_S", 0.01)
 
