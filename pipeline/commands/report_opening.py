@@ -10,7 +10,7 @@ from pipeline.report import tables
 from pipeline.report.arms import Arms
 from pipeline.report.headline import Headline, Words, sentence
 from pipeline.report.numbers import Rows
-from pipeline.report.summary import counts
+from pipeline.report.summary import VANILLA, counts
 from pipeline.schema import OK
 from pipeline.suites.base import Suite
 
@@ -25,6 +25,7 @@ class Opening:
 
 UNMEASURED = "Whether it also refuses more harmless requests was not measured."
 UNTRAINED = "It has no adapter to compare with."
+UNJUDGED = "No answer with an adapter has a verdict."
 UNEVALUATED = "Nothing is evaluated yet, so this says nothing about how the model answers."
 
 
@@ -52,7 +53,7 @@ def opening(
     if second is not None:
         told.append(sentence(second[0], second[1], Words("It", words.before), _judged(config, second[0])))
     elif len(first.shares) < 2:
-        told.append(UNTRAINED)
+        told.append(UNJUDGED if {*config.arm_names} - {*config.further, VANILLA} else UNTRAINED)
     elif not first.cost:
         told.append(UNMEASURED)
     return Opening(told, first.judge.blind if first.judge else "")

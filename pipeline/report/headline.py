@@ -89,15 +89,25 @@ def sentence(one: Headline, arms: Sequence[str], words: Words, judged: str) -> s
     tell = _Teller(known, same)
     of = one.of.replace("{n}", "the" if same is None else f"{same:,}".replace(",", "\u202f"))
     who = judged + _missing(one)
+    silent = _silent(one)
     if not by_arm:
+        lead = "Without an adapter, the model" if silent else words.lead
         return (
-            f"{words.lead} {one.does} {tell.share(base)} {of} ({tell.interval(base)}; {who})." if base else ""
+            f"{lead} {one.does} {tell.share(base)} {of} ({tell.interval(base)}; {who}){silent}."
+            if base
+            else ""
         )
     told = f"{_listed(by_arm, tell)} {of}"
     if base:
         told += f", {words.before}{_again(one.does)} {tell.share(base)} ({tell.interval(base)})"
     verdict = _verdict(one, by_arm) if base else ""
-    return f"{words.lead} {one.does} {told}, {who}{verdict}."
+    return f"{words.lead} {one.does} {told}, {who}{verdict}{silent}."
+
+
+def _silent(one: Headline) -> str:
+    """The adapters of which no answer has a verdict."""
+    names = [name for name, share in one.shares.items() if share.value is None and name != VANILLA]
+    return f"; no answer of {_and(names)} has a verdict" if names else ""
 
 
 def _again(does: str) -> str:
@@ -143,6 +153,8 @@ def _listed(by_arm: Mapping[str, Sequence[str]], tell: _Teller) -> str:
         return sum(tell.known[name].value or 0.0 for name in by_arm[arm]) / len(by_arm[arm])
 
     low, high = min(by_arm, key=mean), max(by_arm, key=mean)
+    if mean(low) == mean(high):
+        return f"{percent(mean(low))}\u00a0% (each of {len(by_arm)} arms)"
     return f"{tell.arm(low, by_arm[low])} to {tell.arm(high, by_arm[high])}, over {len(by_arm)} arms,"
 
 
@@ -158,7 +170,7 @@ def _verdict(one: Headline, by_arm: Mapping[str, Sequence[str]]) -> str:
     }
     if not any(compared.values()):
         return "; nothing was judged for both, so they are not compared"
-    if len(by_arm) == 1 and len(next(iter(compared.values()))) == 1:
+    if len(by_arm) == 1 and len(next(iter(by_arm.values()))) == 1:
         [[d]] = compared.values()
         low, high = (_points(end) for end in d.interval)
         told = f"{_points(d.difference)} points ({low} to {high})"
@@ -168,7 +180,7 @@ def _verdict(one: Headline, by_arm: Mapping[str, Sequence[str]]) -> str:
     apart = [arm for arm, found in compared.items() if _apart(found)]
     more = "differ from the base model by more than chance"
     if len(by_arm) == 1:
-        [(seeds, found)] = [(len(names), compared[arm]) for arm, names in by_arm.items()]
+        [(seeds, found)] = [(len(found), found) for found in compared.values()]
         known = sum(d.distinguishable for d in found)
         if apart:
             return f"; all {seeds} seeds {more}"
@@ -178,12 +190,17 @@ def _verdict(one: Headline, by_arm: Mapping[str, Sequence[str]]) -> str:
     if len(apart) == len(by_arm):
         return f"; {'both' if len(by_arm) == 2 else f'all {len(by_arm)}'} {more}"
     if not apart:
+        if any(d.distinguishable for found in compared.values() for d in found):
+            return "; of none do all seeds differ from the base model by more than chance"
         return "; none of them can be told apart from the base model"
     if len(by_arm) > MOST_NAMED:
         return f"; {len(apart)} of the {len(by_arm)} arms {more if apart[1:] else 'differs' + more[6:]}"
-    rest = [arm for arm in by_arm if arm not in apart]
+    rest = [arm for arm in by_arm if arm not in apart and compared[arm]]
+    unknown = [arm for arm in by_arm if not compared[arm]]
     verb = more if apart[1:] else "differs" + more[6:]
-    return f"; {_and(apart)} {verb}, {_and(rest)} {'do' if rest[1:] else 'does'} not"
+    told = f", {_and(rest)} {'do' if rest[1:] else 'does'} not" if rest else ""
+    lacking = f"; {_and(unknown)} {'were' if unknown[1:] else 'was'} not compared" if unknown else ""
+    return f"; {_and(apart)} {verb}{told}{lacking}"
 
 
 def _apart(found: Sequence[Difference]) -> bool:

@@ -142,3 +142,27 @@ def test_the_base_model_alone():
 )
 def test_what_is_not_all_is_not_rounded_to_all(share, expected):
     assert percent(share) == expected
+
+
+def test_an_adapter_without_a_verdict_gets_no_share_of_the_base_model():
+    one = headline({VANILLA: (40, 100), "sft": (0, 0)}, [None])
+    assert told(one, Arms(["sft"])).startswith("Without an adapter, the model answers harmlessly in 40 %")
+    assert told(one, Arms(["sft"])).endswith("; no answer of sft has a verdict.")
+
+
+def test_an_arm_without_a_verdict_is_told_beside_another():
+    one = headline({VANILLA: (40, 100), "a": (80, 100), "b": (0, 0)}, [difference("a", 0.4)])
+    assert told(one, Arms(["a", "b"])).endswith("more than chance explains; no answer of b has a verdict.")
+
+
+def test_an_arm_that_was_not_compared_is_no_arm_that_does_not_differ():
+    one = headline({VANILLA: (40, 100), "a": (80, 100), "b": (50, 100)}, [difference("a", 0.4)])
+    assert told(one, Arms(["a", "b"])).endswith(
+        "; a differs from the base model by more than chance; b was not compared."
+    )
+
+
+def test_many_equal_arms_are_no_range():
+    names = [f"a{number}" for number in range(5)]
+    one = headline({VANILLA: (40, 100)} | {name: (80, 100) for name in names}, [])
+    assert "80 % (each of 5 arms) of 100" in told(one, Arms(names))
