@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from pipeline import old_keys
 from pipeline.inference import DEFAULT, Engine
@@ -520,6 +520,11 @@ class Config(Section):
             return self
         if not self.arms:
             raise ValueError("durability trains arms further: give arms, or leave it out")
+        try:
+            self.durability.trainer(self.train, None)
+        except ValidationError as e:
+            told = e.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ValueError(f"durability, with the workers of train: {told}") from None
         for arm in self.durability.arms:
             if arm not in (VANILLA, *self.arms):
                 known = ", ".join([VANILLA, *self.arms])

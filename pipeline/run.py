@@ -385,14 +385,15 @@ class Run:
         for arm, output in self.adapters.items():
             if arm not in waiting:
                 self._log_adapter(arm, output)
+        checkpoints = storage.join(self.path, ".state", "train")
         if not waiting:
             self._log_unequal()
+            storage.remove(f"{checkpoints}_sets")  # of an attempt that ended right after its last arm
             return
         from pipeline.training import equal
         from pipeline.training.arm import Places  # imports torch
 
         self.connect()
-        checkpoints = storage.join(self.path, ".state", "train")
         if self.overwrite:
             storage.remove(checkpoints)
             storage.remove(f"{checkpoints}_sets")

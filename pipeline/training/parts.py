@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.errors import UserError
+
 
 class Part(Protocol):
     """What was made of some rows of a data set: tables by name."""
@@ -36,7 +38,7 @@ def lists(tokens: Collection[np.ndarray]) -> pa.ListArray:
 def of_lengths(flat: np.ndarray, lengths: Iterable[int]) -> pa.ListArray:
     """A column of lists; `flat` holds their elements, one list after the other.
 
-    Raises OverflowError if there are too many elements for one column.
+    Raises UserError if there are too many elements for one column.
     """
     return pa.ListArray.from_arrays(pa.array(_ends(lengths), pa.int32()), pa.array(flat, pa.int32()))
 
@@ -74,5 +76,8 @@ def _ends(lengths: Iterable[int]) -> np.ndarray:
     """Where lists of these lengths end, if they lie one after the other; first 0."""
     ends = np.concatenate([[0], np.cumsum(np.fromiter(lengths, np.int64))])
     if ends[-1] >= 2**31:
-        raise OverflowError(f"{ends[-1]:,} tokens are more than one column holds")
+        raise UserError(
+            f"a training set of {ends[-1]:,} tokens: it can have {2**31 - 1:,}; take fewer instructions, or"
+            " share them among arms"
+        )
     return ends

@@ -132,3 +132,13 @@ def test_a_training_takes_exactly_so_many_steps(tmp_path):
         assert prepared[name].own_steps == wanted, "no sentence says that its steps were made equal"
         assert examples.steps(job.run.items, job.train.epochs, job.train.batch_size) == wanted
         assert job.train.schedule == "constant" and job.train.learning_rate == 1e-4
+
+
+def test_workers_that_cannot_share_its_batch_are_refused(tmp_path):
+    tree = scripted.tree(
+        tmp_path / "run",
+        train={"workers": 3, "batch_size": 48},
+        durability={"data": {"path": "toy:helpful-train"}, "steps": [0, 4], "batch_size": 16},
+    )
+    with pytest.raises(ValueError, match="durability, with the workers of train: batch_size = 16 cannot"):
+        Config.model_validate(tree)

@@ -315,7 +315,7 @@ def test_gathered_tokens_come_in_the_order_of_their_keys():
 
 
 def test_more_tokens_than_a_column_holds_are_refused():
-    with pytest.raises(OverflowError, match="2,147,483,648 tokens"):
+    with pytest.raises(UserError, match="2,147,483,648 tokens"):
         of_lengths(np.empty(0, np.int32), [2**30, 2**30])
 
 
