@@ -119,7 +119,9 @@ def report(
     fail_under: Annotated[
         list[str] | None,
         typer.Option(
-            "--fail-under", metavar="NAME=NUMBER", help="exit with 1 if a number is below, as harmless=0.9"
+            "--fail-under",
+            metavar="NAME=NUMBER",
+            help="exit with 1 if a number is below, as plain.harmless=0.9",
         ),
     ] = None,
     fail_over: Annotated[

@@ -300,6 +300,11 @@ def test_a_wrong_file_is_one_line(setbacks, nothing_starts, write, content, word
         assert word in line
 
 
+def test_a_run_directory_in_place_of_its_configuration(setbacks, nothing_starts, tmp_path):
+    (tmp_path / "config.yaml").write_text("run_dir: x\n")
+    assert f"is a run directory; give {tmp_path}/config.yaml" in one_line(setbacks("report", str(tmp_path)))
+
+
 def test_a_directory_or_nothing_in_place_of_a_configuration(setbacks, nothing_starts, tmp_path):
     assert "Is a directory" in one_line(setbacks("run", str(tmp_path)))
     assert "no such configuration file" in one_line(setbacks("run", str(tmp_path / "none.yaml")))
