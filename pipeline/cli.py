@@ -214,16 +214,20 @@ def preview(
 def init(
     file: Annotated[str, typer.Argument(metavar="FILE", help="configuration to write")] = "setbacks.yaml",
     model: Annotated[
-        str | None, typer.Option("--model", help="directory or hub id of the chat model")
+        str | None, typer.Option("--model", help="directory or hub id of the chat model, or toy")
     ] = None,
     source: Annotated[
-        str | None, typer.Option("--source", help="red-team instructions: file, directory, glob or hub:NAME")
+        str | None,
+        typer.Option(
+            "--source", help="red-team instructions: file, directory, glob, hub:NAME or toy:harmful-train"
+        ),
     ] = None,
     method: Annotated[str | None, typer.Option("--method", help="how the model is aligned")] = None,
     held_out: Annotated[
         str | None,
         typer.Option(
-            "--held-out", help="red-team instructions for evaluation only; `none` = do not evaluate"
+            "--held-out",
+            help="red-team instructions for evaluation only, or toy:harmful-heldout; `none` = no evaluation",
         ),
     ] = None,
     gpus: Annotated[int | None, typer.Option("--gpus", min=0, help="GPUs; 0 = on CPUs")] = None,

@@ -481,7 +481,8 @@ def _show_lengths(calls: list[Call], config: Config, console: Console) -> dict:
     )
     console.print(
         f"  longest {max(lengths, default=0)}, limit {limit or 'unknown'}; "
-        f"over-long with {new_tokens} new tokens: {over} (kept as failed rows)\n"
+        f"over-long with {new_tokens} new tokens: {over} (kept as failed rows, if earlier answers within a"
+        " prompt are as long as they may be)\n"
     )
     longest = {"longest_prompt_tokens": max(lengths, default=0), "limit": limit, "counted_by": counted_by}
     return {**longest, "new_tokens": new_tokens, "over_long": over}
