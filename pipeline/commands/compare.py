@@ -29,6 +29,7 @@ from pipeline.report.sections import Section
 from pipeline.report.summary import Difference, arm_order, paired
 from pipeline.report.tables import Cell, Column, Number, Table
 from pipeline.settings import file, yaml_text
+from pipeline.settings.base import Draw
 from pipeline.settings.shown import plural, shown
 from pipeline.suites.base import Suite
 
@@ -194,7 +195,7 @@ def _pair(
         if suite not in ours or suite not in theirs:
             found.told.append(f"{suite} is not configured in {(first if suite in ours else other).name}")
             continue
-        found.told += _made_otherwise(first, other, suite)
+        found.told += [*_made_otherwise(first, other, suite), *_drawn_otherwise(found, first, other, suite)]
         outcomes = {outcome.name: outcome for outcome in ours[suite].outcomes}
         shared = [(one, outcomes[one.name]) for one in theirs[suite].outcomes if one.name in outcomes]
         if not shared:
@@ -257,6 +258,22 @@ class _Measure:
                 judges=self.judges,
                 same_judge=self.same_judge,
             )
+
+
+def _drawn_otherwise(found: Comparison, first: Compared, other: Compared, suite: str) -> list[str]:
+    """A sentence if answers were drawn with other settings: then also the base model differs from itself."""
+    places = [found.runs.index(run) for run in (first, other)]
+    differing = []
+    for setting, values in found.differing.items():
+        ours, theirs = (values[place] for place in places)
+        if setting.startswith(f"suites.{suite}.") and setting.rpartition(".")[2] in Draw.model_fields:
+            differing += [f"{setting} = {ours} and {theirs}"] if ours != theirs else []
+    if not differing:
+        return []
+    return [
+        f"WARNING: {suite}: {first.name} and {other.name} draw texts differently ({'; '.join(differing)}), so"
+        " their differences are not those of the arms alone"
+    ]
 
 
 def _made_otherwise(first: Compared, other: Compared, suite: str) -> list[str]:

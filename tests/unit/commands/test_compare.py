@@ -62,6 +62,19 @@ def shown(*targets, different_judges=False, html=None) -> str:
     return console.file.getvalue()
 
 
+def test_answers_that_are_drawn_differently_are_told_before_their_differences(run):
+    suites = [
+        {"safety": {"harmful": {"path": "toy:harmful-heldout"}, "answer": {"temperature": value}}}
+        for value in (0.0, 1.0)
+    ]
+    told = shown(*(run(name, answers(3), suites=one) for name, one in zip("ab", suites, strict=True)))
+    warned = (
+        "WARNING: safety: a and b draw texts differently (suites.safety.answer.temperature = 0.0 and 1.0)"
+    )
+    assert warned in " ".join(told.split())
+    assert "WARNING" not in shown(*(run(name, answers(3), suites=suites[0]) for name in "cd"))
+
+
 def test_an_arm_of_two_seeds_is_paired_over_instructions(run):
     first, second = run("a", answers(3)), run("b", answers(11), seed=1)
     (found,) = compare([first, second]).pairings
