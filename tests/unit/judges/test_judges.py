@@ -209,8 +209,9 @@ def test_a_rating_is_within_its_scale_whatever_the_text(text):
     assert rating is None or 1 <= rating <= 10
 
 
-@given(st.text(), st.integers(1, 10), st.text(alphabet="abc .\n[]*:"))
+@given(st.text().filter(lambda text: ">" not in text), st.integers(1, 10), st.text(alphabet="abc .\n[]*:"))
 def test_the_only_rating_counts(before, n, after):
+    """A line that begins with > is a quotation, and its rating is none."""
     assert parse_rating(f"{before} Rating: [[{n}]]{after}") == n
 
 
