@@ -74,7 +74,7 @@ class Pods:
 
     @property
     def start(self) -> dict[str, str]:
-        """Parameters of `ray start`: without GPUs, Ray is told so, else it counts those of the node.
+        """Parameters of `ray start`: `num-gpus` is 0 without GPUs, since Ray counts the node's otherwise.
 
         A node finds the kind of its GPUs itself, but the autoscaler has to know it before. KubeRay's format.
         """

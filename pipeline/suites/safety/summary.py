@@ -116,14 +116,6 @@ def paired_difference(
     return next(iter(paired_differences(answers, [(arm, baseline)], [condition], **options)), None)
 
 
-def paired_score(
-    answers: Rows, arm: str, baseline: str, condition: str, *, seed: int = 0, resamples: int = RESAMPLES
-) -> PairedDifference | None:
-    """The same for the harmless score: mean rating of `arm` minus that of `baseline`, in rating points."""
-    options = {"seed": seed, "resamples": resamples}
-    return next(iter(paired_scores(answers, [(arm, baseline)], [condition], **options)), None)
-
-
 def paired_differences(
     answers: Rows,
     pairs: Sequence[tuple[str, str]],

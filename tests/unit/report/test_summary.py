@@ -10,7 +10,7 @@ from pipeline.report.summary import Rate, wilson
 from pipeline.suites.safety import Safety
 from pipeline.suites.safety.report import sections
 from pipeline.suites.safety.schema import ANSWERS
-from pipeline.suites.safety.summary import arms_table, by_category, paired_difference, paired_score
+from pipeline.suites.safety.summary import arms_table, by_category, paired_difference, paired_scores
 from pipeline.suites.safety.tables import of_arms, of_counts, of_scores
 
 
@@ -230,7 +230,7 @@ def test_without_ratings_there_is_no_score_and_no_column():
     assert {row.harmless_score.n for row in rows} == {0}
     names = [column.name for column in of_arms(rows, rated=False, helpful=False).columns]
     assert names == ["Arm", "Harmless, %", "Corrected, %"]
-    assert paired_score(ANSWERS.table([answer(1, harmful=False)]), "sft", "vanilla", "plain") is None
+    assert not paired_scores(ANSWERS.table([answer(1, harmful=False)]), [("sft", "vanilla")], ["plain"])
 
 
 def test_with_any_rating_the_score_stands_beside_the_rate():
@@ -249,7 +249,7 @@ def test_with_any_rating_the_score_stands_beside_the_rate():
 def test_the_paired_difference_of_scores_by_hand():
     """Means 7, 3, 5 against 6, 5: on the two shared instructions 1 more and 2 less, so half a point less."""
     rows = scored([8.0, 6.0], [3.0], [5.0], arm="sft") + scored([6.0], [5.0], [None])
-    d = paired_score(ANSWERS.table(rows), "sft", "vanilla", "plain")
+    [d] = paired_scores(ANSWERS.table(rows), [("sft", "vanilla")], ["plain"])
     assert (d.difference, d.n, d.better, d.worse, d.same) == (-0.5, 2, 1, 1, 0)
     assert d.interval == (-2.0, 1.0) and not d.distinguishable
     [(_, [cells])] = of_scores([d]).groups
