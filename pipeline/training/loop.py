@@ -17,6 +17,7 @@ import datasets
 import ray.train
 import torch
 import transformers
+from peft.tuners.tuners_utils import BaseTunerLayer
 from ray.train.collective import barrier, broadcast_from_rank_zero
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
@@ -184,9 +185,21 @@ def start(
     trainer = trainer_of(modules, lora_config(t, model.revision, begin))
     if begin is not None:
         start_adapter.load(trainer.model, begin)
+    if t.bf16:
+        _leave_casts_to_autocast(trainer.model)
     trainer.args.save_strategy = SaveStrategy.STEPS
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _leave_casts_to_autocast(model: Any) -> None:
+    """PEFT casts inputs of the adapter to float32, and autocast casts them back to bfloat16 for its products.
+
+    Without PEFT's casts, the results are equal, and a step of a small model takes a tenth less time.
+    """
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False
 
 
 def arguments(job: Job, steps: int, scratch: str) -> dict:
