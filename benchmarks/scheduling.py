@@ -145,9 +145,7 @@ def main() -> None:
     parser.add_argument("--speed", type=float, default=5)
     parser.add_argument("--before", action=argparse.BooleanOptionalAction, default=True)
     given = parser.parse_args()
-    session.LEAST_LOGICAL_CPUS = max(
-        session.LEAST_LOGICAL_CPUS, 2 * given.engines
-    )
+    session.LEAST_LOGICAL_CPUS = max(session.LEAST_LOGICAL_CPUS, 2 * given.engines)
     with tempfile.TemporaryDirectory() as directory, session.ray_session(directory):
         for blocks in given.blocks:
             for before in (True, False) if given.before else (False,):

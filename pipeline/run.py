@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from pipeline import models, passes, placement, preflight, sampling, tracking, usable
 from pipeline.chat import Recipe
-from pipeline.config import Answering, Config, dump, trainable
+from pipeline.config import Answering, Config, dump
 from pipeline.data import endings, faults, records, storage
 from pipeline.data.adapter import stage_directory
 from pipeline.data.card import write_card
@@ -25,6 +25,7 @@ from pipeline.inference.base import Engine
 from pipeline.inference.pool import NO_MODEL, Job, ModelSpec, run_recipes
 from pipeline.inference.row_chat import OWN
 from pipeline.origin import origin
+from pipeline.registry import trainable
 from pipeline.runtime import apart, attempt
 from pipeline.runtime.console import step_bar
 from pipeline.runtime.session import ray_session, stage_logs

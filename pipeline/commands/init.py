@@ -11,8 +11,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.commands import environment, schemas
-from pipeline.config import METHODS, TRAINERS, Config, Suites, trainable
+from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.registry import METHODS, TRAINERS, Suites, trainable
 from pipeline.runtime import machine
 from pipeline.settings import file as files
 from pipeline.settings import yaml_text

@@ -15,10 +15,11 @@ from pipeline import models, preflight, sampling
 from pipeline.chat import Completion, Message, Recipe, Sampling, user, with_system
 from pipeline.commands import resources, trainings
 from pipeline.commands.show import masked, safe_text
-from pipeline.config import Config, Method
+from pipeline.config import Config
 from pipeline.data.store import reason
 from pipeline.errors import RowFailed
 from pipeline.judges import Judge
+from pipeline.registry import Method
 from pipeline.settings.base import Source
 from pipeline.settings.shown import plural
 from pipeline.settings.walk import replaced, sections

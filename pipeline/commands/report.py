@@ -22,10 +22,11 @@ from pipeline.commands import (
     report_settings,
 )
 from pipeline.commands.report_opening import Opening
-from pipeline.config import WRITTEN, Config, dump
+from pipeline.config import Config, dump
 from pipeline.data import records, storage
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
+from pipeline.registry import WRITTEN
 from pipeline.report import replicas, sections, tables
 from pipeline.report.agreement import Agreement
 from pipeline.report.arms import Arms

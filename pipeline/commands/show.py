@@ -4,10 +4,10 @@ import json
 from collections import Counter
 from typing import Any
 
-from pipeline.config import WRITTEN
 from pipeline.data import storage
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
+from pipeline.registry import WRITTEN
 from pipeline.schema import HARMFUL, HARMLESS, INSTRUCTIONS, JUDGED, UNKNOWN, Column
 
 _COUNTED = ("status", "kind", "suite", "arm")

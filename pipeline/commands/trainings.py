@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 
 from rich.console import Console
 
-from pipeline.config import Arm, Config
+from pipeline.arms import Arm
+from pipeline.config import Config
 from pipeline.data import records, storage
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 from importlib.util import find_spec
 
 from pipeline import models, tracking
-from pipeline.config import Config, Suites, trainable
+from pipeline.config import Config
 from pipeline.data import storage
 from pipeline.errors import UserError
 from pipeline.inference.base import Engine
@@ -31,6 +31,7 @@ from pipeline.preflight.run_dir import date_file as date_file
 from pipeline.preflight.run_dir import dated as dated
 from pipeline.preflight.sources import check_source, needed_responses, sources
 from pipeline.preflight.sources import unreachable as unreachable
+from pipeline.registry import Suites, trainable
 from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import gpu_build
 from pipeline.settings.base import PathKind, Source

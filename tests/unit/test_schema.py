@@ -3,7 +3,7 @@ names alone."""
 
 from collections import defaultdict
 
-from pipeline.config import WRITTEN
+from pipeline.registry import WRITTEN
 from pipeline.schema import HARMFUL, HARMLESS, INSTRUCTIONS, JUDGED, STAGES, UNKNOWN
 
 

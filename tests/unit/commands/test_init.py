@@ -12,8 +12,9 @@ from rich.console import Console
 from pipeline.commands import schemas
 from pipeline.commands.init import PROPOSED, init
 from pipeline.commands.plan import show_plan
-from pipeline.config import METHODS, load
+from pipeline.config import load
 from pipeline.errors import UserError
+from pipeline.registry import METHODS
 
 
 @pytest.fixture

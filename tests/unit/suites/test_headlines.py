@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from pipeline.config import SUITES, Suites
+from pipeline.registry import SUITES, Suites
 from pipeline.report.arms import Arms
 from pipeline.report.headline import Words, sentence
 from pipeline.suites.borderline.schema import BORDERLINE

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from pipeline.config import SUITES
+from pipeline.registry import SUITES
 from pipeline.report.outcomes import Outcome, means, of_schema, share_of
 from pipeline.schema import Column, Schema
 
