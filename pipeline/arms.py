@@ -10,7 +10,8 @@ from pipeline.methods.base import Method as AnyMethod
 from pipeline.registry import METHODS, TRAINERS, find, trainable, trainer_of
 from pipeline.settings.base import Section, tag
 from pipeline.suites.asked import Ask
-from pipeline.training.config import Train, Trainer
+from pipeline.training.base import Train
+from pipeline.training.config import Trainer
 
 
 class Arm(Section):

@@ -3,18 +3,15 @@
 Exit codes: see EXIT_CODES.
 """
 
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 from pipeline import __version__
 from pipeline.errors import RunFailed, UserError
+from pipeline.runtime.stopping import until_stopped
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 the run failed, or a number of the report is beyond its limit; 2 wrong usage,"
@@ -40,7 +37,6 @@ Overwrite = Annotated[
 ]
 # works with click and with the copy that newer Typer versions contain
 _UsageError: Any = typer.BadParameter.__base__
-STOP_S = 8.0  # longest time from a signal to the end; a sender may send SIGKILL after that
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="rerun failed rows")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print warnings and errors only")]
 Verbose = Annotated[
@@ -204,7 +200,7 @@ def preview(
 
     _talk(verbose=verbose)
     loaded = load(config, overrides or [])
-    _until_stopped(
+    until_stopped(
         lambda: show_preview(loaded, rows, reveal, _console(), _tell),
         "setbacks: interrupted; nothing is kept",
     )
@@ -375,7 +371,7 @@ def serve(
     from pipeline.commands.serve import serve as serve_arm
     from pipeline.config import load
 
-    _until_stopped(
+    until_stopped(
         lambda: serve_arm(load(config, overrides or []), arm, host, port, api_key_env, _tell),
         "setbacks: the server has been stopped",
     )
@@ -426,7 +422,7 @@ def publish(
     from pipeline.commands import publish as command
 
     wanted = command.Wanted(repo, license, language or [], base_model, data)
-    _until_stopped(
+    until_stopped(
         lambda: command.publish(
             run,
             wanted,
@@ -474,7 +470,7 @@ def _run(
     from pipeline.config import load
 
     again = "the same command without --overwrite" if overwrite else "the same command"
-    _until_stopped(
+    until_stopped(
         lambda: experiment.run(
             load(config, overrides or []),
             stages,
@@ -485,59 +481,6 @@ def _run(
         ),
         f"setbacks: interrupted; rerun {again} to resume",
     )
-
-
-def _until_stopped(work: Callable[[], Any], message: str) -> None:
-    """Do the work; if a signal stops it, print the message and exit."""
-    try:
-        with _stoppable(message):
-            work()
-    except KeyboardInterrupt as e:  # caught here because typer would exit silently
-        print(message, file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        # Not sys.exit: during interpreter shutdown, an interrupted Ray thread may abort the process.
-        os._exit(128 + getattr(e, "signum", signal.SIGINT))
-
-
-class _Stop(KeyboardInterrupt):
-    def __init__(self, signum: int):
-        self.signum = signum
-
-
-@contextmanager
-def _stoppable(message: str) -> Iterator[None]:
-    """The first SIGINT or SIGTERM interrupts the body; later ones are ignored.
-
-    After STOP_S the process exits anyway.
-    """
-
-    def stop(signum: int, _frame) -> None:
-        for known in list(before):
-            signal.signal(known, lambda *_: None)
-        before.clear()
-        last_word = threading.Timer(STOP_S, _abandon, [message, 128 + signum])
-        last_word.daemon = True
-        last_word.start()
-        raise _Stop(signum)
-
-    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-def _abandon(message: str, code: int) -> None:
-    """Exit after a library swallowed the interrupt, or while a shutdown hangs.
-
-    A local Ray, and a job's actors, end with this process.
-    """
-    from pipeline.runtime import attempt
-
-    attempt.end(attempt.INTERRUPTED)
-    print(message, file=sys.stderr, flush=True)
-    os._exit(code)
 
 
 def _talk(quiet: bool = False, verbose: bool = False) -> None:

@@ -21,7 +21,8 @@ from pipeline.suites.goal_hijacking import GoalHijacking
 from pipeline.suites.jailbreak import Jailbreak
 from pipeline.suites.safety import Safety
 from pipeline.suites.utility import Utility
-from pipeline.training.config import Train, Trainer
+from pipeline.training.base import Train
+from pipeline.training.config import Trainer
 from pipeline.training.durability import DURABILITY
 
 Method = Annotated[

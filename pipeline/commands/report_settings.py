@@ -5,7 +5,7 @@ from pipeline.errors import UserError
 from pipeline.inference.base import Engine
 from pipeline.report import tables
 from pipeline.report.sections import Section
-from pipeline.training.config import Train
+from pipeline.training.base import Train
 
 
 def settings(config: Config) -> Section:

@@ -16,7 +16,7 @@ from pipeline.runtime.session import ray_session
 from pipeline.settings.base import span
 from pipeline.settings.shown import plural
 from pipeline.suites.base import Suite
-from pipeline.training.config import Train
+from pipeline.training.base import Train
 
 # new tokens per engine; used until a run has been measured
 ASSUMED_TOKENS_PER_S = {"cpu": 2_000, "gpu": 2_500}

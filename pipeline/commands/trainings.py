@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.settings.shown import plural
 from pipeline.templates import ChatTemplate
 from pipeline.training import equal
-from pipeline.training.config import TrainingSet
+from pipeline.training.base import TrainingSet
 
 MOST_ROWS = 10_000  # of a training set that a plan counts
 

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 from importlib.util import find_spec
 
 from pipeline import models, tracking
+from pipeline.adapters import check_adapter
 from pipeline.config import Config
 from pipeline.data import storage
 from pipeline.errors import UserError
@@ -260,12 +261,12 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
         check_lora(config, directory)
         for arm, section in config.arms.items():
             if section.train.start:
-                notices += models.check_adapter(
+                notices += check_adapter(
                     f"arms.{arm}.train.start.adapter", section.train.start.adapter, directory
                 )
     if "evaluate" in stages:
         for name, path in given_adapters(config).items():
-            notices += models.check_adapter(f"adapters.{name}", path, directory)
+            notices += check_adapter(f"adapters.{name}", path, directory)
         wanted = [suite for name, suite in config.suites.items().items() if name in suites]
         if any(suite.reads_tokenizer for suite in wanted):
             models.load_tokenizer(config.model, directory)

@@ -29,7 +29,7 @@ from pipeline.training import start
 from pipeline.training.job import Job
 
 if TYPE_CHECKING:
-    from pipeline.training.config import Start, Train
+    from pipeline.training.base import Start, Train
 
 
 def lora_config(train: "Train", revision: str | None, start_dir: str | None = None) -> Any:

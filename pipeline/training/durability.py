@@ -17,7 +17,8 @@ from pipeline.schema import Schema
 from pipeline.settings.base import ArmName, Count, Natural, Section, Source
 from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
-from pipeline.training.config import SFT, Start, Train
+from pipeline.training.base import Start, Train
+from pipeline.training.config import SFT
 
 KIND = "durability"
 DURABILITY = Schema(

@@ -28,7 +28,7 @@ from pipeline.data import storage
 from pipeline.settings.base import Model
 
 if TYPE_CHECKING:
-    from pipeline.training.config import Train
+    from pipeline.training.base import Train
 
 _OWNED = re.compile(
     r"([a-z0-9_]+)-[0-9a-f]{16}(?:-|\Z)"
