@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import models
 from pipeline.adapters import _NOT_SERVED, _PLAIN_INITS, check_adapter
 from pipeline.data import adapter as adapter_files
 from pipeline.errors import UserError

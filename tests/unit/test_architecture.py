@@ -23,7 +23,7 @@ FLOORS = [
     {"runtime", "tracking"},
     {"toy", "report"},
     {"sources", "pretrained", "templates"},
-    {"models", "memory", "adapters"},
+    {"models", "adapters", "memory"},
     {"inference", "judges", "training", "gates"},
     {"methods"},
     {"suites"},

@@ -9,7 +9,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from pipeline import models, preflight
+from pipeline import preflight
 from pipeline.commands.plan import show_plan
 from pipeline.settings.base import Source
 from pipeline.sources import instructions
@@ -251,7 +251,7 @@ def test_suites_have_one_engine_start(plan, tmp_path):
 
 
 def test_a_configuration_that_only_evaluates_has_a_plan(plan, tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "check_adapter", lambda *_: [])
+    monkeypatch.setattr(preflight, "check_adapter", lambda *_: [])
     entries = source(tmp_path, "x", unsafe_response="u")
     told = plan(
         instructions=None,
