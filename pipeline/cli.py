@@ -121,7 +121,7 @@ def report(
         typer.Option(
             "--fail-under",
             metavar="NAME=NUMBER",
-            help="exit with 1 if a number is below, as plain.harmless=0.9",
+            help="exit with 1 if a number is below, as plain.harmless=0.9; harmless=0.9: every condition",
         ),
     ] = None,
     fail_over: Annotated[
