@@ -452,7 +452,7 @@ def status(
     """Show progress, throughput and past attempts. Works during a run, from any machine."""
     from pipeline.commands.status import show_status
 
-    show_status(run, as_json)
+    show_status(run, as_json, overrides or [])
 
 
 @app.callback(invoke_without_command=True)
