@@ -181,13 +181,14 @@ def plan(
     config: ConfigFile,
     overrides: Overrides = None,
     tokens_per_s: Annotated[float | None, typer.Option(min=1, help="measured speed of one engine")] = None,
+    reveal: Reveal = False,
     as_json: AsJson = False,
 ):
     """Preview a run without starting an engine: prompts, token lengths, GPUs, estimated time."""
     from pipeline.commands.plan import show_plan
     from pipeline.config import load
 
-    show_plan(load(config, overrides or []), tokens_per_s, as_json=as_json)
+    show_plan(load(config, overrides or []), tokens_per_s, as_json=as_json, reveal=reveal)
 
 
 @app.command()

@@ -8,9 +8,9 @@ from pipeline.config import WRITTEN
 from pipeline.data import storage
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
-from pipeline.schema import HARMFUL, HARMLESS, INSTRUCTIONS, JUDGED, UNKNOWN, Column
+from pipeline.schema import HARMFUL, HARMLESS, INSTRUCTIONS, UNKNOWN, Column
 
-_COUNTED = ("status", "kind", "suite", "arm")
+_COUNTED = ("status", "kind", "suite", "arm", "condition")
 _MOST_CHARACTERS = 2_000
 # Columns and struct members are known by name only: a foreign file's own labels would prove nothing.
 _COLUMNS = {column.name: column for schema in (INSTRUCTIONS, *WRITTEN) for column in schema.columns}
@@ -149,9 +149,7 @@ def _is_masked(text: str | None, row: dict) -> bool:
     """Whether a column of this text kind is masked in a row."""
     if text in (None, HARMLESS):
         return False
-    benign = "helpful" in (row.get("suite"), row.get("kind"))
-    judged_harmless = text == JUDGED and row.get("harmful") is False
-    return text == HARMFUL or not (benign or judged_harmless)
+    return text == HARMFUL or "helpful" not in (row.get("suite"), row.get("kind"))
 
 
 def _rendered(value: Any, *, hide: bool) -> str:
