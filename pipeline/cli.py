@@ -304,7 +304,12 @@ def show(
     dataset: Annotated[
         str, typer.Argument(metavar="DATASET", help="directory of a data set, such as RUN/mistakes")
     ],
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", metavar="COLUMN=VALUE", help="only rows with this value, as arm=sft, id=…"),
+    ] = None,
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="rows shown")] = 5,
+    offset: Annotated[int, typer.Option("--offset", min=0, help="rows passed over first")] = 0,
     reveal: Reveal = False,
     as_json: AsJson = False,
 ):
@@ -313,7 +318,7 @@ def show(
 
     from pipeline.commands.show import show as show_rows
 
-    show_rows(dataset, rows, reveal, Console(), as_json=as_json)
+    show_rows(dataset, rows, reveal, Console(), where=where or [], offset=offset, as_json=as_json)
 
 
 @app.command()
