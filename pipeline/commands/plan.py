@@ -109,7 +109,9 @@ def _plan(config: Config, tokens_per_s: float | None, console: Console, reveal: 
     resources.show(config, nodes, console)
     if os.environ.get("RAY_ADDRESS"):
         resources.show_cluster(config, stages, nodes, scaler, console)
-    trained = trainings.show(config, _template(config)[0], console)
+    away = {field.split(".")[1] for field in out_of_reach if field.startswith("methods.")}
+    rows = {name: facts["methods"].get(name, {}).get("rows") for name in config.methods if name not in away}
+    trained = trainings.show(config, _template(config)[0], console, rows)
     memory = resources.show_memory(config, stages, nodes, console)
     hours = resources.show_time(config, work, tokens_per_s, console)
     counted = [(part.stage, part.name, *(part.counted or (None, None))) for part in work]
@@ -179,9 +181,9 @@ def _generation(
     out_of_reach: dict[str, str],
     counts: Accounts,
     console: Console,
+    reveal: bool,
 ) -> tuple[list[resources.Work], dict]:
     """Run the recipe on the first rows with a chat that only records calls; print prompts and lengths.
-    reveal: bool,
 
     Returns the work of the method's own model and of each other model that it asks, and the same as facts.
     """
