@@ -453,6 +453,7 @@ def status(
         str,
         typer.Argument(metavar="RUN", help="a run directory (also on an object store), or the CONFIG of one"),
     ],
+    overrides: Overrides = None,
     as_json: AsJson = False,
 ):
     """Show progress, throughput and past attempts. Works during a run, from any machine."""
