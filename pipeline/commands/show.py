@@ -29,7 +29,8 @@ def show(
     offset: int = 0,
     as_json: bool = False,
 ) -> None:
-    """Print a data set's columns, counts and `rows` rows on a `rich.console.Console`, or as JSON.
+    """Print a data set's columns, counts and `rows` rows on a `rich.console.Console`, or as JSON. Picked rows
+    are printed without the columns.
 
     where: `column=value`, which all rows that are counted and shown have. offset: how many of them are passed
     over before the first that is shown. Raises UserError if the data set does not exist, cannot be read, has
@@ -65,7 +66,8 @@ def show(
     console.print(_line(f"{dataset_dir}: {total} rows{of}"), style="bold")
     for name, values in counts.items():
         console.print(_line(f"  {name}: " + ", ".join(f"{value} {n}" for value, n in values.most_common())))
-    console.print(_columns(schema))
+    if not conditions and not offset:  # who picks rows wants to see rows
+        console.print(_columns(schema))
     for number, row in enumerate(first, start=1 + offset):
         console.rule(_line(f"row {number} of {total}"), style="dim")
         console.print(_fields(row, reveal))

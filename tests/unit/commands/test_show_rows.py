@@ -66,6 +66,12 @@ def test_rows_are_picked_by_the_values_of_columns(answers, where, found):
     assert f": {len(found)} rows of 16, " in text, "and the counts are those of the picked rows"
 
 
+def test_picked_rows_come_without_the_list_of_columns(answers):
+    meaning = "the harmlessness judge's verdict"
+    assert meaning in shown(answers)[0]
+    assert meaning not in shown(answers, "arm=sft")[0] and meaning not in shown(answers, offset=1)[0]
+
+
 def test_offset_and_number_go_over_the_picked_rows_and_over_shards(answers):
     text, picked = shown(answers, "arm=sft", rows=3, offset=1)
     assert picked == ids(3, 6, 7)
