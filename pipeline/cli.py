@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline import __version__
-from pipeline.errors import RunFailed, UserError
+from pipeline.errors import RunFailed, UserError, of_place
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 the run failed, or a number of the report is beyond its limit; 2 wrong usage,"
@@ -576,6 +576,12 @@ def main() -> None:
         _end(f"setbacks: {e}", 2)
     except RunFailed as e:
         _end(f"setbacks: {e}", 1)
+    except OSError as e:
+        from pipeline.schema import STAGES  # imports a large library
+
+        if (told := of_place(e)) is None:
+            raise
+        _end(f"setbacks: {told}", 1 if sys.argv[1] in (*STAGES, "run") else 2)
     except typer.Abort:  # at a question of `init`
         _end("setbacks: interrupted", 130)
     except _UsageError as e:

@@ -115,7 +115,7 @@ def _text(path: str, model: str, source: str, method: str, held_out: str | None,
     where = "" if held_out is None else f"{_scalar(held_out)}{split}"
     is_toy = model == "toy"
     of_toy = _of_toy("suites") if is_toy else {}
-    own = _of_toy("methods").get(method, {}).get("fields") if is_toy else None
+    own = _of_toy("methods").get(method, {}) if is_toy else {}
     default = next(iter(TRAINERS))
     trainer = next(name for name, one in TRAINERS.items() if one.accepts == section.training_sets[0])
     return _template().render(
@@ -129,10 +129,10 @@ def _text(path: str, model: str, source: str, method: str, held_out: str | None,
         method=method,
         method_words=_words(section),
         engine_lines=_of_toy("engine").strip() if is_toy else "",
-        method_lines=(own or section.starting).strip(),
+        method_lines=own.get("fields", section.starting).strip(),
         source=source,
         trainer=trainer if trainer != default else None,
-        train_lines=_of_toy("train").get(trainer, "").strip() if is_toy else "",
+        train_lines=own.get("train", _of_toy("train").get(trainer, "")).strip() if is_toy else "",
         suites=[
             {
                 "name": name,

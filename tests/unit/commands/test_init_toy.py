@@ -48,6 +48,13 @@ def test_course_correction_is_that_of_its_quickstart(written):
     assert made.suites.items()["c2_eval"] == quickstart.suites.items()["c2_eval"]
 
 
+@pytest.mark.parametrize("method", PROPOSED)
+def test_no_method_needs_a_source_on_the_toy(written, method):
+    made = load(written(method))
+    assert [one.instructions.path.startswith("toy:") for one in made.methods.values()] == [True]
+    assert made.suites.items()
+
+
 def test_what_is_written_for_the_toy_is_of_plug_ins_that_exist():
     known = yaml_text.read(ROOT / "pipeline/toy/starting.yaml")
     assert known["methods"].keys() <= PROPOSED.keys() and known["train"].keys() <= TRAINERS.keys()

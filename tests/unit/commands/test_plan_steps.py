@@ -6,8 +6,9 @@ import pytest
 from rich.console import Console
 
 from pipeline.commands import foreseen, trainings
+from pipeline.commands.init import PROPOSED, init
 from pipeline.commands.plan import show_plan
-from pipeline.config import Config
+from pipeline.config import Config, load
 from pipeline.schema import SFT
 from tests import scripted
 from tests.unit.commands.reports import write
@@ -76,15 +77,16 @@ def test_what_cannot_be_foreseen_is_not_told(tmp_path):
     assert "WARNING: the training" not in told
 
 
-@pytest.mark.parametrize("name", ["mistake_analysis", "critique_revise", "course_correction"])
+@pytest.mark.parametrize("name", PROPOSED)
 def test_what_init_writes_for_the_toy_trains_enough(tmp_path, monkeypatch, name):
-    from pipeline.commands.init import init
-    from pipeline.config import load
-
+    monkeypatch.setattr(foreseen, "ROWS", 40)
     monkeypatch.chdir(tmp_path)
     init("mine.yaml", "toy", None, name, None, 0, None, lambda line: None)
     told = planned(load("mine.yaml"))
     assert "WARNING: the training" not in told
+    assert (" steps, tokens unknown" in told) is (name != "course_correction"), (
+        "placeholders turn nothing around"
+    )
 
 
 def test_a_training_that_is_finished_is_not_foreseen(tmp_path, monkeypatch):
