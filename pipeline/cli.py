@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline import __version__
-from pipeline.errors import RunFailed, UserError
+from pipeline.errors import RunFailed, UserError, of_place
 from pipeline.runtime.stopping import until_stopped
 
 EXIT_CODES = (
@@ -117,7 +117,7 @@ def report(
         typer.Option(
             "--fail-under",
             metavar="NAME=NUMBER",
-            help="exit with 1 if a number is below, as plain.harmless=0.9",
+            help="exit with 1 if a number is below, as plain.harmless=0.9; harmless=0.9: every condition",
         ),
     ] = None,
     fail_over: Annotated[
@@ -177,13 +177,14 @@ def plan(
     config: ConfigFile,
     overrides: Overrides = None,
     tokens_per_s: Annotated[float | None, typer.Option(min=1, help="measured speed of one engine")] = None,
+    reveal: Reveal = False,
     as_json: AsJson = False,
 ):
     """Preview a run without starting an engine: prompts, token lengths, GPUs, estimated time."""
     from pipeline.commands.plan import show_plan
     from pipeline.config import load
 
-    show_plan(load(config, overrides or []), tokens_per_s, as_json=as_json)
+    show_plan(load(config, overrides or []), tokens_per_s, as_json=as_json, reveal=reveal)
 
 
 @app.command()
@@ -299,7 +300,12 @@ def show(
     dataset: Annotated[
         str, typer.Argument(metavar="DATASET", help="directory of a data set, such as RUN/mistakes")
     ],
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", metavar="COLUMN=VALUE", help="only rows with this value, as arm=sft, id=…"),
+    ] = None,
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="rows shown")] = 5,
+    offset: Annotated[int, typer.Option("--offset", min=0, help="rows passed over first")] = 0,
     reveal: Reveal = False,
     as_json: AsJson = False,
 ):
@@ -308,7 +314,7 @@ def show(
 
     from pipeline.commands.show import show as show_rows
 
-    show_rows(dataset, rows, reveal, Console(), as_json=as_json)
+    show_rows(dataset, rows, reveal, Console(), where=where or [], offset=offset, as_json=as_json)
 
 
 @app.command()
@@ -443,12 +449,13 @@ def status(
         str,
         typer.Argument(metavar="RUN", help="a run directory (also on an object store), or the CONFIG of one"),
     ],
+    overrides: Overrides = None,
     as_json: AsJson = False,
 ):
     """Show progress, throughput and past attempts. Works during a run, from any machine."""
     from pipeline.commands.status import show_status
 
-    show_status(run, as_json)
+    show_status(run, as_json, overrides or [])
 
 
 @app.callback(invoke_without_command=True)
@@ -512,6 +519,12 @@ def main() -> None:
         _end(f"setbacks: {e}", 2)
     except RunFailed as e:
         _end(f"setbacks: {e}", 1)
+    except OSError as e:
+        from pipeline.schema import STAGES  # imports a large library
+
+        if (told := of_place(e)) is None:
+            raise
+        _end(f"setbacks: {told}", 1 if sys.argv[1] in (*STAGES, "run") else 2)
     except typer.Abort:  # at a question of `init`
         _end("setbacks: interrupted", 130)
     except _UsageError as e:

@@ -35,6 +35,7 @@ from pipeline.suites.base import Suite
 
 _OF_THE_RUN = ("run_dir", "report", "track")  # say nothing about the numbers
 Values = dict[tuple[str, str], dict[str, tuple[str, float]]]  # of `Outcome.values`
+_LACKING = object()  # in the place of a setting that a run does not have
 _FIRST = ("model", "seed", "engine", "models")  # what is listed first of what differs
 
 
@@ -158,22 +159,37 @@ def config_of(run_dir: str) -> Config:
 
 def _differing(runs: Sequence[Compared]) -> dict[str, list[str]]:
     """The settings that differ, with their values; model and seed first."""
-    trees = []
-    for run in runs:
-        dumped = run.config.model_dump(mode="json")
-        trees.append(dict(_flat({key: value for key, value in dumped.items() if key not in _OF_THE_RUN})))
-    keys = dict.fromkeys(key for tree in trees for key in tree)
-    found = {key: [tree.get(key, "(none)") for tree in trees] for key in keys}
+    trees, given = ([_settings_of(run, not_set) for run in runs] for not_set in (True, False))
+    found = dict(_unequal(trees, given))
     order = sorted(found, key=lambda key: key.partition(".")[0] not in _FIRST)
-    return {key: [shown(value, 120) for value in found[key]] for key in order if len(set(found[key])) > 1}
+    return {key: [shown(value, 120) for value in found[key]] for key in order}
 
 
-def _flat(tree: Any, place: str = "") -> Iterable[tuple[str, str]]:
+def _settings_of(run: Compared, defaults: bool) -> dict:
+    """The settings that may say something about the numbers, with or without those that are defaults."""
+    dumped = run.config.model_dump(mode="json", exclude_defaults=not defaults)
+    return {key: value for key, value in dumped.items() if key not in _OF_THE_RUN}
+
+
+def _unequal(trees: Sequence[Any], given: Sequence[Any], place: str = "") -> Iterable[tuple[str, list[str]]]:
+    """Setting → its values. A block that some run lacks is one setting, with what was `given` in it."""
+    if all(isinstance(tree, dict) for tree in trees):
+        for key in dict.fromkeys(key for tree in trees for key in tree):
+            values = [tree.get(key, _LACKING) for tree in trees]
+            own = [one.get(key, _LACKING) if isinstance(one, dict) else _LACKING for one in given]
+            yield from _unequal(values, own, f"{place}.{key}" if place else str(key))
+    elif any(tree != trees[0] for tree in trees):
+        yield place, [_in_words(*both) for both in zip(trees, given, strict=True)]
+
+
+def _in_words(tree: Any, given: Any) -> str:
+    if tree is _LACKING:
+        return "(none)"
     if isinstance(tree, dict) and tree:
-        for key, value in tree.items():
-            yield from _flat(value, f"{place}.{key}" if place else str(key))
-    else:
-        yield place, json.dumps(tree, ensure_ascii=False)
+        tags = {key: tree[key] for key in ("name", "kind", "method") if key in tree}
+        told = tags | (given if isinstance(given, dict) else {})
+        return json.dumps(told, ensure_ascii=False) if told else "(defaults)"
+    return json.dumps(tree, ensure_ascii=False)
 
 
 # -- pairing

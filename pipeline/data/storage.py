@@ -96,9 +96,11 @@ def write_bytes(path: str, content: bytes | pa.Buffer) -> None:
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, inner)
-    except BaseException:
+    except BaseException as e:
         with suppress(OSError):
             os.unlink(temporary)
+        if isinstance(e, OSError):
+            e.filename, e.filename2 = inner, None  # the caller does not know the temporary file
         raise
 
 

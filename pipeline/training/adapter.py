@@ -121,7 +121,7 @@ def card(job: Job, figures: dict) -> str:
 {header.to_yaml()}
 ---
 
-# LoRA adapter `{job.arm}`
+# LoRA adapter `{job.arm}` of `{model.path}`, trained by {train.method.upper()}
 
 Fine-tuned from `{model.path}`{revision} by setbacks. {train.words.loss}{_begun(train.start)}
 

@@ -50,7 +50,7 @@ class C2Eval(Suite):
     NEWER: ClassVar = Suite.NEWER | {"every_stage", "short", "first_ranks"}
     LATER: ClassVar = frozenset({"more_judges"})
     starting: ClassVar = """
-entries: SOURCE  # requests with unsafe responses
+entries: {path: PATH}  # requests with unsafe responses
 judge: {kind: phrases}  # fast and crude; yes_no asks a model
 """
 

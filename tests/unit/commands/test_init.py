@@ -103,7 +103,7 @@ def test_what_no_option_says_is_asked(written):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"source": None}, "--source is missing"),
+        ({"source": None, "model": "org/m"}, "--source is missing"),
         ({"method": "magic"}, "--method magic: known are mistake_analysis"),
         ({"model": "bad\nname"}, "control character"),
         ({"path": "mine.yaml/below.yaml"}, "cannot be written"),

@@ -97,8 +97,8 @@ def limited(run, monkeypatch):
 @pytest.mark.parametrize(
     ("limit", "told"),
     [
-        ("t.utility=0.5", "utility (sft, t, acc) = 0.4"),
-        ("t.difference=-0.2", "difference (sft, t"),
+        ("t.utility=0.5", "utility is below 0.5: 0.4 [0.118, 0.769] (sft, t, acc, n = 5)"),
+        ("t.difference=-0.2", "difference is below -0.2: -0.4 [-0.8, 0] (sft, t, "),
     ],
 )
 def test_a_limit_names_a_task_and_its_loss(limited, limit, told):
