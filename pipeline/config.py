@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline import old_keys
 from pipeline.arms import Arm, Replica, check_arm, default_arms, replicas_of, with_ask, with_training
@@ -178,10 +178,10 @@ class Config(Section):
         """The adapters that are trained further, by name: those of every seed of an arm."""
         if self.durability is None:
             return {}
-        adapters = {VANILLA: [VANILLA]} | {
-            name: list(replicas_of(name, arm, self.seed)) for name, arm in self.arms.items()
+        arms = {VANILLA: (self.train, [VANILLA])} | {
+            name: (arm.train, list(replicas_of(name, arm, self.seed))) for name, arm in self.arms.items()
         }
-        return {one.name: one for one in self.durability.further(adapters)}
+        return {one.name: one for one in self.durability.further(arms)}
 
     def stage_names(self, name: str) -> list[str]:
         """The names under which the adapters after a replica's stages are evaluated, at most; the last stage
@@ -437,15 +437,11 @@ class Config(Section):
             return self
         if not self.arms:
             raise ValueError("durability trains arms further: give arms, or leave it out")
-        try:
-            self.durability.trainer(self.train, None)
-        except ValidationError as e:
-            told = e.errors()[0]["msg"].removeprefix("Value error, ")
-            raise ValueError(f"durability, with the workers of train: {told}") from None
         for arm in self.durability.arms:
             if arm not in (VANILLA, *self.arms):
                 known = ", ".join([VANILLA, *self.arms])
                 raise ValueError(f"durability.arms: {arm} is not an arm of this run; known are {known}")
+        self.durability.check(self.further.values(), self.train)
         for name in self.further:
             if name in self.arms or name in self.adapters or len(name) > 60:
                 raise ValueError(

@@ -14,6 +14,7 @@ from pipeline.judges import Judge
 from pipeline.methods.base import Method
 from pipeline.preflight.arms import arm_specs as arm_specs
 from pipeline.preflight.arms import further_specs as further_specs
+from pipeline.preflight.arms import trainings
 from pipeline.preflight.fit import (
     check_lengths,
     check_loaded,
@@ -291,19 +292,17 @@ def check_build(config: Config, stages: set[str]) -> None:
     """Raises UserError for GPUs on an installation for CPUs, and for a CPU engine on one for GPUs."""
     for field, engine in config.engines(stages).items():
         engine.check_build(field)
-    for name, arm in config.arms.items() if "train" in stages else ():
-        if arm.train.load_in_4bit and find_spec("bitsandbytes") is None:
+    for field_of, train in trainings(config) if "train" in stages else ():
+        if train.load_in_4bit and find_spec("bitsandbytes") is None:
             raise UserError(
-                f"{config.field_of(name, 'load_in_4bit')} = true: bitsandbytes is not installed; use `pip"
-                " install 'setbacks[qlora]'`, or set it to false"
+                f"{field_of('load_in_4bit')} = true: bitsandbytes is not installed; use `pip install"
+                " 'setbacks[qlora]'`, or set it to false"
             )
-    if "train" in stages and gpu_build() is None:
-        for name, arm in config.arms.items():
-            if arm.train.use_gpu:
-                raise UserError(
-                    f"{config.field_of(name, 'use_gpu')} = true: the installed torch is built for CPUs; set"
-                    " it to false, or install its CUDA build"
-                )
+        if train.use_gpu and gpu_build() is None:
+            raise UserError(
+                f"{field_of('use_gpu')} = true: the installed torch is built for CPUs; set it to false, or"
+                " install its CUDA build"
+            )
 
 
 def check_reach(config: Config, stages: set[str], suites: set[str]) -> None:

@@ -72,6 +72,11 @@ class Job:
         """Directory in which this attempt's workers leave the adapter and the history of the finished run."""
         return storage.join(self.group, f"{self.name}-finished")
 
+    def tell(self, notice: str) -> None:
+        """Send a notice to the person watching; it holds no text of a row."""
+        if self.progress is not None:
+            self.progress.post.remote({"notice": notice})
+
     def checkpoint(self, step: int) -> str:
         """The directory name of a checkpoint."""
         return f"{self.name}-step-{step:08d}"
