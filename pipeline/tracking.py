@@ -282,10 +282,14 @@ class Tracked:
 
         self._each(log)
 
-    def conclude(self, numbers: Mapping[str, Any], files: Iterable[str] = ()) -> None:
-        """Numbers of the whole, and files that trackers keep with it."""
+    def conclude(self, numbers: Mapping[str, Any], files: Iterable[str] = (), *, under: str = "") -> None:
+        """Numbers of the whole, and files that trackers keep with it.
+
+        under: what the names begin with. A number of the whole must not have the name of one that lines have:
+        it would be a step of its curve.
+        """
         found = {
-            name: value
+            f"{under}{name}": value
             for name, value in numbers.items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
