@@ -204,7 +204,8 @@ def places_of(groups: pa.Table) -> Iterator[tuple[tuple, np.ndarray]]:
     """The different rows of a small table, in the order of their first appearance, and the places of each."""
     names = groups.column_names
     placed = groups.append_column("place", pa.array(np.arange(len(groups))))
-    grouped = placed.group_by(names, use_threads=False).aggregate([("place", "list")])
+    grouped = placed.group_by(names, use_threads=False).aggregate([("place", "list"), ("place", "min")])
+    grouped = grouped.sort_by("place_min")
     for row in zip(*(grouped[name].to_pylist() for name in names), grouped["place_list"], strict=True):
         yield tuple(row[:-1]), row[-1].values.to_numpy()
 
