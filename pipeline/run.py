@@ -460,7 +460,7 @@ class Run:
                     figures = training.result(arm, show)
                     for line in records.lines(storage.join(output.path, "metrics.jsonl")):
                         tracked.line(line)  # those that nobody was there to show
-                    tracked.conclude(figures)
+                    tracked.conclude(figures, under="training/")
                 figures["digest"] = adapter_digest(output.path)
                 output.mark_complete(figures)
                 storage.remove(output.state("train"))

@@ -24,7 +24,7 @@ from pipeline.data import records, storage
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.report import summary, tables
-from pipeline.report.outcomes import Outcome, means
+from pipeline.report.outcomes import Outcome, Values
 from pipeline.report.sections import Section
 from pipeline.report.summary import Difference, arm_order, paired
 from pipeline.report.tables import Cell, Column, Number, Table
@@ -34,7 +34,7 @@ from pipeline.settings.shown import plural, shown
 from pipeline.suites.base import Suite
 
 _OF_THE_RUN = ("run_dir", "report", "track")  # say nothing about the numbers
-Values = dict[tuple[str, str], dict[str, tuple[str, float]]]  # of `Outcome.values`
+_Found = dict[tuple[str, str], Values]  # of `Outcome.read`
 _LACKING = object()  # in the place of a setting that a run does not have
 _FIRST = ("model", "seed", "engine", "models")  # what is listed first of what differs
 
@@ -123,7 +123,7 @@ def compare(targets: Sequence[str], arms: Sequence[str] = (), different_judges: 
             f"--arm {shown(unknown[0], 60)}: no run has such an arm; known are {', '.join(known)}"
         )
     found.differing = _differing(found.runs)
-    values: dict[tuple[str, str, str], Values | None] = {}
+    values = _Reader(first if others[1:] else None)
     for other in others:
         _pair(found, first, other, arms or known, different_judges, values)
     if not found.pairings:
@@ -201,9 +201,9 @@ def _pair(
     other: Compared,
     arms: Sequence[str],
     different_judges: bool,
-    values: dict[tuple[str, str, str], Values | None],
+    values: "_Reader",
 ) -> None:
-    """Add the pairings of two runs. values: of outcomes read before, by run, suite and measure."""
+    """Add the pairings of two runs."""
     ours, theirs = (run.config.suites.items() for run in (other, first))
     alone = {arm: run.name for run, not_in in ((first, other), (other, first)) for arm in _only(run, not_in)}
     found.told += [f"{arm} is an arm of {name} only" for arm, name in alone.items() if arm in arms]
@@ -223,7 +223,7 @@ def _pair(
             if same is not True and not different_judges:
                 found.told[-1] += "; it is left out (--different-judges shows it all the same)"
                 continue
-            known = [_values(values, run, suite, one) for run, one in ((first, before), (other, after))]
+            known = [values.of(run, suite, one) for run, one in ((first, before), (other, after))]
             if known[0] is None or known[1] is None:
                 missing = first if known[0] is None else other
                 found.told.append(f"{suite}: {missing.name} holds no finished answers")
@@ -249,13 +249,13 @@ class _Measure:
     judges: list[str]
     same_judge: bool
 
-    def pairings(self, before: Values, after: Values, arms: Sequence[str]) -> Iterable[Pairing]:
+    def pairings(self, before: _Found, after: _Found, arms: Sequence[str]) -> Iterable[Pairing]:
         """Those of every arm and group that both runs have; none if no instruction is shared."""
         order = arm_order(arms)
         places = [place for place in before if place in after and place[0] in arms]
         for arm, group in sorted(places, key=lambda place: order(place[0])):
             rows = before[arm, group], after[arm, group]
-            was, now = (means(values, rows[0].keys() & rows[1].keys()) for values in rows)
+            was, now, shared = rows[0].both(rows[1])
             difference = paired(self.other.name, self.first.name, now, was, seed=self.first.config.seed)
             if difference is None:
                 continue
@@ -267,10 +267,10 @@ class _Measure:
                 run=self.other.name,
                 baseline=self.first.name,
                 unit=self.outcome.unit_of(was, now),
-                before=math.fsum(was.values()) / len(was),
-                after=math.fsum(now.values()) / len(now),
+                before=math.fsum(was.values) / len(was),
+                after=math.fsum(now.values) / len(now),
                 difference=difference,
-                alone=len(rows[0].keys() ^ rows[1].keys()),
+                alone=len(rows[0]) + len(rows[1]) - 2 * shared,
                 judges=self.judges,
                 same_judge=self.same_judge,
             )
@@ -309,16 +309,30 @@ def _fingerprint(run: Compared, suite: str) -> dict | None:
     return records.read(storage.join(run.path, ".state", name, "fingerprint.json"))
 
 
-def _values(
-    known: dict[tuple[str, str, str], Values | None], run: Compared, suite: str, outcome: Outcome
-) -> Values | None:
-    """The outcome's values in a run; None if the data set is not finished."""
-    key = run.path, suite, outcome.name
-    if key not in known:
+class _Reader:
+    """Reads the values of outcomes. Those of `kept`, which several runs are compared with, stay in memory."""
+
+    def __init__(self, kept: Compared | None):
+        self._kept = kept
+        self._found: dict[tuple[str, str], _Found | None] = {}
+        self._checked: dict[str, set[str]] = {}  # data set → shards whose bytes have been compared
+
+    def of(self, run: Compared, suite: str, outcome: Outcome) -> _Found | None:
+        """The outcome's values in a run; None if the data set is not finished."""
+        if run is not self._kept:
+            return self._read(run, suite, outcome)
+        key = suite, outcome.name
+        if key not in self._found:
+            self._found[key] = self._read(run, suite, outcome)
+        return self._found[key]
+
+    def _read(self, run: Compared, suite: str, outcome: Outcome) -> _Found | None:
         section: Suite = run.config.suites.items()[suite]
         dataset = Dataset.at(storage.join(run.path, section.data_schema.name))
-        known[key] = None if dataset is None else outcome.values(dataset.table(outcome.columns))
-    return known[key]
+        if dataset is None:
+            return None
+        checked = self._checked.setdefault(dataset.path, set())
+        return outcome.read(dataset.tables(outcome.columns, checked=checked))
 
 
 def _same_judge(first: Compared, other: Compared, suite: str, before: Outcome, after: Outcome) -> bool | str:

@@ -233,7 +233,7 @@ def _judgements(
     for name in suite.judges_later:
         dataset = Dataset.at(storage.join(run_dir, suite.verdicts_name(name)))
         if dataset is not None:
-            verdicts[name] = Numbers(dataset, suite.verdicts).table()
+            verdicts[name] = Numbers(dataset, suite.verdicts)
     judges = dict(suite.judges_later) | ({OWN_JUDGE: suite.harm_judge} if suite.harm_judge else {})
     known = {}
     for name, judge in judges.items():

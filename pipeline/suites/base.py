@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import pyarrow as pa
 from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
 from pipeline.chat import Recipe
@@ -39,7 +38,7 @@ class Judgements:
     errors:   measured errors (first: the judge, second: the labels); a judge without one is unmeasured
     """
 
-    verdicts: Mapping[str, pa.Table] = field(default_factory=dict)
+    verdicts: Mapping[str, Rows] = field(default_factory=dict)
     errors: Mapping[str, Agreement] = field(default_factory=dict)
 
 
