@@ -34,6 +34,11 @@ def was_here(name):
     with open(place / name, "a") as file:
         print(ray.util.get_node_ip_address(), file=file)
 
+def training(name):
+    def train():
+        was_here(name)
+    return train
+
 class Spec(ModelSpec):
     def open(self):
         was_here(self.model_dir)
@@ -57,9 +62,7 @@ for kind in ("H100", "L40S"):
         engines[beside].open()
     train = SFT(use_gpu=True, accelerator_type=kind)
     config = RunConfig(name=kind, storage_path=str(place / "train"))
-    DataParallelTrainer(
-        lambda kind=kind: was_here(f"trainer-{kind}"), scaling_config=_scaling(train), run_config=config
-    ).fit()
+    DataParallelTrainer(training(f"trainer-{kind}"), scaling_config=_scaling(train), run_config=config).fit()
 """
 
 

@@ -82,6 +82,7 @@ def test_a_run_reads_the_copy_alone(tmp_path, monkeypatch):
     assert [place for place in copy.parent.iterdir() if place.is_dir()] == [copy]
     for name in ("mistakes", "evaluation"):
         assert rows(copied, name) == rows(whole, name)
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
-        adapters = [place / "adapter/sft" / name for place in (copied, whole)]
-        assert adapters[0].read_bytes() == adapters[1].read_bytes()
+    first, second = (place / "adapter/sft/adapter_model.safetensors" for place in (copied, whole))
+    assert first.read_bytes() == second.read_bytes()
+    settings = json.loads((copied / "adapter/sft/adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(model), "it does not name the copy"
