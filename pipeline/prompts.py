@@ -5,7 +5,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import yaml
-from jinja2 import StrictUndefined, meta
+from jinja2 import StrictUndefined, Template, meta
 from jinja2.sandbox import SandboxedEnvironment
 
 from pipeline.errors import UserError
@@ -46,17 +46,16 @@ class Prompts:
         """The prompts without some, such as those that a configuration does not use: `hash` ignores them."""
         return Prompts({name: text for name, text in self.texts.items() if name not in names}, self.source)
 
-    @cached_property
+    @property
     def hash(self) -> str:
-        canonical = yaml.safe_dump(self.texts, sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+        return _hash(tuple(sorted(self.texts.items())))
 
     @cached_property
     def _templates(self) -> dict:
         templates = {}
         for name, text in self.texts.items():
             try:
-                templates[name] = _ENVIRONMENT.from_string(text)
+                templates[name] = _compiled(text)
             except Exception as e:  # jinja's own errors, and Python's errors in the code that jinja generates
                 raise UserError(
                     f"{self.source}: prompt {name} is not a valid template ({shown(e)})"
@@ -91,6 +90,19 @@ def load(name: str, replacement: str | None = None) -> Prompts:
 def _own(name: str) -> Prompts:
     """A file of this package, read once: configurations ask for its prompts, and their hash, many times."""
     return Prompts(_read(Path(__file__).parent / name), name)
+
+
+@cache
+def _compiled(text: str) -> Template:
+    """A template, compiled once, whichever prompt files it is in."""
+    return _ENVIRONMENT.from_string(text)
+
+
+@cache
+def _hash(texts: tuple[tuple[str, str], ...]) -> str:
+    """Computed once: every check, fingerprint and card of a run asks for the hashes of the same prompts."""
+    canonical = yaml.safe_dump(dict(texts), sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 def _variables(text: str) -> set[str]:

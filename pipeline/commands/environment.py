@@ -4,7 +4,10 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -21,7 +24,8 @@ LIBRARIES = (
 _GPUS = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Python, and the libraries that are installed, with their versions."""
     found = {"Python": platform.python_version()}
     for library in LIBRARIES:
@@ -29,7 +33,7 @@ def versions() -> dict[str, str]:
             found[library] = metadata.version(library)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return MappingProxyType(found)
 
 
 def environment() -> dict[str, Any]:
@@ -41,7 +45,7 @@ def environment() -> dict[str, Any]:
     memory = psutil.virtual_memory()
     return {
         "setbacks": pipeline.__version__,
-        "versions": versions(),
+        "versions": dict(versions()),
         "platform": platform.platform(),
         "processors": len(os.sched_getaffinity(0)),
         "bfloat16": machine.cpu_has_bf16(),

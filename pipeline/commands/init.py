@@ -5,10 +5,11 @@ import json
 import os
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from pipeline.commands import environment, schemas
 from pipeline.config import Config
@@ -157,7 +158,8 @@ def _schema_beside(path: str) -> str | None:
     return os.path.relpath(schemas.CONFIGURATION, os.path.dirname(os.path.abspath(path)))
 
 
-def _template():
+@cache
+def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,

@@ -6,6 +6,7 @@ and `pipeline.report` write the sections; this module reads the files of the run
 """
 
 import re
+from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -299,8 +300,9 @@ def _last_lines(path: str, *keys: str) -> list[dict]:
     return list({tuple(line.get(key) for key in keys): line for line in records.lines(path)}.values())
 
 
+@cache
 def templates() -> Environment:
-    """The templates of pages."""
+    """The templates of pages, compiled once."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=lambda name: name is not None and name.endswith(".html"),

@@ -239,15 +239,17 @@ def _short(name: str) -> str:
 
 def _svg(figure, label: str) -> str:
     """The figure as one <svg> element without URLs, in the page's color and font, with an ARIA label."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     text = StringIO()
+    for part in (figure, *figure.axes):
+        part.patch.set_facecolor("none")
     with warnings.catch_warnings():
         # matplotlib only measures text; the page's fonts draw it
         warnings.filterwarnings("ignore", "Glyph .* missing")
-        figure.savefig(
-            text,
-            format="svg",
-            transparent=True,
-            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        # `savefig` would draw everything twice, first without output. The layout is made in drawing, too.
+        FigureCanvasSVG(figure).print_svg(
+            text, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]

@@ -318,7 +318,7 @@ def of_stages(stages: Iterable[dict]) -> Table:
     return Table("", columns, [("", [row(line) for line in stages])])
 
 
-def of_pairs(title: str, names: tuple[str, str], pairs: dict[str, str]) -> Table:
+def of_pairs(title: str, names: tuple[str, str], pairs: Mapping[str, str]) -> Table:
     """A table of names and values, both text."""
     return Table(
         title,

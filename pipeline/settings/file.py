@@ -17,6 +17,7 @@ from pipeline.settings.base import tag
 from pipeline.settings.shown import shown
 
 Tree = TypeVar("Tree", bound=BaseModel)
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml's, if PyYAML was built with it
 
 
 def load(root: type[Tree], path: str | Path, overrides: Sequence[str] = ()) -> Tree:
@@ -55,7 +56,7 @@ def validated(root: type[Tree], tree: Any, where: str | Path) -> Tree:
 
 def dump(config: BaseModel) -> str:
     """The resolved configuration as YAML, with all defaults. `load` reads it back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
 
 
 def _override(tree: dict, override: str) -> None:

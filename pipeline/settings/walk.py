@@ -5,6 +5,7 @@ file therefore needs no central list.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -49,29 +50,39 @@ def _replaced(value: Any, changes: Mapping[str, Section], name: str) -> Any:
 
 def _walk(tree: Section, prefix: str) -> Iterator[tuple[str, Any, tuple]]:
     """(dotted name, value, metadata of its type) of every value below a section that is not null."""
-    for name, field in type(tree).model_fields.items():
+    for name, annotation, metadata in _fields(type(tree)):
         dotted = f"{prefix}.{name}" if prefix else name
-        yield from _value(dotted, getattr(tree, name), field.annotation, tuple(field.metadata))
+        yield from _value(dotted, getattr(tree, name), annotation, metadata)
 
 
 def _value(name: str, value: Any, annotation: Any, metadata: tuple) -> Iterator[tuple[str, Any, tuple]]:
     if value is None:
         return
-    if get_origin(annotation) is Annotated:
-        inner, *more = get_args(annotation)
-        yield from _value(name, value, inner, (*metadata, *more))
-    elif isinstance(value, Section):
+    if isinstance(value, Section):
         yield name, value, metadata
         yield from _walk(value, name)
     elif isinstance(value, dict):
-        values = get_args(annotation)[1]
+        values, of_values = _bare(get_args(annotation)[1])
         for key, one in value.items():
-            yield from _value(f"{name}.{key}", one, values, ())
-    elif get_origin(annotation) in (Union, UnionType):
-        members = [member for member in get_args(annotation) if member is not type(None)]
-        if len(members) == 1:
-            yield from _value(name, value, members[0], metadata)
-        else:
-            yield name, value, metadata
+            yield from _value(f"{name}.{key}", one, values, of_values)
     else:
         yield name, value, metadata
+
+
+@cache
+def _fields(section: type[Section]) -> list[tuple[str, Any, tuple]]:
+    """Name, type and metadata of its fields, found once: commands walk over a configuration many times."""
+    fields = section.model_fields.items()
+    return [(name, *_bare(field.annotation, tuple(field.metadata))) for name, field in fields]
+
+
+def _bare(annotation: Any, metadata: tuple = ()) -> tuple[Any, tuple]:
+    """A type that may also be null, or has metadata, without either; and its metadata."""
+    if get_origin(annotation) is Annotated:
+        inner, *more = get_args(annotation)
+        return _bare(inner, (*metadata, *more))
+    if get_origin(annotation) in (Union, UnionType):
+        members = [member for member in get_args(annotation) if member is not type(None)]
+        if len(members) == 1:
+            return _bare(members[0], metadata)
+    return annotation, metadata

@@ -1,8 +1,13 @@
-"""What fresh processes import and what they execute: here, since each of them imports torch, Ray or vLLM and
-takes seconds."""
+"""What fresh processes import, what they execute and how they end: here, since each of them imports torch, Ray
+or vLLM and takes seconds."""
 
 import os
 import pickle
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -154,3 +159,45 @@ def test_reading_parquet_executes_nothing(tmp_path, marker, order):
     assert outcomes["value", "instructions"] == "read", "the row is kept as a failed one"
     assert outcomes["value", "training"] == "read" and outcomes["schema", "show"] == "read"
     assert outcomes["value", "ray"] == "ValueError", "Ray's own refusal still stands"
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="pip install 'setbacks[qlora]'")
+def test_bitsandbytes_fetches_no_kernel(tmp_path):
+    """On CPUs with AVX-512 BF16 it would, when it is imported; on others this test says nothing."""
+    (tmp_path / "kernels.py").write_text("def get_kernel(*_, **__): open('fetched', 'w')")
+    code = "import sys; from pipeline import pretrained; pretrained._nf4('bfloat16'); import kernels"
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+        timeout=120,
+    )
+    assert not (tmp_path / "fetched").exists()
+
+
+# -- how it ends
+
+HANGS = """
+import time
+from pipeline.inference import pool
+pool.EXIT_S = 1
+
+class CoreWorker:  # as Ray's hangs at times, while the interpreter is taken down
+    def __init__(self):
+        self.actor = pool.RecipeActor.__new__(pool.RecipeActor)
+        self.actor._in_ray = True
+    def __del__(self):
+        del self.actor
+        time.sleep(60)
+
+worker = CoreWorker()
+"""
+
+
+def test_an_actor_that_hangs_while_it_ends_is_ended():
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", HANGS], timeout=50)
+    assert done.returncode == -signal.SIGALRM
+    assert time.monotonic() - started < 30

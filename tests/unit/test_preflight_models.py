@@ -369,36 +369,6 @@ def test_cpus_on_a_build_for_gpus(tmp_path, monkeypatch):
     preflight.check_build(config(tmp_path, model, engine={"num_gpus": 1}, train={"use_gpu": True}), ALL)
 
 
-def test_what_is_said_of_quantized_weights_is_in_the_installed_vllm():
-    from vllm.model_executor.layers import quantization
-
-    from pipeline.inference import vllm as engine
-
-    known = {*quantization.QUANTIZATION_METHODS, "auto-round"}
-    online = {name for name in known if name.startswith(("fp8_per", "int8_per", "nvfp4_per"))}
-    same = {
-        "auto_awq",
-        "awq_marlin",
-        "auto_gptq",
-        "gptq_marlin",
-        "gpt_oss_mxfp4",
-        "moe_wna16",
-        "online",
-        "experts_int8",
-    }
-    left = known - online - same - set(quantization.DEPRECATED_QUANTIZATION_METHODS)
-    assert left == set(engine._QUANTIZED)
-    for name in left - {"auto-round"}:
-        import torch
-
-        dtypes = quantization.get_quantization_config(name).get_supported_act_dtypes
-        try:
-            found = dtypes()
-        except TypeError:  # not a class method everywhere
-            found = dtypes(None)
-        assert (torch.float32 in found) == (name in engine._QUANTIZED_IN_FLOAT32), name
-
-
 def test_the_build_is_that_of_torch():
     import torch
 

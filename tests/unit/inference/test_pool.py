@@ -1,11 +1,7 @@
 """The actor that runs a recipe over blocks of rows, without Ray and without an engine."""
 
 import asyncio
-import signal
-import subprocess
-import sys
 import tempfile
-import time
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -476,26 +472,3 @@ def test_a_judge_reads_no_thought():
 
 
 # -- the end of an actor
-
-HANGS = """
-import time
-from pipeline.inference import pool
-pool.EXIT_S = 1
-
-class CoreWorker:  # as Ray's hangs at times, while the interpreter is taken down
-    def __init__(self):
-        self.actor = pool.RecipeActor.__new__(pool.RecipeActor)
-        self.actor._in_ray = True
-    def __del__(self):
-        del self.actor
-        time.sleep(60)
-
-worker = CoreWorker()
-"""
-
-
-def test_an_actor_that_hangs_while_it_ends_is_ended():
-    started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", HANGS], timeout=50)
-    assert done.returncode == -signal.SIGALRM
-    assert time.monotonic() - started < 30
