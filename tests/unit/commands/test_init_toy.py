@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.commands.init import PROPOSED, init
-from pipeline.config import TRAINERS, Suites, load
+from pipeline.config import load
 from pipeline.errors import UserError
+from pipeline.registry import TRAINERS, Suites
 from pipeline.settings import yaml_text
 
 ROOT = Path(__file__).parents[3]

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from pipeline.commands.show import show
-from pipeline.config import WRITTEN
 from pipeline.errors import UserError
+from pipeline.registry import WRITTEN
 from pipeline.schema import HARMFUL, INSTRUCTIONS, UNKNOWN
 from pipeline.suites.safety.schema import ANSWERS
 
