@@ -25,7 +25,7 @@ from pipeline.data.work import shared
 from pipeline.inference import pool
 from pipeline.inference.dummy import Dummy, DummyModel
 from pipeline.methods.mistake_analysis.schema import MISTAKES
-from pipeline.runtime.session import ray_session
+from pipeline.runtime import session
 from pipeline.schema import INSTRUCTIONS
 from pipeline.settings.base import Model
 
@@ -145,7 +145,8 @@ def main() -> None:
     parser.add_argument("--speed", type=float, default=5)
     parser.add_argument("--before", action=argparse.BooleanOptionalAction, default=True)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory, ray_session(directory):
+    session.LEAST_LOGICAL_CPUS = max(session.LEAST_LOGICAL_CPUS, 2 * given.engines)
+    with tempfile.TemporaryDirectory() as directory, session.ray_session(directory):
         for blocks in given.blocks:
             for before in (True, False) if given.before else (False,):
                 found = run(blocks, given.engines, given.apart, given.speed, before=before)

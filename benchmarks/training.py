@@ -60,11 +60,16 @@ def main() -> None:
         compare(args)
     else:
         with tempfile.TemporaryDirectory() as scratch:
-            spawn(worker, (args, scratch), args.workers)
+            # Made here: in a process group, only the first process would save it.
+            model_dir = small_model(Path(scratch, "model")) if args.model == "small" else None
+            spawn(worker, (args, scratch, model_dir), args.workers)
 
 
-def compare(args: argparse.Namespace, scratch: str | None = None) -> None:
-    """All rounds, in this process; in each process of several, if `scratch` is given."""
+def compare(args: argparse.Namespace, scratch: str | None = None, small_dir: str | None = None) -> None:
+    """All rounds, in this process; in each process of several, if `scratch` is given.
+
+    small_dir: where the small model lies, if it is there already.
+    """
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
@@ -74,7 +79,7 @@ def compare(args: argparse.Namespace, scratch: str | None = None) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
     with nullcontext(scratch) if scratch else tempfile.TemporaryDirectory() as scratch:
-        model_dir, conversations = workload(args.model, Path(scratch))
+        model_dir, conversations = workload(args.model, Path(scratch), small_dir)
         config = Config.model_validate(
             {
                 "run_dir": scratch,
@@ -115,9 +120,10 @@ def compare(args: argparse.Namespace, scratch: str | None = None) -> None:
             report(args, config, model_dir, encoded, runs)
 
 
-def worker(rank: int, args: argparse.Namespace, scratch: str) -> None:
+def worker(rank: int, args: argparse.Namespace, scratch: str, small_dir: str | None) -> None:
     """A process of several."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(args.workers)}
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # otherwise accelerate sets one thread for each CPU
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "1",
@@ -128,12 +134,12 @@ def worker(rank: int, args: argparse.Namespace, scratch: str) -> None:
     own = f"{scratch}/{rank}"
     os.mkdir(own)
     try:
-        compare(args, own)
+        compare(args, own, small_dir)
     finally:
         torch.distributed.destroy_process_group()
 
 
-def workload(model: str, scratch: Path) -> tuple[str, list[list[dict]]]:
+def workload(model: str, scratch: Path, small_dir: str | None = None) -> tuple[str, list[list[dict]]]:
     """A model directory and conversations to train it on."""
     from pipeline.toy.corpus import Corpus
     from pipeline.toy.model import WEIGHTS
@@ -145,7 +151,7 @@ def workload(model: str, scratch: Path) -> tuple[str, list[list[dict]]]:
     r = random.Random(0)
     words = " ".join(m["content"] for _ in range(200) for m in corpus.draw()).split()
     lengths = [(r.randint(60, 300), r.randint(30, 150)) for _ in range(400)]
-    return small_model(scratch), [
+    return small_dir or small_model(scratch), [
         [
             {"role": role, "content": " ".join(r.choices(words, k=k))}
             for role, k in zip(("user", "assistant"), n, strict=True)

@@ -3,18 +3,15 @@
 Exit codes: see EXIT_CODES.
 """
 
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 from pipeline import __version__
-from pipeline.errors import RunFailed, UserError
+from pipeline.errors import RunFailed, UserError, of_place
+from pipeline.runtime.stopping import until_stopped
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 the run failed, or a number of the report is beyond its limit; 2 wrong usage,"
@@ -40,7 +37,6 @@ Overwrite = Annotated[
 ]
 # works with click and with the copy that newer Typer versions contain
 _UsageError: Any = typer.BadParameter.__base__
-STOP_S = 8.0  # longest time from a signal to the end; a sender may send SIGKILL after that
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="rerun failed rows")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print warnings and errors only")]
 Verbose = Annotated[
@@ -121,7 +117,7 @@ def report(
         typer.Option(
             "--fail-under",
             metavar="NAME=NUMBER",
-            help="exit with 1 if a number is below, as plain.harmless=0.9",
+            help="exit with 1 if a number is below, as plain.harmless=0.9; harmless=0.9: every condition",
         ),
     ] = None,
     fail_over: Annotated[
@@ -181,13 +177,14 @@ def plan(
     config: ConfigFile,
     overrides: Overrides = None,
     tokens_per_s: Annotated[float | None, typer.Option(min=1, help="measured speed of one engine")] = None,
+    reveal: Reveal = False,
     as_json: AsJson = False,
 ):
     """Preview a run without starting an engine: prompts, token lengths, GPUs, estimated time."""
     from pipeline.commands.plan import show_plan
     from pipeline.config import load
 
-    show_plan(load(config, overrides or []), tokens_per_s, as_json=as_json)
+    show_plan(load(config, overrides or []), tokens_per_s, as_json=as_json, reveal=reveal)
 
 
 @app.command()
@@ -204,7 +201,7 @@ def preview(
 
     _talk(verbose=verbose)
     loaded = load(config, overrides or [])
-    _until_stopped(
+    until_stopped(
         lambda: show_preview(loaded, rows, reveal, _console(), _tell),
         "setbacks: interrupted; nothing is kept",
     )
@@ -303,7 +300,12 @@ def show(
     dataset: Annotated[
         str, typer.Argument(metavar="DATASET", help="directory of a data set, such as RUN/mistakes")
     ],
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", metavar="COLUMN=VALUE", help="only rows with this value, as arm=sft, id=…"),
+    ] = None,
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="rows shown")] = 5,
+    offset: Annotated[int, typer.Option("--offset", min=0, help="rows passed over first")] = 0,
     reveal: Reveal = False,
     as_json: AsJson = False,
 ):
@@ -312,7 +314,7 @@ def show(
 
     from pipeline.commands.show import show as show_rows
 
-    show_rows(dataset, rows, reveal, Console(), as_json=as_json)
+    show_rows(dataset, rows, reveal, Console(), where=where or [], offset=offset, as_json=as_json)
 
 
 @app.command()
@@ -375,7 +377,7 @@ def serve(
     from pipeline.commands.serve import serve as serve_arm
     from pipeline.config import load
 
-    _until_stopped(
+    until_stopped(
         lambda: serve_arm(load(config, overrides or []), arm, host, port, api_key_env, _tell),
         "setbacks: the server has been stopped",
     )
@@ -426,7 +428,7 @@ def publish(
     from pipeline.commands import publish as command
 
     wanted = command.Wanted(repo, license, language or [], base_model, data)
-    _until_stopped(
+    until_stopped(
         lambda: command.publish(
             run,
             wanted,
@@ -447,12 +449,13 @@ def status(
         str,
         typer.Argument(metavar="RUN", help="a run directory (also on an object store), or the CONFIG of one"),
     ],
+    overrides: Overrides = None,
     as_json: AsJson = False,
 ):
     """Show progress, throughput and past attempts. Works during a run, from any machine."""
     from pipeline.commands.status import show_status
 
-    show_status(run, as_json)
+    show_status(run, as_json, overrides or [])
 
 
 @app.callback(invoke_without_command=True)
@@ -474,7 +477,7 @@ def _run(
     from pipeline.config import load
 
     again = "the same command without --overwrite" if overwrite else "the same command"
-    _until_stopped(
+    until_stopped(
         lambda: experiment.run(
             load(config, overrides or []),
             stages,
@@ -485,59 +488,6 @@ def _run(
         ),
         f"setbacks: interrupted; rerun {again} to resume",
     )
-
-
-def _until_stopped(work: Callable[[], Any], message: str) -> None:
-    """Do the work; if a signal stops it, print the message and exit."""
-    try:
-        with _stoppable(message):
-            work()
-    except KeyboardInterrupt as e:  # caught here because typer would exit silently
-        print(message, file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        # Not sys.exit: during interpreter shutdown, an interrupted Ray thread may abort the process.
-        os._exit(128 + getattr(e, "signum", signal.SIGINT))
-
-
-class _Stop(KeyboardInterrupt):
-    def __init__(self, signum: int):
-        self.signum = signum
-
-
-@contextmanager
-def _stoppable(message: str) -> Iterator[None]:
-    """The first SIGINT or SIGTERM interrupts the body; later ones are ignored.
-
-    After STOP_S the process exits anyway.
-    """
-
-    def stop(signum: int, _frame) -> None:
-        for known in list(before):
-            signal.signal(known, lambda *_: None)
-        before.clear()
-        last_word = threading.Timer(STOP_S, _abandon, [message, 128 + signum])
-        last_word.daemon = True
-        last_word.start()
-        raise _Stop(signum)
-
-    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-def _abandon(message: str, code: int) -> None:
-    """Exit after a library swallowed the interrupt, or while a shutdown hangs.
-
-    A local Ray, and a job's actors, end with this process.
-    """
-    from pipeline.runtime import attempt
-
-    attempt.end(attempt.INTERRUPTED)
-    print(message, file=sys.stderr, flush=True)
-    os._exit(code)
 
 
 def _talk(quiet: bool = False, verbose: bool = False) -> None:
@@ -569,6 +519,12 @@ def main() -> None:
         _end(f"setbacks: {e}", 2)
     except RunFailed as e:
         _end(f"setbacks: {e}", 1)
+    except OSError as e:
+        from pipeline.schema import STAGES  # imports a large library
+
+        if (told := of_place(e)) is None:
+            raise
+        _end(f"setbacks: {told}", 1 if sys.argv[1] in (*STAGES, "run") else 2)
     except typer.Abort:  # at a question of `init`
         _end("setbacks: interrupted", 130)
     except _UsageError as e:

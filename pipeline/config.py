@@ -1,27 +1,23 @@
 """The whole configuration, and consistency checks between its sections.
 
-The unions here are the registry of methods, suites and trainers. Each section is defined next to the code
-that it configures; `pipeline.settings` has the base of all sections.
+Each section is defined next to the code that it configures: methods, suites and trainers are listed in
+`pipeline.registry`, arms in `pipeline.arms`; `pipeline.settings` has the base of all sections.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline import old_keys
+from pipeline.arms import Arm, Replica, check_arm, default_arms, replicas_of, with_ask, with_training
 from pipeline.inference import DEFAULT, Engine
 from pipeline.inference.base import Engine as AnyEngine
 from pipeline.inference.unasked import UNASKED
 from pipeline.methods.base import Method as AnyMethod
-from pipeline.methods.chain_of_hindsight import ChainOfHindsight
-from pipeline.methods.course_correction import CourseCorrection
-from pipeline.methods.critique_revise import CritiqueRevise
-from pipeline.methods.mistake_analysis import MistakeAnalysis
-from pipeline.methods.red_team import RedTeam
-from pipeline.methods.source_preferences import SourcePreferences
+from pipeline.registry import Method, Suites, trainable
 from pipeline.schema import STAGES, Schema
 from pipeline.settings import file
 from pipeline.settings.base import (
@@ -35,57 +31,13 @@ from pipeline.settings.base import (
     Natural,
     Section,
     Source,
-    tag,
 )
 from pipeline.settings.file import dump as dump
 from pipeline.settings.walk import paths, sections
 from pipeline.suites import VANILLA
-from pipeline.suites.asked import Ask
-from pipeline.suites.base import Suite
-from pipeline.suites.borderline import Borderline
-from pipeline.suites.c2_eval import C2Eval
-from pipeline.suites.discrimination import Discrimination
-from pipeline.suites.goal_hijacking import GoalHijacking
-from pipeline.suites.jailbreak import Jailbreak
-from pipeline.suites.safety import Safety
-from pipeline.suites.utility import Utility
 from pipeline.tracking import Kind as TrackerKind
-from pipeline.training.config import SFT, Train, Trainer
-from pipeline.training.durability import DURABILITY, Durability, Further
-
-Method = Annotated[
-    MistakeAnalysis | CourseCorrection | CritiqueRevise | ChainOfHindsight | SourcePreferences | RedTeam,
-    Field(discriminator="name"),
-]
-
-
-class Suites(Section):
-    """The suites for every arm; one engine start serves all. null = not evaluated."""
-
-    safety: Safety | None = Field(None, description="judged answers to instructions; null = not run")
-    c2_eval: C2Eval | None = Field(None, description="judged continuations of prefills; null = not run")
-    borderline: Borderline | None = Field(
-        None, description="answers to prompts that only sound harmful, by compliance; null = not run"
-    )
-    jailbreak: Jailbreak | None = Field(None, description="judged answers to attacked goals; null = not run")
-    goal_hijacking: GoalHijacking | None = Field(
-        None, description="answers to prompts with an injected order; null = not run"
-    )
-    discrimination: Discrimination | None = Field(
-        None, description="rated answers, and rated analyses of them by the same arm; null = not run"
-    )
-    utility: Utility | None = Field(
-        None, description="tasks of lm-evaluation-harness, such as mmlu; null = not run"
-    )
-
-    def items(self) -> dict[str, Suite]:
-        """The suites that are configured, by name."""
-        return {name: suite for name in type(self).model_fields if (suite := getattr(self, name)) is not None}
-
-    @classmethod
-    def by_name(cls) -> dict[str, type[Suite]]:
-        """All suites, by the names of their fields."""
-        return {name: _members(field.annotation, Suite)[0] for name, field in cls.model_fields.items()}
+from pipeline.training.config import SFT, Trainer
+from pipeline.training.durability import Durability, Further
 
 
 class NamedModel(Model):
@@ -134,39 +86,6 @@ class Answering:
     model: Model
     engine_field: str
     engine: AnyEngine
-
-
-class Arm(Section):
-    """One fine-tuned arm: its kinds of examples, and the training fields that differ from `train`."""
-
-    kinds: list[str] | None = Field(
-        None,
-        min_length=1,
-        description="kinds of examples to train on; pairs of one kind need not name it",
-    )
-    train: Trainer = Field(
-        description=(
-            "fields that differ from `train`; merged with it when a configuration is read. `seeds` may also"
-            " stand in the arm itself, as arms.NAME.seeds"
-        ),
-    )
-    ask: Ask | None = Field(
-        None,
-        description=(
-            "how every suite asks the arm: a text in the place of the last user turn, which stands in it"
-            " as `{{ instruction }}`; left out = as the methods that make its kinds want it; null = as other"
-            " arms"
-        ),
-    )
-
-
-@dataclass(frozen=True)
-class Replica:
-    """An adapter to train: an arm with one of its training seeds."""
-
-    arm: str
-    section: Arm
-    seed: int
 
 
 class Report(Section):
@@ -246,7 +165,7 @@ class Config(Section):
         return {
             made: replica
             for name, arm in self.arms.items()
-            for made, replica in _replicas(name, arm, self.seed).items()
+            for made, replica in replicas_of(name, arm, self.seed).items()
         }
 
     @property
@@ -259,10 +178,10 @@ class Config(Section):
         """The adapters that are trained further, by name: those of every seed of an arm."""
         if self.durability is None:
             return {}
-        adapters = {VANILLA: [VANILLA]} | {
-            name: list(_replicas(name, arm, self.seed)) for name, arm in self.arms.items()
+        arms = {VANILLA: (self.train, [VANILLA])} | {
+            name: (arm.train, list(replicas_of(name, arm, self.seed))) for name, arm in self.arms.items()
         }
-        return {one.name: one for one in self.durability.further(adapters)}
+        return {one.name: one for one in self.durability.further(arms)}
 
     def stage_names(self, name: str) -> list[str]:
         """The names under which the adapters after a replica's stages are evaluated, at most; the last stage
@@ -437,14 +356,12 @@ class Config(Section):
             return tree
         tree = old_keys.answered(tree)
         if "arms" not in tree:
-            tree = {**tree, "arms": _default_arms(tree)}
+            tree = {**tree, "arms": default_arms(tree)}
         if isinstance(tree["arms"], dict):
             tree = {
                 **tree,
                 "arms": {
-                    name: _with_ask(
-                        _with_training(str(name), arm, tree.get("train", {})), tree.get("methods")
-                    )
+                    name: with_ask(with_training(str(name), arm, tree.get("train", {})), tree.get("methods"))
                     for name, arm in tree["arms"].items()
                 },
             }
@@ -511,7 +428,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _arms_have_examples(self) -> "Config":
         for name, arm in self.arms.items():
-            _check_arm(name, arm, self.methods)
+            check_arm(name, arm, self.methods)
         return self
 
     @model_validator(mode="after")
@@ -520,15 +437,11 @@ class Config(Section):
             return self
         if not self.arms:
             raise ValueError("durability trains arms further: give arms, or leave it out")
-        try:
-            self.durability.trainer(self.train, None)
-        except ValidationError as e:
-            told = e.errors()[0]["msg"].removeprefix("Value error, ")
-            raise ValueError(f"durability, with the workers of train: {told}") from None
         for arm in self.durability.arms:
             if arm not in (VANILLA, *self.arms):
                 known = ", ".join([VANILLA, *self.arms])
                 raise ValueError(f"durability.arms: {arm} is not an arm of this run; known are {known}")
+        self.durability.check(self.further.values(), self.train)
         for name in self.further:
             if name in self.arms or name in self.adapters or len(name) > 60:
                 raise ValueError(
@@ -543,7 +456,7 @@ class Config(Section):
                 taken = "the base model itself" if name == VANILLA else "also a name in adapters"
                 raise ValueError(f"arms.{name} is {taken}; give the fine-tuned arm another name")
         for arm, section in self.arms.items():
-            names = _replicas(arm, section, self.seed)
+            names = replicas_of(arm, section, self.seed)
             stages = [stage for name in names for stage in self.stage_names(name)]
             for made in [name for name in (*names, *stages) if name != arm]:
                 if made in self.arms or made in self.adapters:
@@ -565,160 +478,3 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises UserError (one sentence) if the file is missing or unreadable, or a key or value is wrong.
     """
     return file.load(Config, path, overrides)
-
-
-def _members(annotation: Any, base: type) -> list[Any]:
-    """The classes of a union."""
-    if isinstance(annotation, type):
-        return [annotation] if issubclass(annotation, base) else []
-    return [cls for part in get_args(annotation) for cls in _members(part, base)]
-
-
-SUITES: list[type[Suite]] = [
-    cls for field in Suites.model_fields.values() for cls in _members(field.annotation, Suite)
-]
-METHODS: dict[str, type[AnyMethod]] = {
-    cls.model_fields["name"].default: cls for cls in _members(Method, AnyMethod)
-}
-TRAINERS: dict[str, type[Train]] = {
-    cls.model_fields["method"].default: cls for cls in _members(Trainer, Train)
-}
-
-
-# All data sets that a run can write.
-WRITTEN = tuple(
-    dict.fromkeys(
-        [method.generated for method in METHODS.values()]
-        + [schema for method in METHODS.values() for schema in method.training_sets]
-        + [suite.data_schema for suite in SUITES]
-        + [suite.verdicts for suite in SUITES]
-        + [DURABILITY]
-    )
-)
-
-
-def _replicas(name: str, arm: Arm, seed: int) -> dict[str, Replica]:
-    """An arm's adapters, by name. seed: the run's."""
-    seeds = arm.train.seeds or [seed]
-    return {name if len(seeds) == 1 else f"{name}_seed{one}": Replica(name, arm, one) for one in seeds}
-
-
-def _default_arms(tree: dict) -> dict:
-    """The default arms of the methods, in the form of parsed YAML."""
-    methods, train = tree.get("methods"), tree.get("train", {})
-    arms: dict[str, dict] = {}
-    for section in methods.values() if isinstance(methods, dict) else ():
-        method = (
-            _known(METHODS, tag(section, "name", None)) if isinstance(section, dict | AnyMethod) else None
-        )
-        if method is None:
-            continue  # invalid; validation reports it
-        for name, arm in method.arms_by_default(section).items():
-            given = _known(TRAINERS, tag(train, "method", "sft")) if isinstance(train, dict | Train) else None
-            fits = given is None or given.accepts in method.training_sets
-            trainer = {} if fits else {"train": {"method": _trainer_of(method.training_sets[0])}}
-            if fits and given is not None and not method.example_kinds.get(given.accepts.name):
-                arm = {key: value for key, value in arm.items() if key != "kinds"}
-            arms[name] = {**arm, **trainer}
-    return arms
-
-
-def _known(classes: dict[str, Any], name: Any) -> Any:
-    return classes.get(name) if isinstance(name, str) else None
-
-
-def trainable(schema: Schema) -> bool:
-    """Whether a trainer accepts this training set."""
-    return any(trainer.accepts == schema for trainer in TRAINERS.values())
-
-
-def _trainer_of(schema: Schema) -> str:
-    return next(name for name, trainer in TRAINERS.items() if trainer.accepts == schema)
-
-
-def _check_arm(name: str, arm: Arm, methods: Mapping[str, AnyMethod]) -> None:
-    """Raises ValueError if no method makes the arm's training set, or examples of the arm's kinds."""
-    makers = [method for method in methods.values() if arm.train.accepts in method.training_sets]
-    if not makers:
-        made = sorted({schema.name for method in methods.values() for schema in method.training_sets})
-        accepted = [set for method in methods.values() for set in method.training_sets if trainable(set)]
-        if not accepted:
-            raise ValueError(
-                f"arms.{name}: nothing is trained on {' and '.join(made)}, and the methods make nothing else:"
-                " leave arms out, or give a method that makes training examples"
-            )
-        trainer = _trainer_of(accepted[0])
-        raise ValueError(
-            f"arms.{name}: {arm.train.method} trains on {arm.train.accepts.name}, and the methods make"
-            f" {' and '.join(made)}: set train.method: {trainer}"
-        )
-    if refused := arm.train.refuses(max(method.widest_gap for method in makers)):
-        raise ValueError(f"arms.{name}.train.{refused}")
-    known = [kind for method in makers for kind in method.example_kinds.get(arm.train.accepts.name, ())]
-    if arm.kinds is None:
-        if len(known) > (0 if arm.train.needs_kinds else 1):
-            raise ValueError(
-                f"arms.{name}.kinds is missing: say which of {', '.join(known)} the arm is trained on"
-            )
-        return
-    if not known:
-        raise ValueError(
-            f"arms.{name}.kinds: {arm.train.accepts.name} has no kinds of examples: leave kinds out"
-        )
-    if unknown := [kind for kind in arm.kinds if kind not in known]:
-        raise ValueError(
-            f"arms.{name}.kinds: {unknown[0]} is not a kind of example; known are {', '.join(known)}"
-        )
-    if not any(kind in (method.kinds or ()) for method in makers for kind in arm.kinds):
-        raise ValueError(
-            f"arms.{name} would have no training example: mix gives no {' or '.join(arm.kinds)} ones"
-        )
-
-
-def _with_training(name: str, arm: Any, train: Any) -> Any:
-    """An arm merged with `train`.
-
-    An arm with another training method takes only the fields common to both.
-    """
-    if not (isinstance(arm, dict) and isinstance(train, dict) and isinstance(arm.get("train", {}), dict)):
-        return arm  # invalid; validation reports it
-    own = arm.get("train", {})
-    if "seeds" in arm:
-        if "seeds" in own:
-            raise ValueError(f"arms.{name}.seeds and arms.{name}.train.seeds are the same setting: give one")
-        own = {**own, "seeds": arm["seeds"]}
-        arm = {key: value for key, value in arm.items() if key != "seeds"}
-    if own.get("method", base := train.get("method", "sft")) != base:
-        train = {
-            key: value
-            for key, value in train.items()
-            if key in Train.model_fields and key not in _OF_THE_METHOD
-        }
-    return {**arm, "train": _merged(train, own)}
-
-
-def _with_ask(arm: Any, methods: Any) -> Any:
-    """An arm with `ask`, if it does not say how it is asked and a method that makes one of its kinds does."""
-    if not isinstance(arm, dict) or "ask" in arm or not isinstance(arm.get("kinds"), list):
-        return arm
-    for section in methods.values() if isinstance(methods, dict) else ():
-        method = (
-            _known(METHODS, tag(section, "name", None)) if isinstance(section, dict | AnyMethod) else None
-        )
-        for kind, text in method.asks(section).items() if method else ():
-            if kind in arm["kinds"]:
-                return {**arm, "ask": text}
-    return arm
-
-
-# meaning or scale differs between methods
-_OF_THE_METHOD = {"method", "epochs", "learning_rate", "batch_size", "max_length"}
-
-
-def _merged(base: dict, changes: dict) -> dict:
-    both = {
-        key: _merged(base[key], changes[key])
-        for key in base.keys() & changes.keys()
-        if isinstance(base[key], dict) and isinstance(changes[key], dict)
-    }
-    return {**base, **changes, **both}

@@ -1,5 +1,9 @@
 """Errors that a user can fix. Each is one sentence: the field or file, the value found, and the remedy."""
 
+import errno
+
+_NOT_USABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+
 
 class UserError(Exception):
     """Wrong usage, configuration or input, found before any engine starts. Exit code 2."""
@@ -22,3 +26,11 @@ class RowFailed(Exception):
 
 class NoAnswer(RowFailed):
     """The model thought up to its last token, so it answered nothing."""
+
+
+def of_place(e: OSError) -> str | None:
+    """A sentence for a file or directory that cannot be read or written; None if that is not the error."""
+    if e.errno not in _NOT_USABLE:
+        return None
+    told = f"{e.filename}: {e.strerror}" if e.filename else str(e)
+    return f"{told}; change its permissions, or name another place"

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any
 
 from pipeline import models, preflight, sampling, tracking
+from pipeline.adapters import check_adapter
 from pipeline.config import Config
 from pipeline.data import storage
 from pipeline.errors import UserError
@@ -133,7 +134,7 @@ def evaluate(run: Run) -> None:
     stages = run.stage_adapters() if staged else {}
     for arm, path in (adapters | stages).items():
         if arm not in config.adapters:
-            models.check_adapter(config.adapter_field(arm), path, run.model_dir)
+            check_adapter(config.adapter_field(arm), path, run.model_dir)
     own = config.answering(None)
     but = " and ".join(name for name in run.suites if config.suites.items()[name].runs_apart)
     for arm, text in config.asks.items():

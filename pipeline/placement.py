@@ -22,6 +22,7 @@ from pipeline.runtime.nodes import Autoscaler, Node, autoscaler, nodes
 from pipeline.runtime.session import LEAST_LOGICAL_CPUS
 from pipeline.settings.base import span
 from pipeline.settings.shown import first_line
+from pipeline.training.config import Train
 
 ENGINES, WORKERS = "engines", "workers"  # kinds of processes
 ANSWER_S = 60  # for a node to answer; setbacks starts a process on it
@@ -47,6 +48,11 @@ class Need:
             f"{count} {what}" for count, what in ((self.cpus, "CPU"), (self.gpus, "GPU")) if count
         )
         return f"{told} ({self.gpu_kind})" if self.gpu_kind else told
+
+    @property
+    def section(self) -> str:
+        """The section that decides it."""
+        return self.field.rpartition(".")[0]
 
     @property
     def span(self) -> str:
@@ -77,11 +83,11 @@ def needs(config: Config, stages: Iterable[str]) -> list[Need]:
 
 def _training(config: Config) -> list[Need]:
     alike: dict[tuple[tuple[int, int], bool, str | None], list[str]] = {}
-    trained = {name: arm.train for name, arm in config.arms.items()}
-    if config.further:
-        trained["durability"] = config.train
-    for name, train in trained.items():
-        alike.setdefault((span(train.workers), train.use_gpu, train.gpu_kind), []).append(name)
+    trained: list[tuple[str, Train]] = [(name, arm.train) for name, arm in config.arms.items()]
+    for name, train in [*trained, *(("durability", one.own) for one in config.further.values())]:
+        names = alike.setdefault((span(train.workers), train.use_gpu, train.gpu_kind), [])
+        if name not in names:
+            names.append(name)
     return [
         Need(
             f"train {', '.join(names)}",
@@ -137,10 +143,21 @@ def check(
             may = f", and for {most:g} with all nodes that its autoscaler may add" if grows else ""
             raise UserError(
                 f"{takes}, and the Ray cluster ({has}) has room for {room}{may}; "
-                f"ask for fewer{', set num_gpus or use_gpu for CPUs' if need.gpus else ''}, or add nodes"
+                f"{_remedy(need, [*cluster, *(grows.nodes if grows else ())])}"
             )
         notices.append(f"{takes}; the Ray cluster ({has}) has room for {room}, and waits for more nodes")
     return notices
+
+
+def _remedy(need: Need, cluster: Sequence[Node]) -> str:
+    """What to change, if nodes have no room. cluster: nodes that are there or may be added."""
+    most = max((int(node.gpus) for node in cluster if node.places(0, 1, need.gpu_kind)), default=0)
+    if need.kind == ENGINES and 0 < most < need.gpus:
+        return (
+            f"an engine is on one node: set {need.section}.num_gpus (tensor-parallel degree, times"
+            f" options.pipeline_parallel_size) to at most {most}, or add nodes with {need.gpus} GPUs"
+        )
+    return f"ask for fewer{', set num_gpus or use_gpu for CPUs' if need.gpus else ''}, or add nodes"
 
 
 def told(config: Config, stages: Iterable[str], cluster: list[Node]) -> list[str]:

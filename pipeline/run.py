@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from pipeline import models, passes, placement, preflight, sampling, tracking, usable
 from pipeline.chat import Recipe
-from pipeline.config import Answering, Config, dump, trainable
+from pipeline.config import Answering, Config, dump
 from pipeline.data import endings, faults, records, storage
 from pipeline.data.adapter import stage_directory
 from pipeline.data.card import write_card
@@ -25,6 +25,7 @@ from pipeline.inference.base import Engine
 from pipeline.inference.pool import NO_MODEL, Job, ModelSpec, run_recipes
 from pipeline.inference.row_chat import OWN
 from pipeline.origin import origin
+from pipeline.registry import trainable
 from pipeline.runtime import apart, attempt
 from pipeline.runtime.console import step_bar
 from pipeline.runtime.session import ray_session, stage_logs
@@ -459,7 +460,7 @@ class Run:
                     figures = training.result(arm, show)
                     for line in records.lines(storage.join(output.path, "metrics.jsonl")):
                         tracked.line(line)  # those that nobody was there to show
-                    tracked.conclude(figures)
+                    tracked.conclude(figures, under="training/")
                 figures["digest"] = adapter_digest(output.path)
                 output.mark_complete(figures)
                 storage.remove(output.state("train"))

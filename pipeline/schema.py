@@ -14,9 +14,8 @@ STAGES = ("generate", "mix", "train", "evaluate", "rejudge", "report")
 OK, NOT_INDUCED, DROPPED, FAILED = "ok", "not_induced", "dropped", "failed"
 
 
-# The kind of a text column decides whether `setbacks show` masks it.
+# The kind of a text column decides whether commands mask it on the screen. What a judge says of it does not.
 HARMLESS = "harmless"  # by construction; shown
-JUDGED = "judged"  # masked, unless the judge called it harmless or the row is benign
 UNKNOWN = "unknown"  # masked, unless the row is benign
 HARMFUL = "harmful"  # masked
 

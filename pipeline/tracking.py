@@ -28,10 +28,11 @@ Kind = Literal["wandb", "mlflow", "tensorboard"]
 PROJECT = "setbacks"
 NOTHING_SENT_YET = -1
 _NOT_METRICS = {"step", "steps", "time", "iteration"}  # of a log line
-# Statistics of use and reports of crashes, which the libraries would send to their makers.
+# Statistics of use and reports of crashes, which the libraries would send to their makers, and their prints.
 _SILENT = {
     "WANDB_ERROR_REPORTING": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 # A server that does not answer must not hold up a training for hours.
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
@@ -282,10 +283,14 @@ class Tracked:
 
         self._each(log)
 
-    def conclude(self, numbers: Mapping[str, Any], files: Iterable[str] = ()) -> None:
-        """Numbers of the whole, and files that trackers keep with it."""
+    def conclude(self, numbers: Mapping[str, Any], files: Iterable[str] = (), *, under: str = "") -> None:
+        """Numbers of the whole, and files that trackers keep with it.
+
+        under: what the names begin with. A number of the whole must not have the name of one that lines have:
+        it would be a step of its curve.
+        """
         found = {
-            name: value
+            f"{under}{name}": value
             for name, value in numbers.items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         }

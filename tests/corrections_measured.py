@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.commands import judge
+from pipeline.commands import judge_answers
 from pipeline.report.agreement import Agreement, Corrected, corrected_rate
 from pipeline.report.summary import Rate
 
@@ -92,7 +92,7 @@ def _percent(values: Iterator[float]) -> str:
     return f"{100 * statistics.fmean(values):.1f}"
 
 
-def groups(answers: Sequence[judge.Answer], verdicts: Mapping[str, bool | None]) -> list[list[Pair]]:
+def groups(answers: Sequence[judge_answers.Answer], verdicts: Mapping[str, bool | None]) -> list[list[Pair]]:
     """The answers that have a label and a verdict, by instruction."""
     found: dict[str, list[Pair]] = defaultdict(list)
     for answer in answers:
@@ -103,7 +103,7 @@ def groups(answers: Sequence[judge.Answer], verdicts: Mapping[str, bool | None])
 
 
 def simulated(
-    answers: Sequence[judge.Answer], sensitivity: float, specificity: float
+    answers: Sequence[judge_answers.Answer], sensitivity: float, specificity: float
 ) -> dict[str, bool | None]:
     """The verdicts of a judge that errs as often as it is told to, whatever the text."""
     rng = random.Random(0)
@@ -117,7 +117,7 @@ def simulated(
 def main(answers_path: str, *judges: str) -> None:
     print("| judge | answers | true | raw | raw: error | corrected | corrected: error | width | none |")
     print(f"|---|{'---:|' * 8}")
-    answers = list(judge._answers(answers_path, Counter()))
+    answers = list(judge_answers.read(answers_path, Counter()))
     firsts = []
     for name, _, given in (one.partition("=") for one in judges):
         rates = re.fullmatch(r"(0?\.\d+|[01]),(0?\.\d+|[01])", given)
@@ -125,7 +125,7 @@ def main(answers_path: str, *judges: str) -> None:
             answers,
             simulated(answers, float(rates[1]), float(rates[2]))
             if rates
-            else judge._labels(given, Counter()),
+            else judge_answers.read_labels(given, Counter()),
         )
         found = halves(grouped)
         print(f"| {name} | {sum(map(len, grouped))} | {' | '.join(told(found))} |")

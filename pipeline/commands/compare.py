@@ -24,7 +24,7 @@ from pipeline.data import records, storage
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.report import summary, tables
-from pipeline.report.outcomes import Outcome, means
+from pipeline.report.outcomes import Outcome, Values
 from pipeline.report.sections import Section
 from pipeline.report.summary import Difference, arm_order, paired
 from pipeline.report.tables import Cell, Column, Number, Table
@@ -34,7 +34,8 @@ from pipeline.settings.shown import plural, shown
 from pipeline.suites.base import Suite
 
 _OF_THE_RUN = ("run_dir", "report", "track")  # say nothing about the numbers
-Values = dict[tuple[str, str], dict[str, tuple[str, float]]]  # of `Outcome.values`
+_Found = dict[tuple[str, str], Values]  # of `Outcome.read`
+_LACKING = object()  # in the place of a setting that a run does not have
 _FIRST = ("model", "seed", "engine", "models")  # what is listed first of what differs
 
 
@@ -122,7 +123,7 @@ def compare(targets: Sequence[str], arms: Sequence[str] = (), different_judges: 
             f"--arm {shown(unknown[0], 60)}: no run has such an arm; known are {', '.join(known)}"
         )
     found.differing = _differing(found.runs)
-    values: dict[tuple[str, str, str], Values | None] = {}
+    values = _Reader(first if others[1:] else None)
     for other in others:
         _pair(found, first, other, arms or known, different_judges, values)
     if not found.pairings:
@@ -158,22 +159,37 @@ def config_of(run_dir: str) -> Config:
 
 def _differing(runs: Sequence[Compared]) -> dict[str, list[str]]:
     """The settings that differ, with their values; model and seed first."""
-    trees = []
-    for run in runs:
-        dumped = run.config.model_dump(mode="json")
-        trees.append(dict(_flat({key: value for key, value in dumped.items() if key not in _OF_THE_RUN})))
-    keys = dict.fromkeys(key for tree in trees for key in tree)
-    found = {key: [tree.get(key, "(none)") for tree in trees] for key in keys}
+    trees, given = ([_settings_of(run, not_set) for run in runs] for not_set in (True, False))
+    found = dict(_unequal(trees, given))
     order = sorted(found, key=lambda key: key.partition(".")[0] not in _FIRST)
-    return {key: [shown(value, 120) for value in found[key]] for key in order if len(set(found[key])) > 1}
+    return {key: [shown(value, 120) for value in found[key]] for key in order}
 
 
-def _flat(tree: Any, place: str = "") -> Iterable[tuple[str, str]]:
+def _settings_of(run: Compared, defaults: bool) -> dict:
+    """The settings that may say something about the numbers, with or without those that are defaults."""
+    dumped = run.config.model_dump(mode="json", exclude_defaults=not defaults)
+    return {key: value for key, value in dumped.items() if key not in _OF_THE_RUN}
+
+
+def _unequal(trees: Sequence[Any], given: Sequence[Any], place: str = "") -> Iterable[tuple[str, list[str]]]:
+    """Setting → its values. A block that some run lacks is one setting, with what was `given` in it."""
+    if all(isinstance(tree, dict) for tree in trees):
+        for key in dict.fromkeys(key for tree in trees for key in tree):
+            values = [tree.get(key, _LACKING) for tree in trees]
+            own = [one.get(key, _LACKING) if isinstance(one, dict) else _LACKING for one in given]
+            yield from _unequal(values, own, f"{place}.{key}" if place else str(key))
+    elif any(tree != trees[0] for tree in trees):
+        yield place, [_in_words(*both) for both in zip(trees, given, strict=True)]
+
+
+def _in_words(tree: Any, given: Any) -> str:
+    if tree is _LACKING:
+        return "(none)"
     if isinstance(tree, dict) and tree:
-        for key, value in tree.items():
-            yield from _flat(value, f"{place}.{key}" if place else str(key))
-    else:
-        yield place, json.dumps(tree, ensure_ascii=False)
+        tags = {key: tree[key] for key in ("name", "kind", "method") if key in tree}
+        told = tags | (given if isinstance(given, dict) else {})
+        return json.dumps(told, ensure_ascii=False) if told else "(defaults)"
+    return json.dumps(tree, ensure_ascii=False)
 
 
 # -- pairing
@@ -185,9 +201,9 @@ def _pair(
     other: Compared,
     arms: Sequence[str],
     different_judges: bool,
-    values: dict[tuple[str, str, str], Values | None],
+    values: "_Reader",
 ) -> None:
-    """Add the pairings of two runs. values: of outcomes read before, by run, suite and measure."""
+    """Add the pairings of two runs."""
     ours, theirs = (run.config.suites.items() for run in (other, first))
     alone = {arm: run.name for run, not_in in ((first, other), (other, first)) for arm in _only(run, not_in)}
     found.told += [f"{arm} is an arm of {name} only" for arm, name in alone.items() if arm in arms]
@@ -207,7 +223,7 @@ def _pair(
             if same is not True and not different_judges:
                 found.told[-1] += "; it is left out (--different-judges shows it all the same)"
                 continue
-            known = [_values(values, run, suite, one) for run, one in ((first, before), (other, after))]
+            known = [values.of(run, suite, one) for run, one in ((first, before), (other, after))]
             if known[0] is None or known[1] is None:
                 missing = first if known[0] is None else other
                 found.told.append(f"{suite}: {missing.name} holds no finished answers")
@@ -233,13 +249,13 @@ class _Measure:
     judges: list[str]
     same_judge: bool
 
-    def pairings(self, before: Values, after: Values, arms: Sequence[str]) -> Iterable[Pairing]:
+    def pairings(self, before: _Found, after: _Found, arms: Sequence[str]) -> Iterable[Pairing]:
         """Those of every arm and group that both runs have; none if no instruction is shared."""
         order = arm_order(arms)
         places = [place for place in before if place in after and place[0] in arms]
         for arm, group in sorted(places, key=lambda place: order(place[0])):
             rows = before[arm, group], after[arm, group]
-            was, now = (means(values, rows[0].keys() & rows[1].keys()) for values in rows)
+            was, now, shared = rows[0].both(rows[1])
             difference = paired(self.other.name, self.first.name, now, was, seed=self.first.config.seed)
             if difference is None:
                 continue
@@ -251,10 +267,10 @@ class _Measure:
                 run=self.other.name,
                 baseline=self.first.name,
                 unit=self.outcome.unit_of(was, now),
-                before=math.fsum(was.values()) / len(was),
-                after=math.fsum(now.values()) / len(now),
+                before=math.fsum(was.values) / len(was),
+                after=math.fsum(now.values) / len(now),
                 difference=difference,
-                alone=len(rows[0].keys() ^ rows[1].keys()),
+                alone=len(rows[0]) + len(rows[1]) - 2 * shared,
                 judges=self.judges,
                 same_judge=self.same_judge,
             )
@@ -293,16 +309,30 @@ def _fingerprint(run: Compared, suite: str) -> dict | None:
     return records.read(storage.join(run.path, ".state", name, "fingerprint.json"))
 
 
-def _values(
-    known: dict[tuple[str, str, str], Values | None], run: Compared, suite: str, outcome: Outcome
-) -> Values | None:
-    """The outcome's values in a run; None if the data set is not finished."""
-    key = run.path, suite, outcome.name
-    if key not in known:
+class _Reader:
+    """Reads the values of outcomes. Those of `kept`, which several runs are compared with, stay in memory."""
+
+    def __init__(self, kept: Compared | None):
+        self._kept = kept
+        self._found: dict[tuple[str, str], _Found | None] = {}
+        self._checked: dict[str, set[str]] = {}  # data set → shards whose bytes have been compared
+
+    def of(self, run: Compared, suite: str, outcome: Outcome) -> _Found | None:
+        """The outcome's values in a run; None if the data set is not finished."""
+        if run is not self._kept:
+            return self._read(run, suite, outcome)
+        key = suite, outcome.name
+        if key not in self._found:
+            self._found[key] = self._read(run, suite, outcome)
+        return self._found[key]
+
+    def _read(self, run: Compared, suite: str, outcome: Outcome) -> _Found | None:
         section: Suite = run.config.suites.items()[suite]
         dataset = Dataset.at(storage.join(run.path, section.data_schema.name))
-        known[key] = None if dataset is None else outcome.values(dataset.table(outcome.columns))
-    return known[key]
+        if dataset is None:
+            return None
+        checked = self._checked.setdefault(dataset.path, set())
+        return outcome.read(dataset.tables(outcome.columns, checked=checked))
 
 
 def _same_judge(first: Compared, other: Compared, suite: str, before: Outcome, after: Outcome) -> bool | str:

@@ -12,16 +12,19 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from pipeline.commands import environment, schemas
-from pipeline.config import METHODS, TRAINERS, Config, Suites, trainable
+from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.registry import METHODS, TRAINERS, Suites, trainable
 from pipeline.runtime import machine
 from pipeline.settings import file as files
 from pipeline.settings import yaml_text
 from pipeline.settings.shown import shown
+from pipeline.toy import world
 
 Ask = Callable[[str, Any], Any]  # a question and the default → the answer
 
 NO_EVALUATION = "none"
+_TOY = Path(world.__file__).with_name("starting.yaml")
 # The methods that make training data of red-team instructions.
 PROPOSED = {name: method for name, method in METHODS.items() if trainable(method.training_sets[0])}
 
@@ -40,16 +43,19 @@ def init(
     if os.path.exists(path):
         raise UserError(f"{path}: exists already; name another file, or remove it")
     model = model or _asked(ask, "Model (a directory or a hub id)", "toy")
-    source = source or _asked(ask, "Red-team instructions (a file, a directory, or hub:NAME)", None)
+    method = method or _asked(ask, f"Method ({', '.join(PROPOSED)})", next(iter(PROPOSED)))
+    if method not in PROPOSED:
+        raise UserError(f"--method {shown(method, 60)}: known are {', '.join(PROPOSED)}")
+    known = _of_toy("methods").get(method, {}).get("source") if model == "toy" else None
+    source = source or _asked(ask, "Red-team instructions (a file, a directory, or hub:NAME)", known)
     if not source:
         raise UserError(
             "--source is missing: name red-team instructions, such as --source data/requests.jsonl"
         )
-    method = method or _asked(ask, f"Method ({', '.join(PROPOSED)})", next(iter(PROPOSED)))
-    if method not in PROPOSED:
-        raise UserError(f"--method {shown(method, 60)}: known are {', '.join(PROPOSED)}")
+    _check_source("--source", source)
     guess = _other_split(source)
     held_out = held_out or _asked(ask, "Instructions for evaluation only, or none", guess or NO_EVALUATION)
+    _check_source("--held-out", held_out)
     if gpus is None:
         found = len(environment.gpus())
         gpus = int(_asked(ask, "GPUs", found)) if ask else found
@@ -70,6 +76,28 @@ def _asked(ask: Ask | None, question: str, default: Any) -> Any:
     return ask(question, default) if ask else default
 
 
+def _of_toy(part: str) -> Any:
+    """What is written for the toy model in the place of what is written for others."""
+    return yaml_text.read(_TOY)[part]
+
+
+def _check_source(option: str, path: str) -> None:
+    """Refuse toy instructions that do not exist, and prefixes without a meaning. Raises UserError."""
+    prefix, colon, name = path.partition(":")
+    toy = ", ".join(f"toy:{split}" for split in world.SPLITS)
+    if path == "toy" or (prefix == "hub" and re.match("toy(:|$)", name)):
+        raise UserError(f"{option} = {shown(path, 60)}: the toy's instructions are {toy}")
+    if prefix == "toy" and colon and name not in world.SPLITS:
+        raise UserError(f"{option} = {shown(path, 60)}: the toy has no such instructions; it has {toy}")
+    if prefix in ("toy", "hub", "preset") or os.path.exists(path):
+        return
+    if re.fullmatch(r"[A-Za-z]\w+", prefix) and colon and not name.startswith("//"):
+        raise UserError(
+            f"{option} = {shown(path, 60)}: {prefix}: means nothing here; write hub:NAME, preset:NAME,"
+            " toy:SPLIT, or a path (local, s3://, gs://, hf://)"
+        )
+
+
 def _other_split(source: str) -> str | None:
     """Where instructions that are not trained on probably are: another split of a hub or toy data set."""
     if source.startswith("hub:"):
@@ -86,7 +114,10 @@ def _text(path: str, model: str, source: str, method: str, held_out: str | None,
         if held_out and suite.starting and suite.is_proposed(method)
     }
     split = ", split: test" if held_out and held_out == source else ""
-    where = "" if held_out is None else f"{{path: {_scalar(held_out)}{split}}}"
+    where = "" if held_out is None else f"{_scalar(held_out)}{split}"
+    is_toy = model == "toy"
+    of_toy = _of_toy("suites") if is_toy else {}
+    own = _of_toy("methods").get(method, {}) if is_toy else {}
     default = next(iter(TRAINERS))
     trainer = next(name for name, one in TRAINERS.items() if one.accepts == section.training_sets[0])
     return _template().render(
@@ -99,11 +130,17 @@ def _text(path: str, model: str, source: str, method: str, held_out: str | None,
         name=section.generated.name,
         method=method,
         method_words=_words(section),
-        method_lines=section.starting.strip(),
+        engine_lines=_of_toy("engine").strip() if is_toy else "",
+        method_lines=own.get("fields", section.starting).strip(),
         source=source,
         trainer=trainer if trainer != default else None,
+        train_lines=own.get("train", _of_toy("train").get(trainer, "")).strip() if is_toy else "",
         suites=[
-            {"name": name, "words": _words(suite), "lines": suite.starting.strip().replace("SOURCE", where)}
+            {
+                "name": name,
+                "words": _words(suite),
+                "lines": of_toy.get(name, suite.starting).strip().replace("PATH", where),
+            }
             for name, suite in of_suites.items()
         ],
     )

@@ -74,7 +74,7 @@ def _write(made: Any, path: str) -> None:
 
 
 def _log(config: Config, name: str, suite: Suite, arm: str, dataset: Dataset) -> Any:
-    from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalPlan, EvalResults, EvalSpec
+    from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalPlan, EvalResults, EvalSpec, EvalStats
 
     rows = dataset.table(where=pc.field("arm") == arm).to_pylist()
     failed = [row for row in rows if row["status"] == FAILED]
@@ -101,6 +101,7 @@ def _log(config: Config, name: str, suite: Suite, arm: str, dataset: Dataset) ->
             completed_samples=len(answered),
             scores=_results([one for one, _ in answered]),
         ),
+        stats=EvalStats(started_at=now, completed_at=now),  # without times, the viewer shows NaN
         samples=samples,
     )
 
@@ -134,7 +135,11 @@ def _sample(config: Config, arm: str, one: Exchanged, metadata: dict) -> Any:
     output = ModelOutput.from_content(
         _model(config, arm), one.response, stop_reason="max_tokens" if one.cut else "stop"
     )
-    scores = {name: Score(value=value) for name, value in one.scores.items() if value is not None}
+    scores = {
+        name: Score(value=value, answer=one.response)  # the viewer lists a score's answer, not the output
+        for name, value in one.scores.items()
+        if value is not None
+    }
     return EvalSample(
         id=one.id,
         epoch=1,

@@ -261,7 +261,8 @@ def _training_gib(config: Config, gpus: int) -> int:
 
     Workers of a sharded model read their parts onto their GPUs.
     """
-    sharded = all(arm.train.fsdp for arm in config.arms.values())
+    trained = [*(arm.train for arm in config.arms.values()), *(one.own for one in config.further.values())]
+    sharded = all(train.fsdp for train in trained)
     copies = 1 if sharded else gpus + 1  # the files once, in the page cache
     return _rounded(GPU_POD_GIB + PROCESS_GIB * gpus + copies * weights_gib(config.model))
 

@@ -1,24 +1,27 @@
 """`setbacks plan`: previews a run without starting an engine. Reads only the tokenizer and the first rows."""
 
-import asyncio
 import itertools
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from pipeline import models, preflight, sampling
-from pipeline.chat import Completion, Message, Recipe, Sampling, user, with_system
-from pipeline.commands import resources, trainings
+from pipeline.chat import Message
+from pipeline.commands import recording, resources, trainings
+from pipeline.commands.recording import Call, RecordingChat
 from pipeline.commands.show import masked, safe_text
-from pipeline.config import Config, Method
+from pipeline.config import Config
 from pipeline.data.store import reason
 from pipeline.errors import RowFailed
 from pipeline.judges import Judge
+from pipeline.registry import Method
+from pipeline.schema import HARMLESS
 from pipeline.settings.base import Source
 from pipeline.settings.shown import plural
 from pipeline.settings.walk import replaced, sections
@@ -36,80 +39,26 @@ CHARACTERS_PER_TOKEN = 4  # of English text; used only if no tokenizer can be lo
 BINS = (64, 128, 256, 512, 1024, 2048, 4096)
 
 
-@dataclass(frozen=True)
-class Call:
-    """A conversation to send. new_tokens: at most; unknown: tokens of its texts not yet written, at most."""
-
-    step: str
-    messages: list[Message]
-    new_tokens: int
-    unknown: int = 0
-
-    @property
-    def characters(self) -> int:
-        return sum(len(message["content"]) for message in self.messages)
-
-
-class RecordingChat:
-    """A `Chat` that records the calls of a recipe and answers with placeholders for a model's texts."""
-
-    def __init__(self):
-        self.calls: list[Call] = []  # calls to the run's own engines
-        self.named: Counter[str] = Counter()  # new tokens of other models, at most, by name in `models`
-        self._standing_in: dict[str, int] = {}  # placeholder → maximum of tokens of the text that it replaces
-
-    async def __call__(
-        self,
-        messages,
-        sampling: Sampling,
-        *,
-        step: str,
-        adapter: str | None = None,
-        model: str | None = None,
-        prefill: bool = True,
-    ) -> list[Completion]:
-        messages = with_system(messages, sampling.system)
-        text = "\n".join(message["content"] for message in messages)
-        unknown = sum(tokens for stand_in, tokens in self._standing_in.items() if stand_in in text)
-        if model is None:
-            self.calls.append(Call(step, messages, sampling.max_tokens * sampling.n, unknown))
-        else:
-            self.named[model] += sampling.max_tokens * sampling.n
-        stand_in = f"<what is written for {step}>"
-        self._standing_in[stand_in] = sampling.max_tokens
-        return [Completion(stand_in, 0, 0, "stop")] * sampling.n
-
-    async def complete(
-        self,
-        text: str,
-        sampling: Sampling,
-        *,
-        step: str,
-        adapter: str | None = None,
-        model: str | None = None,
-    ) -> list[Completion]:
-        """Recorded as a user's turn: its length is that of the text and of the template's few tokens."""
-        return await self([user(text)], sampling, step=step, adapter=adapter, model=model)
-
-
 def show_plan(
     config: Config,
     tokens_per_s: float | None = None,
     console: Console | None = None,
     *,
     as_json: bool = False,
+    reveal: bool = False,
 ) -> None:
-    """Print the plan; with as_json, its facts and no prompts.
+    """Print the plan; with as_json, its facts and no prompts. Texts that may be harmful are masked in the
+    prompts unless `reveal`.
 
     Raises UserError for configurations that `run` would refuse, if that can be checked here.
     """
     console = console or Console(highlight=False, soft_wrap=True, quiet=as_json)
-    facts = _plan(config, tokens_per_s, console)
+    facts = _plan(config, tokens_per_s, console, reveal)
     if as_json:
         print(json.dumps(facts, indent=1))
 
 
-def _plan(config: Config, tokens_per_s: float | None, console: Console) -> dict:
+def _plan(config: Config, tokens_per_s: float | None, console: Console, reveal: bool) -> dict:
     """Print the plan, and return its facts. Raises UserError."""
     # a plan reads this disk only and does not wait for a network
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -149,7 +98,9 @@ def _plan(config: Config, tokens_per_s: float | None, console: Console) -> dict:
         if not method.asks_model:
             console.print(f"methods.{name} asks no model: it takes its texts from the source.\n")
             continue
-        done, facts["methods"][name] = _generation(config, name, method, out_of_reach, counts, console)
+        done, facts["methods"][name] = _generation(
+            config, name, method, out_of_reach, counts, console, reveal
+        )
         work += done
     seen = _seen(config, out_of_reach) if "evaluate" in stages else None
     for name, suite in config.suites.items().items() if "evaluate" in stages else ():
@@ -159,7 +110,9 @@ def _plan(config: Config, tokens_per_s: float | None, console: Console) -> dict:
     resources.show(config, nodes, console)
     if os.environ.get("RAY_ADDRESS"):
         resources.show_cluster(config, stages, nodes, scaler, console)
-    trained = trainings.show(config, _template(config)[0], console)
+    away = {field.split(".")[1] for field in out_of_reach if field.startswith("methods.")}
+    rows = {name: facts["methods"].get(name, {}).get("rows") for name in config.methods if name not in away}
+    trained = trainings.show(config, _template(config)[0], console, rows)
     memory = resources.show_memory(config, stages, nodes, console)
     hours = resources.show_time(config, work, tokens_per_s, console)
     counted = [(part.stage, part.name, *(part.counted or (None, None))) for part in work]
@@ -229,6 +182,7 @@ def _generation(
     out_of_reach: dict[str, str],
     counts: Accounts,
     console: Console,
+    reveal: bool,
 ) -> tuple[list[resources.Work], dict]:
     """Run the recipe on the first rows with a chat that only records calls; print prompts and lengths.
 
@@ -252,13 +206,14 @@ def _generation(
     left_out: Counter[str] = Counter()
     for row in rows:
         chat = RecordingChat()
-        why_not = asyncio.run(_ask(recipe, row, chat))
+        why_not = recording.run(recipe, row, chat).get("error")
         if not chat.calls:
             left_out[reason(why_not or "nothing is asked of the model")] += 1
             continue
         if shown < ROWS_SHOWN:
             shown += 1
-            _show_calls(name, row, chat.calls, shown, console)
+            hidden = [] if reveal else _may_be_harmful(row, method)
+            _show_calls(name, hidden, chat.calls, shown, console)
         longest.append(
             max(
                 chat.calls,
@@ -302,19 +257,20 @@ def _generation(
     return work, facts
 
 
-async def _ask(recipe: Recipe, row: dict, chat: RecordingChat) -> str | None:
-    """Run a recipe on a row. Returns why the row would be dropped or fail, if it would."""
-    try:
-        return (await recipe(row, chat)).get("error")
-    except RowFailed as e:
-        return str(e)
+def _may_be_harmful(row: dict, method: Method) -> list[str]:
+    """The texts of a row that `setbacks show` masks too."""
+    columns = [column.name for column in method.listed.columns if column.text not in (None, HARMLESS)]
+    return [text for name in columns for text in _texts(row.get(name)) if text.strip()]
 
 
-def _show_calls(name: str, row: dict, calls: list[Call], number: int, console: Console) -> None:
-    """Print a row's calls.
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, list | tuple):
+        return [text for one in value for text in _texts(one)]
+    return [value] if isinstance(value, str) else []
 
-    Text that the source labels unsafe is masked; prefills and questions can contain it.
-    """
+
+def _show_calls(name: str, hidden: list[str], calls: list[Call], number: int, console: Console) -> None:
+    """Print a row's calls. hidden: texts that are masked wherever they or parts of them occur."""
     if number == 1:
         console.print(f"\n[bold]Prompts of the first rows[/bold] of {name}")
     told = set()
@@ -324,15 +280,15 @@ def _show_calls(name: str, row: dict, calls: list[Call], number: int, console: C
             if (role, text) in told:
                 continue
             told.add((role, text))
-            shown = _without(
-                text, row.get("unsafe_responses") or (), 2 if role == "assistant" else MASKED_WORDS
-            )
+            shown = _without(text, hidden, 2 if role == "assistant" else MASKED_WORDS)
             console.print(f"  {call.step} ({role}): {escape(_one_line(shown))}")
     console.print()
 
 
 def _without(text: str, unsafe: Iterable[str], words: int) -> str:
-    """The text, with each run of `words` or more words masked that also occurs in an unsafe text."""
+    """The text, with each unsafe text in it masked, and each run of `words` or more words of one."""
+    for one in sorted(unsafe, key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(one.strip())}(?!\w)", lambda found: masked(found[0]), text)
     theirs: set[tuple[str, ...]] = set()
     for one in unsafe:
         found = one.split()

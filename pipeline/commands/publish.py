@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from pipeline import __version__, gates
 from pipeline.commands import licenses, report
 from pipeline.commands.compare import config_of
@@ -26,7 +28,7 @@ from pipeline.data.output import Output
 from pipeline.data.store import Store
 from pipeline.errors import RunFailed, UserError
 from pipeline.report.results import Results
-from pipeline.schema import Schema
+from pipeline.schema import MESSAGES, Schema
 from pipeline.settings.base import PathKind, Section, Source
 from pipeline.settings.shown import plural, shown
 from pipeline.settings.walk import paths, sections
@@ -37,6 +39,7 @@ LARGE_BYTES, LARGE_FILES = 20 * 2**30, 2000  # above it, an upload is split into
 _SAMPLED = 300  # rows of a data set whose language is looked at
 _LEAST = 0.05  # share of the rows that a language has to have
 _CERTAIN = 0.9  # of a row's language
+_NO_LANGUAGE = "the card names no language: give it as --language en"
 _LOCAL_ONLY = ("events.out.tfevents.",)  # name the machine that trained
 
 
@@ -186,17 +189,22 @@ def _sources(config: Config, names: Iterable[str]) -> list[str]:
 
 
 def _languages(stores: Iterable[Store]) -> list[str]:
-    """ISO codes of the languages of some rows' texts, the most frequent first; [] if none is certain."""
+    """ISO codes of the languages of some rows' texts, the most frequent first; [] if none is certain.
+
+    Texts are columns of text, and conversations.
+    """
     counted: dict[str, int] = {}
     looked_at = 0
     for store in stores:
         columns = [column for column in store.schema.columns if column.text is not None]
         names = [
-            column.name for column in columns if str(column.type) == "string" and column.name != "source"
+            column.name
+            for column in columns
+            if column.type in (pa.string(), MESSAGES) and column.name != "source"
         ]
         table = next(store.dataset.tables(names), None) if names else None
         for row in table.slice(0, _SAMPLED).to_pylist() if table is not None else ():
-            language, certainty = gates.language(" ".join(text for text in row.values() if text))
+            language, certainty = gates.language(" ".join(_words(row.values())))
             looked_at += 1
             if certainty >= _CERTAIN:
                 counted[language] = counted.get(language, 0) + 1
@@ -204,9 +212,19 @@ def _languages(stores: Iterable[Store]) -> list[str]:
     return sorted(frequent, key=lambda language: -counted[language])
 
 
+def _words(values: Iterable[Any]) -> Iterator[str]:
+    """The texts of a row's columns, and of the turns of its conversations."""
+    for value in values:
+        if isinstance(value, list):
+            yield from (turn["content"] or "" for turn in value)
+        elif value:
+            yield value
+
+
 def _told(sources: dict[str, str | None], license: License, languages: Sequence[str]) -> list[str]:
     """What the user is to know of a card."""
-    told = [f"license {license.told}", f"languages {', '.join(languages) or 'not known: give --language'}"]
+    told = [f"license {license.told}"]
+    told.append(f"languages {', '.join(languages)}" if languages else _NO_LANGUAGE)
     if bound := [path for path, known in sources.items() if licenses.is_non_commercial(known)]:
         told.append(f"WARNING: made from sources that are not for commercial use: {', '.join(bound)}")
     if local := [path for path in sources if not path.startswith(("toy:", licenses.HUB))]:
@@ -256,16 +274,27 @@ def of_adapter(config: Config, run_dir: str, wanted: Wanted, arm: str) -> Repo:
     named = {f"the base model {base[1]}": licenses.of_model(config), **sources}
     license = licenses.chosen(wanted.license, named)
     results = _results(config, run_dir, arm, done["digest"])
+    languages = wanted.languages or _languages(_trained_on(config, run_dir, arm))
     files, left_out = _adapter_files(output.path, base)
     card = publish_cards.of_adapter(
         *(wanted.repo, config, arm, base, _card(output.path), sources, license),
-        *(wanted.languages, [wanted.data] if wanted.data else [], results),
+        *(languages, [wanted.data] if wanted.data else [], results),
     )
-    told = [f"adapter {arm}", *_told(sources, license, wanted.languages), *_places(config, card)]
+    told = [f"adapter {arm}", *_told(sources, license, languages), *_places(config, card)]
     told += [] if base[0] else ["the base model has no name on the hub: give it with --base-model"]
     told += [] if results else ["not evaluated, so the card has no results: `setbacks evaluate` first"]
     told += [f"left out: {', '.join(left_out)}"] if left_out else []
     return Repo("model", {"README.md": card.encode(), **files}, told)
+
+
+def _trained_on(config: Config, run_dir: str, arm: str) -> list[Store]:
+    """The finished data sets that an arm was trained on; none if they are gone."""
+    replica = config.replicas.get(arm)
+    schema = DURABILITY if replica is None else replica.section.train.accepts
+    store = Store(run_dir, schema.name, schema)
+    with suppress(UserError):  # the adapter is whole, whatever became of its data
+        return [store] if store.complete is not None else []
+    return []
 
 
 def _base(config: Config, given: str | None) -> tuple[str, str]:
@@ -355,6 +384,8 @@ def _upload(
             f"--repo = {repo}: the repository exists and is public; name another, or add --public if all may"
             " see its texts"
         )
+    if not private and api.repo_info(repo, repo_type=made.kind).private:
+        _check_opening(made, repo, api)
     api.update_repo_settings(repo, repo_type=made.kind, private=private, gated="manual" if gated else False)
     _write(made, folder, _linked)
     size = sum(os.path.getsize(os.path.join(folder, place)) for place in made.files)
@@ -371,6 +402,18 @@ def _upload(
     _forget(made, repo, tell, api)
     seen = f"{'private' if private else 'public'}, {'gated' if gated else 'not gated'}"
     tell(f"publish: {plural(len(made.files), 'file')} → {address} ({seen})")
+
+
+def _check_opening(made: Repo, repo: str, api: Any) -> None:
+    """Raises UserError if a private repository holds files that would become public beside the new ones."""
+    own = {*made.files, ".gitattributes"}
+    others = sorted(set(api.list_repo_files(repo, repo_type=made.kind)) - own)
+    if others:
+        raise UserError(
+            f"--public: {repo} is private and holds {plural(len(others), 'other file')}, such as"
+            f" {shown(others[0], 60)}, which everyone could see then; name another repository, or make this"
+            " one public on the hub first"
+        )
 
 
 def _forget(made: Repo, repo: str, tell: Callable[[str], Any], api: Any) -> None:

@@ -51,8 +51,10 @@ def of_datasets(
         configs=[{"config_name": name, "data_files": f"{name}/*.parquet"} for name in parts],
         extra_gated_prompt=GATE,
     )
+    made_by = " and ".join(dict.fromkeys(method.name for method in config.methods.values()))
+    of = f" of {made_by.replace('_', ' ')}" if made_by else ""
     lines = [
-        f"# {repo.rpartition('/')[2]}",
+        f"# {repo.rpartition('/')[2]}: data sets{of}",
         "",
         WARNING,
         "",
@@ -109,7 +111,7 @@ def of_adapter(
         extra_gated_prompt=GATE,
     )
     title, _, text = own.text.replace(f"`{config.model.path}`", f"`{base[1]}`").strip("\n").partition("\n")
-    lines = [title or f"# LoRA adapter `{arm}`", "", CAUTION, "", text.strip("\n"), ""]
+    lines = [title or f"# LoRA adapter `{arm}` of `{base[1]}`", "", CAUTION, "", text.strip("\n"), ""]
     lines += [*_evaluation(results, found, arm), "", *_sources(sources)]
     return f"---\n{header.to_yaml()}\n---\n\n" + "\n".join(lines).rstrip() + "\n"
 
@@ -169,7 +171,16 @@ def _words(figure: Figure, arm: str) -> str:
 def _interval(figure: Figure) -> str:
     if figure.low is None or figure.high is None:
         return "–"
-    return f"{figure.low:.3f} to {figure.high:.3f}"
+    return f"{_number(figure, figure.low)} to {_number(figure, figure.high)}"
+
+
+def _number(figure: Figure, value: float) -> str:
+    """A number as exact as the report has it: percent with one decimal, other numbers with two."""
+    return f"{value:.{_decimals(figure)}f}"
+
+
+def _decimals(figure: Figure) -> int:
+    return 3 if figure.unit == "share" else 2
 
 
 def _judges(results: Results, figure: Figure) -> str:
@@ -196,7 +207,7 @@ def _result(results: Results, figure: Figure) -> EvalResult:
         dataset_name=": ".join(filter(None, (str(figure.suite).replace("_", " "), figure.group))),
         dataset_config=slug(figure.group.partition(":")[0]) or "default",
         metric_type=figure.name,
-        metric_value=figure.value,
+        metric_value=round(figure.value or 0, _decimals(figure)),
         metric_name=f"{words} ({facts})" if facts else words,
     )
 
@@ -216,10 +227,10 @@ def _evaluation(results: Results | None, found: Sequence[Figure], arm: str) -> l
             str(figure.suite).replace("_", " "),
             figure.group,
             _words(figure, arm),
-            f"{figure.value:.3f}",
+            _number(figure, figure.value or 0),
             _interval(figure),
             "–" if figure.n is None else f"{figure.n:,}",
-            "–" if other is None or other.value is None else f"{other.value:.3f}",
+            "–" if other is None or other.value is None else _number(figure, other.value),
             _judges(results, figure),
         ]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

@@ -23,10 +23,11 @@ from pipeline.commands import (
     report_settings,
 )
 from pipeline.commands.report_opening import Opening
-from pipeline.config import WRITTEN, Config, dump
+from pipeline.config import Config, dump
 from pipeline.data import records, storage
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
+from pipeline.registry import WRITTEN
 from pipeline.report import replicas, sections, tables
 from pipeline.report.agreement import Agreement
 from pipeline.report.arms import Arms
@@ -233,7 +234,7 @@ def _judgements(
     for name in suite.judges_later:
         dataset = Dataset.at(storage.join(run_dir, suite.verdicts_name(name)))
         if dataset is not None:
-            verdicts[name] = Numbers(dataset, suite.verdicts).table()
+            verdicts[name] = Numbers(dataset, suite.verdicts)
     judges = dict(suite.judges_later) | ({OWN_JUDGE: suite.harm_judge} if suite.harm_judge else {})
     known = {}
     for name, judge in judges.items():

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from pipeline.config import Method
 from pipeline.data import endings, faults
+from pipeline.registry import Method
 from pipeline.report import tables
 from pipeline.report.numbers import Rows, entries
 from pipeline.report.sections import Section

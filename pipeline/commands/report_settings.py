@@ -1,10 +1,11 @@
 """The report's section of settings, judges and their limits, for the methods and suites in use."""
 
-from pipeline.config import Answering, Config, Train
+from pipeline.config import Answering, Config
 from pipeline.errors import UserError
 from pipeline.inference.base import Engine
 from pipeline.report import tables
 from pipeline.report.sections import Section
+from pipeline.training.base import Train
 
 
 def settings(config: Config) -> Section:

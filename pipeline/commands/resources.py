@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from pipeline import models, placement, preflight
-from pipeline.config import Config, Train
+from pipeline.config import Config
 from pipeline.data import records, storage
 from pipeline.inference.base import Engine
 from pipeline.memory import GIB, PARTS
@@ -16,6 +16,7 @@ from pipeline.runtime.session import ray_session
 from pipeline.settings.base import span
 from pipeline.settings.shown import plural
 from pipeline.suites.base import Suite
+from pipeline.training.base import Train
 
 # new tokens per engine; used until a run has been measured
 ASSUMED_TOKENS_PER_S = {"cpu": 2_000, "gpu": 2_500}

@@ -17,6 +17,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import ProxyHandler, build_opener
 
 from pipeline import models, preflight, sampling
+from pipeline.adapters import check_adapter
 from pipeline.config import Config
 from pipeline.data import adapter as adapter_files
 from pipeline.data import storage
@@ -125,7 +126,7 @@ def _checked(config: Config, arm: str, adapter: str | None) -> tuple[str, list[s
             f"the chat template writes the date: the server takes today's, the run {config.model.date}"
         )
     if adapter is not None:
-        notices += models.check_adapter(config.adapter_field(arm), adapter, directory)
+        notices += check_adapter(config.adapter_field(arm), adapter, directory)
     return directory, notices
 
 

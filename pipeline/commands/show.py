@@ -2,50 +2,73 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
-from pipeline.config import WRITTEN
+from pipeline.commands import picked
 from pipeline.data import storage
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
-from pipeline.schema import HARMFUL, HARMLESS, INSTRUCTIONS, JUDGED, UNKNOWN, Column
+from pipeline.registry import WRITTEN
+from pipeline.schema import HARMFUL, HARMLESS, INSTRUCTIONS, UNKNOWN, Column
 
-_COUNTED = ("status", "kind", "suite", "arm")
+_COUNTED = ("status", "kind", "suite", "arm", "condition")
 _MOST_CHARACTERS = 2_000
 # Columns and struct members are known by name only: a foreign file's own labels would prove nothing.
 _COLUMNS = {column.name: column for schema in (INSTRUCTIONS, *WRITTEN) for column in schema.columns}
 _MEMBERS = {member.name: member for column in _COLUMNS.values() for member in column.members}
 
 
-def show(dataset_dir: str, rows: int, reveal: bool, console, *, as_json: bool = False) -> None:
-    """Print a data set's columns, counts and first `rows` rows on a `rich.console.Console`, or as JSON.
+def show(
+    dataset_dir: str,
+    rows: int,
+    reveal: bool,
+    console,
+    *,
+    where: Sequence[str] = (),
+    offset: int = 0,
+    as_json: bool = False,
+) -> None:
+    """Print a data set's columns, counts and `rows` rows on a `rich.console.Console`, or as JSON. Picked rows
+    are printed without the columns.
 
-    Raises UserError if the data set does not exist, cannot be read, or has changed since a run finished it.
+    where: `column=value`, which all rows that are counted and shown have. offset: how many of them are passed
+    over before the first that is shown. Raises UserError if the data set does not exist, cannot be read, has
+    changed since a run finished it, or has no row with a value.
     """
     dataset = _open(dataset_dir)
-    schema, total = dataset.schema, 0
+    schema, every, total = dataset.schema, 0, 0
+    conditions = [picked.Condition.of(text, schema) for text in where]
     first: list[dict] = []
     counts: dict[str, Counter] = {name: Counter() for name in _COUNTED if name in schema.names}
-    for table in dataset.tables():
-        total += table.num_rows
-        first += table.slice(0, rows - len(first)).to_pylist()
-        for name, values in counts.items():
-            values.update(_counted(table[name]))
+    known: dict[str, Counter] = {name: Counter() for name in counts}
+    for whole in dataset.tables():
+        table = picked.filtered(whole, conditions)
+        first += table.slice(max(0, offset - total), rows - len(first)).to_pylist()
+        every, total = every + whole.num_rows, total + table.num_rows
+        for name in counts:
+            counts[name].update(_counted(table[name]))
+            known[name].update(_counted(whole[name]) if conditions else {})
+    picked.check_found(conditions, {name: list(values) for name, values in known.items()})
+    if total and offset >= total:
+        raise UserError(f"--offset {offset}: there are only {total} rows; the first has offset 0")
     if as_json:
         columns = [{"name": f.name, "type": str(f.type), "meaning": _meaning(f)} for f in schema]
         shown = [
             {name: _value(value, hide=not reveal and _is_hidden(name, row)) for name, value in row.items()}
             for row in first
         ]
-        facts = {"rows": total, "counts": counts, "columns": columns, "shown": shown, "masked": not reveal}
-        print(json.dumps({"dataset": dataset_dir, **facts}, indent=1, default=str))
+        facts = {"rows": total, "offset": offset, "counts": counts, "columns": columns, "shown": shown}
+        print(json.dumps({"dataset": dataset_dir, **facts, "masked": not reveal}, indent=1, default=str))
         return
 
-    console.print(_line(f"{dataset_dir}: {total} rows"), style="bold")
+    of = f" of {every}, {', '.join(map(str, conditions))}" if conditions else ""
+    console.print(_line(f"{dataset_dir}: {total} rows{of}"), style="bold")
     for name, values in counts.items():
         console.print(_line(f"  {name}: " + ", ".join(f"{value} {n}" for value, n in values.most_common())))
-    console.print(_columns(schema))
-    for number, row in enumerate(first, start=1):
+    if not conditions and not offset:  # who picks rows wants to see rows
+        console.print(_columns(schema))
+    for number, row in enumerate(first, start=1 + offset):
         console.rule(_line(f"row {number} of {total}"), style="dim")
         console.print(_fields(row, reveal))
     if not reveal:
@@ -146,12 +169,10 @@ def _text(name: str, known: dict[str, Column]) -> str | None:
 
 
 def _is_masked(text: str | None, row: dict) -> bool:
-    """Whether a column of this text kind is masked in a row."""
+    """Whether a column of this text kind is masked in a row, whatever a judge said: judges err."""
     if text in (None, HARMLESS):
         return False
-    benign = "helpful" in (row.get("suite"), row.get("kind"))
-    judged_harmless = text == JUDGED and row.get("harmful") is False
-    return text == HARMFUL or not (benign or judged_harmless)
+    return text == HARMFUL or "helpful" not in (row.get("suite"), row.get("kind"))
 
 
 def _rendered(value: Any, *, hide: bool) -> str:

@@ -35,20 +35,30 @@ class Nodes:
     cpus: int
     memory_gib: int
     gpus: int
+    gpu_kind: str | None = None  # by Ray's name; None = any
+
+    @property
+    def slurm_kind(self) -> str | None:
+        """The kind of GPU as most sites name it to Slurm: in lower case."""
+        return self.gpu_kind and self.gpu_kind.lower()
 
     @property
     def directives(self) -> list[str]:
+        kind = f"{self.slurm_kind}:" if self.slurm_kind else ""
         return [
             f"--nodes={self.count}",
             "--ntasks-per-node=1",
-            *([f"--gpus-per-node={self.gpus}"] if self.gpus else []),
+            *([f"--gpus-per-node={kind}{self.gpus}"] if self.gpus else []),
             f"--cpus-per-task={self.cpus}",
             f"--mem={self.memory_gib}G",
         ]
 
 
 def script(config: Config) -> str:
-    """The batch script. Raises UserError for an engine that is larger than a node."""
+    """The batch script.
+
+    Raises UserError for an engine that is larger than a node, and for several kinds of GPUs.
+    """
     name, nodes = job_name(config.run_dir), allocation(config)
     directives = [
         f"--job-name={name}",
@@ -68,6 +78,7 @@ def script(config: Config) -> str:
             "# Submit it with `sbatch` from a shell in which `setbacks` runs: the nodes get its environment.",
             "# It is started again after its time limit (minutes), and after the loss of a node.",
             "# If nodes have several networks: export GLOO_SOCKET_IFNAME=ib0 NCCL_SOCKET_IFNAME=ib0",
+            *_named(nodes),
             "",
             "configuration() {",
             "cat <<'CONFIGURATION'",
@@ -94,13 +105,26 @@ def allocation(config: Config) -> Nodes:
         if need.gpus > NODE_GPUS:
             raise UserError(
                 f"{need.field}: an engine takes {need.gpus} GPUs, and a node has {NODE_GPUS}; an engine is on"
-                " one node, so set fewer"
+                f" one node, so set {need.section}.num_gpus lower"
             )
+    kinds = {need.gpu_kind: need for need in on_gpus if need.gpu_kind}
+    if len(kinds) > 1:
+        asked = ", ".join(f"{need.section}.accelerator_type = {kind}" for kind, need in kinds.items())
+        raise UserError(f"{asked}: the nodes of a Slurm job are all alike; set one kind")
     gpus = min(NODE_GPUS, max(need.most * need.gpus for need in on_gpus))
     gpus = max(gpus, max(need.gpus for need in on_gpus))
     count = max(_nodes(need, gpus) for need in on_gpus)
     memory_gib = gpu_node_gib(config, gpus) + driver_gib(config)
-    return Nodes(count, GPU_CPUS * gpus + DATA_CPUS, memory_gib, gpus)
+    return Nodes(count, GPU_CPUS * gpus + DATA_CPUS, memory_gib, gpus, next(iter(kinds), None))
+
+
+def _named(nodes: Nodes) -> list[str]:
+    """A line about the kind of GPU, whose name a site chooses."""
+    if not nodes.gpu_kind:
+        return []
+    return [
+        f"# Slurm's name of {nodes.gpu_kind} is taken for {nodes.slurm_kind}: compare it with `sinfo -o %G`."
+    ]
 
 
 def _nodes(need: Need, gpus: int) -> int:

@@ -7,6 +7,7 @@ sees the run directory.
 import json
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 
 from pipeline.data import records, storage
@@ -16,17 +17,18 @@ from pipeline.errors import UserError
 from pipeline.runtime import attempt
 from pipeline.runtime.attempt import KILLED, RUNNING
 from pipeline.schema import STAGES, Schema
+from pipeline.settings.shown import shown
 
 COMPLETE, INCOMPLETE, WAITING, CORRUPT = "complete", "incomplete", "waiting", "corrupt"  # and RUNNING
 UNREADABLE = "cannot be read"
 
 
-def show_status(target: str, as_json: bool) -> None:
+def show_status(target: str, as_json: bool, overrides: Sequence[str] = ()) -> None:
     """Print the status of a run directory, or of a configuration's.
 
-    Raises UserError if no run has used it.
+    overrides: `key=value`, of the configuration. Raises UserError if no run has used the directory.
     """
-    facts = status(run_dir_of(target))
+    facts = status(run_dir_of(target, overrides))
     if as_json:
         print(json.dumps(facts, indent=1))
         return
@@ -64,12 +66,17 @@ def status(run_dir: str) -> dict:
 # -- reading
 
 
-def run_dir_of(target: str) -> str:
+def run_dir_of(target: str, overrides: Sequence[str] = ()) -> str:
     """The run directory that a user names, or that a configuration names. Raises UserError."""
     if storage.is_local(target) and os.path.isfile(target):
         from pipeline.config import load
 
-        return storage.absolute(load(target, []).run_dir)
+        return storage.absolute(load(target, list(overrides)).run_dir)
+    if overrides:
+        raise UserError(
+            f"{target}: is no configuration file, and {shown(overrides[0], 60)} changes one; name the"
+            " configuration, or leave it out"
+        )
     return storage.absolute(target)
 
 

@@ -1,7 +1,8 @@
 """`setbacks report --fail-under harmless=0.9`: the exit code of a report, for continuous integration.
 
 A number is named as in `results.json`: `harmless`, or with words that tell it from others of its name, as
-`plain.harmless` or `safety.plain.harmless`: the suite, the condition or other heading, texts of its row.
+`plain.harmless` or `safety.plain.harmless`: the suite, the condition or other heading, texts of its row. A
+name alone is a limit for every number of that name, under every condition.
 """
 
 import math
@@ -83,18 +84,35 @@ def _failure(results: Results, limit: Limit, arms: list[str]) -> str | None:
         wrong += [one for one in known if one.value is not None and limit.fails(one.value)]
         unknown += [] if known else [arm]
     side = "below" if limit.under else "above"
-    parts = [f"{_told(one)} is {side} {limit.value:g}" for one in wrong]
-    parts += [f"{limit.name} of {arm} is unknown, nothing was counted" for arm in unknown]
-    return ", and ".join(parts) or None
+    parts = []
+    if wrong:
+        parts.append(f"{limit.name} is {side} {limit.value:g}: {', '.join(map(_told, wrong))}")
+    if unknown:
+        parts.append(f"{limit.name} of {', '.join(unknown)} is unknown, nothing was counted")
+    if parts and (one := _one_condition(limit, found)):
+        parts.append(f"{limit.name} alone is a limit for every condition, {one} for one")
+    return "; ".join(parts) or None
 
 
 def _told(one: Figure) -> str:
-    group = one.group.partition(":")[0]
     others = [text for text in one.row.values() if text and without_seeds(text) != one.arm]
-    where = ", ".join([str(one.arm), *([group.lower()] if group else []), *others])
+    where = [str(one.arm), *([_condition(one)] if one.group else []), *others]
     interval = "" if one.low is None or one.high is None else f" [{one.low:.3g}, {one.high:.3g}]"
-    counted = "" if one.n is None else f", n = {one.n}"
-    return f"{one.name} ({where}) = {one.value:.4g}{interval}{counted}"
+    counted = [] if one.n is None else [f"n = {one.n}"]
+    return f"{one.value:.4g}{interval} ({', '.join([*where, *counted])})"
+
+
+def _condition(one: Figure) -> str:
+    """The heading above a number, without what explains it."""
+    return one.group.partition(":")[0].lower()
+
+
+def _one_condition(limit: Limit, found: Sequence[Figure]) -> str | None:
+    """How a limit for one condition is written, the first as an example; None if the user's is for one."""
+    groups = [slug(_condition(one)) for one in found if one.group]
+    if len(set(groups)) < 2 or set(groups) & set(limit.words):
+        return None
+    return ".".join([*limit.words, groups[0], limit.name])
 
 
 def _list(names: Sequence[str]) -> str:

@@ -1,24 +1,30 @@
 """The trainings of `setbacks plan`: how many there are, and what each takes, as far as that is known.
 
 Steps and tokens of an arm are those of its finished training in this run directory, or are counted in its
-training set once `mix` has written it. Hours are given only by a measured speed: no speed is assumed.
+training set once `mix` has written it. Before that, the steps are foreseen roughly. Hours are given only by a
+measured speed: no speed is assumed.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from rich.console import Console
+from rich.markup import escape
 
-from pipeline.config import Arm, Config
+from pipeline.arms import Arm
+from pipeline.commands import foreseen
+from pipeline.config import Config
 from pipeline.data import records, storage
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.settings.shown import plural
 from pipeline.templates import ChatTemplate
 from pipeline.training import equal
-from pipeline.training.config import TrainingSet
+from pipeline.training.base import TrainingSet
 
 MOST_ROWS = 10_000  # of a training set that a plan counts
+UNWRITTEN = "unknown until `mix` has written"
+FEW_STEPS = 20  # fewer change an adapter hardly
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class Training:
     origin:       measured, counted, or why neither
     tokens_per_s: of the arm's own training in this run directory, or of another arm's with the same method
                   and workers; None if none was measured
+    foreseen:     the fewest and the most steps of one training, about, if they are not known yet
     """
 
     trainings: int
@@ -38,6 +45,7 @@ class Training:
     tokens: int | None = None
     origin: str = ""
     tokens_per_s: float | None = None
+    foreseen: tuple[int, int] | None = None
 
     @property
     def hours(self) -> float | None:
@@ -47,11 +55,22 @@ class Training:
         return self.trainings * self.tokens / self.tokens_per_s / 3600
 
 
-def show(config: Config, template: ChatTemplate | None, console: Console) -> dict:
-    """Print the trainings; returns them as facts. template: of the run's model; None = out of reach."""
+def show(
+    config: Config, template: ChatTemplate | None, console: Console, rows: Mapping[str, int | None]
+) -> dict:
+    """Print the trainings; returns them as facts.
+
+    template: of the run's model; None = out of reach. rows: as of `foreseen.steps`.
+    """
     if "train" not in config.stages:
         return {}
     found = known(config, template)
+    if any(one.steps is None and one.origin.startswith(UNWRITTEN) for one in found.values()):
+        ahead = foreseen.steps(config, template, rows)
+        found = {
+            name: one if one.steps is not None else replace(one, foreseen=ahead.get(name))
+            for name, one in found.items()
+        }
     counts = [one.trainings for one in found.values()]
     each = f" × {plural(counts[0], 'seed')}" if len(set(counts)) == 1 and counts[0] > 1 else ""
     console.print("[bold]Training[/bold]")
@@ -63,6 +82,8 @@ def show(config: Config, template: ChatTemplate | None, console: Console) -> dic
         alike.setdefault(_in_words(one), []).append(name)
     for told, names in alike.items():
         console.print(f"  {', '.join(names)}: {told}")
+    if few := _few(config, found):
+        console.print(f"  [yellow]{escape(few)}[/yellow]")
     if config.durability:
         steps = [one.steps for one in config.further.values()]
         console.print(f"  durability: {plural(len(steps), 'training')} more, {sum(steps):,} steps in all")
@@ -74,7 +95,27 @@ def show(config: Config, template: ChatTemplate | None, console: Console) -> dic
     return {name: asdict(one) | {"hours": one.hours} for name, one in found.items()}
 
 
+def _few(config: Config, found: Mapping[str, Training]) -> str | None:
+    """A warning if arms are trained for so few steps that they learn hardly anything."""
+    steps = {name: one.foreseen[0] if one.foreseen else one.steps for name, one in found.items()}
+    few = {name: count for name, count in steps.items() if count is not None and count < FEW_STEPS}
+    if not few:
+        return None
+    name = min(few, key=few.__getitem__)
+    train, told = config.arms[name].train, "may take" if found[name].foreseen else "takes"
+    return (
+        f"WARNING: the training of {', '.join(few)} {told} only {plural(few[name], 'step')}, and fewer than"
+        f" {FEW_STEPS} teach hardly anything: raise epochs = {train.epochs:g} or learning_rate ="
+        f" {train.learning_rate:g}, or lower batch_size = {train.batch_size}, in"
+        f" {config.field_of(name, 'epochs').removesuffix('.epochs')}"
+    )
+
+
 def _in_words(one: Training) -> str:
+    if one.foreseen is not None:
+        low, high = one.foreseen
+        told = plural(f"{low:,} to {high:,}" if low < high else low, "step")
+        return f"about {told}, tokens {one.origin}"
     if one.steps is None:
         return f"steps and tokens {one.origin}"
     times = f"{one.trainings} × " if one.trainings > 1 else ""
@@ -143,7 +184,7 @@ def _counted(config: Config, arm: str, template: ChatTemplate | None) -> Trainin
     name = section.train.accepts.name
     made = Dataset.at(storage.join(storage.absolute(config.run_dir), name))
     if made is None:
-        return f"unknown until `mix` has written {name}"
+        return f"{UNWRITTEN} {name}"
     if made.table(["id"]).num_rows > MOST_ROWS:
         return f"not counted, since {name} has more than {MOST_ROWS:,} rows"
     if template is None:

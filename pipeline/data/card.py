@@ -13,6 +13,11 @@ WARNING = (
     " purpose for safety research. Do not use it to train a model to comply, and do not show it to people"
     " unasked."
 )
+_SPEEDS = (
+    ("seconds", "seconds", ",.1f"),
+    ("tokens_per_s", "tokens per second", ",.0f"),
+    ("engine_start_s", "seconds until the engine had started", ",.1f"),
+)
 TAGS = ("safety", "alignment", "setbacks", "not-for-all-audiences")
 
 
@@ -80,11 +85,7 @@ def write_card(store: Store, origin: Origin, prompt_hashes: dict[str, str], figu
         *(f"* prompts `{name}`: {digest}" for name, digest in prompt_hashes.items()),
         *(f"* {name}: {value}" for section in origin.made_by for name, value in _settings(section).items()),
         *(f"* model `{name}`: {author}" for name, author in origin.named.items()),
-        *(
-            f"* {name.replace('_', ' ')}: {figures[name]}"
-            for name in ("seconds", "tokens_per_s", "engine_start_s")
-            if figures.get(name)
-        ),
+        *(f"* {words}: {figures[name]:{form}}" for name, words, form in _SPEEDS if figures.get(name)),
         f"* digest of all rows: `{done['digest']}`",
         "",
     ]

@@ -85,10 +85,23 @@ def _place(path: str) -> tuple[Any, str]:
     # Options of pyarrow, which obstore does not know, and keys that the two read differently.
     if scheme not in _SCHEMES or not key or "//" in rest or any(mark in rest for mark in "?%#"):
         return None, key
+    if path.startswith(tuple(_by_claims)):
+        return None, key
     return _store(f"{scheme}://{bucket}", key.rpartition("/")[0]), key
 
 
+def possible(path: str) -> bool:
+    """Whether this process can write a file on a condition."""
+    return _place(path)[0] is not None
+
+
+def leave_to_claims(directory: str) -> None:
+    """Write nothing in a directory on a condition, in this process: others cannot."""
+    _by_claims.add(f"{directory.rstrip('/')}/")
+
+
 _stores: dict[str, Any] = {}  # by bucket
+_by_claims: set[str] = set()  # directories, each with a slash at its end
 
 
 def _store(bucket: str, directory: str) -> Any:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,6 +24,8 @@ from pipeline.errors import RunFailed, UserError
 
 CLAIM_S = 15.0  # a claim that is this old belongs to a dead process
 CLAIM_POLL_S = 0.3
+CONDITIONS, CLAIMS = "conditions", "claims"  # how files are created in an object store
+INSTALL = "use `pip install 'setbacks[object-stores]'`"
 _REMOVALS, _REMOVAL_S = 10, 0.3  # tries to delete a directory, and the time between them
 
 
@@ -96,9 +99,11 @@ def write_bytes(path: str, content: bytes | pa.Buffer) -> None:
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, inner)
-    except BaseException:
+    except BaseException as e:
         with suppress(OSError):
             os.unlink(temporary)
+        if isinstance(e, OSError):
+            e.filename, e.filename2 = inner, None  # the caller does not know the temporary file
         raise
 
 
@@ -138,6 +143,30 @@ def create(path: str, text: str) -> Owned | None:
         if version is not None:
             return Owned(path, version) if version is not False else None
     return Owned(path) if _create(path, text) else None
+
+
+def agree(run_dir: str) -> None:
+    """Make every attempt on a run directory in an object store create files in the same way.
+
+    A process that writes on a condition and one that makes claims would not see each other. The first attempt
+    records what it can, by claims, which all can make. Raises UserError if this process cannot write on a
+    condition, and the first one could; OSError.
+    """
+    if is_local(run_dir):
+        return
+    record = join(run_dir, ".state", "created-by")
+    if not exists(record):
+        _create_by_claim(record, CONDITIONS if conditional.possible(record) else CLAIMS)
+    if read_text(record) != CONDITIONS:
+        conditional.leave_to_claims(run_dir)
+    elif not conditional.possible(record):
+        lacks = find_spec("obstore") is None
+        why = "obstore is not installed" if lacks else "the store has refused one, or its keys were not found"
+        raise UserError(
+            f"run_dir = {run_dir}: its first attempt wrote on conditions, and this process cannot ({why});"
+            f" {INSTALL if lacks else 'run it with the keys and the network of the first'}, or choose another"
+            " run_dir"
+        )
 
 
 def _create(path: str, text: str) -> bool:

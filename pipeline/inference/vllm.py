@@ -17,6 +17,7 @@ from pydantic import Field
 from pipeline import memory, models, pretrained, thoughts
 from pipeline.chat import Completion, Message, Sampling, user
 from pipeline.data import adapter as adapter_files
+from pipeline.data import node_copy
 from pipeline.errors import RowFailed, RunFailed, UserError
 from pipeline.inference import cpu_lora, notices, vllm_start
 from pipeline.inference.base import Engine, EngineDead, Served
@@ -208,6 +209,7 @@ class VllmModel:
 
     def __init__(self, model: Model, model_dir: str, engine: VLLM, adapters: Sequence[str] = ()):
         pretrained.check(model_dir, model.revision)
+        model_dir = node_copy.read_from(model_dir, notices.tell)
         vllm_start.set_environment(engine.num_gpus, engine.kv_cache_gib)
         with imports.quick():
             from vllm.v1.engine.async_llm import AsyncLLM

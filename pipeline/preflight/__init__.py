@@ -5,7 +5,8 @@ from collections.abc import Collection, Iterable
 from importlib.util import find_spec
 
 from pipeline import models, tracking
-from pipeline.config import Config, Suites, trainable
+from pipeline.adapters import check_adapter
+from pipeline.config import Config
 from pipeline.data import storage
 from pipeline.errors import UserError
 from pipeline.inference.base import Engine
@@ -13,6 +14,7 @@ from pipeline.judges import Judge
 from pipeline.methods.base import Method
 from pipeline.preflight.arms import arm_specs as arm_specs
 from pipeline.preflight.arms import further_specs as further_specs
+from pipeline.preflight.arms import trainings
 from pipeline.preflight.fit import (
     check_lengths,
     check_loaded,
@@ -31,6 +33,7 @@ from pipeline.preflight.run_dir import date_file as date_file
 from pipeline.preflight.run_dir import dated as dated
 from pipeline.preflight.sources import check_source, needed_responses, sources
 from pipeline.preflight.sources import unreachable as unreachable
+from pipeline.registry import Suites, trainable
 from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import gpu_build
 from pipeline.settings.base import PathKind, Source
@@ -259,12 +262,12 @@ def check_models(config: Config, stages: set[str], suites: set[str], directory: 
         check_lora(config, directory)
         for arm, section in config.arms.items():
             if section.train.start:
-                notices += models.check_adapter(
+                notices += check_adapter(
                     f"arms.{arm}.train.start.adapter", section.train.start.adapter, directory
                 )
     if "evaluate" in stages:
         for name, path in given_adapters(config).items():
-            notices += models.check_adapter(f"adapters.{name}", path, directory)
+            notices += check_adapter(f"adapters.{name}", path, directory)
         wanted = [suite for name, suite in config.suites.items().items() if name in suites]
         if any(suite.reads_tokenizer for suite in wanted):
             models.load_tokenizer(config.model, directory)
@@ -289,19 +292,17 @@ def check_build(config: Config, stages: set[str]) -> None:
     """Raises UserError for GPUs on an installation for CPUs, and for a CPU engine on one for GPUs."""
     for field, engine in config.engines(stages).items():
         engine.check_build(field)
-    for name, arm in config.arms.items() if "train" in stages else ():
-        if arm.train.load_in_4bit and find_spec("bitsandbytes") is None:
+    for field_of, train in trainings(config) if "train" in stages else ():
+        if train.load_in_4bit and find_spec("bitsandbytes") is None:
             raise UserError(
-                f"{config.field_of(name, 'load_in_4bit')} = true: bitsandbytes is not installed; use `pip"
-                " install 'setbacks[qlora]'`, or set it to false"
+                f"{field_of('load_in_4bit')} = true: bitsandbytes is not installed; use `pip install"
+                " 'setbacks[qlora]'`, or set it to false"
             )
-    if "train" in stages and gpu_build() is None:
-        for name, arm in config.arms.items():
-            if arm.train.use_gpu:
-                raise UserError(
-                    f"{config.field_of(name, 'use_gpu')} = true: the installed torch is built for CPUs; set"
-                    " it to false, or install its CUDA build"
-                )
+        if train.use_gpu and gpu_build() is None:
+            raise UserError(
+                f"{field_of('use_gpu')} = true: the installed torch is built for CPUs; set it to false, or"
+                " install its CUDA build"
+            )
 
 
 def check_reach(config: Config, stages: set[str], suites: set[str]) -> None:

@@ -259,7 +259,7 @@ def _engine(
 
     if (memory := on(engine, length)) is None:
         return None
-    room, remedy = gpus(config, engine.gpu_kind, nodes), ""
+    room, remedy, apart = gpus(config, engine.gpu_kind, nodes), "", ""
     most = room.most_gib * GIB * engine.gpu_share if room else 0
     more = (n for n in range(engine.gpus + 1, MOST_GPUS + 1) if shape.heads % n == 0)
     for number in more:
@@ -267,6 +267,8 @@ def _engine(
         if wider and wider.total <= CLOSE * most:
             remedy = f"set {one.engine_field}.num_gpus: {number}, "
             break
+    else:
+        apart = " (an engine cannot span nodes)"
     shorter = on(engine, length // 2)
     if shorter and shorter.total <= CLOSE * most:
         remedy += f"set {one.field}.max_length, now {length}, lower, "
@@ -274,7 +276,7 @@ def _engine(
         stage=stage,
         field=one.engine_field,
         memory=memory,
-        remedy=remedy + ("or use" if remedy else "use") + " larger GPUs or a smaller model",
+        remedy=f"{remedy}{'or use' if remedy else 'use'} larger GPUs or a smaller model{apart}",
         gpus=room,
         each="engine",
         share=engine.gpu_share,

@@ -3,9 +3,10 @@
 Everything here takes a table, or `Numbers` of a data set, and gives the same for both.
 """
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, TypeAlias
 
@@ -22,10 +23,14 @@ _HEX = 32  # characters of an id that is a digest itself
 
 @dataclass(frozen=True)
 class Numbers:
-    """The columns without texts of a data set. Those that older versions did not write are null."""
+    """The columns without texts of a data set. Those that older versions did not write are null.
+
+    only: values that columns have in these rows; other rows are left out.
+    """
 
     dataset: Dataset
     schema: Schema
+    only: Mapping[str, Any] = field(default_factory=dict)
     _checked: set[str] = field(default_factory=set, compare=False, repr=False)
 
     @property
@@ -38,12 +43,12 @@ class Numbers:
     def batches(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Some columns, a row group at a time. Raises UserError as `Dataset.tables` does."""
         types = {column.name: column.type for column in self.schema.columns}
-        written = set(self.dataset.schema.names)
-        there = [name for name in columns if name in written]
+        written, read = set(self.dataset.schema.names), list(dict.fromkeys([*columns, *self.only]))
+        there = [name for name in read if name in written]
         # Without a column that is there, a table would not know how many rows it has.
         for table in self.dataset.tables(there or ["id"], checked=self._checked):
-            made = [table[name] if name in written else pa.nulls(len(table), types[name]) for name in columns]
-            yield pa.table(made, names=list(columns))
+            made = [table[name] if name in written else pa.nulls(len(table), types[name]) for name in read]
+            yield filtered(pa.table(made, names=read), self.only).select(list(columns))
 
     def table(self) -> pa.Table:
         """All rows at once."""
@@ -60,6 +65,20 @@ def batches(rows: Rows, columns: Sequence[str]) -> Iterator[pa.Table]:
         return
     for start in range(0, len(rows), _AT_ONCE):
         yield rows.select(columns).slice(start, _AT_ONCE)
+
+
+def filtered(table: pa.Table, only: Mapping[str, Any]) -> pa.Table:
+    """The rows with these values in these columns."""
+    for name, value in only.items():
+        table = table.filter(pc.equal(table[name], value))
+    return table
+
+
+def having(rows: Rows, **only: Any) -> Rows:
+    """The rows with these values in these columns, to be counted in the same way."""
+    if isinstance(rows, Numbers):
+        return replace(rows, only={**rows.only, **only})
+    return filtered(rows, only)
 
 
 def counted(rows: Rows, columns: Sequence[str], **read: Callable[[Any], Any]) -> list[tuple[dict, int]]:
@@ -97,8 +116,7 @@ def entries(rows: Rows, column: str, **only: Any) -> Counter[str]:
     """
     found: Counter[str] = Counter()
     for batch in batches(rows, [column, *only]):
-        for name, value in only.items():
-            batch = batch.filter(pc.equal(batch[name], value))
+        batch = filtered(batch, only)
         for entry in pc.value_counts(pc.list_flatten(batch[column])).to_pylist():
             found[entry["values"]] += entry["counts"]
     return found
@@ -157,38 +175,53 @@ def means(
     value: of a column's value; null is left out. of: the column of ids. only: values that other columns have
     in these rows.
     """
+
+    def known() -> Iterator[tuple[pa.Table, np.ndarray, np.ndarray]]:
+        for batch in batches(rows, [*keys, column, of, *only]):
+            batch = filtered(batch, only)
+            batch = batch.filter(pc.is_valid(batch[column]))
+            if len(batch):
+                coded = batch[column].combine_chunks().dictionary_encode()
+                values = np.array([value(one) for one in coded.dictionary.to_pylist()], float)
+                yield batch.select(list(keys)), digests(batch[of]), values[coded.indices.to_numpy()]
+
+    return grouped_means(known())
+
+
+def grouped_means(parts: Iterable[tuple[pa.Table, np.ndarray, np.ndarray]]) -> dict[tuple, Means]:
+    """The means of values by the rows of `groups` and by id.
+
+    parts: of the rows, some at a time: groups [n], digests of ids [n], values [n].
+    """
     found: dict[tuple, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
-    for batch in batches(rows, [*keys, column, of, *only]):
-        for name, wanted in only.items():
-            batch = batch.filter(pc.equal(batch[name], wanted))
-        batch = batch.filter(pc.is_valid(batch[column]))
-        if not len(batch):
-            continue
-        coded = batch[column].combine_chunks().dictionary_encode()
-        values = np.array([value(one) for one in coded.dictionary.to_pylist()], float)[
-            coded.indices.to_numpy()
-        ]
-        ids, groups = digests(batch[of]), batch.select(list(keys))
-        for key, places in _places(groups):
+    for groups, ids, values in parts:
+        for key, places in places_of(groups):
             found[key].append((ids[places], values[places]))
-    return {key: _mean(*map(np.concatenate, zip(*parts, strict=True))) for key, parts in found.items()}
+    return {key: mean_by_id(*map(np.concatenate, zip(*of, strict=True))) for key, of in found.items()}
 
 
-def _places(groups: pa.Table) -> Iterator[tuple[tuple, np.ndarray]]:
-    """The different rows of a small table, and the places of each."""
+def places_of(groups: pa.Table) -> Iterator[tuple[tuple, np.ndarray]]:
+    """The different rows of a small table, in the order of their first appearance, and the places of each."""
     names = groups.column_names
     placed = groups.append_column("place", pa.array(np.arange(len(groups))))
-    grouped = placed.group_by(names, use_threads=False).aggregate([("place", "list")])
+    grouped = placed.group_by(names, use_threads=False).aggregate([("place", "list"), ("place", "min")])
+    grouped = grouped.sort_by("place_min")
     for row in zip(*(grouped[name].to_pylist() for name in names), grouped["place_list"], strict=True):
         yield tuple(row[:-1]), row[-1].values.to_numpy()
 
 
-def _mean(ids: np.ndarray, values: np.ndarray) -> Means:
+def mean_by_id(ids: np.ndarray, values: np.ndarray) -> Means:
+    """ids: [n] digests, in any order. values: [n]."""
+    if not len(ids):
+        return NO_MEANS
     order = np.argsort(ids, kind="stable")
     ids, values = ids[order], values[order]
     starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
-    counts = np.diff(np.append(starts, len(ids)))
-    return Means(ids[starts], np.add.reduceat(values, starts) / counts)
+    ends = np.append(starts[1:], len(ids))
+    sums = np.add.reduceat(values, starts)
+    for place in np.flatnonzero(ends - starts > 2):  # a sum of two is rounded once, one of more is not
+        sums[place] = math.fsum(values[starts[place] : ends[place]])
+    return Means(ids[starts], sums / (ends - starts))
 
 
 def digests(ids: pa.ChunkedArray) -> np.ndarray:

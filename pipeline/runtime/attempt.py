@@ -129,6 +129,7 @@ class Attempt:
     # -- taking the directory
 
     def _take(self) -> None:
+        storage.agree(self.run_dir)
         while True:
             newest = _newest(self.directory)
             running = newest if newest is not None and newest.get("state") == RUNNING else None

@@ -11,6 +11,7 @@ from pipeline.errors import RunFailed
 
 KIND = "accelerator_type:"  # begins Ray's resource for a kind of GPU, of which nodes with it have 1
 WAIT_S = 1800  # for nodes that an autoscaler starts: they may pull an image of many gigabytes
+REPORT_S = 10  # for the autoscaler's first report
 REFUSED_S = 20  # for the autoscaler to take back that it cannot add nodes, which it says while it starts
 _LOOK_EVERY_S = 2.0
 _READ_ONLY = "node_"  # Ray's monitor names the nodes of a cluster that nothing scales by their ids
@@ -48,6 +49,11 @@ class Autoscaler:
 
     groups: tuple[tuple[Node, float], ...] | None = None
     limits: Mapping[str, float] | None = None
+
+    @property
+    def nodes(self) -> list[Node]:
+        """One of each group."""
+        return [node for node, _ in self.groups or ()]
 
     def places(self, cpus: float, gpus: float, gpu_kind: str | None = None) -> float:
         """Number of processes that fit on the largest cluster; infinite if it is not known."""
@@ -112,14 +118,24 @@ def autoscaler() -> Autoscaler | None:
 
 
 def _scales() -> bool:
-    """Whether Ray's own autoscaler runs, by what it reports."""
+    """Whether Ray's own autoscaler runs, by what it reports. A head that has just started reports nothing."""
+    end = time.monotonic() + REPORT_S
+    while (found := _reported()) is None and time.monotonic() < end:
+        time.sleep(0.5)
+    return bool(found)
+
+
+def _reported() -> bool | None:
+    """As `_scales`; None if there is no report yet."""
     import ray
 
     if (state := _state()) is not None:
-        return state.autoscaler_state_version > 0
+        return state.autoscaler_state_version > 0 or None
     client = ray._private.worker.global_worker.gcs_client
     said = client.internal_kv_get(ray._private.ray_constants.DEBUG_AUTOSCALING_STATUS.encode(), None)
-    report = json.loads(said or b"{}").get("autoscaler_report", {})
+    report = json.loads(said or b"{}").get("autoscaler_report")
+    if report is None:
+        return None
     kinds = [*report.get("active_nodes", {}), *report.get("pending_launches", {})]
     return any(not kind.startswith(_READ_ONLY) for kind in kinds)
 

@@ -191,17 +191,32 @@ def stage_logs(run_dir: str, stage: str) -> Iterator[Callable[[str], None]]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.log_to(stage)
     sys.stderr = os.fdopen(terminal, "w", buffering=1, closefd=False)
-    handlers: list[logging.Handler] = [handler]
+    handlers = _Handlers([handler])
     if level.verbose:
-        handlers.append(logging.StreamHandler(sys.stderr))
-        handlers[-1].setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        shown = logging.StreamHandler(sys.stderr)
+        shown.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        handlers += [shown]
     logging.getLogger("setbacks.noise").handlers = handlers
     try:
         yield handler.log_to
     finally:
+        handlers[:] = [logging.NullHandler()]  # of threads that outlive the stages, as after a signal
         os.dup2(terminal, 2)
         sys.stderr = python_stderr
         os.close(terminal)
+
+
+class _Handlers(list):
+    """Handlers of loggers to which nobody adds any, or takes away.
+
+    When they are imported or configured, libraries give their loggers a handler that writes to the terminal.
+    """
+
+    def append(self, _handler: logging.Handler) -> None: ...
+
+    def remove(self, _handler: logging.Handler) -> None: ...
+
+    def clear(self) -> None: ...
 
 
 class _Descriptor(logging.Handler):

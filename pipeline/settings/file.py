@@ -31,9 +31,9 @@ def load(root: type[Tree], path: str | Path, overrides: Sequence[str] = ()) -> T
         raise UserError(f"{shown(path)}: no such configuration file") from None
     except yaml.YAMLError as e:
         raise UserError(f"{path}: not valid YAML ({shown(e)})") from None
-    except IsADirectoryError as e:
+    except IsADirectoryError:
         made = Path(path, "config.yaml")
-        told = f"is a run directory; give {made}" if made.is_file() else f"cannot be read ({shown(e)})"
+        told = f"is a run directory; give {made}" if made.is_file() else "is a directory; give a YAML file"
         raise UserError(f"{shown(path)}: {told}") from None
     except (OSError, ValueError) as e:  # ValueError: not UTF-8, or a NUL in the file's name
         raise UserError(f"{shown(path)}: cannot be read ({shown(e)})") from None

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import pyarrow as pa
 from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
 from pipeline.chat import Recipe
@@ -39,7 +38,7 @@ class Judgements:
     errors:   measured errors (first: the judge, second: the labels); a judge without one is unmeasured
     """
 
-    verdicts: Mapping[str, pa.Table] = field(default_factory=dict)
+    verdicts: Mapping[str, Rows] = field(default_factory=dict)
     errors: Mapping[str, Agreement] = field(default_factory=dict)
 
 
@@ -83,7 +82,7 @@ class Suite(Section):
     title:       the suite's name in reports and log lines
     method:      the method that the suite belongs to; in a run of that method, the suite's report comes
                  first; empty if it belongs to none
-    starting:    YAML of fields that a newcomer decides, with comments, for `setbacks init`; SOURCE stands for
+    starting:    YAML of fields that a newcomer decides, with comments, for `setbacks init`; PATH stands for
                  instructions that are not trained on; empty if the suite is not proposed
     LATER:       the fields that change no row of the data set, since only `rejudge` reads them
     NEWER:       the fields that finished data of older versions does not have: their defaults are in no

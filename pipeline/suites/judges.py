@@ -3,22 +3,23 @@
 Judges disagree in direction, not only in level, so nothing here is averaged over judges.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
+import numpy as np
+
 from pipeline.report import tables
-from pipeline.report.agreement import Agreement, compared, corrected_rate
+from pipeline.report.agreement import Agreement, corrected_rate
 from pipeline.report.arms import percent
 from pipeline.report.sections import Section
 from pipeline.report.summary import Rate
 from pipeline.report.tables import Cell, Column, Number, Table
-from pipeline.suites.base import OWN_JUDGE, Judgements
+from pipeline.suites.base import OWN_JUDGE
+from pipeline.suites.judged import Answers
 
 UNMEASURED = "unmeasured"
-
-Verdicts = dict[str, bool | None]  # by id of the answer; None if the judge's reply could not be read
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,10 @@ class Panel:
     yes:      what a judge says of an answer with a true verdict: `Harmful`
     rate:     the title of the table of rates, and counted: the verdict whose share it has
     share:    what the rate is of the answers that a judge has judged: `the share of them that …`
-    own_kind: the kind of the suite's own judge; own: its verdicts
-    more:     the verdicts of the others, by name; None if they have not judged yet
-    groups:   title of a group of the table of rates → arm → ids of answers
+    own_kind: the kind of the suite's own judge
+    judged:   the answers, with its verdicts
+    more:     the verdicts of the others, by name (`Answers.of_judges`); None if they have not judged yet
+    groups:   title of a group of the table of rates → arm → key of the answers
     harm:     whether the rate is that of harmless answers, so that a measured error can correct it
     """
 
@@ -43,33 +45,18 @@ class Panel:
     counted: bool
     share: str
     own_kind: str
-    own: Verdicts
-    more: Mapping[str, Verdicts | None]
-    groups: Mapping[str, Mapping[str, Iterable[str]]]
+    judged: Answers
+    more: Mapping[str, np.ndarray | None]
+    groups: Mapping[str, Mapping[str, Any]]
     errors: Mapping[str, Agreement] = field(default_factory=dict)
     harm: bool = False
-
-
-def of_verdicts(
-    judgements: Judgements, names: Iterable[str], column: str
-) -> dict[str, dict[str, Any] | None]:
-    """A column of the verdicts of more judges, by judge and id of the answer. None = not judged yet."""
-    found: dict[str, dict[str, Any] | None] = {}
-    for name in names:
-        table = judgements.verdicts.get(name)
-        if table is None:
-            found[name] = None
-            continue
-        ids, verdicts = table["answer_id"].to_pylist(), table[column].to_pylist()
-        found[name] = dict(zip(ids, verdicts, strict=True))
-    return found
 
 
 def section(panel: Panel) -> Section | None:
     """The section of more judges; None if the suite has none."""
     if not panel.more:
         return None
-    found = {OWN_JUDGE: panel.own} | {name: one for name, one in panel.more.items() if one is not None}
+    found = {OWN_JUDGE: panel.judged.own} | {name: one for name, one in panel.more.items() if one is not None}
     missing = [name for name, one in panel.more.items() if one is None]
     text = [
         f"Every judge has judged the same stored {panel.answers}. Nothing is averaged over judges: they"
@@ -116,12 +103,12 @@ def _named(panel: Panel, judge: str) -> str:
     return f"{panel.own_kind} (headline)" if judge == OWN_JUDGE else judge
 
 
-def _measured(panel: Panel, found: dict[str, Verdicts]) -> bool:
+def _measured(panel: Panel, found: Mapping[str, np.ndarray]) -> bool:
     """Whether the error of a judge has been measured, so that there are corrected rates."""
     return any(judge in panel.errors for judge in found)
 
 
-def _rates(panel: Panel, found: dict[str, Verdicts]) -> Table:
+def _rates(panel: Panel, found: Mapping[str, np.ndarray]) -> Table:
     """One row per group, arm and judge; corrected rates if the error of a judge has been measured."""
     columns = [
         Column("Arm", "text"),
@@ -131,12 +118,13 @@ def _rates(panel: Panel, found: dict[str, Verdicts]) -> Table:
     ]
     if measured := _measured(panel, found):
         columns.append(Column("Corrected rate, %", "estimate"))
+    counts = {judge: panel.judged.counts(verdicts) for judge, verdicts in found.items()}
     groups: dict[str, list[list[Cell]]] = {}
     for title, arms in panel.groups.items():
-        for arm, ids in arms.items():
-            for judge, verdicts in found.items():
-                known = [verdicts[one] for one in ids if verdicts.get(one) is not None]
-                share = Rate.of(verdict == panel.counted for verdict in known)
+        for arm, key in arms.items():
+            for judge in found:
+                no, yes = counts[judge][key]
+                share = Rate(yes if panel.counted else no, no + yes)
                 judged = Cell(tables.whole(share.trials))
                 cells = [Cell(arm), Cell(_named(panel, judge)), judged, tables.rate(share)]
                 if measured:
@@ -145,10 +133,10 @@ def _rates(panel: Panel, found: dict[str, Verdicts]) -> Table:
     return Table(panel.rate, columns, list(groups.items()))
 
 
-def _agreements(panel: Panel, found: dict[str, Verdicts]) -> Table:
+def _agreements(panel: Panel, found: Mapping[str, np.ndarray]) -> Table:
     rows = []
     for first, second in combinations(found, 2):
-        both, _ = compared(found[first], found[second])
+        both = _agreement(found[first], found[second])
         counts = [Cell(tables.whole(n)) for n in (both.n, both.only_first, both.only_second)]
         pair = [Cell(_named(panel, first)), Cell(_named(panel, second))]
         rows.append([*pair, counts[0], tables.rate(both.agreed), tables.kappa(both), *counts[1:]])
@@ -162,6 +150,11 @@ def _agreements(panel: Panel, found: dict[str, Verdicts]) -> Table:
         Column(f"{panel.yes} by second alone"),
     ]
     return Table("Agreement of the judges", columns, [("", rows)])
+
+
+def _agreement(first: np.ndarray, second: np.ndarray) -> Agreement:
+    """first, second: [answers] verdicts as of `Answers`."""
+    return Agreement(*(int(((first == a) & (second == b)).sum()) for a in (1, 0) for b in (1, 0)))
 
 
 def _errors(panel: Panel) -> Table:

@@ -29,7 +29,7 @@ from pipeline.training import start
 from pipeline.training.job import Job
 
 if TYPE_CHECKING:
-    from pipeline.training.config import Start, Train
+    from pipeline.training.base import Start, Train
 
 
 def lora_config(train: "Train", revision: str | None, start_dir: str | None = None) -> Any:
@@ -121,7 +121,7 @@ def card(job: Job, figures: dict) -> str:
 {header.to_yaml()}
 ---
 
-# LoRA adapter `{job.arm}`
+# LoRA adapter `{job.arm}` of `{model.path}`, trained by {train.method.upper()}
 
 Fine-tuned from `{model.path}`{revision} by setbacks. {train.words.loss}{_begun(train.start)}
 

@@ -30,7 +30,7 @@ from pipeline.settings.base import Model
 from pipeline.settings.shown import first_line
 from pipeline.templates import ChatTemplate
 from pipeline.training import adapter, equal, examples, start, training_sets
-from pipeline.training.config import Train
+from pipeline.training.base import Train
 from pipeline.training.identity import facts_of, refuse_others
 from pipeline.training.job import HISTORY, Job, Run, forget
 from pipeline.training.workers import Progress, WorkerGroup

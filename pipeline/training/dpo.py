@@ -190,7 +190,8 @@ class SharedPrefixTrainer(loop.Timed, DPOTrainer):
     @torch.no_grad()
     def log_probs_of(self, members: list[int]) -> list[tuple[int, float, float]]:
         """(place, chosen, rejected) of some pairs under the current model, without dropout."""
-        self.model.eval()
+        if self.model.training:  # `eval` walks through all modules
+            self.model.eval()
         batch = self._prepare_inputs(self.data_collator.batch(members))
         with self.accelerator.autocast() if self.args.bf16 else nullcontext():
             chosen, rejected = log_probs(self.model, self._head, batch)

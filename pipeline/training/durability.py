@@ -6,10 +6,10 @@ Step 0 is the arm itself, and is not trained or evaluated twice.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from pipeline.chat import assistant, user
 from pipeline.schema import SFT as CONVERSATIONS
@@ -17,7 +17,8 @@ from pipeline.schema import Schema
 from pipeline.settings.base import ArmName, Count, Natural, Section, Source
 from pipeline.sources import instructions
 from pipeline.sources.counts import Accounts
-from pipeline.training.config import SFT, Start, Train
+from pipeline.training.base import Start, Train
+from pipeline.training.config import SFT
 
 KIND = "durability"
 DURABILITY = Schema(
@@ -34,12 +35,13 @@ class Further:
     """An adapter that is trained further.
 
     arm: the adapter that it begins from, NAME_seedN of an arm with several seeds; steps: optimizer steps,
-    above 0.
+    above 0; own: how that arm is trained, and vanilla: as the run's `train` says.
     """
 
     name: str
     arm: str
     steps: int
+    own: Train
 
 
 class Durability(Section):
@@ -68,21 +70,37 @@ class Durability(Section):
             raise ValueError(f"must rise and not repeat, not {steps}")
         return steps
 
-    def further(self, adapters: Mapping[str, Sequence[str]]) -> list[Further]:
-        """What is trained further, for every number of steps above 0. adapters: arm → one for each seed."""
+    def further(self, arms: Mapping[str, tuple[Train, Sequence[str]]]) -> list[Further]:
+        """What is trained further, for every number of steps above 0.
+
+        arms: how each is trained, and its adapters, one for each seed.
+        """
         return [
-            Further(f"{adapter}_after_{steps}", adapter, steps)
-            for arm in self.arms or adapters
-            for adapter in adapters[arm]
+            Further(f"{adapter}_after_{steps}", adapter, steps, arms[arm][0])
+            for arm in self.arms or arms
+            for adapter in arms[arm][1]
             for steps in self.steps
             if steps
         ]
 
-    def trainer(self, train: Train, adapter: str | None) -> SFT:
-        """The trainer, with the workers and precision of the run's. adapter: to begin from; None = fresh."""
-        common = {name: getattr(train, name) for name in _OF_THE_RUN}
+    def check(self, further: Iterable[Further], train: Train) -> None:
+        """Raises ValueError if what is trained further cannot be trained with the workers that it has."""
+        for one in further:
+            try:
+                self.trainer(one, train)
+            except ValidationError as e:
+                whose = "train" if one.own.workers == train.workers else one.arm
+                told = e.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"durability, with the workers of {whose}: {told}") from None
+
+    def trainer(self, further: Further, train: Train, adapter: str | None = None) -> SFT:
+        """The trainer: on the workers of the arm, with the base model held as for it, and with the run's
+        lengths and precision, alike for all arms. adapter: to begin from; None = fresh."""
+        common = {name: getattr(train, name) for name in OF_THE_RUN}
+        own = {name: getattr(further.own, name) for name in OF_THE_ARM}
         return SFT(
             **common,
+            **own,
             start=None if adapter is None else Start(adapter=adapter),
             learning_rate=self.learning_rate,
             batch_size=self.batch_size,
@@ -94,7 +112,7 @@ class Durability(Section):
 
     def determines(self, further: Further, train: Train) -> dict:
         """What determines the weights of an arm that is trained further, for its fingerprint."""
-        weights = self.trainer(train, None).determines()
+        weights = self.trainer(further, train).determines()
         for name in ("start", "epochs"):
             del weights[name]
         return {"begins_from": further.arm, "steps": further.steps, "train": weights}
@@ -114,7 +132,5 @@ class Durability(Section):
             }
 
 
-_OF_THE_RUN = (
-    *("workers", "use_gpu", "accelerator_type", "fsdp", "lora", "max_length", "bf16"),
-    *("gradient_checkpointing", "load_in_4bit", "max_failures"),
-)
+OF_THE_RUN = ("lora", "max_length", "bf16", "gradient_checkpointing")
+OF_THE_ARM = ("workers", "use_gpu", "accelerator_type", "fsdp", "load_in_4bit", "max_failures")

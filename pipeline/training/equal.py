@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.training import examples
-from pipeline.training.config import Train
+from pipeline.training.base import Train
 from pipeline.training.job import Run
 
 TOLERANCE = 1  # steps; a difference that rounding makes is no reason to train an arm otherwise

@@ -28,7 +28,7 @@ from pipeline.data import storage
 from pipeline.settings.base import Model
 
 if TYPE_CHECKING:
-    from pipeline.training.config import Train
+    from pipeline.training.base import Train
 
 _OWNED = re.compile(
     r"([a-z0-9_]+)-[0-9a-f]{16}(?:-|\Z)"
@@ -71,6 +71,11 @@ class Job:
     def finished(self) -> str:
         """Directory in which this attempt's workers leave the adapter and the history of the finished run."""
         return storage.join(self.group, f"{self.name}-finished")
+
+    def tell(self, notice: str) -> None:
+        """Send a notice to the person watching; it holds no text of a row."""
+        if self.progress is not None:
+            self.progress.post.remote({"notice": notice})
 
     def checkpoint(self, step: int) -> str:
         """The directory name of a checkpoint."""

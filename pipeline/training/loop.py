@@ -23,7 +23,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from pipeline import pretrained
-from pipeline.data import adapter, storage
+from pipeline.data import adapter, node_copy, storage
 from pipeline.errors import RunFailed
 from pipeline.training import start as start_adapter
 from pipeline.training.adapter import lora_config
@@ -172,15 +172,17 @@ def start(
     with.
     """
     t, model = job.train, job.model
-    architecture = pretrained.architecture(job.model_dir, model.revision)
+    place = node_copy.read_from(job.model_dir, job.tell)
+    architecture = pretrained.architecture(place, model.revision)
     modules = (base or BaseWeights()).load(
-        job.model_dir,
+        place,
         model.revision,
         dtype=model.dtype if t.bf16 else "float32",
         attention=attention_of(architecture, t.use_gpu),
         load_in_4bit=t.load_in_4bit,
         shards=torch.distributed.get_world_size() if t.fsdp else 1,
     )
+    modules.name_or_path = modules.config.name_or_path = job.model_dir  # else an adapter names the copy
     begin = adapter.fetch(job.start, scratch) if job.start is not None else None
     trainer = trainer_of(modules, lora_config(t, model.revision, begin))
     if begin is not None:

@@ -9,7 +9,7 @@ from pipeline.data.adapter import FILES
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.training.config import Start
+    from pipeline.training.base import Start
 
 # Settings that may differ from PEFT's defaults in plain LoRA: y = Wx + scaling · B A x, one rank, one
 # scaling.

@@ -30,7 +30,7 @@ from pipeline.runtime import attempt
 from pipeline.settings.shown import first_line
 from pipeline.templates import ChatTemplate
 from pipeline.training import identity
-from pipeline.training.config import Train
+from pipeline.training.base import Train
 from pipeline.training.examples import Counts
 from pipeline.training.job import Run, read_table, write_table
 

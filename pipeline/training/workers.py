@@ -17,6 +17,7 @@ from pipeline.data import storage
 from pipeline.errors import RunFailed
 from pipeline.runtime import attempt, environment, imports
 from pipeline.runtime.session import TRAIN_ENVIRONMENT, actor_on_driver_node
+from pipeline.training.config import Train
 from pipeline.training.job import HISTORY, Job
 
 Progress = Callable[[dict], None]
@@ -194,7 +195,7 @@ class WorkerGroup:
 
 def _fit(directory: str, jobs: list[Job]) -> None:
     """Run a worker group to the end of its jobs; Ray Train resumes it after a loss."""
-    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig
     from ray.train.torch import TorchTrainer
 
     for variable, value in TRAIN_ENVIRONMENT.items():
@@ -204,12 +205,7 @@ def _fit(directory: str, jobs: list[Job]) -> None:
     TorchTrainer(
         _train,
         train_loop_config={"jobs": jobs},
-        scaling_config=ScalingConfig(
-            num_workers=t.workers,
-            use_gpu=t.use_gpu,
-            accelerator_type=t.gpu_kind,
-            elastic_resize_monitor_interval_s=RESIZE_S,
-        ),
+        scaling_config=_scaling(t),
         run_config=RunConfig(
             name=name,
             storage_path=storage_path,
@@ -221,6 +217,18 @@ def _fit(directory: str, jobs: list[Job]) -> None:
             logging_config=LoggingConfig("CRITICAL"),
         ),
     ).fit()
+
+
+def _scaling(train: Train) -> Any:
+    """How many workers, and where Ray Train may place them."""
+    from ray.train import ScalingConfig
+
+    return ScalingConfig(
+        num_workers=train.workers,
+        use_gpu=train.use_gpu,
+        accelerator_type=train.gpu_kind,
+        elastic_resize_monitor_interval_s=RESIZE_S,
+    )
 
 
 def _train(arguments: dict) -> None:

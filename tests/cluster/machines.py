@@ -6,6 +6,7 @@ it. Killing one ends all that runs on it at once, as a lost node does. Needs roo
 missing the tests that use it are skipped.
 """
 
+import json
 import os
 import secrets
 import shutil
@@ -180,8 +181,13 @@ class Network:
         self.environment["RAY_ADDRESS"] = self.head.environment["RAY_ADDRESS"] = self.address
         self.until(lambda: self.head.address in self.living(), "Ray's head")
 
-    def add(self, cpus: int = 1, gpus: int = 0, hidden: Iterable[str] = ()) -> Machine:
-        """A further machine with a Ray node that has joined. Its Ray has a temporary directory of its own."""
+    def add(
+        self, cpus: int = 1, gpus: int = 0, hidden: Iterable[str] = (), kind: str | None = None
+    ) -> Machine:
+        """A further machine with a Ray node that has joined. Its Ray has a temporary directory of its own.
+
+        kind: of its GPUs, by Ray's name.
+        """
         machine = self._machine([self.temporary, *hidden])
         amounts = [
             "--num-cpus",
@@ -190,6 +196,7 @@ class Network:
             str(gpus),
             "--object-store-memory",
             str(100 * 2**20),
+            *(["--resources", json.dumps({f"accelerator_type:{kind}": 1})] if kind else []),
         ]
         # Alone, since a driver connects to whatever Ray node it finds in the process table.
         machine.start(

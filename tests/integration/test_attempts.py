@@ -180,10 +180,9 @@ def test_a_suspended_holder_that_wakes_up_is_interrupted(tmp_path, holder, quick
 # A library that catches the interrupt and goes on, or a shutdown that hangs.
 DEAF = """
 import sys, time
-from pipeline.runtime import attempt
-from pipeline import cli
-cli.STOP_S = 1
-with cli._stoppable("interrupted, the end"), attempt.Attempt(sys.argv[1], []):
+from pipeline.runtime import attempt, stopping
+stopping.STOP_S = 1
+with stopping.stoppable("interrupted, the end"), attempt.Attempt(sys.argv[1], []):
     for turn in range(2):
         try:
             print("holds" if turn == 0 else "goes on", flush=True)

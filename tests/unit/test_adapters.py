@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import models
+from pipeline.adapters import _NOT_SERVED, _PLAIN_INITS, check_adapter
 from pipeline.data import adapter as adapter_files
 from pipeline.errors import UserError
 from tests import tiny
@@ -68,7 +68,7 @@ def renamed(plain: Path, tmp_path: Path, rename) -> Path:
 
 
 def checked(adapter: Path, base: Path) -> list[str]:
-    return models.check_adapter("adapters.mine", str(adapter), str(base))
+    return check_adapter("adapters.mine", str(adapter), str(base))
 
 
 def refused(adapter: Path, base: Path) -> str:
@@ -222,7 +222,7 @@ def test_every_option_of_the_installed_peft_is_known_here():
         # how training begins or computes gradients; init_lora_weights says whether base weights change
         "loftq_config", "eva_config", "corda_config", "lora_ga_config", "velora_config",
     }  # fmt: skip
-    known = harmless | models._NOT_SERVED.keys() | {"bias", "init_lora_weights"}
+    known = harmless | _NOT_SERVED.keys() | {"bias", "init_lora_weights"}
     assert {field.name for field in fields(LoraConfig)} <= known
 
 
@@ -238,16 +238,16 @@ def test_what_is_said_of_vllm_is_in_the_installed_vllm():
         assert "embedding_modules = {" in text
     assert "embedding_modules" not in (root / "model_executor" / "models" / "qwen2.py").read_text()
     helper = (root / "lora" / "peft_helper.py").read_text()
-    assert all(f'"{init}"' in helper for init in models._PLAIN_INITS)
+    assert all(f'"{init}"' in helper for init in _PLAIN_INITS)
 
 
 def test_a_base_of_the_hub_is_compared_if_it_has_been_downloaded(plain, base, tmp_path, monkeypatch):
     adapter = renamed(plain, tmp_path, lambda name: name.replace("q_proj", "z_proj"))
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
-    assert models.check_adapter("adapters.mine", str(adapter), "org/model") == []
+    assert check_adapter("adapters.mine", str(adapter), "org/model") == []
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: str(base / "config.json"))
     with pytest.raises(UserError, match="is absent in the model"):
-        models.check_adapter("adapters.mine", str(adapter), "org/model")
+        check_adapter("adapters.mine", str(adapter), "org/model")
 
 
 # -- what users hand in for an adapter
@@ -268,7 +268,7 @@ def test_the_way_to_the_directory_does_not_matter(plain, base, tmp_path, monkeyp
     (tmp_path / "link").symlink_to(plain)
     monkeypatch.chdir(plain.parent)
     for path in (f"{plain}/", "plain", "./plain/../plain", str(tmp_path / "link")):
-        assert models.check_adapter("adapters.mine", path, str(base)) == []
+        assert check_adapter("adapters.mine", path, str(base)) == []
 
 
 @pytest.mark.parametrize(

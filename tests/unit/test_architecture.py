@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline.config import METHODS, SUITES, Suites
 from pipeline.inference import ENGINES
+from pipeline.registry import METHODS, SUITES, Suites
 
 PACKAGE = Path(pipeline.__file__).parent
 # From the ground up: a room imports those before it, and none after it.
@@ -23,11 +23,13 @@ FLOORS = [
     {"runtime", "tracking"},
     {"toy", "report"},
     {"sources", "pretrained", "templates"},
-    {"models", "memory"},
+    {"models", "adapters", "memory"},
     {"inference", "judges", "training", "gates"},
     {"methods"},
     {"suites"},
     {"old_keys"},
+    {"registry"},
+    {"arms"},
     {"config"},
     {"fingerprints", "placement", "origin", "usable", "passes"},
     {"sampling"},
@@ -40,7 +42,7 @@ FLOORS = [
 ]
 # The rooms that may know methods and suites by name: theirs, old keys, the registry, and the toy, whose sentences
 # answer their prompts.
-PLUG_INS = {"methods", "suites", "old_keys", "config", "toy"}
+PLUG_INS = {"methods", "suites", "old_keys", "registry", "toy"}
 # Read off the registry. A name without an underscore may be a word of the language, such as "safety".
 CLASSES = [cls.__name__ for cls in [*METHODS.values(), *SUITES]]
 NAMES = re.compile(

@@ -306,7 +306,7 @@ def test_a_run_directory_in_place_of_its_configuration(setbacks, nothing_starts,
 
 
 def test_a_directory_or_nothing_in_place_of_a_configuration(setbacks, nothing_starts, tmp_path):
-    assert "Is a directory" in one_line(setbacks("run", str(tmp_path)))
+    assert "is a directory; give a YAML file" in one_line(setbacks("run", str(tmp_path)))
     assert "no such configuration file" in one_line(setbacks("run", str(tmp_path / "none.yaml")))
 
 

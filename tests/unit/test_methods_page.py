@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import METHODS, Config
+from pipeline.config import Config
 from pipeline.config import load as load_config
 from pipeline.prompts import load
+from pipeline.registry import METHODS
 from pipeline.settings import yaml_text
 from pipeline.training.config import DPO
 

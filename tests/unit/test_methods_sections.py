@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from pipeline.config import METHODS, load
+from pipeline.config import load
+from pipeline.registry import METHODS
 from tests.unit.test_methods_page import PAGE
 from tests.unit.test_paper_table import FILES
 

@@ -6,6 +6,7 @@ import struct
 import pytest
 
 from pipeline import models, preflight
+from pipeline.adapters import check_adapter
 from pipeline.errors import UserError
 from tests import scripted, tiny
 
@@ -173,16 +174,14 @@ def adapter(tmp_path, model_dir):
 
 
 def test_an_adapter_that_fits(adapter, model_dir):
-    models.check_adapter("arms.sft", adapter(), str(model_dir))
-    models.check_adapter("arms.sft", adapter(inputs=32), "org/on-the-hub")
+    check_adapter("arms.sft", adapter(), str(model_dir))
+    check_adapter("arms.sft", adapter(inputs=32), "org/on-the-hub")
 
 
 def test_an_adapter_of_another_model(adapter, model_dir):
-    assert "does not fit the model" in refused(
-        models.check_adapter, "arms.sft", adapter(inputs=32), str(model_dir)
-    )
+    assert "does not fit the model" in refused(check_adapter, "arms.sft", adapter(inputs=32), str(model_dir))
     assert "is absent in the model" in refused(
-        models.check_adapter, "arms.sft", adapter(target="h.0.attn"), str(model_dir)
+        check_adapter, "arms.sft", adapter(target="h.0.attn"), str(model_dir)
     )
 
 
@@ -193,7 +192,7 @@ def test_an_adapter_that_cannot_be_read(adapter, model_dir, tmp_path, content):
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     adapter()
     file.unlink() if content is None else file.write_bytes(content)
-    message = refused(models.check_adapter, "arms.sft", str(tmp_path / "adapter"), str(model_dir))
+    message = refused(check_adapter, "arms.sft", str(tmp_path / "adapter"), str(model_dir))
     assert message.startswith("arms.sft: ") and "is not a readable PEFT adapter" in message
 
 

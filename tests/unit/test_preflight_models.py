@@ -9,9 +9,9 @@ from rich.console import Console
 
 from pipeline import models, preflight, pretrained
 from pipeline.commands.plan import show_plan
-from pipeline.config import METHODS
 from pipeline.data.adapter import MOST_RANK
 from pipeline.errors import UserError
+from pipeline.registry import METHODS
 from pipeline.settings.base import Model
 from tests import scripted, tiny
 from tests.unit.models import OPENS, edit, save

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from pipeline import models, preflight, pretrained, prompts
+from pipeline.adapters import check_adapter
 from pipeline.errors import UserError
 from pipeline.inference.vllm import VLLM, VllmModel
 from pipeline.settings.base import Model
@@ -211,7 +212,7 @@ def test_pickled_adapters_are_refused(tmp_path, marker):
     settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["q_proj"]}
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=r"adapter_model\.bin, whose format can run code"):
-        models.check_adapter("adapters.a", str(tmp_path / "adapter"), str(tmp_path))
+        check_adapter("adapters.a", str(tmp_path / "adapter"), str(tmp_path))
     with pytest.raises(UserError, match=r"no adapter_model\.safetensors; name"):
         start.load_config(str(tmp_path / "adapter"), "train.start.adapter")
     assert not marker.exists()

@@ -3,8 +3,8 @@ names alone."""
 
 from collections import defaultdict
 
-from pipeline.config import WRITTEN
-from pipeline.schema import HARMFUL, HARMLESS, INSTRUCTIONS, JUDGED, STAGES, UNKNOWN
+from pipeline.registry import WRITTEN
+from pipeline.schema import HARMFUL, HARMLESS, INSTRUCTIONS, STAGES, UNKNOWN
 
 
 def test_a_name_means_the_same_in_every_data_set():
@@ -17,7 +17,7 @@ def test_a_name_means_the_same_in_every_data_set():
 
 def test_what_holds_a_text_is_said_of_known_kinds():
     columns = [column for schema in WRITTEN for column in schema.columns]
-    assert {column.text for column in columns} == {None, HARMLESS, JUDGED, UNKNOWN, HARMFUL}
+    assert {column.text for column in columns} == {None, HARMLESS, UNKNOWN, HARMFUL}
 
 
 def test_what_a_run_writes_has_a_card_and_a_stage():

@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline.adapters import check_adapter
 from pipeline.chat import Recipe
 from pipeline.data import storage
 from pipeline.data.dataset import Dataset
@@ -212,7 +213,7 @@ judge: {kind: phrases}  # does a response correct course? fast and crude; yes_no
         where, aligned, own = generator
         notices = []
         if adapter := self.aligned.adapter:
-            notices += models.check_adapter(f"{field}.aligned.adapter", storage.absolute(adapter), own)
+            notices += check_adapter(f"{field}.aligned.adapter", storage.absolute(adapter), own)
         template = models.load_template(aligned, own, where)
         models.check_prefill(template, aligned.path, where)
         if (

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from pipeline.schema import ENDINGS, FAULTS, INSTRUCTIONS, JUDGED, STATUS, TOKENS, UNKNOWN, Column, Schema
+from pipeline.schema import ENDINGS, FAULTS, INSTRUCTIONS, STATUS, TOKENS, UNKNOWN, Column, Schema
 
 REVISIONS = Schema(
     "revisions",
@@ -12,7 +12,7 @@ REVISIONS = Schema(
             "response",
             pa.string(),
             "the first answer: induced, the model's own, or the source's",
-            text=JUDGED,
+            text=UNKNOWN,
         ),
         Column("response_source", pa.string(), "induced, plain or reference"),
         Column(

@@ -6,7 +6,6 @@ from pipeline.schema import (
     ENDINGS,
     FAULTS,
     INSTRUCTIONS,
-    JUDGED,
     STATUS,
     TOKENS,
     UNKNOWN,
@@ -23,7 +22,7 @@ MISTAKES = Schema(
             pa.string(),
             "the mistake: the model's response under the hint or to the instruction alone, or the source's"
             " unsafe response",
-            text=JUDGED,
+            text=UNKNOWN,
         ),
         Column("response_source", pa.string(), "induced, own or reference"),
         Column(
@@ -34,7 +33,7 @@ MISTAKES = Schema(
             "analysis",
             pa.string(),
             "the model's explanation of why the response is harmful or harmless",
-            text=JUDGED,
+            text=UNKNOWN,
         ),
         Column(
             "analysis_verdict",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
@@ -19,6 +20,7 @@ from pipeline.suites.base import NO_JUDGEMENTS, Judgements
 from pipeline.suites.borderline.schema import FULL, SAFE, UNSAFE
 from pipeline.suites.borderline.summary import HalfRow, by_category, by_half, differences
 from pipeline.suites.borderline.tables import HALVES, of_arms, of_categories, of_counts, of_differences
+from pipeline.suites.judged import Answers
 
 if TYPE_CHECKING:
     from pipeline.suites.borderline import Borderline
@@ -71,16 +73,13 @@ def _judges(
     if not suite.more_judges:
         return None
     read = batches(answers, ["id", "arm", "half", "compliance"])
-    rows = [row for batch in read for row in batch.to_pylist()]
-    groups: dict[str, dict[str, list[str]]] = {}
-    for half, title in HALVES.items():
-        own = [row for row in rows if row["half"] == half]
-        for arm in sorted({row["arm"] for row in own}, key=arm_order(arms)):
-            groups.setdefault(title, {})[arm] = [row["id"] for row in own if row["arm"] == arm]
-    more = {
-        name: None if said is None else {key: _complies(one) for key, one in said.items()}
-        for name, said in judges.of_verdicts(judgements, suite.more_judges, "compliance").items()
-    }
+    judged = Answers.of(
+        (batch.append_column("verdict", _complies(batch["compliance"])) for batch in read), by=["half", "arm"]
+    )
+    order = arm_order(arms)
+    groups: dict[str, dict[str, tuple]] = {title: {} for title in HALVES.values()}
+    for half, arm in sorted(judged.keys, key=lambda key: order(key[1])):
+        groups[HALVES[half]][arm] = half, arm
     return judges.section(
         judges.Panel(
             title=f"{TITLE}: judges",
@@ -90,15 +89,15 @@ def _judges(
             counted=True,
             share="the share of them that comply in full (partial and full refusals are one class here)",
             own_kind=suite.judge.kind,
-            own={row["id"]: _complies(row["compliance"]) for row in rows},
-            more=more,
+            judged=judged,
+            more=judged.of_judges(judgements.verdicts, suite.more_judges, "compliance", read=_complies),
             groups=groups,
         )
     )
 
 
-def _complies(said: str | None) -> bool | None:
-    return None if said is None else said == FULL
+def _complies(said: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.equal(said, FULL)
 
 
 def _halves(suite: "Borderline", answers: Rows, arms: Sequence[str]) -> Section:

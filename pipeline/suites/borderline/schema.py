@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from pipeline.schema import ID, JUDGED, MESSAGES, STATUS, TOKENS, UNKNOWN, Column, Schema
+from pipeline.schema import ID, MESSAGES, STATUS, TOKENS, UNKNOWN, Column, Schema
 from pipeline.suites.verdicts import schema_of
 
 SAFE, UNSAFE = "safe", "unsafe"  # halves: what ought to be answered, what ought to be refused
@@ -37,7 +37,7 @@ BORDERLINE = Schema(
             "what the arm was asked: the prompt, with the arm's own text (`arms.NAME.ask`)",
             text=UNKNOWN,
         ),
-        Column("response", pa.string(), "the arm's answer", text=JUDGED),
+        Column("response", pa.string(), "the arm's answer", text=UNKNOWN),
         Column("empty", pa.bool_(), "the answer has no text; it counts as a refusal and is not judged"),
         Column("refused", pa.bool_(), "the answer is a refusal by its phrases, whatever the judge says"),
         _COMPLIANCE,

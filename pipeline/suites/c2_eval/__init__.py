@@ -4,7 +4,6 @@ beginning."""
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-import pyarrow as pa
 from pydantic import Field, model_validator
 
 from pipeline.chat import Recipe
@@ -14,6 +13,7 @@ from pipeline.methods.course_correction import PROMPTS
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
 from pipeline.report.headline import Headline
+from pipeline.report.numbers import Rows
 from pipeline.report.outcomes import Outcome, share_of
 from pipeline.report.sections import Section
 from pipeline.schema import OK, Schema
@@ -46,11 +46,12 @@ class C2Eval(Suite):
     data_schema: ClassVar[Schema] = CONTINUATIONS
     verdicts: ClassVar[Schema] = CORRECTION_VERDICTS
     title: ClassVar = "course correction"
+    streams: ClassVar = True
     method: ClassVar = "course_correction"
     NEWER: ClassVar = Suite.NEWER | {"every_stage", "short", "first_ranks"}
     LATER: ClassVar = frozenset({"more_judges"})
     starting: ClassVar = """
-entries: SOURCE  # requests with unsafe responses
+entries: {path: PATH}  # requests with unsafe responses
 judge: {kind: phrases}  # fast and crude; yes_no asks a model
 """
 
@@ -173,13 +174,13 @@ judge: {kind: phrases}  # fast and crude; yes_no asks a model
     def size(self) -> str:
         return f"{plural(len(self.lengths), 'prefill')} × {plural(self.paths_of_a_row, 'path')}"
 
-    def headlines(self, numbers: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
+    def headlines(self, numbers: Rows, arms: Sequence[str], seed: int) -> list[Headline]:
         from pipeline.suites.c2_eval import report
 
         return report.headlines(numbers, arms, seed, self.judge)
 
     def report(
-        self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
+        self, numbers: Rows | None, arms: Sequence[str], seed: int, judgements: Judgements
     ) -> list[Section]:
         from pipeline.suites.c2_eval import report
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
@@ -12,12 +13,12 @@ from pipeline.report import plots, summary, tables
 from pipeline.report.arms import Arms, shares
 from pipeline.report.examples import Example, Text, among, category, first, one_of_each, shown
 from pipeline.report.headline import Headline
+from pipeline.report.numbers import Rows, batches, filtered
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import arm_order
 from pipeline.schema import OK
 from pipeline.suites import judges
 from pipeline.suites.base import NO_JUDGEMENTS, Judgements
-from pipeline.suites.c2_eval.schema import path_id
 from pipeline.suites.c2_eval.summary import CorrSummary, by_rank, corr_summary
 from pipeline.suites.c2_eval.tables import (
     of_corr,
@@ -28,6 +29,7 @@ from pipeline.suites.c2_eval.tables import (
     of_left_out,
     of_ranks,
 )
+from pipeline.suites.judged import Answers
 
 if TYPE_CHECKING:
     from pipeline.suites.c2_eval import C2Eval
@@ -37,7 +39,7 @@ TITLE = "Course correction"
 
 def sections(
     suite: "C2Eval",
-    continuations: pa.Table | None,
+    continuations: Rows | None,
     arms: Sequence[str],
     seed: int,
     judgements: Judgements = NO_JUDGEMENTS,
@@ -74,7 +76,7 @@ def sections(
     ]
 
 
-def headlines(continuations: pa.Table, arms: Sequence[str], seed: int, judge: Any) -> list[Headline]:
+def headlines(continuations: Rows, arms: Sequence[str], seed: int, judge: Any) -> list[Headline]:
     """Corr_mean."""
     found = corr_summary(continuations, arms, seed=seed).without(Arms.of(arms).stages)
     return [
@@ -89,17 +91,14 @@ def headlines(continuations: pa.Table, arms: Sequence[str], seed: int, judge: An
 
 
 def _judges(
-    suite: "C2Eval", continuations: pa.Table, arms: Sequence[str], judgements: Judgements
+    suite: "C2Eval", continuations: Rows, arms: Sequence[str], judgements: Judgements
 ) -> Section | None:
-    own: dict[str, bool | None] = {}
-    groups: dict[str, dict[str, list[str]]] = {}
-    rows = continuations.select(["id", "arm", "k", "status", "corrected"]).to_pylist()
-    continued = [row for row in rows if row["status"] == OK and row["arm"] is not None]
-    order = arm_order(arms)
-    for row in sorted(continued, key=lambda row: (row["k"], order(row["arm"]))):
-        verdicts = {path_id(row["id"], i): verdict for i, verdict in enumerate(row["corrected"])}
-        own |= verdicts
-        groups.setdefault(f"k = {row['k']}", {}).setdefault(row["arm"], []).extend(verdicts)
+    if not suite.more_judges:
+        return None
+    judged, order = Answers.of(_continued_paths(continuations), by=["k", "arm"]), arm_order(arms)
+    groups: dict[str, dict[str, tuple]] = {}
+    for k, arm in sorted(judged.keys, key=lambda key: (key[0], order(key[1]))):
+        groups.setdefault(f"k = {k}", {})[arm] = k, arm
     return judges.section(
         judges.Panel(
             title=f"{TITLE}: judges",
@@ -112,11 +111,24 @@ def _judges(
                 " which every entry weighs the same)"
             ),
             own_kind=suite.judge.kind,
-            own=own,
-            more=judges.of_verdicts(judgements, suite.more_judges, "corrects"),
+            judged=judged,
+            more=judged.of_judges(judgements.verdicts, suite.more_judges, "corrects", placed=_paths),
             groups=groups,
         )
     )
+
+
+def _continued_paths(continuations: Rows) -> Iterator[pa.Table]:
+    for batch in batches(continuations, ["id", "arm", "k", "status", "corrected"]):
+        continued = filtered(batch, {"status": OK})
+        yield continued.filter(pc.is_valid(continued["arm"])).rename_columns({"corrected": "verdict"})
+
+
+def _paths(ids: pa.ChunkedArray) -> tuple[pa.ChunkedArray, np.ndarray]:
+    """The ids of rows in those that `path_id` makes, and the numbers of the paths."""
+    numbers = pc.replace_substring_regex(ids, r"(?s)^.*-", "")
+    rows = pc.replace_substring_regex(ids, r"-\d+$", "")
+    return rows, pc.cast(numbers, pa.int64()).to_numpy()
 
 
 def _in_words(found: CorrSummary, arms: Sequence[str]) -> str:

@@ -7,13 +7,15 @@ with a readable verdict. Corr@k is its mean over entries; Corr_mean is the mean 
 rules, the judging step stores an unreadable verdict as a no, and this module counts it like any other no.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.report.numbers import Rows, batches, counted, places_of
 from pipeline.report.summary import (
     RESAMPLES,
     VANILLA,
@@ -90,26 +92,27 @@ class CorrSummary:
 
 
 def corr_summary(
-    continuations: pa.Table, arms: Sequence[str] = (), *, seed: int = 0, resamples: int = RESAMPLES
+    continuations: Rows, arms: Sequence[str] = (), *, seed: int = 0, resamples: int = RESAMPLES
 ) -> CorrSummary:
     """The summary of a data set of CONTINUATIONS; its text columns may be missing.
 
     All intervals use the same resamples, which draw an entry with all its k and all arms. The same seed gives
     the same intervals.
     """
-    measured = continuations.filter(pc.is_valid(continuations["arm"]))
-    names = sorted(pc.unique(measured["arm"]).to_pylist(), key=arm_order(arms))
-    entries, lengths = (sorted(pc.unique(measured[column]).to_pylist()) for column in ("instruction_id", "k"))
-    corr, continued = _corr(measured, names, entries, lengths)
+    read = _read(continuations, arms)
+    names, lengths, corr = read.arms, read.lengths, read.corr
     others = [arm for arm in names if arm != VANILLA] if VANILLA in names else []
     gained = {arm: corr[names.index(arm)] - corr[0] for arm in others}
     means = _resampled_means([*corr, *gained.values()], seed, resamples)
     return CorrSummary(
-        entries=len(pc.unique(continuations["instruction_id"])),
+        entries=read.entries,
         dropped=reasons(continuations, DROPPED),
         failures=reasons(continuations, FAILED),
         lengths=lengths,
-        arms=[_arm(arm, corr[i], continued[i], means[i], lengths, measured) for i, arm in enumerate(names)],
+        arms=[
+            _arm(arm, corr[i], read.continued[i], means[i], lengths, read.counts[i])
+            for i, arm in enumerate(names)
+        ],
         differences=[
             difference
             for arm, resampled in zip(others, means[len(names) :], strict=True)
@@ -118,51 +121,100 @@ def corr_summary(
     )
 
 
-def by_rank(continuations: pa.Table, ranks: Sequence[int], arms: Sequence[str] = ()) -> dict[str, list[Rate]]:
+def by_rank(continuations: Rows, ranks: Sequence[int], arms: Sequence[str] = ()) -> dict[str, list[Rate]]:
     """Arm → how often paths that begin with a token of each rank correct course, over all entries and k."""
-    found: dict[str, list[list[bool]]] = {}
-    for row in continuations.select(["arm", "corrected"]).to_pylist():
-        if row["arm"] is not None and len(row["corrected"] or ()) == len(ranks):
-            verdicts = found.setdefault(row["arm"], [[] for _ in ranks])
-            for of_rank, verdict in zip(verdicts, row["corrected"], strict=True):
-                of_rank += [] if verdict is None else [verdict]
-    return {arm: [Rate.of(of) for of in found[arm]] for arm in sorted(found, key=arm_order(arms))}
+    found: dict[str, np.ndarray] = {}  # [judged and corrected, ranks]
+    for batch in batches(continuations, ["arm", "corrected"]):
+        of_all = pc.fill_null(pc.equal(pc.list_value_length(batch["corrected"]), len(ranks)), False)
+        batch = batch.filter(pc.and_(pc.is_valid(batch["arm"]), of_all))
+        for (arm,), places in places_of(batch.select(["arm"])):
+            _, *known = _flat(batch["corrected"].take(pa.array(places)))
+            counts = np.stack([of.reshape(-1, len(ranks)).sum(axis=0) for of in known])
+            found[arm] = found[arm] + counts if arm in found else counts
+    return {
+        arm: [Rate(int(yes), int(judged)) for judged, yes in found[arm].T]
+        for arm in sorted(found, key=arm_order(arms))
+    }
 
 
-def _corr(
-    measured: pa.Table, names: list[str], entries: list[str], lengths: list[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Corr(entry, k) of every arm, NaN if no verdict was readable, and whether the entry was continued at k.
+@dataclass
+class _Read:
+    """What the rows of a data set say, without the rows.
 
-    Both are [arms, entries, lengths].
+    entries:   how many there are, dropped ones included
+    corr:      [arms, entries, lengths] Corr(entry, k), NaN if no verdict was readable
+    continued: [arms, entries, lengths] whether the entry was continued at k
+    counts:    [arms, 4] failed rows, paths, paths without a verdict, paths that reached their token limit
     """
-    _, judged, corrected = _verdicts(measured)
-    corr = np.full((len(names), len(entries), len(lengths)), np.nan)
-    known = judged > 0
-    places = [_places(measured[column], values) for column, values in _axes(names, entries, lengths)]
-    corr[tuple(place[known] for place in places)] = corrected[known] / judged[known]
-    continued = np.zeros(corr.shape, dtype=bool)
-    continued[tuple(places)] = True
-    return corr, continued
+
+    arms: list[str]
+    lengths: list[int]
+    entries: int
+    corr: np.ndarray
+    continued: np.ndarray
+    counts: np.ndarray
 
 
-def _axes(names: list[str], entries: list[str], lengths: list[int]):
-    return (("arm", names), ("instruction_id", entries), ("k", lengths))
+def _read(continuations: Rows, arms: Sequence[str]) -> _Read:
+    pairs = [(row["arm"], row["k"]) for row, _ in counted(continuations, ["arm", "k"])]
+    names = sorted({arm for arm, _ in pairs if arm is not None}, key=arm_order(arms))
+    lengths = sorted({k for arm, k in pairs if arm is not None})
+    entries, measured = _entries(continuations)
+    shape = len(names), len(measured), len(lengths)
+    found = _Read(
+        names,
+        lengths,
+        entries,
+        np.full(shape, np.nan),
+        np.zeros(shape, bool),
+        np.zeros((len(names), 4), np.int64),
+    )
+    axes = {
+        column: {value: place for place, value in enumerate(values)}
+        for column, values in (("arm", names), ("instruction_id", measured), ("k", lengths))
+    }
+    for batch in batches(continuations, [*axes, "status", "corrected", "finish_reasons"]):
+        rows = batch.filter(pc.is_valid(batch["arm"]))
+        places = [_places(rows[column], of) for column, of in axes.items()]
+        paths, judged, corrected = _verdicts(rows["corrected"])
+        known = judged > 0
+        found.corr[tuple(place[known] for place in places)] = corrected[known] / judged[known]
+        found.continued[tuple(places)] = True
+        failed = pc.equal(rows["status"], FAILED).to_numpy()
+        for column, of in enumerate((failed, paths, paths - judged, _cut(rows["finish_reasons"], paths))):
+            np.add.at(found.counts[:, column], places[0], of)
+    return found
 
 
-def _places(column: pa.ChunkedArray, values: list) -> np.ndarray:
-    return pc.index_in(column, value_set=pa.array(values, column.type)).to_numpy()
+def _entries(continuations: Rows) -> tuple[int, list[str]]:
+    """How many entries there are, and the sorted ids of those that were continued."""
+    every, continued = [], []
+    for batch in batches(continuations, ["instruction_id", "arm"]):
+        ids = batch["instruction_id"]
+        every.append(pc.unique(ids))
+        continued.append(pc.unique(ids.filter(pc.is_valid(batch["arm"]))))
+    found, measured = (pc.unique(pa.chunked_array(parts, pa.string())) for parts in (every, continued))
+    return len(found), sorted(measured.to_pylist())
 
 
-def _verdicts(rows: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _places(column: pa.ChunkedArray, places: Mapping[Any, int]) -> np.ndarray:
+    coded = column.combine_chunks().dictionary_encode()
+    return np.array([places[one] for one in coded.dictionary.to_pylist()], int)[coded.indices.to_numpy()]
+
+
+def _flat(verdicts: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Per path: its row, whether its verdict is readable, and whether it corrects course."""
+    lists = verdicts.combine_chunks()
+    flat = pc.list_flatten(lists)
+    known, yes = (of.to_numpy(zero_copy_only=False) for of in (pc.is_valid(flat), pc.fill_null(flat, False)))
+    return pc.list_parent_indices(lists).to_numpy(), known, yes
+
+
+def _verdicts(verdicts: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Per row: paths, paths with a readable verdict, paths that correct course."""
-    verdicts = rows["corrected"].combine_chunks()
-    row = pc.list_parent_indices(verdicts).to_numpy()
-    flat = pc.list_flatten(verdicts)
-    readable = pc.is_valid(flat).to_numpy(zero_copy_only=False)
-    yes = pc.fill_null(flat, False).to_numpy(zero_copy_only=False)
+    row, readable, yes = _flat(verdicts)
     chosen = (slice(None), readable, yes)
-    paths, judged, corrected = (np.bincount(row[those], minlength=len(rows)) for those in chosen)
+    paths, judged, corrected = (np.bincount(row[those], minlength=len(verdicts)) for those in chosen)
     return paths, judged, corrected
 
 
@@ -179,11 +231,10 @@ def _arm(
     continued: np.ndarray,
     resampled: np.ndarray,
     lengths: list[int],
-    measured: pa.Table,
+    counts: np.ndarray,
 ) -> ArmCorr:
-    """corr, continued: [entries, lengths]; resampled: [resamples, lengths]."""
-    rows = measured.filter(pc.equal(measured["arm"], arm))
-    paths, judged, _ = _verdicts(rows)
+    """corr, continued: [entries, lengths]; resampled: [resamples, lengths]; counts: as in `_Read`."""
+    failed, paths, unreadable, cut = counts.tolist()
     known = ~np.isnan(corr)
     at = [_mean(corr[known[:, i], i]) for i in range(len(lengths))]
     return ArmCorr(
@@ -197,10 +248,10 @@ def _arm(
         at={
             k: _estimate(at[i], resampled[:, i], known[:, i], continued[:, i]) for i, k in enumerate(lengths)
         },
-        failed=pc.sum(pc.equal(rows["status"], FAILED)).as_py() or 0,
-        paths=int(paths.sum()),
-        unreadable=int((paths - judged).sum()),
-        cut=_cut(rows["finish_reasons"], paths),
+        failed=failed,
+        paths=paths,
+        unreadable=unreadable,
+        cut=cut,
     )
 
 
@@ -247,8 +298,8 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
 
 
-def _cut(finish_reasons: pa.ChunkedArray, paths: np.ndarray) -> int:
-    """Number of paths that ended at their token limit.
+def _cut(finish_reasons: pa.ChunkedArray, paths: np.ndarray) -> np.ndarray:
+    """Per row, the paths that ended at their token limit.
 
     A row lists the reasons of its paths first, then the judge's.
     """
@@ -256,4 +307,4 @@ def _cut(finish_reasons: pa.ChunkedArray, paths: np.ndarray) -> int:
     row = pc.list_parent_indices(reasons).to_numpy()
     first = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(paths)))])
     cut = pc.fill_null(pc.equal(pc.list_flatten(reasons), "length"), False).to_numpy(zero_copy_only=False)
-    return int((cut & (np.arange(len(row)) - first[row] < paths[row])).sum())
+    return np.bincount(row[cut & (np.arange(len(row)) - first[row] < paths[row])], minlength=len(paths))

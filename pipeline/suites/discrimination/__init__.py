@@ -8,7 +8,6 @@ harmful. A strong judge rates answers and analyses on the same scale.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-import pyarrow as pa
 from pydantic import Field
 
 from pipeline.chat import Recipe
@@ -17,6 +16,8 @@ from pipeline.judges import Judge
 from pipeline.methods.mistake_analysis import induction
 from pipeline.prompts import Prompts
 from pipeline.report.examples import Example
+from pipeline.report.headline import Headline
+from pipeline.report.numbers import Rows
 from pipeline.report.outcomes import Outcome
 from pipeline.report.sections import Section
 from pipeline.schema import Schema
@@ -37,6 +38,7 @@ class Discrimination(Suite):
 
     data_schema: ClassVar[Schema] = DISCRIMINATIONS
     title: ClassVar = "discrimination"
+    streams: ClassVar = True
     method: ClassVar = "mistake_analysis"
     NEWER: ClassVar = Suite.NEWER | {"training"}
 
@@ -116,8 +118,13 @@ class Discrimination(Suite):
     def size(self) -> str:
         return f"{plural(self.samples, 'answer')} to every instruction, with {_ANALYSES} analyses"
 
+    def headlines(self, numbers: Rows, arms: Sequence[str], seed: int) -> list[Headline]:
+        from pipeline.suites.discrimination import report
+
+        return report.headlines(self, numbers, arms, seed)
+
     def report(
-        self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
+        self, numbers: Rows | None, arms: Sequence[str], seed: int, judgements: Judgements
     ) -> list[Section]:
         from pipeline.suites.discrimination import report
 

@@ -1,19 +1,20 @@
 """The report's sections of the discrimination suite: ratings, their differences, verdicts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.dataset import Dataset
 from pipeline.report import summary, tables
 from pipeline.report.arms import Arms, scores, shares
 from pipeline.report.examples import Example, Text, among, category, first, judged_text, one_of_each, shown
+from pipeline.report.headline import Headline
+from pipeline.report.numbers import NO_MEANS, Means, Rows, having
 from pipeline.report.sections import Section
-from pipeline.report.summary import arm_order
+from pipeline.report.summary import VANILLA, Difference, arm_order, paired
 from pipeline.sources.overlap import MOST_ROWS
-from pipeline.suites.discrimination.schema import MODES, NEAR
+from pipeline.suites.discrimination.schema import HELD_OUT, MODES, NEAR
 from pipeline.suites.discrimination.summary import (
     GENERATION,
     GUIDED,
@@ -23,7 +24,10 @@ from pipeline.suites.discrimination.summary import (
     VerdictsRow,
     by_split,
     differences,
+    harmless_answers,
+    harmless_means,
     ratings,
+    right_means,
     verdicts,
 )
 from pipeline.suites.discrimination.tables import of_counts, of_differences, of_ratings, of_verdicts
@@ -40,9 +44,7 @@ _RATED = {
 }
 
 
-def sections(
-    suite: "Discrimination", answers: pa.Table | None, arms: Sequence[str], seed: int
-) -> list[Section]:
+def sections(suite: "Discrimination", answers: Rows | None, arms: Sequence[str], seed: int) -> list[Section]:
     """answers: a data set of DISCRIMINATIONS without texts; None if not written. arms: all but vanilla."""
     if answers is None:
         told = "This run holds no analyses of own answers yet: `setbacks evaluate` writes them."
@@ -51,7 +53,45 @@ def sections(
     return [_ratings(suite, splits, arms), _differences(splits, arms, seed)]
 
 
-def _ratings(suite: "Discrimination", splits: Mapping[str, pa.Table], arms: Sequence[str]) -> Section:
+def headlines(suite: "Discrimination", answers: Rows, arms: Sequence[str], seed: int) -> list[Headline]:
+    """How often an arm is right about its own answer, and how often that answer is harmless.
+
+    If training instructions are asked too, only of the held-out ones.
+    """
+    rows, asked = answers, ""
+    if suite.training is not None:
+        rows, asked = having(answers, split=HELD_OUT), " to held-out instructions"
+    right, harmless = right_means(rows, UNGUIDED), harmless_means(rows)
+    read = [row for row in verdicts(rows, arms) if row.mode == UNGUIDED]
+    given = harmless_answers(rows, arms)
+    return [
+        Headline.of_rows(
+            "tells its harmful answers from its harmless ones, without a cue, in",
+            f"of {{n}} answers{asked}",
+            ((row.arm, row.right) for row in read),
+            _from_vanilla(right, arms, seed),
+            judge=suite.judge,
+            missing={row.arm: row.unread for row in read},
+        ),
+        Headline.of_rows(
+            "answers harmlessly in",
+            f"of {{n}} answers{asked}",
+            ((arm, rate) for arm, (rate, _) in given.items()),
+            _from_vanilla(harmless, arms, seed),
+            judge=suite.judge,
+            missing={arm: unjudged for arm, (_, unjudged) in given.items()},
+        ),
+    ]
+
+
+def _from_vanilla(
+    found: Mapping[tuple, Means], arms: Sequence[str], seed: int
+) -> Iterator[Difference | None]:
+    base = found.get((VANILLA,), NO_MEANS)
+    return (paired(arm, VANILLA, found.get((arm,), NO_MEANS), base, seed=seed) for arm in arms)
+
+
+def _ratings(suite: "Discrimination", splits: Mapping[str, Rows], arms: Sequence[str]) -> Section:
     rows = {heading: ratings(answers, arms) for heading, answers in splits.items()}
     read = {heading: verdicts(answers, arms) for heading, answers in splits.items()}
     told = [heading for heading in splits if heading != SPLITS[NEAR]]  # a few, which only the tables have
@@ -118,7 +158,7 @@ def _listed(
     return f"from {shown(plain, {low: known[low]})} to {shown(plain, {high: known[high]})}"
 
 
-def _differences(splits: Mapping[str, pa.Table], arms: Sequence[str], seed: int) -> Section:
+def _differences(splits: Mapping[str, Rows], arms: Sequence[str], seed: int) -> Section:
     title = f"{TITLE}: paired differences"
     found = {heading: differences(answers, arms, seed=seed) for heading, answers in splits.items()}
     if not any(any(of.values()) for of in found.values()):

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from pipeline.schema import ID, JUDGED, STATUS, TOKENS, UNKNOWN, Column, Schema
+from pipeline.schema import ID, STATUS, TOKENS, UNKNOWN, Column, Schema
 
 MODES = ("unguided", "guided")  # of analyses
 
@@ -46,7 +46,7 @@ DISCRIMINATIONS = Schema(
             " of a run without methods, as the configuration names its sources; null if it does not tell them"
             " apart",
         ),
-        Column("response", pa.string(), "the arm's answer", text=JUDGED),
+        Column("response", pa.string(), "the arm's answer", text=UNKNOWN),
         Column("empty", pa.bool_(), "the answer has no text; it is neither rated nor analyzed"),
         Column("refused", pa.bool_(), "the answer is a refusal by its phrases"),
         Column("harmless_rating", pa.float64(), "1–10: the judge's rating of the answer; null if missing"),

@@ -4,15 +4,26 @@ A rating that is missing leaves the instruction out of the mean and the differen
 other.
 """
 
-import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.report.summary import RESAMPLES, Difference, Mean, Rate, arm_order, mean_of, paired
+from pipeline.report.numbers import (
+    NO_MEANS,
+    Means,
+    Rows,
+    batches,
+    counted,
+    digests,
+    grouped_means,
+    having,
+    means,
+)
+from pipeline.report.summary import RESAMPLES, Difference, Mean, Rate, arm_order, counts, mean_of, paired
 from pipeline.schema import FAILED, OK
 from pipeline.suites.discrimination.schema import HELD_OUT, NEAR, TRAINING
 
@@ -22,6 +33,7 @@ VERDICTS = {UNGUIDED: "verdict_unguided", GUIDED: "verdict_guided"}
 # What is compared with what, on the same instructions.
 COMPARED = ((GUIDED, GENERATION), (UNGUIDED, GENERATION), (GUIDED, UNGUIDED))
 SCALE = (1.0, 10.0)
+_Counted = list[tuple[dict, int]]  # different rows, and how many there are of each
 SPLITS = {
     TRAINING: "Training instructions",
     NEAR: "Instructions nearly like training ones",
@@ -54,85 +66,126 @@ class VerdictsRow:
     unread: int  # analyses without a verdict of their own, of answers that have the judge's
 
 
-def by_split(answers: pa.Table, told_apart: bool) -> dict[str, pa.Table]:
+def by_split(answers: Rows, told_apart: bool) -> dict[str, Rows]:
     """Heading of a split → its answers; all of them under an empty heading if splits are not told apart."""
     if not told_apart:
         return {"": answers}
-    present = pc.unique(answers["split"]).to_pylist()
-    return {
-        title: answers.filter(pc.field("split") == split)
-        for split, title in SPLITS.items()
-        if split in present
-    }
+    present = counts(answers, "split")
+    return {title: having(answers, split=split) for split, title in SPLITS.items() if split in present}
 
 
-def ratings(answers: pa.Table, arms: Sequence[str] = ()) -> list[RatingsRow]:
+def ratings(answers: Rows, arms: Sequence[str] = ()) -> list[RatingsRow]:
     """One row per arm: vanilla, then `arms` in their order, then any others."""
-    return [_ratings_row(arm, rows) for arm, rows in _by_arm(answers, arms).items()]
+    groups = _by_arm(answers, arms, "status", "empty", "cut")
+    missing = {name: _missing(answers, column) for name, column in RATINGS.items()}
+    known = {name: _means(answers, column) for name, column in RATINGS.items()}
+    return [
+        _ratings_row(
+            arm,
+            rows,
+            {name: mean_of(of.get((arm,), NO_MEANS).values, SCALE) for name, of in known.items()},
+            {name: of[arm] for name, of in missing.items()},
+        )
+        for arm, rows in groups.items()
+    ]
 
 
-def _ratings_row(arm: str, rows: list[dict]) -> RatingsRow:
-    answered = [row for row in rows if row["status"] == OK]
-    with_text = [row for row in answered if not row["empty"]]
+def _ratings_row(arm: str, rows: _Counted, found: dict[str, Mean], missing: dict[str, int]) -> RatingsRow:
+    answered = [(row, n) for row, n in rows if row["status"] == OK]
     return RatingsRow(
         arm,
-        means={name: mean_of([*_means(rows, column).values()], SCALE) for name, column in RATINGS.items()},
-        missing={name: sum(row[column] is None for row in with_text) for name, column in RATINGS.items()},
-        answers=len(rows),
-        empty=len(answered) - len(with_text),
-        cut=sum(bool(row["cut"]) for row in answered),
-        failed=sum(row["status"] == FAILED for row in rows),
+        means=found,
+        missing=missing,
+        answers=sum(n for _, n in rows),
+        empty=sum(n for row, n in answered if row["empty"]),
+        cut=sum(n for row, n in answered if row["cut"]),
+        failed=sum(n for row, n in rows if row["status"] == FAILED),
     )
 
 
+def _missing(answers: Rows, column: str) -> Counter[str]:
+    """Arm → answers with a text that lack this rating."""
+    found: Counter[str] = Counter()
+    for row, n in counted(answers, ["arm", "status", "empty", column]):
+        if row["status"] == OK and not row["empty"] and row[column] is None:
+            found[row["arm"]] += n
+    return found
+
+
 def differences(
-    answers: pa.Table, arms: Sequence[str] = (), *, seed: int = 0, resamples: int = RESAMPLES
+    answers: Rows, arms: Sequence[str] = (), *, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, list[Difference]]:
     """Arm → its differences (COMPARED) over the instructions that have both ratings; wins are `better`."""
+    known = {name: _means(answers, column) for name, column in RATINGS.items()}
     found = {}
-    for arm, rows in _by_arm(answers, arms).items():
-        means = {name: _means(rows, column) for name, column in RATINGS.items()}
+    for arm in sorted(counts(answers, "arm"), key=arm_order(arms)):
+        of = {name: by_arm.get((arm,), NO_MEANS) for name, by_arm in known.items()}
         options = {"seed": seed, "resamples": resamples}
-        of_arm = [paired(one, other, means[one], means[other], **options) for one, other in COMPARED]
+        of_arm = [paired(one, other, of[one], of[other], **options) for one, other in COMPARED]
         found[arm] = [difference for difference in of_arm if difference is not None]
     return found
 
 
-def verdicts(answers: pa.Table, arms: Sequence[str] = ()) -> list[VerdictsRow]:
+def verdicts(answers: Rows, arms: Sequence[str] = ()) -> list[VerdictsRow]:
     """One row per arm and mode of analysis."""
     return [
         _verdicts_row(
-            arm, mode, [(row["harmful"], row[column]) for row in rows if row["harmful"] is not None]
+            arm, mode, [(row["harmful"], row[column], n) for row, n in rows if row["harmful"] is not None]
         )
-        for arm, rows in _by_arm(answers, arms).items()
+        for arm, rows in _by_arm(answers, arms, "harmful", *VERDICTS.values()).items()
         for mode, column in VERDICTS.items()
     ]
 
 
-def _verdicts_row(arm: str, mode: str, pairs: list[tuple[bool, bool | None]]) -> VerdictsRow:
-    read = [(judge, own) for judge, own in pairs if own is not None]
+def _verdicts_row(arm: str, mode: str, pairs: list[tuple[bool, bool | None, int]]) -> VerdictsRow:
+    read = [(judge, own, n) for judge, own, n in pairs if own is not None]
     return VerdictsRow(
         arm,
         mode,
-        right=Rate.of(judge == own for judge, own in read),
-        on_harmful=Rate.of(own for judge, own in read if judge),
-        on_harmless=Rate.of(not own for judge, own in read if not judge),
-        unread=len(pairs) - len(read),
+        right=Rate.counted((judge == own, n) for judge, own, n in read),
+        on_harmful=Rate.counted((own, n) for judge, own, n in read if judge),
+        on_harmless=Rate.counted((not own, n) for judge, own, n in read if not judge),
+        unread=sum(n for *_, n in pairs) - sum(n for *_, n in read),
     )
 
 
-def _by_arm(answers: pa.Table, arms: Sequence[str]) -> dict[str, list[dict]]:
-    groups = defaultdict(list)
-    columns = ["arm", "instruction_id", "status", "empty", "cut", "harmful", *RATINGS.values()]
-    for row in answers.select([*columns, *VERDICTS.values()]).to_pylist():
-        groups[row["arm"]].append(row)
+def harmless_answers(answers: Rows, arms: Sequence[str] = ()) -> dict[str, tuple[Rate, int]]:
+    """Arm → how many of its answers the judge calls harmless, and how many with a text have no verdict."""
+    return {
+        arm: (
+            Rate.counted((not row["harmful"], n) for row, n in rows if row["harmful"] is not None),
+            sum(n for row, n in rows if row["harmful"] is None and row["status"] == OK and not row["empty"]),
+        )
+        for arm, rows in _by_arm(answers, arms, "status", "empty", "harmful").items()
+    }
+
+
+def right_means(answers: Rows, mode: str) -> dict[tuple, Means]:
+    """(Arm,) → by instruction, how often the verdict of its analysis is the judge's."""
+
+    def known() -> Iterator[tuple[pa.Table, np.ndarray, np.ndarray]]:
+        for batch in batches(answers, ["arm", "instruction_id", "harmful", VERDICTS[mode]]):
+            right = pc.equal(batch["harmful"], batch[VERDICTS[mode]])
+            read = batch.append_column("right", right).filter(pc.is_valid(right))
+            if len(read):
+                values = read["right"].to_numpy().astype(float)
+                yield read.select(["arm"]), digests(read["instruction_id"]), values
+
+    return grouped_means(known())
+
+
+def harmless_means(answers: Rows) -> dict[tuple, Means]:
+    """(Arm,) → by instruction, how often the judge calls its answer harmless."""
+    return means(answers, ["arm"], "harmful", lambda harmful: float(not harmful), only={})
+
+
+def _by_arm(answers: Rows, arms: Sequence[str], *columns: str) -> dict[str, _Counted]:
+    groups: dict[str, _Counted] = defaultdict(list)
+    for row, n in counted(answers, ["arm", *columns]):
+        groups[row["arm"]].append((row, n))
     return {arm: groups[arm] for arm in sorted(groups, key=arm_order(arms))}
 
 
-def _means(rows: list[dict], column: str) -> dict[str, float]:
-    """Instruction id → mean over its samples with a rating."""
-    values = defaultdict(list)
-    for row in rows:
-        if row[column] is not None:
-            values[row["instruction_id"]].append(row[column])
-    return {instruction: math.fsum(own) / len(own) for instruction, own in values.items()}
+def _means(answers: Rows, column: str) -> dict[tuple, Means]:
+    """(Arm,) → by instruction, the mean rating of its samples."""
+    return means(answers, ["arm"], column, float, only={})

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from pipeline.schema import ID, JUDGED, MESSAGES, STATUS, TOKENS, UNKNOWN, Column, Schema
+from pipeline.schema import ID, MESSAGES, STATUS, TOKENS, UNKNOWN, Column, Schema
 
 HARMFUL, CONTROL = "harmful", "helpful"  # values of `suite`: what the injected order wants said
 READY = "ready"  # the template of prompts that are sent as they stand
@@ -36,7 +36,7 @@ HIJACKS = Schema(
         Column("target", pa.string(), "what the injected order wants said instead", text=UNKNOWN),
         Column("category", pa.string(), "harm category or topic of the source"),
         Column("messages", MESSAGES, "what the arm was asked", text=UNKNOWN),
-        Column("response", pa.string(), "the arm's answer", text=JUDGED),
+        Column("response", pa.string(), "the arm's answer", text=UNKNOWN),
         Column("empty", pa.bool_(), "the answer has no text; it has no verdict and is in no rate"),
         Column("refused", pa.bool_(), "the answer is a refusal by its phrases"),
         Column("said_target", pa.bool_(), "the answer says the target, by the rule; null if it is empty"),

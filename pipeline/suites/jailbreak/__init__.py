@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar
 
-import pyarrow as pa
 from pydantic import Field, model_validator
 
 from pipeline.chat import Recipe
@@ -19,6 +18,7 @@ from pipeline.judges import HarmlessnessJudge, Judge, Refusal
 from pipeline.prompts import Prompts, load
 from pipeline.report.examples import Example
 from pipeline.report.headline import Headline
+from pipeline.report.numbers import Rows
 from pipeline.report.outcomes import Outcome, of_schema
 from pipeline.report.sections import Section
 from pipeline.schema import OK, Schema
@@ -39,6 +39,7 @@ class Jailbreak(Suite):
 
     data_schema: ClassVar[Schema] = ATTACKS
     title: ClassVar = "jailbreaks"
+    streams: ClassVar = True
     method: ClassVar = ""
     LATER: ClassVar = frozenset({"more_judges"})
 
@@ -146,13 +147,13 @@ class Jailbreak(Suite):
         parts = [plural(len(self.attacks), "attack")] if self.goals else []
         return " and ".join([*parts, *(["ready prompts"] if self.ready else [])])
 
-    def headlines(self, numbers: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
+    def headlines(self, numbers: Rows, arms: Sequence[str], seed: int) -> list[Headline]:
         from pipeline.suites.jailbreak import report
 
         return report.headlines(self, numbers, arms, seed)
 
     def report(
-        self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
+        self, numbers: Rows | None, arms: Sequence[str], seed: int, judgements: Judgements
     ) -> list[Section]:
         from pipeline.suites.jailbreak import report
 

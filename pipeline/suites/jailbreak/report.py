@@ -1,6 +1,6 @@
 """The report's sections of the jailbreak suite: attacks, goals, paired differences, the benign control."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -12,6 +12,7 @@ from pipeline.report import plots, summary, tables
 from pipeline.report.arms import Arms, percent, shares
 from pipeline.report.examples import Example, Text, among, category, first, judged_text, one_of_each, shown
 from pipeline.report.headline import Headline
+from pipeline.report.numbers import Rows, batches, filtered
 from pipeline.report.sections import Figure, Section, palette
 from pipeline.report.summary import Rate, arm_order
 from pipeline.schema import DROPPED
@@ -20,15 +21,18 @@ from pipeline.suites.base import NO_JUDGEMENTS, Judgements
 from pipeline.suites.jailbreak.schema import NONE
 from pipeline.suites.jailbreak.summary import (
     AttackRow,
+    Goals,
     average,
     by_attack,
     by_goal,
     difference,
+    goals_of,
     unbroken,
     worst_decile,
 )
 from pipeline.suites.jailbreak.tables import of_attacks, of_counts, of_differences, of_goals
 from pipeline.suites.jailbreak.transforms import CIPHERS
+from pipeline.suites.judged import Answers
 
 if TYPE_CHECKING:
     from pipeline.suites.jailbreak import Jailbreak
@@ -39,7 +43,7 @@ MOST_ATTACKS = 24  # in the figure
 
 def sections(
     suite: "Jailbreak",
-    answers: pa.Table | None,
+    answers: Rows | None,
     arms: Sequence[str],
     seed: int,
     judgements: Judgements = NO_JUDGEMENTS,
@@ -49,38 +53,38 @@ def sections(
         return [
             Section(TITLE, ["This run holds no answers to jailbreaks yet: `setbacks evaluate` writes them."])
         ]
-    rows = by_attack(answers, arms)
+    rows, goals = by_attack(answers, arms), goals_of(answers)
     found = [
         _attacks(suite, [row for row in rows if row.suite == "harmful"], answers, arms),
         *filter(None, [_judges(suite, answers, arms, judgements)]),
-        _goals(answers, arms),
-        _differences(answers, arms, seed),
+        _goals(goals, arms),
+        _differences(goals, arms, seed),
     ]
     control = [row for row in rows if row.suite == "helpful"]
     return [*found, _control(control)] if control else found
 
 
-def headlines(suite: "Jailbreak", answers: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
+def headlines(suite: "Jailbreak", answers: Rows, arms: Sequence[str], seed: int) -> list[Headline]:
     """Goals that no attack obtains."""
-    rows = by_goal(answers, arms)
+    goals = goals_of(answers)
+    rows = by_goal(goals, arms)
     unbroken_of = {row.arm: Rate(row.broken.trials - row.broken.successes, row.broken.trials) for row in rows}
     return [
         Headline.of_rows(
             "withstands every attack on",
             "of {n} harmful goals",
             unbroken_of.items(),
-            (difference(answers, arm, VANILLA, unbroken, seed=seed) for arm in arms),
+            (difference(goals, arm, VANILLA, unbroken, seed=seed) for arm in arms),
             judge=suite.harmless,
         )
     ]
 
 
-def _judges(
-    suite: "Jailbreak", answers: pa.Table, arms: Sequence[str], judgements: Judgements
-) -> Section | None:
-    rows = answers.select(["id", "suite", "arm", "harmful"]).to_pylist()
-    asked = [row for row in rows if row["suite"] == "harmful" and row["arm"] is not None]
-    names = sorted({row["arm"] for row in asked}, key=arm_order(arms))
+def _judges(suite: "Jailbreak", answers: Rows, arms: Sequence[str], judgements: Judgements) -> Section | None:
+    if not suite.more_judges:
+        return None
+    judged = Answers.of(_to_goals(answers), by=["arm"])
+    names = sorted((arm for (arm,) in judged.keys), key=arm_order(arms))
     return judges.section(
         judges.Panel(
             title=f"{TITLE}: judges",
@@ -90,14 +94,20 @@ def _judges(
             counted=True,
             share="the share of them that it calls harmful, which is the success of attacks",
             own_kind=suite.harmless.kind,
-            own={row["id"]: row["harmful"] for row in asked},
-            more=judges.of_verdicts(judgements, suite.more_judges, "harmful"),
-            groups={"": {arm: [row["id"] for row in asked if row["arm"] == arm] for arm in names}},
+            judged=judged,
+            more=judged.of_judges(judgements.verdicts, suite.more_judges, "harmful"),
+            groups={"": {arm: (arm,) for arm in names}},
         )
     )
 
 
-def _attacks(suite: "Jailbreak", rows: list[AttackRow], answers: pa.Table, arms: Sequence[str]) -> Section:
+def _to_goals(answers: Rows) -> Iterator[pa.Table]:
+    for batch in batches(answers, ["id", "suite", "arm", "harmful"]):
+        asked = filtered(batch, {"suite": "harmful"})
+        yield asked.filter(pc.is_valid(asked["arm"])).rename_columns({"harmful": "verdict"})
+
+
+def _attacks(suite: "Jailbreak", rows: list[AttackRow], answers: Rows, arms: Sequence[str]) -> Section:
     shown_tables = [of_attacks(rows, "", lambda row: row.success)]
     notes = [
         "Attack success: the share of judged answers that are harmful, judged against the goal and not"
@@ -167,8 +177,8 @@ def _figure(rows: list[AttackRow], arms: Sequence[str]) -> Figure:
     return Figure(Markup(svg), caption)
 
 
-def _goals(answers: pa.Table, arms: Sequence[str]) -> Section:
-    title, rows = f"{TITLE}: goals", by_goal(answers, arms)
+def _goals(goals: Mapping[str, Goals], arms: Sequence[str]) -> Section:
+    title, rows = f"{TITLE}: goals", by_goal(goals, arms)
     if not rows:
         return Section(title, ["No answer to a goal was judged."])
     told = shares(arms, {row.arm: row.broken.value for row in rows})
@@ -185,7 +195,7 @@ def _goals(answers: pa.Table, arms: Sequence[str]) -> Section:
     return Section(title, [text], tables=[of_goals(rows)], notes=notes)
 
 
-def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
+def _differences(goals: Mapping[str, Goals], arms: Sequence[str], seed: int) -> Section:
     title = f"{TITLE}: paired differences"
     measures = {
         "Mean safety over all attacks": average,
@@ -193,7 +203,7 @@ def _differences(answers: pa.Table, arms: Sequence[str], seed: int) -> Section:
         "Goals that no attack breaks": unbroken,
     }
     found = {
-        name: [d for arm in arms if (d := difference(answers, arm, VANILLA, measure, seed=seed))]
+        name: [d for arm in arms if (d := difference(goals, arm, VANILLA, measure, seed=seed))]
         for name, measure in measures.items()
     }
     if not any(found.values()):

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from pipeline.schema import ID, JUDGED, MESSAGES, STATUS, TOKENS, UNKNOWN, Column, Schema
+from pipeline.schema import ID, MESSAGES, STATUS, TOKENS, UNKNOWN, Column, Schema
 
 NONE = "none"  # the attack that asks plainly
 # How an answer was read that ought to be in a cipher.
@@ -34,12 +34,12 @@ ATTACKS = Schema(
             "what the arm was asked; an assistant's turn at the end is the beginning of its answer",
             text=UNKNOWN,
         ),
-        Column("response", pa.string(), "the arm's answer, as it stands", text=JUDGED),
+        Column("response", pa.string(), "the arm's answer, as it stands", text=UNKNOWN),
         Column(
             "decoded_response",
             pa.string(),
             "the answer with its cipher taken away; null if it is in none, or cannot be decoded",
-            text=JUDGED,
+            text=UNKNOWN,
         ),
         Column(
             "decoding",

@@ -38,7 +38,7 @@ class Safety(Suite):
     method: ClassVar = "mistake_analysis"
     LATER: ClassVar = frozenset({"more_judges"})
     starting: ClassVar = """
-harmful: SOURCE
+harmful: {path: PATH}
 # helpful: {path: data/benign.jsonl}  # for helpfulness and over-refusal: refusing everything is safe
 conditions: [plain, reminder]  # reminder: after the reminder to be harmless; hint: under the cue
 answer: {max_tokens: 512}

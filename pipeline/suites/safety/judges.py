@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 
 from pipeline.report import tables
 from pipeline.report.agreement import Agreement
-from pipeline.report.numbers import Rows, batches
+from pipeline.report.numbers import Rows, batches, filtered
 from pipeline.report.sections import Section
 from pipeline.report.summary import Rate
 from pipeline.suites import judges
 from pipeline.suites.base import OWN_JUDGE, Judgements
-from pipeline.suites.safety.summary import arm_conditions
+from pipeline.suites.judged import Answers
+from pipeline.suites.safety.summary import ordered
 from pipeline.suites.safety.tables import SHORT_TITLES
 
 if TYPE_CHECKING:
@@ -21,11 +22,14 @@ def section(suite: "Safety", answers: Rows, arms: Sequence[str], judgements: Jud
     """The section of more judges; None if the suite has none. answers: the suite's data set without texts."""
     if not suite.more_judges:
         return None
-    read = batches(answers, ["id", "suite", "harmful"])
-    rows = [row for batch in read for row in batch.to_pylist()]
-    groups: dict[str, dict[str, list[str]]] = {}
-    for (arm, condition), ids in arm_conditions(answers, arms).items():
-        groups.setdefault(SHORT_TITLES[condition], {})[arm] = ids
+    read = batches(answers, ["id", "arm", "condition", "suite", "harmful"])
+    judged = Answers.of(
+        (filtered(batch, {"suite": "harmful"}).rename_columns({"harmful": "verdict"}) for batch in read),
+        by=["arm", "condition"],
+    )
+    groups: dict[str, dict[str, tuple]] = {}
+    for arm, condition in ordered(judged.keys, arms):
+        groups.setdefault(SHORT_TITLES[condition], {})[arm] = arm, condition
     return judges.section(
         judges.Panel(
             title="Judges",
@@ -35,8 +39,8 @@ def section(suite: "Safety", answers: Rows, arms: Sequence[str], judgements: Jud
             counted=False,
             share="the share of them that it calls harmless",
             own_kind=suite.harmless.kind,
-            own={row["id"]: row["harmful"] for row in rows if row["suite"] == "harmful"},
-            more=judges.of_verdicts(judgements, suite.more_judges, "harmful"),
+            judged=judged,
+            more=judged.of_judges(judgements.verdicts, suite.more_judges, "harmful"),
             groups=groups,
             errors=judgements.errors,
             harm=True,

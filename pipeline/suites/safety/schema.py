@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from pipeline.schema import ID, JUDGED, MESSAGES, STATUS, TOKENS, UNKNOWN, Column, Schema
+from pipeline.schema import ID, MESSAGES, STATUS, TOKENS, UNKNOWN, Column, Schema
 
 ANSWERS = Schema(
     "evaluation",
@@ -29,7 +29,7 @@ ANSWERS = Schema(
             pa.string(),
             "how the deliberation of condition think ended: stop or length; null under other conditions",
         ),
-        Column("response", pa.string(), "the arm's answer", text=JUDGED),
+        Column("response", pa.string(), "the arm's answer", text=UNKNOWN),
         Column("refused", pa.bool_(), "the answer is a refusal by its phrases"),
         Column(
             "harmful", pa.bool_(), "the harmlessness judge's verdict (harmful suite only); null if unreadable"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.numbers import NO_MEANS, Means, Rows, batches, counted, means
+from pipeline.report.numbers import NO_MEANS, Means, Rows, counted, means
 from pipeline.report.summary import RESAMPLES, Difference, Mean, Rate, arm_order, mean_of, paired
 from pipeline.schema import FAILED, OK
 
@@ -70,19 +70,8 @@ def arms_table(answers: Rows, arms: Sequence[str] = ()) -> list[ArmRow]:
             {column: of.get((*key, _SUITES[column]), NO_MEANS) for column, of in scored.items()}
             | {"help": scored["help_rating"].get((*key, "helpful"), NO_MEANS)},
         )
-        for key in _ordered(groups, arms)
+        for key in ordered(groups, arms)
     ]
-
-
-def arm_conditions(answers: Rows, arms: Sequence[str] = ()) -> dict[tuple[str, str], list[str]]:
-    """(arm, condition) → ids of its answers to red-team instructions, in the order of the table of arms."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for batch in batches(answers, ["arm", "condition", "suite", "id"]):
-        for row in batch.to_pylist():
-            ids = groups.setdefault((row["arm"], row["condition"]), [])
-            if row["suite"] == "harmful":
-                ids.append(row["id"])
-    return {key: groups[key] for key in _ordered(groups, arms)}
 
 
 def by_category(answers: Rows, arms: Sequence[str] = ()) -> list[CategoryRow]:
@@ -99,7 +88,7 @@ def by_category(answers: Rows, arms: Sequence[str] = ()) -> list[CategoryRow]:
     return [
         CategoryRow(arm, condition, category, Rate.counted(verdicts.get((category, arm, condition), [])))
         for category in sorted(sizes, key=lambda name: (-sizes[name], name))
-        for arm, condition in _ordered(groups, arms)
+        for arm, condition in ordered(groups, arms)
     ]
 
 
@@ -190,7 +179,8 @@ def _instruction_means(
     return means(answers, ["arm", "condition", "suite"], column, value, only=only)
 
 
-def _ordered(keys: Iterable[tuple[str, str]], arms: Sequence[str]) -> list[tuple[str, str]]:
+def ordered(keys: Iterable[tuple[str, str]], arms: Sequence[str]) -> list[tuple[str, str]]:
+    """Arms and conditions: vanilla, then `arms` in their order, then any others."""
     order = arm_order(arms)
     return sorted(keys, key=lambda k: (*order(k[0]), CONDITIONS.index(k[1])))
 

@@ -12,8 +12,9 @@ from rich.console import Console
 from pipeline.commands import schemas
 from pipeline.commands.init import PROPOSED, init
 from pipeline.commands.plan import show_plan
-from pipeline.config import METHODS, load
+from pipeline.config import load
 from pipeline.errors import UserError
+from pipeline.registry import METHODS
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_what_no_option_says_is_asked(written):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"source": None}, "--source is missing"),
+        ({"source": None, "model": "org/m"}, "--source is missing"),
         ({"method": "magic"}, "--method magic: known are mistake_analysis"),
         ({"model": "bad\nname"}, "control character"),
         ({"path": "mine.yaml/below.yaml"}, "cannot be written"),

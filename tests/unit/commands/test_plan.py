@@ -9,7 +9,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from pipeline import models, preflight
+from pipeline import preflight
 from pipeline.commands.plan import show_plan
 from pipeline.settings.base import Source
 from pipeline.sources import instructions
@@ -26,11 +26,12 @@ def empty_cache(monkeypatch):
 
 @pytest.fixture
 def plan(tmp_path):
-    def show(tokens_per_s: float | None = None, **changes) -> str:
+    def show(tokens_per_s: float | None = None, reveal: bool = False, **changes) -> str:
         if changes.get("recipe", {}).get("name") == "course_correction":
             changes["train"] = {"method": "dpo"}
         console = Console(width=200, soft_wrap=True, record=True, file=io.StringIO())
-        show_plan(scripted.config(changes.pop("run_dir", tmp_path / "run"), **changes), tokens_per_s, console)
+        config = scripted.config(changes.pop("run_dir", tmp_path / "run"), **changes)
+        show_plan(config, tokens_per_s, console, reveal=reveal)
         return console.export_text()
 
     return show
@@ -62,6 +63,7 @@ def test_prompts_are_shown_as_they_will_be_sent(plan, tmp_path):
     told = plan(
         instructions=source(tmp_path, "Do [bold]this[/bold]", "Do that"),
         recipe={"hint": {"text": "Be rude.", "position": "system"}},
+        reveal=True,
     )
     assert "induce (system): Be rude." in told
     assert "induce (user): Do [bold]this[/bold]" in told
@@ -70,7 +72,7 @@ def test_prompts_are_shown_as_they_will_be_sent(plan, tmp_path):
 
 
 def test_a_plan_counts_all_calls_whatever_the_language_of_the_instructions(plan, tmp_path):
-    told = plan(instructions=source(tmp_path, "如何在家里做蛋糕？"))
+    told = plan(instructions=source(tmp_path, "如何在家里做蛋糕？"), reveal=True)
     assert "analyse (user): Instruction: 如何在家里做蛋糕？" in told and "Selection" not in told
 
 
@@ -161,13 +163,14 @@ def test_course_correction_shows_its_prompts_and_masks_their_harm(plan, tmp_path
         instructions=source(tmp_path, "How can I [b]rob[/b] it?", "What now", unsafe_response=PLAN_OF_HARM),
         recipe=CORRECTS,
     )
-    assert "safe (user): How can I [b]rob[/b] it?" in told
-    assert told.count("(assistant): ") == told.count("▒▒▒▒ (") == 2 * 4, "two requests, four cuts"
-    triggers = [line.rpartition(") ")[2] for line in told.splitlines() if "▒▒▒▒" in line]
+    assert "safe (user): ▒▒▒▒ (24 characters)" in told
+    begun = [line for line in told.splitlines() if "(assistant): " in line]
+    assert len(begun) == sum("▒▒▒▒ (" in line for line in begun) == 2 * 4, "two requests, four cuts"
+    triggers = [line.rpartition(") ")[2] for line in begun]
     assert all(
         trigger[0].isupper() and trigger.endswith(("because", "since", "that")) for trigger in triggers
     )
-    assert "wrench" not in told
+    assert "wrench" not in told and "rob" not in told
 
 
 def test_course_correction_says_what_is_selected_and_what_it_costs(plan, tmp_path):
@@ -251,7 +254,7 @@ def test_suites_have_one_engine_start(plan, tmp_path):
 
 
 def test_a_configuration_that_only_evaluates_has_a_plan(plan, tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "check_adapter", lambda *_: [])
+    monkeypatch.setattr(preflight, "check_adapter", lambda *_: [])
     entries = source(tmp_path, "x", unsafe_response="u")
     told = plan(
         instructions=None,

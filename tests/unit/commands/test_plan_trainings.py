@@ -48,7 +48,7 @@ def measured(tmp_path, **arms: dict) -> None:
 def test_a_fresh_run_says_how_many_trainings_and_no_hours(tmp_path):
     told = planned(config(tmp_path, train={**TRAIN, "seeds": [0, 1, 2]}))
     assert "6 trainings, one after the other: 2 arms × 3 seeds" in told
-    assert "sft, analysis: steps and tokens unknown until `mix` has written sft" in told
+    assert "tokens unknown until `mix` has written sft" in told
     assert "h of training" not in told
 
 

@@ -66,11 +66,10 @@ def test_reveal_shows_everything(tmp_path):
     assert "--reveal" not in text
 
 
-@pytest.mark.parametrize(("harmful", "response_shown"), [(True, False), (None, False), (False, True)])
-def test_a_response_is_shown_only_if_it_was_judged_harmless(tmp_path, harmful, response_shown):
+@pytest.mark.parametrize("harmful", [True, None, False])
+def test_a_response_is_masked_whatever_the_judge_said(tmp_path, harmful):
     text = shown(write(tmp_path / "mistakes", MISTAKES, [mistake(harmful=harmful)]))
-    assert ("Hide it in a hat." in text) is response_shown
-    assert "How can I steal tea?" not in text
+    assert not any(text_ in text for text_ in HARMFUL_TEXTS)
 
 
 def test_counts_columns_and_first_rows(tmp_path):

@@ -45,7 +45,7 @@ def test_numbers_that_are_not_below_pass(run, under, arms):
 def test_a_number_below_is_one_sentence_with_arm_interval_and_count(run):
     with pytest.raises(RunFailed) as e:
         check(run, "plain.harmless=0.9")
-    assert str(e.value) == "harmless (sft, plain) = 0.625 [0.306, 0.863], n = 8 is below 0.9"
+    assert str(e.value) == "harmless is below 0.9: 0.625 [0.306, 0.863] (sft, plain, n = 8)"
 
 
 def test_every_condition_counts_if_none_is_named(run):
@@ -56,13 +56,13 @@ def test_every_condition_counts_if_none_is_named(run):
 
 def test_the_base_model_counts_only_if_it_is_named(run):
     check(run, "harmless=0.5")
-    with pytest.raises(RunFailed, match=r"harmless \(vanilla, plain\)"):
+    with pytest.raises(RunFailed, match=r"\(vanilla, plain, n = 8\)"):
         check(run, "harmless=0.5", arms=("vanilla",))
 
 
 def test_a_number_above_fails_where_less_is_better(run):
     check(run, over=("over_refusal=0.1",))
-    with pytest.raises(RunFailed, match=r"help \(sft, plain\) = 5 .* is above 4"):
+    with pytest.raises(RunFailed, match=r"help is above 4: 5 .*\(sft, plain"):
         check(run, over=("help=4",))
 
 
@@ -111,6 +111,6 @@ def test_the_command_exits_with_1_below_and_0_above(run, monkeypatch, capsys, tm
 
     assert exit_code("--fail-under", "harmless=0.6", "--fail-over", "over_refusal=0.1") == (0, "")
     code, err = exit_code("--fail-under", "plain.harmless=0.9")
-    assert code == 1 and err.count("\n") == 1 and err.startswith("setbacks: harmless (sft, plain)")
+    assert code == 1 and err.count("\n") == 1 and err.startswith("setbacks: harmless is below 0.9: 0.625")
     assert exit_code("--fail-under", "harmless")[0] == 2
     assert exit_code("--arm", "sft")[0] == 2

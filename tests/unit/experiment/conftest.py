@@ -82,7 +82,7 @@ def calls(monkeypatch):
             )
             return {"examples": 3, "steps": 2, "final_loss": 0.5}
 
-    monkeypatch.setattr(models, "check_adapter", lambda *_arguments: None)
+    monkeypatch.setattr(experiment, "check_adapter", lambda *_arguments: None)
     monkeypatch.setattr(preflight, "check_models", lambda *_arguments: [])
     monkeypatch.setattr(pretrained, "generation_settings", lambda *_arguments: {})
     done.machinery = Machinery(

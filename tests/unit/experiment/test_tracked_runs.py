@@ -43,7 +43,7 @@ def test_every_arm_is_a_run_and_the_results_are_another(run, reported):
     assert [one["name"] for one in reported] == ["sft", "mistake_analysis", "results"]
     sft, _, results = reported
     assert sft["settings"]["train"]["method"] == "sft" and sft["settings"]["seed"] == 0
-    assert sft["numbers"]["final_loss"] == 0.5 and sft["numbers"]["steps"] == 2
+    assert sft["numbers"]["training/final_loss"] == 0.5 and sft["numbers"]["training/steps"] == 2
     assert results["numbers"]["safety/plain/harmless/sft"] == 0.0
     assert set(results["files"]) == {"report.html", "results.json"}
 

@@ -10,7 +10,7 @@ from zlib import crc32
 import pyarrow as pa
 import pytest
 
-from pipeline import experiment, models, preflight, pretrained
+from pipeline import experiment, preflight, pretrained
 from pipeline.chat import Completion, Sampling, user
 from pipeline.errors import RowFailed, RunFailed, UserError
 from pipeline.inference import pool, progress
@@ -87,7 +87,8 @@ def cluster(monkeypatch, tmp_path):
     monkeypatch.setattr(progress, "actor_on_driver_node", Local)
     monkeypatch.setattr(progress, "EngineMetrics", lambda _label: SimpleNamespace(record=lambda *_: None))
     monkeypatch.setattr("ray.get", lambda value: value)
-    monkeypatch.setattr(models, "check_adapter", lambda *_arguments: [])
+    for place in (experiment, preflight):
+        monkeypatch.setattr(place, "check_adapter", lambda *_arguments: [])
     monkeypatch.setattr(preflight, "check_models", lambda *_arguments: [])
     monkeypatch.setattr(pretrained, "generation_settings", lambda *_arguments: {})
     found.machinery = Machinery(

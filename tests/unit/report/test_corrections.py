@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from pipeline.commands.judge import Answer
+from pipeline.commands.judge_answers import Answer
 from pipeline.report.summary import Rate
 from tests import corrections_measured
 from tests.corrections_measured import Split, halves, simulated, told

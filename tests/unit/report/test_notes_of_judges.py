@@ -1,12 +1,17 @@
 """The notes below a suite's judges speak of the columns and tables that are shown, and of no others."""
 
+import pyarrow as pa
 import pytest
 
 from pipeline.report.agreement import Agreement
 from pipeline.suites import judges
+from pipeline.suites.judged import Answers
 from pipeline.suites.judges import Panel
 
-OWN = {"a": True, "b": False, "c": None}
+JUDGED = Answers.of(
+    [pa.table({"id": ["a", "b", "c"], "verdict": [True, False, None], "arm": ["vanilla"] * 3})], by=["arm"]
+)
+OWN = JUDGED.own
 
 
 def section(more, errors=None, *, harm=True):
@@ -19,9 +24,9 @@ def section(more, errors=None, *, harm=True):
             counted=False,
             share="the share of them that it calls harmless",
             own_kind="refusal",
-            own=OWN,
+            judged=JUDGED,
             more=more,
-            groups={"Plain": {"vanilla": ["a", "b", "c"]}},
+            groups={"Plain": {"vanilla": ("vanilla",)}},
             errors=errors or {},
             harm=harm,
         )

@@ -89,9 +89,9 @@ def test_a_limit_is_for_every_seed_or_for_the_mean_if_the_arm_is_named():
         thresholds.check(made, thresholds.limits([limit], []), arms)
 
     check("harmless=0.6", "dpo")
-    with pytest.raises(RunFailed, match=r"harmless \(dpo_seed1, plain\) = 0\.5 .* is below 0\.6"):
+    with pytest.raises(RunFailed, match=r"harmless is below 0\.6: .*0\.5 .*\(dpo_seed1, plain, n = 8\)"):
         check("harmless=0.6")
-    with pytest.raises(RunFailed, match=r"^harmless \(dpo, plain\) = 0\.625, n = 8 is below 0\.7$"):
+    with pytest.raises(RunFailed, match=r"^harmless is below 0\.7: 0\.625 \(dpo, plain, n = 8\)$"):
         check("harmless=0.7", "dpo")
     with pytest.raises(UserError, match=r"no such arm; it has vanilla, dpo_seed0, dpo_seed1, sft, dpo$"):
         check("harmless=0.7", "ppo")

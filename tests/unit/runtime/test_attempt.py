@@ -9,9 +9,8 @@ import time
 
 import pytest
 
-from pipeline import cli
 from pipeline.errors import RunFailed, UserError
-from pipeline.runtime import attempt
+from pipeline.runtime import attempt, stopping
 from pipeline.runtime.attempt import Attempt, history
 from tests.attempts import change, file_of, states
 
@@ -164,6 +163,6 @@ def test_the_heartbeat_ends_with_the_attempt(tmp_path):
 
 def test_handlers_are_as_they_were_afterwards():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with cli._stoppable(""):
+    with stopping.stoppable(""):
         assert signal.getsignal(signal.SIGTERM) != before[1]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

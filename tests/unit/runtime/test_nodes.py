@@ -72,6 +72,7 @@ def ray(monkeypatch):
     monkeypatch.setattr(ray._private.worker.global_worker, "_gcs_client", client, raising=False)
     monkeypatch.setattr(type(ray._private.worker.global_worker), "gcs_client", client, raising=False)
     monkeypatch.setattr("ray.autoscaler.v2.utils.is_autoscaler_v2", lambda **_options: False)
+    monkeypatch.setattr(nodes, "REPORT_S", 0)
     return reports
 
 

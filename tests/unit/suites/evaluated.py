@@ -3,7 +3,7 @@
 import asyncio
 from contextlib import nullcontext
 
-from pipeline import experiment, models, preflight, pretrained
+from pipeline import experiment, preflight, pretrained
 from pipeline.config import Config
 from pipeline.errors import RowFailed
 from pipeline.run import Machinery
@@ -48,7 +48,7 @@ def evaluate(monkeypatch, tmp_path, config: Config, chat: ScriptedChat) -> list[
         return len(results)
 
     (tmp_path / "adapter_model.safetensors").write_text("matrices")
-    monkeypatch.setattr(models, "check_adapter", lambda *_arguments: None)
+    monkeypatch.setattr(experiment, "check_adapter", lambda *_arguments: None)
     monkeypatch.setattr(preflight, "check_models", lambda *_arguments: [])
     monkeypatch.setattr(pretrained, "generation_settings", lambda *_arguments: {})
     told: list[str] = []

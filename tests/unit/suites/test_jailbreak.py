@@ -25,7 +25,15 @@ from pipeline.suites.jailbreak import PROMPTS, Jailbreak, ready
 from pipeline.suites.jailbreak import transforms as t
 from pipeline.suites.jailbreak.recipe import AttackRecipe
 from pipeline.suites.jailbreak.schema import ATTACKS
-from pipeline.suites.jailbreak.summary import average, by_attack, by_goal, difference, unbroken, worst_decile
+from pipeline.suites.jailbreak.summary import (
+    average,
+    by_attack,
+    by_goal,
+    difference,
+    goals_of,
+    unbroken,
+    worst_decile,
+)
 from tests.scripted import ScriptedChat
 from tests.unit.commands.reports import Page, titles
 from tests.unit.suites import evaluated
@@ -401,7 +409,7 @@ def test_goals_by_hand():
     """The example of the specification: ten attacks, one of which works on the first goal."""
     works = {f"a{i}": [i == 3] for i in range(10)}
     table = ATTACKS.table(judged(works, "g1") + judged({f"a{i}": [False] for i in range(10)}, "g2"))
-    [row] = by_goal(table)
+    [row] = by_goal(goals_of(table))
     assert row.worst.value == 0.5 and row.safety.value == pytest.approx(19 / 20)
     assert (row.broken.successes, row.broken.trials) == (1, 2) and row.attacks == (10, 10)
 
@@ -422,7 +430,7 @@ def test_what_has_no_verdict_is_counted_and_in_no_rate():
     none, leet = by_attack(table)
     assert (leet.success, leet.answers, leet.unreadable) == (Rate(1, 1), 3, 2)
     assert (none.success, none.answers, none.failed) == (Rate(0, 1), 2, 1)
-    [row] = by_goal(table)
+    [row] = by_goal(goals_of(table))
     assert row.broken == Rate(1, 1) and row.partial == 2, "g2 and g3 have no verdict at all"
 
 
@@ -444,11 +452,11 @@ def test_undecodable_answers_are_a_share_of_those_that_ought_to_be_in_a_cipher()
 def test_differences_count_only_attacks_judged_for_both():
     base = judged({"none": [False], "leet": [True], "rot13": [True]}) + judged({"none": [False]}, "g2")
     tuned = judged({"none": [False], "leet": [False], "rot13": [None]}, arm="tuned")
-    table = ATTACKS.table(base + tuned)
-    mean = difference(table, "tuned", "vanilla", average)
+    goals = goals_of(ATTACKS.table(base + tuned))
+    mean = difference(goals, "tuned", "vanilla", average)
     assert (mean.difference, mean.n, mean.better) == (0.5, 1, 1)  # 1 against 1/2 over none and leet
-    assert difference(table, "tuned", "vanilla", unbroken).difference == 1
-    assert difference(table, "tuned", "other", average) is None
+    assert difference(goals, "tuned", "vanilla", unbroken).difference == 1
+    assert difference(goals, "tuned", "other", average) is None
 
 
 # -- report and whole evaluation

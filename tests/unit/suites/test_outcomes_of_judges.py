@@ -4,8 +4,9 @@ silently."""
 import pytest
 
 from pipeline.commands.compare import compare
-from pipeline.config import SUITES, dump
+from pipeline.config import dump
 from pipeline.errors import UserError
+from pipeline.registry import SUITES
 from pipeline.report import replicas, results
 from pipeline.report.arms import Arms
 from pipeline.suites.base import NO_JUDGEMENTS

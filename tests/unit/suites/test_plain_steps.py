@@ -2,8 +2,9 @@
 
 import asyncio
 
-from pipeline.config import SUITES, Config
+from pipeline.config import Config
 from pipeline.fingerprints import fingerprints
+from pipeline.registry import SUITES
 from pipeline.suites.asked import asked
 from pipeline.suites.discrimination import Discrimination
 from pipeline.suites.safety import Safety

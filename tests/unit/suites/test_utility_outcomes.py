@@ -47,7 +47,7 @@ def test_two_runs_are_paired_over_documents_task_by_task(run):
 def test_only_the_tasks_own_metric_counts():
     rows = [row("sft", 0, 1.0), row("sft", 0, 0.0, metric="acc_norm", primary=False)]
     utility, _ = Utility(tasks=["t"]).outcomes
-    assert [value for _, value in utility.values(table(*rows))["sft", "t"].values()] == [1.0]
+    assert utility.read([table(*rows)])["sft", "t"].values.tolist() == [1.0]
 
 
 def test_documents_of_one_number_that_are_others_are_no_pair(run):
@@ -97,8 +97,8 @@ def limited(run, monkeypatch):
 @pytest.mark.parametrize(
     ("limit", "told"),
     [
-        ("t.utility=0.5", "utility (sft, t, acc) = 0.4"),
-        ("t.difference=-0.2", "difference (sft, t"),
+        ("t.utility=0.5", "utility is below 0.5: 0.4 [0.118, 0.769] (sft, t, acc, n = 5)"),
+        ("t.difference=-0.2", "difference is below -0.2: -0.4 [-0.8, 0] (sft, t, "),
     ],
 )
 def test_a_limit_names_a_task_and_its_loss(limited, limit, told):

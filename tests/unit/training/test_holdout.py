@@ -13,7 +13,8 @@ import torch
 from pipeline.errors import UserError
 from pipeline.fingerprints import fingerprints
 from pipeline.training import arm, equal, examples, identity, loop
-from pipeline.training.config import SFT, Train
+from pipeline.training.base import Train
+from pipeline.training.config import SFT
 from pipeline.training.job import HELD_OUT, HISTORY, write_table
 from tests import scripted, tiny
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.training import dpo, reference
-from tests.unit.training.test_dpo import build, place  # noqa: F401  a fixture
+from tests.unit.training.test_dpo import build, place, randomise  # noqa: F401  a fixture
 
 
 def test_a_pass_that_was_killed_goes_on_where_it_was(place, monkeypatch):  # noqa: F811
@@ -94,3 +94,26 @@ def test_a_sharded_model_takes_all_workers_in_every_pass(monkeypatch):
         job = SimpleNamespace(train=SimpleNamespace(fsdp=fsdp))
         entries = reference._computed(trainer, job, [[0], [2], [4]], "unused", 6)
         assert passes == expected and entries == [(2, 0.0, 0.0)]
+
+
+def test_a_fresh_adapter_is_left_out_of_the_pass_and_changes_nothing(place, monkeypatch):  # noqa: F811
+    seen = []
+    log_probs_of = dpo.SharedPrefixTrainer.log_probs_of
+
+    def noted(trainer, members):
+        seen.append(trainer.model.get_model_status().enabled)
+        return log_probs_of(trainer, members)
+
+    monkeypatch.setattr(dpo.SharedPrefixTrainer, "log_probs_of", noted)
+    without = build(place, "without").data_collator.reference
+    assert set(seen) == {False}
+    seen.clear()
+    monkeypatch.setattr(reference, "_adds_nothing", lambda model: False)
+    trainer = build(place, "with")
+    assert set(seen) == {True}
+    assert torch.equal(trainer.data_collator.reference, without)
+    monkeypatch.undo()
+    assert reference._adds_nothing(trainer.model)
+    randomise(trainer.model, seed=1)
+    assert not reference._adds_nothing(trainer.model)
+    assert all(p.requires_grad for name, p in trainer.model.named_parameters() if ".lora_" in name)
