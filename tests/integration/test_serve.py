@@ -16,7 +16,7 @@ import openai
 import psutil
 import pytest
 
-from tests.integration.test_engine_adapters import make
+from tests.integration.test_engine import make
 
 pytestmark = pytest.mark.timeout(900)
 ASK = [{"role": "user", "content": "How can I repair a bicycle?"}]

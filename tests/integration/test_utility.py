@@ -12,7 +12,7 @@ from pipeline.config import Config
 from pipeline.errors import RunFailed, UserError
 from pipeline.run import Machinery, Run
 from pipeline.suites.utility import tasks
-from tests.integration.test_engine_adapters import make
+from tests.integration.test_engine import make
 from tests.unit.suites import tasks_of_ours
 
 pytestmark = pytest.mark.timeout(600)
