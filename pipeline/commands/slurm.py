@@ -109,7 +109,7 @@ def allocation(config: Config) -> Nodes:
             )
     kinds = {need.gpu_kind: need for need in on_gpus if need.gpu_kind}
     if len(kinds) > 1:
-        asked = ", ".join(f"{need.section}.accelerator_type = {kind}" for kind, need in kinds.items())
+        asked = ", ".join(f"accelerator_type = {kind} ({need.stage})" for kind, need in kinds.items())
         raise UserError(f"{asked}: the nodes of a Slurm job are all alike; set one kind")
     gpus = min(NODE_GPUS, max(need.most * need.gpus for need in on_gpus))
     gpus = max(gpus, max(need.gpus for need in on_gpus))

@@ -91,7 +91,9 @@ def _place(path: str) -> tuple[Any, str]:
 
 
 def possible(path: str) -> bool:
-    """Whether this process can write a file on a condition."""
+    """Whether this process can write a file on a condition. A store that has failed is tried once more."""
+    if _place(path)[0] is None:
+        _stores.pop("/".join(path.split("/", 3)[:3]), None)
     return _place(path)[0] is not None
 
 

@@ -4,8 +4,8 @@ Every engine and every trainer that starts reads all weights. If $SETBACKS_NODE_
 node's own disk, the first process of a node copies the files there, the others wait for it, and all of them
 read the copy. For models of a hub there is HF_HOME, which may be on the node's own disk, too.
 
-CACHE/models-UID/NAME-KEY/       a whole copy: it appears at once
-CACHE/models-UID/NAME-KEY.part/  a copy that is being made, or was when its process died
+CACHE/models-UID/NAME-KEY/       a whole copy: it appears and disappears at once
+CACHE/models-UID/NAME-KEY.part/  a copy that is being made or deleted, or was when its process died
 CACHE/models-UID/NAME-KEY.lock   shared by the processes that use the copy; held alone by one that makes or
                                  deletes it
 
@@ -19,6 +19,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +30,9 @@ SPARE = (
 )
 GIB = 2**30
 _UNREAD = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.gguf", "*.onnx", "*.msgpack")
-_locks: list[int] = []  # of the copies that this process uses, until it ends
+WAIT_S = 3600.0  # for a process that makes the copy
+_POLL_S = 0.2
+_locks: dict[Path, int] = {}  # of the copies that this process uses, until it ends
 
 
 def read_from(model_dir: str, tell: Callable[[str], object]) -> str:
@@ -60,35 +63,59 @@ def _copy_of(model: Path, cache: Path) -> Path:
     """The whole copy of a model, made if there is none. Raises OSError."""
     files = _files(model)
     place = cache / f"{model.name}-{_key(model, files)}"
-    lock = _opened(place)
+    if place in _locks and _is_whole(place, files):
+        return place
+    lock, end = _opened(place), time.monotonic() + WAIT_S
     try:
         while True:
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            if place.is_dir():
+            _lock(lock, fcntl.LOCK_SH, place, end)
+            if _is_whole(place, files):
                 os.utime(place)
-                _locks.append(lock)
+                _locks.setdefault(place, lock)
                 return place
             # The lock is released in between: somebody else may make the copy, or delete it again.
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not place.is_dir():
+            _lock(lock, fcntl.LOCK_EX, place, end)
+            if not _is_whole(place, files):
                 _make(model, files, place)
     except BaseException:
         os.close(lock)
         raise
 
 
+def _lock(lock: int, kind: int, place: Path, end: float) -> None:
+    """Take a lock, or raise OSError if it cannot be had until the time `end`."""
+    if kind == fcntl.LOCK_EX and place in _locks:
+        raise OSError(errno.ENOENT, f"files of {place}, which this process reads, are gone")
+    while True:
+        try:
+            return fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise OSError(errno.ETIMEDOUT, f"{place} was locked for {WAIT_S / 60:.0f} minutes") from None
+            time.sleep(_POLL_S)
+
+
+def _is_whole(place: Path, files: dict[str, os.stat_result]) -> bool:
+    """Whether a copy has all files, with their sizes: a cleaner of old files may have been at it."""
+    try:
+        return all((place / name).stat().st_size == about.st_size for name, about in files.items())
+    except OSError:
+        return False
+
+
 def _make(model: Path, files: dict[str, os.stat_result], place: Path) -> None:
-    """Copy the files. The caller holds the lock. Raises OSError, and then leaves nothing."""
+    """Copy the files. The caller holds the lock. Raises OSError, and then leaves no copy."""
     part = place.with_name(f"{place.name}.part")
     shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(place, ignore_errors=True)  # not whole
     _make_room(sum(about.st_size for about in files.values()), place.parent)
     try:
-        for name, about in files.items():
+        for name in files:
             (part / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(model / name, part / name)
             _sync(part / name)
-            if (part / name).stat().st_size != about.st_size:
-                raise OSError(errno.EIO, f"{model / name} changed while it was copied")
+        if _key(model, _files(model)) != _key(model, files) or not _is_whole(part, files):
+            raise OSError(errno.EIO, f"{model} changed while it was copied")
         part.rename(place)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
@@ -97,18 +124,36 @@ def _make(model: Path, files: dict[str, os.stat_result], place: Path) -> None:
 
 def _make_room(needed: int, cache: Path) -> None:
     """Delete copies that no process uses until there is room. Raises OSError if that is not enough."""
-    copies = [place for place in cache.iterdir() if place.is_dir()]
-    for place in [*sorted(copies, key=lambda place: place.stat().st_mtime), None]:
-        total, _, free = shutil.disk_usage(cache)
-        left = free - SPARE * total
-        if needed <= left:
-            return
-        if place is not None:
+    copies = sorted((_used_last(place), _size(place), place) for place in cache.iterdir() if place.is_dir())
+    total, _, free = shutil.disk_usage(cache)
+    left = free - SPARE * total
+    # If all copies together are too small, deleting them would cost others their copies in vain.
+    if needed <= left + sum(size for _, size, _ in copies):
+        for _, _, place in copies:
+            if needed <= left:
+                break
             _delete(place)
-    raise OSError(
-        errno.ENOSPC,
-        f"a copy takes {needed / GIB:.1f} GiB, and {max(0, left) / GIB:.1f} GiB of the disk may be used",
-    )
+            left = shutil.disk_usage(cache).free - SPARE * total
+    if needed > left:
+        raise OSError(
+            errno.ENOSPC,
+            f"a copy takes {needed / GIB:.1f} GiB, and {max(0, left) / GIB:.1f} GiB of the disk may be used",
+        )
+
+
+def _used_last(place: Path) -> float:
+    with suppress(FileNotFoundError):  # renamed or deleted in between
+        return place.stat().st_mtime
+    return 0.0
+
+
+def _size(place: Path) -> int:
+    size = 0
+    for directory, _, names in os.walk(place):
+        for name in names:
+            with suppress(FileNotFoundError):
+                size += os.stat(os.path.join(directory, name)).st_size
+    return size
 
 
 def _delete(place: Path) -> None:
@@ -117,7 +162,12 @@ def _delete(place: Path) -> None:
     try:
         with suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(place, ignore_errors=True)
+            part = place.with_name(f"{place.name.removesuffix('.part')}.part")
+            if place != part:
+                # Under its own name, what is left by a process that dies here would look like a copy.
+                shutil.rmtree(part, ignore_errors=True)
+                place.rename(part)
+            shutil.rmtree(part, ignore_errors=True)
     finally:
         os.close(lock)
 
@@ -132,6 +182,9 @@ def _files(model: Path) -> dict[str, os.stat_result]:
     found: dict[str, os.stat_result] = {}
     for directory, below, names in os.walk(model, onerror=_raise):
         below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in below:
+            if os.path.islink(os.path.join(directory, name)):
+                raise OSError(errno.ELOOP, f"{Path(directory, name)} is a link to a directory")
         for name in sorted(names):
             path = Path(directory, name)
             if not any(path.match(ending) for ending in _UNREAD):

@@ -164,8 +164,8 @@ def agree(run_dir: str) -> None:
         why = "obstore is not installed" if lacks else "the store has refused one, or its keys were not found"
         raise UserError(
             f"run_dir = {run_dir}: its first attempt wrote on conditions, and this process cannot ({why});"
-            f" {INSTALL if lacks else 'run it with the keys and the network of the first'}, or choose another"
-            " run_dir"
+            f" {INSTALL if lacks else 'run it again, with the keys and the network of the first'}, or choose"
+            " another run_dir"
         )
 
 

@@ -89,13 +89,15 @@ def _document_by_document(query, key, value, cu_seq_lens, scaling, sliding_windo
                 torch.ones(length, length, dtype=torch.bool, device=q.device).tril().triu(1 - sliding_window)
             )
         outputs.append(
-            _in_float32(q, k, v, band, dropout, is_causal=band is None, scale=scaling, enable_gqa=grouped)
+            _without_autocast(
+                q, k, v, band, dropout, is_causal=band is None, scale=scaling, enable_gqa=grouped
+            )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2).to(query.dtype)
 
 
-def _in_float32(*args, **options):
-    """SDPA as it is called, without the cast to bfloat16 that autocast makes on a CPU.
+def _without_autocast(*args, **options):
+    """SDPA in the precision of its inputs: on a CPU, autocast would cast float32 to bfloat16.
 
     Its backward kernel for bfloat16 takes five times as long as that for float32 on 100 tokens, three times
     on 200. From 1 000 tokens on it may be a third faster; documents here are short.
@@ -156,7 +158,7 @@ def shared_attention(
         k, v = (x.index_select(2, path) for x in (key, value))
         mask = shared.mask(part, sliding_window)
         outputs.append(
-            _in_float32(
+            _without_autocast(
                 q,
                 k,
                 v,

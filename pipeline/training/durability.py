@@ -89,7 +89,7 @@ class Durability(Section):
             try:
                 self.trainer(one, train)
             except ValidationError as e:
-                whose = "train" if one.own.workers == train.workers else one.arm
+                whose = "train" if one.own == train else one.arm
                 told = e.errors()[0]["msg"].removeprefix("Value error, ")
                 raise ValueError(f"durability, with the workers of {whose}: {told}") from None
 

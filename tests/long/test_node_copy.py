@@ -70,7 +70,7 @@ def test_a_run_reads_the_copy_alone(tmp_path, monkeypatch):
     whole = run(tmp_path / "whole", model, None)
 
     monkeypatch.setenv(node_copy.CACHE, str(cache))
-    monkeypatch.setattr(node_copy, "_locks", [])
+    monkeypatch.setattr(node_copy, "_locks", {})
     copy = Path(node_copy.read_from(str(model), pytest.fail))
     [file] = model.glob("*.safetensors")
     about = file.stat()

@@ -5,6 +5,7 @@ import fcntl
 import os
 import shutil
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +23,7 @@ def model(tmp_path) -> Path:
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv(node_copy.CACHE, str(tmp_path / "cache"))
-    monkeypatch.setattr(node_copy, "_locks", [])
+    monkeypatch.setattr(node_copy, "_locks", {})
     return tmp_path / "cache" / f"models-{os.getuid()}"
 
 
@@ -33,6 +34,7 @@ def copied(monkeypatch) -> Counter[str]:
 
     def spy(source, target):
         counts[Path(source).name] += 1
+        time.sleep(0.05)  # so that others come while it is copied
         return real(source, target)
 
     monkeypatch.setattr(node_copy.shutil, "copyfile", spy)
@@ -61,7 +63,7 @@ def read(model: Path) -> tuple[Path, list[str]]:
 def end() -> None:
     """The processes that used copies have ended."""
     while node_copy._locks:
-        os.close(node_copy._locks.pop())
+        os.close(node_copy._locks.popitem()[1])
 
 
 def test_without_a_cache_and_for_hub_ids_nothing_is_copied(model, tmp_path, monkeypatch):
@@ -140,7 +142,8 @@ def test_copies_that_nobody_uses_make_room_the_oldest_first(tmp_path, cache, mon
     for age, place in enumerate(reversed(places)):
         os.utime(place, (1e9 - age, 1e9 - age))  # c was used last
     end()
-    kept, _ = read(models[0])  # it is the oldest no longer, and in use
+    kept, _ = read(models[0])  # it is the oldest no longer
+    end()
     last, told = read(models[3])
     assert told == [] and last.exists() and kept.exists()
     assert [place.exists() for place in places] == [True, False, True]
@@ -174,3 +177,78 @@ def test_a_cache_that_others_can_write_is_not_used(model, cache):
     cache.chmod(0o777)
     place, [told] = read(model)
     assert place == model and "can be written by others" in told
+
+
+def test_what_is_left_of_an_interrupted_deletion_is_no_copy(model, cache, monkeypatch):
+    place, _ = read(model)
+    end()
+    real = shutil.rmtree
+
+    def dies(path, **_options):
+        (Path(path) / "config.json").unlink(missing_ok=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(node_copy.shutil, "rmtree", lambda path, **_: dies(path) if path.exists() else None)
+    with pytest.raises(KeyboardInterrupt):
+        node_copy._delete(place)
+    monkeypatch.setattr(node_copy.shutil, "rmtree", real)
+    assert not place.exists()
+    assert read(model)[0] == place and (place / "config.json").exists()
+
+
+def test_a_copy_of_which_a_cleaner_took_a_file_is_made_anew(model, cache, copied):
+    place, _ = read(model)
+    end()
+    (place / "model.safetensors").unlink()
+    assert read(model) == (place, []) and (place / "model.safetensors").stat().st_size == 5000
+    assert copied["config.json"] == 2
+
+
+def test_a_process_whose_copy_is_gone_reads_the_model_from_where_it_is(model, cache):
+    place, _ = read(model)
+    assert read(model) == (place, []) and len(node_copy._locks) == 1
+    shutil.rmtree(place)
+    found, [told] = read(model)
+    assert found == model and "which this process reads, are gone" in told
+
+
+def test_one_that_waits_too_long_reads_the_model_from_where_it_is(model, cache, monkeypatch):
+    place, _ = read(model)
+    end()
+    shutil.rmtree(place)
+    monkeypatch.setattr(node_copy, "WAIT_S", 0.1)
+    lock = node_copy._opened(place)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    found, [told] = read(model)
+    os.close(lock)
+    assert found == model and "was locked for" in told
+
+
+def test_a_model_that_does_not_fit_at_all_costs_others_no_copy(tmp_path, cache, monkeypatch):
+    disk(monkeypatch, cache, 20_000)
+    small, large = make(tmp_path / "shared/small"), make(tmp_path / "shared/large", b"w" * 90_000)
+    place, _ = read(small)
+    end()
+    found, [told] = read(large)
+    assert found == large and "may be used" in told and place.exists()
+
+
+def test_a_model_with_a_linked_directory_is_read_from_where_it_is(model, cache, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (model / "linked").symlink_to(tmp_path / "elsewhere")
+    place, [told] = read(model)
+    assert place == model and "is a link to a directory" in told
+
+
+def test_a_model_that_changes_while_it_is_copied_is_not_kept(model, cache, monkeypatch):
+    real = shutil.copyfile
+
+    def rewritten(source, target):
+        real(source, target)
+        Path(source).resolve().write_bytes(Path(source).read_bytes())  # of equal size
+        os.utime(Path(source).resolve(), (1, 1))
+
+    monkeypatch.setattr(node_copy.shutil, "copyfile", rewritten)
+    place, [told] = read(model)
+    assert place == model and "changed while it was copied" in told
+    assert [path.suffix for path in cache.iterdir()] == [".lock"]

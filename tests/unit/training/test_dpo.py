@@ -202,8 +202,10 @@ def test_staged_runs_are_one_per_falling_gap(place):
     assert len(trainer.data_collator.chosen) == 12 and trainer.args.max_steps == 2
 
 
-def test_inputs_of_the_adapter_that_peft_does_not_cast_give_the_same_training(place, monkeypatch):
-    ours, _ = trained(place, "uncast", bf16=True)
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_inputs_of_the_adapter_that_peft_does_not_cast_give_the_same_training(place, monkeypatch, dropout):
+    lora = {"rank": 4, "dropout": dropout}
+    ours, _ = trained(place, f"uncast-{dropout}", bf16=True, lora=lora)
     monkeypatch.setattr(loop, "_leave_casts_to_autocast", lambda model: None)
-    cast, _ = trained(place, "cast", bf16=True)
+    cast, _ = trained(place, f"cast-{dropout}", bf16=True, lora=lora)
     assert ours.keys() == cast.keys() and all(torch.equal(ours[name], cast[name]) for name in ours)

@@ -14,7 +14,7 @@ from tests import tiny
 def test_an_adapter_does_not_name_the_copy_that_its_base_was_read_from(tmp_path, monkeypatch):
     model, cache = tiny.save(tmp_path / "model"), tmp_path / "cache"
     monkeypatch.setenv(node_copy.CACHE, str(cache))
-    monkeypatch.setattr(node_copy, "_locks", [])
+    monkeypatch.setattr(node_copy, "_locks", {})
     read, real = [], sft.pretrained.model
     monkeypatch.setattr(
         "pipeline.pretrained.model", lambda *args, **more: read.append(args[0]) or real(*args, **more)

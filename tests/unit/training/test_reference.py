@@ -105,7 +105,8 @@ def test_a_fresh_adapter_is_left_out_of_the_pass_and_changes_nothing(place, monk
         return log_probs_of(trainer, members)
 
     monkeypatch.setattr(dpo.SharedPrefixTrainer, "log_probs_of", noted)
-    without = build(place, "without").data_collator.reference
+    fresh = build(place, "without")
+    without = fresh.data_collator.reference
     assert set(seen) == {False}
     seen.clear()
     monkeypatch.setattr(reference, "_adds_nothing", lambda model: False)
@@ -116,4 +117,5 @@ def test_a_fresh_adapter_is_left_out_of_the_pass_and_changes_nothing(place, monk
     assert reference._adds_nothing(trainer.model)
     randomise(trainer.model, seed=1)
     assert not reference._adds_nothing(trainer.model)
-    assert all(p.requires_grad for name, p in trainer.model.named_parameters() if ".lora_" in name)
+    assert fresh.model.get_model_status().enabled is True
+    assert all(p.requires_grad for name, p in fresh.model.named_parameters() if ".lora_" in name)
