@@ -1,8 +1,18 @@
 """Errors that a user can fix. Each is one sentence: the field or file, the value found, and the remedy."""
 
 import errno
+import re
 
-_NOT_USABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+_REMEDIES = dict.fromkeys(
+    (errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions, or name another place"
+)
+_REMEDIES |= dict.fromkeys(
+    (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP),
+    "name another place",
+)
+_REMEDIES |= dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or name another place")
+# Of pyarrow, whose errors do not name the file apart.
+_ADDED = re.compile(r"^\[Errno \d+\] |\.? Detail: .*$")
 
 
 class UserError(Exception):
@@ -30,7 +40,7 @@ class NoAnswer(RowFailed):
 
 def of_place(e: OSError) -> str | None:
     """A sentence for a file or directory that cannot be read or written; None if that is not the error."""
-    if e.errno not in _NOT_USABLE:
+    if e.errno not in _REMEDIES:
         return None
-    told = f"{e.filename}: {e.strerror}" if e.filename else str(e)
-    return f"{told}; change its permissions, or name another place"
+    told = f"{e.filename}: {e.strerror}" if e.filename else _ADDED.sub("", str(e))
+    return f"{told}; {_REMEDIES[e.errno]}"

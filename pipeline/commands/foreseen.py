@@ -10,7 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, cycle, islice
 
 import pyarrow.parquet as pq
 
@@ -27,9 +27,14 @@ from pipeline.training import equal
 
 ROWS = 300  # of a method that are tried
 MOST_COUNTED = 10_000  # of the other rows, if a plan has not counted them
-SHORT = 20  # words of a short text
+SHORT = 30  # words of a short text
 LONG = 4  # long texts: as many of them are as long as an item of training may be
 _FILE = "data.parquet"
+# In the place of what a model writes: words as long, and in as few tokens, as those of most answers.
+_WORDS = [
+    *("this", "answer", "is", "harmful", "because", "it", "tells", "how", "to", "do", "what", "would"),
+    *("hurt", "other", "people", "and", "a", "safe", "answer", "would", "say", "no", "and", "say", "why"),
+]
 
 
 def steps(
@@ -99,7 +104,7 @@ def _examples(
     """The training rows that would be made of these rows."""
 
     def writes(step: str, most_tokens: int) -> str:
-        return " ".join([step] * min(most_tokens, most_words))
+        return " ".join(islice(chain([step], cycle(_WORDS)), min(most_tokens, most_words)))
 
     recipe = method.model_copy(update={"gates": None}).recipe(config.seed)  # the texts would not pass
     empty = dict.fromkeys(method.generated.names)

@@ -56,9 +56,15 @@ def init(
     guess = _other_split(source)
     held_out = held_out or _asked(ask, "Instructions for evaluation only, or none", guess or NO_EVALUATION)
     _check_source("--held-out", held_out)
+    if held_out == source and not source.startswith("hub:"):
+        raise UserError(
+            f"--held-out = {held_out}: the same instructions are trained on; name others, or {NO_EVALUATION}"
+        )
     if gpus is None:
         found = len(environment.gpus())
         gpus = int(_asked(ask, "GPUs", found)) if ask else found
+    if gpus < 0:
+        raise UserError(f"--gpus = {gpus}: give the number of GPUs, 0 for none")
     text = _text(path, model, source, method, None if held_out == NO_EVALUATION else held_out, gpus)
     files.validated(Config, yaml_text.parse(text), path)
     directory = os.path.dirname(path)

@@ -226,6 +226,3 @@ def _for_review(answers: list[Answer], count: int) -> str:
 
 def _lines(rows: Iterable[dict]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-# -- printing

@@ -149,6 +149,3 @@ def _is_empty(value: Any) -> bool:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
-
-
-# -- judging

@@ -31,7 +31,7 @@ class Condition:
         if name not in schema.names:
             single = [field.name for field in schema if not pa.types.is_nested(field.type)]
             raise UserError(f"{option}: there is no column {shown(name, 40)}; it has {', '.join(single)}")
-        made = cls(schema.field(name), value)
+        made = cls(schema.field(name), value.strip())
         if value != NULL:
             made.matches(pa.array([], made.column.type))
         return made
@@ -48,8 +48,8 @@ class Condition:
             raise UserError(f"--where {self}: the column is a {kind}; pick rows by single values")
         try:
             wanted = pa.scalar(self.value.lower() if pa.types.is_boolean(kind) else self.value).cast(kind)
-        except pa.ArrowInvalid:
-            raise UserError(f"--where {self}: the column is a {kind}") from None
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            raise UserError(f"--where {self}: the column holds values of type {kind}") from None
         return pc.fill_null(pc.equal(column, wanted), False)
 
 
@@ -63,10 +63,15 @@ def filtered(table: pa.Table, conditions: Sequence[Condition]) -> pa.Table:
     return table
 
 
-def check_found(conditions: Sequence[Condition], known: dict[str, Sequence[str]]) -> None:
-    """Raises UserError if no row has a value. known: column → its values, of columns that hold no texts."""
+def check_found(conditions: Sequence[Condition], known: dict[str, Sequence[str]], rows: int) -> None:
+    """Raises UserError if no row has a value, or all of them.
+
+    known: column → its values, of columns that hold no texts. rows: how many have all values.
+    """
     for condition in conditions:
         if not condition.found:
             values = [shown(one, 40) for one in known.get(condition.column.name, ())]
             told = f"; there are {', '.join(values[:_MOST_VALUES])}" if values else ""
             raise UserError(f"--where {condition}: no row has this value{told}")
+    if conditions and not rows:
+        raise UserError(f"--where {', '.join(map(str, conditions))}: no row has all of these values")

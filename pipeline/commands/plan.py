@@ -280,7 +280,7 @@ def _show_calls(name: str, hidden: list[str], calls: list[Call], number: int, co
             if (role, text) in told:
                 continue
             told.add((role, text))
-            shown = _without(text, hidden, 2 if role == "assistant" else MASKED_WORDS)
+            shown = _without(text, hidden, 3 if role == "assistant" else MASKED_WORDS)
             console.print(f"  {call.step} ({role}): {escape(_one_line(shown))}")
     console.print()
 

@@ -49,7 +49,7 @@ def show(
         for name in counts:
             counts[name].update(_counted(table[name]))
             known[name].update(_counted(whole[name]) if conditions else {})
-    picked.check_found(conditions, {name: list(values) for name, values in known.items()})
+    picked.check_found(conditions, {name: list(values) for name, values in known.items()}, total)
     if total and offset >= total:
         raise UserError(f"--offset {offset}: there are only {total} rows; the first has offset 0")
     if as_json:

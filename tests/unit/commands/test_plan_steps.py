@@ -46,6 +46,14 @@ def test_packed_sequences_depend_on_lengths_that_are_not_known_yet(tmp_path):
     assert low < high <= 60
 
 
+def test_the_quickstarts_steps_are_within_what_was_foreseen(tmp_path):
+    """A run takes 72 steps an arm (docs/quickstart.md)."""
+    told = planned(load("configs/quickstart.yaml", [f"run_dir={tmp_path}/run"]))
+    [line] = [line for line in told.splitlines() if ": about " in line]
+    low, high = (int(word) for word in line.partition("about ")[2].split(" steps")[0].split(" to "))
+    assert low <= 72 <= high < 120
+
+
 def test_few_steps_are_warned_of_with_the_remedy(tmp_path):
     told = planned(config(tmp_path, 4))
     assert (

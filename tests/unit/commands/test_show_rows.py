@@ -93,8 +93,8 @@ def test_json_has_the_same_rows(answers, capsys):
         ("arms=sft", 0, "there is no column arms; it has id, "),
         ("arm=stf", 0, "--where arm = stf: no row has this value; there are vanilla, sft"),
         ("id=nowhere", 0, "--where id = nowhere: no row has this value$"),
-        ("harmful=yes please", 0, "the column is a bool"),
-        ("sample=many", 0, "the column is a int32"),
+        ("harmful=yes please", 0, "the column holds values of type bool"),
+        ("sample=many", 0, "the column holds values of type int32"),
         ("messages=x", 0, "pick rows by single values"),
         ("arm=sft", 8, "--offset 8: there are only 8 rows"),
     ],
@@ -105,9 +105,15 @@ def test_what_cannot_be_picked_is_one_sentence(answers, where, offset, words):
     assert "\n" not in str(e.value)
 
 
-def test_values_that_occur_but_not_together_give_no_rows(answers):
-    text, picked = shown(answers, "id=r3", "arm=vanilla")
-    assert picked == [] and "0 rows of 16" in text
+def test_values_that_occur_but_not_together_are_refused(answers):
+    with pytest.raises(UserError, match="arm = vanilla: no row has all of these values"):
+        shown(answers, "id=r3", "arm=vanilla")
+
+
+def test_a_column_without_any_value_has_no_other(tmp_path):
+    pq.write_table(pa.table({"id": ["1"], "empty": pa.nulls(1)}), tmp_path / "data.parquet")
+    with pytest.raises(UserError, match="empty = 1"):
+        shown(tmp_path, "empty=1")
 
 
 @pytest.mark.parametrize("schema", [INSTRUCTIONS, *WRITTEN], ids=lambda schema: schema.name)

@@ -28,7 +28,7 @@ def test_any_kind_is_taken_if_none_is_named():
 
 
 def test_two_kinds_are_refused_since_a_job_s_nodes_are_alike():
-    told = r"^engine\.accelerator_type = L40S, train\.accelerator_type = H100: the nodes of a Slurm job are"
+    told = r"^accelerator_type = L40S \(evaluate\), accelerator_type = H100 \(train sft.*\): the nodes of a Slurm"
     with pytest.raises(UserError, match=told):
         slurm.script(config("L40S", "H100"))
 
