@@ -58,15 +58,15 @@ def logged():
     """Everything that is logged from now on, however unimportant."""
     logged = io.StringIO()
     handler = logging.StreamHandler(logged)
-    # A run in the same process keeps the clients' loggers from the root logger, and quiet.
+    # A run in the same process keeps the clients' loggers from the root logger, quiet, and with its handlers.
     loggers = [logging.getLogger(name) for name in (None, "httpx", "httpcore")]
-    levels = [logger.level for logger in loggers]
+    before = [(logger.handlers, logger.level) for logger in loggers]
     for logger in loggers:
-        logger.addHandler(handler)
+        logger.handlers = [*logger.handlers, handler]
         logger.setLevel(logging.DEBUG)
     yield logged
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.removeHandler(handler)
+    for logger, (handlers, level) in zip(loggers, before, strict=True):
+        logger.handlers = handlers
         logger.setLevel(level)
 
 
