@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,30 +42,28 @@ def init(
     """Write the configuration. ask: for what is None; without it, defaults. Raises UserError."""
     if os.path.exists(path):
         raise UserError(f"{path}: exists already; name another file, or remove it")
-    model = model or _asked(ask, "Model (a directory or a hub id)", "toy")
-    method = method or _asked(ask, f"Method ({', '.join(PROPOSED)})", next(iter(PROPOSED)))
-    if method not in PROPOSED:
-        raise UserError(f"--method {shown(method, 60)}: known are {', '.join(PROPOSED)}")
+    answered = partial(_answered, ask, log)
+    model = answered(model, "Model (a directory or a hub id)", "toy")
+    method = answered(method, f"Method ({', '.join(PROPOSED)})", next(iter(PROPOSED)), _check_method)
     known = _of_toy("methods").get(method, {}).get("source") if model == "toy" else None
-    source = source or _asked(ask, "Red-team instructions (a file, a directory, or hub:NAME)", known)
-    if not source:
-        raise UserError(
-            "--source is missing: name red-team instructions, such as --source data/requests.jsonl"
-        )
-    _check_source("--source", source)
-    guess = _other_split(source)
-    held_out = held_out or _asked(ask, "Instructions for evaluation only, or none", guess or NO_EVALUATION)
-    _check_source("--held-out", held_out)
-    if held_out == source and not source.startswith("hub:"):
-        raise UserError(
-            f"--held-out = {held_out}: the same instructions are trained on; name others, or {NO_EVALUATION}"
-        )
-    if gpus is None:
-        found = len(environment.gpus())
-        gpus = int(_asked(ask, "GPUs", found)) if ask else found
-    if gpus < 0:
-        raise UserError(f"--gpus = {gpus}: give the number of GPUs, 0 for none")
-    text = _text(path, model, source, method, None if held_out == NO_EVALUATION else held_out, gpus)
+    source = answered(
+        source,
+        "Red-team instructions (a file, a directory, or hub:NAME)",
+        known,
+        partial(_check_source, "--source"),
+    )
+
+    def check_held_out(path: str) -> None:
+        _check_source("--held-out", path)
+        if path == source and not source.startswith("hub:"):
+            raise UserError(
+                f"--held-out = {path}: the same instructions are trained on; name others, or {NO_EVALUATION}"
+            )
+
+    guess = _other_split(source) or NO_EVALUATION
+    held_out = answered(held_out, "Instructions for evaluation only, or none", guess, check_held_out)
+    gpus = answered(gpus, "GPUs", len(environment.gpus()), _check_gpus)
+    text = _text(path, model, source, method, None if held_out == NO_EVALUATION else held_out, int(gpus))
     files.validated(Config, yaml_text.parse(text), path)
     directory = os.path.dirname(path)
     try:
@@ -78,8 +76,38 @@ def init(
         log(f"{path}: evaluates nothing; --held-out names instructions that are not trained on")
 
 
-def _asked(ask: Ask | None, question: str, default: Any) -> Any:
-    return ask(question, default) if ask else default
+def _answered(
+    ask: Ask | None,
+    log: Callable[[str], Any],
+    given: Any,
+    question: str,
+    default: Any,
+    check: Callable[[Any], None] = lambda _value: None,
+) -> Any:
+    """What an option gives, else the answer to a question, which is asked until the answer passes the check;
+    without `ask`, the default. Raises UserError for an option or a default that does not pass."""
+    if given is not None or ask is None:
+        value = default if given is None else given
+        check(value)
+        return value
+    while True:
+        value = ask(question, default)
+        try:
+            check(value)
+        except UserError as e:
+            log(str(e))
+        else:
+            return value
+
+
+def _check_method(name: str) -> None:
+    if name not in PROPOSED:
+        raise UserError(f"--method {shown(name, 60)}: known are {', '.join(PROPOSED)}")
+
+
+def _check_gpus(number: Any) -> None:
+    if not str(number).isdecimal():
+        raise UserError(f"--gpus = {shown(str(number), 20)}: give the number of GPUs, 0 for none")
 
 
 def _of_toy(part: str) -> Any:
@@ -87,8 +115,12 @@ def _of_toy(part: str) -> Any:
     return yaml_text.read(_TOY)[part]
 
 
-def _check_source(option: str, path: str) -> None:
+def _check_source(option: str, path: str | None) -> None:
     """Refuse toy instructions that do not exist, and prefixes without a meaning. Raises UserError."""
+    if not path:
+        raise UserError(
+            f"{option} is missing: name red-team instructions, such as {option} data/requests.jsonl"
+        )
     prefix, colon, name = path.partition(":")
     toy = ", ".join(f"toy:{split}" for split in world.SPLITS)
     if path == "toy" or (prefix == "hub" and re.match("toy(:|$)", name)):

@@ -123,3 +123,25 @@ def test_a_file_that_exists_stays(written, tmp_path):
     with pytest.raises(UserError, match="exists already"):
         written()
     assert (tmp_path / "mine.yaml").read_text() == "mine"
+
+
+def test_an_answer_that_cannot_be_used_is_asked_for_again(written, tmp_path):
+    answers = {
+        "Method": ["nonsense", "mistake_analysis"],
+        "Red-team": ["toy:nonsense", "toy:harmful-train"],
+        "Instructions": ["toy:harmful-train", "toy:harmful-heldout"],
+        "GPUs": ["-1", "0"],
+    }
+
+    def ask(question, _default):
+        return answers[question.split()[0]].pop(0)
+
+    path, said = written(model="toy", source=None, method=None, held_out=None, gpus=None, ask=ask)
+    assert not any(answers.values())
+    assert [line.partition(":")[0] for line in said[:4]] == [
+        "--method nonsense",
+        "--source = toy",
+        "--held-out = toy",
+        "--gpus = -1",
+    ]
+    assert load(path).suites.safety.harmful.path == "toy:harmful-heldout"
