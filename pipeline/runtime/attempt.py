@@ -147,6 +147,15 @@ class Attempt:
         if running is not None:
             path = _path(self.directory, running["number"])
             storage.write_text(path, json.dumps({**running, "state": KILLED}, indent=1))
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove what earlier attempts have half written when they died."""
+        with suppress(OSError):  # it is in nobody's way
+            for half_written in storage.files(self.directory, ".tmp"):
+                name = storage.name(half_written)
+                if (number := name.partition(".")[0]).isdecimal() and int(number) < self._facts["number"]:
+                    storage.remove(storage.join(self.directory, name))
 
     # -- keeping it
 

@@ -53,6 +53,17 @@ def test_every_attempt_is_kept_with_how_it_ended(tmp_path):
     )
 
 
+def test_what_an_earlier_attempt_has_half_written_is_removed(tmp_path):
+    with Attempt(str(tmp_path), ["generate"]):
+        pass
+    earlier, own = (tmp_path / ".state/attempts" / f"000{n}.json.77-88.tmp" for n in (1, 2))
+    earlier.write_text("{")
+    own.write_text("{")
+    with Attempt(str(tmp_path), ["generate"]):
+        assert not earlier.exists() and own.exists()
+    assert states(str(tmp_path)) == ["finished", "finished"]
+
+
 def test_a_beat_writes_where_the_work_is(tmp_path, quick):
     with Attempt(str(tmp_path), ["generate"]):
         attempt.begin("generate")
