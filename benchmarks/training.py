@@ -68,7 +68,7 @@ def main() -> None:
 def compare(args: argparse.Namespace, scratch: str | None = None, small_dir: str | None = None) -> None:
     """All rounds, in this process; in each process of several, if `scratch` is given.
 
-    small_dir: where the small model lies, if it is there already.
+    small_dir: the directory of the small model, if it exists already.
     """
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore")

@@ -46,7 +46,7 @@ def read_from(model_dir: str, tell: Callable[[str], object]) -> str:
     try:
         return str(_copy_of(Path(os.path.abspath(model_dir)), _own(Path(cache))))
     except OSError as e:
-        tell(f"{CACHE} = {cache}: {model_dir} is read from where it is ({e.strerror or e})")
+        tell(f"{CACHE} = {cache}: the original of {model_dir} is read ({e.strerror or e})")
         return model_dir
 
 

@@ -223,7 +223,7 @@ class Train(Section):
     def determines(self, *others: str) -> dict:
         """The fields that determine the weights, for fingerprints. others: operational fields that count too.
 
-        Checkpoints are where the holdout loss is measured, so `save_steps` counts if that decides anything.
+        The holdout loss is measured at checkpoints, so `save_steps` counts if that loss decides anything.
         """
         fields = type(self).model_fields
         unset = {name for name in self.NEWER if getattr(self, name) == fields[name].default}

@@ -9,7 +9,7 @@ from tests.cluster.machines import setbacks
 
 pytestmark = pytest.mark.timeout(300)
 
-# Stand-ins for an engine and a trainer: each writes down where it was. Ray gives out what nodes say they have.
+# Stand-ins for an engine and a trainer: each records its node. Ray schedules by what the nodes claim to have.
 PLACED = """
 import sys, ray
 from pathlib import Path

@@ -121,7 +121,7 @@ def test_a_copy_that_fails_leaves_nothing_and_the_model_is_read_from_where_it_is
 
     monkeypatch.setattr(node_copy.shutil, "copyfile", full)
     place, [told] = read(model)
-    assert place == model and told.endswith("is read from where it is (No space left on device)")
+    assert place == model and told.endswith("/model is read (No space left on device)")
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
 
 
@@ -155,7 +155,7 @@ def test_copies_in_use_stay_and_a_disk_that_is_full_of_them_is_told(tmp_path, ca
     place, _ = read(first)
     found, [told] = read(second)
     assert found == second and place.exists()
-    assert "is read from where it is (a copy takes 0.0 GiB, and 0.0 GiB of the disk may be used)" in told
+    assert "is read (a copy takes 0.0 GiB, and 0.0 GiB of the disk may be used)" in told
     end()
     assert read(second)[1] == [] and not place.exists()
 
