@@ -6,13 +6,17 @@ other in one run:
     chained   two chained `ray.data.llm` processors, one engine each, Parquet at the end
     setbacks  the recipe pool: one engine, rows interleaved, row-level commits, Parquet
 
-    python benchmarks/generation.py [--model toy|small] [--rows 1000] [--tokens 64] [--rounds 3]
+    python benchmarks/generation.py [--model toy|small|DIR] [--rows 1000] [--tokens 64] [--rounds 3] [--gpu]
 
 `toy` has 1.0M parameters, so that everything beside the model shows; `small` is a random Llama of 25M. Every
-completion runs to its full length (the end-of-turn token is one that the toy never writes, and `small`
+completion runs to its full length (the end-of-turn token is one that the toy never writes, and a random model
 seldom), so that all three sample rows × 2 × tokens. All three sample with a seed per request. Rounds
 alternate the order. Prints each one's tokens/s with and without engine start and the CPU seconds of all its
 processes, medians of the rounds, and the median and range of the ratios.
+
+--gpu: engines on one GPU, with what vLLM itself chooses for it; --options: other arguments of vLLM for
+setbacks, in JSON; --adapters: setbacks' engine has so many LoRA adapters loaded, which no request uses, or
+which every request uses in turn with --adapted.
 """
 
 import argparse
@@ -47,7 +51,7 @@ STEP_2 = (
 IN_FLIGHT = 256
 COMMIT = 128
 LOOK_EVERY_S = 1  # at the CPU seconds of processes; their last second is missing
-ENGINE = {
+ENGINE = {  # on a CPU
     "dtype": "bfloat16" if cpu_has_bf16() else "float32",
     "enforce_eager": True,
     "enable_chunked_prefill": False,
@@ -55,40 +59,56 @@ ENGINE = {
     "max_num_seqs": IN_FLIGHT,
     "disable_log_stats": True,
 }
+ENGINE_ON_GPU = {
+    "dtype": "bfloat16",
+    "enable_prefix_caching": True,
+    "disable_log_stats": True,
+    "max_model_len": 4096,
+}
 
 
 class TwoSteps:
-    """The job as a recipe."""
+    """The job as a recipe. adapters: to answer with, one after the other."""
 
-    def __init__(self, tokens: int):
+    def __init__(self, tokens: int, adapters: tuple[str, ...] = ()):
         self.sampling = Sampling(tokens)
+        self.adapters = adapters or (None,)
 
     async def __call__(self, row: dict, chat) -> dict:
-        [response] = await chat([user(STEP_1.format(**row))], self.sampling, step="1")
+        adapter = self.adapters[int(row["id"].removeprefix("row-")) % len(self.adapters)]
+        [response] = await chat([user(STEP_1.format(**row))], self.sampling, step="1", adapter=adapter)
         [analysis] = await chat(
             [user(STEP_2.format(instruction=row["instruction"], response=response.text))],
             self.sampling,
             step="2",
+            adapter=adapter,
         )
         return {"response": response.text, "analysis": analysis.text, "status": OK}
 
 
-def setbacks(model: str, rows: list[dict], tokens: int) -> dict:
+def setbacks(model: str, rows: list[dict], tokens: int, args: argparse.Namespace) -> dict:
     from pipeline.data.store import Store
     from pipeline.inference.pool import Job, ModelSpec, run_recipes
     from pipeline.runtime.session import ray_session
 
+    engine = VLLM(max_num_seqs=IN_FLIGHT, rows_per_commit=COMMIT)
+    if args.gpu:
+        engine = VLLM(num_gpus=1, rows_per_commit=COMMIT, options=json.loads(args.options))
     with tempfile.TemporaryDirectory() as run_dir, ray_session(run_dir):
+        adapters = tuple(adapter_of(model, Path(run_dir, f"adapter-{i}"), i) for i in range(args.adapters))
         started = time.monotonic()
         store = Store(run_dir, "mistakes", MISTAKES)
         store.open({})
         store.write_work(rows, INSTRUCTIONS, block_rows=COMMIT)
+        settings = ENGINE_ON_GPU if args.gpu else ENGINE
         spec = ModelSpec(
-            Model(path=model, dtype=ENGINE["dtype"]),
+            Model(path=model, dtype=settings["dtype"], max_length=settings.get("max_model_len")),
             model,
-            VLLM(max_num_seqs=IN_FLIGHT, rows_per_commit=COMMIT),
+            engine,
+            adapters,
         )
-        [(_, figures)] = run_recipes([Job(TwoSteps(tokens), store)], spec, seed=0, label="setbacks")
+        recipe = TwoSteps(tokens, adapters if args.adapted else ())
+        [(_, figures)] = run_recipes([Job(recipe, store)], spec, seed=0, label="setbacks")
         busy_to = time.monotonic()
         store.finish()
         return {
@@ -99,11 +119,11 @@ def setbacks(model: str, rows: list[dict], tokens: int) -> dict:
         }
 
 
-def bare(model: str, rows: list[dict], tokens: int) -> dict:
+def bare(model: str, rows: list[dict], tokens: int, args: argparse.Namespace) -> dict:
     from vllm import LLM, SamplingParams
 
     started = time.monotonic()
-    llm = LLM(model=model, **ENGINE)
+    llm = LLM(model=model, **(ENGINE_ON_GPU if args.gpu else ENGINE))
     ready = time.monotonic()
     params = [SamplingParams(max_tokens=tokens, seed=i) for i in range(len(rows))]
     firsts = llm.chat([[user(STEP_1.format(**row))] for row in rows], params, use_tqdm=False)
@@ -125,7 +145,7 @@ def bare(model: str, rows: list[dict], tokens: int) -> dict:
     }
 
 
-def chained(model: str, rows: list[dict], tokens: int) -> dict:
+def chained(model: str, rows: list[dict], tokens: int, args: argparse.Namespace) -> dict:
     import pyarrow.parquet as pq
     import ray.data
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
@@ -186,21 +206,59 @@ PROGRAMS = {"bare": bare, "chained": chained, "setbacks": setbacks}
 def benchmark_model(name: str, directory: str) -> str:
     """The toy model, or a larger random one with its tokenizer, with an end-of-turn token that is never
     written, so that every completion has full length."""
+    from transformers import AutoTokenizer
+
     from pipeline.toy.model import WEIGHTS
 
     target = Path(directory, "model")
-    shutil.copytree(WEIGHTS, target)
+    if name not in ("toy", "small"):
+        shutil.copytree(name, target, copy_function=_linked)
+    else:
+        shutil.copytree(WEIGHTS, target)
     if name == "small":
         small_model(target)
-    for name, end in (
-        ("tokenizer_config.json", "<|pad|>"),
-        ("generation_config.json", 0),
-        ("config.json", 0),
+    never = AutoTokenizer.from_pretrained(target).convert_ids_to_tokens(0)
+    for name, key, end in (
+        ("tokenizer_config.json", "eos_token", never),
+        ("generation_config.json", "eos_token_id", 0),
+        ("config.json", "eos_token_id", 0),
     ):
         settings = json.loads((target / name).read_text())
-        settings["eos_token" if isinstance(end, str) else "eos_token_id"] = end
-        (target / name).write_text(json.dumps(settings))
+        (target / name).write_text(json.dumps(settings | {key: end}))
     return str(target)
+
+
+def _linked(source: str, target: str) -> None:
+    """Weights are not copied."""
+    if source.endswith(".safetensors"):
+        os.symlink(os.path.realpath(source), target)
+    else:
+        shutil.copyfile(source, target)
+
+
+def adapter_of(model: str, directory: Path, seed: int) -> str:
+    """A random LoRA adapter of rank 16 on all linear modules."""
+    import torch
+    from accelerate import init_empty_weights
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with init_empty_weights():
+        base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+        adapted = get_peft_model(base, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
+    random = torch.Generator().manual_seed(seed)
+    tensors = {
+        name.replace(".default", ""): 0.01 * torch.randn(p.shape, generator=random)
+        for name, p in adapted.named_parameters()
+        if "lora_" in name
+    }
+    directory.mkdir()
+    save_file(tensors, directory / "adapter_model.safetensors")
+    config = adapted.peft_config["default"]
+    config.base_model_name_or_path = model
+    config.save_pretrained(directory)
+    return str(directory)
 
 
 def small_model(target: Path) -> None:
@@ -247,12 +305,19 @@ def measure(program: str, model: str, args: argparse.Namespace) -> dict:
         str(args.rows),
         "--tokens",
         str(args.tokens),
+        "--options",
+        args.options,
+        "--adapters",
+        str(args.adapters),
+        *(["--gpu"] if args.gpu else []),
+        *(["--adapted"] if args.adapted else []),
     ]
     environment = {
         **os.environ,
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",  # as setbacks; for bare vLLM too
     }
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         child = psutil.Popen(command, env=environment, stdout=out, stderr=errors, text=True)
@@ -297,17 +362,25 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--model", default="toy", help="toy or small")
+    parser.add_argument("--model", default="toy", help="toy, small or a directory")
+    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--options", default="{}")
+    parser.add_argument("--adapters", type=int, default=0)
+    parser.add_argument("--adapted", action="store_true")
     parser.add_argument("--programs", nargs="+", default=list(PROGRAMS), choices=PROGRAMS)
     parser.add_argument("--program", choices=PROGRAMS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.program:
-        print(json.dumps(PROGRAMS[args.program](args.model, rows_of(args.rows), args.tokens)))
+        print(json.dumps(PROGRAMS[args.program](args.model, rows_of(args.rows), args.tokens, args)))
         return
     versions = ", ".join(f"{name} {version(name)}" for name in ("ray", "torch", "transformers"))
+    dtype, on = ENGINE["dtype"], f"{os.cpu_count()} CPUs ({platform.machine()})"
+    if args.gpu:
+        import torch
+
+        dtype, on = ENGINE_ON_GPU["dtype"], torch.cuda.get_device_name()
     print(
-        f"{args.model} model, {args.rows} rows × 2 steps × {args.tokens} tokens, {ENGINE['dtype']}, on"
-        f" {os.cpu_count()} CPUs ({platform.machine()}); {versions}"
+        f"{args.model} model, {args.rows} rows × 2 steps × {args.tokens} tokens, {dtype}, on {on}; {versions}"
     )
     rounds: list[dict[str, dict]] = []
     with tempfile.TemporaryDirectory() as directory:
