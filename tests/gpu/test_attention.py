@@ -10,8 +10,8 @@ from pipeline.training.head import Head
 
 LENGTHS = (1, 7, 64, 129, 300, 2, 257)
 HEADS, WIDTH = 8, 64
-# Relative to the norm of what is exact. bfloat16 has 8 bits: one rounding is 0.0017 on average.
-ERROR = {torch.bfloat16: 0.01, torch.float32: 1e-5}
+# Relative to the norm of what is exact. One rounding to bfloat16 is 0.0017 on average; kernels round more often.
+ERROR = {torch.bfloat16: 0.02, torch.float32: 1e-5}
 SHAPES = [(kv, window) for kv in (HEADS, 2) for window in (None, 16)]
 DTYPES = [torch.bfloat16, torch.float32]
 

@@ -212,19 +212,21 @@ def test_a_closed_engine_leaves_its_memory_to_the_next(running, loop, ask, by_tr
 
 
 def test_requests_of_a_killed_engine_learn_that_it_is_dead(running, loop):
+    found, long = cores(), Sampling(900, temperature=2)
+
     async def killed() -> list:
         calls = [
-            asyncio.ensure_future(running.model.complete(ASK, Sampling(900), seed=seed, adapter=None))
+            asyncio.ensure_future(running.model.complete(ASK, long, seed=seed, adapter=None))
             for seed in range(8)
         ]
-        await asyncio.sleep(0.01)
-        for core in cores():
+        await asyncio.sleep(0.05)
+        for core in found:
             os.kill(core.pid, signal.SIGKILL)
         await asyncio.wait(calls, timeout=60)
         late = running.model.complete(ASK, GREEDY, seed=1, adapter=None)
         return await asyncio.gather(*calls, asyncio.wait_for(late, 60), return_exceptions=True)
 
-    assert cores()
+    assert found
     *outcomes, late = loop.run_until_complete(killed())
     assert isinstance(late, EngineDead)
     assert any(isinstance(one, EngineDead) for one in outcomes)

@@ -21,9 +21,10 @@ from pipeline.toy.model import WEIGHTS
 from tests import scripted
 from tests.gpu.processes import cores
 
+pytestmark = pytest.mark.timeout(120)
 ROWS, BLOCK_ROWS, CALLS = 160, 8, 8
 ENGINE = VLLM(
-    num_gpus=1, gpu_memory_utilization=0.5, max_num_seqs=8, options={"enforce_eager": True, "block_size": 64}
+    num_gpus=1, gpu_memory_utilization=0.2, max_num_seqs=8, options={"enforce_eager": True, "block_size": 64}
 )
 
 

@@ -9,6 +9,8 @@ import torch
 from pipeline.training import attention
 from tests.gpu import toy
 
+pytestmark = pytest.mark.timeout(120)
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
