@@ -18,7 +18,7 @@ from tests import tiny
 
 ARMS = {"sft": "rows", "dpo": "pairs"}  # and their data sets
 SETTINGS = {
-    "sft": {"epochs": 2, "batch_size": 4, "max_length": 512},
+    "sft": {"epochs": 2, "batch_size": 2, "max_length": 512},
     "dpo": {"method": "dpo", "epochs": 4, "batch_size": 15, "pairs_per_device": 5},
 }
 
@@ -28,7 +28,7 @@ def write(root: Path) -> Path:
     corpus, r = Corpus(1), random.Random(0)
     rows = [
         {"id": f"row-{i}", "instruction_id": f"row-{i}", "kind": "safe", "messages": corpus.draw()}
-        for i in range(200)
+        for i in range(120)
     ]
     r.shuffle(rows)
     tiny.write(root / "rows", rows)
