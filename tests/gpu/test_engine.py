@@ -38,7 +38,7 @@ def loop():
 def adapters(tmp_path_factory) -> list[str]:
     """Two whose directories have the same name."""
     root = tmp_path_factory.mktemp("runs")
-    return [make(root / run / "adapter" / "sft", seed) for run, seed in (("a", 1), ("b", 2))]
+    return [make(root / run / "adapter" / "sft", seed, std=0.5) for run, seed in (("a", 1), ("b", 2))]
 
 
 @dataclass
@@ -185,7 +185,8 @@ def test_adapters_of_one_name_keep_apart_from_each_other_and_from_the_base(ask, 
         "engine, base beside adapters in one batch: share of texts equal to those alone", share(base, alone)
     )
     assert share(base, alone) >= 0.8
-    assert not set(a) & set(base) and not set(b) & set(base) and not set(a) & set(b)
+    for one, other in ((a, base), (b, base), (a, b)):
+        assert share(one, other) < 0.3
 
 
 # -- in this order, at the end: the engine of the tests above is closed, and the next one is killed
