@@ -15,7 +15,7 @@ WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/setbacks/wheels
 # four times as long. If the shell forbids bytecode, each process of a run compiles its imports again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-long test-cluster test-all chaos toy reference docs tools lint setup lock clean
+.PHONY: quickstart test test-long test-cluster test-gpu test-all chaos toy reference docs tools lint setup lock clean
 
 quickstart: setup
 	$(BIN)/setbacks run $(CONFIG)
@@ -34,6 +34,11 @@ test-long: setup
 # Over several machines, made of network namespaces: needs root.
 test-cluster: setup
 	$(BIN)/python -m pytest tests/cluster
+
+# On a machine with a GPU: `make PYTHON=python test-gpu`, where python has the extras gpu, qlora and test. What
+# `make setup` installs is built for CPUs.
+test-gpu:
+	$(PYTHON) -m pytest tests/gpu
 
 test-all: test test-long test-cluster
 
