@@ -183,15 +183,18 @@ def chained(model: str, rows: list[dict], tokens: int) -> dict:
 PROGRAMS = {"bare": bare, "chained": chained, "setbacks": setbacks}
 
 
-def benchmark_model(name: str, directory: str) -> str:
+def benchmark_model(name: str, directory: str, parent: str | None) -> str:
     """The toy model, or a larger random one with its tokenizer, with an end-of-turn token that is never
-    written, so that every completion has full length."""
-    from pipeline.toy.model import WEIGHTS
+    written, so that every completion has full length.
+
+    parent: where larger models are kept.
+    """
+    from models import model_dir  # the module beside this one
 
     target = Path(directory, "model")
-    shutil.copytree(WEIGHTS, target)
-    if name == "small":
-        small_model(target)
+    name = "small-toy-words" if name == "small" else name
+    source = Path(model_dir(name, parent or directory)).absolute()
+    shutil.copytree(source, target, copy_function=os.symlink)
     for name, end in (
         ("tokenizer_config.json", "<|pad|>"),
         ("generation_config.json", 0),
@@ -199,32 +202,9 @@ def benchmark_model(name: str, directory: str) -> str:
     ):
         settings = json.loads((target / name).read_text())
         settings["eos_token" if isinstance(end, str) else "eos_token_id"] = end
+        (target / name).unlink()
         (target / name).write_text(json.dumps(settings))
     return str(target)
-
-
-def small_model(target: Path) -> None:
-    """Replace the weights by random ones of a Llama with 25M parameters."""
-    import torch
-    from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    toy = AutoConfig.from_pretrained(target)
-    config = LlamaConfig(
-        vocab_size=toy.vocab_size,
-        hidden_size=512,
-        intermediate_size=1408,
-        num_hidden_layers=9,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        max_position_embeddings=toy.max_position_embeddings,
-        tie_word_embeddings=True,
-    )
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
-    assert sum(p.numel() for p in model.parameters()) > 25e6
-    for file in target.glob("*.safetensors"):
-        file.unlink()
-    model.save_pretrained(target)
 
 
 def rows_of(count: int) -> list[dict]:
@@ -297,7 +277,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--model", default="toy", help="toy or small")
+    parser.add_argument("--model", default="toy", help="toy, small, 135m or 7b (see models.py)")
+    parser.add_argument("--model-dir", help="keep random models in this directory, or find them there")
     parser.add_argument("--programs", nargs="+", default=list(PROGRAMS), choices=PROGRAMS)
     parser.add_argument("--program", choices=PROGRAMS, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -311,7 +292,7 @@ def main() -> None:
     )
     rounds: list[dict[str, dict]] = []
     with tempfile.TemporaryDirectory() as directory:
-        model = benchmark_model(args.model, directory)
+        model = benchmark_model(args.model, directory, args.model_dir)
         for number in range(args.rounds):
             order = args.programs[:: -1 if number % 2 else 1]
             rounds.append({program: measure(program, model, args) for program in order})
