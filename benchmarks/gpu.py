@@ -49,7 +49,7 @@ def begin() -> None:
 
     Call it before anything is on the GPU.
     """
-    torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+    torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
 
 
 def clock() -> float:

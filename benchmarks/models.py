@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from pipeline.toy.model import WEIGHTS
@@ -96,6 +97,7 @@ def save(name: str, directory: Path) -> None:
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    transformers.logging.disable_progress_bar()
     model.save_pretrained(directory, max_shard_size="4GB")
     del model
     gc.collect()
