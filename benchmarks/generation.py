@@ -6,7 +6,7 @@ other in one run:
     chained   two chained `ray.data.llm` processors, one engine each, Parquet at the end
     setbacks  the recipe pool: one engine, rows interleaved, row-level commits, Parquet
 
-    python benchmarks/generation.py [--model toy|small|DIR] [--rows 1000] [--tokens 64] [--rounds 3] [--gpu]
+    python benchmarks/generation.py [--model toy|small|135m|7b|DIR] [--rows 1000] [--tokens 64] [--rounds 3] [--gpu]
 
 `toy` has 1.0M parameters, so that everything beside the model shows; `small` is a random Llama of 25M. Every
 completion runs to its full length (the end-of-turn token is one that the toy never writes, and a random model
@@ -203,20 +203,19 @@ def chained(model: str, rows: list[dict], tokens: int, args: argparse.Namespace)
 PROGRAMS = {"bare": bare, "chained": chained, "setbacks": setbacks}
 
 
-def benchmark_model(name: str, directory: str) -> str:
+def benchmark_model(name: str, directory: str, parent: str | None) -> str:
     """The toy model, or a larger random one with its tokenizer, with an end-of-turn token that is never
-    written, so that every completion has full length."""
+    written, so that every completion has full length.
+
+    parent: where larger models are kept.
+    """
+    from models import model_dir  # the module beside this one
     from transformers import AutoTokenizer
 
-    from pipeline.toy.model import WEIGHTS
-
     target = Path(directory, "model")
-    if name not in ("toy", "small"):
-        shutil.copytree(name, target, copy_function=_linked)
-    else:
-        shutil.copytree(WEIGHTS, target)
-    if name == "small":
-        small_model(target)
+    name = "small-toy-words" if name == "small" else name
+    source = Path(model_dir(name, parent or directory)).absolute()
+    shutil.copytree(source, target, copy_function=os.symlink)
     never = AutoTokenizer.from_pretrained(target).convert_ids_to_tokens(0)
     for name, key, end in (
         ("tokenizer_config.json", "eos_token", never),
@@ -224,16 +223,9 @@ def benchmark_model(name: str, directory: str) -> str:
         ("config.json", "eos_token_id", 0),
     ):
         settings = json.loads((target / name).read_text())
+        (target / name).unlink()
         (target / name).write_text(json.dumps(settings | {key: end}))
     return str(target)
-
-
-def _linked(source: str, target: str) -> None:
-    """Weights are not copied."""
-    if source.endswith(".safetensors"):
-        os.symlink(os.path.realpath(source), target)
-    else:
-        shutil.copyfile(source, target)
 
 
 def adapter_of(model: str, directory: Path, seed: int) -> str:
@@ -259,30 +251,6 @@ def adapter_of(model: str, directory: Path, seed: int) -> str:
     config.base_model_name_or_path = model
     config.save_pretrained(directory)
     return str(directory)
-
-
-def small_model(target: Path) -> None:
-    """Replace the weights by random ones of a Llama with 25M parameters."""
-    import torch
-    from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    toy = AutoConfig.from_pretrained(target)
-    config = LlamaConfig(
-        vocab_size=toy.vocab_size,
-        hidden_size=512,
-        intermediate_size=1408,
-        num_hidden_layers=9,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        max_position_embeddings=toy.max_position_embeddings,
-        tie_word_embeddings=True,
-    )
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
-    assert sum(p.numel() for p in model.parameters()) > 25e6
-    for file in target.glob("*.safetensors"):
-        file.unlink()
-    model.save_pretrained(target)
 
 
 def rows_of(count: int) -> list[dict]:
@@ -362,7 +330,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--model", default="toy", help="toy, small or a directory")
+    parser.add_argument("--model", default="toy", help="toy, small, 135m, 7b or a directory (see models.py)")
+    parser.add_argument("--model-dir", help="keep random models in this directory, or find them there")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--options", default="{}")
     parser.add_argument("--adapters", type=int, default=0)
@@ -384,7 +353,7 @@ def main() -> None:
     )
     rounds: list[dict[str, dict]] = []
     with tempfile.TemporaryDirectory() as directory:
-        model = benchmark_model(args.model, directory)
+        model = benchmark_model(args.model, directory, args.model_dir)
         for number in range(args.rounds):
             order = args.programs[:: -1 if number % 2 else 1]
             rounds.append({program: measure(program, model, args) for program in order})

@@ -1,7 +1,7 @@
 """Preference training: pairs/s of our trainer against plain TRL `DPOTrainer`, side by side in one process.
 
-    python benchmarks/preference_training.py [--model toy|small|DIR] [--threads 1] [--steps 4] [--rounds 3]
-    [--precompute]
+    python benchmarks/preference_training.py [--model toy|small|135m|7b|DIR] [--threads 1] [--steps 4]
+    [--rounds 3] [--precompute] [--gpu]
 
 Both train the same LoRA adapter on the same pairs with the same number of pairs a step, precision and number
 of steps, one epoch in all. Pairs have C²-Syn's shape (request; a safe response, four that turn away from ever
@@ -10,24 +10,29 @@ it: padded batches of shuffled pairs, the reference computed along by switching 
 with --precompute. Ours computes the reference before; the time of its pass counts, each step its share.
 Rounds alternate the order. Tokens are those of both sides of each pair, however often they were computed;
 `computed` counts what went through the model.
+
+With --gpu, both are on a GPU: TRL with transformers' SDPA, as without a flash-attn package. Also reported are
+the model FLOPs by gpu.py of the tokens that were computed, as a share of the GPU's peak in the seconds of
+training (a reference that is computed along counts as a forward pass, one that was computed before does not),
+and the peak memory beside our estimate.
 """
 
 import argparse
 import importlib.metadata
 import logging
+import math
 import os
 import random
-import statistics
 import tempfile
-import time
 import warnings
-from pathlib import Path
 
 import datasets
+import gpu
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 import transformers
-from training import small_model  # the benchmark beside this one
+from models import NAMES, model_dir  # the modules beside this one
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
@@ -36,9 +41,9 @@ from pipeline.data.dataset import Dataset
 from pipeline.schema import PREFERENCES
 from pipeline.templates import ChatTemplate
 from pipeline.toy.corpus import Corpus
-from pipeline.toy.model import WEIGHTS
 from pipeline.training import dpo, reference
 from pipeline.training.adapter import lora_config
+from pipeline.training.base import TrainingSet
 from pipeline.training.job import Job, write_table
 
 
@@ -46,11 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--model",
-        default="toy",
-        help="toy, small (a random Llama of 25M parameters, vocabulary 32 000) or a directory",
-    )
+    parser.add_argument("--model", default="toy", help=NAMES)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
@@ -58,8 +59,13 @@ def main() -> None:
     parser.add_argument("--per-device", type=int, default=16, help="pairs per micro-step")
     parser.add_argument("--precompute", action="store_true", help="TRL with precompute_ref_log_probs")
     parser.add_argument("--float32", action="store_true", help="no bfloat16 autocast")
+    parser.add_argument("--trl-per-device", type=int, help="as --per-device, for TRL alone")
+    gpu.add_arguments(parser)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    if args.gpu:
+        gpu.begin()
+    else:
+        torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -69,33 +75,41 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
     with tempfile.TemporaryDirectory() as scratch:
-        model_dir = {"toy": lambda: str(WEIGHTS), "small": lambda: small_model(Path(scratch, "model"))}.get(
-            args.model, lambda: args.model
-        )()
+        directory = model_dir(args.model, args.model_dir or scratch)
+        config = configuration(args, directory, scratch)
         rows = workload(args.steps * args.batch_size)
-        config = Config.model_validate(
-            {
-                "run_dir": scratch,
-                "model": {"path": model_dir, "dtype": "bfloat16"},
-                "methods": {"corrections": {"name": "course_correction", "instructions": {"path": "unused"}}},
-                "train": {
-                    "method": "dpo",
-                    "batch_size": args.batch_size,
-                    "pairs_per_device": args.per_device,
-                    "bf16": not args.float32,
-                },
-            }
-        )
+        made = prepared(config, directory, rows)
         sides = {
-            "TRL": lambda: plain(config, model_dir, rows, args.precompute),
-            "ours": lambda: ours(config, model_dir, rows),
+            "TRL": lambda: plain(config, directory, rows, args.precompute, args.trl_per_device),
+            "ours": lambda: ours(config, directory, made),
         }
-        runs = {name: [] for name in sides}
+        runs = {name: [] for name in sides if name in args.sides}
         for i in range(args.rounds):
-            for name in sorted(sides, reverse=bool(i % 2)):
-                runs[name].append(sides[name]())
-                print(f"round {i + 1}: {name:4} {runs[name][-1]['pairs_per_s']:8.2f} pairs/s", flush=True)
-        report(args, config, model_dir, rows, runs)
+            for name in sorted(runs, reverse=bool(i % 2)):
+                runs[name].append(gpu.with_memory(sides[name]) if args.gpu else sides[name]())
+                if speed := runs[name][-1].get("pairs_per_s"):
+                    print(f"round {i + 1}: {name:4} {speed:8.2f} pairs/s", flush=True)
+        report(args, config, directory, made, runs)
+
+
+def configuration(args: argparse.Namespace, model_dir: str, scratch: str, **train) -> Config:
+    """train: fields of the section that differ."""
+    return Config.model_validate(
+        {
+            "run_dir": scratch,
+            "model": {"path": model_dir, "dtype": "bfloat16"},
+            "methods": {"corrections": {"name": "course_correction", "instructions": {"path": "unused"}}},
+            "train": {
+                "method": "dpo",
+                "batch_size": args.batch_size,
+                "pairs_per_device": args.per_device,
+                "bf16": not args.float32,
+                "use_gpu": args.gpu,
+                "gradient_checkpointing": args.gradient_checkpointing,
+                **train,
+            },
+        }
+    )
 
 
 def workload(pairs: int) -> list[dict]:
@@ -135,17 +149,16 @@ def workload(pairs: int) -> list[dict]:
     return rows[:pairs]
 
 
-def ours(config: Config, model_dir: str, rows: list[dict]) -> dict:
-    scratch = tempfile.mkdtemp()
-    os.mkdir(f"{scratch}/pairs")
-    pq.write_table(PREFERENCES.table(rows), f"{scratch}/pairs/data.parquet")
-    t = config.arms["dpo"].train
-    made = t.prepare(
-        ChatTemplate(AutoTokenizer.from_pretrained(model_dir)),
-        Dataset.at(f"{scratch}/pairs"),
-        None,
-        config.seed,
-    )
+def prepared(config: Config, model_dir: str, rows: list[dict]) -> TrainingSet:
+    """The rows as our trainer takes them."""
+    pairs = tempfile.mkdtemp()
+    pq.write_table(PREFERENCES.table(rows), f"{pairs}/data.parquet")
+    template = ChatTemplate(AutoTokenizer.from_pretrained(model_dir))
+    return config.arms["dpo"].train.prepare(template, Dataset.at(pairs), None, config.seed)
+
+
+def ours(config: Config, model_dir: str, made: TrainingSet) -> dict:
+    t, scratch = config.arms["dpo"].train, tempfile.mkdtemp()
     for name, table in made.tables.items():
         write_table(table, f"{scratch}/{name}.parquet")
     spent = timed(reference, "log_probs")
@@ -155,23 +168,26 @@ def ours(config: Config, model_dir: str, rows: list[dict]) -> dict:
     return measure(trainer, config, sum(spent), lambda batch: batch["input_ids"].numel())
 
 
-def plain(config: Config, model_dir: str, rows: list[dict], precompute: bool) -> dict:
-    """TRL as its documentation shows it; gradient checkpointing off, as in ours."""
+def plain(
+    config: Config, model_dir: str, rows: list[dict], precompute: bool, per_device: int | None = None
+) -> dict:
+    """TRL as its documentation shows it; gradient checkpointing as in ours."""
     t = config.arms["dpo"].train
+    per_device = per_device or t.pairs_per_device
     args = DPOConfig(
         output_dir=tempfile.mkdtemp(),
         max_steps=len(rows) // t.batch_size,
         max_length=t.max_length,
         beta=t.beta,
         precompute_ref_log_probs=precompute,
-        per_device_train_batch_size=t.pairs_per_device,
-        gradient_accumulation_steps=t.batch_size // t.pairs_per_device,
+        per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=t.batch_size // per_device,
         learning_rate=t.learning_rate,
         bf16=t.bf16,
-        gradient_checkpointing=False,
+        gradient_checkpointing=t.gradient_checkpointing,
         logging_steps=t.log_steps,
         save_strategy="no",
-        use_cpu=True,
+        use_cpu=not t.use_gpu,
         disable_tqdm=True,
         report_to="none",
     )
@@ -196,11 +212,11 @@ def timed(owner, name: str) -> list[float]:
     function, spent = getattr(owner, name), []
 
     def noting(*args, **kwargs):
-        started = time.perf_counter()
+        started = gpu.clock()
         try:
             return function(*args, **kwargs)
         finally:
-            spent.append(time.perf_counter() - started)
+            spent.append(gpu.clock() - started)
             setattr(owner, name, function)
 
     setattr(owner, name, noting)
@@ -215,7 +231,7 @@ def measure(trainer: DPOTrainer, config: Config, reference_s: float, tokens_of) 
 
     class Mark(transformers.TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            marks.append(time.perf_counter())
+            marks.append(gpu.clock())
 
     def counted(rows):
         batch = collate(rows)
@@ -234,26 +250,28 @@ def measure(trainer: DPOTrainer, config: Config, reference_s: float, tokens_of) 
         "computed_per_s": sum(computed[micro_steps:]) / seconds,
         "computed_per_pair": sum(computed[micro_steps:]) / (steps * t.batch_size),
         "reference_share": reference_s * steps / len(marks) / seconds,
+        "computed_per_training_s": sum(computed[micro_steps:]) / (marks[-1] - marks[0]),
+        "most_computed": max(computed),
+        "precision": gpu.precision(trainer),
     }
 
 
 def report(
-    args: argparse.Namespace, config: Config, model_dir: str, rows: list[dict], runs: dict[str, list[dict]]
+    args: argparse.Namespace, config: Config, model_dir: str, made: TrainingSet, runs: dict[str, list[dict]]
 ) -> None:
-    t = config.arms["dpo"].train
-    parameters = AutoModelForCausalLM.from_pretrained(model_dir).num_parameters()
+    t, pairs = config.arms["dpo"].train, made.tables["pairs"]
+    lengths = pc.list_value_length(made.tables["responses"]["tokens"]).to_pylist()
+    sides = [lengths[response] for side in ("chosen", "rejected") for response in pairs[side].to_pylist()]
+    flops = gpu.Flops.of(model_dir, sides)
     versions = ", ".join(
         f"{p} {importlib.metadata.version(p)}" for p in ("torch", "transformers", "trl", "peft")
     )
     precision = "bf16" if t.bf16 else "float32"
-    median = {
-        name: {key: statistics.median(run[key] for run in each) for key in each[0]}
-        for name, each in runs.items()
-    }
-    per_pair = median["TRL"]["computed_per_pair"]
+    median = gpu.medians(runs)
+    per_pair = median["TRL"]["computed_per_pair"] if "TRL" in median else sum(sides) / pairs.num_rows
     print(
-        f"model {args.model}, {parameters / 1e6:.1f}M parameters, LoRA rank {t.lora.rank}, {precision};"
-        f" {len(rows)} pairs of",
+        f"model {args.model}, {flops.shape.parameters / 1e6:.1f}M parameters, LoRA rank {t.lora.rank},"
+        f" {precision}; {pairs.num_rows} pairs of",
         end=" ",
     )
     print(f"{per_pair:.0f} tokens (both sides), {t.batch_size} a step, {t.pairs_per_device} a micro-step")
@@ -269,8 +287,37 @@ def report(
             f"({m['computed_per_pair']:.0f} computed per pair, {m['computed_per_s']:,.0f}/s;"
             f" {m['reference_share']:.0%} for the reference)"
         )
-    print(f"ours / TRL{' with precomputed reference' if args.precompute else ''}: ", end="")
-    print(f"{median['ours']['pairs_per_s'] / median['TRL']['pairs_per_s']:.2f} x pairs/s")
+    if args.gpu:
+        report_gpu(args, config, model_dir, flops, runs)
+    if {"ours", "TRL"} <= median.keys():
+        print(f"ours / TRL{' with precomputed reference' if args.precompute else ''}: ", end="")
+        print(f"{median['ours']['pairs_per_s'] / median['TRL']['pairs_per_s']:.2f} x pairs/s")
+
+
+def report_gpu(
+    args: argparse.Namespace,
+    config: Config,
+    model_dir: str,
+    flops: gpu.Flops,
+    runs: dict[str, list[dict]],
+) -> None:
+    median = gpu.medians(runs)
+    for name, m in median.items():
+        along = name == "TRL" and not args.precompute
+        per_token = flops.trained + (flops.forward if along else 0)
+        used = m["computed_per_training_s"] * per_token / args.peak_tflops / 1e12
+        print(
+            f"{name:4} {used:.1%} of the GPU's FLOPs in training, {per_token / 1e9:.2f} GFLOP a token"
+            f" computed; {runs[name][-1]['precision']}"
+        )
+    gpu.report_memory(runs)
+    print(f"our estimate {gpu.estimate(config)}")
+    if "ours" in median:
+        t, most = config.arms["dpo"].train, median["ours"]["most_computed"]
+        gap = config.methods["corrections"].widest_gap
+        sequences = t.micro_batch(gap).tokens / t.max_length
+        of_rows = configuration(args, model_dir, config.run_dir, max_length=math.ceil(most / sequences))
+        print(f"  for the largest micro-batch, of {most:.0f} tokens: {gpu.estimate(of_rows)}")
 
 
 if __name__ == "__main__":
