@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.data.dataset import Dataset
-from pipeline.training import dpo, loop
+from pipeline.training import dpo
 from pipeline.training.job import Job, write_table
 from tests import tiny
 
@@ -200,12 +200,3 @@ def test_staged_runs_are_one_per_falling_gap(place):
     trainer = dpo.build(job(place, "second", 2, curriculum="staged", epochs=1), str(place / "second"))
     assert pq.read_table(place / "second" / "reference-2.parquet")["gap"].to_pylist() == [4] * 12
     assert len(trainer.data_collator.chosen) == 12 and trainer.args.max_steps == 2
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_inputs_of_the_adapter_that_peft_does_not_cast_give_the_same_training(place, monkeypatch, dropout):
-    lora = {"rank": 4, "dropout": dropout}
-    ours, _ = trained(place, f"uncast-{dropout}", bf16=True, lora=lora)
-    monkeypatch.setattr(loop, "_leave_casts_to_autocast", lambda model: None)
-    cast, _ = trained(place, f"cast-{dropout}", bf16=True, lora=lora)
-    assert ours.keys() == cast.keys() and all(torch.equal(ours[name], cast[name]) for name in ours)
