@@ -14,7 +14,7 @@ from tests.gpu import toy
 from tests.integration.test_training import worker_pids
 
 pytestmark = pytest.mark.timeout(120)
-KILLED_AT = 8
+KILLED_AT = 40  # late enough on a fast GPU for Ray Train to have seen a checkpoint
 
 
 @pytest.fixture(scope="module")
