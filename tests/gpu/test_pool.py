@@ -21,7 +21,7 @@ from pipeline.toy.model import WEIGHTS
 from tests import scripted
 from tests.gpu.processes import cores
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(180)  # two starts of an engine, and of Ray
 ROWS, BLOCK_ROWS, CALLS = 160, 8, 8
 ENGINE = VLLM(
     num_gpus=1, gpu_memory_utilization=0.2, max_num_seqs=8, options={"enforce_eager": True, "block_size": 64}
@@ -43,7 +43,7 @@ class Watcher(threading.Thread):
     def __init__(self, store: Store, place: Path):
         super().__init__(daemon=True)
         self.store, self.place = store, place
-        self.committed_when_killed, self.killed, self.of_vllm = 0, [], set()
+        self.committed_when_killed, self.killed, self.metrics = 0, [], set()
         self.over = threading.Event()
 
     def run(self) -> None:
@@ -63,7 +63,7 @@ class Watcher(threading.Thread):
                 read = time.monotonic()
                 with suppress(OSError), urlopen(address, timeout=5) as answer:
                     lines = answer.read().decode().splitlines()
-                    self.of_vllm |= {line.split("{")[0] for line in lines if line.startswith("ray_vllm")}
+                    self.metrics |= {line.split("{")[0] for line in lines if line.startswith("ray_")}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,8 @@ def watched(cluster, tmp_path_factory, measured):
         watcher.join()
     measured("pool: seconds, with two starts of the engine", time.monotonic() - began)
     measured("pool: blocks committed when the engine was killed", watcher.committed_when_killed)
-    measured("pool: metrics of vLLM among Ray's", len(watcher.of_vllm))
+    of_vllm = [name for name in watcher.metrics if name.startswith("ray_vllm_")]
+    measured("pool: metrics of vLLM among Ray's", len(of_vllm))
     return store, watcher
 
 
@@ -99,4 +100,5 @@ def test_an_engine_killed_amid_the_rows_costs_no_row(watched):
 
 def test_the_metrics_of_vllm_are_among_those_of_ray(watched):
     _, watcher = watched
-    assert {"ray_vllm_num_requests_running", "ray_vllm_generation_tokens_total"} <= watcher.of_vllm
+    assert "ray_setbacks_rows_total" in watcher.metrics, "Ray's metrics were read"
+    assert {"ray_vllm_num_requests_running", "ray_vllm_generation_tokens_total"} <= watcher.metrics

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from tests.gpu import toy
 from tests.integration.test_training import worker_pids
 
 pytestmark = pytest.mark.timeout(120)
-KILLED_AT = 8
+KILLED_AT = 40  # late enough on a fast GPU for Ray Train to have seen a checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +55,6 @@ def test_a_killed_worker_costs_nothing_but_rounding(place, cluster, measured):
     measured("resumed against undisturbed: bitwise equal", weights == 0)
     measured("resumed against undisturbed: weights", weights)
     measured("resumed against undisturbed: final loss", abs(losses[1] - losses[0]) / losses[0])
-    [again] = (after for before, after in pairwise(steps) if after <= before)
-    assert again > 1, "resumed, not begun again"
+    assert steps.count(1) == 1, "resumed, not begun again"
     assert weights < 0.2
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
