@@ -19,13 +19,18 @@ checkpointing, attention's scores in the backward pass) and padding are no model
 
 import argparse
 import gc
+import os
+import shutil
 import statistics
+import sysconfig
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from trl.kernels import chunked_logprob
 
 from pipeline import pretrained
 from pipeline.config import Config
@@ -50,6 +55,11 @@ def begin() -> None:
     Call it before anything is on the GPU.
     """
     torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
+    headers = Path(sysconfig.get_paths(scheme="posix_prefix")["include"], "Python.h")
+    if not (shutil.which("gcc") or shutil.which("clang") or "CC" in os.environ) or not headers.exists():
+        # Else both sides of SFT, and TRL's DPO, would end at their first loss.
+        chunked_logprob._TRITON_AVAILABLE = False
+        print("Triton finds no C compiler or no Python.h: TRL's fused head takes PyTorch, and all tokens")
 
 
 def clock() -> float:
