@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.utils import is_flash_attn_2_available
 
@@ -147,11 +148,11 @@ def shared_attention(
     """
     if shared is None or query.shape[0] != 1:
         raise ValueError(f"{SHARED} takes one flattened row and its `shared`")
+    dropout = dropout if module.training else 0.0
+    if query.is_cuda:
+        return _padded(query, key, value, shared, scaling, sliding_window, dropout), None
     dtype, grouped = query.dtype, query.shape[1] != key.shape[1]
-    if query.is_cuda and grouped:  # with a mask, SDPA's fast kernels for CUDA do not take grouped heads
-        key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
-        grouped = False
-    elif not query.is_cuda and dtype != torch.float64:
+    if dtype != torch.float64:
         query, key, value = query.float(), key.float(), value.float()
     outputs = []
     for part, (q, path) in enumerate(zip(query.split(shared.own, dim=2), shared.paths, strict=True)):
@@ -163,13 +164,45 @@ def shared_attention(
                 k,
                 v,
                 mask,
-                dropout if module.training else 0.0,
+                dropout,
                 is_causal=mask is None,
                 scale=scaling,
                 enable_gqa=grouped,
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2).to(dtype), None
+
+
+def _padded(query, key, value, shared, scaling, sliding_window, dropout):
+    """All sequences in one call, padded to the longest: on a GPU, launching many small kernels takes longer
+    than they do."""
+    parts, copies = len(shared.own), query.shape[1] // key.shape[1]
+    own, whole, mask = shared.padded(sliding_window)
+    q = query[0, :, own].unflatten(1, (parts, -1)).transpose(0, 1)
+    k, v = (_Spread.apply(x[0], whole).unflatten(1, (parts, -1)).transpose(0, 1) for x in (key, value))
+    if copies > 1:  # with a mask, SDPA's fast kernels for CUDA do not take grouped heads
+        k, v = (x.repeat_interleave(copies, dim=1) for x in (k, v))
+    # cuDNN's kernel, the default on Hopper, is compiled anew for each shape, and each row has another.
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        out = functional.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scaling)
+    return out.transpose(1, 2)[shared.real][None]
+
+
+class _Spread(torch.autograd.Function):
+    """x [heads, L, d] at places [n] → [heads, n, d]. Places that occur more than once get the sum of their
+    gradients in a fixed order: PyTorch's own backward pass adds them as they come."""
+
+    @staticmethod
+    def forward(ctx, x, places):
+        ctx.save_for_backward(places)
+        ctx.length = x.shape[1]
+        return x[:, places]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        [places] = ctx.saved_tensors
+        found = gradient.new_zeros(ctx.length, gradient.shape[0], gradient.shape[2])
+        return found.index_put_((places,), gradient.transpose(0, 1), accumulate=True).transpose(0, 1), None
 
 
 class SharedRow:
@@ -182,6 +215,7 @@ class SharedRow:
     def __init__(self, own: list[int], paths: list[torch.Tensor]):
         self.own, self.paths = own, paths
         self._masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
+        self._padded: dict[int | None, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 
     def mask(self, part: int, window: int | None) -> torch.Tensor | None:
         """[own, whole]: tokens of the sequence that each added token sees; None if causal attention suffices.
@@ -196,6 +230,29 @@ class SharedRow:
             seen = torch.ones(n, whole, dtype=torch.bool, device=self.paths[part].device).tril(whole - n)
             self._masks[part, window] = seen.triu(whole - n + 1 - window) if window else seen
         return self._masks[part, window]
+
+    def padded(self, window: int | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The places in the row of all sequences' added tokens [parts · most own], and of all their tokens
+        [parts · longest], padded with the row's first; and what each added token sees [parts, 1, most own,
+        longest]. Cached, because every layer uses them."""
+        if window not in self._padded:
+            device, parts = self.paths[0].device, len(self.own)
+            own = torch.tensor(self.own, device=device)[:, None]
+            whole = torch.tensor([len(path) for path in self.paths], device=device)[:, None]
+            most, longest = max(self.own), max(len(path) for path in self.paths)
+            places = torch.zeros(parts, longest, dtype=torch.long, device=device)
+            places[torch.arange(longest, device=device) < whole] = torch.cat(self.paths)
+            self.real = torch.arange(most, device=device) < own  # [parts, most]: no padding
+            added = torch.zeros(parts, most, dtype=torch.long, device=device)
+            added[self.real] = torch.arange(sum(self.own), device=device)
+            # The place within its sequence of the last token that each one sees. Padding sees the first.
+            last = (torch.arange(most, device=device) + whole - own)[:, :, None].clamp(max=longest - 1)
+            at = torch.arange(longest, device=device)
+            seen = at <= last
+            if window:
+                seen &= at > last - window
+            self._padded[window] = added.flatten(), places.flatten(), seen[:, None]
+        return self._padded[window]
 
 
 AttentionInterface.register(NAME, packed_attention)
