@@ -4,50 +4,12 @@ import random
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from peft.tuners.lora import Linear, LoraLayer
+from peft.tuners.lora import LoraLayer
 
 from pipeline.training import lora
 from pipeline.training.job import Run
 from tests import tiny
-
-
-def layers_of(*, dropout=0.0, target="all-linear", dtype=torch.bfloat16, **settings) -> tuple[Linear, Linear]:
-    """The same layer twice: as PEFT computes it, and as a training in bfloat16 does."""
-    found = []
-    for prepare in (lambda model: None, lora.spare_passes):
-        torch.manual_seed(0)
-        config = LoraConfig(
-            r=4,
-            lora_alpha=12,
-            lora_dropout=dropout,
-            target_modules=target,
-            init_lora_weights=False,
-            **settings,
-        )
-        model = get_peft_model(tiny.model().to(dtype), config, autocast_adapter_dtype=True)
-        prepare(model)
-        found.append(model.get_base_model().model.layers[0].mlp.up_proj)
-    return found[0], found[1]
-
-
-def outputs(layer: Linear, x: torch.Tensor, slope: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The layer's output in autocast, and the gradients of its input and of its matrices."""
-    x = x.clone().requires_grad_()
-    with torch.autocast(x.device.type, torch.bfloat16):
-        y = layer(x)
-    y.backward(slope)
-    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    return {"y": y.detach(), "x": x.grad, "A": a.grad, "B": b.grad}
-
-
-def some(layer: Linear, dtype: torch.dtype = torch.bfloat16) -> tuple[torch.Tensor, torch.Tensor]:
-    x = torch.randn(2, 15, layer.in_features, dtype=dtype)
-    return x, torch.randn(2, 15, layer.out_features, dtype=torch.bfloat16)
-
-
-def distance(found: torch.Tensor, exact: torch.Tensor) -> float:
-    return float(torch.linalg.norm(found.double() - exact.double()) / torch.linalg.norm(exact.double()))
+from tests.lora_layers import distance, layers_of, outputs, some
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -130,12 +92,3 @@ def test_only_trainings_in_bfloat16_are_prepared(tmp_path, settings, spares):
     trainer.start_clock()
     trainer.train()
     assert trainer.state.log_history[-1]["train_loss"] > 0
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_too():
-    peft, ours = (layer.cuda() for layer in layers_of())
-    x, slope = (tensor.cuda() for tensor in some(peft))
-    by_peft, by_us = outputs(peft, x, slope), outputs(ours, x, slope)
-    for name, value in by_us.items():
-        assert distance(value, by_peft[name]) < 0.01, name
