@@ -4,50 +4,12 @@ import random
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from peft.tuners.lora import Linear, LoraLayer
+from peft.tuners.lora import LoraLayer
 
 from pipeline.training import lora
 from pipeline.training.job import Run
 from tests import tiny
-
-
-def layers_of(*, dropout=0.0, target="all-linear", dtype=torch.bfloat16, **settings) -> tuple[Linear, Linear]:
-    """The same layer twice: as PEFT computes it, and as a training in bfloat16 does."""
-    found = []
-    for prepare in (lambda model: None, lora.spare_passes):
-        torch.manual_seed(0)
-        config = LoraConfig(
-            r=4,
-            lora_alpha=12,
-            lora_dropout=dropout,
-            target_modules=target,
-            init_lora_weights=False,
-            **settings,
-        )
-        model = get_peft_model(tiny.model().to(dtype), config, autocast_adapter_dtype=True)
-        prepare(model)
-        found.append(model.get_base_model().model.layers[0].mlp.up_proj)
-    return found[0], found[1]
-
-
-def outputs(layer: Linear, x: torch.Tensor, slope: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The layer's output in autocast, and the gradients of its input and of its matrices."""
-    x = x.clone().requires_grad_()
-    with torch.autocast(x.device.type, torch.bfloat16):
-        y = layer(x)
-    y.backward(slope)
-    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    return {"y": y.detach(), "x": x.grad, "A": a.grad, "B": b.grad}
-
-
-def some(layer: Linear, dtype: torch.dtype = torch.bfloat16) -> tuple[torch.Tensor, torch.Tensor]:
-    x = torch.randn(2, 15, layer.in_features, dtype=dtype)
-    return x, torch.randn(2, 15, layer.out_features, dtype=torch.bfloat16)
-
-
-def distance(found: torch.Tensor, exact: torch.Tensor) -> float:
-    return float(torch.linalg.norm(found.double() - exact.double()) / torch.linalg.norm(exact.double()))
+from tests.lora_layers import distance, layers_of, outputs, some
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -104,27 +66,29 @@ def test_what_is_more_than_plain_stays_with_peft(settings):
     assert [type(v) for v in ours.lora_variant.values()] == [type(v) for v in peft.lora_variant.values()]
 
 
-@pytest.mark.parametrize("bf16", [True, False])
-def test_only_trainings_in_bfloat16_are_prepared(tmp_path, bf16):
+@pytest.mark.parametrize(
+    ("settings", "spares"),
+    [
+        ({"bf16": True}, True),
+        ({"bf16": False}, False),
+        ({"bf16": True, "gradient_checkpointing": True}, True),
+    ],
+)
+def test_only_trainings_in_bfloat16_are_prepared(tmp_path, settings, spares):
     import datasets
 
     from pipeline.training import examples, sft
 
     encoded = examples.encode(tiny.template(), [tiny.conversation(random.Random(0), "safe")])
-    model_dir = tiny.save(tmp_path / "model")
-    config = tiny.config(model_dir, batch_size=1, bf16=bf16)
+    config = tiny.config(tiny.save(tmp_path / "model"), batch_size=1, **settings)
     job = tiny.job(config, "sft", str(tmp_path / "state"), 1, Run(1), "test")
     trainer = sft.trainer(job, datasets.Dataset(examples.table([encoded])), str(tmp_path))
     layers = [layer for layer in trainer.model.modules() if isinstance(layer, LoraLayer)]
     assert len(layers) == 14
-    assert all(bool(layer.lora_variant) == bf16 for layer in layers)
-    assert all(layer.cast_input_dtype_enabled != bf16 for layer in layers)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_too():
-    peft, ours = (layer.cuda() for layer in layers_of())
-    x, slope = (tensor.cuda() for tensor in some(peft))
-    by_peft, by_us = outputs(peft, x, slope), outputs(ours, x, slope)
-    for name, value in by_us.items():
-        assert distance(value, by_peft[name]) < 0.01, name
+    assert all(bool(layer.lora_variant) == spares for layer in layers)
+    assert all(layer.cast_input_dtype_enabled != spares for layer in layers)
+    recomputes = settings.get("gradient_checkpointing", False)
+    assert (trainer._last is not None) == (spares and not recomputes)
+    trainer.start_clock()
+    trainer.train()
+    assert trainer.state.log_history[-1]["train_loss"] > 0
