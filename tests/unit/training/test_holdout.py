@@ -300,25 +300,23 @@ def test_the_best_checkpoints_adapter_is_kept(place, data, worker, monkeypatch):
     assert matrices(one.finished) == at_four[4] != at_four[max(at_four)]
 
 
-@pytest.mark.parametrize("kill_at", [4, 8])
-def test_a_killed_training_keeps_the_same_best_and_stops_at_the_same_step(
-    place, data, worker, monkeypatch, kill_at
-):
+def test_a_killed_training_keeps_the_same_best_and_stops_at_the_same_step(place, data, worker, monkeypatch):
     """It is killed at the best, and when it has just stopped."""
     falling_then_rising(monkeypatch)
     settings = {**LONG, "keep": "best", "patience": 2, "lora": {"rank": 4, "dropout": 0.1}}
-    whole = job(place, data, f"whole-{kill_at}", **settings)
+    whole = job(place, data, "whole", **settings)
     undisturbed = worker.train(whole)
     assert worker.steps == [2, 4, 6, 8] and undisturbed[-1]["step"] == 8
-    worker.kept, worker.steps, worker.kill_at = None, [], kill_at
-    again = job(place, data, f"again-{kill_at}", **settings)
-    with pytest.raises(Killed):
-        worker.train(again)
-    resumed = worker.train(again)
-    assert worker.steps == [2, 4, 6, 8]
-    assert matrices(again.finished) == matrices(whole.finished)
-    for key in ("step", "loss", "holdout_loss"):
-        assert [line.get(key) for line in resumed] == [line.get(key) for line in undisturbed], key
+    for kill_at in (4, 8):
+        worker.kept, worker.steps, worker.kill_at = None, [], kill_at
+        again = job(place, data, f"again-{kill_at}", **settings)
+        with pytest.raises(Killed):
+            worker.train(again)
+        resumed = worker.train(again)
+        assert worker.steps == [2, 4, 6, 8]
+        assert matrices(again.finished) == matrices(whole.finished)
+        for key in ("step", "loss", "holdout_loss"):
+            assert [line.get(key) for line in resumed] == [line.get(key) for line in undisturbed], key
 
 
 def test_a_loss_that_is_no_number_is_never_the_best():
