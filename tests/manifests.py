@@ -16,7 +16,7 @@ from pipeline.config import Config
 
 
 def objects(text: str) -> list[dict]:
-    return list(yaml.safe_load_all(text))
+    return list(yaml.load_all(text, yaml.CSafeLoader))
 
 
 def of_kind(found: list[dict], kind: str) -> dict:

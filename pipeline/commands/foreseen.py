@@ -108,9 +108,9 @@ def _examples(
 
     recipe = method.model_copy(update={"gates": None}).recipe(config.seed)  # the texts would not pass
     empty = dict.fromkeys(method.generated.names)
+    results = recording.run(recipe, ((row, RecordingChat(writes)) for row in rows))
     made = [
-        {**empty, **{key: value for key, value in row.items() if key in empty}, "status": OK}
-        | recording.run(recipe, row, RecordingChat(writes))
-        for row in rows
+        {**empty, **{key: value for key, value in row.items() if key in empty}, "status": OK} | result
+        for row, result in zip(rows, results, strict=True)
     ]
     return list(method.examples(schema, made, Counter(), config.seed, Accounts()))

@@ -204,11 +204,11 @@ def _generation(
     named: Counter[str] = Counter()
     longest: list[Call] = []
     left_out: Counter[str] = Counter()
-    for row in rows:
-        chat = RecordingChat()
-        why_not = recording.run(recipe, row, chat).get("error")
+    chats = [RecordingChat() for _ in rows]
+    made = recording.run(recipe, zip(rows, chats, strict=True))
+    for row, chat, result in zip(rows, chats, made, strict=True):
         if not chat.calls:
-            left_out[reason(why_not or "nothing is asked of the model")] += 1
+            left_out[reason(result.get("error") or "nothing is asked of the model")] += 1
             continue
         if shown < ROWS_SHOWN:
             shown += 1

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from pipeline.chat import Completion, Message, Recipe, Sampling, user, with_system
@@ -71,13 +71,17 @@ class RecordingChat:
         return await self([user(text)], sampling, step=step, adapter=adapter, model=model)
 
 
-def run(recipe: Recipe, row: dict, chat: RecordingChat) -> dict:
-    """What the recipe makes of a row; of one that fails, its status and error."""
+def run(recipe: Recipe, rows: Iterable[tuple[dict, RecordingChat]]) -> list[dict]:
+    """What the recipe makes of each row with its chat; of one that fails, its status and error."""
+    return asyncio.run(_each(recipe, rows))
+
+
+async def _each(recipe: Recipe, rows: Iterable[tuple[dict, RecordingChat]]) -> list[dict]:
+    return [await _made(recipe, row, chat) for row, chat in rows]
+
+
+async def _made(recipe: Recipe, row: dict, chat: RecordingChat) -> dict:
     try:
-        return asyncio.run(_awaited(recipe, row, chat))
+        return await recipe(row, chat)
     except RowFailed as e:
         return {"status": FAILED, "error": str(e)}
-
-
-async def _awaited(recipe: Recipe, row: dict, chat: RecordingChat) -> dict:
-    return await recipe(row, chat)

@@ -63,36 +63,40 @@ def _copy_of(model: Path, cache: Path) -> Path:
     """The whole copy of a model, made if there is none. Raises OSError."""
     files = _files(model)
     place = cache / f"{model.name}-{_key(model, files)}"
-    if place in _locks and _is_whole(place, files):
-        return place
+    if place in _locks:
+        if _is_whole(place, files):
+            return place
+        raise OSError(errno.ENOENT, f"files of {place}, which this process reads, are gone")
     lock, end = _opened(place), time.monotonic() + WAIT_S
     try:
         while True:
-            _lock(lock, fcntl.LOCK_SH, place, end)
-            if _is_whole(place, files):
-                os.utime(place)
-                _locks.setdefault(place, lock)
-                return place
-            # The lock is released in between: somebody else may make the copy, or delete it again.
-            _lock(lock, fcntl.LOCK_EX, place, end)
-            if not _is_whole(place, files):
-                _make(model, files, place)
+            if _taken(lock, fcntl.LOCK_SH):
+                if _is_whole(place, files):
+                    os.utime(place)
+                    _locks.setdefault(place, lock)
+                    return place
+                # The share is given back in between: somebody else may make the copy, or delete it again.
+                if _taken(lock, fcntl.LOCK_EX):
+                    if not _is_whole(place, files):
+                        _make(model, files, place)
+                    continue
+            # Neither lock is waited for alone: who has made the copy keeps a share of it to the end.
+            if time.monotonic() > end:
+                raise OSError(errno.ETIMEDOUT, f"{place} was locked for {WAIT_S / 60:.0f} minutes")
+            time.sleep(_POLL_S)
     except BaseException:
         os.close(lock)
         raise
 
 
-def _lock(lock: int, kind: int, place: Path, end: float) -> None:
-    """Take a lock, or raise OSError if it cannot be had until the time `end`."""
-    if kind == fcntl.LOCK_EX and place in _locks:
-        raise OSError(errno.ENOENT, f"files of {place}, which this process reads, are gone")
-    while True:
-        try:
-            return fcntl.flock(lock, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise OSError(errno.ETIMEDOUT, f"{place} was locked for {WAIT_S / 60:.0f} minutes") from None
-            time.sleep(_POLL_S)
+def _taken(lock: int, kind: int) -> bool:
+    """Take a lock, or give back what was held of it if somebody else has it."""
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        return False
+    return True
 
 
 def _is_whole(place: Path, files: dict[str, os.stat_result]) -> bool:

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+# transformers writes its logs to what sys.stderr is when it is first imported. Within a test that may be a
+# stream of the test's own, which is closed by the time when another test makes transformers speak.
+import transformers  # noqa: F401
+
 from pipeline.data.store import Store
 from pipeline.methods.mistake_analysis.schema import MISTAKES
 from tests import tiny

@@ -77,7 +77,9 @@ def imports(tree: ast.AST, known: dict[str, Path]) -> Iterator[str]:
     """The modules of ours that a module imports, wherever in it; what only a type checker imports is left
     out."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        if isinstance(node, ast.expr):
+            continue  # no statement stands in an expression
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             continue
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pipeline":
             for alias in node.names:

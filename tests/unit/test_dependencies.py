@@ -5,7 +5,7 @@ import importlib.metadata
 import re
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -38,21 +38,27 @@ def pinned(variable: str) -> str:
     return re.search(rf"^{variable} := (.+)$", MAKEFILE, re.M)[1]
 
 
+def imports(tree: ast.AST) -> Iterator[str]:
+    """The modules that a file imports, wherever in it; no statement stands in an expression."""
+    for node in ast.iter_child_nodes(tree):
+        match node:
+            case ast.Import():
+                yield from (alias.name for alias in node.names)
+            case ast.ImportFrom(level=0):
+                yield node.module
+            case ast.expr():
+                continue
+            case _:
+                yield from imports(node)
+
+
 @cache
 def imported(package: str) -> dict[str, set[str]]:
     """Third-party top-level modules that the package's files import, and the files."""
     found: dict[str, set[str]] = {}
     for path in (ROOT / package).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            match node:
-                case ast.Import():
-                    modules = [alias.name for alias in node.names]
-                case ast.ImportFrom(level=0):
-                    modules = [node.module]
-                case _:
-                    continue
-            for module in modules:
-                found.setdefault(module.partition(".")[0], set()).add(str(path.relative_to(ROOT)))
+        for module in imports(ast.parse(path.read_text())):
+            found.setdefault(module.partition(".")[0], set()).add(str(path.relative_to(ROOT)))
     return {module: files for module, files in found.items() if module not in KNOWN}
 
 

@@ -51,6 +51,7 @@ def save(directory: Path, name: str) -> str:
 def config(model: str, **changes):
     settings = {
         "model": {"path": model},
+        "instructions": {"path": "toy:harmful-train", "limit": 8},
         "engine": {"num_gpus": 1, "actors": 8},
         "train": {"workers": 8, "use_gpu": True, "max_length": 1024, "batch_size": 16},
         "suites": {

@@ -27,6 +27,7 @@ def empty_cache(monkeypatch):
 @pytest.fixture
 def plan(tmp_path):
     def show(tokens_per_s: float | None = None, reveal: bool = False, **changes) -> str:
+        changes = {"instructions": {"path": "toy:harmful-train", "limit": 8}} | changes
         if changes.get("recipe", {}).get("name") == "course_correction":
             changes["train"] = {"method": "dpo"}
         console = Console(width=200, soft_wrap=True, record=True, file=io.StringIO())

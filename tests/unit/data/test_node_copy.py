@@ -97,6 +97,27 @@ def test_of_many_processes_one_copies_and_all_read_the_copy(model, cache, copied
     assert {read(model)[0]} == places and set(copied.values()) == {1}, "nor is it copied again later"
 
 
+def test_those_that_see_at_once_that_there_is_no_copy_do_not_wait_for_the_one_that_makes_it(
+    model, cache, copied, monkeypatch
+):
+    """The one that made it keeps its share of the lock, so nobody has the lock alone after that."""
+    real, seen, together = node_copy._is_whole, Counter[int](), threading.Barrier(3)
+
+    def is_whole(place, files):
+        found = real(place, files)
+        seen[threading.get_ident()] += 1
+        if seen[threading.get_ident()] == 1:
+            together.wait()
+        return found
+
+    monkeypatch.setattr(node_copy, "_is_whole", is_whole)
+    monkeypatch.setattr(node_copy, "WAIT_S", 10)
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(lambda _number: read(model), range(3)))
+    place, _ = found[0]
+    assert found == [(place, [])] * 3 and place.parent == cache and set(copied.values()) == {1}
+
+
 def test_another_model_at_the_same_path_is_another_copy(model, cache):
     first, _ = read(model)
     shutil.rmtree(model)

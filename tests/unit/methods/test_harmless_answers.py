@@ -143,14 +143,14 @@ def test_an_unreadable_verdict_makes_no_response_harmless():
 
 
 def test_the_share_of_rows_is_drawn_by_id_and_seed():
-    def chosen(seed: int) -> set[int]:
+    async def chosen(seed: int) -> set[int]:
         recipe = MistakeAnalysisRecipe(method(analyse_safe=0.3), seed)
         rows = [instruction(ASK, id=f"i{i}") for i in range(300)]
-        return {i for i, row in enumerate(rows) if "safe_analysis" in asyncio.run(recipe(row, chat()))}
+        return {i for i, row in enumerate(rows) if "safe_analysis" in await recipe(row, chat())}
 
-    first = chosen(0)
+    first, again, other = (asyncio.run(chosen(seed)) for seed in (0, 0, 1))
     assert 60 < len(first) < 120
-    assert first == chosen(0) != chosen(1)
+    assert first == again != other
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def data(place):
 
 
 def config(place, **train):
-    defaults = {"batch_size": 8, "max_length": 160, "epochs": 4, "save_steps": 2, "log_steps": 1}
+    defaults = {"batch_size": 2, "max_length": 160, "epochs": 1, "save_steps": 2, "log_steps": 1}
     return tiny.config(str(place / "model"), **defaults | train)
 
 
@@ -82,7 +82,7 @@ def test_a_larger_share_holds_out_the_same_and_more():
 
 
 def test_pairs_of_an_instruction_are_held_out_together(place, data):
-    made = prepared(place, data, "dpo", method="dpo", holdout=0.3, pairs_per_device=4)
+    made = prepared(place, data, "dpo", method="dpo", holdout=0.3, pairs_per_device=2)
     groups = [set(made.tables[name]["group"].to_pylist()) for name in ("pairs", HELD_OUT)]
     assert not groups[0] & groups[1] and len(groups[0] | groups[1]) == 10
     assert made.counts.held_out == 15 * len(groups[1]) and made.counts.kinds.total() == 15 * len(groups[0])
@@ -91,7 +91,7 @@ def test_pairs_of_an_instruction_are_held_out_together(place, data):
 
 
 @pytest.mark.parametrize("share, words", [(1e-9, "none of"), (1 - 1e-9, "all of")])
-@pytest.mark.parametrize("arm, more", [("sft", {}), ("dpo", {"method": "dpo", "pairs_per_device": 4})])
+@pytest.mark.parametrize("arm, more", [("sft", {}), ("dpo", {"method": "dpo", "pairs_per_device": 2})])
 def test_a_share_that_divides_nothing_is_one_sentence(place, data, share, words, arm, more):
     with pytest.raises(UserError, match=rf"train.holdout = .*: it holds out {words} \d+ examples"):
         prepared(place, data, arm, holdout=share, **more)
@@ -147,7 +147,7 @@ def job(place, data, name: str, arm_name="sft", **train):
     return tiny.job(made, arm_name, str(place / name), 1, ready.runs[0], f"{arm_name}-0a1b", group=group)
 
 
-DPO = {"method": "dpo", "batch_size": 16, "pairs_per_device": 4, "epochs": 0.5}
+DPO = {"method": "dpo", "batch_size": 8, "pairs_per_device": 4, "epochs": 0.25}
 
 
 @pytest.mark.parametrize("arm_name, more", [("sft", {}), ("dpo", DPO)])
@@ -281,7 +281,7 @@ def matrices(directory) -> bytes:
         return f.read()
 
 
-LONG = {"epochs": 8, "holdout": 0.3}
+LONG = {"epochs": 2, "holdout": 0.3}
 
 
 def test_the_best_checkpoints_adapter_is_kept(place, data, worker, monkeypatch):
@@ -300,25 +300,23 @@ def test_the_best_checkpoints_adapter_is_kept(place, data, worker, monkeypatch):
     assert matrices(one.finished) == at_four[4] != at_four[max(at_four)]
 
 
-@pytest.mark.parametrize("kill_at", [4, 8])
-def test_a_killed_training_keeps_the_same_best_and_stops_at_the_same_step(
-    place, data, worker, monkeypatch, kill_at
-):
+def test_a_killed_training_keeps_the_same_best_and_stops_at_the_same_step(place, data, worker, monkeypatch):
     """It is killed at the best, and when it has just stopped."""
     falling_then_rising(monkeypatch)
     settings = {**LONG, "keep": "best", "patience": 2, "lora": {"rank": 4, "dropout": 0.1}}
-    whole = job(place, data, f"whole-{kill_at}", **settings)
+    whole = job(place, data, "whole", **settings)
     undisturbed = worker.train(whole)
     assert worker.steps == [2, 4, 6, 8] and undisturbed[-1]["step"] == 8
-    worker.kept, worker.steps, worker.kill_at = None, [], kill_at
-    again = job(place, data, f"again-{kill_at}", **settings)
-    with pytest.raises(Killed):
-        worker.train(again)
-    resumed = worker.train(again)
-    assert worker.steps == [2, 4, 6, 8]
-    assert matrices(again.finished) == matrices(whole.finished)
-    for key in ("step", "loss", "holdout_loss"):
-        assert [line.get(key) for line in resumed] == [line.get(key) for line in undisturbed], key
+    for kill_at in (4, 8):
+        worker.kept, worker.steps, worker.kill_at = None, [], kill_at
+        again = job(place, data, f"again-{kill_at}", **settings)
+        with pytest.raises(Killed):
+            worker.train(again)
+        resumed = worker.train(again)
+        assert worker.steps == [2, 4, 6, 8]
+        assert matrices(again.finished) == matrices(whole.finished)
+        for key in ("step", "loss", "holdout_loss"):
+            assert [line.get(key) for line in resumed] == [line.get(key) for line in undisturbed], key
 
 
 def test_a_loss_that_is_no_number_is_never_the_best():
