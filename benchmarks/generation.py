@@ -6,7 +6,8 @@ other in one run:
     chained   two chained `ray.data.llm` processors, one engine each, Parquet at the end
     setbacks  the recipe pool: one engine, rows interleaved, row-level commits, Parquet
 
-    python benchmarks/generation.py [--model toy|small|135m|7b|DIR] [--rows 1000] [--tokens 64] [--rounds 3] [--gpu]
+    python benchmarks/generation.py [--model toy|small|135m|7b|DIR] [--rows 1000] [--tokens 64]
+    [--rounds 3] [--gpu]
 
 `toy` has 1.0M parameters, so that everything beside the model shows; `small` is a random Llama of 25M. Every
 completion runs to its full length (the end-of-turn token is one that the toy never writes, and a random model

@@ -26,8 +26,8 @@ GPU_GIB: dict[str, float] = {
 }  # fmt: skip
 
 # A process on a GPU has CUDA's context (about 0.5 GiB), the workspaces of cuBLAS, and buffers of NCCL, and
-# the allocator loses some memory between blocks. On an H100 with one worker, 0.8 to 1.3 GiB were in use beside
-# PyTorch's allocator, and the allocator lost 0.6 GiB at most.
+# the allocator loses some memory between blocks. On an H100 with one worker, 0.8 to 1.3 GiB were in use
+# beside PyTorch's allocator, and the allocator lost 0.6 GiB at most.
 RESERVE_GIB = 2.0
 # Share of estimated parts that is taken for certain, when something is refused.
 CERTAIN = 0.8
