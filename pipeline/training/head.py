@@ -51,42 +51,6 @@ class Head:
         return _LogProbs.apply(hidden[0], self.layer.weight, self.layer.bias, self._targets)[None]
 
 
-class LastNetwork:
-    """The feed-forward network of a model's last layer, which computes only the places that are set.
-
-    Nothing reads its output at any other place: no layer follows, and the logits of a place depend on that
-    place alone.
-    """
-
-    def __init__(self, network: torch.nn.Module):
-        self._whole = network.forward
-        self._at: torch.Tensor | None = None
-        network.forward = self
-
-    @classmethod
-    def of(cls, model: Any) -> "LastNetwork | None":
-        """Put this in the place of a dense network's forward pass; None for experts and other kinds."""
-        network = getattr(model.get_decoder().layers[-1], "mlp", None)
-        parts = dict(network.named_children()) if network is not None else {}
-        return cls(network) if {"gate_proj", "up_proj", "down_proj"} <= parts.keys() else None
-
-    @contextmanager
-    def computing(self, at: torch.Tensor) -> Iterator[None]:
-        """at [n]: places of the one row, none of them twice."""
-        self._at = at
-        try:
-            yield
-        finally:
-            self._at = None
-
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[1, L, width] → [1, L, width], with zeros at the places that are not computed."""
-        if self._at is None:
-            return self._whole(hidden)
-        computed = self._whole(hidden[:, self._at])
-        return computed.new_zeros(hidden.shape).index_copy(1, self._at, computed)
-
-
 def log_probs(
     model: Any, head: Head | None, at: torch.Tensor, targets: torch.Tensor, **inputs
 ) -> torch.Tensor:

@@ -69,12 +69,7 @@ class PackedTrainer(loop.Timed, SFTTrainer):
     def __init__(self, *args, held_out: Sequence[dict] = (), **kwargs):
         super().__init__(*args, **kwargs)
         self.held_out = held_out
-        base = self.model.get_base_model()
-        self._head = head.Head.of(base) if self.args.use_cpu else None
-        # In float32, trainings stay equal to the last bit to those of earlier versions. With checkpointing,
-        # the backward pass computes layers again, when the places are forgotten.
-        spares = self.args.use_cpu and self.args.bf16 and not self.args.gradient_checkpointing
-        self._last = head.LastNetwork.of(base) if spares else None
+        self._head = head.Head.of(self.model.get_base_model()) if self.args.use_cpu else None
         lengths = [sum(documents) for documents in self.train_dataset["seq_lengths"]]
         self._tokens_before = torch.tensor([0, *lengths]).cumsum(
             0
@@ -84,15 +79,13 @@ class PackedTrainer(loop.Timed, SFTTrainer):
         """Mean cross-entropy over the labeled tokens of the optimizer step (all workers, all micro-steps).
 
         On CUDA, TRL's fused head does the same. On a CPU, TRL projects every position through the vocabulary,
-        and most positions are prompt: ours projects labeled positions only. In bfloat16, the last layer's
-        feed-forward network computes no others either.
+        and most positions are prompt: ours projects labeled positions only.
         """
         if not self.args.use_cpu:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         targets = inputs.pop("labels")[0, 1:]
         at = (targets != examples.IGNORE).nonzero().squeeze(1)
-        with self._last.computing(at) if self._last else nullcontext():
-            loss = -head.log_probs(model, self._head, at, targets[at], **inputs).sum()
+        loss = -head.log_probs(model, self._head, at, targets[at], **inputs).sum()
         # DDP averages gradients over the workers; `num_items_in_batch` counts the targets of all workers.
         return loss * self.accelerator.num_processes / num_items_in_batch
 

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.training import head
-from pipeline.training.head import Head, LastNetwork
+from pipeline.training.head import Head
 from tests import tiny
 
 TOKENS, WIDTH, WORDS = 50, 16, 300
@@ -115,53 +115,3 @@ def random(family: str, **changes):
         vocab_size=64, num_key_value_heads=2, pad_token_id=0, **shape, **changes
     )
     return getattr(transformers, f"{family}ForCausalLM")(config)
-
-
-# -- the last layer's feed-forward network
-
-
-def loss_and_gradients(only_where_read: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[int]]:
-    """Of a third of a row's tokens, in float64; and how many places each layer's network computed."""
-    model, computed = tiny.model().double(), []
-    for one in model.model.layers:
-        one.mlp.down_proj.register_forward_pre_hook(lambda _, inputs: computed.append(inputs[0].shape[1]))
-    torch.manual_seed(2)
-    ids, at = torch.randint(100, (1, TOKENS)), torch.randperm(TOKENS - 1)[: TOKENS // 3].sort().values
-    network = LastNetwork.of(model) if only_where_read else None
-    with network.computing(at) if network else nullcontext():
-        loss = -head.log_probs(model, Head.of(model), at, ids[0, at + 1], input_ids=ids).sum()
-    loss.backward()
-    return (
-        loss.detach(),
-        {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
-        computed,
-    )
-
-
-def test_the_last_network_computes_what_is_read():
-    loss, gradients, computed = loss_and_gradients(only_where_read=True)
-    whole_loss, whole_gradients, all_computed = loss_and_gradients(only_where_read=False)
-    assert (computed, all_computed) == ([TOKENS, TOKENS // 3], [TOKENS, TOKENS])
-    torch.testing.assert_close(loss, whole_loss, rtol=1e-12, atol=0)
-    assert gradients.keys() == whole_gradients.keys() and len(gradients) > 10
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, whole_gradients[name], rtol=1e-9, atol=1e-12)
-
-
-def test_the_last_network_computes_everything_unless_places_are_set():
-    model, x = tiny.model(), torch.randn(1, TOKENS, 32)
-    expected = model.model.layers[-1].mlp(x)
-    network = LastNetwork.of(model)
-    with network.computing(torch.tensor([3, 7])):
-        found = model.model.layers[-1].mlp(x)
-    assert found.any(dim=2).nonzero()[:, 1].tolist() == [3, 7]
-    torch.testing.assert_close(found[:, [3, 7]], expected[:, [3, 7]])
-    assert torch.equal(model.model.layers[-1].mlp(x), expected)
-
-
-def test_experts_keep_their_own_pass():
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 50}
-    model = MixtralForCausalLM(MixtralConfig(num_attention_heads=2, num_key_value_heads=2, **shape))
-    assert LastNetwork.of(model) is None
