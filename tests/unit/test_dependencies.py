@@ -14,15 +14,16 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT, UV = PYPROJECT["project"], PYPROJECT["tool"]["uv"]
 MAKEFILE = (ROOT / "Makefile").read_text()
 LOCK = (ROOT / "requirements.lock").read_text()
 HASHES = r"(?: \\\n    --hash=sha256:[0-9a-f]{64})+"
 ENTRIES = re.findall(rf"^([a-z0-9-]+)==([^\s;]+)(?: ; .+?)?({HASHES})$", LOCK, re.M)  # name, version, hashes
 LOCKED = {canonicalize_name(name) for name, *_ in ENTRIES}
 KNOWN = sys.stdlib_module_names | {"pipeline", "tests"}
-NEVER = {"torchvision", "torchaudio", "torchcodec"}  # pyproject.toml's overrides
-FOR_GPUS = {"triton", "intel-cmplr-lib-ur"}  # packages ask for them, and do without on a CPU
+NEVER = {"torchaudio", "torchcodec"}  # pyproject.toml's overrides
+FOR_GPUS = {"torchvision", "triton", "intel-cmplr-lib-ur"}  # packages ask for them, and do without on a CPU
 
 
 def requirements(*extras: str) -> list[Requirement]:
@@ -101,6 +102,16 @@ def test_every_line_of_the_lock_is_read_here():
 
 def test_the_lock_names_no_host_and_no_path():
     assert not re.search(r"://|file:|(?<![\w'])/\w|^-", LOCK, re.M)
+
+
+def test_only_gpus_have_torchvision():
+    """vLLM for GPUs imports it; beside a CPU torch, the package index's build breaks transformers."""
+    left_out = {Requirement(text) for text in UV["override-dependencies"]}
+    assert {requirement.name for requirement in left_out} == NEVER
+    assert not any(requirement.marker.evaluate() for requirement in left_out)
+    [recipe] = re.findall(r"^lock: .+\n(?:\t.+\n)+", MAKEFILE, re.M)
+    assert "\"torchvision; sys_platform == 'never'\" > $(VENV)/torch.txt" in recipe
+    assert "torchvision" not in LOCKED
 
 
 def test_the_lock_brings_no_torch_and_nothing_of_cuda():

@@ -363,10 +363,20 @@ def test_gpus_on_a_build_for_cpus(tmp_path, monkeypatch):
 
 def test_cpus_on_a_build_for_gpus(tmp_path, monkeypatch):
     build(monkeypatch, "CUDA 12.9")
-    model = save(tmp_path / "model")
-    told = refused_build(config(tmp_path, model))
+    told = refused_build(config(tmp_path, save(tmp_path / "model")))
     assert told.startswith("engine.num_gpus = 0: the installed vLLM is built for GPUs (CUDA 12.9)")
-    preflight.check_build(config(tmp_path, model, engine={"num_gpus": 1}, train={"use_gpu": True}), ALL)
+
+
+def test_gpus_need_torchvision(tmp_path, monkeypatch):
+    build(monkeypatch, "CUDA 13.0")
+    model = save(tmp_path / "model")
+    made = config(tmp_path, model, engine={"num_gpus": 1}, train={"use_gpu": True})
+    monkeypatch.setattr("pipeline.inference.vllm.find_spec", lambda name: None)
+    told = refused_build(made)
+    assert told.startswith("engine.num_gpus = 1: vLLM starts no engine on a GPU without torchvision")
+    preflight.check_build(made, {"train"})
+    monkeypatch.setattr("pipeline.inference.vllm.find_spec", lambda name: name)
+    preflight.check_build(made, ALL)
 
 
 def test_the_build_is_that_of_torch():

@@ -10,6 +10,7 @@ from pipeline.inference import stall, vllm_start
 from pipeline.inference.base import EngineDead
 from pipeline.inference.decoding import decode
 from pipeline.inference.vllm import VLLM
+from pipeline.settings.base import Model
 
 
 @pytest.mark.parametrize(
@@ -53,24 +54,56 @@ def test_kernels_that_no_request_uses_are_not_compiled(monkeypatch, gpus, sample
     assert os.environ.get("VLLM_USE_FLASHINFER_SAMPLER") == sampler
 
 
+LOGGED = "(EngineCore pid=7) ERROR 11-26 10:00:00 [core.py:12] "
+REFERS = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}\n"
+TRACEBACK = (
+    "Process EngineCore:\n"
+    "Traceback (most recent call last):\n"
+    '  File "/usr/lib/python3.12/multiprocessing/process.py", line 314, in _bootstrap\n'
+    "    self.run()\n"
+    "    ^^^^^^^^^^\n"
+    "ModuleNotFoundError: No module named 'torchvision'\n"
+    "[rank0]:[W1126 10:00:00 ProcessGroupNCCL.cpp:1624] Warning: destroy_process_group() was not called\n"
+)
+MISSING = "ModuleNotFoundError: No module named 'torchvision'"
+
+
 @pytest.mark.parametrize(
-    "log, told",
+    "out, err, told",
     [
-        ("", None),
-        ("INFO 11-26 10:00:00 [core.py:1] ValueError: no\n", None),
+        ("", "", None),
+        ("INFO 11-26 10:00:00 [core.py:1] ValueError: no\n", REFERS, None),
         (
-            "(EngineCore pid=7) ERROR 11-26 10:00:00 [core.py:12] Traceback (most recent call last):\n"
-            "(EngineCore pid=7) ERROR 11-26 10:00:00 [core.py:12] ValueError: Free memory on device\n"
-            "RuntimeError: Engine core initialization failed. See root cause above.\n",
-            "ValueError: Free memory on device",
+            f"{LOGGED}Traceback (most recent call last):\n{LOGGED}ValueError: Free memory on device\n",
+            TRACEBACK + REFERS,
+            ("ValueError: Free memory on device", "out"),
         ),
+        ("", f"{LOGGED}ValueError: Free memory\n{TRACEBACK}", ("ValueError: Free memory", "err")),
+        (
+            f"{LOGGED}torch.OutOfMemoryError: CUDA out of memory. Tried\n{LOGGED}{REFERS}",
+            "",
+            ("torch.OutOfMemoryError: CUDA out of memory. Tried", "out"),
+        ),
+        (f"{LOGGED}AssertionError\n", "", ("AssertionError", "out")),
+        ("loading\n", TRACEBACK, (MISSING, "err")),
+        ("", TRACEBACK + "Traceback (most recent call last):\n  raise error\n" + REFERS, (MISSING, "err")),
     ],
 )
-def test_the_cause_is_what_the_engines_process_said(tmp_path, log, told):
-    (tmp_path / "log").write_text(log)
-    found = vllm_start.last_words(str(tmp_path / "log"))
-    assert found == (told and f"{told}; see {tmp_path / 'log'} on {os.uname().nodename}")
-    assert vllm_start.last_words("/dev/null") is None
+def test_the_cause_is_what_the_engines_process_wrote(tmp_path, monkeypatch, out, err, told):
+    files = {"out": out, "err": err}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(vllm_start, "_OUTPUTS", [str(tmp_path / name) for name in files])
+    found = told and f"{told[0]}; see {tmp_path / told[1]} on {os.uname().nodename}"
+    assert vllm_start.last_words() == found
+    refers, plain = RuntimeError(REFERS.strip()), ValueError("no such model")
+    assert vllm_start.cause(refers, Model(path="toy")) == (found or str(refers))
+    assert vllm_start.cause(plain, Model(path="toy")) == "no such model", "it refers to no other error"
+
+
+def test_what_is_no_file_has_no_last_words(monkeypatch):
+    monkeypatch.setattr(vllm_start, "_OUTPUTS", ["/dev/null", "/proc/self/fd/999999"])
+    assert vllm_start.last_words() is None
 
 
 def test_texts_are_decoded_in_one_call_as_token_by_token():

@@ -59,12 +59,35 @@ def test_an_adapter_learns_as_on_the_base_in_full(place, arm):
     trainer, losses, before = trained(place, arm, rows, **settings)
     linear = trainer.model.get_base_model().model.layers[0].self_attn.q_proj.base_layer
     assert type(linear).__name__ == "Linear4bit" and linear.weight.dtype == torch.uint8
+    assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
+    states = [state for kept in trainer.optimizer.state.values() for state in kept.values()]
+    assert len(states) > 2 and {state.dtype for state in states} == {torch.float32}
     after = dict(trainer.model.named_parameters())
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     _, in_full, _ = trained(place, arm, rows, **settings, load_in_4bit=False)
     print(f"{arm}: {[round(one, 3) for one in losses]}, in full {[round(one, 3) for one in in_full]}")
     assert losses == pytest.approx(in_full, rel=0.1)
     assert min(losses) < 0.95 * losses[0]
+
+
+@with_library
+def test_small_updates_are_not_lost(place):
+    """In bfloat16, most weights of an adapter would round a step of 2e-5 away."""
+    rows, settings = SETTINGS["sft"]
+    small = settings | {
+        "learning_rate": 2e-5,
+        "schedule": "constant",
+        "warmup": 0.0,
+        "lora": {"dropout": 0.0},
+    }
+    trainer, losses, _ = trained(place, "sft", rows, **small)
+    begun, _, _ = trained(place, "sft", rows, **small | {"epochs": 1, "learning_rate": 1e-12})
+    first = dict(begun.model.named_parameters())
+    matrices = [(first[name], p) for name, p in trainer.model.named_parameters() if "lora_A" in name]
+    moved = sum((before != after).sum().item() for before, after in matrices)
+    share = moved / sum(after.numel() for _, after in matrices)
+    print(f"{share:.1%} of A moved; losses {losses[0]:.4f} … {losses[-1]:.4f}")
+    assert share > 0.99
 
 
 @with_library
