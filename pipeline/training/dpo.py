@@ -11,8 +11,7 @@ without padding or repetition.
 
 A pair's loss is that of DPO, −log σ(β (log π/π_ref(chosen) − log π/π_ref(rejected))). The shared prefix adds
 the same to both terms and cancels, so log-probabilities, rewards and reward metrics cover only the tokens
-after it. The router's auxiliary loss, which TRL adds for mixtures of experts, is left out. The CUDA code has
-not been run yet.
+after it. The router's auxiliary loss, which TRL adds for mixtures of experts, is left out.
 """
 
 from collections.abc import Sequence
