@@ -5,15 +5,17 @@ this with a dense L × L mask, which costs O(L²) and rules out SDPA's fast caus
 attention per document, O(Σ nᵢ²).
 
 Shared prefixes (dpo): the row omits any prefix that an earlier sequence already holds; a token may see the
-earlier tokens of its sequence, wherever they lie in the row. Attention is computed per sequence for the
-tokens that the sequence adds, O(Σ own · whole).
+earlier tokens of its sequence, wherever they lie in the row. Attention is computed for the tokens that each
+sequence adds. A CPU takes one sequence after another, O(Σ own · whole), because padding costs time. A GPU
+takes all sequences in one call, padded to the longest, O(sequences · most own · longest), because many small
+kernels cost more time to launch than padding does.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.utils import is_flash_attn_2_available
 
@@ -108,7 +110,7 @@ def _without_autocast(*args, **options):
 
 
 def _flash(query, key, value, cu_seq_lens, longest, scaling, sliding_window):
-    """PyTorch's flash kernel for documents of different lengths. Neither run nor measured: no GPU yet."""
+    """PyTorch's flash kernel for documents of different lengths, which exists on CUDA only."""
     from torch.nn.attention.varlen import varlen_attn
 
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
@@ -151,6 +153,10 @@ def shared_attention(
     dropout = dropout if module.training else 0.0
     if query.is_cuda:
         return _padded(query, key, value, shared, scaling, sliding_window, dropout), None
+    return _sequence_by_sequence(query, key, value, shared, scaling, sliding_window, dropout), None
+
+
+def _sequence_by_sequence(query, key, value, shared, scaling, sliding_window, dropout):
     dtype, grouped = query.dtype, query.shape[1] != key.shape[1]
     if dtype != torch.float64:
         query, key, value = query.float(), key.float(), value.float()
@@ -170,39 +176,41 @@ def shared_attention(
                 enable_gqa=grouped,
             )
         )
-    return torch.cat(outputs, dim=2).transpose(1, 2).to(dtype), None
+    return torch.cat(outputs, dim=2).transpose(1, 2).to(dtype)
 
 
 def _padded(query, key, value, shared, scaling, sliding_window, dropout):
-    """All sequences in one call, padded to the longest: on a GPU, launching many small kernels takes longer
-    than they do."""
-    parts, copies = len(shared.own), query.shape[1] // key.shape[1]
-    own, whole, mask = shared.padded(sliding_window)
-    q = query[0, :, own].unflatten(1, (parts, -1)).transpose(0, 1)
-    k, v = (_Spread.apply(x[0], whole).unflatten(1, (parts, -1)).transpose(0, 1) for x in (key, value))
-    if copies > 1:  # with a mask, SDPA's fast kernels for CUDA do not take grouped heads
+    """All sequences in one call of SDPA.
+
+    Gradients of one place in the row are summed in a fixed order. Of its query there is one, and zeros from
+    padding, so any order will do. Of its key and value there are those of several sequences: on CUDA, the
+    backward pass of indexing sorts them, and that of `index_select` adds them as they come.
+    """
+    copies, padded = query.shape[1] // key.shape[1], shared.padded(sliding_window, query.dtype)
+    parts = len(shared.own)
+    query, key, value = (x.squeeze(0) for x in (query, key, value))
+    q = query.index_select(1, padded.own).unflatten(1, (parts, -1)).transpose(0, 1)
+    k, v = (x[:, padded.whole].unflatten(1, (parts, -1)).transpose(0, 1) for x in (key, value))
+    if copies > 1:  # no fast kernel for CUDA takes both a mask and grouped heads
         k, v = (x.repeat_interleave(copies, dim=1) for x in (k, v))
-    # cuDNN's kernel, the default on Hopper, is compiled anew for each shape, and each row has another.
-    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
-        out = functional.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scaling)
-    return out.transpose(1, 2)[shared.real][None]
+    out = functional.scaled_dot_product_attention(q, k, v, padded.bias, dropout, scale=scaling)
+    return out.transpose(1, 2).flatten(0, 1).index_select(0, padded.real)[None]
 
 
-class _Spread(torch.autograd.Function):
-    """x [heads, L, d] at places [n] → [heads, n, d]. Places that occur more than once get the sum of their
-    gradients in a fixed order: PyTorch's own backward pass adds them as they come."""
+@dataclass(frozen=True)
+class Padded:
+    """The sequences of a row as a batch, each padded at its end.
 
-    @staticmethod
-    def forward(ctx, x, places):
-        ctx.save_for_backward(places)
-        ctx.length = x.shape[1]
-        return x[:, places]
+    own:   [sequences · most own] the place in the row of every token that a sequence adds
+    whole: [sequences · longest] the place in the row of every token of a sequence
+    real:  [L] the place of the row's tokens among `own`, of which the others are padding
+    bias:  [sequences, 1, most own, longest] 0 if the added token sees the other token, else −∞
+    """
 
-    @staticmethod
-    def backward(ctx, gradient):
-        [places] = ctx.saved_tensors
-        found = gradient.new_zeros(ctx.length, gradient.shape[0], gradient.shape[2])
-        return found.index_put_((places,), gradient.transpose(0, 1), accumulate=True).transpose(0, 1), None
+    own: torch.Tensor
+    whole: torch.Tensor
+    real: torch.Tensor
+    bias: torch.Tensor
 
 
 class SharedRow:
@@ -215,7 +223,7 @@ class SharedRow:
     def __init__(self, own: list[int], paths: list[torch.Tensor]):
         self.own, self.paths = own, paths
         self._masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
-        self._padded: dict[int | None, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        self._padded: dict[tuple[int | None, torch.dtype], Padded] = {}
 
     def mask(self, part: int, window: int | None) -> torch.Tensor | None:
         """[own, whole]: tokens of the sequence that each added token sees; None if causal attention suffices.
@@ -231,28 +239,35 @@ class SharedRow:
             self._masks[part, window] = seen.triu(whole - n + 1 - window) if window else seen
         return self._masks[part, window]
 
-    def padded(self, window: int | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The places in the row of all sequences' added tokens [parts · most own], and of all their tokens
-        [parts · longest], padded with the row's first; and what each added token sees [parts, 1, most own,
-        longest]. Cached, because every layer uses them."""
-        if window not in self._padded:
-            device, parts = self.paths[0].device, len(self.own)
+    def padded(self, window: int | None, dtype: torch.dtype) -> Padded:
+        """The sequences as a batch, with a bias of `dtype`.
+
+        Cached, because every layer uses it. A bias and no mask: of a mask, SDPA makes a bias for every layer,
+        and keeps it for the backward pass.
+        """
+        if (window, dtype) not in self._padded:
+            device, parts, tokens = self.paths[0].device, len(self.own), sum(self.own)
             own = torch.tensor(self.own, device=device)[:, None]
             whole = torch.tensor([len(path) for path in self.paths], device=device)[:, None]
             most, longest = max(self.own), max(len(path) for path in self.paths)
-            places = torch.zeros(parts, longest, dtype=torch.long, device=device)
-            places[torch.arange(longest, device=device) < whole] = torch.cat(self.paths)
-            self.real = torch.arange(most, device=device) < own  # [parts, most]: no padding
-            added = torch.zeros(parts, most, dtype=torch.long, device=device)
-            added[self.real] = torch.arange(sum(self.own), device=device)
-            # The place within its sequence of the last token that each one sees. Padding sees the first.
-            last = (torch.arange(most, device=device) + whole - own)[:, :, None].clamp(max=longest - 1)
-            at = torch.arange(longest, device=device)
-            seen = at <= last
+            slots, at = torch.arange(most, device=device), torch.arange(longest, device=device)
+            # Padding has the places of the row in turn, since gradients of one place are added one by one.
+            added = torch.arange(parts * most, device=device) % tokens
+            real = (slots < own).flatten().nonzero()[:, 0]
+            added[real] = torch.arange(tokens, device=device)
+            places = (torch.arange(parts * longest, device=device) % tokens).view(parts, longest)
+            places[at < whole] = torch.cat(self.paths)
+            # In its sequence, the last token that each added token sees. Padding sees some token, too: the
+            # softmax of nothing is no number.
+            last = (slots + whole - own)[:, :, None].clamp(max=longest - 1)
+            hidden = at > last
             if window:
-                seen &= at > last - window
-            self._padded[window] = added.flatten(), places.flatten(), seen[:, None]
-        return self._padded[window]
+                hidden |= at <= last - window
+            # Rows begin at multiples of 16 numbers: of any other bias, PyTorch makes such a copy per layer.
+            bias = torch.zeros(parts, 1, most, -(-longest // 16) * 16, dtype=dtype, device=device)
+            bias = bias[..., :longest].masked_fill_(hidden[:, None], -torch.inf)
+            self._padded[window, dtype] = Padded(added, places.flatten(), real, bias)
+        return self._padded[window, dtype]
 
 
 AttentionInterface.register(NAME, packed_attention)

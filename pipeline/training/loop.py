@@ -171,6 +171,9 @@ def start(
     trainer_of(model, lora) makes the trainer; attention_of(model config, use_gpu) names the attention to load
     with.
     """
+    # PyTorch prefers cuDNN's attention on an H100. cuDNN plans anew for every shape, and nearly every row has
+    # another. For the whole process, because the models' own attention calls SDPA too.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     t, model = job.train, job.model
     place = node_copy.read_from(job.model_dir, job.tell)
     architecture = pretrained.architecture(place, model.revision)

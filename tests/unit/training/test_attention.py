@@ -4,9 +4,10 @@ import random
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.errors import UserError
 from pipeline.training import attention, pairs
@@ -72,6 +73,124 @@ def test_a_token_of_a_shared_row_sees_its_own_sequence_alone(sequences, window, 
         mask[place, seen] = True
     expected = scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)
     torch.testing.assert_close(got, expected.transpose(1, 2), atol=1e-5, rtol=1e-5)
+
+
+def attended(function, sequences, window, kv_heads, dtype=torch.float64) -> list[torch.Tensor]:
+    """The output and the gradients of query, key and value, of a loss with random weights."""
+    torch.manual_seed(0)
+    row = pairs.lay_out(sequences)
+    shared = attention.SharedRow(row.own, [torch.tensor(path) for path in row.paths])
+    inputs = [
+        torch.randn(1, heads, len(row.tokens), 8, dtype=dtype, requires_grad=True)
+        for heads in (4, kv_heads, kv_heads)
+    ]
+    out = function(*inputs, shared, None, window, 0.0)
+    out.backward(torch.randn(out.shape, dtype=dtype))
+    return [out.detach(), *(x.grad for x in inputs)]
+
+
+def long_sequence(*, cuts: tuple[int, ...]) -> list[list[int]]:
+    """A sequence of 40 tokens, and others that leave it after some tokens."""
+    return [[0] * 40, *([0] * cut + [1] for cut in cuts)]
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=12), min_size=1, max_size=6),
+    st.sampled_from([None, 1, 3, 8]),
+    st.sampled_from([1, 2, 4]),
+)
+@example([[0, 1, 0, 1, 0]], None, 2)
+@example(long_sequence(cuts=(1, 2, 39)), None, 2)
+@example(long_sequence(cuts=(1, 2, 39)), 8, 1)
+@settings(max_examples=50)
+def test_padded_sequences_attend_as_one_after_another(sequences, window, kv_heads):
+    found, expected = (
+        attended(function, sequences, window, kv_heads)
+        for function in (attention._padded, attention._sequence_by_sequence)
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-10)
+
+
+def test_padding_comes_to_nothing_whatever_it_holds():
+    """The gradients of padding are zeros, so their places and their order do not matter."""
+    row = pairs.lay_out(long_sequence(cuts=(1, 20)))
+    shared = attention.SharedRow(row.own, [torch.tensor(path) for path in row.paths])
+    padded = shared.padded(None, torch.float64)
+    is_padding = torch.ones(len(padded.own), dtype=torch.bool).index_fill(0, padded.real, False)
+    assert is_padding.sum() == 3 * max(row.own) - sum(row.own) > 0
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, 2, len(row.tokens), 8, dtype=torch.float64, requires_grad=True) for _ in "qkv"]
+    with Summed() as summed:
+        out = attention._padded(*inputs, shared, None, None, 0.0)
+        out.backward(torch.ones_like(out))
+    # Each place of query and output has at most one gradient that is not zero: any order gives the same sum.
+    assert len(summed.unordered) == 2
+    for places, gradients in summed.unordered:
+        is_something = gradients.ne(0).flatten(1).any(1)
+        assert len(places[is_something].unique()) == is_something.sum() > 0
+    assert summed.ordered == 2  # those of key and value: indexing adds them in a fixed order on CUDA
+
+
+class Summed(TorchDispatchMode):
+    """The sums at given places. unordered: places and summands, on CUDA as they come; ordered: how many others."""
+
+    def __init__(self):
+        super().__init__()
+        self.unordered: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.ordered = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in ("index_add", "index_add_"):
+            _, dim, places, summands = args
+            self.unordered.append((places, summands.movedim(dim, 0).clone()))
+        elif name in ("index_put", "index_put_", "_index_put_impl_"):
+            assert args[3], "places are written, not added"
+            self.ordered += 1
+        else:
+            assert "scatter" not in name, name
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_padded_attention_gives_the_same_bits_again(dtype):
+    first, again = (
+        attended(attention._padded, long_sequence(cuts=(1, 2, 20)), None, 2, dtype) for _ in range(2)
+    )
+    assert all(map(torch.equal, first, again))
+
+
+class Launched(TorchDispatchMode):
+    """The names of all operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_layer_launches_as_much_for_many_sequences_as_for_few():
+    """And it neither waits for the device nor makes a bias of its own."""
+    launched = []
+    for cuts in ((1, 20), tuple(range(1, 30))):
+        row = pairs.lay_out(long_sequence(cuts=cuts))
+        shared = attention.SharedRow(row.own, [torch.tensor(path) for path in row.paths])
+        bias = shared.padded(None, torch.bfloat16).bias
+        assert bias.dtype == torch.bfloat16 and bias.shape == (len(row.own), 1, 40, 40)
+        assert all(stride % 16 == 0 for stride in bias.stride()[:-1])
+        heads = [torch.randn(1, n, len(row.tokens), 8).bfloat16().requires_grad_() for n in (4, 2, 2)]
+        with Launched() as layer:
+            out = attention._padded(*heads, shared, None, None, 0.0)
+            out.backward(torch.ones_like(out))
+        assert shared.padded(None, torch.bfloat16).bias is bias
+        launched.append(layer.names)
+    assert launched[0] == launched[1]
+    assert sum("scaled_dot_product" in name for name in launched[0]) == 2  # forward and backward
+    assert not {"nonzero", "_local_scalar_dense", "where", "masked_fill"} & {*launched[0]}
 
 
 @pytest.mark.parametrize("model_type", ["gemma2", "gpt_oss"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.data.dataset import Dataset
-from pipeline.training import dpo
+from pipeline.training import attention, dpo
 from pipeline.training.job import Job, write_table
 from tests import tiny
 
@@ -100,9 +100,12 @@ def of_trl(place):
     )
 
 
-@pytest.mark.parametrize("micro_batches", [1, 3])
-def test_loss_gradients_and_rewards_equal_trls(place, of_trl, micro_batches):
-    trainer = build(place, f"equal-{micro_batches}", batch_size=20, pairs_per_device=20)
+@pytest.mark.parametrize(("micro_batches", "as_on_a_gpu"), [(1, False), (3, False), (3, True)])
+def test_loss_gradients_and_rewards_equal_trls(place, of_trl, monkeypatch, micro_batches, as_on_a_gpu):
+    if as_on_a_gpu:
+        monkeypatch.setattr(attention, "_sequence_by_sequence", attention._padded)
+    name = f"equal-{micro_batches}-{as_on_a_gpu}"
+    trainer = build(place, name, batch_size=20, pairs_per_device=20)
     trainer.model.double()
     for members in (
         list(range(45)),
@@ -130,6 +133,15 @@ def test_loss_gradients_and_rewards_equal_trls(place, of_trl, micro_batches):
     assert found["rewards/margins"] == pytest.approx(metrics["rewards/margins"], rel=1e-6)
     assert found["rewards/accuracies"] == pytest.approx(metrics["rewards/accuracies"])
     assert found["pairs_per_s"] == 20
+
+
+def test_a_trainers_process_does_without_cudnns_attention(place):
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        build(place, "kernels")
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 def test_a_micro_batch_computes_every_prefix_once_and_logits_only_where_there_is_loss(place):
