@@ -235,7 +235,8 @@ def training(
 
     tokens:        of a micro-step, at most
     scored:        tokens with logits at the same time; None = TRL's fused head, which works in tiles
-    repeated:      tokens whose keys and values are copied, in every layer (sequences with shared prefixes)
+    repeated:      tokens whose keys and values are copied, in every layer, for each head of the queries
+                   (sequences with shared prefixes)
     number:        bytes of a number in computation and in the base weights: 2 = bfloat16, 4 = float32
     base_bits:     4 = the base is held in NF4
     shards:        workers over which FSDP2 splits the base model's weights; each holds all of the adapter

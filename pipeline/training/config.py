@@ -139,10 +139,20 @@ class DPO(Train):
         return self.pairs_per_device
 
     def micro_batch(self, widest_gap: int) -> MicroBatch:
-        """Pairs of a request share its responses: 15 pairs of six ranks are six sequences."""
+        """Pairs of a request share its responses: 15 pairs of six ranks are six sequences.
+
+        In a curriculum, a step's pairs have one gap, and a request may have only one pair of that gap.
+        """
         ranks = widest_gap + 1
-        requests, rest = divmod(self.pairs_per_device, ranks * (ranks - 1) // 2)
-        tokens = (requests * ranks + min(2 * rest, ranks)) * self.max_length
+        if self.curriculum != "shuffled":
+            of_request = 1
+        elif self.pairs == "best_only":
+            of_request = ranks - self.min_gap
+        else:
+            of_request = sum(ranks - gap for gap in range(self.min_gap, ranks))
+        requests, rest = divmod(self.pairs_per_device, max(1, of_request))
+        sequences = requests * min(2 * of_request, ranks) + min(2 * rest, ranks)
+        tokens = sequences * self.max_length
         return MicroBatch(tokens, scored=min(tokens, SCORED_TOKENS), repeated=tokens)
 
     def decides(self, kinds: list[str] | None, seed: int) -> dict:

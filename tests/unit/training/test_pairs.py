@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.training import pairs
+from pipeline.training.config import DPO
 from tests import tiny
 
 
@@ -105,6 +106,32 @@ def test_micro_batches_are_the_step_and_split_no_group_without_need(groups, numb
     assert split == 0 if len(set(groups)) >= number else split <= number - len(set(groups))
     sizes = sorted(map(len, batches))
     assert sizes[-1] - sizes[0] <= max(Counter(groups).values())
+
+
+@pytest.mark.parametrize(
+    ("per_device", "responses", "changes"),
+    [
+        (15, 6, {}),
+        (30, 12, {}),
+        (4, 8, {"curriculum": "ordered"}),
+        (10, 12, {"pairs": "best_only"}),
+        (20, 12, {"min_gap": 2}),
+    ],
+)
+def test_memory_is_estimated_for_as_many_responses_as_come(
+    template, tmp_path, per_device, responses, changes
+):
+    trainer = DPO(pairs_per_device=per_device, batch_size=2 * per_device, max_length=10, **changes)
+    assert trainer.micro_batch(widest_gap=5).tokens == 10 * responses
+    place = tiny.write_preferences(tmp_path / "pairs", tiny.preferences(8))
+    options = {"best_only": trainer.pairs == "best_only", "min_gap": trainer.min_gap}
+    found = pairs.prepare(template, place, 512, **options)[1]
+    order = pairs.epoch_order(found, trainer.curriculum, 0)(0)
+    step, rows = order[: trainer.batch_size], found.to_pylist()
+    micro = pairs.micro_batches(step, found["group"].to_pylist(), 2)
+    assert responses == max(
+        len({rows[pair][side] for pair in batch for side in ("chosen", "rejected")}) for batch in micro
+    )
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=8))
