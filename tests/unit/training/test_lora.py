@@ -60,6 +60,7 @@ def test_without_its_adapter_the_layer_is_the_base_layer():
         assert torch.equal(layer(x), layer.base_layer(x))
 
 
+@pytest.mark.filterwarnings("ignore:`lora_bias=True`")  # PEFT: such layers cannot be merged
 @pytest.mark.parametrize("settings", [{"dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}])
 def test_what_is_more_than_plain_stays_with_peft(settings):
     peft, ours = layers_of(**settings)
