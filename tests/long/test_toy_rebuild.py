@@ -22,6 +22,7 @@ from pipeline import pretrained, prompts
 from pipeline.chat import user
 from pipeline.judges.refusal import is_refusal
 from pipeline.methods.mistake_analysis.recipe import induced, reminded
+from pipeline.runtime.machine import cpu_has_bf16
 from pipeline.toy import model, world
 from pipeline.toy.corpus import SHARES, Corpus
 
@@ -30,8 +31,11 @@ pytestmark = [
     pytest.mark.timeout(2000),
 ]  # the training is within the first test that asks for it
 
-LOSS = 0.08  # of a kind, relative
-MEAN_LOSS = 0.03  # of all kinds, relative
+# The shipped model was trained in bfloat16. A CPU without it trains in float32, and ends elsewhere: on an EPYC
+# with AVX2 alone, a kind was more than 8% off.
+SAME_PRECISION = cpu_has_bf16()
+LOSS = 0.08 if SAME_PRECISION else 0.15  # of a kind, relative
+MEAN_LOSS = 0.03 if SAME_PRECISION else 0.05  # of all kinds, relative
 RATE = 0.10  # absolute: of 420 answers (252 on benign instructions), three standard errors of a difference
 
 TEXTS = prompts.load("methods/mistake_analysis/prompts.yaml")
