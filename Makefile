@@ -15,7 +15,8 @@ WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/setbacks/wheels
 # four times as long. If the shell forbids bytecode, each process of a run compiles its imports again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-long test-cluster test-gpu test-all chaos toy reference docs tools lint setup lock clean
+.PHONY: quickstart test test-long test-cluster test-gpu test-all chaos toy reference docs tools lint setup
+.PHONY: lock clean
 
 quickstart: setup
 	$(BIN)/setbacks run $(CONFIG)

@@ -11,8 +11,9 @@ Reported: median tokens/s of each and their ratio; then CPU seconds, which other
           less.
 
 With --gpu, both are on a GPU. TRL runs as its documentation shows it to those who have no flash-attn package:
-without `attn_implementation`, so with SDPA. From the positions transformers sees where a document begins, and
-gives SDPA a mask of the whole row: documents do not see each other, but SDPA's flash kernel takes no mask.
+without `attn_implementation`, so with SDPA. transformers reads the beginnings of documents off the
+positions, and gives SDPA a mask of the whole row: documents do not see each other, but SDPA's flash kernel
+takes no mask.
 Reported: tokens/s, the model FLOPs by gpu.py as a share of the GPU's peak, and the peak memory beside our
           estimate.
 

@@ -133,7 +133,10 @@ def test_padding_comes_to_nothing_whatever_it_holds():
 
 
 class Summed(TorchDispatchMode):
-    """The sums at given places. unordered: places and summands, on CUDA as they come; ordered: how many others."""
+    """The sums at given places.
+
+    unordered: places and summands, on CUDA as they come; ordered: how many others.
+    """
 
     def __init__(self):
         super().__init__()
