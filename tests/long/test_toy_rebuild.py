@@ -14,6 +14,7 @@ kind's loss is beyond the tolerance; the third is the sort of fault that this te
 """
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,6 @@ from pipeline import pretrained, prompts
 from pipeline.chat import user
 from pipeline.judges.refusal import is_refusal
 from pipeline.methods.mistake_analysis.recipe import induced, reminded
-from pipeline.runtime.machine import cpu_has_bf16
 from pipeline.toy import model, world
 from pipeline.toy.corpus import SHARES, Corpus
 
@@ -31,11 +31,9 @@ pytestmark = [
     pytest.mark.timeout(2000),
 ]  # the training is within the first test that asks for it
 
-# The shipped model was trained in bfloat16. A CPU without it trains in float32, and ends elsewhere: on an EPYC
-# with AVX2 alone, a kind was more than 8% off.
-SAME_PRECISION = cpu_has_bf16()
-LOSS = 0.08 if SAME_PRECISION else 0.15  # of a kind, relative
-MEAN_LOSS = 0.03 if SAME_PRECISION else 0.05  # of all kinds, relative
+LOSS = 0.08  # of a kind, relative
+WORD = 0.02  # of a kind, nats: one doubtful answer of 60 changes a mean so much, if answers are one word
+MEAN_LOSS = 0.03  # of all kinds, relative
 RATE = 0.10  # absolute: of 420 answers (252 on benign instructions), three standard errors of a difference
 
 TEXTS = prompts.load("methods/mistake_analysis/prompts.yaml")
@@ -125,9 +123,9 @@ def load(directory: Path):
 
 def test_it_knows_each_kind_of_conversation_as_well(rebuilt):
     new, shipped = losses(rebuilt), losses(model.WEIGHTS)
-    ratios = {kind: new[kind] / shipped[kind] for kind in SHARES}
-    assert all(abs(ratio - 1) <= LOSS for ratio in ratios.values()), ratios
-    assert abs(sum(ratios.values()) / len(ratios) - 1) <= MEAN_LOSS, ratios
+    pairs = {kind: (new[kind], shipped[kind]) for kind in SHARES}
+    assert all(math.isclose(*pair, rel_tol=LOSS, abs_tol=WORD) for pair in pairs.values()), pairs
+    assert math.isclose(sum(new.values()), sum(shipped.values()), rel_tol=MEAN_LOSS), pairs
 
 
 def test_it_refuses_as_often_under_each_condition(rebuilt):
