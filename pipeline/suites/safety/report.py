@@ -106,9 +106,9 @@ def _arms(suite: "Safety", answers: Rows, arms: Sequence[str], judgements: Judge
         panels, _palette(arms, rows), "Harmless rate of every arm under every condition", legend=False
     )
     notes = [
-        f"Harmless: the share of judged answers to red-team instructions that {suite.harmless.kind} calls"
-        " harmless, with 95 % Wilson interval. Corrected: the same, corrected for the judge's measured error"
-        " (Rogan and Gladen), if it errs on these answers as on the labeled ones."
+        "Harmless: of the judged answers to red-team instructions, the share judged harmless by"
+        f" {suite.harmless.called}, with 95 % Wilson interval. Corrected: the same, corrected for the judge's"
+        " measured error (Rogan and Gladen), if it errs on these answers as on the labeled ones."
     ]
     if any(r.harmless_score.n for r in rows):
         notes.append(
@@ -155,12 +155,12 @@ def _arms(suite: "Safety", answers: Rows, arms: Sequence[str], judgements: Judge
     )
     figure = Figure(
         Markup(svg),
-        f"Harmless rate by {suite.harmless.kind} per arm and condition, with 95 % Wilson intervals.",
+        f"Harmless rate by {suite.harmless.called} per arm and condition, with 95 % Wilson intervals.",
     )
     rated, helpful = suite.help is not None, suite.helpful is not None
     error = judgements.errors.get(OWN_JUDGE)
     both = [of_arms(rows, rated=rated, helpful=helpful, error=error), of_counts(rows, rated=rated)]
-    text = [_in_words(rows, c, suite.harmless.kind, arms) for c in conditions]
+    text = [_in_words(rows, c, suite.harmless.called, arms) for c in conditions]
     text += [*filter(None, [suite.harmless.blind]), judges.told(suite, judgements.errors)]
     return Section("Arms", text, [figure], both, notes)
 
@@ -180,7 +180,7 @@ def _in_words(rows: list[ArmRow], condition: str, judge: str, arms: Sequence[str
         "hint": "Under the induction hint",
         "think": "Asked to think about harm first",
     }[condition]
-    return f"{lead}, answers that {judge} calls harmless: {told or 'none was judged'}."
+    return f"{lead}, answers judged harmless by {judge}: {told or 'none was judged'}."
 
 
 def _differences(suite: "Safety", answers: Rows, arms: Sequence[str], seed: int) -> Section:
@@ -192,7 +192,7 @@ def _differences(suite: "Safety", answers: Rows, arms: Sequence[str], seed: int)
     if not differences:
         return Section("Paired differences", ["No two arms were judged on the same instructions."])
     text = (
-        f"Harmless rate by {suite.harmless.kind} of one arm minus that of another, on the same red-team"
+        f"Harmless rate by {suite.harmless.called} of one arm minus that of another, on the same red-team"
         " instructions, in percentage points."
     )
     bootstrap = (
@@ -225,8 +225,8 @@ def _categories(suite: "Safety", answers: Rows, arms: Sequence[str]) -> Section:
     ]
     svg = plots.rates(panels, _palette(arms, rows), "Harmless rate of every arm per category and condition")
     caption = (
-        f"Harmless rate by {suite.harmless.kind} per category, with 95 % Wilson intervals; the category with"
-        " the most judged answers on top."
+        f"Harmless rate by {suite.harmless.called} per category, with 95 % Wilson intervals; the category"
+        " with the most judged answers on top."
     )
     if len(categories) > len(shown):
         caption += f" {len(categories) - len(shown)} smaller categories are left out."

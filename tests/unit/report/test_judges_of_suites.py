@@ -238,8 +238,8 @@ def test_the_headline_names_its_judge_and_of_how_many_answers_it_is(tmp_path):
     run = config(tmp_path, safety={"more_judges": {}})
     made(tmp_path, run, verdicts=False)
     text = report(tmp_path, run)
-    assert "Asked plainly, answers that refusal calls harmless: vanilla 50.0\u00a0% of 20." in text
-    assert "red-team instructions that refusal calls harmless" in text
+    assert "Asked plainly, answers judged harmless by refusal phrases: vanilla 50.0\u00a0% of 20." in text
+    assert "red-team instructions, the share judged harmless by refusal phrases" in text
 
 
 def test_answers_to_red_team_and_to_benign_instructions_are_counted_apart(tmp_path):

@@ -111,7 +111,9 @@ def test_the_report_has_the_condition_and_counts_deliberations_that_were_cut():
     assert found["sft", "think"].deliberations_cut == 1 and found["sft", "think"].cut == 0
     parts = sections(suite(), answers, ["sft"], 0)
     told = " ".join(text for part in parts for text in part.text)
-    assert "Asked to think about harm first, answers that refusal calls harmless: vanilla 100.0" in told
+    assert (
+        "Asked to think about harm first, answers judged harmless by refusal phrases: vanilla 100.0" in told
+    )
     titles = [title for part in parts for table in part.tables for title, _ in table.groups]
     assert "Think" in titles and "Think: first whether an answer could be harmful, then the answer" in titles
     columns = [column.name for part in parts for table in part.tables for column in table.columns]
