@@ -1,4 +1,4 @@
-"""A LoRA layer as PEFT computes it and as a training in bfloat16 does, for tests on CPUs and GPUs."""
+"""A LoRA layer as PEFT computes it and as a training does, for tests on CPUs and GPUs."""
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -9,9 +9,9 @@ from tests import tiny
 
 
 def layers_of(*, dropout=0.0, target="all-linear", dtype=torch.bfloat16, **settings) -> tuple[Linear, Linear]:
-    """The same layer twice: as PEFT computes it, and as a training in bfloat16 does."""
+    """The same layer twice: as PEFT computes it, and as a training does."""
     found = []
-    for prepare in (lambda model: None, lora.spare_passes):
+    for prepare in (lambda model: None, lora.fuse):
         torch.manual_seed(0)
         config = LoraConfig(
             r=4,
@@ -27,10 +27,12 @@ def layers_of(*, dropout=0.0, target="all-linear", dtype=torch.bfloat16, **setti
     return found[0], found[1]
 
 
-def outputs(layer: Linear, x: torch.Tensor, slope: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The layer's output in autocast, and the gradients of its input and of its matrices."""
+def outputs(
+    layer: Linear, x: torch.Tensor, slope: torch.Tensor, *, autocast: bool = True
+) -> dict[str, torch.Tensor]:
+    """The layer's output, by default in autocast, and the gradients of its input and of its matrices."""
     x = x.clone().requires_grad_()
-    with torch.autocast(x.device.type, torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
         y = layer(x)
     y.backward(slope)
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight

@@ -192,8 +192,7 @@ def start(
         _train_in_float32(trainer.model)
     if begin is not None:
         start_adapter.load(trainer.model, begin)
-    if t.bf16:
-        lora.spare_passes(trainer.model)
+    lora.fuse(trainer.model)
     trainer.args.save_strategy = SaveStrategy.STEPS
     trainer.remove_callback(PrinterCallback)
     return trainer

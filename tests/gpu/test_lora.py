@@ -1,4 +1,4 @@
-"""LoRA layers of a bfloat16 training on a GPU: what PEFT's layers compute."""
+"""LoRA layers of a training on a GPU: what PEFT's layers compute."""
 
 from tests.lora_layers import distance, layers_of, outputs, some
 
