@@ -98,9 +98,6 @@ def _measured(
     numbers: dict[str, Rows | None] = {
         schema.name: _numbers(datasets[schema.name], schema) for schema in WRITTEN
     }
-    for suite in config.suites.items().values():
-        if not suite.streams and (dataset := datasets[suite.data_schema.name]) is not None:
-            numbers[suite.data_schema.name] = Numbers(dataset, suite.data_schema).table()
     logs = {
         name: _training_log(storage.join(run_dir, "adapter", name, "metrics.jsonl"))
         for name in config.replicas

@@ -50,10 +50,6 @@ class Numbers:
             made = [table[name] if name in written else pa.nulls(len(table), types[name]) for name in read]
             yield filtered(pa.table(made, names=read), self.only).select(list(columns))
 
-    def table(self) -> pa.Table:
-        """All rows at once."""
-        return pa.concat_tables(self.batches(self.column_names))
-
 
 Rows: TypeAlias = pa.Table | Numbers
 
@@ -167,23 +163,27 @@ def means(
     column: str,
     value: Callable[[Any], float],
     *,
-    of: str = "instruction_id",
+    of: str | Sequence[str] = "instruction_id",
     only: Mapping[str, Any],
 ) -> dict[tuple, Means]:
     """The means of a column over the rows of every id, by the values of the columns `keys`. 24 bytes a row.
 
-    value: of a column's value; null is left out. of: the column of ids. only: values that other columns have
-    in these rows.
+    value: of a column's value; null is left out. of: the column of ids, or the columns that are an id
+    together. only: values that other columns have in these rows.
     """
+    parts = [of] if isinstance(of, str) else list(of)
 
     def known() -> Iterator[tuple[pa.Table, np.ndarray, np.ndarray]]:
-        for batch in batches(rows, [*keys, column, of, *only]):
+        for batch in batches(rows, [*keys, column, *parts, *only]):
             batch = filtered(batch, only)
             batch = batch.filter(pc.is_valid(batch[column]))
             if len(batch):
                 coded = batch[column].combine_chunks().dictionary_encode()
                 values = np.array([value(one) for one in coded.dictionary.to_pylist()], float)
-                yield batch.select(list(keys)), digests(batch[of]), values[coded.indices.to_numpy()]
+                ids = batch[parts[0]]
+                if parts[1:]:
+                    ids = pc.binary_join_element_wise(*(batch[part] for part in parts), "\n")
+                yield batch.select(list(keys)), digests(ids), values[coded.indices.to_numpy()]
 
     return grouped_means(known())
 

@@ -88,15 +88,12 @@ class Suite(Section):
     NEWER:       the fields that finished data of older versions does not have: their defaults are in no
                  fingerprint
     verdicts:    the data sets of more judges' verdicts
-    streams:     the report counts the suite's rows in a stream (see `report.numbers`), so that it never holds
-                 them all; else it gets a table
     runs_apart:  another program asks the arms: the suite has `apart` and `collected`, and neither rows,
                  recipe nor a source
     """
 
     LATER: ClassVar[frozenset[str]] = frozenset()
     runs_apart: ClassVar[bool] = False
-    streams: ClassVar[bool] = False
     NEWER: ClassVar[frozenset[str]] = frozenset({"exclude_seen"})
 
     verdicts: ClassVar[Schema] = VERDICTS

@@ -39,7 +39,6 @@ class Borderline(Suite):
     verdicts: ClassVar[Schema] = COMPLIANCE_VERDICTS
     title: ClassVar = "borderline prompts"
     method: ClassVar = ""
-    streams: ClassVar = True
     LATER: ClassVar = frozenset({"more_judges"})
 
     prompts: Source = Field(

@@ -46,7 +46,6 @@ class C2Eval(Suite):
     data_schema: ClassVar[Schema] = CONTINUATIONS
     verdicts: ClassVar[Schema] = CORRECTION_VERDICTS
     title: ClassVar = "course correction"
-    streams: ClassVar = True
     method: ClassVar = "course_correction"
     NEWER: ClassVar = Suite.NEWER | {"every_stage", "short", "first_ranks"}
     LATER: ClassVar = frozenset({"more_judges"})

@@ -38,7 +38,6 @@ class Discrimination(Suite):
 
     data_schema: ClassVar[Schema] = DISCRIMINATIONS
     title: ClassVar = "discrimination"
-    streams: ClassVar = True
     method: ClassVar = "mistake_analysis"
     NEWER: ClassVar = Suite.NEWER | {"training"}
 

@@ -42,7 +42,6 @@ class GoalHijacking(Suite):
     data_schema: ClassVar[Schema] = HIJACKS
     title: ClassVar = "goal hijacking"
     method: ClassVar = ""
-    streams: ClassVar = True
 
     pairs: Orders | None = Field(
         None, description="what is asked for and what is injected; `templates` make prompts of each pair"

@@ -39,7 +39,6 @@ class Jailbreak(Suite):
 
     data_schema: ClassVar[Schema] = ATTACKS
     title: ClassVar = "jailbreaks"
-    streams: ClassVar = True
     method: ClassVar = ""
     LATER: ClassVar = frozenset({"more_judges"})
 

@@ -34,7 +34,6 @@ class Safety(Suite):
 
     data_schema: ClassVar[Schema] = ANSWERS
     title: ClassVar = "safety"
-    streams: ClassVar = True
     method: ClassVar = "mistake_analysis"
     LATER: ClassVar = frozenset({"more_judges"})
     starting: ClassVar = """

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-import pyarrow as pa
 from pydantic import (
     Field,
     SerializationInfo,
@@ -24,6 +23,7 @@ from pipeline.errors import UserError
 from pipeline.inference.base import Engine
 from pipeline.report.examples import Example
 from pipeline.report.headline import Headline
+from pipeline.report.numbers import Rows
 from pipeline.report.outcomes import Outcome
 from pipeline.report.sections import Section
 from pipeline.schema import Schema
@@ -153,13 +153,13 @@ class Utility(Suite):
 
     # -- report
 
-    def headlines(self, numbers: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
+    def headlines(self, numbers: Rows, arms: Sequence[str], seed: int) -> list[Headline]:
         from pipeline.suites.utility import report
 
         return report.headlines(numbers, arms, seed)
 
     def report(
-        self, numbers: pa.Table | None, arms: Sequence[str], seed: int, judgements: Judgements
+        self, numbers: Rows | None, arms: Sequence[str], seed: int, judgements: Judgements
     ) -> list[Section]:
         from pipeline.suites.utility import report
 

@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from pipeline.report import summary, tables
 from pipeline.report.arms import percent
 from pipeline.report.headline import Headline
+from pipeline.report.numbers import Rows, counted
 from pipeline.report.sections import Section
 from pipeline.report.tables import NOTHING, Cell, Column, Number, Table
 from pipeline.suites import VANILLA
@@ -21,8 +19,8 @@ if TYPE_CHECKING:
 TITLE = "Utility"
 
 
-def sections(suite: "Utility", rows: pa.Table | None, arms: Sequence[str], seed: int) -> list[Section]:
-    """rows: a data set of UTILITY without texts; None if not written yet. arms: all but vanilla."""
+def sections(suite: "Utility", rows: Rows | None, arms: Sequence[str], seed: int) -> list[Section]:
+    """rows: of UTILITY; None if not written yet. arms: all but vanilla."""
     if rows is None:
         return [
             Section(TITLE, ["This run holds no numbers of utility yet: `setbacks evaluate` writes them."])
@@ -37,19 +35,19 @@ class _Share:
     n: int
 
 
-def headlines(rows: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
+def headlines(rows: Rows, arms: Sequence[str], seed: int) -> list[Headline]:
     """Each task whose primary number is a share."""
     primary = [score for score in scores(rows, arms) if score.primary and score.shares]
+    differences = compared(rows, arms, VANILLA, seed=seed)
     found = []
     for task in dict.fromkeys(score.task for score in primary):
-        differences = [compared(rows, task, arm, VANILLA, seed=seed) for arm in arms]
         own = [score for score in primary if score.task == task]
         found.append(
             Headline.of_rows(
                 f"scores on {task}",
                 "on {n} documents",
                 ((one.arm, _Share(one.value, one.interval, one.documents)) for one in own),
-                (one.difference for one in differences if one),
+                (one.difference for one in differences if one.task == task),
                 by=f"by {own[0].metric} of lm-evaluation-harness",
                 cost=True,
             )
@@ -57,13 +55,13 @@ def headlines(rows: pa.Table, arms: Sequence[str], seed: int) -> list[Headline]:
     return found
 
 
-def _scores(suite: "Utility", rows: pa.Table, arms: Sequence[str]) -> Section:
+def _scores(suite: "Utility", rows: Rows, arms: Sequence[str]) -> Section:
     found, behind = scores(rows, arms), counts(rows, arms)
     primary = [score for score in found if score.primary]
-    harness = ", ".join(pc.unique(rows["harness"]).to_pylist())
+    harness = ", ".join(row["harness"] for row, _ in counted(rows, ["harness"]))
     how = "through the chat template" if suite.apply_chat_template else "without the chat template"
     text = [f"Measured by {harness}, {how}. Numbers of another version or prompt do not compare."]
-    if limits := [limit for limit in pc.unique(rows["limit"]).to_pylist() if limit is not None]:
+    if limits := [row["limit"] for row, _ in counted(rows, ["limit"]) if row["limit"] is not None]:
         text.append(
             f"`limit` = {limits[0]}: only the first {limits[0]} documents of each task were taken, so these"
             " numbers are not comparable with published ones."
@@ -134,28 +132,26 @@ def _of_counts(behind: list[Counts]) -> Table:
     return Table("Documents behind the numbers", [Column("Arm", "text"), *numbers], groups)
 
 
-def _of_versions(rows: pa.Table) -> Table:
+def _of_versions(rows: Rows) -> Table:
     """What each subtask is: its version, its examples in a prompt, and how many documents it has."""
     names = ["subtask", "task_version", "fewshot", "documents"]
-    found = dict.fromkeys(tuple(row[name] for name in names) for row in rows.select(names).to_pylist())
     cells = [
-        [Cell(subtask), Cell(version), Cell(str(shots)), Cell(tables.whole(documents))]
-        for subtask, version, shots, documents in found
+        [
+            Cell(row["subtask"]),
+            Cell(row["task_version"]),
+            Cell(str(row["fewshot"])),
+            Cell(tables.whole(row["documents"])),
+        ]
+        for row, _ in counted(rows, names)
     ]
     numbers = [Column("Version"), Column("Examples in a prompt"), Column("Documents in all")]
     return Table("Tasks", [Column("Task", "text"), *numbers], [("", cells)], folded=len(cells) > 10)
 
 
-def _differences(rows: pa.Table, arms: Sequence[str], seed: int) -> Section:
+def _differences(rows: Rows, arms: Sequence[str], seed: int) -> Section:
     title = f"{TITLE}: paired differences"
-    columns = ["task", "subtask", "doc_hash", "arm", "primary", "higher_is_better", "value", "refused"]
-    rows = rows.select(columns).filter(rows["primary"])
-    tasks = pc.unique(rows["task"]).to_pylist()
-    pairs = [(task, arm) for task in tasks for arm in arms]
-    found = [c for task, arm in pairs if (c := compared(rows, task, arm, VANILLA, seed=seed))]
-    refused = [
-        c for task, arm in pairs if (c := compared(rows, task, arm, VANILLA, column="refused", seed=seed))
-    ]
+    found = compared(rows, arms, VANILLA, seed=seed)
+    refused = compared(rows, arms, VANILLA, column="refused", seed=seed)
     if not any(c.difference for c in found):
         return Section(title, ["No arm has a number on the same documents as the base model."])
     text = (
@@ -177,8 +173,7 @@ def _differences(rows: pa.Table, arms: Sequence[str], seed: int) -> Section:
 
 
 def _unmatched(c: Compared) -> str:
-    arm = c.difference.arm if c.difference else "the arm"
-    return f"{c.task}, {arm} {tables.whole(c.unmatched[0])} and {VANILLA} {tables.whole(c.unmatched[1])}"
+    return f"{c.task}, {c.arm} {tables.whole(c.unmatched[0])} and {VANILLA} {tables.whole(c.unmatched[1])}"
 
 
 def _of_differences(

@@ -9,12 +9,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pyarrow as pa
+import numpy as np
 
+from pipeline.report.numbers import NO_MEANS, Rows, batches, counted, having, means, places_of
 from pipeline.report.summary import RESAMPLES, Z95, Difference, Rate, arm_order, paired, wilson
 
-# (subtask, hash of the document) → the mean of its values; a document can stand in a task twice.
-Values = dict[tuple[str, str], float]
+_GROUP = ("task", "metric", "filter", "arm")
 
 
 @dataclass(frozen=True)
@@ -61,103 +61,115 @@ class Counts:
 
 @dataclass(frozen=True)
 class Compared:
-    """An arm and vanilla on the same documents of a task.
+    """An arm and a baseline on the same documents of a task.
 
-    unmatched: documents of the arm, and of vanilla, that the other does not have
+    unmatched: documents of the arm, and of the baseline, that the other does not have
     """
 
     task: str
+    arm: str
     difference: Difference | None
     higher_is_better: bool
     shares: bool
     unmatched: tuple[int, int]
 
 
-def scores(table: pa.Table, arms: Sequence[str]) -> list[Score]:
-    """Every task, metric and arm, in the order of the rows; arms: vanilla, then those given, then others."""
-    groups: dict[tuple, list[dict]] = defaultdict(list)
-    columns = ["task", "metric", "filter", "primary", "arm", "subtask", "value", "score", "score_stderr"]
-    for row in table.select(columns).to_pylist():
-        groups[row["task"], row["metric"], row["filter"], row["arm"]].append(row)
+def scores(rows: Rows, arms: Sequence[str]) -> list[Score]:
+    """Every task, metric and arm, in the order of the rows; arms: vanilla, then those given, then others.
+    8 bytes a row."""
+    groups: dict[tuple, list[tuple[dict, int]]] = defaultdict(list)
+    for row, n in counted(rows, [*_GROUP, "primary", "subtask", "score", "score_stderr"]):
+        groups[tuple(row[name] for name in _GROUP)].append((row, n))
+    values = _values(rows)
     order = arm_order(arms)
     ranks = {key: place for place, key in enumerate(dict.fromkeys(key[:3] for key in groups))}
-    found = [_score(key, rows) for key, rows in groups.items()]
-    keys = [(ranks[key[:3]], order(key[3])) for key in groups]
-    return [score for _, score in sorted(zip(keys, found, strict=True), key=lambda pair: pair[0])]
+    in_order = sorted(groups, key=lambda key: (ranks[key[:3]], order(key[3])))
+    return [_score(key, groups[key], values[key]) for key in in_order]
 
 
-def _score(key: tuple, rows: list[dict]) -> Score:
+def _values(rows: Rows) -> dict[tuple, np.ndarray]:
+    """The values of the documents that have one, by task, metric, filter and arm."""
+    found: dict[tuple, list[np.ndarray]] = defaultdict(list)
+    for batch in batches(rows, [*_GROUP, "value"]):
+        values = batch["value"]
+        known, there = values.fill_null(0.0).to_numpy(), values.is_valid().to_numpy()
+        for key, places in places_of(batch.select(list(_GROUP))):
+            found[key].append(known[places[there[places]]])
+    return {key: np.concatenate(parts) for key, parts in found.items()}
+
+
+def _score(key: tuple, rows: list[tuple[dict, int]], values: np.ndarray) -> Score:
+    """rows: the group's different rows without values, and how many there are of each."""
     task, metric, name, arm = key
-    values = [row["value"] for row in rows if row["value"] is not None]
-    whole = {row["subtask"]: (row["score"], row["score_stderr"]) for row in rows}
-    value = math.fsum(values) / len(values) if len(values) == len(rows) else None
+    documents = sum(n for _, n in rows)
+    whole = {row["subtask"]: (row["score"], row["score_stderr"]) for row, _ in rows}
+    value = math.fsum(values) / len(values) if len(values) == documents else None
     stderr = None
     if value is not None and len(values) > 1:
-        spread = math.fsum((one - value) ** 2 for one in values) / (len(values) - 1)
+        spread = math.fsum((values - value) ** 2) / (len(values) - 1)
         stderr = math.sqrt(spread / len(values))
     if value is None and len(whole) == 1:  # such as BLEU, or a perplexity
         [(value, stderr)] = whole.values()
-    shares = len(values) == len(rows) and all(0 <= one <= 1 for one in values)
-    hits = sum(map(int, values)) if shares and set(values) <= {0.0, 1.0} else None
+    shares = len(values) == documents and _are_shares(values)
+    hits = int(values.sum()) if shares and bool(np.isin(values, (0.0, 1.0)).all()) else None
     told = metric if name == "none" else f"{metric}, {name}"
-    return Score(task, arm, told, bool(rows[0]["primary"]), value, stderr, len(rows), shares, hits)
+    return Score(task, arm, told, bool(rows[0][0]["primary"]), value, stderr, documents, shares, hits)
 
 
-def counts(table: pa.Table, arms: Sequence[str]) -> list[Counts]:
+def _are_shares(values: np.ndarray) -> bool:
+    return bool(((values >= 0) & (values <= 1)).all())
+
+
+def counts(rows: Rows, arms: Sequence[str]) -> list[Counts]:
     """What is behind every task's primary numbers."""
-    groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
-    for row in table.select(["task", "arm", "primary", "refused", "cut"]).to_pylist():
-        if row["primary"]:
-            groups[row["task"], row["arm"]].append(row)
+    groups: dict[tuple[str, str], list[tuple[dict, int]]] = defaultdict(list)
+    for row, n in counted(having(rows, primary=True), ["task", "arm", "refused", "cut"]):
+        groups[row["task"], row["arm"]].append((row, n))
     order, tasks = arm_order(arms), list(dict.fromkeys(task for task, _ in groups))
     found = []
     for task, arm in sorted(groups, key=lambda key: (tasks.index(key[0]), order(key[1]))):
-        rows = groups[task, arm]
-        wrote = [row["refused"] for row in rows if row["refused"] is not None]
-        refused = Rate.of(wrote) if wrote else None
-        found.append(Counts(task, arm, len(rows), refused, sum(bool(row["cut"]) for row in rows)))
+        of = groups[task, arm]
+        wrote = [(row["refused"], n) for row, n in of if row["refused"] is not None]
+        refused = Rate.counted(wrote) if wrote else None
+        found.append(Counts(task, arm, sum(n for _, n in of), refused, sum(n for row, n in of if row["cut"])))
     return found
 
 
 def compared(
-    table: pa.Table,
-    task: str,
-    arm: str,
+    rows: Rows,
+    arms: Sequence[str],
     baseline: str,
     *,
     column: str = "value",
     seed: int = 0,
     resamples: int = RESAMPLES,
-) -> Compared | None:
-    """The task's primary numbers of an arm minus those of `baseline`, over the documents that both have.
+) -> list[Compared]:
+    """The primary numbers of arms minus those of `baseline`, task by task, over the documents that both have.
+    24 bytes a row.
 
-    column: `value`, or `refused` for the share of refusals. None if an arm has no number.
+    column: `value`, or `refused` for the share of refusals. Without an arm's number on a task, there is no
+    comparison.
     """
-    rows = [row for row in table.to_pylist() if row["primary"] and row["task"] == task]
-    ours, theirs = (_values(rows, name, column) for name in (arm, baseline))
-    if not ours or not theirs:
-        return None
-    directions = {row["higher_is_better"] for row in rows}
-    found = paired(
-        arm,
-        baseline,
-        {"\n".join(key): value for key, value in ours.items()},
-        {"\n".join(key): value for key, value in theirs.items()},
-        seed=seed,
-        resamples=resamples,
-    )
-    return Compared(
-        task,
-        found,
-        higher_is_better=directions != {False},
-        shares=all(0 <= value <= 1 for value in [*ours.values(), *theirs.values()]),
-        unmatched=(len(ours.keys() - theirs.keys()), len(theirs.keys() - ours.keys())),
-    )
-
-
-def _values(rows: list[dict], arm: str, column: str) -> Values:
-    found: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for row in rows:
-        if row["arm"] == arm and row[column] is not None:
-            found[row["subtask"], row["doc_hash"]].append(float(row[column]))
-    return {key: math.fsum(values) / len(values) for key, values in found.items()}
+    directions: dict[str, set[bool | None]] = defaultdict(set)
+    for row, _ in counted(having(rows, primary=True), ["task", "higher_is_better"]):
+        directions[row["task"]].add(row["higher_is_better"])
+    document = ("subtask", "doc_hash")
+    known = means(rows, ["task", "arm"], column, float, of=document, only={"primary": True})
+    found = []
+    for task, arm in ((task, arm) for task in directions for arm in arms):
+        ours, theirs = (known.get((task, name), NO_MEANS) for name in (arm, baseline))
+        if not len(ours) or not len(theirs):
+            continue
+        difference = paired(arm, baseline, ours, theirs, seed=seed, resamples=resamples)
+        both = difference.n if difference else 0
+        found.append(
+            Compared(
+                task,
+                arm,
+                difference,
+                higher_is_better=directions[task] != {False},
+                shares=_are_shares(ours.values) and _are_shares(theirs.values),
+                unmatched=(len(ours) - both, len(theirs) - both),
+            )
+        )
+    return found

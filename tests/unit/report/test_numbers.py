@@ -158,7 +158,7 @@ def test_columns_that_older_versions_did_not_write_are_null(tmp_path):
     assert numbers.counted(found, ["deliberation_finish_reason"]) == [
         ({"deliberation_finish_reason": None}, 20)
     ]
-    assert "deliberation_finish_reason" in found.table().column_names and len(found) == 20
+    assert "deliberation_finish_reason" in found.column_names and len(found) == 20
     assert "response" not in found.column_names
 
 

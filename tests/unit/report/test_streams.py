@@ -82,6 +82,36 @@ def analysis(r: random.Random, number: int) -> dict:
     }
 
 
+def score(r: random.Random, number: int) -> dict:
+    """A value per document and metric; a group of two subtasks, and a task whose documents have no number."""
+    rest, arm = divmod(number, len(ARMS))
+    document, metric = divmod(rest, 2)
+    task = ["group", "group", "words"][document % 3]
+    return {
+        "id": f"{number}",
+        "arm": ARMS[arm],
+        "task": task,
+        "subtask": f"{task}{document % 2}",
+        "doc_id": document,
+        "doc_hash": f"{document // 2}" if r.random() < 0.9 else f"{number}",
+        "metric": ["acc", "bits"][metric],
+        "filter": "none",
+        "primary": not metric,
+        "higher_is_better": one_of(r, True, None),
+        "value": one_of(r, 0.0, 1.0) if not metric else r.random() * 9 if task == "group" else None,
+        "refused": one_of(r, True, False, None),
+        "cut": r.random() < 0.1,
+        "score": 0.25,
+        "score_stderr": None,
+        "documents": 90,
+        "task_version": "1",
+        "fewshot": document % 2,
+        "limit": 60,
+        "harness": "lm-evaluation-harness 1",
+        "status": "ok",
+    }
+
+
 LATER = {"more_judges": {"later": {"kind": "phrases"}, "never": {"kind": "phrases"}}}
 HARM = {"more_judges": {"later": {"kind": "refusal"}, "never": {"kind": "refusal"}}}
 SUITES = {
@@ -91,6 +121,7 @@ SUITES = {
         analysis,
         {"instructions": {"path": "x"}, "training": {"path": "y"}, "judge": {"model": "strong"}},
     ),
+    "utility": (score, {}),
 }
 
 
@@ -105,7 +136,6 @@ def test_a_suite_says_the_same_of_a_table_and_in_a_stream(name, tmp_path, monkey
     r = random.Random(7)
     made = [make(r, number) for number in range(500)]
     suite = Suites.by_name()[name].model_validate(settings)
-    assert suite.streams
     answers = [row["id"] for row in made if row.get("suite") != "helpful" and row["status"] == "ok"]
     ids = [f"{id}-{i}" for id in answers for i in range(PATHS)] if name == "c2_eval" else answers
     said = [

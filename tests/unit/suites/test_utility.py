@@ -52,13 +52,20 @@ def of(arm: str, values: list, **changes) -> list[dict]:
     return [row(arm, number, value, **changes) for number, value in enumerate(values)]
 
 
+def differing(*rows: dict, column: str = "value"):
+    """sft against vanilla, on the one task; None if there is nothing to compare."""
+    found = compared(table(*rows), ["sft"], "vanilla", column=column)
+    assert len(found) <= 1
+    return found[0] if found else None
+
+
 FIVE = [*of("vanilla", [1, 1, 0, 0, 1]), *of("sft", [1, 0, 0, 1, 1])]
 
 
 def test_five_documents_give_equal_means_one_better_and_one_worse():
     found = {score.arm: score for score in scores(table(*FIVE), ["sft"])}
     assert found["vanilla"].value == found["sft"].value == pytest.approx(0.6)
-    pair = compared(table(*FIVE), "t", "sft", "vanilla")
+    pair = differing(*FIVE)
     d = pair.difference
     assert d.difference == 0 and (d.better, d.worse, d.same, d.n) == (1, 1, 3, 5)
     assert pair.unmatched == (0, 0)
@@ -78,7 +85,7 @@ def test_the_standard_error_is_that_of_a_mean():
 def test_documents_are_paired_by_their_hash_and_those_without_a_partner_are_counted():
     moved = [row("sft", 10 + n, v, doc_hash=f"h{n}") for n, v in enumerate([1, 0, 0, 1])]
     strange = row("sft", 99, 1, doc_hash="other")
-    pair = compared(table(*of("vanilla", [1, 1, 0, 0, 1]), *moved, strange), "t", "sft", "vanilla")
+    pair = differing(*of("vanilla", [1, 1, 0, 0, 1]), *moved, strange)
     assert pair.difference.n == 4 and pair.unmatched == (1, 1)
     assert (pair.difference.better, pair.difference.worse, pair.difference.same) == (1, 1, 2)
 
@@ -95,7 +102,7 @@ def test_equal_hashes_of_two_subtasks_are_different_documents():
         *of("vanilla", [1], subtask="a"), *of("vanilla", [0], subtask="b"),
         *of("sft", [0], subtask="a"), *of("sft", [1], subtask="b"),
     ]  # fmt: skip
-    d = compared(table(*rows), "t", "sft", "vanilla").difference
+    d = differing(*rows).difference
     assert d.n == 2 and (d.better, d.worse) == (1, 1)
 
 
@@ -106,14 +113,14 @@ def test_refusals_of_what_an_arm_wrote_are_counted_and_compared():
     ]
     by_arm = {one.arm: one.refused for one in counts(table(*rows), ["sft"])}
     assert (by_arm["vanilla"].successes, by_arm["sft"].successes, by_arm["sft"].trials) == (0, 7, 8)
-    d = compared(table(*rows), "t", "sft", "vanilla", column="refused").difference
+    d = differing(*rows, column="refused").difference
     assert d.difference == pytest.approx(0.875) and d.distinguishable
 
 
 def test_an_arm_that_writes_nothing_has_no_refusals():
     [one] = counts(table(*of("vanilla", [1, 0])), [])
     assert one.refused is None
-    assert compared(table(*FIVE), "t", "sft", "vanilla", column="refused") is None
+    assert differing(*FIVE, column="refused") is None
 
 
 def test_a_metric_without_a_number_per_document_has_the_harness_s_own():
