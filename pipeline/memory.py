@@ -128,12 +128,16 @@ class Shape:
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA adapter. inputs, inner: per layer, the widths of the inputs of all adapted modules, and the
-    ranks."""
+    """A LoRA adapter.
+
+    inputs, inner: per layer, the widths of the inputs of all adapted modules, and the ranks
+    shares_inputs: modules with the same input keep it once: there is no dropout (see `training.lora`)
+    """
 
     parameters: int
     inputs: int
     inner: int
+    shares_inputs: bool = False
 
     @classmethod
     def of(cls, model: Any, config: Any) -> "Lora":
@@ -160,6 +164,7 @@ class Lora:
             parameters=config.r * sum(part.in_features + part.out_features for part in adapted),
             inputs=round(sum(part.in_features for part in adapted) / layers),
             inner=round(config.r * len(adapted) / layers),
+            shares_inputs=not config.lora_dropout,
         )
 
 
@@ -204,15 +209,15 @@ def activations_per_token(shape: Shape, lora: Lora, number: int) -> int:
     linear module needs its weights only, and not its input; LoRA's A needs its input.
 
     * two norms: their input in float32 each
-    * the inputs of adapted modules. Under autocast PEFT converts the input of each to float32 and autocast
-      back, so modules with the same input keep a copy each; in float32 they share one. And A's outputs.
+    * the inputs of adapted modules. Modules with the same input share it. With dropout under autocast, PEFT
+      converts the input of each to float32 and autocast back, so they keep a copy each. And A's outputs.
     * attention: queries, keys, values, output, and a float32 per head
     * the gated MLP: the gate before and after its activation, and the other half (their product is the input
       of an adapted module)
     """
     norms = 2 * 4 * shape.hidden
     shared = 2 * shape.hidden + shape.query + shape.intermediate
-    inputs = lora.inputs if number == 2 else min(lora.inputs, shared)
+    inputs = min(lora.inputs, shared) if lora.shares_inputs or number == 4 else lora.inputs
     attention = number * (2 * shape.query + 2 * shape.key_value) + 4 * shape.heads
     return norms + number * (inputs + lora.inner + 3 * shape.intermediate) + attention
 

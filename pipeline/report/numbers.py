@@ -183,6 +183,8 @@ def means(
                 ids = batch[parts[0]]
                 if parts[1:]:
                     ids = pc.binary_join_element_wise(*(batch[part] for part in parts), "\n")
+                    if ids.null_count:
+                        raise ValueError(f"rows without {' or '.join(parts)} cannot be paired")
                 yield batch.select(list(keys)), digests(ids), values[coded.indices.to_numpy()]
 
     return grouped_means(known())

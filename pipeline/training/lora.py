@@ -9,12 +9,12 @@ from torch.nn.functional import linear
 
 
 def fuse(model: Any) -> None:
-    """Prepare the LoRA layers of a PEFT model with one adapter, whose base weights are frozen, for training.
+    """Prepare the LoRA layers of a PEFT model with one adapter for training.
 
-    Plain layers become `FusedLinear`. Layers with dropout, biases or a variant such as DoRA, and those of a
-    base in 4 bits, keep PEFT's forward pass. It casts their inputs to float32, and in bfloat16 training,
-    autocast casts these back for the products. PEFT's casts are left out, unless the factor of dropout would
-    then be rounded.
+    Plain layers over frozen weights become `FusedLinear`. Layers with dropout, biases or a variant such as
+    DoRA, and those of a base in 4 bits, keep PEFT's forward pass. It casts their inputs to float32, and in
+    bfloat16 training, autocast casts these back for the products. PEFT's casts are left out, unless the
+    factor of dropout would then be rounded.
     """
     for layer in model.modules():
         if isinstance(layer, LoraLayer) and not _has_dropout(layer):
@@ -28,9 +28,12 @@ def _has_dropout(layer: Any) -> bool:
 
 
 def _is_plain(layer: Any) -> bool:
+    base = layer.base_layer
     return (
         type(layer) is Linear
-        and type(layer.base_layer) is torch.nn.Linear
+        and type(base) is torch.nn.Linear
+        and "forward" not in vars(base)  # another one was set
+        and not any(parameter.requires_grad for parameter in base.parameters())
         and not layer.lora_variant
         and not any(layer.lora_bias.values())
     )
@@ -41,40 +44,44 @@ class FusedLinear(Linear):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """[…, inputs] → […, outputs]; the base layer alone while adapters are off or merged."""
-        if self.disable_adapters or self.merged:
+        if self.disable_adapters or self.merged or args or kwargs:
             return super().forward(x, *args, **kwargs)
         [name] = self.active_adapters
         base, a, b = self.base_layer, self.lora_A[name].weight, self.lora_B[name].weight
-        return _Product.apply(x, base.weight, base.bias, a, b, self.scaling[name])
+        # Some models change the output in place, which a view made in the function would forbid.
+        rows = x.reshape(-1, x.shape[-1])
+        result = _Product.apply(rows, base.weight, base.bias, a, b, self.scaling[name])
+        return result.view(*x.shape[:-1], result.shape[-1])
 
 
 class _Product(torch.autograd.Function):
     """The layer's output, and the gradients of x, A and B.
 
-    PEFT makes three passes over the output (product with B, scaling, sum), and autograd scales the output's
-    gradient and adds up the input's. Here, a product adds its result to what is there. In bfloat16 autocast,
-    factors are cast as PyTorch would cast them, and sums are rounded less often.
+    PEFT scales the product with B and adds it to the base's output, and autograd scales the output's gradient
+    and adds up the input's. Here, products are scaled and added to what is there as they are made. In
+    bfloat16 autocast, factors are cast as PyTorch would cast them, and sums are rounded less often.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any, bias: Any, a: Any, b: Any, scaling: float) -> torch.Tensor:
+        """x: [rows, inputs]. Returns [rows, outputs]."""
         kind = _precision(x)
-        ctx.shape, ctx.scaling = x.shape, scaling
-        x, weight, a, b = (tensor.to(kind) for tensor in (x.flatten(0, -2), weight, a, b))
+        x, weight, a, b = (tensor.to(kind) for tensor in (x, weight, a, b))
         result = linear(x, weight, bias if bias is None else bias.to(kind))
         hidden = linear(x, a)
         result.addmm_(hidden, b.T, alpha=scaling)
         ctx.save_for_backward(x, weight, a, b, hidden)
-        return result.view(*ctx.shape[:-1], -1)
+        ctx.scaling = scaling
+        return result
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         x, weight, a, b, hidden = ctx.saved_tensors
-        gradient, scaling = gradients[0].flatten(0, -2), ctx.scaling
+        [gradient], scaling = gradients, ctx.scaling
         of_hidden = gradient @ b
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = (gradient @ weight).addmm_(of_hidden, a, alpha=scaling).view(ctx.shape)
+            of_x = (gradient @ weight).addmm_(of_hidden, a, alpha=scaling)
         # With beta 0, nothing is added to a scaled product. Autograd casts gradients to their tensors' type.
         of_a = torch.addmm(a, of_hidden.T, x, beta=0, alpha=scaling)
         of_b = torch.addmm(b, gradient.T, hidden, beta=0, alpha=scaling)

@@ -1,5 +1,7 @@
 """What training and engines need on a GPU, against sums made by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline import memory
@@ -167,7 +169,7 @@ def test_an_adapter_is_that_which_peft_makes(targets):
         found = Lora.of(model, lora)
         made = get_peft_model(model, lora)
     assert found.parameters == sum(p.numel() for p in made.parameters() if p.requires_grad)
-    assert targets != "all-linear" or found == ADAPTER
+    assert targets != "all-linear" or found == replace(ADAPTER, shares_inputs=True)
 
 
 @pytest.mark.parametrize(

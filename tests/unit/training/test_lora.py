@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear, LoraLayer
 
 from pipeline.training import lora
@@ -51,6 +52,33 @@ def test_gradients_are_those_of_the_product():
     x = torch.randn(1, 3, layer.in_features, dtype=torch.float64, requires_grad=True)
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     assert torch.autograd.gradcheck(lambda *_: layer(x), (x, a, b))
+
+
+def test_its_output_may_be_changed_in_place():
+    """As OLMo clips queries, keys and values."""
+    peft, ours = layers_of(dtype=torch.float32)
+    x, slope = some(peft, torch.float32)
+    for layer in (peft, ours):
+        layer(x).mul_(2).clamp_(-1, 1).backward(slope.float())
+    one, other = (layer.lora_A["default"].weight.grad for layer in (ours, peft))
+    assert distance(one, other) < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1, 0)])
+def test_inputs_of_any_shape(shape):
+    peft, ours = layers_of(dtype=torch.float32)
+    x = torch.ones(*shape, peft.in_features)
+    assert ours(x).shape == peft(x).shape
+    ours(x).sum().backward()
+
+
+def test_a_base_that_is_trained_stays_with_peft():
+    model = get_peft_model(tiny.model(), LoraConfig(target_modules="all-linear"))
+    trained = model.get_base_model().model.layers[0].mlp.up_proj
+    trained.base_layer.weight.requires_grad_()
+    lora.fuse(model)
+    assert type(trained) is Linear
+    assert type(model.get_base_model().model.layers[0].mlp.down_proj) is lora.FusedLinear
 
 
 def test_an_input_without_gradient_has_none():
