@@ -31,7 +31,8 @@ SETUP_S = 600  # Ray's own limit for the packages of a job on a node
 
 @dataclass(frozen=True)
 class Need:
-    """Processes of one kind that run at the same time, each on one node."""
+    """Processes of one kind that run at the same time, each on one node; of an engine on several nodes, its
+    part on each of them."""
 
     stage: str
     kind: str
@@ -41,6 +42,11 @@ class Need:
     cpus: int
     gpus: int
     gpu_kind: str | None = None  # by Ray's name; None = any
+    nodes: int = 1  # of an engine
+
+    @property
+    def told(self) -> str:
+        return self.kind if self.nodes == 1 else f"parts of {self.kind} on {self.nodes} nodes"
 
     @property
     def each(self) -> str:
@@ -73,8 +79,10 @@ def needs(config: Config, stages: Iterable[str]) -> list[Need]:
     found = []
     for stage in [stage for stage in ("generate", "evaluate", "rejudge") if stage in stages]:
         for field, engine in config.passes(stage).items():
+            least, most = (count * engine.nodes for count in span(engine.actors))
+            share = engine.gpus // engine.nodes
             found.append(
-                Need(stage, ENGINES, f"{field}.actors", *span(engine.actors), 1, engine.gpus, engine.gpu_kind)
+                Need(stage, ENGINES, f"{field}.actors", least, most, 1, share, engine.gpu_kind, engine.nodes)
             )
         if stage == "generate" and "train" in stages:
             found += _training(config)
@@ -136,7 +144,7 @@ def check(
         if room >= need.least:
             continue
         has = ", ".join(map(str, cluster)) or "no node that takes work"
-        takes = f"{need.field}: {need.stage} takes {need.least} {need.kind} with {need.each} each"
+        takes = f"{need.field}: {need.stage} takes {need.least} {need.told} with {need.each} each"
         grows = scaler()
         most = grows.places(need.cpus, need.gpus, need.gpu_kind) if grows else room
         if most < need.least:
@@ -153,9 +161,14 @@ def _remedy(need: Need, cluster: Sequence[Node]) -> str:
     """What to change, if nodes have no room. cluster: nodes that are there or may be added."""
     most = max((int(node.gpus) for node in cluster if node.places(0, 1, need.gpu_kind)), default=0)
     if need.kind == ENGINES and 0 < most < need.gpus:
+        gpus = need.gpus * need.nodes
+        spans = next(
+            count for count in range(need.nodes + 1, gpus + 1) if gpus % count == 0 and gpus // count <= most
+        )
+        fewer = most * need.nodes
         return (
-            f"an engine is on one node: set {need.section}.num_gpus (tensor-parallel degree, times"
-            f" options.pipeline_parallel_size) to at most {most}, or add nodes with {need.gpus} GPUs"
+            f"a node has at most {most}: set {need.section}.num_nodes: {spans}, so that nodes share an"
+            f" engine, or {need.section}.num_gpus to at most {fewer}, or add nodes with {need.gpus} GPUs"
         )
     return f"ask for fewer{', set num_gpus or use_gpu for CPUs' if need.gpus else ''}, or add nodes"
 
@@ -168,7 +181,7 @@ def told(config: Config, stages: Iterable[str], cluster: list[Node]) -> list[str
         room = sum(places.values())
         where = ", ".join(f"{count} on {address}" for address, count in places.items()) or "nowhere"
         lines.append(
-            f"{need.stage}: {need.span} {need.kind} with {need.each} each; room for {room} ({where})"
+            f"{need.stage}: {need.span} {need.told} with {need.each} each; room for {room} ({where})"
         )
     return lines
 
@@ -193,10 +206,12 @@ def side_by_side(engines: Sequence[Engine], cluster: Iterable[Node]) -> list[lis
 
     There is room if the most actors of all engines fit on the nodes at the same time, with nothing else
     there. An actor that computes with all cores of its node has one for itself, without GPUs if there are
-    such.
+    such. There is none beside others for an engine on several nodes.
     """
     free, used = list(cluster), list[str]()
     wanted = [(engine, number) for number, engine in enumerate(engines) if number]
+    if any(engine.nodes > 1 for engine, _ in wanted):
+        return None
     places: dict[int, list[Place]] = {number: [] for _, number in wanted}
     for engine, number in sorted(wanted, key=lambda one: (-one[0].gpus, not one[0].fills_node)):
         for _ in range(span(engine.actors)[1]):
@@ -209,7 +224,7 @@ def side_by_side(engines: Sequence[Engine], cluster: Iterable[Node]) -> list[lis
             free[free.index(node)] = replace(node, cpus=node.cpus - cpus, gpus=node.gpus - engine.gpus)
     pool = engines[0]
     room = sum(_room(pool, node, used) for node in free)
-    return [*places.values()] if room >= span(pool.actors)[1] else None
+    return [*places.values()] if room >= span(pool.actors)[1] * pool.nodes else None
 
 
 def standing_beside(config: Config, stage: str, cluster: Iterable[Node]) -> set[str]:
@@ -231,7 +246,7 @@ def _room(engine: Engine, node: Node, used: list[str]) -> int:
     """How many more actors of an engine a node takes. used: the addresses of nodes with actors."""
     if engine.fills_node:
         return int(node.cpus >= 1 and node.address not in used)
-    return Need("", ENGINES, "", 1, 1, 1, engine.gpus, engine.gpu_kind).places(node)
+    return Need("", ENGINES, "", 1, 1, 1, engine.gpus // engine.nodes, engine.gpu_kind).places(node)
 
 
 @contextmanager

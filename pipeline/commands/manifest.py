@@ -175,7 +175,7 @@ def _generation(config: Config, engines: list[Need], training: list[Pods]) -> Po
             [(need.most, need) for need in engines],
         )
     )
-    purpose = "an engine each"
+    purpose = "an engine each" if all(need.nodes == 1 for need in engines) else "an engine's part each"
     for pods in training:
         if pods.gpus % gpus == 0:
             # Not more: the autoscaler would start pods for trainers while engines still let go of their GPUs.

@@ -104,8 +104,8 @@ def allocation(config: Config) -> Nodes:
     for need in on_gpus:
         if need.gpus > NODE_GPUS:
             raise UserError(
-                f"{need.field}: an engine takes {need.gpus} GPUs, and a node has {NODE_GPUS}; an engine is on"
-                f" one node, so set {need.section}.num_gpus lower"
+                f"{need.field}: an engine takes {need.gpus} GPUs of a node, which has {NODE_GPUS}; set"
+                f" {need.section}.num_gpus lower, or {need.section}.num_nodes higher"
             )
     kinds = {need.gpu_kind: need for need in on_gpus if need.gpu_kind}
     if len(kinds) > 1:

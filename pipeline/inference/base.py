@@ -85,6 +85,11 @@ class Engine(Section):
         return 0
 
     @property
+    def nodes(self) -> int:
+        """Nodes of one actor's GPUs; each has as many of them."""
+        return 1
+
+    @property
     def fills_node(self) -> bool:
         """Whether an actor computes with all cores of its node, so that other models have none beside it."""
         return False

@@ -11,7 +11,9 @@ import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +24,7 @@ from pipeline.data.block import Block
 from pipeline.data.store import Store
 from pipeline.data.work import WorkList
 from pipeline.errors import RowFailed, RunFailed, UserError
-from pipeline.inference import notices
+from pipeline.inference import notices, spread
 from pipeline.inference.base import Engine, EngineDead, LanguageModel, NoEngine
 from pipeline.inference.beside import Standing, end_actor, open_or_end
 from pipeline.inference.progress import Progress, Reporter, Tally
@@ -378,27 +380,38 @@ def _run_tasks(
 
     fitting = max(spec.blocks_in_flight(job.work.block_rows) for job in jobs)
     running, given = in_flight(fitting, len(tasks), spec.least_actors, spec.most_actors)
-    # from_items stores its blocks directly; from_arrow would run a task per block to get the schema.
-    wait_for(spec.least_actors, 1, spec.engine.gpus, reporter.tell, spec.engine.gpu_kind)
-    pool = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
-        RecipeActor,
-        fn_constructor_args=(spec, jobs, seed, reporter),
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(
-            min_size=spec.least_actors,
-            max_size=spec.most_actors,
-            max_tasks_in_flight_per_actor=given,
-            max_concurrent_calls_per_actor=running,
-        ),
-        num_cpus=1,
-        num_gpus=spec.engine.gpus,
-        **({"accelerator_type": spec.engine.gpu_kind} if spec.engine.gpu_kind else {}),
-    )
-    # Results are in the stores, so there is nothing to collect. Prefetching would report a task one task
-    # late.
-    for batch in pool.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from batch["job"].to_pylist()
+    engine = spec.engine
+    wait_for(spec.least_actors * engine.nodes, 1, engine.gpus // engine.nodes, reporter.tell, engine.gpu_kind)
+    with _on_gpus(engine) as arguments:
+        # from_items stores its blocks directly; from_arrow would run a task per block to get the schema.
+        pool = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+            RecipeActor,
+            fn_constructor_args=(spec, jobs, seed, reporter),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(
+                min_size=spec.least_actors,
+                max_size=spec.most_actors,
+                max_tasks_in_flight_per_actor=given,
+                max_concurrent_calls_per_actor=running,
+            ),
+            num_cpus=1,
+            **arguments,
+        )
+        # Results are in the stores, so there is nothing to collect. Prefetching would report a task one task
+        # late.
+        for batch in pool.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from batch["job"].to_pylist()
+
+
+@contextmanager
+def _on_gpus(engine: Engine) -> Iterator[dict[str, Any]]:
+    """Ray's arguments for the GPUs of a pool's actors."""
+    if engine.nodes > 1:
+        with spread.places(engine) as place:
+            yield {"ray_remote_args_fn": place}
+    else:
+        yield {"num_gpus": engine.gpus} | ({"accelerator_type": engine.gpu_kind} if engine.gpu_kind else {})
 
 
 def _cause(e: BaseException) -> str:

@@ -20,13 +20,14 @@ from pipeline.chat import Completion, Message, Sampling, user
 from pipeline.data import adapter as adapter_files
 from pipeline.data import node_copy
 from pipeline.errors import RowFailed, RunFailed, UserError
-from pipeline.inference import cpu_lora, notices, vllm_start
+from pipeline.inference import cpu_lora, notices, spread, vllm_start
 from pipeline.inference.base import Engine, EngineDead, Served
 from pipeline.inference.decoding import can_decode, decode
 from pipeline.inference.stall import Watch
 from pipeline.memory import Memory, Shape
 from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import gpu_build
+from pipeline.runtime.session import in_actor
 from pipeline.settings.base import Count, Draw, Model, Name, Natural
 
 # What vLLM 0.32 loads, by the name in `quantization_config.quant_method`.
@@ -50,8 +51,13 @@ class VLLM(Engine):
     kind: Literal["vllm"] = Field("vllm", description="selects this engine")
     num_gpus: Natural = Field(
         0,
-        description="GPUs per engine, all of one node = tensor-parallel degree, times"
-        " options.pipeline_parallel_size if that is set; 0 = CPU",
+        description="GPUs per engine = tensor-parallel degree, times num_nodes or"
+        " options.pipeline_parallel_size; 0 = CPU",
+    )
+    num_nodes: Count = Field(
+        1,
+        description="nodes that share an engine's GPUs, for a model that outgrows a node: its layers are"
+        " divided among them, or as options.pipeline_parallel_size says",
     )
     max_num_seqs: Count | None = Field(
         None,
@@ -82,6 +88,10 @@ class VLLM(Engine):
     @property
     def gpus(self) -> int:
         return self.num_gpus
+
+    @property
+    def nodes(self) -> int:
+        return self.num_nodes
 
     @property
     def fills_node(self) -> bool:
@@ -141,7 +151,8 @@ class VLLM(Engine):
 
     def check(self, field: str) -> None:
         environment.check_vllm_variables()
-        vllm_start.check_options(self.options, self.num_gpus, field)
+        vllm_start.check_parts(self.options, self.num_gpus, self.num_nodes, field)
+        vllm_start.check_options(self.options, field)
 
     def check_build(self, field: str) -> None:
         build = gpu_build()
@@ -188,6 +199,11 @@ class VLLM(Engine):
 
         Its command `vllm serve` does not find the distribution for CPUs; its module does.
         """
+        if self.num_nodes > 1:
+            raise UserError(
+                f"engine.num_nodes = {self.num_nodes}: this command serves from one machine; set it to 1, or"
+                " start vLLM's server on a Ray cluster yourself"
+            )
         settings = vllm_start.settings(
             model, model_dir, list(adapters.values()), gpus=self.num_gpus, options=self.given()
         )
@@ -216,8 +232,11 @@ class VllmModel:
 
     def __init__(self, model: Model, model_dir: str, engine: VLLM, adapters: Sequence[str] = ()):
         pretrained.check(model_dir, model.revision)
-        model_dir = node_copy.read_from(model_dir, notices.tell)
-        vllm_start.set_environment(engine.num_gpus, engine.kv_cache_gib)
+        if engine.num_nodes == 1:  # the copy of one node is not on the others
+            model_dir = node_copy.read_from(model_dir, notices.tell)
+        vllm_start.set_environment(engine.num_gpus, engine.kv_cache_gib, nodes=engine.num_nodes)
+        if engine.num_nodes > 1 and in_actor():
+            spread.join(engine.num_nodes, notices.tell)
         with imports.quick():
             from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -242,7 +261,14 @@ class VllmModel:
         self._unprobed = list(adapters)
         try:
             self._engine = AsyncLLM.from_engine_args(
-                vllm_start.arguments(model, model_dir, local, gpus=engine.num_gpus, options=engine.given()),
+                vllm_start.arguments(
+                    model,
+                    model_dir,
+                    local,
+                    gpus=engine.num_gpus,
+                    options=engine.given(),
+                    nodes=engine.num_nodes,
+                ),
                 usage_context=UsageContext.LLM_CLASS,  # vLLM's defaults for throughput
                 stat_loggers=vllm_start.stat_loggers(engine.num_gpus),
             )

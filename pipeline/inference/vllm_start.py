@@ -61,19 +61,15 @@ _FIXED = {
     "skip_tokenizer_init": "texts are decoded",
     "language_model_only": "no request holds an image",
     "data_parallel_size": "set engine.actors",
-    "distributed_executor_backend": "an engine is on one node",
-    "nnodes": "an engine is on one node",
+    "distributed_executor_backend": "engine.num_nodes decides it",
+    "nnodes": "engine.num_nodes decides it",
 }
 
 
-def check_options(options: dict[str, Any], gpus: int, field: str) -> None:
-    """Check options of vLLM, for an engine of this many GPUs. field: the engine's path. Imports vLLM.
-
-    Raises UserError.
-    """
+def check_options(options: dict[str, Any], field: str) -> None:
+    """Check options of vLLM. field: the engine's path. Imports vLLM. Raises UserError."""
     if not options:
         return
-    _check_parts(options.get(PIPELINE, 1), gpus, field)
     field = f"{field}.options"
     with imports.quick():
         from vllm import AsyncEngineArgs
@@ -90,8 +86,14 @@ def check_options(options: dict[str, Any], gpus: int, field: str) -> None:
             raise UserError(f"{field}.{name}: the installed vLLM has no such argument; {remedy}")
 
 
-def _check_parts(parts: Any, gpus: int, field: str) -> None:
-    """Raises UserError if the model cannot be divided into so many parts, one after the other."""
+def check_parts(options: dict[str, Any], gpus: int, nodes: int, field: str) -> None:
+    """Raises UserError if a model cannot be divided so among an engine's GPUs and their nodes."""
+    if nodes > 1 and (not gpus or gpus % nodes):
+        raise UserError(
+            f"{field}.num_nodes = {nodes}: each node has equally many of the engine's GPUs; set"
+            f" {field}.num_gpus, now {gpus}, to a multiple of {nodes}"
+        )
+    parts = options.get(PIPELINE, nodes)
     if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
         raise UserError(
             f"{field}.options.{PIPELINE} = {shown(repr(parts))}: set a number of parts, such as 2"
@@ -106,12 +108,21 @@ def _check_parts(parts: Any, gpus: int, field: str) -> None:
 
 
 def arguments(
-    model: Model, model_dir: str, adapters: list[str], *, gpus: int, options: Mapping[str, Any]
+    model: Model,
+    model_dir: str,
+    adapters: list[str],
+    *,
+    gpus: int,
+    options: Mapping[str, Any],
+    nodes: int = 1,
 ) -> "AsyncEngineArgs":
-    """`settings` as vLLM's arguments."""
+    """`settings` as vLLM's arguments. nodes: as in `check_parts`."""
     from vllm import AsyncEngineArgs
 
-    return AsyncEngineArgs(**settings(model, model_dir, adapters, gpus=gpus, options=options))
+    given = settings(model, model_dir, adapters, gpus=gpus, options={PIPELINE: nodes, **options})
+    if nodes > 1:
+        given["distributed_executor_backend"] = "ray"
+    return AsyncEngineArgs(**given)
 
 
 def settings(
@@ -235,7 +246,9 @@ def _end(place: str) -> str:
         return file.read().decode(errors="replace")
 
 
-def set_environment(gpus: int, kv_cache_gib: int, environ: MutableMapping[str, str] | None = None) -> None:
+def set_environment(
+    gpus: int, kv_cache_gib: int, environ: MutableMapping[str, str] | None = None, *, nodes: int = 1
+) -> None:
     """Set the variables that vLLM reads when it is imported. environ: None for those of this process."""
     environ = os.environ if environ is None else environ
     environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -243,8 +256,9 @@ def set_environment(gpus: int, kv_cache_gib: int, environ: MutableMapping[str, s
     if (listed := environ.get("VLLM_PLUGINS")) is not None and cpu_lora.PLUGIN not in listed.split(","):
         environ["VLLM_PLUGINS"] = f"{listed},{cpu_lora.PLUGIN}"  # a list of the only ones that vLLM loads
     environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # An engine is on one node. By default gloo would listen on the address of the host's name.
-    environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if nodes == 1:
+        # By default gloo would listen on the address of the host's name.
+        environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if gpus == 0:
         # Run the model in the engine's core process. With a separate worker process, a CPU engine imports
         # vLLM a second time, so its start takes half as long again, and its core spins while it waits for the

@@ -15,6 +15,7 @@ def check_run_dir(config: Config, stages: set[str]) -> None:
     """Raises UserError if the run directory cannot be created or written, or its disk is nearly full."""
     if not storage.is_local(config.run_dir):
         storage.filesystem(config.run_dir)
+        _check_one_node(config, stages)
         return
     place = Path(storage.absolute(config.run_dir))
     while not os.path.lexists(place):
@@ -32,6 +33,19 @@ def check_run_dir(config: Config, stages: set[str]) -> None:
             f"run_dir = {config.run_dir}: only {free / 2**20:.0f} MiB are free on its disk, "
             f"at least {MIN_FREE_BYTES / 2**20:.0f} are needed"
         )
+
+
+def _check_one_node(config: Config, stages: set[str]) -> None:
+    """Raises UserError if adapters in an object store would be read by engines on several nodes.
+
+    An engine copies them to the disk of its first node.
+    """
+    for field, engine in config.engines(stages & {"evaluate"}).items():
+        if engine.nodes > 1 and engine.takes_adapters:
+            raise UserError(
+                f"run_dir = {config.run_dir}: {field}.num_nodes = {engine.nodes}, and every node of an engine"
+                " reads the adapters; choose a run_dir on a file system that all nodes see"
+            )
 
 
 def dated(config: Config, *, anew: bool = False) -> Config:

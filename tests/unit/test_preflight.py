@@ -8,6 +8,7 @@ import pytest
 from pipeline import models, preflight
 from pipeline.adapters import check_adapter
 from pipeline.errors import UserError
+from pipeline.preflight import run_dir
 from tests import scripted, tiny
 
 ALL = {"generate", "mix", "train", "evaluate"}
@@ -377,3 +378,13 @@ def test_phrases_judge_harm_only_if_asked_for_or_on_the_toy(tmp_path, suite, sou
     checked("tiny", harmless={"kind": "yes_no_harmful"})
     with pytest.raises(UserError, match=rf"^suites\.{suite}\.harmless is missing: its default reads phrases"):
         checked("tiny")
+
+
+def test_nodes_that_share_an_engine_read_adapters_from_a_common_file_system(monkeypatch):
+    monkeypatch.setattr(run_dir.storage, "filesystem", lambda _: None)
+    made = scripted.config("s3://b/mine", engine={"num_gpus": 4, "num_nodes": 2})
+    run_dir.check_run_dir(made, {"generate"})
+    with pytest.raises(
+        UserError, match=r"run_dir = s3://b/mine: engine\.num_nodes = 2, and every node of an"
+    ):
+        run_dir.check_run_dir(made, {"generate", "evaluate"})

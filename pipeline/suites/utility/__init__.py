@@ -105,6 +105,11 @@ class Utility(Suite):
                 f"{field}: the harness loads the model's files itself, and engine.kind = {engine.kind} has"
                 " none; use an engine that reads the model, or leave the suite out"
             )
+        if engine.nodes > 1 and self.backend != "hf":
+            raise UserError(
+                f"{field}: the harness runs a model on one node, and engine.num_nodes = {engine.nodes}; leave"
+                " the suite out"
+            )
         if self.backend == "vllm" and not engine.gpus:
             raise UserError(
                 f"{field}.backend = vllm: the harness runs vLLM on GPUs only; set engine.num_gpus, or"

@@ -73,6 +73,12 @@ def test_a_node_of_slurm_holds_eight_trainers():
     assert slurm.allocation(made).memory_gib == 56 + manifest.DRIVER_GIB >= 16 + 8 * 3 + gib(7) + 8
 
 
+def test_an_engine_on_two_nodes_has_a_pod_on_each():
+    engine = {"num_gpus": 16, "num_nodes": 2, "actors": 3}
+    pods = groups(config(engine=engine, arms={}))["generation"]
+    assert (pods.least, pods.most, pods.gpus) == (6, 6, 8) and "an engine's part each" in pods.purpose
+
+
 # -- whole nodes
 
 

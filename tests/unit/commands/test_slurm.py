@@ -53,8 +53,10 @@ def test_a_run_without_gpus_is_on_one_node():
 
 
 def test_an_engine_that_no_node_holds_is_refused():
-    with pytest.raises(UserError, match=r"^engine\.actors: an engine takes 16 GPUs, and a node has 8"):
+    with pytest.raises(UserError, match=r"^engine\.actors: an engine takes 16 GPUs of a node, which has 8; "):
         slurm.script(config(engine={"num_gpus": 16}))
+    assert "--gpus-per-node=8" in (two := slurm.script(config(engine={"num_gpus": 16, "num_nodes": 2})))
+    assert "#SBATCH --nodes=2" in two
 
 
 def test_the_script_holds_the_whole_configuration(tmp_path):

@@ -150,7 +150,7 @@ def test_the_refusal_comes_before_the_engine_and_in_its_own_words(vllm, monkeypa
     for name in ("vllm.v1", "vllm.v1.engine", "vllm.v1.engine.async_llm"):
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(engine.pretrained, "check", lambda *_: None)
-    monkeypatch.setattr(engine.vllm_start, "set_environment", lambda *_: None)
+    monkeypatch.setattr(engine.vllm_start, "set_environment", lambda *_, **__: None)
     vllm[0].bgmv_shrink = _order
     with pytest.raises(RunFailed, match=r"^LoRA on a CPU: vllm\.lora\.\S+\.bgmv_shrink of vLLM 0\.99 "):
         engine.VllmModel(Model(path="any"), "any", VLLM(num_gpus=0))

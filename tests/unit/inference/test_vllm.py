@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.inference import stall, vllm_start
-from pipeline.inference.base import EngineDead
+from pipeline.inference.base import EngineDead, Served
 from pipeline.inference.decoding import decode
 from pipeline.inference.vllm import VLLM
 from pipeline.settings.base import Model
@@ -21,7 +21,7 @@ from pipeline.settings.base import Model
         ({"max_model_len": 9}, "engine.options.max_model_len: set model.max_length instead"),
         ({"tensor_parallel_size": 2}, "engine.options.tensor_parallel_size: set engine.num_gpus instead"),
         ({"config_format": "mistral"}, "engine.options.config_format is fixed: the model is read as"),
-        ({"distributed_executor_backend": "ray"}, "fixed: an engine is on one node"),
+        ({"distributed_executor_backend": "ray"}, "fixed: engine.num_nodes decides it"),
         ({"pipeline_parallel_size": "2"}, "pipeline_parallel_size = '2': set a number of parts"),
         ({"pipeline_parallel_size": 2}, "an engine on CPUs has one part; remove it"),
         ({"quantisation": "fp8"}, "no such argument; write quantization"),
@@ -32,6 +32,50 @@ def test_an_option_that_is_not_one_is_refused(options, told):
     with pytest.raises(UserError) as refused:
         VLLM(options=options).check("engine")
     assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "fields, told",
+    [
+        ({"num_nodes": 2}, "engine.num_nodes = 2: each node has equally many of the engine's GPUs; set"),
+        ({"num_gpus": 9, "num_nodes": 2}, "engine.num_gpus, now 9, to a multiple of 2"),
+        (
+            {"num_gpus": 8, "num_nodes": 2, "options": {"pipeline_parallel_size": 3}},
+            "pipeline_parallel_size = 3: each part takes equally many",
+        ),
+    ],
+)
+def test_nodes_that_cannot_share_an_engine_are_refused(fields, told):
+    with pytest.raises(UserError) as refused:
+        VLLM(**fields).check("engine")
+    assert told in str(refused.value)
+
+
+def test_an_engine_on_several_nodes_is_of_vllms_executor_for_ray():
+    def parallel(**fields) -> tuple:
+        engine = VLLM(num_gpus=8, **fields)
+        engine.check("engine")
+        given = vllm_start.arguments(
+            Model(path="toy"), "toy", [], gpus=8, options=engine.given(), nodes=engine.num_nodes
+        )
+        return (
+            given.tensor_parallel_size,
+            given.pipeline_parallel_size,
+            given.distributed_executor_backend,
+        )
+
+    assert parallel() == (8, 1, None)
+    assert parallel(num_nodes=2) == (4, 2, "ray"), "layers are divided between nodes, a layer within one"
+    assert parallel(num_nodes=2, options={"pipeline_parallel_size": 1}) == (8, 1, "ray")
+    with pytest.raises(UserError, match="num_nodes = 2: this command serves from one machine"):
+        VLLM(num_gpus=8, num_nodes=2).server(Model(path="toy"), "toy", {}, Served("m", "host", 1))
+
+
+def test_gloo_finds_the_other_nodes(monkeypatch):
+    for nodes, interface in ((1, "lo"), (2, None)):
+        monkeypatch.setattr(os, "environ", {"PATH": ""})
+        vllm_start.set_environment(8, 1, nodes=nodes)
+        assert os.environ.get("GLOO_SOCKET_IFNAME") == interface
 
 
 def test_options_reach_vllm_and_the_fingerprint():

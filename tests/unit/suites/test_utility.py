@@ -289,6 +289,8 @@ def test_the_harness_needs_the_model_s_files_and_for_vllm_a_gpu():
     with pytest.raises(UserError, match=r"suites\.utility\.backend = vllm: .*GPUs only"):
         Utility(backend="vllm").check_engine("suites.utility", VLLM())
     Utility(backend="vllm").check_engine("suites.utility", VLLM(num_gpus=1))
+    with pytest.raises(UserError, match=r"on one node, and engine\.num_nodes = 2; leave the suite out"):
+        Utility().check_engine("suites.utility", VLLM(num_gpus=2, num_nodes=2))
 
 
 def answering(monkeypatch, **answer):
