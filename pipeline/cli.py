@@ -3,6 +3,7 @@
 Exit codes: see EXIT_CODES.
 """
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from pipeline import __version__
 from pipeline.errors import RunFailed, UserError, of_place
 from pipeline.runtime.stopping import until_stopped
 
+MOST_ROWS = 2**31 - 1
 EXIT_CODES = (
     "Exit codes: 0 done; 1 the run failed, or a number of the report is beyond its limit; 2 wrong usage,"
     " configuration or input, before anything started; 130 and 143 interrupted by Ctrl-C or SIGTERM: the same"
@@ -304,8 +306,8 @@ def show(
         list[str] | None,
         typer.Option("--where", metavar="COLUMN=VALUE", help="only rows with this value, as arm=sft, id=…"),
     ] = None,
-    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="rows shown")] = 5,
-    offset: Annotated[int, typer.Option("--offset", min=0, help="rows passed over first")] = 0,
+    rows: Annotated[int, typer.Option("--rows", "-n", min=1, max=MOST_ROWS, help="rows shown")] = 5,
+    offset: Annotated[int, typer.Option("--offset", min=0, max=MOST_ROWS, help="rows passed over first")] = 0,
     reveal: Reveal = False,
     as_json: AsJson = False,
 ):
@@ -513,6 +515,9 @@ def _console():
 
 def main() -> None:
     """Run the command line and exit: the entry point `setbacks`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # whatever characters the terminal has
+            stream.reconfigure(errors="replace")
     try:
         sys.exit(app(standalone_mode=False))
     except UserError as e:

@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 from pipeline.registry import WRITTEN
 from pipeline.schema import HARMFUL, HARMLESS, INSTRUCTIONS, UNKNOWN, Column
 
+_MOST_DIRECTORIES = 100  # looked into for a hint
 _COUNTED = ("status", "kind", "suite", "arm", "condition")
 _MOST_CHARACTERS = 2_000
 # Columns and struct members are known by name only: a foreign file's own labels would prove nothing.
@@ -44,11 +45,14 @@ def show(
     known: dict[str, Counter] = {name: Counter() for name in counts}
     for whole in dataset.tables():
         table = picked.filtered(whole, conditions)
-        first += table.slice(max(0, offset - total), rows - len(first)).to_pylist()
+        try:
+            first += table.slice(max(0, offset - total), rows - len(first)).to_pylist()
+            for name in counts:
+                counts[name].update(_counted(table[name]))
+                known[name].update(_counted(whole[name]) if conditions else {})
+        except UnicodeDecodeError:
+            raise UserError(f"{dataset_dir}: a text is not valid UTF-8; write the column anew") from None
         every, total = every + whole.num_rows, total + table.num_rows
-        for name in counts:
-            counts[name].update(_counted(table[name]))
-            known[name].update(_counted(whole[name]) if conditions else {})
     picked.check_found(conditions, {name: list(values) for name, values in known.items()}, total)
     if total and offset >= total:
         raise UserError(f"--offset {offset}: there are only {total} rows; the first has offset 0")
@@ -107,7 +111,12 @@ def _inside(filesystem, inner: str) -> str:
     """A hint for a user who names a run instead of one of its data sets."""
     from pyarrow import fs
 
-    below = filesystem.get_file_info(fs.FileSelector(inner, recursive=True))
+    try:
+        below = filesystem.get_file_info(fs.FileSelector(inner))
+        for directory in [f.path for f in below if f.type == fs.FileType.Directory][:_MOST_DIRECTORIES]:
+            below += filesystem.get_file_info(fs.FileSelector(directory))
+    except OSError:  # such as a directory of somebody else
+        return ""
     names = sorted(
         {
             f.path.removeprefix(inner).lstrip("/").rpartition("/")[0]

@@ -119,7 +119,13 @@ class Dataset:
         """The same rows as dicts. Raises UserError as `tables` does."""
         for table in self.tables(columns):
             for batch in table.to_batches(max_chunksize=1000):
-                yield from batch.to_pylist()
+                try:
+                    rows = batch.to_pylist()
+                except UnicodeDecodeError:
+                    raise UserError(
+                        f"{self.path}: a text is not valid UTF-8; write the column anew"
+                    ) from None
+                yield from rows
 
     def _open(self, name: str) -> tuple[pq.ParquetFile, pa.Buffer]:
         try:

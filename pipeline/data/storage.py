@@ -60,8 +60,8 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
 
         try:
             fs, inner = fsspec.core.url_to_fs(path)
-        except (ValueError, ImportError) as e:
-            raise UserError(f"{path}: cannot be opened ({e})") from None
+        except (ValueError, ImportError, OSError) as e:
+            raise UserError(f"{path}: cannot be opened ({str(e).partition(chr(10))[0]})") from None
         return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), inner
 
 

@@ -1,6 +1,7 @@
 """The run directory: whether it can be written, and the day on which the run began."""
 
 import os
+import re
 from datetime import date
 from pathlib import Path
 
@@ -9,15 +10,20 @@ from pipeline.data import storage
 from pipeline.errors import UserError
 
 MIN_FREE_BYTES = 256 * 2**20
+_NOT_WRITTEN = ("http", "https", "ftp", "data", "github", "git", "zip", "tar", "memory")  # of fsspec
 
 
 def check_run_dir(config: Config, stages: set[str]) -> None:
     """Raises UserError if the run directory cannot be created or written, or its disk is nearly full."""
+    _check_written(config.run_dir)
     if not storage.is_local(config.run_dir):
         storage.filesystem(config.run_dir)
         _check_one_node(config, stages)
         return
     place = Path(storage.absolute(config.run_dir))
+    for around in place.parents:
+        if (around / ".state").is_dir() and (around / "config.yaml").is_file():
+            raise UserError(f"run_dir = {config.run_dir}: is inside the run {around}; choose another run_dir")
     while not os.path.lexists(place):
         place = place.parent
     if not place.is_dir():
@@ -33,6 +39,20 @@ def check_run_dir(config: Config, stages: set[str]) -> None:
             f"run_dir = {config.run_dir}: only {free / 2**20:.0f} MiB are free on its disk, "
             f"at least {MIN_FREE_BYTES / 2**20:.0f} are needed"
         )
+
+
+def _check_written(run_dir: str) -> None:
+    """Raises UserError for what looks like a place in which no run can write."""
+    if not run_dir.strip():
+        raise UserError("run_dir is blank: choose a directory")
+    scheme, colon, _ = run_dir.lower().partition(":")
+    if colon and scheme in _NOT_WRITTEN:
+        raise UserError(
+            f"run_dir = {run_dir}: a run cannot write there; choose a directory, or an object store such as"
+            " s3://BUCKET/runs/mine"
+        )
+    if re.match(r"[a-z0-9+.-]{2,}:/[^/]", run_dir):
+        raise UserError(f"run_dir = {run_dir}: a slash is missing; write {scheme}://…")
 
 
 def _check_one_node(config: Config, stages: set[str]) -> None:
@@ -55,6 +75,7 @@ def dated(config: Config, *, anew: bool = False) -> Config:
     anew: whether all that the directory holds is made again, so that the configuration may name another day.
     Raises UserError if it names another day otherwise.
     """
+    _check_written(config.run_dir)
     path = date_file(config)
     try:
         recorded = date.fromisoformat(storage.read_text(path)) if storage.exists(path) else None

@@ -321,9 +321,10 @@ def _numbers(directory: str) -> list[int]:
 
 def _read(directory: str, number: int) -> dict | None:
     try:
-        return json.loads(storage.read_text(_path(directory, number)))
+        found = json.loads(storage.read_text(_path(directory, number)))
     except (FileNotFoundError, ValueError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def _path(directory: str, number: int) -> str:

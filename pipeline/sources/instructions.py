@@ -328,7 +328,10 @@ def _category(value: Any) -> str | None:
         value = value[0] if value else None
     if is_missing(value) or isinstance(value, dict | list):
         return None
-    return _optional("category", value if isinstance(value, str | bytes) else str(value))
+    try:
+        return _optional("category", value if isinstance(value, str | bytes) else str(value))
+    except (OverflowError, ValueError) as e:  # such as a time that Python has no year for
+        raise BadContent(f"category cannot be written as text ({type(e).__name__})") from None
 
 
 def _is_set(flag: Any) -> bool:

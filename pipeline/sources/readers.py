@@ -127,9 +127,18 @@ def _lines(stream: io.BufferedReader) -> Iterator[bytes | BadRow]:
             yield line
 
 
+class _Repeated(dict):
+    """A JSON object with a key that is there twice, of which a dict keeps the last value alone."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else _Repeated(found)
+
+
 def _parse_line(line: bytes) -> dict | BadRow:
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
     except UnicodeDecodeError:
         return BadRow("not valid UTF-8", line)
     except (ValueError, RecursionError):
@@ -141,6 +150,8 @@ def _as_row(value: Any, raw: bytes = b"") -> dict | BadRow:
     """A row of a JSON value: an object, or the list of messages of a conversation."""
     if isinstance(value, list) and value and messages(value):
         return {"messages": value}
+    if isinstance(value, _Repeated):
+        return BadRow("a key is there twice", raw)
     return value if isinstance(value, dict) else BadRow("not a JSON object", raw)
 
 
@@ -153,7 +164,10 @@ def _json(file: "File", columns: Container[str] | None) -> Iterator[dict | BadRo
             raise ValueError(f"more than {MAX_JSON_BYTES // 2**20} MiB to parse at once: write it as JSONL")
         # Undecodable bytes become lone surrogates: they invalidate their row, not the file.
         value = (
-            json.loads(text.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape"))
+            json.loads(
+                text.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape"),
+                object_pairs_hook=_object,
+            )
             if text.strip()
             else []
         )

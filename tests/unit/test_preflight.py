@@ -388,3 +388,29 @@ def test_nodes_that_share_an_engine_read_adapters_from_a_common_file_system(monk
         UserError, match=r"run_dir = s3://b/mine: engine\.num_nodes = 2, and every node of an"
     ):
         run_dir.check_run_dir(made, {"generate", "evaluate"})
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        (" ", "run_dir is blank"),
+        ("ftp://h/x", "run_dir = ftp://h/x: a run cannot write there; choose a directory"),
+        ("http://h/x", "a run cannot write there"),
+        ("memory://x", "a run cannot write there"),
+        ("s3:/b/x", "a slash is missing; write s3://"),
+    ],
+)
+def test_a_run_dir_that_no_run_can_write_is_refused(place, told):
+    made = scripted.config(place)
+    for check in (lambda: run_dir.check_run_dir(made, ALL), lambda: run_dir.dated(made)):
+        assert told in refused(check)
+
+
+def test_a_run_within_another_is_refused(tmp_path):
+    (tmp_path / "one" / ".state").mkdir(parents=True)
+    (tmp_path / "one" / "config.yaml").touch()
+    made = scripted.config(tmp_path / "one" / "mistakes" / "new")
+    assert f"is inside the run {tmp_path / 'one'}; choose another" in refused(
+        run_dir.check_run_dir, made, ALL
+    )
+    run_dir.check_run_dir(scripted.config(tmp_path / "one"), ALL)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from pipeline.commands.show import safe_text, show
+from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.methods.course_correction.schema import CORRECTIONS
 from pipeline.methods.mistake_analysis.schema import MISTAKES
@@ -265,3 +266,20 @@ def test_what_is_no_data_set_is_one_sentence(tmp_path, path, said):
     with pytest.raises(UserError, match=said) as e:
         shown(tmp_path / path)
     assert "\n" not in str(e.value)
+
+
+def test_a_text_that_is_not_utf_8_is_one_sentence(tmp_path):
+    broken = pa.array([b"\xff\xfe", b"fine"]).view(pa.string())
+    pq.write_table(pa.table({"instruction": broken}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="a text is not valid UTF-8; write the column anew"):
+        shown(tmp_path)
+    with pytest.raises(UserError, match="a text is not valid UTF-8; write the column anew"):
+        list(Dataset.at(str(tmp_path)).rows())
+
+
+def test_hints_are_looked_for_two_levels_deep_only(tmp_path):
+    deep = tmp_path / "a" / "b" / "c"
+    deep.mkdir(parents=True)
+    pq.write_table(pa.table({"x": [1]}), deep / "a.parquet")
+    with pytest.raises(UserError, match="holds no Parquet files"):
+        shown(tmp_path)

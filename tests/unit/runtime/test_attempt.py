@@ -177,3 +177,13 @@ def test_handlers_are_as_they_were_afterwards():
     with stopping.stoppable(""):
         assert signal.getsignal(signal.SIGTERM) != before[1]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize("written", ["[1, 2]", "3", "null", '"text"', "{"])
+def test_a_record_that_is_none_is_as_if_it_were_not_there(tmp_path, written):
+    with Attempt(str(tmp_path), ["mix"]):
+        pass
+    file_of(tmp_path, 1).write_text(written)
+    assert history(str(tmp_path)) == [{"number": 1}]
+    with Attempt(str(tmp_path), ["mix"]):
+        pass

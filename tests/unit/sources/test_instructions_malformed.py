@@ -28,6 +28,7 @@ BAD_LINES = {
     b'{"instruction": "\xff"}': "not valid UTF-8",
     b'{"instruction": "cut off': "not valid JSON",
     b'["instruction"]': "not a JSON object",
+    b'{"instruction": "one", "instruction": "other"}': "a key is there twice",
     b'{"instruction": "x", "output": 5}': "safe_response is not a string but int",
     b'{"instruction": "x", "input": {"a": 1}}': "input is a dict, not a string",
     b"[" * 100_000: "not valid JSON",
@@ -296,3 +297,12 @@ def test_a_hub_set_that_cannot_be_loaded(monkeypatch):
         UserError, match="hub:org/name: split test cannot be loaded from the hub \\(no route to the hub\\)"
     ):
         check(Source(path="hub:org/name", split="test"))
+
+
+def test_a_category_that_is_no_text_is_a_malformed_row(tmp_path):
+    times = pa.array([2**62, None], pa.timestamp("us"))  # Python has no such year
+    pq.write_table(pa.table({"instruction": ["one?", "two?"], "category": times}), tmp_path / "a.parquet")
+    counts = Counts()
+    rows = list(read(Source(path=str(tmp_path / "a.parquet")), counts))
+    assert [row["status"] for row in rows] == [FAILED, OK]
+    assert rows[0]["error"] == "category cannot be written as text (OverflowError)"
