@@ -30,6 +30,7 @@ from pipeline.settings.base import (
     NameOrEmpty,
     Natural,
     Section,
+    Seed,
     Source,
 )
 from pipeline.settings.file import dump as dump
@@ -113,7 +114,7 @@ class Config(Section):
     run_dir: Name = Field(
         description="output directory: a directory that every node sees (local, NFS), or s3://, gs://",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="seed of sampling, mixtures and training order")
+    seed: Seed = Field(0, description="seed of sampling, mixtures and training order")
     model: Model = Field(description="the base model, which generates, is trained and is evaluated")
     engine: Engine = Field(DEFAULT, description="what answers in `generate` and `evaluate`")
     models: dict[ModelName, NamedModel] = Field(

@@ -32,8 +32,18 @@ FOR_FINGERPRINT = {"for": "fingerprint"}  # the context of a dump whose values d
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Ratio = Annotated[float, Field(ge=0)]
-Natural = Annotated[int, Field(ge=0, lt=2**31)]
-Count = Annotated[int, Field(ge=1, lt=2**31)]
+
+
+def _no_flag(value: Any) -> Any:
+    """Python takes true for 1."""
+    if isinstance(value, bool):
+        raise ValueError("should be a whole number")
+    return value
+
+
+Natural = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_no_flag)]
+Count = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(_no_flag)]
+Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_no_flag)]
 ArmName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=60)]
 
 

@@ -103,7 +103,7 @@ def _first_error(e: ValidationError, root: type[BaseModel]) -> str:
     else:
         message = _PLAIN.get(first["type"]) or shown(first["msg"].removeprefix("Value error, "), 500)
         text = (
-            f"{field} = {_short(first['input'])}: {message[0].lower()}{message[1:]}"
+            f"{field} = {_written(first['input'])}: {message[0].lower()}{message[1:]}"
             if first["loc"]
             else message
         )
@@ -111,8 +111,21 @@ def _first_error(e: ValidationError, root: type[BaseModel]) -> str:
     return text + (f" (and {more} more)" if more else "")
 
 
+def _written(value: Any) -> str:
+    """A value, as YAML has it if Python's name is another."""
+    return {"None": "null", "True": "true", "False": "false"}.get(repr(value)) or _short(value)
+
+
 # Replacements for pydantic messages about Python types.
 _PLAIN = {
+    "string_type": "should be a text",
+    "int_type": "should be a whole number",
+    "int_parsing": "should be a whole number",
+    "int_from_float": "should be a whole number",
+    "float_type": "should be a number",
+    "float_parsing": "should be a number",
+    "bool_type": "should be true or false",
+    "bool_parsing": "should be true or false",
     "model_type": "should be a mapping of keys to values",
     "model_attributes_type": "should be a mapping of keys to values",
     "dict_type": "should be a mapping of keys to values",

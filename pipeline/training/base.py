@@ -22,7 +22,7 @@ from pipeline.data.dataset import ALL, Dataset, Share
 from pipeline.memory import Lora as LoraShape
 from pipeline.memory import Memory, Shape
 from pipeline.schema import Schema
-from pipeline.settings.base import AdapterPath, Count, Fraction, Name, Natural, Section, span
+from pipeline.settings.base import AdapterPath, Count, Fraction, Name, Natural, Section, Seed, span
 
 if TYPE_CHECKING:
     from pipeline.templates import ChatTemplate
@@ -109,7 +109,6 @@ def _different(seeds: list[int]) -> list[int]:
     return seeds
 
 
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_different)]
 Curriculum = Annotated[Literal["shuffled", "ordered", "staged"], BeforeValidator(_no_longer_iterative)]
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -150,10 +151,10 @@ WRONG = {
     "seed=-1": "seed = -1: ",
     "seed=1.5": "seed = 1.5: ",
     "seed=many": "seed = 'many': ",
-    "seed=null": "seed = None: ",
+    "seed=null": "seed = null: ",
     "run_dir=''": "run_dir = '': ",
     "train=3": "train = 3: ",
-    "train=null": "train = None: ",
+    "train=null": "train = null: ",
     "train.epochs=0": "train.epochs = 0: ",
     "train.learning_rate=.nan": "train.learning_rate = nan: ",
     "train.learning_rate=.inf": "train.learning_rate = inf: ",
@@ -167,7 +168,7 @@ WRONG = {
     "engine={kind: none}": "engine.kind = 'none': known are vllm, ",
     "engine={kind: null}": "engine.kind is missing; known are vllm, ",
     "engine={kind: [vllm]}": "engine.kind = ['vllm']: known are vllm, ",
-    "engine=null": "engine = None: should be a mapping",
+    "engine=null": "engine = null: should be a mapping",
     "engine=vllm": "engine = 'vllm': should be a mapping",
     "methods.mistakes.engine={kind: none}": "methods.mistakes.engine.kind = 'none': known are vllm, ",
     "methods.mistakes.engine.actors=x": "methods.mistakes.engine.actors = 'x': ",
@@ -477,3 +478,18 @@ def test_reading_a_configuration_imports_no_engine():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("seed=null", "seed = null: should be a whole number"),
+        ("seed=true", "seed = true: should be a whole number"),
+        ("train.max_length=true", "train.max_length = true: should be a whole number"),
+        ("train.learning_rate=fast", "train.learning_rate = 'fast': should be a number"),
+        ("run_dir=null", "run_dir = null: should be a text"),
+    ],
+)
+def test_values_of_another_type_are_named_as_yaml_has_them(override, told):
+    with pytest.raises(UserError, match=re.escape(told)):
+        load(Path(__file__).parents[2] / "configs" / "quickstart.yaml", [override])
