@@ -12,6 +12,8 @@ _REMEDIES |= dict.fromkeys(
 )
 _REMEDIES |= dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or name another place")
 # Of pyarrow, whose errors do not name the file apart.
+_OF_STORE = re.compile(r"AWS Error|google::cloud|Azure")
+_LONGEST = 300
 _ADDED = re.compile(r"^\[Errno \d+\] |\.? Detail: .*$")
 
 
@@ -39,7 +41,10 @@ class NoAnswer(RowFailed):
 
 
 def of_place(e: OSError) -> str | None:
-    """A sentence for a file or directory that cannot be read or written; None if that is not the error."""
+    """A sentence for a place that cannot be read or written; None if that is not the error."""
+    if e.errno is None and _OF_STORE.search(str(e)):
+        told = str(e).partition("\n")[0][:_LONGEST]
+        return f"an object store cannot be used ({told}); check its address, the network and credentials"
     if e.errno not in _REMEDIES:
         return None
     told = f"{e.filename}: {e.strerror}" if e.filename else _ADDED.sub("", str(e))

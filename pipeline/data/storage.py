@@ -24,6 +24,7 @@ from pipeline.errors import RunFailed, UserError
 
 CLAIM_S = 15.0  # a claim that is this old belongs to a dead process
 CLAIM_POLL_S = 0.3
+_GCS_RETRY_S = 60
 CONDITIONS, CLAIMS = "conditions", "claims"  # how files are created in an object store
 INSTALL = "use `pip install 'setbacks[object-stores]'`"
 _REMOVALS, _REMOVAL_S = 10, 0.3  # tries to delete a directory, and the time between them
@@ -53,6 +54,8 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     """The file system of a path and the path within it. Raises UserError for an unknown scheme."""
     if is_local(path):
         return pafs.LocalFileSystem(), absolute(path)
+    if path.startswith(("gs://", "gcs://")) and "?" not in path:
+        path = f"{path}?retry_limit_seconds={_GCS_RETRY_S}"  # Arrow's own limit is a quarter of an hour
     try:
         return pafs.FileSystem.from_uri(path)
     except (ValueError, OSError):  # not one of Arrow's own: hf://, az:// … come through fsspec

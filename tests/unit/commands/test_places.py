@@ -49,3 +49,10 @@ def test_a_file_that_cannot_be_written_is_named_as_the_user_named_it(tmp_path, p
         storage.write_text(str(tmp_path / place), "x")
     assert str(tmp_path / "a ") in of_place(e.value) and ".tmp" not in of_place(e.value)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a directory", "a file"]
+
+
+def test_an_object_store_that_does_not_answer_is_one_sentence():
+    told = of_place(OSError("google::cloud::Status(UNAVAILABLE: Retry policy exhausted, with\na token"))
+    assert told.startswith("an object store cannot be used (google::cloud::Status(UNAVAILABLE: Retry policy")
+    assert "\n" not in told and told.endswith("check its address, the network and credentials")
+    assert of_place(OSError("We couldn't connect to the hub")) is None
