@@ -409,6 +409,7 @@ def _on_gpus(engine: Engine) -> Iterator[dict[str, Any]]:
     """Ray's arguments for the GPUs of a pool's actors."""
     if engine.nodes > 1:
         with spread.places(engine) as place:
+            # The only way of Ray 2.60 to give each actor a placement group; 2.64 is meant to lose it.
             yield {"ray_remote_args_fn": place}
     else:
         yield {"num_gpus": engine.gpus} | ({"accelerator_type": engine.gpu_kind} if engine.gpu_kind else {})

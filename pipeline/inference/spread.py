@@ -1,7 +1,6 @@
 """Engines on several nodes: Ray sets the GPUs of each aside, and vLLM's executor for Ray fills them."""
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,11 +33,7 @@ def places(engine: Engine) -> Iterator[Callable[[], dict[str, Any]]]:
         }
 
     try:
-        with warnings.catch_warnings():
-            # Ray 2.60 has nothing else that gives each actor of a pool a placement group. It means to remove
-            # this in 2.64.
-            warnings.filterwarnings("ignore", message=".*ray_remote_args_fn")
-            yield place
+        yield place
     finally:
         for group in made:
             remove_placement_group(group)
