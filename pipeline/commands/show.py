@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.commands import picked
 from pipeline.data import storage
-from pipeline.data.dataset import Dataset
+from pipeline.data.dataset import Dataset, decoding
 from pipeline.errors import UserError
 from pipeline.registry import WRITTEN
 from pipeline.schema import HARMFUL, HARMLESS, INSTRUCTIONS, UNKNOWN, Column
@@ -45,13 +45,11 @@ def show(
     known: dict[str, Counter] = {name: Counter() for name in counts}
     for whole in dataset.tables():
         table = picked.filtered(whole, conditions)
-        try:
+        with decoding(dataset_dir):
             first += table.slice(max(0, offset - total), rows - len(first)).to_pylist()
             for name in counts:
                 counts[name].update(_counted(table[name]))
                 known[name].update(_counted(whole[name]) if conditions else {})
-        except UnicodeDecodeError:
-            raise UserError(f"{dataset_dir}: a text is not valid UTF-8; write the column anew") from None
         every, total = every + whole.num_rows, total + table.num_rows
     picked.check_found(conditions, {name: list(values) for name, values in known.items()}, total)
     if total and offset >= total:

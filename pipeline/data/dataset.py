@@ -6,6 +6,7 @@ read as other rows. A directory that no run made has no digests, so its files ar
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
@@ -119,12 +120,8 @@ class Dataset:
         """The same rows as dicts. Raises UserError as `tables` does."""
         for table in self.tables(columns):
             for batch in table.to_batches(max_chunksize=1000):
-                try:
+                with decoding(self.path):
                     rows = batch.to_pylist()
-                except UnicodeDecodeError:
-                    raise UserError(
-                        f"{self.path}: a text is not valid UTF-8; write the column anew"
-                    ) from None
                 yield from rows
 
     def _open(self, name: str) -> tuple[pq.ParquetFile, pa.Buffer]:
@@ -171,3 +168,12 @@ def changed(path: str, name: str, what: str) -> UserError:
     """The error for a shard that is not what the completion mark says."""
     remedy = "restore it, or rebuild the data set with --overwrite"
     return UserError(f"{path}: {name} {what} since the data set was completed; {remedy}")
+
+
+@contextmanager
+def decoding(path: str) -> Iterator[None]:
+    """While texts of a data set become Python's: raises UserError if one is not UTF-8."""
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: a text is not valid UTF-8; write the column anew") from None

@@ -64,7 +64,8 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
         try:
             fs, inner = fsspec.core.url_to_fs(path)
         except (ValueError, ImportError, OSError) as e:
-            raise UserError(f"{path}: cannot be opened ({str(e).partition(chr(10))[0]})") from None
+            told, *_ = str(e).split("\n", 1)
+            raise UserError(f"{path}: cannot be opened ({told})") from None
         return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), inner
 
 
