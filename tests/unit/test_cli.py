@@ -153,7 +153,7 @@ OVERRIDES = {
     "train.lora.rnak=1": ["train.lora.rnak", "did you mean rank"],
     "train.epochs=many": ["train.epochs", "'many'"],
     "seed=-1": ["seed", "-1", "greater than or equal to 0"],
-    "model.path=null": ["model.path", "None"],
+    "model.path=null": ["model.path", "null"],
     "engine.actors=[3,1]": ["engine", "min <= max", "[3, 1]"],
     "arms.vanilla.kinds=[safe]": ["arms.vanilla", "another name"],
     "arms.mine.kinds=[jokes]": [
@@ -286,7 +286,7 @@ FILES = {
         "instructions is no longer a key"
     ],
     "run_dir: a\nmodel:\nsuites: {safety: {harmful: {path: x}}}\n": [
-        "model = None",
+        "model = null",
         "mapping of keys to values",
     ],
 }
