@@ -19,6 +19,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -103,7 +104,8 @@ class Collator:
     """
 
     def __init__(self, responses: pa.Table, found: pa.Table):
-        self.tokens = responses["tokens"].combine_chunks()
+        tokens = responses["tokens"].combine_chunks()
+        self.ends, self.tokens = tokens.offsets.to_numpy(), tokens.values.to_numpy()
         self.chosen, self.rejected, self.shared = (
             found[name].to_pylist() for name in ("chosen", "rejected", "shared")
         )
@@ -121,25 +123,28 @@ class Collator:
         """
         sides = [self.chosen[p] for p in members] + [self.rejected[p] for p in members]
         numbers = {response: i for i, response in enumerate(dict.fromkeys(sides))}
-        row = pairs.lay_out([self.tokens[response].as_py() for response in numbers])
+        row = pairs.lay_out([self.response(number) for number in numbers])
         places = [
             row.of[numbers[response]][self.shared[p] :]
             for p, response in zip(members * 2, sides, strict=True)
         ]
-        bearing = {
-            place: i for i, place in enumerate(sorted({place for response in places for place in response}))
-        }
+        bearing, of = np.unique(np.concatenate(places), return_inverse=True)
         batch = {
-            "input_ids": torch.tensor([row.tokens]),
-            "position_ids": torch.tensor([row.positions]),
+            "input_ids": torch.from_numpy(row.tokens)[None],
+            "position_ids": torch.from_numpy(row.positions)[None],
             "own": row.own,
-            "paths": [torch.tensor(path) for path in row.paths],
-            "at": torch.tensor([row.previous[place] for place in bearing]),
-            "target": torch.tensor([row.tokens[place] for place in bearing]),
-            "of": torch.tensor([bearing[place] for response in places for place in response]),
-            "lengths": [len(response) for response in places],
+            "paths": [torch.from_numpy(path) for path in row.paths],
+            "at": torch.from_numpy(row.previous[bearing]),
+            "target": torch.from_numpy(row.tokens[bearing]),
+            "of": torch.from_numpy(of),
+            "lengths": torch.tensor([len(response) for response in places]),
         }
         return batch if self.reference is None else batch | {"reference": self.reference[:, members]}
+
+    def response(self, number: int) -> np.ndarray:
+        """The tokens of a response, prompt included."""
+        start, end = self.ends[number], self.ends[number + 1]
+        return self.tokens[start:end]
 
 
 def log_probs(model: Any, scores: head.Head | None, batch: dict) -> torch.Tensor:
@@ -153,7 +158,8 @@ def log_probs(model: Any, scores: head.Head | None, batch: dict) -> torch.Tensor
         position_ids=batch["position_ids"],
         shared=attention.SharedRow(batch["own"], batch["paths"]),
     )
-    return torch.stack([response.sum() for response in each[batch["of"]].split(batch["lengths"])]).view(2, -1)
+    sums = torch.segment_reduce(each[batch["of"]], "sum", lengths=batch["lengths"], unsafe=True)
+    return sums.view(2, -1)
 
 
 class SharedPrefixTrainer(loop.Timed, DPOTrainer):

@@ -15,6 +15,7 @@ from hashlib import blake2b
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import ArrayLike
 
 from pipeline.data.dataset import ALL, Dataset, Share
 from pipeline.errors import UserError
@@ -160,7 +161,7 @@ def _rows(
             shared.append(0)
             continue
         better.used = worse.used = True
-        shared.append(_common(better.tokens, worse.tokens))
+        shared.append(common_prefix(better.tokens, worse.tokens))
     sides = [pa.array([pair[side] for pair in keys], _KEY) for side in (0, 1)]
     ranks = [batch[name].cast(pa.int32()) for name in ("rank_chosen", "rank_rejected")]
     return pa.table(
@@ -312,17 +313,12 @@ def _unusable(better: _Encoded | str, worse: _Encoded | str, max_length: int) ->
     return "equal" if np.array_equal(better.tokens, worse.tokens) else None
 
 
-def _common(a: np.ndarray, b: np.ndarray) -> int:
-    """`common_prefix` of two arrays that are not equal."""
+def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
+    """Length of the longest common prefix of two sequences."""
     length = min(len(a), len(b))
     differ = a[:length] != b[:length]
     place = int(differ.argmax()) if length else 0
     return place if length and differ[place] else length
-
-
-def common_prefix(a: list[int], b: list[int]) -> int:
-    """Length of the longest common prefix of two sequences."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 # -- order
@@ -376,42 +372,43 @@ def micro_batches(step: list[int], groups: list[str], number: int) -> list[list[
 
 @dataclass(frozen=True)
 class Row:
-    """Token sequences in one row that holds each prefix once.
+    """Token sequences in one row that holds each prefix once. Arrays of int64.
 
-    tokens:    the row; a sequence adds the tokens after its longest prefix shared with an earlier sequence
-    positions: each token's position in its sequence
-    previous:  row position of the token's predecessor; −1 for a sequence's first token
+    tokens:    [L]; a sequence adds the tokens after its longest prefix shared with an earlier sequence
+    positions: [L] each token's position in its sequence
+    previous:  [L] row position of the token's predecessor; −1 for a sequence's first token
     own:       tokens that each part added; a sequence that adds none has no part
     paths:     per part, the row positions of the whole sequence's tokens
     of:        per input sequence, the row positions of its tokens
     """
 
-    tokens: list[int]
-    positions: list[int]
-    previous: list[int]
+    tokens: np.ndarray
+    positions: np.ndarray
+    previous: np.ndarray
     own: list[int]
-    paths: list[list[int]]
-    of: list[list[int]]
+    paths: list[np.ndarray]
+    of: list[np.ndarray]
 
 
-def lay_out(sequences: list[list[int]]) -> Row:
-    """Sequences as a prefix forest in one row.
+def lay_out(sequences: Sequence[ArrayLike]) -> Row:
+    """Token sequences, one or more, as a prefix forest in one row.
 
     After sorting, the longest shared prefix is always with the previous sequence.
     """
-    row = Row([], [], [], [], [], [[]] * len(sequences))
-    last: list[int] = []
-    path: list[int] = []
-    for i in sorted(range(len(sequences)), key=lambda i: sequences[i]):
-        known = common_prefix(last, sequences[i])
-        last, path = sequences[i], path[:known]
-        for position in range(known, len(last)):
-            row.previous.append(path[-1] if path else -1)
-            row.positions.append(position)
-            path.append(len(row.tokens))
-            row.tokens.append(last[position])
+    tokens_of = [np.asarray(sequence, np.int32) for sequence in sequences]
+    parts: list[tuple[np.ndarray, ...]] = []  # tokens, positions, and predecessors that each part adds
+    paths: list[np.ndarray] = []
+    of: list[np.ndarray] = [np.empty(0, np.int64)] * len(sequences)
+    last, path, length = np.empty(0, np.int32), np.empty(0, np.int64), 0
+    # Big-endian numbers sort as their bytes do.
+    for i in sorted(range(len(sequences)), key=lambda i: tokens_of[i].astype(">u4").tobytes()):
+        known, last = common_prefix(last, tokens_of[i]), tokens_of[i]
+        path = np.concatenate([path[:known], np.arange(length, length + len(last) - known)])
         if len(last) > known:
-            row.own.append(len(last) - known)
-            row.paths.append(path)
-        row.of[i] = path
-    return row
+            before = path[known - 1 : -1] if known else np.concatenate([[-1], path[:-1]])
+            parts.append((last[known:], np.arange(known, len(last)), before))
+            paths.append(path)
+            length += len(last) - known
+        of[i] = path
+    tokens, positions, previous = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Row(tokens.astype(np.int64), positions, previous, [len(part[0]) for part in parts], paths, of)

@@ -94,8 +94,8 @@ def test_activations_of_padded_sequences_are_estimated(name, monkeypatch):
     row = pairs.lay_out(SEQUENCES[name])
     measured = kept_bytes(
         model,
-        input_ids=torch.tensor([row.tokens]),
-        position_ids=torch.tensor([row.positions]),
+        input_ids=torch.tensor(row.tokens)[None],
+        position_ids=torch.tensor(row.positions)[None],
         shared=attention.SharedRow(row.own, [torch.tensor(path) for path in row.paths]),
     )
     batch = DPO(pairs_per_device=15, batch_size=15, max_length=LENGTH).micro_batch(widest_gap=5)

@@ -146,11 +146,9 @@ def test_a_trainers_process_does_without_cudnns_attention(place):
 
 def test_a_micro_batch_computes_every_prefix_once_and_logits_only_where_there_is_loss(place):
     trainer = build(place, "row")
-    tokens = [tokens.as_py() for tokens in trainer.data_collator.tokens]
-    batch = trainer.data_collator.batch(list(range(15)))
-    sequences = {
-        tuple(tokens[r]) for r in trainer.data_collator.chosen[:15] + trainer.data_collator.rejected[:15]
-    }
+    collator = trainer.data_collator
+    batch = collator.batch(list(range(15)))
+    sequences = {tuple(collator.response(r).tolist()) for r in collator.chosen[:15] + collator.rejected[:15]}
     assert len(sequences) == 6
     distinct = {s[: i + 1] for s in sequences for i in range(len(s))}
     assert batch["input_ids"].numel() == len(distinct) < sum(map(len, sequences))

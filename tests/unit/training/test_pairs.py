@@ -138,7 +138,8 @@ def test_memory_is_estimated_for_as_many_responses_as_come(
 @settings(max_examples=200)
 def test_a_row_holds_every_sequence_and_each_prefix_once(sequences):
     row = pairs.lay_out(sequences)
-    for sequence, places in zip(sequences, row.of, strict=True):
+    of = [places.tolist() for places in row.of]
+    for sequence, places in zip(sequences, of, strict=True):
         assert [row.tokens[p] for p in places] == sequence
         assert [row.positions[p] for p in places] == list(range(len(sequence)))
         assert [row.previous[p] for p in places] == [-1, *places[:-1]]
@@ -146,5 +147,5 @@ def test_a_row_holds_every_sequence_and_each_prefix_once(sequences):
     assert sum(row.own) == len(row.tokens)
     start = 0
     for own, path in zip(row.own, row.paths, strict=True):
-        assert path[-own:] == list(range(start, start + own)) and path in row.of
+        assert path[-own:].tolist() == list(range(start, start + own)) and path.tolist() in of
         start += own

@@ -89,7 +89,7 @@ def passed_pairs(template, rows, max_length, best_only=False, min_gap=1, holdout
                 if part is not held:
                     counts.kinds[f"gap {gap}"] += 1
                 places = [numbers[json.dumps(side)] for side in sides]
-                shared = pairs.common_prefix(better.tokens, worse.tokens)
+                shared = pairs.common_prefix(np.array(better.tokens), np.array(worse.tokens))
                 values = [row["id"], row["group"], gap, *places, shared]
                 kept.append(dict(zip(pairs.PAIRS.names, values, strict=True)))
         made.append(pa.Table.from_pylist(kept, pairs.PAIRS))
