@@ -15,7 +15,9 @@ from pipeline.adapters import check_adapter
 from pipeline.config import Config
 from pipeline.data import storage
 from pipeline.errors import UserError
-from pipeline.run import Machinery, Making, Run, adapter_digest
+from pipeline.fitting import fit, fit_further, stage_adapters
+from pipeline.making import Making, make, measure, write_training_set
+from pipeline.run import Machinery, Run, adapter_digest
 from pipeline.sources.counts import Accounts
 from pipeline.sources.overlap import Seen
 from pipeline.suites import verdicts
@@ -70,7 +72,7 @@ def generate(run: Run) -> None:
                 method.inputs() | ({"adapter": adapter_digest(adapter)} if adapter else {}),
             )
         )
-    run.make("generate", makings)
+    make(run, "generate", makings)
 
 
 def mix(run: Run) -> None:
@@ -87,14 +89,16 @@ def mix(run: Run) -> None:
             )
             return chain.from_iterable(parts)
 
-        run.write(
+        write_training_set(
+            run,
             run.training_sets[schema],
             sources,
             rows,
             nothing="; ".join(method.nothing for method in methods.values()),
         )
     if run.further_set and run.config.durability:
-        run.write(
+        write_training_set(
+            run,
             run.further_set,
             {},
             run.config.durability.examples,
@@ -111,15 +115,16 @@ def train(run: Run) -> None:
         inputs[name] = {training_set.name: run.complete(training_set, "mix")["digest"]}
         if how.start:
             inputs[name]["start"] = adapter_digest(how.start.adapter)
-    run.fit(inputs)
+    fit(run, inputs)
     if run.further_set:
         data = {run.further_set.name: run.complete(run.further_set, "mix")["digest"]}
         begun = {arm: output.facts["digest"] for arm, output in run.adapters.items()}
-        run.fit_further(
+        fit_further(
+            run,
             {
                 name: data | ({"start": begun[one.arm]} if one.arm in begun else {})
                 for name, one in run.config.further.items()
-            }
+            },
         )
 
 
@@ -131,7 +136,7 @@ def evaluate(run: Run) -> None:
     inputs |= {name: adapter_digest(path) for name, path in config.adapters.items()}
     adapters = {arm: output.path for arm, output in trained.items()} | preflight.given_adapters(config)
     staged = any(config.suites.items()[name].asks_every_stage for name in run.suites)
-    stages = run.stage_adapters() if staged else {}
+    stages = stage_adapters(run) if staged else {}
     for arm, path in (adapters | stages).items():
         if arm not in config.adapters:
             check_adapter(config.adapter_field(arm), path, run.model_dir)
@@ -176,9 +181,9 @@ def evaluate(run: Run) -> None:
                 inputs,
             )
         )
-    run.make("evaluate", makings)
+    make(run, "evaluate", makings)
     for store, suite in apart:  # after the engines have ended: another program takes their place
-        run.measure("evaluate", store, suite, adapters, inputs)
+        measure(run, "evaluate", store, suite, adapters, inputs)
     if not run.reports:  # else the report, which ends this attempt, does it
         run.track_results()
 
@@ -211,7 +216,7 @@ def rejudge(run: Run) -> None:
                 first=judge.asked,
             )
         )
-    run.make("rejudge", makings)
+    make(run, "rejudge", makings)
 
 
 def report(run: Run) -> None:

@@ -36,6 +36,7 @@ FLOORS = [
     {"preflight"},
     {"commands"},
     {"run"},
+    {"making", "fitting"},
     {"experiment"},
     {"preview"},
     {"cli"},

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
+from pipeline import making
 from pipeline.commands import report_data
 from pipeline.config import Config
 from pipeline.data import faults
@@ -21,7 +22,6 @@ from pipeline.methods.critique_revise.schema import REVISIONS
 from pipeline.methods.mistake_analysis import MistakeAnalysis
 from pipeline.methods.mistake_analysis.report import data as report_of_mistakes
 from pipeline.methods.mistake_analysis.schema import MISTAKES
-from pipeline.run import Run
 from pipeline.schema import PREFERENCES, SFT
 from pipeline.sources.counts import Accounts
 from pipeline.usable import too_few
@@ -311,7 +311,7 @@ def test_faults_are_counted_in_the_data_set_the_card_and_the_terminal(tmp_path):
     card = (tmp_path / "mistakes" / "README.md").read_text()
     assert f"* {TOLD}\n" in card and "* dropped or failed, analyse: echo: 2" in card
     lines: list[str] = []
-    Run._log_dataset(SimpleNamespace(log=lines.append), "generate", store)
+    making._log_dataset(SimpleNamespace(log=lines.append), "generate", store)
     assert lines[1:] == [f"generate: {TOLD}", "generate: induce: faults in 1 of 6 texts (1 too short)"]
 
 

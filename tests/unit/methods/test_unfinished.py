@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import making
 from pipeline.chat import Completion
 from pipeline.commands import report_data
 from pipeline.data import endings
@@ -25,7 +26,6 @@ from pipeline.methods.mistake_analysis.mixture import examples
 from pipeline.methods.mistake_analysis.recipe import MistakeAnalysisRecipe
 from pipeline.methods.mistake_analysis.schema import MISTAKES
 from pipeline.methods.unfinished import Sampled, whole_sentences
-from pipeline.run import Run
 from tests.scripted import Cut, ScriptedChat, instruction
 
 HARM = " ".join(f"Take printer number {i}, then print." for i in range(20))  # 40 marks
@@ -208,7 +208,7 @@ def test_a_finished_data_set_keeps_the_counts_of_its_endings(tmp_path):
     write_card(store, Origin(["`toy`"], 0, ["here"], []), {}, {})
     assert f"* {told}; raise analyse.max_tokens" in (tmp_path / "mistakes" / "README.md").read_text()
     lines: list[str] = []
-    Run._log_dataset(SimpleNamespace(log=lines.append), "generate", store)
+    making._log_dataset(SimpleNamespace(log=lines.append), "generate", store)
     assert lines[1].startswith(f"generate: {told}; raise analyse.max_tokens") and len(lines) == 2
 
 
@@ -227,7 +227,7 @@ def test_thoughts_without_an_end_are_counted_and_told(tmp_path):
     write_card(store, Origin(["`toy`"], 0, ["here"], []), {}, {})
     assert f"* {told}" in (tmp_path / "mistakes" / "README.md").read_text()
     lines: list[str] = []
-    Run._log_dataset(SimpleNamespace(log=lines.append), "generate", store)
+    making._log_dataset(SimpleNamespace(log=lines.append), "generate", store)
     assert lines[1].startswith(f"generate: {told}") and len(lines) == 2
     found = report_data.thoughts([{"name": "generate", **done}, {"name": "mix"}])
     assert [text.startswith(f"generate: {told}") for text in found.text] == [True]
