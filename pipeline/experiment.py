@@ -1,8 +1,8 @@
 """THE MAIN PATH: generate → mix → train → evaluate → rejudge → report. Read this file first.
 
 Each stage depends only on the configuration and on outputs of earlier stages in the run directory, so it can
-run alone and resume. Complete outputs are skipped, and committed rows of an interrupted stage are kept (see
-`Run`).
+run alone and resume. Complete outputs are skipped, and committed rows of an interrupted stage are kept:
+`making` and `fitting` see to that, in the run directory that a `Run` holds.
 """
 
 from collections.abc import Callable, Iterable, Sequence
