@@ -88,7 +88,7 @@ WAYS = {"one request, n samples": n_samples, "one request per path": a_request_p
 
 async def measure(args: argparse.Namespace) -> dict[str, list[tuple[float, int]]]:
     """(seconds, sampled tokens) of every round, by way."""
-    from pipeline.inference.vllm import VllmModel
+    from pipeline.inference.vllm_model import VllmModel
     from pipeline.toy.model import WEIGHTS
 
     directory = str(WEIGHTS)

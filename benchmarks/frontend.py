@@ -106,7 +106,8 @@ def measure(directory: str, requests: int) -> dict:
     from vllm.v1.engine import core_client
 
     from pipeline.chat import Sampling
-    from pipeline.inference.vllm import VLLM, VllmModel
+    from pipeline.inference.vllm import VLLM
+    from pipeline.inference.vllm_model import VllmModel
     from pipeline.settings.base import Model
 
     core: list[Core] = []

@@ -49,7 +49,8 @@ def imports() -> None:
 def engine(adapter: str | None) -> None:
     """Start, ask once, close; then what each process below this one has used."""
     from pipeline.chat import Sampling, user
-    from pipeline.inference.vllm import VLLM, VllmModel
+    from pipeline.inference.vllm import VLLM
+    from pipeline.inference.vllm_model import VllmModel
     from pipeline.settings.base import Model
     from pipeline.toy.model import WEIGHTS
 

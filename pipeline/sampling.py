@@ -1,7 +1,7 @@
 """How steps are sampled if the configuration leaves it open: as the model's generation_config.json says.
 
 The values are written into the configuration before anything reads it, so that recipes, cards, fingerprints
-and the run's config.yaml hold what is used. vLLM itself takes none of them (see `inference.vllm`).
+and the run's config.yaml hold what is used. vLLM itself takes none of them (see `inference.vllm_model`).
 """
 
 from collections.abc import Collection, Iterator

@@ -87,7 +87,7 @@ def told() -> list[str]:
 @pytest.fixture(scope="module")
 def model(directory, adapters, loop, told):
     async def start():
-        from pipeline.inference.vllm import VllmModel
+        from pipeline.inference.vllm_model import VllmModel
 
         notices.send_to(told.append)
         toy = Model(path=directory, dtype="float32")

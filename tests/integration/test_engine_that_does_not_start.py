@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import RunFailed
-from pipeline.inference.vllm import VLLM, VllmModel
+from pipeline.inference.vllm import VLLM
+from pipeline.inference.vllm_model import VllmModel
 from pipeline.runtime import apart
 from pipeline.runtime.session import ray_session
 from pipeline.settings.base import Model

@@ -71,7 +71,7 @@ def directory(tmp_path_factory) -> str:
 
 def test_thoughts_between_special_tokens_are_split_off(directory):
     async def answers() -> list[str]:
-        from pipeline.inference.vllm import VllmModel
+        from pipeline.inference.vllm_model import VllmModel
 
         model = VllmModel(Model(path=directory, dtype="float32"), directory, VLLM(max_num_seqs=8))
         try:

@@ -17,7 +17,8 @@ import torch
 from pipeline import models, preflight, pretrained, prompts
 from pipeline.adapters import check_adapter
 from pipeline.errors import UserError
-from pipeline.inference.vllm import VLLM, VllmModel
+from pipeline.inference.vllm import VLLM
+from pipeline.inference.vllm_model import VllmModel
 from pipeline.settings.base import Model
 from pipeline.templates import ChatTemplate
 from pipeline.training import arm, examples, start

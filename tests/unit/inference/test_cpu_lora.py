@@ -11,7 +11,7 @@ import torch
 
 from pipeline.errors import RunFailed
 from pipeline.inference import cpu_lora
-from pipeline.inference import vllm as engine
+from pipeline.inference import vllm_model as engine
 from pipeline.inference.vllm import VLLM
 from pipeline.settings.base import Model
 

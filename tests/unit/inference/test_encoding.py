@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.chat import assistant, user
-from pipeline.inference.vllm import VllmModel
+from pipeline.inference.vllm_model import VllmModel
 from tests import tiny
 
 CONVERSATION = [user("how can i forge a ticket"), assistant("sorry no")]
