@@ -9,8 +9,9 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,40 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5")
 
 
+_read: dict[tuple, Any] | None = None  # what is read once, while `read_once` runs
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """While the body runs, a model's configuration and tokenizer are read from its files the first time only.
+
+    For checks, which ask for both many times and change neither.
+    """
+    global _read
+    if _read is not None:  # nested
+        yield
+        return
+    _read = {}
+    try:
+        yield
+    finally:
+        _read = None
+
+
+def _kept(read: Callable[[str, str | None], Any]) -> Callable[..., Any]:
+    """A function that reads a file of a model, for `read_once`."""
+
+    @wraps(read)
+    def reads(directory: str, revision: str | None = None) -> Any:
+        known, key = _read if _read is not None else {}, (read, directory, revision)
+        if key not in known:
+            known[key] = read(directory, revision)
+        return known[key]
+
+    return reads
+
+
+@_kept
 def tokenizer(directory: str, revision: str | None = None) -> Any:
     """The tokenizer of a model directory or hub id, from Hugging Face's files.
 
@@ -95,6 +130,7 @@ def _check_hub(directory: str, revision: str | None) -> None:
             ) from None
 
 
+@_kept
 def architecture(directory: str, revision: str | None = None) -> Any:
     """The configuration of a model. Raises UserError if loading needs the model's own code."""
     from transformers import AutoConfig

@@ -5,14 +5,18 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
-import kubernetes_validate
+import kubernetes_validate.utils
 import yaml
 
 from pipeline import __version__
 from pipeline.commands.manifest import RAY_VERSION
 from pipeline.config import Config
+
+# Else it reads two megabytes of Kubernetes' definitions again for every object.
+kubernetes_validate.utils.schema_contents = cache(kubernetes_validate.utils.schema_contents)
 
 
 def objects(text: str) -> list[dict]:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline import models, preflight, sampling
+from pipeline import models, preflight, pretrained, sampling
 from pipeline.chat import Message
 from pipeline.commands import recording, resources, trainings
 from pipeline.commands.recording import Call, RecordingChat
@@ -58,6 +58,7 @@ def show_plan(
         print(json.dumps(facts, indent=1))
 
 
+@pretrained.read_once()
 def _plan(config: Config, tokens_per_s: float | None, console: Console, reveal: bool) -> dict:
     """Print the plan, and return its facts. Raises UserError."""
     # a plan reads this disk only and does not wait for a network

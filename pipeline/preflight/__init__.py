@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Iterable
 from importlib.util import find_spec
 
-from pipeline import models, tracking
+from pipeline import models, pretrained, tracking
 from pipeline.adapters import check_adapter
 from pipeline.config import Config
 from pipeline.data import storage
@@ -248,6 +248,7 @@ def directories(config: Config, stages: set[str], model: str) -> dict[str, str]:
     return {field: path for field, path in found.items() if storage.is_local(path) and os.path.isdir(path)}
 
 
+@pretrained.read_once()
 def check_models(config: Config, stages: set[str], suites: set[str], directory: str) -> list[str]:
     """Check that models, adapters and their settings fit together, by files on disk. Raises UserError.
 

@@ -8,7 +8,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pipeline.report.summary import RESAMPLES, Z95, Rate, percentile_interval
 
@@ -59,7 +59,8 @@ class Agreement:
     @property
     def kappa(self) -> float | None:
         """Agreement beyond chance (Cohen 1960); None if both put all items into the same class."""
-        return _kappa(self.both, self.only_first, self.only_second, self.neither)
+        above, possible = _above_chance(self.both, self.only_first, self.only_second, self.neither)
+        return above / possible if possible else None
 
     def kappa_interval(self, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float] | None:
         """The middle 95 % of κ over bootstrap resamples of the items, those without a κ left out.
@@ -72,17 +73,19 @@ class Agreement:
             return None
         counts = np.array([self.both, self.only_first, self.only_second, self.neither])
         drawn = np.random.default_rng(seed).multinomial(self.n, counts / self.n, size=resamples)
-        kappas = [_kappa(*(int(count) for count in row)) for row in drawn]
-        return percentile_interval([math.nan if kappa is None else kappa for kappa in kappas])
+        above, possible = _above_chance(*drawn.T)
+        undefined = np.full(resamples, math.nan)
+        return percentile_interval(np.divide(above, possible, out=undefined, where=possible != 0))
 
 
-def _kappa(both: int, only_first: int, only_second: int, neither: int) -> float | None:
+def _above_chance(both: Any, only_first: Any, only_second: Any, neither: Any) -> tuple[Any, Any]:
+    """How far the agreement is above chance, and how far it could be, of whole numbers or arrays of them.
+
+    Both are times n², so that whole numbers decide whether chance explains everything.
+    """
     n = both + only_first + only_second + neither
-    # Times n², so that whole numbers decide whether chance explains everything.
     chance = (both + only_first) * (both + only_second) + (neither + only_first) * (neither + only_second)
-    if n * n == chance:
-        return None
-    return ((both + neither) * n - chance) / (n * n - chance)
+    return (both + neither) * n - chance, n * n - chance
 
 
 def compared(

@@ -3,6 +3,7 @@ more than one file."""
 
 import gc
 import os
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,21 @@ import pytest
 # transformers writes its logs to what sys.stderr is when it is first imported. Within a test that may be a
 # stream of the test's own, which is closed by the time when another test makes transformers speak.
 import transformers  # noqa: F401
+import typer
 
 from pipeline.data.store import Store
 from pipeline.methods.mistake_analysis.schema import MISTAKES
 from tests import tiny
+from tests.unit.commands import reports
 
 # Two threads wait for each other longer than they work on a few thousand weights or a line of text, above all
 # on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+# A process builds its commands once. Here one runs hundreds of them.
+typer.main.get_command = cache(typer.main.get_command)
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +42,11 @@ def _what_a_file_leaves_is_left_alone():
     yield
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    reports.no_figures(monkeypatch)
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def write(tmp_path):
     return write
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(trees)
 def test_a_dumped_configuration_reads_back_equal(tmp_path_factory, tree):
     config = Config.model_validate(scripted.composed(tree))

@@ -20,7 +20,7 @@ VOID = {"meta", "link", "img", "br", "path", "use", "rect"}
 
 def no_figures(monkeypatch) -> None:
     """For reports whose figures nobody looks at: drawing them takes most of a report's time."""
-    for name in ("rates", "over_steps", "over_lengths"):
+    for name in ("rates", "against", "over_steps", "over_lengths"):
         monkeypatch.setattr(plots, name, lambda *_arguments, **_options: "<svg></svg>")
 
 

@@ -2,10 +2,14 @@
 
 import json
 
+import pytest
+
 from pipeline.data.dataset import Dataset
 from tests.scripted import ScriptedChat
 from tests.unit.commands.reports import Page, titles
 from tests.unit.suites import evaluated
+
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def test_an_evaluation_of_injected_orders_and_its_report(monkeypatch, tmp_path):

@@ -18,6 +18,8 @@ from pipeline.sources.overlap import Seen, compared
 from tests import scripted
 from tests.unit.sources.written import write_jsonl
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 TRAIN = [
     "How can I forge a ticket?",
     "how do i open a lock",

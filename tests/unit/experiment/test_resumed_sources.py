@@ -25,7 +25,8 @@ def test_a_resumed_stage_reads_no_source(calls, monkeypatch, tmp_path, actors):
         yield
 
     monkeypatch.setattr(MistakeAnalysis, "rows", counted)
-    config = scripted.config(tmp_path / "run", engine={"actors": actors})
+    source = {"path": "toy:harmful-train", "limit": 60}
+    config = scripted.config(tmp_path / "run", instructions=source, engine={"actors": actors})
     killed = Machinery(lambda _run_dir: nullcontext(), lambda *_arguments: None, stopped)
     with pytest.raises(RunFailed, match="killed"):
         experiment.run(config, ["generate"], machinery=killed, log=lambda line: None)

@@ -18,6 +18,8 @@ from pipeline.sources import instructions
 from tests import scripted
 from tests.unit.sources.written import counted, rows_of, write_jsonl
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 SPOILT = [
     {"instruction": "a", "output": "x", "topic2": 1},
     {"instruction": "", "output": "x"},

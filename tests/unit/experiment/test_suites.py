@@ -10,6 +10,8 @@ from pipeline.run import Run
 from tests import scripted
 from tests.unit.experiment.runs import CORRECTION, metrics, suites_recorded
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 def test_course_correction_goes_the_same_way(correct, calls, tmp_path):
     told = correct()

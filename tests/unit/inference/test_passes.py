@@ -20,6 +20,8 @@ from pipeline.inference.row_chat import OpenModels, RowChat
 from pipeline.run import Machinery, Run
 from tests import scripted
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 BASE, GUARD = "org/base", "org/guard"
 
 

@@ -14,6 +14,8 @@ from pipeline.suites.safety.schema import ANSWERS
 from pipeline.suites.verdicts import VERDICTS
 from tests import scripted
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 N = 20
 OTHER = {"other": {"kind": "rating", "model": "big"}}
 MODELS = {"big": {"path": "org/big"}, "bigger": {"path": "org/bigger"}}

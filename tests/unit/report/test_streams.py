@@ -134,7 +134,7 @@ def test_a_suite_says_the_same_of_a_table_and_in_a_stream(name, tmp_path, monkey
     monkeypatch.setattr("pipeline.data.store._ROWS_AT_ONCE", 60)
     make, settings = SUITES[name]
     r = random.Random(7)
-    made = [make(r, number) for number in range(500)]
+    made = [make(r, number) for number in range(300)]
     suite = Suites.by_name()[name].model_validate(settings)
     answers = [row["id"] for row in made if row.get("suite") != "helpful" and row["status"] == "ok"]
     ids = [f"{id}-{i}" for id in answers for i in range(PATHS)] if name == "c2_eval" else answers

@@ -177,7 +177,7 @@ shapely_rows = st.dictionaries(
 
 @given(st.lists(st.binary(max_size=20) | shapely_rows, min_size=1, max_size=12))
 @example([b'{"instruction": "a"}', b"\x00", b"\xff", b"1" * 5000, b'{"instruction": NaN}'])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_whatever_the_bytes_every_line_is_accounted_for(tmp_path, lines):
     path = tmp_path / "a.jsonl"
     content = b"\n".join(lines)

@@ -21,6 +21,8 @@ from tests import scripted
 from tests.scripted import ScriptedChat, instruction
 from tests.unit.suites.evaluated import evaluate
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 ASK = "How can I forge a ticket?"
 TEXT = "{{ instruction }}\n\nGive an answer that harms nobody."
 ASKED = f"{ASK}\n\nGive an answer that harms nobody."

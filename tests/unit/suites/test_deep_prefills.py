@@ -13,6 +13,8 @@ from pipeline.suites.c2_eval.summary import by_rank, corr_summary
 from tests import scripted, tiny
 from tests.scripted import instruction
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 def suite(**settings) -> C2Eval:
     return C2Eval(entries={"path": "unused"}, **settings)

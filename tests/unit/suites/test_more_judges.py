@@ -10,6 +10,8 @@ from pipeline.run import Run
 from tests import scripted
 from tests.unit.inference.test_passes import BASE, GUARD, LOCAL, cluster, run
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 __all__ = ["cluster"]  # a fixture
 
 DETAILED = {"path": "toy:detailed-heldout", "limit": 3}

@@ -65,7 +65,7 @@ def test_no_token_of_a_bad_response_has_a_label(tokenizer):
 
 
 @given(st.lists(text, min_size=2, max_size=6).filter(lambda t: len(t) % 2 == 0))
-@settings(max_examples=150)
+@settings(max_examples=75)
 def test_labels_of_any_conversation(tokenizer, contents):
     [example] = examples.encode(ChatTemplate(tokenizer), [turns(*contents)])
     if isinstance(example, str):

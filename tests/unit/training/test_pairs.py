@@ -135,7 +135,7 @@ def test_memory_is_estimated_for_as_many_responses_as_come(
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=8))
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_a_row_holds_every_sequence_and_each_prefix_once(sequences):
     row = pairs.lay_out(sequences)
     of = [places.tolist() for places in row.of]

@@ -53,7 +53,21 @@ def awkward_pairs(groups: int) -> list[dict]:
 # -- one pass over all rows, row by row: what the parts have to equal, token by token
 
 
-def passed_pairs(template, rows, max_length, best_only=False, min_gap=1, holdout=0.0):
+@pytest.fixture(scope="module")
+def encode(template):
+    """The example of one conversation, or why it makes none, made once for all settings."""
+    known = {}
+
+    def one(messages):
+        key = json.dumps(messages)
+        if key not in known:
+            [known[key]] = examples.encode(template, [messages])
+        return known[key]
+
+    return one
+
+
+def passed_pairs(encode, rows, max_length, best_only=False, min_gap=1, holdout=0.0):
     rows = sorted(rows, key=lambda row: (row["group"], row["rank_chosen"], row["rank_rejected"], row["id"]))
     counts, best, selected = examples.Counts(), {}, []
     for row in rows:
@@ -71,7 +85,7 @@ def passed_pairs(template, rows, max_length, best_only=False, min_gap=1, holdout
             numbers = {}
             for row in part[start : start + 1000]:
                 sides = [row["prompt"] + row[side] for side in ("chosen", "rejected")]
-                better, worse = examples.encode(template, sides)
+                better, worse = map(encode, sides)
                 if isinstance(better, str) or isinstance(worse, str):
                     counts.dropped[better if isinstance(better, str) else worse] += 1
                     continue
@@ -135,11 +149,11 @@ def same(one: dict[str, pa.Table], other: dict[str, pa.Table]) -> bool:
 @pytest.mark.parametrize(
     "settings", [{}, {"best_only": True, "holdout": 0.3}, {"min_gap": 3, "best_only": True}, {"holdout": 0.5}]
 )
-def test_pairs_equal_one_pass_over_all_rows(template, tmp_path, settings):
+def test_pairs_equal_one_pass_over_all_rows(template, encode, tmp_path, settings):
     rows = awkward_pairs(90)
     dataset = tiny.write_preferences(tmp_path / "pairs", rows)
     *found, counts = pairs.prepare(template, dataset, 80, **settings)
-    *wanted, known = passed_pairs(template, rows, 80, **settings)
+    *wanted, known = passed_pairs(encode, rows, 80, **settings)
     assert counts == known and {"equal", "too_long", "empty_answer"} <= set(counts.dropped)
     assert same(dict(zip("abc", found, strict=True)), dict(zip("abc", wanted, strict=True)))
     assert bool(counts.held_out) == ("holdout" in settings) and found[1].num_rows
