@@ -224,11 +224,13 @@ def report(run: Run) -> None:
     preflight.check_run_dir(run.config, set())
     tracking.check(run.config.track, run.config.run_dir)
     tracking.check_reach(run.config.track)
-    if not storage.exists(run.path):
+    if not storage.exists(storage.join(run.path, "config.yaml")):
         raise UserError(f"run_dir = {run.config.run_dir}: contains no run; use `setbacks run` first")
     from pipeline.commands.report import write_report  # imports the plotting library
 
     config, _ = sampling.resolved(run.config, stages=(), suites=())
+    for line in run.made_otherwise(config):
+        run.log(line)
     html, markdown = write_report(config, run.path)
     run.log(f"report: {html} and {markdown}; the numbers as data: results.json")
     run.track_results()

@@ -192,6 +192,16 @@ class Run:
         others = (output for stage in STAGES if stage not in stages for output in self.outputs(stage))
         return self.overwrite and not any(storage.exists(output.path) for output in others)
 
+    def made_otherwise(self, config: Config) -> Iterator[str]:
+        """A warning for each output that was made with other settings than those of a configuration."""
+        now = fingerprints(preflight.dated(config))
+        for output in (output for stage in STAGES for output in self.outputs(stage)):
+            if changes := output.changes(now[output.name]):
+                yield (
+                    f"WARNING: {output.name} was made with other settings than the report says"
+                    f" ({'; '.join(changes)}); restore the configuration and write the report again"
+                )
+
     @property
     def reports(self) -> bool:
         """Whether this attempt ends with a report."""

@@ -136,7 +136,7 @@ def compare(targets: Sequence[str], arms: Sequence[str] = (), different_judges: 
 
 
 def _runs(targets: Sequence[str]) -> list[Compared]:
-    paths = [run_dir_of(target).rstrip("/") for target in targets]
+    paths = [run_dir_of(target).rstrip("/") or "/" for target in targets]
     if len(set(paths)) < len(paths):
         raise UserError(f"compare: {max(paths, key=paths.count)} is named twice; name different runs")
     names = [path.rpartition("/")[2] for path in paths]

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from pipeline.commands import environment, schemas
 from pipeline.config import Config
+from pipeline.data import storage
 from pipeline.errors import UserError
 from pipeline.registry import METHODS, TRAINERS, Suites, trainable
 from pipeline.runtime import machine
@@ -65,10 +66,8 @@ def init(
     gpus = answered(gpus, "GPUs", len(environment.gpus()), _check_gpus)
     text = _text(path, model, source, method, None if held_out == NO_EVALUATION else held_out, int(gpus))
     files.validated(Config, yaml_text.parse(text), path)
-    directory = os.path.dirname(path)
     try:
-        os.makedirs(directory or ".", exist_ok=True)
-        Path(path).write_text(text, encoding="utf-8")
+        storage.write_text(os.path.abspath(path), text)
     except OSError as e:
         raise UserError(f"{path}: cannot be written ({e.strerror or e})") from None
     log(f"{path}: written; next: setbacks plan {path}")

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -98,6 +99,8 @@ def publish(
         raise UserError("--adapter and --dataset are for repositories of their own; give one of them")
     run_dir = run_dir_of(target)
     config = config_of(run_dir)
+    if dry_run is not None and Path(dry_run).resolve().is_relative_to(Path(run_dir).resolve()):
+        raise UserError(f"--dry-run = {dry_run}: is inside the run {run_dir}; name a directory elsewhere")
     made = of_datasets(config, run_dir, wanted, datasets) if adapter is None else None
     made = made or of_adapter(config, run_dir, wanted, str(adapter))
     for line in made.told:

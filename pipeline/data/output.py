@@ -55,22 +55,24 @@ class Output:
 
     def check(self, fingerprint: dict) -> None:
         """Raises UserError if an output of another fingerprint (`made_from` apart) or foreign files exist."""
-        known = self.fingerprint
-        if known is None and storage.exists(self.path):
+        if self.fingerprint is None and storage.exists(self.path):
             raise UserError(
                 f"{self.path} exists and was not made by this run: choose another run_dir, or replace it with"
                 " --overwrite"
             )
-        changes = (
-            differences(known, {**fingerprint, "made_from": known.get("made_from")})
-            if known is not None
-            else []
-        )
-        if changes:
+        if changes := self.changes(fingerprint):
             raise UserError(
                 f"{self.path} was made with another configuration ({'; '.join(changes)}): "
                 "restore the configuration, choose another run_dir, or restart with --overwrite"
             )
+
+    def changes(self, fingerprint: dict) -> list[str]:
+        """Readable differences between the fingerprint that the output was begun with and this one,
+        `made_from` apart."""
+        known = self.fingerprint
+        if known is None:
+            return []
+        return differences(known, {**fingerprint, "made_from": known.get("made_from")})
 
     def other_inputs(self, made_from: Mapping[str, str]) -> list[str]:
         """Readable differences between the inputs that the output was begun with and these."""

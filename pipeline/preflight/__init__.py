@@ -37,7 +37,7 @@ from pipeline.registry import Suites, trainable
 from pipeline.runtime import environment, imports
 from pipeline.runtime.machine import gpu_build
 from pipeline.settings.base import PathKind, Source
-from pipeline.settings.shown import first_line
+from pipeline.settings.shown import first_line, shown
 from pipeline.settings.walk import paths, sections
 from pipeline.sources.counts import Accounts
 from pipeline.suites.base import Suite
@@ -217,9 +217,9 @@ def check_suites(config: Config, wanted: Iterable[str]) -> list[str]:
     known = config.suites.items()
     for suite in wanted:
         if suite not in known:
-            possible = list(Suites.model_fields)
-            remedy = f"give suites.{suite}" if suite in possible else f"known are {' and '.join(possible)}"
-            raise UserError(f"--suite {suite}: the configuration has no such suite; {remedy}")
+            possible = suite in Suites.model_fields
+            remedy = f"give suites.{suite}" if possible else f"it has {', '.join(known) or 'none'}"
+            raise UserError(f"--suite {shown(suite, 60)}: the configuration has no such suite; {remedy}")
     return [suite for suite in known if suite in set(wanted)] if wanted else list(known)
 
 

@@ -202,6 +202,7 @@ def _find(path: str, split: str, config: str | None, notes: Counter[str]) -> lis
         check_whole(path, split, config, notes)
         return [File(filesystem, root, path, root.rpartition("/")[2], format)]
     if info.type == fs.FileType.NotFound:
+        _check_answers(filesystem, root)
         raise UserError(f"{path}: no such file or directory")
     below = _below(filesystem, root)
     if files := _of_known_format(filesystem, below, root, path):
@@ -210,6 +211,17 @@ def _find(path: str, split: str, config: str | None, notes: Counter[str]) -> lis
         kept = set(directory.select([file.key for file in files], split, config, notes))
         return [file for file in files if file.key in kept]
     raise UserError(f"{path}: the directory holds no {', '.join(FORMATS)} file")
+
+
+def _check_answers(filesystem: fs.FileSystem, path: str) -> None:
+    """Raises FileNotFoundError if a path is not found because its server does not answer, as fsspec has it
+    for http://."""
+    if isinstance(filesystem, fs.PyFileSystem):
+        try:
+            filesystem.handler.fs.info(path)
+        except FileNotFoundError as e:
+            if is_unreachable(e):
+                raise
 
 
 def check_whole(path: str, split: str, config: str | None, notes: Counter[str]) -> None:

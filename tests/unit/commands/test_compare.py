@@ -263,6 +263,11 @@ def test_wrong_runs_are_one_sentence(run, tmp_path, names, arms, words):
         compare([str(tmp_path / name) for name in names], arms)
 
 
+def test_the_root_directory_is_named_in_the_error(run):
+    with pytest.raises(UserError, match=r"^/: contains no run"):
+        compare(["/", run("a", answers(3))])
+
+
 def test_a_configuration_stands_for_its_run(run, tmp_path):
     first, second = run("a", answers(3)), run("b", answers(4))
     files = []

@@ -1,7 +1,9 @@
 """`setbacks init`: what it writes is a configuration that `plan` accepts, for every method."""
 
+import errno
 import io
 import json
+import os
 from pathlib import Path
 
 import jsonschema
@@ -123,6 +125,16 @@ def test_a_file_that_exists_stays(written, tmp_path):
     with pytest.raises(UserError, match="exists already"):
         written()
     assert (tmp_path / "mine.yaml").read_text() == "mine"
+
+
+def test_a_full_disk_leaves_no_empty_file(written, tmp_path, monkeypatch):
+    def full(_file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="cannot be written"):
+        written()
+    assert not [*tmp_path.iterdir()]
 
 
 def test_an_answer_that_cannot_be_used_is_asked_for_again(written, tmp_path):

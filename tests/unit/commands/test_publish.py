@@ -159,6 +159,12 @@ def publishing(run, tmp_path=None, *, dataset=(), adapter=None, api=None, public
 # -- data sets
 
 
+def test_a_dry_run_into_the_run_is_refused(run):
+    with pytest.raises(UserError, match=r"--dry-run = .*: is inside the run"):
+        publishing(run, run.path)
+    assert not (run.path / "out").exists()
+
+
 def test_every_config_of_a_dry_run_loads(run, tmp_path):
     publishing(run, tmp_path)
     out = str(tmp_path / "out")

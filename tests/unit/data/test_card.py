@@ -10,7 +10,7 @@ from pipeline.data.card import write_card
 from pipeline.data.store import Store
 from pipeline.methods.course_correction.schema import CORRECTIONS
 from pipeline.methods.mistake_analysis.schema import MISTAKES
-from pipeline.run import origin
+from pipeline.origin import origin
 from pipeline.schema import PREFERENCES, SFT
 from pipeline.suites.c2_eval.schema import CONTINUATIONS
 from pipeline.suites.safety.schema import ANSWERS

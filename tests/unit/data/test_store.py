@@ -11,7 +11,7 @@ from pipeline.data.output import Output, differences
 from pipeline.data.store import Store
 from pipeline.errors import UserError
 from pipeline.methods.mistake_analysis.schema import MISTAKES
-from pipeline.run import origin
+from pipeline.origin import origin
 from pipeline.schema import INSTRUCTIONS, SFT
 from tests import scripted
 from tests.unit.data.stores import ids, made, mistake, sft, work

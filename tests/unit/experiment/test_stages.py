@@ -85,6 +85,23 @@ def test_another_configuration_is_refused_before_anything_starts(
     assert calls == EVERYTHING
 
 
+def test_a_report_under_other_settings_says_which_are_not_those_of_the_data(run, monkeypatch):
+    monkeypatch.setattr("pipeline.commands.report.write_report", lambda *_arguments: ("a.html", "a.md"))
+    run()
+    assert not [line for line in run("report") if line.startswith("WARNING")]
+    warned = [line for line in run("report", seed=5) if line.startswith("WARNING")]
+    assert warned[0].startswith(
+        "WARNING: mistakes was made with other settings than the report says (seed: 0 "
+    )
+
+
+def test_an_empty_directory_gets_no_report(run, tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match="contains no run"):
+        run("report")
+    assert not [*(tmp_path / "run").iterdir()]
+
+
 def test_a_change_of_the_judge_leaves_generation_and_training_alone(run, calls, tmp_path):
     run()
     (tmp_path / "judge.yaml").write_text("help: 'Rate {{ response }}'")

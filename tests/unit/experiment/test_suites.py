@@ -81,6 +81,8 @@ def test_one_suite_is_evaluated_alone(correct, calls, tmp_path):
     assert calls[-1] == "evaluate" and not (tmp_path / "run" / "evaluation").exists()
     with pytest.raises(UserError, match="--suite jailbreak: the configuration has no such suite"):
         experiment.run(config, suites=["jailbreak"])
+    with pytest.raises(UserError, match=r"--suite nope: .* no such suite; it has safety, c2_eval$"):
+        experiment.run(config, suites=["nope"])
 
 
 def test_another_way_of_sampling_paths_is_refused(correct):

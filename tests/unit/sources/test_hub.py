@@ -5,6 +5,7 @@
 
 import json
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,13 @@ def test_a_server_that_does_not_answer_is_out_of_reach_in_plan_and_an_error_in_r
     assert list(preflight.unreachable(config, {"generate"})) == ["methods.mistakes.instructions"]
     with pytest.raises(OutOfReach, match="no route to host"):
         preflight.check(config, {"generate"})
+
+
+def test_a_web_server_that_does_not_answer_is_out_of_reach():
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # does not listen
+        with pytest.raises(OutOfReach, match="cannot be opened"):
+            files.find(f"http://127.0.0.1:{nobody.getsockname()[1]}/a.jsonl")
 
 
 def test_a_local_file_is_never_out_of_reach(tmp_path, monkeypatch):
