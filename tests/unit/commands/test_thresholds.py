@@ -98,7 +98,8 @@ def test_a_wrong_limit_is_a_users_mistake(run, under, arms, words):
 def test_the_command_exits_with_1_below_and_0_above(run, monkeypatch, capsys, tmp_path):
     no_figures(monkeypatch)
     file = tmp_path / "run.yaml"
-    file.write_text(yaml.safe_dump(config(run).model_dump(mode="json")))
+    for place in (file, run / "config.yaml"):
+        place.write_text(yaml.safe_dump(config(run).model_dump(mode="json")))
 
     def exit_code(*options: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["setbacks", "report", str(file), *options])
