@@ -322,7 +322,7 @@ def test_a_named_model_is_asked_by_scripted_chats_too():
 
 
 def test_a_card_says_who_the_named_models_are():
-    from pipeline.run import origin
+    from pipeline.origin import origin
 
     made = origin(config(named={"guard": {"path": "org/m", "revision": "v1"}, "far": SERVER}), ANSWERS)
     assert made.named == {"guard": "`org/m` at revision `v1`"}, "and not those that it does not name"
