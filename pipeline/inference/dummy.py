@@ -16,6 +16,7 @@ from pipeline.chat import Completion, Message, Sampling
 from pipeline.errors import RowFailed
 from pipeline.inference.base import Engine
 from pipeline.settings.base import Count, Fraction, Model
+from pipeline.settings.shown import plural
 
 _WORDS = [
     "amber",
@@ -73,7 +74,7 @@ class Dummy(Engine):
         return "`dummy`, which is no model: its texts are made of random words and mean nothing"
 
     def described(self) -> str:
-        return f"{self.actors_told} dummy engines: random words, no model"
+        return f"{plural(self.actors_told, 'dummy engine')}: random words, no model"
 
     @model_validator(mode="after")
     def _shortest_first(self) -> "Dummy":

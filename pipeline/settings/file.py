@@ -129,6 +129,7 @@ _PLAIN = {
     "model_type": "should be a mapping of keys to values",
     "model_attributes_type": "should be a mapping of keys to values",
     "dict_type": "should be a mapping of keys to values",
+    "none_required": "has no meaning here; leave it out",
 }
 
 

@@ -71,7 +71,7 @@ def _reason(lines: "_Lines", error: str) -> str:
     """Why a row cannot be read, and how many lines are lost with it."""
     lost = lines.span()
     if "unexpected end of data" in error:
-        return f"a quote is not closed before the end of the file, so its rows cannot be told apart{lost}"
+        return f"a quote is not closed, so the rows after it cannot be told apart{lost}"
     if "expected after" in error:
         return f"text follows a closing quote (a quote inside a quoted field is written twice){lost}"
     return f"not valid CSV ({shown(error)}){lost}"

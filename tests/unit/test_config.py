@@ -488,6 +488,10 @@ def test_reading_a_configuration_imports_no_engine():
         ("train.max_length=true", "train.max_length = true: should be a whole number"),
         ("train.learning_rate=fast", "train.learning_rate = 'fast': should be a number"),
         ("run_dir=null", "run_dir = null: should be a text"),
+        (
+            "methods={m: {name: red_team, instructions: {path: a}}}",
+            "methods.m.instructions = {'path': 'a'}: has no meaning here; leave it out",
+        ),
     ],
 )
 def test_values_of_another_type_are_named_as_yaml_has_them(override, told):

@@ -303,6 +303,8 @@ def test_a_rehearsal_has_a_plan_without_the_model(plan, tmp_path):
     assert "/models/of/another/machine, which no stage reads" in told
     assert "generate   2–3 dummy engines: random words, no model" in told
     assert "evaluate" not in told and "train  " not in told
+    told = plan(instructions=source(tmp_path, "x"), engine={"kind": "dummy"})
+    assert "generate   1 dummy engine: random words, no model" in told
 
 
 def test_help_needs_no_library():

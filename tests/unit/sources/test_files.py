@@ -149,11 +149,10 @@ def test_an_unclosed_quote_is_a_malformed_row_that_says_which_lines_it_took(tmp_
     rows, counts = counted(path)
     assert [r["instruction"] for r in rows if r["status"] == "ok"] == ["first"]
     assert counts.malformed == 1 and rows[1]["error"] == (
-        "a quote is not closed before the end of the file, so its rows cannot be told apart: from line 3 to"
-        " line 5"
+        "a quote is not closed, so the rows after it cannot be told apart: from line 3 to line 5"
     )
     path.write_text('instruction,output\n"What is a tide?,The sea.\nNext,One.\n')
-    assert "a quote is not closed before the end of the file" in refused(path)
+    assert "a quote is not closed, so the rows after it cannot be told apart: from line 2" in refused(path)
 
 
 SWALLOWING = {
