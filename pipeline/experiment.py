@@ -229,7 +229,7 @@ def report(run: Run) -> None:
     from pipeline.commands.report import write_report  # imports the plotting library
 
     config, _ = sampling.resolved(run.config, stages=(), suites=())
-    for line in run.made_otherwise(config):
+    for line in run.made_otherwise(config, STAGES):
         run.log(line)
     html, markdown = write_report(config, run.path)
     run.log(f"report: {html} and {markdown}; the numbers as data: results.json")

@@ -168,7 +168,8 @@ class Run:
         preflight.check_build(self.chosen, wanted)
         preflight.check_reach(self.chosen, wanted, set(self.suites))
         checked = preflight.check_models(self.chosen, wanted, set(self.suites), self.model_dir)
-        for notice in [*sampled, *checked]:
+        read = [stage for stage in STAGES[: STAGES.index(stages[-1])] if stage not in wanted]
+        for notice in [*sampled, *checked, *self.made_otherwise(self.chosen, read)]:
             self.log(notice)
         self._stages = stages
         with (
@@ -192,18 +193,18 @@ class Run:
         others = (output for stage in STAGES if stage not in stages for output in self.outputs(stage))
         return self.overwrite and not any(storage.exists(output.path) for output in others)
 
-    def made_otherwise(self, config: Config) -> Iterator[str]:
-        """A warning for each output that was made with other settings than those of a configuration."""
+    def made_otherwise(self, config: Config, stages: Iterable[str]) -> Iterator[str]:
+        """A warning for each output of the stages that was made with other settings than `config` has."""
         try:
             now = fingerprints(preflight.dated(config))
         except UserError as e:  # a prompt file is gone; a report needs none
             yield f"WARNING: outputs cannot be compared with their settings ({e})"
             return
-        for output in (output for stage in STAGES for output in self.outputs(stage)):
+        for output in (output for stage in stages for output in self.outputs(stage)):
             if changes := output.changes(now[output.name]):
                 yield (
-                    f"WARNING: {output.name} was made with other settings than the report says"
-                    f" ({'; '.join(changes)}); restore the configuration and write the report again"
+                    f"WARNING: {output.name} was made with other settings than the configuration's"
+                    f" ({'; '.join(changes)}); restore them, or make it again with --overwrite"
                 )
 
     @property

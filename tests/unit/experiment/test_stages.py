@@ -91,7 +91,15 @@ def test_a_report_under_other_settings_says_which_are_not_those_of_the_data(run,
     assert not [line for line in run("report") if line.startswith("WARNING")]
     warned = [line for line in run("report", seed=5) if line.startswith("WARNING")]
     assert warned[0].startswith(
-        "WARNING: mistakes was made with other settings than the report says (seed: 0 "
+        "WARNING: mistakes was made with other settings than the configuration's (seed: 0 "
+    )
+
+
+def test_a_stage_on_data_of_other_settings_says_so(run):
+    run("generate")
+    [warned] = [line for line in run("mix", recipe={"samples": 2}) if line.startswith("WARNING")]
+    assert (
+        "mistakes was made with other settings than the configuration's (mistake_analysis.samples" in warned
     )
 
 
