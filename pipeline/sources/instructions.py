@@ -310,13 +310,17 @@ def text_of(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise BadContent(f"{name} is not a string but {type(value).__name__}")
     if len(value) > MAX_CHARACTERS:
-        raise BadContent(f"{name} is longer than {MAX_CHARACTERS} characters ({len(value)})")
+        raise BadContent(f"{name} is too long: {len(value)} characters, of at most {MAX_CHARACTERS}")
     if is_missing(value):
         raise BadContent(f"{name} is empty")
     try:
         value.encode()
-    except UnicodeEncodeError:
-        raise BadContent(f"{name} is not valid UTF-8") from None
+    except UnicodeEncodeError as e:
+        # Readers keep a byte that is not UTF-8 as one of these; a JSON file can name the others.
+        is_byte = "\udc80" <= value[e.start] <= "\udcff"
+        raise BadContent(
+            f"{name} is not valid UTF-8" if is_byte else f"{name} has half of a surrogate pair"
+        ) from None
     return value
 
 

@@ -482,7 +482,7 @@ def test_a_text_with_a_byte_order_mark_is_read(tmp_path, encoding, ending):
     (tmp_path / f"a.{ending}").write_bytes(text.encode(encoding))
     rows = rows_of(tmp_path / f"a.{ending}")
     assert rows[0]["instruction"] == "café"
-    assert len(rows) == 2 and rows[1]["error"].startswith("instruction is longer than")
+    assert len(rows) == 2 and rows[1]["error"].startswith("instruction is too long")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])

@@ -190,7 +190,7 @@ def test_an_unsafe_response_that_is_too_long_spoils_its_row_though_it_is_not_the
     )
     assert (row["status"], row["error"]) == (
         FAILED,
-        f"unsafe_response is longer than {MAX_CHARACTERS} characters ({MAX_CHARACTERS + 1})",
+        f"unsafe_response is too long: {MAX_CHARACTERS + 1} characters, of at most {MAX_CHARACTERS}",
     )
     assert not row["unsafe_responses"]
 

@@ -24,7 +24,7 @@ BAD_LINES = {
     b'{"other": 1}': "instruction is null",
     b'{"instruction": 5}': "instruction is not a string but int",
     b'{"instruction": " \\n"}': "instruction is empty",
-    b'{"instruction": "\\ud800"}': "instruction is not valid UTF-8",
+    b'{"instruction": "\\ud800"}': "instruction has half of a surrogate pair",
     b'{"instruction": "\xff"}': "not valid UTF-8",
     b'{"instruction": "cut off': "not valid JSON",
     b'["instruction"]': "not a JSON object",
@@ -34,7 +34,7 @@ BAD_LINES = {
     b"[" * 100_000: "not valid JSON",
     json.dumps(
         {"instruction": LONG}
-    ).encode(): f"instruction is longer than {MAX_CHARACTERS} characters (1000000)",
+    ).encode(): f"instruction is too long: 1000000 characters, of at most {MAX_CHARACTERS}",
 }
 
 
@@ -111,7 +111,7 @@ def test_malformed_csv_rows(tmp_path):
         "more fields than the header has",
         "instruction is empty",
         "instruction is not valid UTF-8",
-        f"instruction is longer than {MAX_CHARACTERS} characters (1000000)",
+        f"instruction is too long: 1000000 characters, of at most {MAX_CHARACTERS}",
         None,
     ]
 
