@@ -38,15 +38,15 @@ def directory(tmp_path_factory) -> str:
     return str(directory)
 
 
-def make(path: Path, seed: int, std: float = 0.3, **settings) -> str:
-    """An adapter of random matrices large enough to change every answer."""
+def make(path: Path, seed: int, std: float = 1.0, **settings) -> str:
+    """An adapter of random matrices, large enough to change every answer."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(WEIGHTS)
-    model = get_peft_model(base, LoraConfig(**{"r": 8, "target_modules": "all-linear"} | settings))
     torch.manual_seed(seed)
+    model = get_peft_model(base, LoraConfig(**{"r": 8, "target_modules": "all-linear"} | settings))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=std)
